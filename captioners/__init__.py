@@ -1,0 +1,17 @@
+"""The captioners by name."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+
+from captioners.base import Captioner
+
+CAPTIONERS: dict[str, str] = {}
+
+
+def load_captioner(name: str, options: Mapping[str, object] | None = None) -> Captioner:
+    """The captioner called `name`, made with `options`. Raises KeyError for an unknown name, TypeError for an option
+    that the captioner does not have."""
+    module, _, attribute = CAPTIONERS[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)(**(options or {}))

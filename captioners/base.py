@@ -1,0 +1,65 @@
+"""What a captioner is: frames and measurements of clips in, captions or the reason for none out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class ClipFrames:
+    """One clip as a captioner sees it. `frames` are k arrays (h, w, 3) uint8 RGB; `times` are (k,) float64 seconds
+    from the clip's start; `scores` holds the clip's columns (tags, camera, motion ...)."""
+
+    clip_id: str
+    duration: float
+    frames: Sequence[np.ndarray]
+    times: np.ndarray
+    scores: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Action:
+    """One thing that happens; seconds from the clip's start."""
+
+    text: str
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
+class Caption:
+    """What is said of one clip. Empty fields mean that the captioner did not say."""
+
+    clip_id: str
+    short: str  # one sentence
+    dense: str  # a paragraph in order of time
+    subjects: tuple[str, ...] = ()
+    actions: tuple[Action, ...] = ()
+    camera: str = ""
+    setting: str = ""
+    light: str = ""
+    style: str = ""
+    provenance: Mapping[str, str] = field(default_factory=dict)  # field -> where it is from: measured, model, parsed
+    usage: Mapping[str, float] = field(default_factory=dict)  # prompt_tokens, completion_tokens, seconds ...
+
+
+@dataclass(frozen=True)
+class CaptionError:
+    """Why a clip has no caption, in plain words."""
+
+    clip_id: str
+    reason: str
+
+
+class Captioner(Protocol):
+    """Options are the constructor's keyword arguments, with defaults."""
+
+    id: str  # model and prompt, part of the fingerprint
+
+    def caption(self, clips: Sequence[ClipFrames]) -> list[Caption | CaptionError]:
+        """One answer a clip; answers carry their clip_id, and callers match by it, not by position."""
+        ...

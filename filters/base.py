@@ -1,0 +1,70 @@
+"""What a filter is: the tracks of a clip that it may read, and the scores that it writes."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+
+Score = float | int | bool | str | list[float] | list[str] | None
+
+
+class Track(enum.Enum):
+    """What a `ClipView` must hold before a filter can score it; the pass that runs a filter follows from it."""
+
+    LUMA = "luma"  # scan: small grey frames of the whole clip
+    FLOW = "flow"  # scan: coarse optical flow of the whole clip
+    FRAMES = "frames"  # embed: sampled colour frames, at the recipe's size
+    EMBEDDING = "embedding"  # embed: unit vectors of the sampled frames
+    CAPTION = "caption"  # caption: the clip's text and its embedding
+
+
+@dataclass(frozen=True)
+class ClipView:
+    """One clip as the filters see it. Tracks that a pass did not make are empty, never guessed.
+
+    Times are seconds of presentation time in the source. `luma` and `flow` keep the display aspect ratio of the
+    source (square pixels, rotation applied), whole frame, borders included.
+    """
+
+    clip_id: str
+    start: float
+    end: float
+    fps: float  # of the source, mean over the clip
+    width: int  # of the source as displayed, pixels
+    height: int
+    luma: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0), np.uint8))  # (n, h, w) uint8
+    luma_times: np.ndarray = field(default_factory=lambda: np.zeros(0))  # (n,) float64, rising
+    flow: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0, 2), np.float32))
+    # (m, gh, gw, 2) float32: dx (right) and dy (down) of the picture's content, in frame heights per second
+    flow_times: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))  # (m, 2) float64: from, to
+    frames: Sequence[np.ndarray] = ()  # k arrays (h, w, 3) uint8 RGB, in order of time
+    frame_times: np.ndarray = field(default_factory=lambda: np.zeros(0))  # (k,) float64
+    embedding: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))  # (k, d) float32, unit rows
+    caption: str | None = None
+    scores: Mapping[str, Score] = field(default_factory=dict)  # columns that earlier filters and passes wrote
+
+    @property
+    def duration(self) -> float:
+        """Seconds."""
+        return self.end - self.start
+
+
+class Filter(Protocol):
+    """Scores clips; thresholds are the recipe's. Options are the constructor's keyword arguments, with defaults."""
+
+    name: str  # the prefix of its columns
+    version: int  # part of the fingerprint: raise it when the same clip would get another score
+    needs: frozenset[Track]
+    columns: Mapping[str, pa.DataType]
+
+    def score(self, clips: Sequence[ClipView]) -> list[dict[str, Score]]:
+        """One dict a clip, in order, with every name in `columns`; None where a score could not be computed.
+
+        Bad clips (one frame, black, 16 pixels wide) are None, never an exception and never 0 or -1.
+        """
+        ...
