@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Mapping
 
 from filters.base import Filter
@@ -10,8 +11,12 @@ from filters.base import Filter
 FILTERS: dict[str, str] = {}
 
 
-def load_filter(name: str, options: Mapping[str, object] | None = None) -> Filter:
-    """The filter called `name`, made with `options`. Raises KeyError for an unknown name, TypeError for an option
-    that the filter does not have."""
+def load_filter(name: str, options: Mapping[str, object] | None = None, encoder: object = None) -> Filter:
+    """The filter called `name`, made with `options`, and with `encoder` if its constructor asks for one. Raises
+    KeyError for an unknown name, TypeError for an option that the filter does not have."""
     module, _, attribute = FILTERS[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)(**(options or {}))
+    kind = getattr(importlib.import_module(module), attribute)
+    given = dict(options or {})
+    if "encoder" in inspect.signature(kind).parameters:
+        given["encoder"] = encoder
+    return kind(**given)

@@ -18,6 +18,8 @@ class Track(enum.Enum):
 
     LUMA = "luma"  # scan: small grey frames of the whole clip
     FLOW = "flow"  # scan: coarse optical flow of the whole clip
+    BURST = "burst"  # scan: a run of consecutive source frames, small and grey
+    DETAIL = "detail"  # scan: patches at the source's own resolution, grey
     FRAMES = "frames"  # embed: sampled colour frames, at the recipe's size
     EMBEDDING = "embedding"  # embed: unit vectors of the sampled frames
     CAPTION = "caption"  # caption: the clip's text and its embedding
@@ -27,8 +29,8 @@ class Track(enum.Enum):
 class ClipView:
     """One clip as the filters see it. Tracks that a pass did not make are empty, never guessed.
 
-    Times are seconds of presentation time in the source. `luma` and `flow` keep the display aspect ratio of the
-    source (square pixels, rotation applied), whole frame, borders included.
+    Times are seconds of presentation time in the source. Pictures keep the display aspect ratio (square pixels,
+    rotation applied) and show what is inside `box`: letterbox and other borders are already cut off.
     """
 
     clip_id: str
@@ -37,13 +39,18 @@ class ClipView:
     fps: float  # of the source, mean over the clip
     width: int  # of the source as displayed, pixels
     height: int
+    box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)  # x0, y0, x1, y1: the picture inside its borders,
+    # as fractions of the frame
     luma: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0), np.uint8))  # (n, h, w) uint8
     luma_times: np.ndarray = field(default_factory=lambda: np.zeros(0))  # (n,) float64, rising
     flow: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0, 2), np.float32))
-    # (m, gh, gw, 2) float32: dx (right) and dy (down) of the picture's content, in frame heights per second
+    # (m, gh, gw, 2) float32: dx (right) and dy (down) of the picture's content, in picture heights per second
     flow_times: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))  # (m, 2) float64: from, to
+    burst: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0), np.uint8))  # (b, h, w) uint8, consecutive
+    detail: Sequence[np.ndarray] = ()  # patches (h, w) uint8 of luma, source pixels, not resized
     frames: Sequence[np.ndarray] = ()  # k arrays (h, w, 3) uint8 RGB, in order of time
     frame_times: np.ndarray = field(default_factory=lambda: np.zeros(0))  # (k,) float64
+    tags: Sequence[Sequence[tuple[str, float]]] = ()  # a frame: labels with probabilities, most likely first
     embedding: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))  # (k, d) float32, unit rows
     caption: str | None = None
     scores: Mapping[str, Score] = field(default_factory=dict)  # columns that earlier filters and passes wrote
@@ -55,7 +62,10 @@ class ClipView:
 
 
 class Filter(Protocol):
-    """Scores clips; thresholds are the recipe's. Options are the constructor's keyword arguments, with defaults."""
+    """Scores clips; thresholds are the recipe's. Options are the constructor's keyword arguments, with defaults.
+
+    A filter whose constructor has a parameter `encoder` is given the recipe's TextVideoEncoder.
+    """
 
     name: str  # the prefix of its columns
     version: int  # part of the fingerprint: raise it when the same clip would get another score

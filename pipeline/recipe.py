@@ -161,7 +161,9 @@ def _build(kind: Any, value: Any, path: str) -> Any:
             return {}
         if not isinstance(value, Mapping):
             raise RecipeError(f"{path}: expected a section, got {value!r}")
-        return {str(key): _build(args[1], {} if item is None else item, _join(path, key)) for key, item in value.items()}
+        return {
+            str(key): _build(args[1], {} if item is None else item, _join(path, key)) for key, item in value.items()
+        }
     return _scalar(kind, value, path)
 
 
