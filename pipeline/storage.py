@@ -134,4 +134,4 @@ def atomic(path: Path) -> Iterator[Path]:
 
 def buffered(file: object) -> BinaryIO:
     """A reader with a megabyte of look-ahead over a pyarrow or fsspec file, so that small reads make few requests."""
-    return io.BufferedReader(file, buffer_size=1 << 20)  # type: ignore[arg-type]
+    return io.BufferedReader(file, buffer_size=1 << 20)  # type: ignore[type-var]
