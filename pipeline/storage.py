@@ -63,16 +63,24 @@ class Store:
         files are left out."""
         if self.local:
             base = self.local / folder
-            names = (p.relative_to(self.local).as_posix() for p in base.rglob("*") if p.is_file())
+            names = [p.relative_to(self.local).as_posix() for p in base.rglob("*") if p.is_file()]
         else:
-            prefix = self._key("")
-            selector = fs.FileSelector(self._key(folder), recursive=True, allow_not_found=True)
-            names = (
-                info.path[len(prefix) :].lstrip("/")
-                for info in self._fs.get_file_info(selector)
-                if info.type == fs.FileType.File
-            )
+            names = [name for name, _, _ in self.stat(folder)]
         return sorted(n for n in names if n.endswith(suffix) and not n.rsplit("/", 1)[-1].startswith("."))
+
+    def stat(self, folder: str = "") -> Iterator[tuple[str, int, str]]:
+        """(name, bytes, stamp) of every file at any depth below `folder`, in order of name; the stamp changes when
+        the file does."""
+        if self.local:
+            for name in self.list(folder):
+                info = (self.local / name).stat()
+                yield name, info.st_size, str(info.st_mtime_ns)
+            return
+        prefix = self._key("")
+        selector = fs.FileSelector(self._key(folder), recursive=True, allow_not_found=True)
+        for entry in sorted(self._fs.get_file_info(selector), key=lambda info: info.path):
+            if entry.type == fs.FileType.File:
+                yield entry.path[len(prefix) :].lstrip("/"), entry.size, f"{entry.size}:{entry.mtime_ns}"
 
     def exists(self, name: str) -> bool:
         if self.local:
