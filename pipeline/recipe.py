@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import importlib.resources
@@ -96,6 +97,12 @@ def load_recipe(name: str = "embedded", overrides: Sequence[str] = ()) -> Recipe
     tree = yaml.safe_load(_recipe_text(name)) or {}
     if not isinstance(tree, dict):
         raise RecipeError(f"recipe {name!r}: expected keys and values at the top, got {type(tree).__name__}")
+    return from_dict(tree, overrides)
+
+
+def from_dict(tree: Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe that `to_dict` (or dataset.json) holds, with `key=value` overrides. Raises RecipeError."""
+    tree = copy.deepcopy(dict(tree))
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
