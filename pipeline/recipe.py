@@ -52,6 +52,15 @@ class Bounds:
     none_of: tuple[str, ...] | None = None
     missing: str = "reject"  # what a null score means: reject or keep
 
+    def admit(self, score: object) -> bool:
+        """Whether a clip with this score is kept. None and NaN are missing."""
+        if score is None or score != score:
+            return self.missing == "keep"
+        if isinstance(score, str):
+            return (self.any_of is None or score in self.any_of) and (self.none_of is None or score not in self.none_of)
+        assert isinstance(score, (int, float))
+        return (self.min is None or score >= self.min) and (self.max is None or score <= self.max)
+
 
 @dataclass(frozen=True)
 class SelectOptions:
@@ -84,7 +93,8 @@ class PackOptions:
 class Recipe:
     name: str = "embedded"
     scan: ScanOptions = field(default_factory=ScanOptions)
-    filters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # name -> the filter's own options
+    filters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # name -> its options; cheap before dear
+    score_all: bool = False  # run every filter on every clip, also on those that a cheaper one rejects
     encoder: EncoderOptions = field(default_factory=EncoderOptions)
     select: SelectOptions = field(default_factory=SelectOptions)
     caption: CaptionOptions = field(default_factory=CaptionOptions)

@@ -23,30 +23,11 @@ import pyarrow.parquet as pq
 from pipeline.storage import REMOTE, Store, buffered
 
 VIDEOS = frozenset(
-    [
-        ".mp4",
-        ".m4v",
-        ".mov",
-        ".mkv",
-        ".webm",
-        ".avi",
-        ".ts",
-        ".m2ts",
-        ".mts",
-        ".mpg",
-        ".mpeg",
-        ".flv",
-        ".wmv",
-        ".3gp",
-        ".ogv",
-        ".gif",
-        ".mxf",
-        ".y4m",
-        ".vob",
-        ".asf",
-    ]
+    f".{ending}"
+    for ending in ("mp4", "m4v", "mov", "mkv", "webm", "avi", "ts", "m2ts", "mts", "mpg", "mpeg", "flv", "wmv", "3gp")
+    + ("ogv", "gif", "mxf", "y4m", "vob", "asf")
 )
-IMAGES = frozenset([".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"])
+IMAGES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"))
 LISTS = frozenset((".csv", ".jsonl", ".ndjson", ".parquet"))
 URI_COLUMNS = ("uri", "url", "path", "video", "file", "video_path", "source_uri")
 MEMBER = "#"  # archive.tar#folder/clip.mp4
@@ -74,10 +55,11 @@ class Found:
     size: int
     stamp: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    named: bool = True  # by the user; False where it merely lies in a folder that the user named
 
     @property
-    def is_media(self) -> bool:
-        return suffix(self.uri) in VIDEOS | IMAGES
+    def worth_opening(self) -> bool:
+        return self.named or suffix(self.uri) in VIDEOS | IMAGES
 
 
 def discover(inputs: Sequence[str]) -> list[Found]:
@@ -162,17 +144,17 @@ def _expand_file(path: Path, in_folder: bool) -> Iterator[Found]:
     elif path.suffix.lower() in LISTS and not in_folder:
         yield from _listed(str(path), path.read_bytes(), base=str(path.parent))
     else:
-        yield _local(path, {})
+        yield _local(path, {}, named=not in_folder)
 
 
-def _local(path: Path, metadata: Mapping[str, Any]) -> Found:
+def _local(path: Path, metadata: Mapping[str, Any], named: bool = True) -> Found:
     """Absolute, so that a row means the same wherever the build is started; missing files are kept for their row."""
     path = path.absolute()
     try:
         stat = path.stat()
     except OSError:
-        return Found(str(path), -1, "missing", metadata)
-    return Found(str(path), stat.st_size, str(stat.st_mtime_ns), metadata)
+        return Found(str(path), -1, "missing", metadata, named)
+    return Found(str(path), stat.st_size, str(stat.st_mtime_ns), metadata, named)
 
 
 def _expand_store(text: str) -> Iterator[Found]:
@@ -190,7 +172,7 @@ def _expand_store(text: str) -> Iterator[Found]:
 
 def _stored(folder: str, below: str) -> Iterator[Found]:
     for name, size, stamp in Store(folder).stat(below):
-        yield Found(f"{folder}/{name}", size, stamp)
+        yield Found(f"{folder}/{name}", size, stamp, named=False)
 
 
 def _expand_url(text: str, metadata: Mapping[str, Any]) -> Iterator[Found]:
