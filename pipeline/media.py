@@ -1,0 +1,298 @@
+"""Video files: probing them, and decoding them to frames in presentation order. With encode.py the only user of PyAV."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import av
+import numpy as np
+
+av.logging.set_level(av.logging.PANIC)  # what FFmpeg has to say about a broken file becomes a MediaError
+
+IMAGE_FORMATS = {"image2", "png_pipe", "jpeg_pipe", "webp_pipe", "bmp_pipe", "tiff_pipe", "webp", "mjpeg_pipe"}
+JUMP_BACK = 1.0  # seconds: timestamps that go back further than this start another timeline, which cannot be addressed
+
+
+class MediaError(Exception):
+    """A file that cannot be used; the message says why in words for a person."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a file says of its video stream. Sizes are as displayed: rotated, with square pixels."""
+
+    duration: float  # seconds from `start` to the end; 0 for a still image, estimated where the file does not say
+    fps: float  # frames per second on average; 0 for a still image
+    width: int
+    height: int
+    coded_width: int
+    coded_height: int
+    rotation: int  # degrees counter-clockwise that the decoded frame is turned for display: 0, 90, 180, 270
+    codec: str
+    pix_fmt: str
+    time_base: Fraction
+    start: float  # presentation time of the first frame, seconds
+    image: bool = False
+    format: str = ""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A decoded frame. `pts` counts in the stream's time base and is unique and rising within a decode."""
+
+    pts: int
+    time: float  # seconds
+    key: bool
+    native: av.VideoFrame
+    rotation: int  # degrees counter-clockwise, as in `Probe`
+
+    def planes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Y, U and V as views of the decoder's memory (valid while the frame lives), 8 bits, as coded: not rotated.
+
+        (h, w) uint8 and chroma of whatever subsampling the format has; deeper formats are shifted down to 8 bits.
+        """
+        native, depth = _planar(self.native)
+        views = [_plane(plane, 2 if depth > 8 else 1) for plane in native.planes[:3]]
+        if len(views) < 3:  # grey
+            views += [np.full((1, 1), 128, np.uint8)] * 2
+        if depth > 8:
+            views = [v if v.dtype == np.uint8 else (v >> (depth - 8)).astype(np.uint8) for v in views]
+        return views[0], views[1], views[2]
+
+    def rgb(self) -> np.ndarray:
+        """The frame as displayed but for its pixel aspect: (h, w, 3) uint8, rotated."""
+        return np.ascontiguousarray(np.rot90(self.native.to_ndarray(format="rgb24"), self.rotation // 90))
+
+    @property
+    def full_range(self) -> bool:
+        """Whether luma uses 0-255 rather than 16-235."""
+        name = self.native.format.name
+        return int(self.native.color_range) == 2 or name.startswith(("yuvj", "gray", "rgb", "bgr", "gbr", "pal"))
+
+    @property
+    def bt709(self) -> bool:
+        """Whether colours are of ITU-R BT.709 or BT.2020 rather than BT.601; by size where the stream does not say."""
+        space = int(self.native.colorspace)
+        return space in (1, 9, 10) or (space == 2 and self.native.height >= 720)
+
+
+class Video:
+    """An open file, to be used as a context manager. Decodes on `threads` threads (one: the same bytes at any load).
+
+    Raises MediaError from everything it does.
+    """
+
+    def __init__(self, file: str | BinaryIO, threads: int = 1):
+        self._container = _open(file)
+        try:
+            self._stream = _video_stream(self._container)
+            self._stream.codec_context.thread_count = threads
+            self._stream.codec_context.thread_type = "AUTO" if threads != 1 else "NONE"
+            self.probe = self._probe()
+        except BaseException:
+            self._container.close()
+            raise
+
+    def __enter__(self) -> Video:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._container.close()
+
+    def frames(self, start: float | None = None) -> Iterator[Frame]:
+        """Frames in presentation order; from the keyframe at or before `start` seconds, or from the first.
+
+        Timestamps are repaired: a missing one is the last plus one frame, a repeated or slightly earlier frame is left
+        out, and decoding ends where time jumps back by more than a second. Corrupt packets are skipped. Raises
+        MediaError("truncated: ...") at the end when the file stops short of what it promised, after the frames that
+        are there.
+        """
+        if start is not None and start > self.probe.start and not self.probe.image:
+            self._seek(start)
+        else:
+            self._rewind()
+        base, step = self.probe.time_base, self._step()
+        last: int | None = None
+        for native in self._decode():
+            pts = native.pts
+            if pts is None:
+                pts = 0 if last is None else last + step
+            elif last is not None and pts <= last:
+                if (last - pts) * base > JUMP_BACK:
+                    return
+                continue
+            last = pts
+            yield Frame(pts, float(pts * base), bool(native.key_frame), native, self.probe.rotation)
+
+    def _step(self) -> int:
+        return max(1, round(1 / (self.probe.fps * self.probe.time_base))) if self.probe.fps else 1
+
+    def _decode(self) -> Iterator[av.VideoFrame]:
+        context, clean = self._stream.codec_context, False
+        packets = self._container.demux(self._stream)
+        errors = 0
+        while True:
+            try:
+                packet = next(packets, None)
+            except (av.error.FFmpegError, OSError) as error:
+                raise MediaError(f"truncated: reading stopped ({_words(error)})") from error
+            if packet is None:
+                return
+            try:
+                frames = context.decode(packet if packet.size else None)
+            except av.error.EOFError:
+                return
+            except av.error.FFmpegError as error:
+                errors += 1
+                if not clean and errors > 500:
+                    raise MediaError(f"no frame could be decoded ({_words(error)})") from error
+                continue
+            for frame in frames:
+                if not clean and frame.is_corrupt and not frame.key_frame:
+                    continue  # after a seek: leading frames whose references lie before the seek point
+                clean = True
+                yield frame
+
+    def _seek(self, start: float) -> None:
+        """Leaves the demuxer at a keyframe at or before `start`; from the beginning where the file cannot seek."""
+        base = self.probe.time_base
+        for back in (0.0, 2.0, 10.0, 60.0):
+            target = start - back
+            if target <= self.probe.start:
+                break
+            try:
+                self._container.seek(int(target / base), stream=self._stream, backward=True)
+                self._stream.codec_context.flush_buffers()
+                packets = self._container.demux(self._stream)
+                key = next((p for p in packets if p.is_keyframe and p.pts is not None), None)
+                if key is not None and key.pts * base <= start:
+                    self._container.seek(int(target / base), stream=self._stream, backward=True)
+                    self._stream.codec_context.flush_buffers()
+                    return
+            except av.error.FFmpegError:
+                break
+        self._rewind()
+
+    def _rewind(self) -> None:
+        if self.probe.image:
+            return
+        with contextlib.suppress(av.error.FFmpegError):  # a stream that cannot seek is still at its beginning
+            first = self._stream.start_time if self._stream.start_time is not None else 0
+            self._container.seek(min(first, 0), stream=self._stream, backward=True)
+        self._stream.codec_context.flush_buffers()
+
+    def _probe(self) -> Probe:
+        stream, context = self._stream, self._stream.codec_context
+        image = self._container.format.name in IMAGE_FORMATS or (stream.frames == 1 and not stream.duration)
+        first = next(iter(self._first_frames()), None)
+        if first is None:
+            raise MediaError("no frame could be decoded")
+        base = Fraction(stream.time_base or Fraction(1, 1000))
+        rotation = int(round(first.rotation / 90)) * 90 % 360
+        aspect = Fraction(stream.sample_aspect_ratio or context.sample_aspect_ratio or 1) or Fraction(1)
+        width, height = first.width, first.height
+        shown = (max(1, round(width * aspect)), height)
+        if rotation % 180:
+            shown = shown[::-1]
+        fps = 0.0 if image else float(stream.average_rate or stream.guessed_rate or 0)
+        start = float((first.pts if first.pts is not None else stream.start_time or 0) * base)
+        probe = Probe(
+            duration=0.0 if image else self._duration(base, start),
+            fps=fps if 0 < fps < 1000 else 0.0 if image else 25.0,
+            width=shown[0],
+            height=shown[1],
+            coded_width=width,
+            coded_height=height,
+            rotation=rotation,
+            codec=context.codec.canonical_name if hasattr(context.codec, "canonical_name") else context.name,
+            pix_fmt=first.format.name,
+            time_base=base,
+            start=0.0 if image else start,
+            image=image,
+            format=self._container.format.name,
+        )
+        return probe
+
+    def _first_frames(self) -> Iterator[av.VideoFrame]:
+        try:
+            yield from self._decode()
+        except MediaError as error:
+            raise MediaError(f"no frame could be decoded ({error})") from error
+
+    def _duration(self, base: Fraction, start: float) -> float:
+        if self._stream.duration:
+            first = self._stream.start_time or 0
+            return max(0.0, float((self._stream.duration + first) * base) - start)
+        if self._container.duration:
+            first = self._container.start_time or 0
+            return max(0.0, (self._container.duration + first) / av.time_base - start)
+        return 0.0
+
+
+def probe(file: str | BinaryIO) -> Probe:
+    """What a file holds, from its header and its first frame. Raises MediaError."""
+    with Video(file) as video:
+        return video.probe
+
+
+def _open(file: str | BinaryIO) -> Any:
+    if isinstance(file, str):
+        path = Path(file)
+        if not path.exists():
+            raise MediaError("no such file")
+        if path.is_dir():
+            raise MediaError("a folder, not a file")
+        if path.stat().st_size == 0:
+            raise MediaError("empty file")
+    else:
+        size = file.seek(0, io.SEEK_END)
+        file.seek(0)
+        if size == 0:
+            raise MediaError("empty file")
+    try:
+        return av.open(file, mode="r", metadata_errors="ignore")
+    except PermissionError as error:
+        raise MediaError("not allowed to read the file") from error
+    except av.error.InvalidDataError as error:
+        raise MediaError("not a video file, or its header is damaged or cut off") from error
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        raise MediaError(f"cannot be opened ({_words(error)})") from error
+
+
+def _video_stream(container: Any) -> Any:
+    """The first video stream that is not a cover picture; a sound file's cover is no video."""
+    for stream in container.streams.video:
+        if not int(stream.disposition) & 0x400:  # AV_DISPOSITION_ATTACHED_PIC
+            if stream.codec_context is None:
+                raise MediaError("its video codec is not supported")
+            return stream
+    kinds = sorted({s.type for s in container.streams})
+    raise MediaError("no video stream" + (f" (only {', '.join(kinds)})" if kinds else ""))
+
+
+def _planar(native: av.VideoFrame) -> tuple[av.VideoFrame, int]:
+    """The frame itself where its planes can be used as they are, else converted to 8-bit 4:4:4; and its bit depth."""
+    name = native.format.name
+    for prefix in ("yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p", "yuv440p", "gray"):
+        if name == prefix:
+            return native, 8
+        if name.startswith(prefix) and name.endswith("le") and name[len(prefix) : -2] in ("9", "10", "12"):
+            return native, int(name[len(prefix) : -2])
+    return native.reformat(format="yuv444p"), 8
+
+
+def _plane(plane: Any, size: int) -> np.ndarray:
+    rows = np.frombuffer(plane, np.uint8).reshape(-1, abs(plane.line_size))[: plane.height]
+    if size == 2:
+        return rows.view(np.uint16)[:, : plane.width]
+    return rows[:, : plane.width]
+
+
+def _words(error: BaseException) -> str:
+    return str(getattr(error, "strerror", None) or error).split(":")[0]
