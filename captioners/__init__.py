@@ -7,7 +7,9 @@ from collections.abc import Mapping
 
 from captioners.base import Captioner
 
-CAPTIONERS: dict[str, str] = {}
+CAPTIONERS: dict[str, str] = {
+    "measured": "captioners.measured:Measured",
+}
 
 
 def load_captioner(name: str, options: Mapping[str, object] | None = None) -> Captioner:

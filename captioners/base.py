@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -63,3 +65,30 @@ class Captioner(Protocol):
     def caption(self, clips: Sequence[ClipFrames]) -> list[Caption | CaptionError]:
         """One answer a clip; answers carry their clip_id, and callers match by it, not by position."""
         ...
+
+
+class CaptionerDown(RuntimeError):
+    """No answers are to be had any more (a server that stays down); the message says how to go on. `done` holds the
+    answers that came before."""
+
+    def __init__(self, message: str, done: Sequence[Caption | CaptionError] = ()) -> None:
+        super().__init__(message)
+        self.done = list(done)
+
+
+def to_json(caption: Caption) -> str:
+    """One line of JSON with every field that is not empty; times rounded to milliseconds."""
+    tree = dataclasses.asdict(caption)
+    tree["actions"] = [{**a, "start": round(a["start"], 3), "end": round(a["end"], 3)} for a in tree["actions"]]
+    return json.dumps({k: v for k, v in tree.items() if v or k in ("clip_id", "short", "dense")}, ensure_ascii=False)
+
+
+def from_json(text: str) -> Caption:
+    """The caption that `to_json` wrote. Raises ValueError when it is not one."""
+    tree = json.loads(text)
+    try:
+        tree["actions"] = tuple(Action(**action) for action in tree.get("actions", ()))
+        tree["subjects"] = tuple(tree.get("subjects", ()))
+        return Caption(**tree)
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"not a caption: {text[:80]!r}: {error}") from error

@@ -1,0 +1,134 @@
+"""What a text claims that can be measured: camera, direction, stillness, light, number of scenes."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+SIDE = r"(?P<side>left|right)"
+GO = (
+    r"(?:mov|run|walk|rid|driv|cross|travel|head|go|glid|drift|slid|fl[iy]|swim|race|rac|rush|roll|danc|pass|hop|jump"
+    r"|cycl|skat|sail|crawl|march|stroll|sprint)(?:e|es|s|ing|ning|ming|ping)?"
+)
+BIG = (
+    r"(?:run|jump|leap|danc|sprint|gallop|rac|ski|surf|explod|chas|fight|tumbl|cartwheel|somersault|swim|fli|fly|rid"
+    r"|driv|walk|climb|kick|throw)(?:e|es|s|ing|ning|ping|ming)"
+)
+CAMERA = (
+    ("pan_{side}", rf"\bpan(?:s|ning|ned)?\b[^.;,]{{0,30}}?\b{SIDE}(?:ward)?s?\b"),
+    (
+        "pan_{side}",
+        rf"\bcamera\b[^.;,]{{0,25}}?\b(?:mov|slid|swing|sweep|track|truck|shift|turn|rotat)(?:e|es|s|ing)\b"
+        rf"[^.;,]{{0,20}}?\b{SIDE}(?:ward)?s?\b",
+    ),
+    ("tilt_up", r"\btilt(?:s|ing|ed)?\s+(?:\w+\s+)?up(?:ward)?s?\b"),
+    ("tilt_down", r"\btilt(?:s|ing|ed)?\s+(?:\w+\s+)?down(?:ward)?s?\b"),
+    (
+        "zoom_in",
+        r"\bzoom(?:s|ing|ed)?\s+(?:\w+\s+)?in\b|\bcamera\b[^.;,]{0,25}?\b(?:push|doll)\w*\s+in\b"
+        r"|\bcamera\b[^.;,]{0,15}?\bmov\w+\s+(?:closer|forward)",
+    ),
+    (
+        "zoom_out",
+        r"\bzoom(?:s|ing|ed)?\s+(?:\w+\s+)?out\b|\bcamera\b[^.;,]{0,25}?\b(?:pull|doll)\w*\s+(?:out|back|away)\b"
+        r"|\bcamera\b[^.;,]{0,15}?\bmov\w+\s+backwards?",
+    ),
+    ("roll_{side}", rf"\bcamera\b[^.;,]{{0,20}}?\broll(?:s|ing)\b[^.;,]{{0,15}}?\b{SIDE}\b"),
+    (
+        "static",
+        r"\b(?:static|stationary|fixed|locked[- ]off)\s+(?:camera|shot|view|frame|framing)\b"
+        r"|\bcamera\b[^.;,]{0,25}?\b(?:still|static|fixed|stationary|motionless|does not move)\b",
+    ),
+    ("handheld", r"\bhand-?held\b|\bshaky\b|\bcamera\s+shakes\b"),
+)
+DIRECTION = (
+    ("{side}", rf"\bfrom\s+(?:the\s+)?(?:far\s+)?(?:left|right)\b[^.;,]{{0,30}}?\bto(?:wards?)?\s+(?:the\s+)?{SIDE}\b"),
+    ("{side}", rf"\b(?:left|right)[- ]to[- ]{SIDE}\b"),
+    ("{side}", rf"\b{SIDE}wards?\b"),
+    ("{side}", rf"\b{GO}\b[^.;,]{{0,40}}?\b(?:to|towards?)\s+(?:the\s+|its\s+|his\s+|her\s+)?{SIDE}\b(?!\s+of\b)"),
+    ("up", rf"\b{GO}\b\s+(?:\w+ly\s+|fast\s+)?up(?:wards?)?\b|\brises?\b|\bascends?\b"),
+    ("down", rf"\b{GO}\b\s+(?:\w+ly\s+|fast\s+)?down(?:wards?)?\b(?!\s+(?:the|a)\b)|\bdescends?\b"),
+)
+PLACE = (("at_{side}", rf"\b{GO}\b[^.;,]{{0,40}}?\b(?:on|at)\s+the\s+(?:top\s+|bottom\s+|far\s+)?{SIDE}\b"),)
+STOP = (("stop", r"\b(?:stops|comes to a (?:stop|halt|standstill)|halts|stands still|nothing moves)\b"),)
+STILL = (
+    (
+        "still",
+        r"(?<!then )\bnothing\s+(?:\w+\s+)?moves\b|\bno\s+(?:visible\s+)?(?:movement|motion)\b|\bmotionless\b"
+        r"|\b(?:completely|perfectly|entirely|remains?|stays?|holds?|stands?|sits?|lies?)\s+(?:\w+\s+)?(?:still|frozen)\b"
+        r"|\bstill (?:image|photo|photograph|picture)\b",
+    ),
+)
+MOTION = (("motion", rf"\b{BIG}\b"),)
+SCENES = (
+    (
+        "scenes",
+        r"\b(?:scene|video|shot|footage|clip|view|it)\s+(?:then\s+|suddenly\s+|now\s+)?"
+        r"(?:cuts|switches|transitions|changes|shifts|fades|dissolves)\s+(?:to|into)\b"
+        r"|\b(?:next|second|third|final|last|new|another|following)\s+(?:scene|shot|clip)\b"
+        r"|\b(?:multiple|several|two|three|four|various|different)\s+(?:scenes|shots|clips)\b|\bmontage\b",
+    ),
+)
+LIGHT = (
+    ("dark", r"\b(?:at night|night-?time|by night|(?:dark|moonless) night|pitch[- ](?:dark|black)|night scene)\b"),
+    (
+        "bright",
+        r"\b(?:sunny|bright sunlight|broad daylight|bright daylight|(?:bright|sunlit) day|brightly lit|daytime)\b",
+    ),
+)
+KINDS = {
+    "camera": CAMERA,
+    "direction": DIRECTION,
+    "place": PLACE,
+    "stop": STOP,
+    "still": STILL,
+    "motion": MOTION,
+    "scenes": SCENES,
+    "light": LIGHT,
+}
+COMPILED = {k: [(v, re.compile(p, re.IGNORECASE)) for v, p in patterns] for k, patterns in KINDS.items()}
+OF_CAMERA = re.compile(r"\b(?:camera|pan(?:s|ning)?|tilt(?:s|ing)?|zoom(?:s|ing)?|handheld|shot)\b", re.IGNORECASE)
+CLAUSE = re.compile(r"[;.!?]+\s*|,\s+|\s+(?=(?:while|as|and then|but|before|after|until)\b)")
+SENTENCE = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(]?[A-Z0-9])")
+
+
+@dataclass(frozen=True)
+class Claim:
+    kind: str  # camera, direction, place, stop, still, motion, scenes or light
+    value: str  # pan_left, right, at_left, dark ...
+    sentence: int
+    clause: str
+    words: str  # as written
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of `text`, with their closing marks."""
+    return [part.strip() for part in SENTENCE.split(text.strip()) if part.strip()]
+
+
+def claims(text: str) -> list[Claim]:
+    """What `text` says that measurements can contradict, in the order in which it says it.
+
+    A clause about the camera makes camera claims alone: "the camera pans left" says nothing of the subject.
+    """
+    found = []
+    for index, sentence in enumerate(sentences(text)):
+        for clause in CLAUSE.split(sentence):
+            camera = OF_CAMERA.search(clause) is not None
+            for kind, patterns in COMPILED.items():
+                if (kind == "camera") != camera and kind not in ("scenes", "light"):
+                    continue
+                found += _in_clause(kind, patterns, index, clause)
+    return found
+
+
+def _in_clause(kind: str, patterns: list[tuple[str, re.Pattern[str]]], index: int, clause: str) -> list[Claim]:
+    found: list[Claim] = []
+    for value, pattern in patterns:
+        match = pattern.search(clause)
+        if match is None:
+            continue
+        said = value.format(side=match.groupdict().get("side", "").lower()) if "{" in value else value
+        if all(claim.value != said for claim in found):
+            found.append(Claim(kind, said, index, clause.strip(), match.group(0)))
+    return found

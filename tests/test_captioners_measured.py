@@ -1,0 +1,150 @@
+"""The measured captioner says what was measured, in order of time, and nothing else."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from captioners import load_captioner
+from captioners.base import Action, Caption, CaptionError, ClipFrames, from_json, to_json
+from captioners.measured import CAMERA
+from captioners.phases import camera_spans, motion_peaks, motion_phases
+
+TIMES = np.arange(0.1, 4.0, 0.2)
+
+
+def clip(path=None, duration=4.0, **scores):
+    """A clip whose moving region is where `path(t)` says: (x, y, speed), or None when nothing moves then."""
+    at = [path(t) if path else None for t in TIMES]
+    timeline = {
+        "motion_times": TIMES.tolist(),
+        "motion_speed": [p[2] if p else 0.0 for p in at],
+        "motion_x": [p[0] if p else float("nan") for p in at],
+        "motion_y": [p[1] if p else float("nan") for p in at],
+    }
+    return ClipFrames("clip", duration, [], np.zeros(0), timeline | scores)
+
+
+def say(clip, **options):
+    (answer,) = load_captioner("measured", options).caption([clip])
+    return answer
+
+
+def leftwards(t):
+    return (0.9 - 0.35 * t, 0.5, 0.3) if t < 2.4 else None
+
+
+def test_a_crossing_that_stops_under_a_pan_is_told_with_its_times():
+    caption = say(clip(leftwards, camera_label="pan_left", camera_confidence=0.9))
+    assert caption.dense == "The camera pans left; something crosses from right to left, then nothing moves."
+    assert caption.short == "The camera pans left while something crosses from right to left."
+    (action,) = caption.actions
+    assert action.start == 0.0
+    assert action.end == pytest.approx(2.4, abs=0.11)
+    assert caption.camera == "The camera pans left."
+    assert caption.provenance["actions"] == "measured: motion"
+
+
+def test_an_object_that_halts_inside_the_picture_stops():
+    caption = say(clip(lambda t: (0.1 + 0.3 * t, 0.5, 0.2) if t < 2 else None))
+    assert caption.dense == "Something moves to the right, then stops."
+
+
+def test_events_are_told_in_order_of_time():
+    spans = [{"label": "pan_right", "start": 0.0, "end": 2.0}, {"label": "static", "start": 2.0, "end": 4.0}]
+    caption = say(
+        clip(
+            lambda t: (0.2, 0.5, 0.1) if t > 1.9 else None,
+            camera_label="pan_right",
+            camera_confidence=1.0,
+            camera_spans=json.dumps(spans),
+        )
+    )
+    assert caption.dense == "The camera pans right. Then the camera holds still; something moves on the left."
+    assert caption.camera == "The camera pans right from 0.0 to 2.0 s, then holds still from 2.0 to 4.0 s."
+
+
+def test_tags_are_said_as_surely_as_they_are_measured():
+    tags = {"tags_labels": ["mountain bike, off-roader", "valley, vale", "ox"], "tags_probabilities": [0.7, 0.4, 0.05]}
+    assert say(ClipFrames("clip", 4.0, [], np.zeros(0), tags)).short == "A mountain bike, probably in a valley."
+    assert (
+        say(ClipFrames("clip", 4.0, [], np.zeros(0), tags), confidence="numbers").short
+        == "A mountain bike (0.70), in a valley (0.40)."
+    )
+    assert say(ClipFrames("clip", 4.0, [], np.zeros(0), tags), least=0.5).setting == ""
+
+
+def test_nothing_moving_is_said_and_nothing_measured_is_not():
+    assert say(clip(camera_label="static", camera_confidence=1.0)).dense == "The camera holds still. Nothing moves."
+    blank = ClipFrames("clip", 3.0, [], np.zeros(0), {"tags_labels": ["ox"], "tags_probabilities": [0.1]})
+    assert isinstance(say(blank), CaptionError)
+
+
+def test_a_camera_that_is_not_sure_is_not_said():
+    assert say(clip(leftwards, camera_label="pan_left", camera_confidence=0.3)).camera == ""
+    assert say(clip(leftwards, camera_label=None, camera_confidence=0.9)).camera == ""
+
+
+def test_jitter_and_short_pauses_are_one_phase():
+    phases = motion_phases(clip(lambda t: (0.5, 0.5, 0.3) if abs(t - 2.1) > 0.05 else None).scores, 4.0)
+    assert len(phases) == 1
+    assert motion_phases(clip(lambda t: (0.5, 0.5, 0.3) if abs(t - 2.1) < 0.05 else None).scores, 4.0) == []
+
+
+def test_a_region_that_wanders_has_no_direction():
+    (phase,) = motion_phases(clip(lambda t: (0.5 + 0.3 * np.sin(9 * t), 0.5, 0.3)).scores, 4.0)
+    assert phase.direction == ""
+
+
+def test_spans_of_the_same_label_join_and_flickers_go():
+    spans = [("pan_left", 0, 1), ("tilt_up", 1, 1.2), ("pan_left", 1.2, 4)]
+    scores = {
+        "camera_label": "pan_left",
+        "camera_confidence": 0.8,
+        "camera_spans": json.dumps([{"label": label, "start": a, "end": b} for label, a, b in spans]),
+    }
+    assert camera_spans(scores, 4.0) == [("pan_left", 0.0, 4.0)]
+
+
+@given(
+    speeds=st.lists(st.floats(0, 3) | st.just(float("nan")), min_size=0, max_size=30),
+    label=st.sampled_from([None, *CAMERA]),
+    tags=st.lists(st.tuples(st.sampled_from(["ox", "alp", "sunglasses"]), st.floats(0, 1)), max_size=4),
+)
+@settings(max_examples=60, deadline=None)
+def test_any_measurements_give_plain_sentences_and_times_inside_the_clip(speeds, label, tags):
+    times = (np.arange(len(speeds)) * 0.2 + 0.1).tolist()
+    duration = max(0.4, len(speeds) * 0.2)
+    where = [float("nan") if np.isnan(s) or s == 0 else 0.1 + 0.02 * i for i, s in enumerate(speeds)]
+    scores = {
+        "motion_times": times,
+        "motion_speed": speeds,
+        "motion_x": where,
+        "motion_y": where,
+        "camera_label": label,
+        "camera_confidence": 0.9,
+        "tags_labels": [t for t, _ in tags],
+        "tags_probabilities": [p for _, p in tags],
+    }
+    caption = say(ClipFrames("clip", duration, [], np.zeros(0), scores))
+    if isinstance(caption, CaptionError):
+        return
+    for text in (caption.short, caption.dense):
+        assert text.endswith(".")
+        assert text[0].isupper()
+        assert "nan" not in text
+        assert "  " not in text
+    for action in caption.actions:
+        assert 0 <= action.start < action.end <= duration + 1e-6
+    assert all(0 <= peak <= duration for peak in motion_peaks(scores, duration))
+    assert from_json(to_json(caption)).dense == caption.dense
+
+
+def test_json_keeps_every_field_and_refuses_what_is_no_caption():
+    caption = Caption("id", "A.", "B.", ("ox",), (Action("ox walks", 0.0, 1.25),), "still", "field", "dusk", "film")
+    assert from_json(to_json(caption)) == caption
+    for text in ("[]", "{}", '{"clip_id": "x", "colour": 1}', "no"):
+        with pytest.raises(ValueError, match=r"not a caption|Expecting"):
+            from_json(text)
