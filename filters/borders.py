@@ -1,0 +1,88 @@
+"""Borders: where the picture ends and letterbox, pillarbox or padding begins, so that it is cut off, not learned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from filters.base import ClipView, Score, Track
+
+TOLERANCE = 8  # grey levels that compression moves a flat border by
+STRAY = 0.03  # share of a border line's samples that may be off (ringing, a speck)
+SUBTITLED = 0.5  # the same, for a side whose opposite is a clear border of the same thickness
+STEP_PAIR = 0.3  # share of columns that must light up just inside, when both sides agree ...
+STEP_ALONE = 0.9  # ... and when only one side has a border: a night sky ends raggedly, padding in a straight line
+SMALLEST = 0.2  # of the frame: less than this is a dark scene, not a picture in a border
+SAMPLES = 24  # frames looked at
+
+WHOLE = (0.0, 0.0, 1.0, 1.0)
+
+
+def content_box(luma: np.ndarray) -> tuple[float, float, float, float]:
+    """The picture inside flat borders: (x0, y0, x1, y1) as fractions of the frame, from (n, h, w) uint8 small luma
+    frames of one clip or source.
+
+    A border is a band of lines along an edge that hold one grey level in every frame and end in a straight step.
+    Both must be seen over the whole clip; where that is doubtful (dark scenes, flat backgrounds) the answer is the
+    whole frame. A line that is half border is cut off too, so the box errs inwards by at most one proxy pixel.
+    """
+    if luma.ndim != 3 or min(luma.shape) < 1 or min(luma.shape[1:]) < 16:
+        return WHOLE
+    frames = luma[np.unique(np.linspace(0, len(luma) - 1, SAMPLES).round().astype(int))]
+    top, bottom = _bands(frames)
+    inner = frames[:, top : frames.shape[1] - bottom]
+    left, right = _bands(inner.transpose(0, 2, 1))
+    if (left or right) and not (top or bottom):  # lines of a pillarbox look like content until its sides are gone
+        top, bottom = _bands(frames[:, :, left : frames.shape[2] - right])
+    height, width = frames.shape[1:]
+    box = (left / width, top / height, 1 - right / width, 1 - bottom / height)
+    return box if (box[2] - box[0]) * (box[3] - box[1]) >= SMALLEST else WHOLE
+
+
+def _bands(frames: np.ndarray) -> tuple[int, int]:
+    """Lines of border at the top and at the bottom of (n, h, w) frames."""
+    (near, near_step, near_stray), (far, far_step, far_stray) = (_edge(frames), _edge(frames[:, ::-1]))
+    pair = min(near, far) > 0 and abs(near - far) <= max(2, 0.15 * max(near, far))
+    if pair and max(near_step, far_step) >= STEP_PAIR:
+        return near, far
+    if near and near_step >= STEP_ALONE:
+        return near, near if (far_stray[:near] <= SUBTITLED).all() else 0
+    if far and far_step >= STEP_ALONE:
+        return far if (near_stray[:far] <= SUBTITLED).all() else 0, far
+    return 0, 0
+
+
+def _edge(frames: np.ndarray) -> tuple[int, float, np.ndarray]:
+    """The border along the first lines: its thickness, the share of columns that step up just inside of it, and each
+    line's share of samples off the border's level."""
+    level = np.median(frames[:, 0])
+    away = np.abs(frames[:, : frames.shape[1] // 2].astype(np.int16) - np.int16(level))
+    off = away > TOLERANCE
+    stray = off.mean(axis=(0, 2))
+    lit = (off.mean(axis=0) > 0.1).mean(axis=1)  # share of columns that are ever clearly something else
+    flat = stray <= STRAY
+    thick = len(flat) if flat.all() else int(np.argmin(flat))
+    if thick == 0 or thick == len(flat):
+        return 0, 0.0, stray
+    inside = min(thick + 1, len(lit) - 1)
+    step = float(lit[inside] - lit[:thick].max())
+    if away[:, thick].mean() < 0.8 * away[:, inside].mean():
+        thick += 1  # half border, half picture
+    return thick, step, stray
+
+
+class Borders:
+    name = "borders"
+    version = 1
+    needs = frozenset({Track.LUMA})
+    columns: Mapping[str, pa.DataType] = {"borders_area": pa.float32()}  # share of the frame inside its borders, 0 to 1
+
+    def score(self, clips: Sequence[ClipView]) -> list[dict[str, Score]]:
+        return [{"borders_area": _area(clip.box)} for clip in clips]
+
+
+def _area(box: tuple[float, float, float, float]) -> float | None:
+    area = (box[2] - box[0]) * (box[3] - box[1])
+    return float(area) if 0 < area <= 1 else None
