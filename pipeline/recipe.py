@@ -69,6 +69,8 @@ class SelectOptions:
     duplicate_similarity: float = 0.96  # cosine of mean embeddings, above which perceptual hashes are compared
     duplicate_bits: int = 10  # of 64: perceptual hashes nearer than this are the same picture
     val_fraction: float = 0.05  # of sources, by hash of the source id
+    balance_clusters: int = 0  # of embeddings: columns balance_cluster and balance_weight; 0 makes none
+    balance_cap: int = 0  # the most clips that a cluster keeps; 0 is no limit
 
 
 @dataclass(frozen=True)

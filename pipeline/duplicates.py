@@ -1,0 +1,236 @@
+"""Duplicates over a whole corpus: clips that show the same pictures, found without comparing all pairs.
+
+Two signals. A perceptual hash of each sampled frame survives scaling, re-encoding and mirroring; a clip's mean
+embedding survives crops and overlays. Either brings pairs forward: entries are sorted by a prefix of their hash (or of the signs
+of random projections of the embedding, Charikar 2002) and only neighbours in that order are looked at, several times
+with different prefixes. So the cost grows as a sort does, also where thousands of clips share one title card.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+HASH_TURNS = (0, 16, 32, 48)  # bits by which a hash is turned before its prefix is taken
+EMBEDDING_TURNS = (0, 8, 16, 24, 32, 40, 48, 56)
+NEIGHBOURS = 4  # with which an entry is compared among those of the same prefix
+FLAT = 4.0  # standard deviation of grey values below which a picture says nothing
+SHARE = 0.5  # of frames that must match where there is no embedding to ask
+CHUNK = 1 << 18  # pairs compared at a time
+
+
+def frame_hashes(frames: Sequence[np.ndarray]) -> list[int]:
+    """A 64-bit perceptual hash of each (h, w, 3) uint8 RGB frame; 0 for a flat one, which matches nothing.
+
+    The signs of the 64 lowest frequencies, but the mean, of a 32x32 DCT (as pHash by Zauner 2010, with signs for its
+    comparison with the median). A mirrored picture has the same coefficients with the odd horizontal ones negated;
+    turning the largest of these positive first gives a picture and its mirror image one hash.
+    """
+    return [_frame_hash(frame) for frame in frames]
+
+
+def _frame_hash(rgb: np.ndarray) -> int:
+    small = cv2.resize(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), (32, 32), interpolation=cv2.INTER_AREA)
+    if small.std() < FLAT:
+        return 0
+    spectrum = cv2.dct(small.astype(np.float32))
+    low = spectrum[:8, :8].copy()
+    low[0, 0] = spectrum[8, 0]  # in place of the mean
+    odd = low[:, 1::2].ravel()
+    if odd[np.abs(odd).argmax()] < 0:
+        low[:, 1::2] *= -1
+    return int(np.packbits(low.ravel() > 0).view(">u8")[0])
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What is known of n clips: hashes of clip i are `hashes[offsets[i]:offsets[i + 1]]` (uint64), `embedding` is
+    (n, d) float of any scale, or None; a row of NaN or zeros has none. `shot` is (n,) int64: clips with the same number
+    are parts of one shot, which are alike by nature and never compared."""
+
+    hashes: np.ndarray
+    offsets: np.ndarray
+    embedding: np.ndarray | None
+    shot: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+
+def near_pairs(pictures: Pictures, similarity: float, bits: int) -> np.ndarray:
+    """(m, 2) int64 pairs of clips that are duplicates, i < j, sorted.
+
+    Two clips are duplicates when the cosine of their embeddings is at least `similarity` and some frame of one is
+    within `bits` of some frame of the other; or, where one has no embedding, when half of the frames of the one with
+    fewer are; or, where one has no hashes at all, by cosine alone if neither has any.
+    """
+    n = len(pictures)
+    if n < 2:
+        return np.zeros((0, 2), np.int64)
+    found = [*_hash_candidates(pictures), *_embedding_candidates(pictures.embedding)]
+    codes = np.unique(np.concatenate(found)) if found else np.zeros(0, np.uint64)
+    pairs = np.stack([codes // np.uint64(n), codes % np.uint64(n)], axis=1).astype(np.int64)
+    pairs = pairs[pictures.shot[pairs[:, 0]] != pictures.shot[pairs[:, 1]]]
+    same = [_same(pictures, pairs[i : i + CHUNK], similarity, bits) for i in range(0, len(pairs), CHUNK)]
+    return pairs[np.concatenate(same)] if same else pairs
+
+
+def equal_pairs(words: np.ndarray) -> np.ndarray:
+    """(m, 2) int64 pairs that link all rows of `words` ((n,) uint64) which are equal."""
+    order = np.argsort(words, kind="stable")
+    at = np.flatnonzero(words[order[1:]] == words[order[:-1]])
+    return np.sort(np.stack([order[at], order[at + 1]], axis=1), axis=1)
+
+
+def groups(pairs: np.ndarray, rank: np.ndarray) -> np.ndarray:
+    """The keeper of each clip: (n,) int64, of the clips connected to it by `pairs` the one with the smallest `rank`
+    ((n,), distinct numbers); a clip in no pair keeps itself."""
+    keeper = np.arange(len(rank))
+    if not len(pairs):
+        return keeper
+    nodes = np.unique(pairs)
+    nodes = nodes[np.argsort(rank[nodes])]  # best first: the smallest label of a group is its keeper
+    position = np.full(len(rank), -1)
+    position[nodes] = np.arange(len(nodes))
+    a, b = position[pairs[:, 0]], position[pairs[:, 1]]
+    labels = np.arange(len(nodes))
+    while True:
+        least = np.minimum(labels[a], labels[b])
+        if (labels[a] == least).all() and (labels[b] == least).all():
+            break
+        np.minimum.at(labels, labels[a], least)
+        np.minimum.at(labels, labels[b], least)
+        while (labels[labels] != labels).any():
+            labels = labels[labels]
+    keeper[nodes] = nodes[labels]
+    return keeper
+
+
+def _hash_candidates(pictures: Pictures) -> Iterator[np.ndarray]:
+    known = np.flatnonzero(pictures.hashes)
+    owners = np.repeat(np.arange(len(pictures), dtype=np.int32), np.diff(pictures.offsets))[known]
+    for turn in HASH_TURNS:
+        yield _neighbours(_turned(pictures.hashes[known], turn), owners, len(pictures))
+
+
+def _embedding_candidates(embedding: np.ndarray | None) -> Iterator[np.ndarray]:
+    """Neighbours by the signs of 64 random projections of the embedding, less the corpus's mean: embeddings of one
+    encoder lie in a narrow cone, and seen from the origin all would have the same signs."""
+    if embedding is None:
+        return
+    owners = np.flatnonzero(_present(embedding)).astype(np.int32)
+    normals = np.random.default_rng(0).standard_normal((embedding.shape[1], 64)).astype(np.float32)
+    sample = _unit(embedding[owners[:: len(owners) // CHUNK + 1]])
+    centre = sample.mean(axis=0) if len(sample) else 0
+    signs = np.zeros(len(owners), np.uint64)
+    for i in range(0, len(owners), CHUNK):
+        above = (_unit(embedding[owners[i : i + CHUNK]]) - centre) @ normals > 0
+        signs[i : i + CHUNK] = np.packbits(above, axis=1).view(np.uint64)[:, 0]
+    for turn in EMBEDDING_TURNS:
+        yield _neighbours(_turned(signs, turn), owners, len(embedding))
+
+
+def _neighbours(keys: np.ndarray, owners: np.ndarray, n: int) -> np.ndarray:
+    """Pairs of owners whose keys share a prefix and lie close to each other in order: (m,) uint64, i * n + j, i < j.
+
+    A prefix has four bits more than it takes to number the entries, so that chance brings few together. Sorting
+    prefixes with the entry's number in the free low bits is several times faster than an argsort.
+    """
+    if len(keys) < 2:
+        return np.zeros(0, np.uint64)
+    low = np.uint64(max(64 - (len(keys).bit_length() + 4), len(keys).bit_length()))
+    mask = (np.uint64(1) << low) - np.uint64(1)
+    packed = (keys & ~mask) | np.arange(len(keys), dtype=np.uint64)
+    packed.sort()
+    prefix = packed >> low
+    who = owners[packed & mask]
+    repeated = np.zeros(len(who), bool)  # the same clip again: a still one would else have only itself for neighbours
+    repeated[1:] = (prefix[1:] == prefix[:-1]) & (who[1:] == who[:-1])
+    if repeated.any():
+        prefix, who = prefix[~repeated], who[~repeated]
+    pairs = []
+    for distance in range(1, NEIGHBOURS + 1):
+        at = np.flatnonzero(prefix[distance:] == prefix[:-distance])
+        a, b = who[at].astype(np.uint64), who[at + distance].astype(np.uint64)
+        pairs.append(np.minimum(a, b) * np.uint64(n) + np.maximum(a, b))
+    return np.unique(np.concatenate(pairs))
+
+
+def _same(pictures: Pictures, pairs: np.ndarray, similarity: float, bits: int) -> np.ndarray:
+    """(m,) bool: which candidates are duplicates, by the rule of `near_pairs`."""
+    a, b = (_padded(pictures, pairs[:, side]) for side in (0, 1))
+    near = np.bitwise_count(a[:, :, None] ^ b[:, None, :]) <= bits
+    near &= (a != 0)[:, :, None] & (b != 0)[:, None, :]
+    fewer = np.minimum((a != 0).sum(axis=1), (b != 0).sum(axis=1))
+    matched = np.minimum(near.any(axis=2).sum(axis=1), near.any(axis=1).sum(axis=1))
+    by_hash = (matched >= np.maximum(1, SHARE * fewer)) & (fewer > 0)
+    if pictures.embedding is None:
+        return by_hash
+    left, right = pictures.embedding[pairs[:, 0]], pictures.embedding[pairs[:, 1]]
+    both = _present(left) & _present(right)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        alike = (_unit(left) * _unit(right)).sum(axis=1) >= similarity
+    no_hashes = ~((a != 0).any(axis=1) | (b != 0).any(axis=1))
+    return np.where(both, alike & ((matched > 0) | no_hashes), by_hash)
+
+
+def _padded(pictures: Pictures, clips: np.ndarray) -> np.ndarray:
+    """(m, k) uint64: the hashes of each clip, filled up with 0."""
+    starts, counts = pictures.offsets[clips], np.diff(pictures.offsets)[clips]
+    column = np.arange(max(1, counts.max(initial=0)))
+    inside = column < counts[:, None]
+    return np.where(inside, pictures.hashes[np.where(inside, starts[:, None] + column, 0)], np.uint64(0))
+
+
+def _turned(keys: np.ndarray, bits: int) -> np.ndarray:
+    return (keys << np.uint64(bits)) | (keys >> np.uint64(64 - bits)) if bits else keys
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    rows = rows.astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def _present(embedding: np.ndarray) -> np.ndarray:
+    return np.isfinite(embedding).all(axis=1) & (embedding != 0).any(axis=1)
+
+
+def pictures(clips: pa.Table, rows: np.ndarray) -> Pictures:
+    """What near_pairs reads of `rows` ((m,) int64, rising) of a clips table: `phash` (list of 64-bit integers) and
+    `embedding` (list of floats) where there are such columns."""
+    chosen = clips.select([c for c in ("phash", "source_id", "shot_index") if c in clips.column_names]).take(
+        pa.array(rows)
+    )
+    hashes, offsets = np.zeros(0, np.uint64), np.zeros(len(rows) + 1, np.int64)
+    if "phash" in chosen.column_names and len(rows):
+        column = chosen["phash"].combine_chunks()
+        offsets[1:] = np.cumsum(pc.fill_null(pc.list_value_length(column), 0).to_numpy())
+        hashes = pc.list_flatten(column).to_numpy(zero_copy_only=False).astype(np.int64, copy=False).view(np.uint64)
+    source = chosen["source_id"].combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
+    shot = source * (1 << 32) + pc.fill_null(chosen["shot_index"], 0).to_numpy()
+    return Pictures(
+        hashes, offsets, matrix(clips["embedding"], rows) if "embedding" in clips.column_names else None, shot
+    )
+
+
+def matrix(column: pa.ChunkedArray, rows: np.ndarray) -> np.ndarray | None:
+    """`rows` of a column of lists of numbers as (m, d), NaN where null; in the column's own precision, because ten
+    million rows have to fit. None where every row is null."""
+    chosen = column.take(pa.array(rows)).combine_chunks()
+    lengths = pc.list_value_length(chosen)
+    width = pc.max(lengths).as_py()
+    if not width:
+        return None
+    flat = pc.list_flatten(chosen).to_numpy(zero_copy_only=False)
+    full = pc.fill_null(pc.equal(lengths, width), False).to_numpy(zero_copy_only=False)
+    if full.all():
+        return flat.reshape(-1, width)
+    result = np.full((len(rows), width), np.nan, np.float32)
+    owners = np.repeat(np.arange(len(rows)), pc.fill_null(lengths, 0).to_numpy(zero_copy_only=False))
+    result[full] = flat[full[owners]].reshape(-1, width)
+    return result
