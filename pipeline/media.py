@@ -1,4 +1,4 @@
-"""Video files: probing them, and decoding them to frames in presentation order. With encode.py the only user of PyAV."""
+"""Video files: probing them and decoding them, in presentation order. With encode.py the only user of PyAV."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ class Video:
         if first is None:
             raise MediaError("no frame could be decoded")
         base = Fraction(stream.time_base or Fraction(1, 1000))
-        rotation = int(round(first.rotation / 90)) * 90 % 360
+        rotation = round(first.rotation / 90) * 90 % 360
         aspect = Fraction(stream.sample_aspect_ratio or context.sample_aspect_ratio or 1) or Fraction(1)
         width, height = first.width, first.height
         shown = (max(1, round(width * aspect)), height)
@@ -202,7 +202,7 @@ class Video:
             shown = shown[::-1]
         fps = 0.0 if image else float(stream.average_rate or stream.guessed_rate or 0)
         start = float((first.pts if first.pts is not None else stream.start_time or 0) * base)
-        probe = Probe(
+        return Probe(
             duration=0.0 if image else self._duration(base, start),
             fps=fps if 0 < fps < 1000 else 0.0 if image else 25.0,
             width=shown[0],
@@ -217,7 +217,6 @@ class Video:
             image=image,
             format=self._container.format.name,
         )
-        return probe
 
     def _first_frames(self) -> Iterator[av.VideoFrame]:
         try:

@@ -43,7 +43,7 @@ class Sandbox:
         self._child: subprocess.Popen[bytes] | None = None
 
     def call(self, function: Callable[..., Result], *args: object, deadline: float) -> Result:
-        """`function(*args)` in the child, within `deadline` seconds. Raises what the function raises, or SandboxError."""
+        """`function(*args)` in the child, within `deadline` seconds. Raises what it raises, or SandboxError."""
         request = pickle.dumps((function, args))
         child = self._start()
         try:

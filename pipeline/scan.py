@@ -1,0 +1,262 @@
+"""The scan: one pass over a source gives its shots, the tracks and cheap scores of its clips, and sampled frames."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import cv2
+
+from filters import load_filter
+from filters.base import Filter, Track
+from filters.borders import content_box
+from pipeline.media import Frame, MediaError, Probe, Video
+from pipeline.proxy import Shrinker
+from pipeline.recipe import Recipe, RecipeError
+from pipeline.shots import Adaptive, ShotDetector, Stride
+from pipeline.sources import Source, open_media
+from pipeline.spans import Shot, ShotCutter, equal_parts
+from pipeline.tables import clip_id
+from pipeline.tracks import Kept, Tracks, clip_view, jpeg, sampled
+from pipeline.transnet import TransNet
+
+SCAN_TRACKS = frozenset({Track.LUMA, Track.FLOW, Track.BURST, Track.DETAIL})
+
+
+@dataclass(frozen=True)
+class Scanned:
+    """What a scan gives: a row of tables.SOURCES, rows of tables.CLIPS with the columns of the filters that ran, rows
+    of tables.FRAMES, and seconds by part (decode, shots, flow, jpeg, filter:NAME). `shot_index` counts within the
+    segment."""
+
+    source: dict[str, Any]
+    clips: list[dict[str, Any]]
+    frames: list[dict[str, Any]]
+    stats: dict[str, float]
+
+
+def segments(start: float, duration: float, seconds: float) -> list[tuple[float, float]]:
+    """Parts of a long source, about `seconds` long, whose scans together are those of the source in one piece: each
+    owns the shots that start inside it. The last one goes on to wherever the source really ends."""
+    count = max(1, round(duration / seconds)) if duration > 1.5 * seconds else 1
+    edges = [start + duration * i / count for i in range(count + 1)]
+    return list(pairwise(edges))
+
+
+def scan(source: Source, recipe: Recipe, segment: tuple[float, float] | None = None) -> Scanned:
+    """Scans a source, or the shots of it that start inside `segment` (seconds). Raises MediaError when nothing of it
+    can be used; where a part can, that is used and `source["error"]` says what is missing."""
+    cv2.setNumThreads(1)  # a process a core, and the same bytes on any number of them
+    with Video(open_media(source.uri)) as video:
+        return _Scan(source, recipe, video, segment).run()
+
+
+class _Scan:
+    """The state of one scan."""
+
+    def __init__(self, source: Source, recipe: Recipe, video: Video, segment: tuple[float, float] | None):
+        self._source, self._recipe, self._options = source, recipe, recipe.scan
+        self._video, self._probe = video, video.probe
+        self._shrinker = Shrinker(video.probe)
+        self._tracks = Tracks(self._shrinker, recipe.scan.frame_side)
+        self._detector = _detector(recipe)
+        self._segment = _opened(segment, video.probe)
+        self._cutter = ShotCutter(self._segment)
+        self._filters = _filters(recipe)
+        self._seconds: dict[str, float] = defaultdict(float)
+        self._clips: list[dict[str, Any]] = []
+        self._frames: list[dict[str, Any]] = []
+        self._shots = 0
+
+    def run(self) -> Scanned:
+        problem = self._image() if self._probe.image else self._film()
+        row = {
+            "source_id": self._source.source_id,
+            "source_uri": self._source.uri,
+            "status": "ok",
+            "error": problem,
+            "duration": self._probe.duration,
+            "fps": self._probe.fps,
+            "width": self._probe.width,
+            "height": self._probe.height,
+            "codec": self._probe.codec,
+        }
+        return Scanned(row, self._clips, self._frames, dict(self._seconds))
+
+    def _film(self) -> str | None:
+        """Goes through the frames; says what is missing at the end, if anything."""
+        start = self._segment[0]
+        first = not math.isfinite(start)
+        begin = None if first else ShotCutter.decode_from(start) - self._detector.reach
+        problem, seen = None, False
+        try:
+            for frame in self._timed(self._video.frames(begin)):
+                if not seen:
+                    self._cutter.begin(frame.time, first or frame.time <= self._probe.start)
+                    seen = True
+                if self._see(frame):
+                    return None
+        except MediaError as error:
+            if not seen:
+                raise
+            problem = str(error)
+        if not seen:
+            raise MediaError("no frame could be decoded")
+        _, last = self._tracks.last
+        end = last + (1 / self._probe.fps if self._probe.fps else 0)
+        with self._clock("shots"):
+            shots = self._cutter.push(self._detector.finish(), end) + self._cutter.finish()
+        for shot in shots:
+            self._finish(shot)
+        promised = self._probe.start + self._probe.duration
+        if problem is None and promised - end > max(1.0, 0.02 * self._probe.duration):
+            problem = f"truncated: {end - self._probe.start:.1f} of {self._probe.duration:.1f} s could be decoded"
+        return problem
+
+    def _see(self, frame: Frame) -> bool:
+        """Takes one frame; True when all shots of the segment have ended."""
+        with self._clock("proxy"):
+            proxy = self._shrinker.proxy(frame)
+            self._tracks.add(frame, proxy)
+        with self._clock("shots"):
+            shots = self._cutter.push(self._detector.push(proxy), self._detector.settled)
+        for shot in shots:
+            self._finish(shot)
+        return self._cutter.done
+
+    def _image(self) -> str | None:
+        frame = next(self._video.frames())
+        self._tracks.add(frame, self._shrinker.proxy(frame))
+        kept = self._tracks.span(-math.inf, math.inf)
+        self._clip(kept, frame.pts + 1, 0.0, self._box(kept), drop=False)
+        return None
+
+    def _finish(self, shot: Shot) -> None:
+        """A shot has ended: makes its clips."""
+        whole = self._tracks.span(shot.start, shot.end)
+        if len(whole.times):
+            end_pts, end = self._tracks.next_frame(shot.end) or self._after_last()
+            short = end - float(whole.times[0]) < self._options.min_seconds
+            box = self._box(whole)
+            for first, last in equal_parts(whole.times.tolist(), end, self._options.max_seconds):
+                more = last < len(whole.times)
+                until = (int(whole.pts[last]), float(whole.times[last])) if more else (end_pts, end)
+                self._clip(self._tracks.span(whole.times[first], until[1]), *until, box, short)
+            self._shots += 1
+        if math.isfinite(shot.end):
+            self._tracks.forget(shot.end)
+
+    def _clip(self, kept: Kept, end_pts: int, end: float, box: tuple[float, float, float, float], drop: bool) -> None:
+        start, size = float(kept.times[0]), (self._probe.width, self._probe.height)
+        name = clip_id(self._source.source_id, int(kept.pts[0]), end_pts, str(self._probe.time_base))
+        x, y, width, height = crop_pixels(box, size)
+        row: dict[str, Any] = {
+            "clip_id": name,
+            "source_id": self._source.source_id,
+            "source_uri": self._source.uri,
+            "shot_index": self._shots,
+            "start": start,
+            "end": end,
+            "start_pts": int(kept.pts[0]),
+            "end_pts": end_pts,
+            "time_base": str(self._probe.time_base),
+            "fps": len(kept.times) / (end - start) if end > start else 0.0,
+            "frames": len(kept.times),
+            "width": size[0],
+            "height": size[1],
+            "crop_x": x,
+            "crop_y": y,
+            "crop_w": width,
+            "crop_h": height,
+            "dropped": "duration" if drop else None,
+        }
+        self._clips.append(row)
+        if drop:
+            row |= {column: None for made in self._filters.values() for column in made.columns}
+            return
+        with self._clock("flow"):
+            view = clip_view(kept, name, end, size, box)
+        for key, made in self._filters.items():
+            with self._clock(f"filter:{key}"):
+                row |= made.score([view])[0]
+        with self._clock("jpeg"):
+            chosen = sampled(kept, view, self._options.frames_uniform, self._options.frames_peaks)
+            for index, still in enumerate(chosen):
+                data = jpeg(still.rgb(box), self._options.jpeg_quality)
+                self._frames.append({"clip_id": name, "index": index, "time": still.time, "jpeg": data})
+
+    def _box(self, kept: Kept) -> tuple[float, float, float, float]:
+        with self._clock("borders"):
+            return content_box(kept.luma)
+
+    def _after_last(self) -> tuple[int, float]:
+        """pts and time at which the last frame ends."""
+        pts, _ = self._tracks.last
+        pts += max(1, round(1 / (self._probe.fps * self._probe.time_base)))
+        return pts, float(pts * self._probe.time_base)
+
+    def _timed(self, frames: Iterator[Frame]) -> Iterator[Frame]:
+        while True:
+            with self._clock("decode"):
+                frame = next(frames, None)
+            if frame is None:
+                return
+            yield frame
+
+    @contextmanager
+    def _clock(self, part: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[part] += time.perf_counter() - started
+
+
+def crop_pixels(box: tuple[float, float, float, float], size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The even-sized rectangle x, y, width, height inside `box` (fractions) of a picture of `size` pixels; of a picture
+    under two pixels, all of it."""
+    spans = []
+    for low, high, pixels in ((box[0], box[2], size[0]), (box[1], box[3], size[1])):
+        first = 2 * math.ceil(low * pixels / 2 - 1e-6)
+        length = 2 * math.floor((high * pixels - first) / 2 + 1e-6)
+        spans.append((first, length) if length >= 2 else (0, pixels))
+    (x, width), (y, height) = spans
+    return x, y, width, height
+
+
+def _opened(segment: tuple[float, float] | None, probe: Probe) -> tuple[float, float]:
+    """The segment, without a limit where it touches the source's ends, which may be elsewhere than promised."""
+    if segment is None:
+        return -math.inf, math.inf
+    start, end = segment
+    return (
+        -math.inf if start <= probe.start + 1e-6 else start,
+        math.inf if end >= probe.start + probe.duration - 1e-3 else end,
+    )
+
+
+def _detector(recipe: Recipe) -> ShotDetector:
+    kinds: dict[str, Callable[[], ShotDetector]] = {
+        "adaptive": Adaptive,
+        "transnetv2": TransNet,
+        "stride": lambda: Stride(recipe.scan.max_seconds),
+    }
+    if recipe.scan.shots not in kinds:
+        raise RecipeError(f"scan.shots: {recipe.scan.shots!r} is none of {', '.join(kinds)}")
+    return kinds[recipe.scan.shots]()
+
+
+def _filters(recipe: Recipe) -> dict[str, Filter]:
+    """The recipe's filters that need nothing but what a scan has, in the recipe's order."""
+    chosen = {}
+    for name, options in recipe.filters.items():
+        made = load_filter(name, options)
+        if made.needs <= SCAN_TRACKS:
+            chosen[name] = made
+    return chosen
