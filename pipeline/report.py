@@ -1,0 +1,242 @@
+"""The dataset's page: one HTML file that says what came in, what went out and why, and plays clips of both."""
+
+from __future__ import annotations
+
+import base64
+import graphlib
+import hashlib
+import importlib.resources
+import itertools
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import jinja2
+import markupsafe
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import tables
+from pipeline.histogram import histogram, number
+from pipeline.report_clips import choose, show
+from pipeline.storage import Store
+
+CANARY = "canary://"  # sources that the build planted: they count nowhere but in their own table
+LATE_COLUMNS = pa.schema(  # what selection, captioning and packing add to a clip's row; a build without them lacks some
+    [
+        ("keep", pa.bool_()),
+        ("rejected_by", pa.list_(pa.string())),
+        ("caption", pa.string()),
+        ("bucket", pa.string()),
+        ("split", pa.string()),
+        ("shard", pa.string()),
+    ]
+)
+PASSES = ("sources", "scan", "embed", "caption", "pack")
+MAX_LABELS = 24  # a text column with more values than this holds no labels
+
+
+@dataclass(frozen=True)
+class Step:
+    """One reason in the funnel. `removed`: clips whose first reason it is; `left`: what remains after it; `having`: all
+    clips that it rejects; `alone`: those that nothing else rejects."""
+
+    reason: str
+    removed: int
+    left: int
+    having: int
+    alone: int
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A labelled count, of which `kept` are kept clips; `share` of the largest, 0..1."""
+
+    label: str
+    count: int
+    kept: int
+    share: float
+
+
+def write_report(dataset: Path | str, clips_shown: int = 60) -> str:
+    """Writes DATASET/report.html from the dataset's tables and shards, and returns its path or URL.
+
+    The page needs nothing outside of itself and depends on the dataset's bytes alone. Half of `clips_shown` are kept
+    clips and half rejected ones, where there are enough of each. Raises OSError where there is no finished dataset.
+    """
+    store = Store(str(dataset))
+    store.write("report.html", _render(store, clips_shown).encode())
+    return store.path("report.html")
+
+
+def funnel(reasons: Sequence[Sequence[str]]) -> list[Step]:
+    """The steps from all clips to the kept ones, from the reasons of each clip as selection lists them (none: kept).
+    Every list follows the one order in which selection asks; the steps are in that order too."""
+    first, having, alone = Counter[str](), Counter[str](), Counter[str]()
+    after: dict[str, set[str]] = {}
+    for given in reasons:
+        having.update(given)
+        for earlier, later in itertools.pairwise(given):
+            after.setdefault(later, set()).add(earlier)
+        if given:
+            first[given[0]] += 1
+        if len(given) == 1:
+            alone[given[0]] += 1
+    left, steps = len(reasons), []
+    order = graphlib.TopologicalSorter({reason: sorted(after.get(reason, ())) for reason in sorted(having)})
+    for reason in order.static_order():
+        left -= first[reason]
+        steps.append(Step(reason, first[reason], left, having[reason], alone[reason]))
+    return steps
+
+
+def filter_costs(passes: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row a filter, dearest first: name, pass, seconds, ms (a clip), clips (scored), rejected, rate (of those
+    scored), share (of the dearest filter's seconds)."""
+    rows = [
+        {"pass": name, "name": filter_name, "seconds": 0.0, "clips": 0, "rejected": 0, **stats}
+        for name, one in passes.items()
+        for filter_name, stats in (one.get("filters") or {}).items()
+    ]
+    rows.sort(key=lambda row: (-row["seconds"], row["name"]))
+    for row in rows:
+        row["ms"] = 1000 * row["seconds"] / max(1, row["clips"])
+        row["rate"] = row["rejected"] / max(1, row["clips"])
+        row["share"] = row["seconds"] / (rows[0]["seconds"] or 1.0)
+    return rows
+
+
+def _render(store: Store, clips_shown: int) -> str:
+    info = json.loads(store.read("dataset.json"))
+    sources = _without_canaries(_read(store, "tables/sources", tables.SOURCES))
+    everything = _read(store, "tables/clips", pa.schema([*tables.CLIPS, *LATE_COLUMNS]))
+    clips = _without_canaries(everything)
+    recipe, passes = info.get("recipe", {}), info.get("passes", {})
+    thresholds: Mapping[str, Mapping[str, Any]] = recipe.get("select", {}).get("thresholds", {})
+
+    keep = pc.fill_null(clips["keep"], False).to_numpy(zero_copy_only=False).astype(bool)
+    numbers, labels = _score_columns(clips)
+    histograms = [histogram(name, _floats(clips[name]), keep, thresholds.get(name)) for name in numbers]
+    shown = show(store, clips, choose(clips, clips_shown), histograms, labels)
+    seconds = pc.subtract(clips["end"], clips["start"]).to_numpy()
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("pipeline"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.globals.update(zip=zip)
+    environment.filters.update(number=number, duration=_duration, clock=_clock, size=_size)
+    script, style = _asset("report.js"), _asset("report.css")
+    return environment.get_template("report.html").render(
+        name=PurePosixPath(store.uri).name,
+        info=info,
+        recipe=recipe,
+        sources=sources.num_rows,
+        opened=int(pc.sum(pc.equal(sources["status"], "ok")).as_py() or 0),
+        source_seconds=pc.sum(sources["duration"]).as_py() or 0.0,
+        failed=[row for row in sources.to_pylist() if row["status"] != "ok"],
+        found=len(keep),
+        kept=int(keep.sum()),
+        kept_seconds=float(seconds[keep].sum()),
+        captioned=len(clips) - clips["caption"].null_count,
+        shards=info.get("shards", []),
+        steps=funnel([r or () for r in clips["rejected_by"].to_pylist()]),
+        passes={
+            name: passes[name] for name in sorted(passes, key=lambda n: (PASSES.index(n) if n in PASSES else 9, n))
+        },
+        filters=filter_costs(passes),
+        bounded=[h for h in histograms if h.lines],
+        unbounded=[h for h in histograms if not h.lines],
+        distributions={
+            **{title: _bars(clips[name], keep) for title, name in (("Buckets", "bucket"), ("Split", "split"))},
+            **{name: _bars(clips[name], keep) for name in labels},
+        },
+        tags=_bars(_top_tags(clips), keep)[:40],
+        shown=shown,
+        shown_reasons=sorted({reason for clip in shown for reason in clip.reasons}),
+        data=[{"id": clip.clip_id, "scores": [asdict(score) for score in clip.scores]} for clip in shown],
+        script=markupsafe.Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        style=markupsafe.Markup(style),
+    )
+
+
+def _read(store: Store, folder: str, schema: pa.Schema) -> pa.Table:
+    """The table, with a null column for each name of `schema` that it lacks."""
+    table = tables.read_table(store, folder)
+    if table is None:
+        return tables.table_from([], schema)
+    for column in schema:
+        if column.name not in table.column_names:
+            table = table.append_column(column, pa.nulls(len(table), column.type))
+    return table
+
+
+def _without_canaries(table: pa.Table) -> pa.Table:
+    return table.filter(pc.invert(pc.starts_with(table["source_uri"], CANARY)))
+
+
+def _score_columns(clips: pa.Table) -> tuple[list[str], list[str]]:
+    """Names of the columns with numbers, and of those with labels: few different short texts."""
+    numbers, labels = [], []
+    for column in clips.schema:
+        if column.name in tables.CLIPS.names or column.name in LATE_COLUMNS.names:
+            continue
+        if pa.types.is_floating(column.type) or pa.types.is_integer(column.type):
+            numbers.append(column.name)
+        elif pa.types.is_boolean(column.type):
+            labels.append(column.name)
+        elif pa.types.is_string(column.type) and not column.name.startswith("caption"):
+            values = pc.unique(clips[column.name].drop_null()).to_pylist()
+            if 0 < len(values) <= MAX_LABELS and max(map(len, values)) <= 32:
+                labels.append(column.name)
+    return numbers, labels
+
+
+def _floats(column: pa.ChunkedArray) -> np.ndarray:
+    return np.asarray(pc.fill_null(column.cast(pa.float64()), float("nan")).to_numpy())
+
+
+def _top_tags(clips: pa.Table) -> pa.ChunkedArray | pa.Array:
+    if "tags_labels" not in clips.column_names:
+        return pa.nulls(len(clips), pa.string())
+    return pa.array([tags[0] if tags else None for tags in clips["tags_labels"].to_pylist()], pa.string())
+
+
+def _bars(column: pa.ChunkedArray | pa.Array, keep: np.ndarray) -> list[Bar]:
+    """Counts of each value, most frequent first; nulls are left out."""
+    values = [None if value is None else str(value) for value in column.to_pylist()]
+    all_of = Counter(value for value in values if value is not None)
+    kept = Counter(value for value, is_kept in zip(values, keep, strict=True) if is_kept and value is not None)
+    ordered = sorted(all_of, key=lambda value: (-all_of[value], value))
+    return [Bar(value, all_of[value], kept[value], all_of[value] / all_of[ordered[0]]) for value in ordered]
+
+
+def _asset(name: str) -> str:
+    return (importlib.resources.files("pipeline") / "templates" / name).read_text()
+
+
+def _duration(seconds: float) -> str:
+    """Hours above two hours, minutes above two minutes, else seconds."""
+    if seconds >= 7200:
+        return f"{number(seconds / 3600)} h"
+    return f"{number(seconds / 60)} min" if seconds >= 120 else f"{number(seconds)} s"
+
+
+def _clock(seconds: float) -> str:
+    """1:02:03.4, or 2:03.4 below an hour."""
+    tenths = int(seconds * 10 + 1e-6)
+    minutes, rest = divmod(tenths, 600)
+    front = f"{minutes // 60}:{minutes % 60:02d}" if minutes >= 60 else f"{minutes}"
+    return f"{front}:{rest // 10:02d}.{rest % 10}"
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 1000 or unit == "TB":
+            break
+        count /= 1000
+    return f"{number(count)} {unit}"
