@@ -8,7 +8,11 @@ from collections.abc import Mapping
 
 from filters.base import Filter
 
-FILTERS: dict[str, str] = {}
+FILTERS: dict[str, str] = {
+    "consistency": "filters.consistency:Consistency",
+    "similarity": "filters.similarity:Similarity",
+    "tags": "filters.tags:Tags",
+}
 
 
 def load_filter(name: str, options: Mapping[str, object] | None = None, encoder: object = None) -> Filter:

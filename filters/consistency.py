@@ -1,0 +1,29 @@
+"""Consistency: how alike neighbouring sampled frames are, so that a clip with a missed cut can be left out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pyarrow as pa
+
+from filters.base import ClipView, Score, Track
+from filters.similarity import usable
+
+
+class Consistency:
+    """Cosine between the embeddings of neighbouring sampled frames: the lowest (a cut that was missed, a jump) and
+    the mean (how much the clip changes at all). One frame has no neighbour: null."""
+
+    name = "consistency"
+    version = 1
+    needs = frozenset({Track.EMBEDDING})
+    columns: Mapping[str, pa.DataType] = {"consistency_min": pa.float32(), "consistency_mean": pa.float32()}
+
+    def score(self, clips: Sequence[ClipView]) -> list[dict[str, Score]]:
+        return [self._score(clip) for clip in clips]
+
+    def _score(self, clip: ClipView) -> dict[str, Score]:
+        if len(clip.embedding) < 2 or not usable(clip.embedding):
+            return dict.fromkeys(self.columns)
+        cosines = (clip.embedding[1:] * clip.embedding[:-1]).sum(axis=1)
+        return {"consistency_min": float(cosines.min()), "consistency_mean": float(cosines.mean())}

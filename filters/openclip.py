@@ -1,0 +1,123 @@
+"""OpenCLIP as the encoder of frames and texts (Radford et al., ICML 2021; https://github.com/mlfoundations/open_clip).
+
+Runs in half precision on a GPU; on a CPU in float32 on one thread.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from filters.conse import imagenet_classes
+from filters.similarity import FrameTags, Looked, one_thread
+from filters.torchvision_ops import ensure_torchvision
+
+BATCH = 64  # pictures or texts a forward pass
+TOP = 10  # tags a frame
+
+
+class OpenClip:
+    """`model` is an architecture that OpenCLIP knows ("ViT-L-14"), "local-dir:FOLDER" or "hf-hub:OWNER/NAME";
+    `pretrained` is a tag ("openai") or a checkpoint file, and unused for the latter two. Raises RuntimeError when the
+    weights cannot be had: it never scores with random ones."""
+
+    def __init__(self, model: str, pretrained: str, device: str | None = None):
+        ensure_torchvision()
+        import open_clip
+
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.precision = torch.float16 if self.device.type == "cuda" else torch.float32
+        try:
+            self.model: Any = open_clip.create_model(
+                model,
+                pretrained,
+                precision="fp16" if self.precision == torch.float16 else "fp32",
+                device=self.device,
+                require_pretrained=True,
+            ).eval()
+            self.tokenizer: Any = open_clip.get_tokenizer(model)
+        except Exception as error:  # hub, file and configuration errors are of many types
+            raise RuntimeError(
+                f"OpenCLIP {model} with the weights {pretrained!r} could not be loaded ({error}). "
+                "Where the hub cannot be reached, give encoder.pretrained the path of a checkpoint file."
+            ) from error
+        self.model_name, self.pretrained = model, pretrained
+        self.id = f"openclip:{model.removeprefix('local-dir:')}:{_weights_id(model, pretrained)}"
+        settings = self.model.visual.preprocess_cfg
+        size = settings["size"]
+        self.size: tuple[int, int] = (size, size) if isinstance(size, int) else tuple(size)
+        self.squash = settings.get("resize_mode", "shortest") == "squash"
+        self.interpolation = settings.get("interpolation", "bicubic")
+        self.mean = torch.tensor(settings["mean"], device=self.device).view(1, 3, 1, 1)
+        self.std = torch.tensor(settings["std"], device=self.device).view(1, 3, 1, 1)
+        self.dim = len(self.texts(["a"])[0])
+        self.labels = [label for label, _ in imagenet_classes()]
+        self.classes: torch.Tensor | None = None  # (d, 1000), made when tags are first asked for
+
+    @torch.inference_mode()
+    def frames(self, rgb: np.ndarray) -> np.ndarray:
+        return self._embed(list(rgb)).float().cpu().numpy()
+
+    @torch.inference_mode()
+    def texts(self, texts: Sequence[str]) -> np.ndarray:
+        rows = []
+        with one_thread():
+            for i in range(0, len(texts), BATCH):
+                tokens = self.tokenizer(list(texts[i : i + BATCH])).to(self.device)
+                rows.append(F.normalize(self.model.encode_text(tokens).float(), dim=1))
+        return torch.cat(rows).cpu().numpy() if rows else np.zeros((0, self.dim), np.float32)
+
+    @torch.inference_mode()
+    def look(self, frames: Sequence[np.ndarray]) -> Looked:
+        embedding = self._embed(frames)
+        if self.classes is None:
+            names = self.texts([f"a photo of a {label}." for label in self.labels])
+            self.classes = torch.from_numpy(names).to(self.device).T
+        probability, index = (self.model.logit_scale.exp().float() * embedding @ self.classes).softmax(1).topk(TOP)
+        tags: list[FrameTags] = [
+            [(self.labels[i], p) for i, p in zip(row, chances, strict=True)]
+            for row, chances in zip(index.tolist(), probability.tolist(), strict=True)
+        ]
+        return Looked(embedding.cpu().numpy(), tags)
+
+    def _embed(self, frames: Sequence[np.ndarray]) -> torch.Tensor:
+        """(n, d) float32 of unit rows, on the device."""
+        rows = [torch.zeros(0, self.dim, device=self.device)]
+        with one_thread():
+            for i in range(0, len(frames), BATCH):
+                pictures = torch.cat([self._input(frame) for frame in frames[i : i + BATCH]])
+                rows.append(F.normalize(self.model.encode_image(pictures).float(), dim=1))
+        return torch.cat(rows)
+
+    def _input(self, frame: np.ndarray) -> torch.Tensor:
+        """(h, w, 3) uint8 -> (1, 3, *size), resized and cropped on the device as OpenCLIP's own transform does it."""
+        x = torch.from_numpy(np.ascontiguousarray(frame)).to(self.device).permute(2, 0, 1)[None].float()
+        height, width = x.shape[2:]
+        target = self.size
+        if not self.squash:
+            scale = max(self.size[0] / height, self.size[1] / width)
+            target = (max(self.size[0], int(height * scale)), max(self.size[1], int(width * scale)))
+        x = F.interpolate(x, target, mode=self.interpolation, antialias=True, align_corners=False)
+        top, left = round((target[0] - self.size[0]) / 2), round((target[1] - self.size[1]) / 2)
+        x = x[:, :, top : top + self.size[0], left : left + self.size[1]]
+        x = x.round().clamp(0, 255) / 255  # as eight-bit pictures come out of a resize
+        return ((x - self.mean) / self.std).to(self.precision)
+
+
+def _weights_id(model: str, pretrained: str) -> str:
+    """The tag, or 16 hex digits of the content where the weights are files here."""
+    folder = Path(model.removeprefix("local-dir:")) if model.startswith("local-dir:") else None
+    files = sorted(folder.glob("open_clip*")) if folder else [Path(pretrained)]
+    if not all(file.is_file() for file in files):
+        return pretrained
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()[:16]

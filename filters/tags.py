@@ -1,0 +1,39 @@
+"""Tags: what the encoder takes the frames for, as labels with probabilities."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import pyarrow as pa
+
+from filters.base import ClipView, Score, Track
+
+
+class Tags:
+    """`tags_labels` and `tags_probabilities`, best first: the mean over frames, where a label that a frame's list
+    does not have counts as 0. `count` is how many are kept."""
+
+    name = "tags"
+    version = 1
+    needs = frozenset({Track.EMBEDDING})
+    columns: Mapping[str, pa.DataType] = {
+        "tags_labels": pa.list_(pa.string()),
+        "tags_probabilities": pa.list_(pa.float32()),
+    }
+
+    def __init__(self, count: int = 10):
+        self.count = count
+
+    def score(self, clips: Sequence[ClipView]) -> list[dict[str, Score]]:
+        return [self._score(clip) for clip in clips]
+
+    def _score(self, clip: ClipView) -> dict[str, Score]:
+        totals: defaultdict[str, float] = defaultdict(float)
+        for frame in clip.tags:
+            for label, probability in frame:
+                totals[label] += probability / len(clip.tags)
+        best = sorted(totals.items(), key=lambda item: (-item[1], item[0]))[: self.count]
+        if not best:
+            return dict.fromkeys(self.columns)
+        return {"tags_labels": [label for label, _ in best], "tags_probabilities": [p for _, p in best]}
