@@ -112,9 +112,9 @@ def load_recipe(name: str = "embedded", overrides: Sequence[str] = ()) -> Recipe
     return from_dict(tree, overrides)
 
 
-def from_dict(tree: Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
+def from_dict(given: Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
     """The recipe that `to_dict` (or dataset.json) holds, with `key=value` overrides. Raises RecipeError."""
-    tree = copy.deepcopy(dict(tree))
+    tree = dict(copy.deepcopy(given))
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:

@@ -23,9 +23,7 @@ import pyarrow.parquet as pq
 from pipeline.storage import REMOTE, Store, buffered
 
 VIDEOS = frozenset(
-    f".{ending}"
-    for ending in ("mp4", "m4v", "mov", "mkv", "webm", "avi", "ts", "m2ts", "mts", "mpg", "mpeg", "flv", "wmv", "3gp")
-    + ("ogv", "gif", "mxf", "y4m", "vob", "asf")
+    ".3gp .asf .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .ts .vob .webm .wmv .y4m".split()  # noqa: SIM905
 )
 IMAGES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"))
 LISTS = frozenset((".csv", ".jsonl", ".ndjson", ".parquet"))

@@ -94,16 +94,20 @@ def write_fragment(store: Store, name: str, rows: pa.Table, done: Mapping[str, A
     return Fragment(name, done)
 
 
+def read_fragment(store: Store, name: str) -> Fragment:
+    """The fragment called `name`. Raises OSError, pa.ArrowInvalid or KeyError where it is not a whole one."""
+    with store.open(name) as file:
+        return Fragment(name, json.loads(pq.read_schema(file).metadata[DONE]))
+
+
 def read_fragments(store: Store, folder: str) -> list[Fragment]:
     """Every fragment of `folder`, in order of name. One that is truncated or not ours is deleted: its unit is then
     simply not done."""
     found = []
     for name in store.list(folder, ".parquet"):
         try:
-            with store.open(name) as file:
-                metadata = pq.read_schema(file).metadata or {}
-            found.append(Fragment(name, json.loads(metadata[DONE])))
-        except (pa.ArrowInvalid, KeyError, json.JSONDecodeError):
+            found.append(read_fragment(store, name))
+        except (pa.ArrowInvalid, KeyError, TypeError, json.JSONDecodeError):
             store.delete(name)
     return found
 

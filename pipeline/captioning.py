@@ -1,0 +1,158 @@
+"""The caption pass: frames and measurements of kept clips -> captions, audited, with the scores that need a text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from captioners import load_captioner
+from captioners.audit import AUDIT_COLUMNS, audit
+from captioners.base import Caption, CaptionerDown, CaptionError, ClipFrames, to_json
+from filters.similarity import load_encoder
+from pipeline import passes
+from pipeline.recipe import Recipe
+from pipeline.scoring import Costs, Frames, chunks, clip_view, one_thread
+from pipeline.state import join
+from pipeline.storage import Store
+from pipeline.tables import fingerprint, read_fragment, table_from, write_fragment
+from pipeline.units import CaptionUnit, Done
+
+
+def caption_schema(recipe: Recipe) -> pa.Schema:
+    columns = {**AUDIT_COLUMNS, **passes.columns_of(recipe, "caption")}
+    return pa.schema([*passes.CAPTIONED, *(pa.field(k, v) for k, v in columns.items())])
+
+
+class CaptionClips:
+    """A unit -> a fragment of captions. A clip without a caption is a row that says why."""
+
+    def __init__(self, store: Store, recipe: Recipe) -> None:
+        one_thread()
+        self._store, self._recipe = store, recipe
+        self._captioner = load_captioner(recipe.caption.captioner, recipe.caption.options)
+        self._filters: Mapping[str, Any] = {}
+        if passes.filters_of(recipe, "caption"):
+            encoder = load_encoder(recipe.encoder.name, recipe.encoder.model, recipe.encoder.pretrained)
+            self._filters = passes.filters_of(recipe, "caption", encoder)
+        self._schema = caption_schema(recipe)
+        self._fingerprint = passes.caption_fingerprint(recipe)
+
+    def __call__(self, unit: CaptionUnit) -> Done:
+        fragment = read_fragment(self._store, unit.fragment)
+        table = fragment.rows(self._store)
+        embedded = pa.concat_tables([read_fragment(self._store, name).rows(self._store) for name in unit.embedded])
+        wanted = [
+            row
+            for row in join(table, embedded, passes.embed_schema(self._recipe)).to_pylist()
+            if row["clip_id"] in set(unit.clip_ids)
+        ]
+        costs, rows, problem = Costs(), [], ""
+        for chunk, frames in chunks(self._store, fragment, wanted, self._recipe.caption.batch):
+            answers, problem = self._ask(chunk, frames, costs)
+            rows += self._score([row for row in chunk if row["clip_id"] in answers], frames, answers, costs)
+            if problem:
+                break
+        name = ""
+        if rows:
+            key = fingerprint(self._fingerprint, [row["clip_id"] for row in rows])
+            name = f"state/caption/{key}.parquet"
+            rows_table = table_from(rows, self._schema).sort_by("clip_id")
+            write_fragment(self._store, name, rows_table, {"fingerprint": self._fingerprint})
+        failed = sum(row["caption_error"] is not None for row in rows)
+        return Done(
+            of="caption",
+            amount=len(rows),
+            counts={"captions": len(rows) - failed, "failed": failed},
+            seconds={"total": costs.total},
+            filters=costs.filters(),
+            fragment=name,
+            problem=problem,
+        )
+
+    def _ask(
+        self, rows: Sequence[dict[str, Any]], frames: Mapping[str, Frames], costs: Costs
+    ) -> tuple[dict[str, dict[str, Any]], str]:
+        """Caption columns by clip_id, and what stopped the captioner, if anything did."""
+        clips = {row["clip_id"]: _clip_frames(row, frames[row["clip_id"]]) for row in rows}
+        problem = ""
+        with costs.measure("captioner", len(clips)):
+            try:
+                answers: Sequence[Caption | CaptionError] = self._captioner.caption(list(clips.values()))
+            except CaptionerDown as down:
+                answers, problem = down.done, str(down)
+        with costs.measure("audit", len(answers)):
+            return {answer.clip_id: self._columns(answer, clips[answer.clip_id]) for answer in answers}, problem
+
+    def _columns(self, answer: Caption | CaptionError, clip: ClipFrames) -> dict[str, Any]:
+        if isinstance(answer, CaptionError):
+            return {"caption_error": answer.reason}
+        scores: Mapping[str, Any] = {}
+        if self._recipe.caption.audit:
+            audited = audit(answer, clip)
+            scores = audited.score
+            if audited.caption is None:
+                return {**scores, "caption_error": f"audit: {audited.rejected}"}
+            answer = audited.caption
+        return {
+            **scores,
+            "caption_short": answer.short,
+            "caption_dense": answer.dense,
+            "caption_json": to_json(answer),
+            "caption_error": None,
+        }
+
+    def _score(
+        self,
+        rows: Sequence[dict[str, Any]],
+        frames: Mapping[str, Frames],
+        answers: Mapping[str, dict[str, Any]],
+        costs: Costs,
+    ) -> list[dict[str, Any]]:
+        """Rows of the pass: captions with the scores of the filters that need one."""
+        out = [{"clip_id": row["clip_id"], **answers[row["clip_id"]]} for row in rows]
+        for name, made in self._filters.items():
+            with costs.measure(name, len(out)):
+                views = [
+                    clip_view(
+                        row,
+                        frames[row["clip_id"]],
+                        {**row, **columns},
+                        caption=columns.get("caption_dense"),
+                        embedding=_embedding(row),
+                    )
+                    for row, columns in zip(rows, out, strict=True)
+                ]
+                for columns, scores in zip(out, made.score(views), strict=True):
+                    columns.update(scores)
+        return out
+
+
+def chosen_text(text: str, clip_id: str, caption_json: str | None, short: str | None, dense: str | None) -> str | None:
+    """What goes into the clip's .txt: the short or the dense caption, or with `mix` one of the two by clip_id."""
+    if caption_json is None or not (short or dense):
+        return None
+    if text == "mix":
+        text = "short" if int(clip_id[:8], 16) % 2 else "dense"
+    return (short or dense) if text == "short" else (dense or short)
+
+
+def _clip_frames(row: Mapping[str, Any], frames: Frames) -> ClipFrames:
+    return ClipFrames(
+        clip_id=row["clip_id"],
+        duration=row["end"] - row["start"],
+        frames=frames.pictures,
+        times=frames.times - row["start"],
+        scores=row,
+    )
+
+
+def _embedding(row: Mapping[str, Any]) -> np.ndarray:
+    """(k, d) float32 unit rows, as the embed pass stored them in float16."""
+    if row["frame_embeddings"] is None:
+        return np.zeros((0, 0), np.float32)
+    stored = np.frombuffer(row["frame_embeddings"], np.float16).astype(np.float32)
+    rows = stored.reshape(-1, len(row["embedding"]))
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(1e-9)

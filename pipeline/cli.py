@@ -1,0 +1,180 @@
+"""The command line. `clipmill COMMAND --help` says what each takes."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import re
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pipeline.dataset import DatasetError, read_info
+from pipeline.recipe import RecipeError, load_recipe, presets
+from pipeline.sources import SourceError
+from pipeline.storage import Store
+from pipeline.units import BuildStopped
+
+OVERRIDE = re.compile(r"[a-z_]+(\.\w+)*=")  # key=value, and no path or URL
+
+# The trainer's commands parse their own arguments, so that nothing here imports torch.
+TRAINER = {
+    "train": ("model.train", "train a video diffusion model on a dataset"),
+    "sample": ("model.sample", "write a video for a prompt"),
+    "evaluate": ("model.evaluate", "measure a trained model"),
+    "encode": ("model.encode", "cache a dataset's latents"),
+    "train-vae": ("model.train_vae", "train a latent space on a dataset"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit status: 0 done, 1 stopped, 2 wrong input, 130 interrupted."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv and argv[0] in TRAINER:
+        return int(importlib.import_module(TRAINER[argv[0]][0]).main(argv[1:]) or 0)
+    args = _parse(argv)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return int(args.run(args) or 0)
+    except KeyboardInterrupt:
+        print("\nstopped; what is done is kept: run the same command again to go on", file=sys.stderr)
+        return 130
+    except (RecipeError, SourceError, DatasetError) as error:
+        print(f"clipmill: {error}", file=sys.stderr)
+        return 2
+    except (BuildStopped, OSError) as error:
+        print(f"clipmill: {error}", file=sys.stderr)
+        print("what is done is kept: run the same command again to go on", file=sys.stderr)
+        return 1
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    if rest and ("words" not in args or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if "words" in args:  # argparse leaves over words that come after options
+        words = [*args.words, *rest]
+        args.overrides = [word for word in words if OVERRIDE.match(word)]
+        args.sources = [word for word in words if not OVERRIDE.match(word)]
+    return args
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="clipmill",
+        description="Turns raw video into text-video training data, and trains a video diffusion model on it.",
+        epilog="trainer: " + "; ".join(f"{name}, {what}" for name, (_, what) in TRAINER.items()),
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, run: Callable[[argparse.Namespace], int | None], text: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        made.set_defaults(run=run)
+        return made
+
+    for name, run, text in (
+        ("build", _build, "build a dataset, doing only what is not done yet"),
+        ("plan", _plan, "say what a build would do, and why"),
+    ):
+        made = command(name, run, text)
+        made.add_argument(
+            "words",
+            nargs="+",
+            metavar="SOURCE | key=value",
+            help="folders, files, globs, lists (.csv .jsonl .parquet), .tar, URLs; recipe options (scan.max_seconds=8)",
+        )
+        made.add_argument("--out", required=True, metavar="DATASET", help="folder of the dataset, or s3:// gs:// az://")
+        made.add_argument("--recipe", default="embedded", help=f"{', '.join(presets())}, or a YAML file")
+    commands.choices["build"].add_argument(
+        "--address", metavar="RAY", help="join this Ray cluster (auto: the one this runs in); default: this machine"
+    )
+    made = command("report", _report, "write the dataset's page again")
+    made.add_argument("dataset")
+    made = command("verify", _verify, "check every checksum, decode every clip, compare with the tables")
+    made.add_argument("dataset")
+    made = command("select", _select, "what other thresholds would add or drop; computes no score again")
+    made.add_argument("dataset")
+    made.add_argument("overrides", nargs="+", metavar="key=value", help="e.g. select.thresholds.motion_object.min=0.02")
+    made = command("calibrate", _calibrate, "percentiles of every score; precision and recall where labels exist")
+    made.add_argument("dataset")
+    made.add_argument("--labels", metavar="CSV", help="clip_id,label with label good or bad")
+    made = command("export", _export, "write the kept clips as one table (.csv, .jsonl or .parquet)")
+    made.add_argument("dataset")
+    made.add_argument("--out", required=True, metavar="FILE")
+    command("doctor", _doctor, "what this machine can do")
+    return parser
+
+
+def _build(args: argparse.Namespace) -> None:
+    recipe = load_recipe(args.recipe, args.overrides)
+    from pipeline.build import build
+    from pipeline.summary import summary
+
+    built = build(args.sources, args.out, recipe, args.address)
+    print(summary(args.out, built.info))
+
+
+def _plan(args: argparse.Namespace) -> None:
+    recipe = load_recipe(args.recipe, args.overrides)
+    from pipeline.plan import plan
+
+    print(plan(args.sources, args.out, recipe))
+
+
+def _report(args: argparse.Namespace) -> None:
+    from pipeline.report import write_report
+
+    print(write_report(_local(args.dataset)))
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from pipeline.verify import verify
+
+    problems = verify(_local(args.dataset))
+    for problem in problems:
+        print(problem)
+    print(f"{len(problems)} problems" if problems else "everything is as it should be")
+    return 1 if problems else 0
+
+
+def _select(args: argparse.Namespace) -> None:
+    from pipeline.counterfactual import what_if
+
+    print(what_if(_local(args.dataset), None, args.overrides))
+
+
+def _calibrate(args: argparse.Namespace) -> None:
+    from pipeline.calibrate import calibrate
+
+    print(calibrate(_local(args.dataset), Path(args.labels) if args.labels else None))
+
+
+def _export(args: argparse.Namespace) -> None:
+    from pipeline.export import export
+
+    print(f"{export(Store(args.dataset), Path(args.out)):,} clips written to {args.out}")
+
+
+def _doctor(args: argparse.Namespace) -> None:
+    from pipeline.doctor import examine
+
+    print(examine())
+
+
+def _local(dataset: str) -> Path:
+    """The folder of a local dataset. Raises DatasetError where there is none."""
+    store = Store(dataset)
+    read_info(store)
+    if store.local is None:
+        raise DatasetError(f"{dataset}: this command reads local datasets; copy it here first")
+    return store.local
+
+
+if __name__ == "__main__":
+    sys.exit(main())

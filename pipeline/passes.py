@@ -1,0 +1,178 @@
+"""The passes of a build: which filters each runs, the columns that it writes, and the fingerprint of what it does.
+
+A fingerprint covers everything that can change a pass's rows: its options, the versions of its filters, the models by
+name, this code's own version, and the fingerprints of the passes before it. Limits of time and memory are not part of
+it: they decide only whether a unit is finished.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from captioners import CAPTIONERS
+from captioners.audit import AUDIT_COLUMNS
+from filters import load_filter
+from filters.base import Filter, Track
+from pipeline.recipe import Bounds, Recipe, RecipeError, to_dict
+from pipeline.select import check_thresholds
+from pipeline.tables import CLIPS, fingerprint
+
+SCAN_VERSION = 1
+EMBED_VERSION = 1
+CAPTION_VERSION = 1
+
+SCAN_TRACKS = frozenset({Track.LUMA, Track.FLOW, Track.BURST, Track.DETAIL})
+
+IDENTIFIED = pa.schema(
+    [
+        ("uri", pa.string()),
+        ("size", pa.int64()),
+        ("stamp", pa.string()),
+        ("source_id", pa.string()),
+        ("status", pa.string()),
+        ("error", pa.string()),
+        ("start", pa.float64()),  # seconds: presentation time of the first frame
+        ("duration", pa.float64()),
+        ("fps", pa.float64()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("codec", pa.string()),
+    ]
+)
+
+EMBEDDED = pa.schema(
+    [
+        ("clip_id", pa.string()),
+        ("scored", pa.list_(pa.string())),  # the filters that ran, which are fewer where a cheap one rejected
+        ("embedding", pa.list_(pa.float32())),  # mean over the frames, unit norm
+        ("frame_embeddings", pa.binary()),  # (frames, d) float16
+        ("phash", pa.list_(pa.int64())),  # a frame
+    ]
+)
+
+CAPTIONED = pa.schema(
+    [
+        ("clip_id", pa.string()),
+        ("caption_short", pa.string()),
+        ("caption_dense", pa.string()),
+        ("caption_json", pa.string()),
+        ("caption_error", pa.string()),
+    ]
+)
+
+
+def pass_of(needs: frozenset[Track]) -> str:
+    """The first pass that has everything in `needs`: scan, embed or caption."""
+    if needs <= SCAN_TRACKS:
+        return "scan"
+    return "caption" if Track.CAPTION in needs else "embed"
+
+
+def filters_of(recipe: Recipe, name: str, encoder: object = None) -> dict[str, Filter]:
+    """The recipe's filters that run in the pass `name`, in the recipe's order. Raises RecipeError for an unknown
+    filter or option."""
+    chosen = {}
+    for key, options in recipe.filters.items():
+        try:
+            made = load_filter(key, options, encoder)
+        except KeyError as error:
+            raise RecipeError(f"unknown filter {key!r}") from error
+        except TypeError as error:
+            raise RecipeError(f"filters.{key}: {error}") from error
+        if pass_of(made.needs) == name:
+            chosen[key] = made
+    return chosen
+
+
+def columns_of(recipe: Recipe, name: str) -> dict[str, pa.DataType]:
+    """The score columns that the filters of a pass write."""
+    return {column: kind for made in filters_of(recipe, name).values() for column, kind in made.columns.items()}
+
+
+def thresholds_of(recipe: Recipe, columns: Mapping[str, Any]) -> dict[str, Bounds]:
+    """The recipe's thresholds on these columns."""
+    return {column: bounds for column, bounds in recipe.select.thresholds.items() if column in columns}
+
+
+def in_question(row: Mapping[str, Any], recipe: Recipe) -> bool:
+    """Whether a scanned clip goes on to the embed pass: not dropped, and no scan score that rejects it."""
+    if row["dropped"] is not None:
+        return False
+    return recipe.score_all or all(b.admit(row[c]) for c, b in thresholds_of(recipe, row).items())
+
+
+def lacks_scores(row: Mapping[str, Any], filters: Mapping[str, Filter], recipe: Recipe) -> bool:
+    """Whether the embed pass still has something to say of a clip: `row` has its scores so far and `scored`, the
+    filters that ran (None: not embedded yet); `filters` are the pass's. A clip that an earlier build stopped scoring
+    goes on when today's thresholds let it through."""
+    if not in_question(row, recipe):
+        return False
+    if row["scored"] is None:
+        return True
+    known = [column for name in row["scored"] for column in filters[name].columns]
+    admitted = all(b.admit(row[c]) for c, b in thresholds_of(recipe, dict.fromkeys(known)).items())
+    return admitted and len(row["scored"]) < len(filters)
+
+
+def check(recipe: Recipe) -> None:
+    """Raises RecipeError for a recipe that cannot be built: unknown filters, options, captioners or thresholds."""
+    kinds = {column: kind for name in ("scan", "embed", "caption") for column, kind in columns_of(recipe, name).items()}
+    fields = [*CLIPS, *EMBEDDED, *(pa.field(k, v) for k, v in {**kinds, **AUDIT_COLUMNS}.items())]
+    check_thresholds(recipe.select.thresholds, pa.schema(fields))
+    if recipe.caption.captioner not in CAPTIONERS:
+        raise RecipeError(f"unknown captioner {recipe.caption.captioner!r}: known are {', '.join(CAPTIONERS)}")
+
+
+def late_columns(recipe: Recipe) -> set[str]:
+    """The score columns that the caption pass writes."""
+    return {*AUDIT_COLUMNS, *columns_of(recipe, "caption")}
+
+
+def scan_schema(recipe: Recipe) -> pa.Schema:
+    return pa.schema([*CLIPS, *(pa.field(k, v) for k, v in columns_of(recipe, "scan").items())])
+
+
+def embed_schema(recipe: Recipe) -> pa.Schema:
+    return pa.schema([*EMBEDDED, *(pa.field(k, v) for k, v in columns_of(recipe, "embed").items())])
+
+
+def limits(recipe: Recipe) -> dict[str, Any]:
+    """Options that decide whether a scan finishes, not what it finds."""
+    scan = recipe.scan
+    return {"seconds": scan.deadline_seconds, "factor": scan.deadline_factor, "memory": scan.memory_mb}
+
+
+def scan_fingerprint(recipe: Recipe) -> str:
+    options = {
+        k: v for k, v in to_dict(recipe.scan).items() if k not in ("deadline_factor", "deadline_seconds", "memory_mb")
+    }
+    return fingerprint("scan", SCAN_VERSION, options, _versions(recipe, "scan"))
+
+
+def embed_fingerprint(recipe: Recipe) -> str:
+    return fingerprint(
+        "embed",
+        EMBED_VERSION,
+        scan_fingerprint(recipe),
+        to_dict(recipe.encoder),
+        _versions(recipe, "embed"),
+        recipe.score_all,
+    )
+
+
+def caption_fingerprint(recipe: Recipe) -> str:
+    caption = recipe.caption
+    return fingerprint(
+        "caption",
+        CAPTION_VERSION,
+        embed_fingerprint(recipe),
+        [caption.captioner, caption.options, caption.audit],
+        _versions(recipe, "caption"),
+    )
+
+
+def _versions(recipe: Recipe, name: str) -> list[Any]:
+    return [[key, made.version, recipe.filters[key]] for key, made in filters_of(recipe, name).items()]

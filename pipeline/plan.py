@@ -1,0 +1,74 @@
+"""What a build would do and why, without doing it, with times from the rates that earlier builds measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow.compute as pc
+
+from pipeline import passes, state, todo
+from pipeline.dataset import check_folder, read_info
+from pipeline.progress import clock
+from pipeline.recipe import Recipe
+from pipeline.select import select
+from pipeline.shards import listed, plan_shards
+from pipeline.sources import discover
+from pipeline.storage import Store
+
+
+def plan(inputs: Sequence[str], out: str, recipe: Recipe) -> str:
+    """One line a pass: how much is done, how much is left, why, and about how long that takes. Raises what a build
+    raises before it starts."""
+    found = discover(inputs)
+    store = Store(out)
+    check_folder(store)
+    passes.check(recipe)
+    info: dict[str, Any] = read_info(store) if store.exists("dataset.json") else {}
+
+    new = sum(unit.amount for unit in todo.identify_units(found, store))
+    lines = [_line("sources", new, len(found), "files", "new or changed", info)]
+    sources = todo.source_rows(found, store)
+    parts = todo.parts_of(sources, recipe)
+    done = state.scanned(store, recipe)
+    left = [part for part in parts if part.key not in done.errors]
+    why = _why(info, left, passes.scan_fingerprint(recipe), store, "state/scan")
+    lines.append(_line("scan", sum(p.seconds for p in left), sum(p.seconds for p in parts), "video", why, info))
+    again = sum(unit.amount for unit in todo.embed_units(parts, done, store, recipe))
+
+    late = passes.late_columns(recipe)
+    clips = select(todo.clip_rows(sources, store, recipe), recipe, late, captioned=False)
+    why = "not scored yet, or let through by other thresholds"
+    lines.append(_line("embed", again, clips.num_rows, "clips", why, info))
+    silent = sum(unit.amount for unit in todo.caption_units(clips, recipe))
+    kept = pc.sum(clips["keep"]).as_py() or 0
+    lines.append(_line("caption", silent, kept, "clips", "kept and without a caption of this captioner", info))
+    final = select(todo.clip_rows(sources, store, recipe), recipe, late)
+    shards = plan_shards(final.filter(final["keep"]), recipe)
+    have = listed(store)
+    missing = [shard for shard in shards if shard.name not in have]
+    lines.append(_line("pack", sum(len(s.clips) for s in missing), final.num_rows, "clips", "in shards to write", info))
+    if new or left:
+        lines.append("later passes: of what is known now; files still to be looked at or scanned add to them")
+    return "\n".join(lines)
+
+
+def _line(name: str, left: float, total: float, measure: str, why: str, info: dict[str, Any]) -> str:
+    if not left:
+        return f"{name:<8} nothing to do ({_amount(total, measure)} done)"
+    spent = info.get("passes", {}).get(name)
+    about = ""
+    if spent and spent["amount"] and spent["seconds"]:
+        about = f", about {clock(left * spent['seconds'] / spent['amount'])} at the last build's rate"
+    return f"{name:<8} {_amount(left, measure)} of {_amount(total, measure)}: {why}{about}"
+
+
+def _amount(amount: float, measure: str) -> str:
+    return f"{clock(amount)} of video" if measure == "video" else f"{amount:,.0f} {measure}"
+
+
+def _why(info: dict[str, Any], left: Sequence[Any], fingerprint: str, store: Store, folder: str) -> str:
+    if not info or not left:
+        return "not done yet"
+    others = any(f.done.get("fingerprint") != fingerprint for f in state.read_fragments(store, folder))
+    return "scan options or filters changed" if others else "new sources"

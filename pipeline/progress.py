@@ -1,0 +1,67 @@
+"""Progress for a person: one line a pass, kept up to date on a terminal, printed once in a pipe."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import TextIO
+
+
+class Progress:
+    """Counts what a pass has done against what there is to do, in the pass's own measure (seconds, clips ...)."""
+
+    def __init__(self, name: str, total: float, measure: str, out: TextIO | None = None) -> None:
+        self._name, self._total, self._measure = name, total, measure
+        self._out = out or sys.stdout
+        self._started = time.monotonic()
+        self._amount = 0.0
+        self._counts: dict[str, int] = {}
+
+    def add(self, amount: float, counts: Mapping[str, int]) -> None:
+        self._amount += amount
+        for key, value in counts.items():
+            self._counts[key] = self._counts.get(key, 0) + value
+        if self._out.isatty():
+            self._out.write(f"\r\033[2K{self._line()}{self._left()}")
+            self._out.flush()
+
+    def close(self) -> float:
+        """Prints the pass's line and returns its seconds."""
+        start = "\r\033[2K" if self._out.isatty() else ""
+        self._out.write(f"{start}{self._line()}  {self.seconds:.1f} s\n")
+        self._out.flush()
+        return self.seconds
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._started
+
+    def _line(self) -> str:
+        counts = ", ".join(f"{value:,} {key}" for key, value in self._counts.items() if value or key != "failed")
+        rate = self._amount / max(self.seconds, 1e-6)
+        return f"{self._name:<9} {_amount(self._amount, self._measure):>12}  {counts}  ({RATES[self._measure](rate)})"
+
+    def _left(self) -> str:
+        if not self._amount:
+            return ""
+        left = self.seconds * (self._total - self._amount) / self._amount
+        return f"  {100 * self._amount / max(self._total, 1e-9):.0f}%, {clock(max(left, 0))} left"
+
+
+RATES: dict[str, Callable[[float], str]] = {
+    "video": lambda rate: f"{rate:.1f} x real time",
+    "clips": lambda rate: f"{rate:.1f} clips/s",
+    "sources": lambda rate: f"{rate:.1f} sources/s",
+}
+
+
+def clock(seconds: float) -> str:
+    """1:02:03, or 2:03 under an hour."""
+    whole = round(seconds)
+    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _amount(amount: float, measure: str) -> str:
+    return clock(amount) + " video" if measure == "video" else f"{amount:,.0f} {measure}"

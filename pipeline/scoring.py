@@ -1,0 +1,217 @@
+"""The embed pass: sampled frames of the clips that are still in -> embeddings, hashes and the dear scores.
+
+A clip leaves as soon as a threshold that can be checked is not met, so a dear filter sees only what the cheap ones
+before it let through (`score_all` sends every clip through everything).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+
+from filters.base import ClipView, Track
+from filters.similarity import load_encoder
+from pipeline import passes
+from pipeline.duplicates import frame_hashes
+from pipeline.recipe import Bounds, Recipe
+from pipeline.storage import Store
+from pipeline.tables import Fragment, fingerprint, read_fragment, table_from, write_fragment
+from pipeline.units import Done, EmbedUnit
+
+CHUNK = 16  # clips whose frames are in memory at once
+
+
+class Embed:
+    """A scan fragment -> a fragment of embeddings and scores."""
+
+    def __init__(self, store: Store, recipe: Recipe) -> None:
+        one_thread()
+        self._store, self._recipe = store, recipe
+        self._encoder = load_encoder(recipe.encoder.name, recipe.encoder.model, recipe.encoder.pretrained)
+        self._filters = passes.filters_of(recipe, "embed", self._encoder)
+        self._schema = passes.embed_schema(recipe)
+        self._fingerprint = passes.embed_fingerprint(recipe)
+
+    def __call__(self, message: tuple[Done | None, EmbedUnit] | EmbedUnit) -> list[Done]:
+        """What the scan said of the unit, if it was scanned just now, and what there is to say here."""
+        scanned, unit = (None, message) if isinstance(message, EmbedUnit) else message
+        fragment = read_fragment(self._store, unit.fragment)
+        wanted = [
+            row
+            for row in fragment.rows(self._store).to_pylist()
+            if (unit.clip_ids is None or row["clip_id"] in unit.clip_ids) and passes.in_question(row, self._recipe)
+        ]
+        costs = Costs()
+        rows = []
+        for chunk, frames in chunks(self._store, fragment, wanted):
+            rows += self._score(chunk, frames, costs)
+        done = Done(
+            "embed", len(rows), counts={"clips": len(rows)}, seconds={"total": costs.total}, filters=costs.filters()
+        )
+        if rows:
+            name = fingerprint(self._fingerprint, unit.fragment, [row["clip_id"] for row in rows])
+            table = table_from(rows, self._schema).sort_by("clip_id")
+            write_fragment(self._store, f"state/embed/{name}.parquet", table, {"fingerprint": self._fingerprint})
+        return [scanned, done] if scanned else [done]
+
+    def _score(
+        self, rows: Sequence[dict[str, Any]], frames: Mapping[str, Frames], costs: Costs
+    ) -> list[dict[str, Any]]:
+        """The embed columns of `rows`. The encoder runs when the first filter needs it, at the latest at the end."""
+        states = [_State(row, frames[row["clip_id"]]) for row in rows]
+        left = states
+        looked = False
+        for name, made in [*self._filters.items(), ("", None)]:
+            if not looked and (made is None or Track.EMBEDDING in made.needs or name == "tags"):
+                with costs.measure("encoder", len(left)):
+                    for state in left:
+                        state.look(self._encoder)
+                looked = True
+            if made is None:
+                break
+            with costs.measure(name, len(left)):
+                answers = made.score([state.view() for state in left])
+            for state, answer in zip(left, answers, strict=True):
+                state.take(name, answer)
+            before = len(left)
+            if not self._recipe.score_all:
+                bounds = passes.thresholds_of(self._recipe, made.columns)
+                left = [state for state in left if admitted(state.out, bounds)]
+            costs.rejected(name, before - len(left))
+        return [state.out for state in states]
+
+
+@dataclass(frozen=True)
+class Frames:
+    """The sampled frames of one clip: (h, w, 3) uint8 RGB each, and seconds in the source."""
+
+    pictures: list[np.ndarray]
+    times: np.ndarray
+
+
+class Costs:
+    """Seconds, clips and rejections by filter."""
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+        self._filters: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+
+    def measure(self, name: str, clips: int) -> _Measure:
+        return _Measure(self._filters[name], clips)
+
+    def rejected(self, name: str, clips: int) -> None:
+        self._filters[name]["rejected"] += clips
+
+    @property
+    def total(self) -> float:
+        return time.perf_counter() - self._started
+
+    def filters(self) -> dict[str, dict[str, float]]:
+        return {name: dict(values) for name, values in self._filters.items()}
+
+
+class _Measure:
+    def __init__(self, values: dict[str, float], clips: int) -> None:
+        self._values, self._clips, self._started = values, clips, 0.0
+
+    def __enter__(self) -> None:
+        self._started = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._values["seconds"] += time.perf_counter() - self._started
+        self._values["clips"] += self._clips
+
+
+@dataclass
+class _State:
+    """One clip on its way through the filters."""
+
+    row: dict[str, Any]
+    frames: Frames
+    out: dict[str, Any] = field(default_factory=dict)
+    tags: Sequence[Sequence[tuple[str, float]]] = ()
+    embedding: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+
+    def __post_init__(self) -> None:
+        self.out = {"clip_id": self.row["clip_id"], "scored": [], "phash": frame_hashes(self.frames.pictures)}
+
+    def look(self, encoder: Any) -> None:
+        """One call a clip, so that what comes out does not depend on which clips share a unit."""
+        if not self.frames.pictures:
+            return
+        looked = encoder.look(self.frames.pictures)
+        self.embedding, self.tags = looked.embedding, looked.tags
+        mean = self.embedding.mean(axis=0)
+        self.out["embedding"] = (mean / max(float(np.linalg.norm(mean)), 1e-9)).astype(np.float32)
+        self.out["frame_embeddings"] = self.embedding.astype(np.float16).tobytes()
+
+    def view(self) -> ClipView:
+        return clip_view(self.row, self.frames, {**self.row, **self.out}, tags=self.tags, embedding=self.embedding)
+
+    def take(self, name: str, answer: Mapping[str, Any]) -> None:
+        self.out.update(answer)
+        self.out["scored"].append(name)
+
+
+def clip_view(row: Mapping[str, Any], frames: Frames, scores: Mapping[str, Any], **tracks: Any) -> ClipView:
+    """A ClipView of sampled frames, for the passes after the scan."""
+    return ClipView(
+        clip_id=row["clip_id"],
+        start=row["start"],
+        end=row["end"],
+        fps=row["fps"] or 0.0,
+        width=row["width"],
+        height=row["height"],
+        frames=frames.pictures,
+        frame_times=frames.times,
+        scores=scores,
+        **tracks,
+    )
+
+
+def chunks(
+    store: Store, fragment: Fragment, rows: Sequence[dict[str, Any]], size: int = CHUNK
+) -> Iterator[tuple[list[dict[str, Any]], dict[str, Frames]]]:
+    """`rows` of a scan fragment a few at a time, with their sampled frames decoded."""
+    if not rows:
+        return
+    with store.open(str(fragment.done["frames"])) as file:
+        stored = pq.read_table(file).to_pylist()
+    jpegs: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for frame in stored:
+        jpegs[frame["clip_id"]].append(frame)
+    for at in range(0, len(rows), size):
+        chunk = list(rows[at : at + size])
+        yield chunk, {row["clip_id"]: _decode(jpegs[row["clip_id"]]) for row in chunk}
+
+
+def _decode(stored: Sequence[Mapping[str, Any]]) -> Frames:
+    ordered = sorted(stored, key=lambda frame: frame["index"])
+    pictures = [_rgb(frame["jpeg"]) for frame in ordered]
+    return Frames(pictures, np.array([frame["time"] for frame in ordered], dtype=np.float64))
+
+
+def _rgb(jpeg: bytes) -> np.ndarray:
+    """(h, w, 3) uint8."""
+    bgr = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
+    assert bgr is not None, "a sampled frame is not a JPEG"
+    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+
+
+def admitted(scores: Mapping[str, Any], bounds: Mapping[str, Bounds]) -> bool:
+    return all(bound.admit(scores.get(column)) for column, bound in bounds.items())
+
+
+def one_thread() -> None:
+    """One thread a worker: there is a worker a core, and sums come out in one order."""
+    import torch
+
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)

@@ -1,0 +1,112 @@
+"""The Ray Data stages: what a worker of each pass does with one unit, and how stages are wired. The only file that
+touches ray.data.
+
+Work goes in as small pickled records and comes out as small ones; what a pass makes it writes to the dataset itself, so
+that a unit is there or it is not, whatever happens to the worker, and nothing large crosses the object store.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import ray.data
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A pool of workers: `worker(*args)` is made once per process, then called with a record for each unit."""
+
+    worker: Callable[..., Any]
+    args: tuple[Any, ...]
+    cpus: float
+    gpus: float = 0.0
+    most: int = 1  # workers at once
+
+
+def run(units: Sequence[Any], stages: Sequence[Stage]) -> Iterator[Any]:
+    """Sends every unit through the stages and yields what the last one says of it, in the order of completion.
+
+    A unit whose worker dies is done again elsewhere. Raises what a worker raised, as its own type where it can be.
+    """
+    if not units:
+        return
+    rows = [{"unit": pickle.dumps(unit)} for unit in units]
+    data: ray.data.Dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+    for stage in stages:
+        data = data.map(
+            _Worker,  # type: ignore[arg-type]
+            fn_constructor_args=(stage.worker, stage.args),
+            num_cpus=stage.cpus,
+            num_gpus=stage.gpus or None,
+            compute=ray.data.ActorPoolStrategy(
+                min_size=1, max_size=max(1, min(stage.most, len(rows))), max_tasks_in_flight_per_actor=2
+            ),
+        )
+    try:
+        for row in data.iter_rows():
+            yield pickle.loads(row["unit"])
+    except ray.exceptions.RayTaskError as error:
+        raise (error.cause if isinstance(error.cause, Exception) else error) from error
+
+
+class _Worker:
+    """What Ray Data makes in an actor: unpacks the unit, calls the pass's worker, packs its answer."""
+
+    def __init__(self, worker: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        self._work = worker(*args)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        return {"unit": pickle.dumps(self._work(pickle.loads(row["unit"])))}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What Ray has to give: of this machine, or of a whole cluster."""
+
+    cpus: int
+    gpus: int
+
+    def scan(self) -> dict[str, Any]:
+        return {"cpus": 1.0 if self.gpus else 0.5, "most": self.cpus}
+
+    def embed(self) -> dict[str, Any]:
+        """On a GPU where there is one, several workers to each; else beside the scan on the same cores."""
+        if self.gpus:
+            return {"cpus": 1.0, "gpus": 0.5, "most": 2 * self.gpus}
+        return {"cpus": 0.5, "most": max(1, self.cpus // 2)}
+
+    def caption(self) -> dict[str, Any]:
+        if self.gpus:
+            return {"cpus": 1.0, "gpus": 1.0, "most": self.gpus}
+        return {"cpus": 1.0, "most": max(1, self.cpus // 2)}
+
+    def pack(self) -> dict[str, Any]:
+        return {"cpus": 1.0, "most": self.cpus}
+
+
+def start(address: str | None = None) -> Machine:
+    """Starts Ray on this machine, or joins the cluster at `address` ("auto": the one that this process belongs to).
+    Ray's own chatter goes to its log files."""
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if address is None:
+        options |= {"include_dashboard": False, "address": "local"}
+    else:
+        options |= {"address": address}
+    ray.init(**options)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    for name in ("ray.data", "ray.data._internal"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    found = ray.cluster_resources()
+    return Machine(cpus=max(1, math.floor(found.get("CPU", 1))), gpus=math.floor(found.get("GPU", 0)))
+
+
+def stop() -> None:
+    ray.shutdown()

@@ -1,0 +1,30 @@
+"""What a build prints at its end: where things are, and what became of the footage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.progress import clock
+
+
+def summary(out: str, info: Mapping[str, Any]) -> str:
+    """The closing table of `clipmill build`."""
+    count, shards = info["counts"], info["shards"]
+    odd = [f"{count[f'sources_{name}']} {name}" for name in ("failed", "skipped") if count[f"sources_{name}"]]
+    rows = [
+        ("sources", f"{count['sources']:,}" + (f" ({', '.join(odd)}: see tables/sources)" if odd else "")),
+        ("clips", f"{count['clips']:,} in {clock(3600 * count['hours_clips'])} of video"),
+        ("kept", f"{count['kept']:,} in {clock(3600 * count['hours_kept'])}{_share(count['kept'], count['clips'])}"),
+        *((f"  rejected by {reason}", f"{number:,}") for reason, number in count["rejected_by"].items()),
+        ("captions", f"{count['captions']:,}"),
+        ("shards", f"{len(shards):,}, {sum(shard['bytes'] for shard in shards) / 1e6:.1f} MB"),
+        *((f"seconds: {name}", f"{spent['seconds']:.1f}") for name, spent in info["passes"].items()),
+    ]
+    width = max(len(name) for name, _ in rows)
+    lines = [f"{name:<{width}}  {value}" for name, value in rows]
+    return "\n".join(["", *lines, "", f"dataset  {out}", f"report   {out.rstrip('/')}/report.html"])
+
+
+def _share(part: int, whole: int) -> str:
+    return f" ({part / whole:.0%})" if whole else ""

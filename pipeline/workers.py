@@ -1,0 +1,140 @@
+"""What one worker of each pass does with one unit of work. Nothing here knows of Ray.
+
+Every worker commits its own rows: a fragment whose name is a function of what it was asked for, so that doing a unit
+twice writes the same bytes to the same place.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline import passes
+from pipeline.media import MediaError, Probe, probe
+from pipeline.recipe import Recipe
+from pipeline.sandbox import Sandbox, SandboxError
+from pipeline.scan import Scanned, scan
+from pipeline.sources import Found, content_id, open_media, suffix
+from pipeline.storage import Store
+from pipeline.tables import FRAMES, fingerprint, table_from, write_fragment
+from pipeline.units import Done, EmbedUnit, IdentifyUnit, Part, ScanUnit
+
+
+class Identify:
+    """Sources -> rows of state/sources: content id, what the container says, or why it cannot be used."""
+
+    def __init__(self, store: Store, recipe: Recipe) -> None:
+        self._store, self._deadline = store, recipe.scan.deadline_seconds
+        self._sandbox = Sandbox(recipe.scan.memory_mb)
+
+    def __call__(self, unit: IdentifyUnit) -> Done:
+        rows = [self._row(found) for found in unit.found]
+        keys = [(f.uri, f.size, f.stamp) for f in unit.found]
+        name = f"state/sources/{fingerprint(keys)}.parquet"
+        write_fragment(self._store, name, pa.Table.from_pylist(rows, schema=passes.IDENTIFIED), {})
+        failed = sum(row["status"] != "ok" for row in rows)
+        return Done("sources", len(rows), counts={"sources": len(rows), "failed": failed}, fragment=name)
+
+    def _row(self, found: Found) -> dict[str, Any]:
+        row: dict[str, Any] = {"uri": found.uri, "size": found.size, "stamp": found.stamp}
+        if not found.worth_opening:
+            return row | {"status": "skipped", "error": f"not a video by its name ({suffix(found.uri) or 'no ending'})"}
+        if found.size == -1:
+            return row | {"status": "failed", "error": "no such file"}
+        if found.size == 0 and "://" not in found.uri:
+            return row | {"status": "failed", "error": "empty file"}
+        try:
+            seen: Probe = self._sandbox.call(probe_uri, found.uri, deadline=self._deadline)
+            row["source_id"] = content_id(found.uri)
+        except (MediaError, SandboxError, OSError) as error:
+            return row | {"status": "failed", "error": plain(error)}
+        return row | {
+            "status": "ok",
+            "duration": seen.duration,
+            "fps": seen.fps,
+            "width": seen.width,
+            "height": seen.height,
+            "start": seen.start,
+            "codec": seen.codec,
+        }
+
+
+class Scan:
+    """Parts of sources -> a fragment of clips with their scan scores, and one of sampled frames."""
+
+    def __init__(self, store: Store, recipe: Recipe) -> None:
+        self._store, self._recipe = store, recipe
+        self._sandbox = Sandbox(recipe.scan.memory_mb)
+        self._schema = passes.scan_schema(recipe)
+        self._fingerprint = passes.scan_fingerprint(recipe)
+
+    def __call__(self, unit: ScanUnit | EmbedUnit) -> tuple[Done | None, EmbedUnit]:
+        """What the embed pass has to do next; clips that are scanned already pass through."""
+        if isinstance(unit, EmbedUnit):
+            return None, unit
+        done = self._unit(unit.parts)
+        return done, EmbedUnit(done.fragment)
+
+    def _unit(self, unit: Sequence[Part]) -> Done:
+        clips: list[dict[str, Any]] = []
+        frames: list[dict[str, Any]] = []
+        parts = []
+        seconds: dict[str, float] = defaultdict(float)
+        for part in unit:
+            started = time.perf_counter()
+            scanned, error = self._scan(part)
+            clips += scanned.clips
+            frames += scanned.frames
+            for name, value in scanned.stats.items():
+                seconds[name] += value
+            parts.append(
+                {"key": part.key, "source_id": part.source.source_id, "error": error, "limits": self._limits()}
+            )
+            seconds["total"] += time.perf_counter() - started
+        name = fingerprint(self._fingerprint, [part.key for part in unit])
+        table = table_from(frames, FRAMES).sort_by([("clip_id", "ascending"), ("index", "ascending")])
+        write_fragment(self._store, f"tables/frames/{name}.parquet", table, {})
+        rows = table_from(clips, self._schema).sort_by("clip_id")
+        done = {"fingerprint": self._fingerprint, "parts": parts, "frames": f"tables/frames/{name}.parquet"}
+        write_fragment(self._store, f"state/scan/{name}.parquet", rows, done)
+        failed = sum(part["error"] is not None for part in parts)
+        filters = {
+            key.removeprefix("filter:"): {"seconds": value, "clips": len(clips)}
+            for key, value in seconds.items()
+            if key.startswith("filter:")
+        }
+        return Done(
+            of="scan",
+            amount=sum(part.seconds for part in unit),
+            counts={"clips": len(clips), "failed": failed},
+            seconds={key: value for key, value in seconds.items() if not key.startswith("filter:")},
+            filters=filters,
+            fragment=f"state/scan/{name}.parquet",
+        )
+
+    def _limits(self) -> str:
+        return fingerprint(passes.limits(self._recipe))
+
+    def _scan(self, part: Part) -> tuple[Scanned, str | None]:
+        options = self._recipe.scan
+        deadline = options.deadline_seconds + options.deadline_factor * part.seconds
+        try:
+            return self._sandbox.call(scan, part.source, self._recipe, part.segment, deadline=deadline), None
+        except (MediaError, SandboxError, OSError) as error:
+            return Scanned(source={}, clips=[], frames=[], stats={}), plain(error)
+
+
+def probe_uri(uri: str) -> Probe:
+    """`media.probe` of what lies behind `uri`; runs in the sandbox."""
+    return probe(open_media(uri))
+
+
+def plain(error: Exception) -> str:
+    """One line for a person: what an error says, without its type and without the file's name where it is an OS's."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return " ".join(str(error).split())[:300] or type(error).__name__
