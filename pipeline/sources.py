@@ -65,11 +65,11 @@ def discover(inputs: Sequence[str]) -> list[Found]:
     and where nothing is found at all."""
     found: dict[str, Found] = {}
     for text in inputs:
-        before = len(found)
-        for item in _expand(text):
-            found.setdefault(item.uri, item)
-        if len(found) == before and not any(uri.startswith(text) for uri in found):
+        there = list(_expand(text))
+        if not there:
             raise SourceError(f"{text}: nothing found there")
+        for item in there:
+            found.setdefault(item.uri, item)
     if not found:
         raise SourceError("no sources: name a folder, a file, a list (.csv, .jsonl, .parquet), a .tar or a URL")
     return [found[uri] for uri in sorted(found)]

@@ -1,0 +1,103 @@
+"""Sources: every way to name footage finds it, and opens to the same bytes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import tarfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.sources import SourceError, content_id, discover, open_media
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "a.mp4").write_bytes(b"first video")
+    (tmp_path / "deep" / "b.MKV").write_bytes(b"second video")
+    (tmp_path / "notes.txt").write_text("not footage")
+    (tmp_path / ".hidden.mp4").write_bytes(b"hidden")
+    return tmp_path
+
+
+def names(found) -> list[str]:
+    return [Path(item.uri).name for item in found]
+
+
+def test_a_folder_gives_every_file_below_it_in_order_but_hidden_ones(folder):
+    found = discover([str(folder)])
+    assert names(found) == ["a.mp4", "b.MKV", "notes.txt"]
+    assert [item.worth_opening for item in found] == [True, True, False]
+
+
+def test_a_file_that_is_named_is_opened_whatever_its_ending(folder):
+    assert discover([str(folder / "notes.txt")])[0].worth_opening
+
+
+def test_globs_and_folders_that_overlap_name_each_file_once(folder):
+    assert names(discover([str(folder), str(folder / "*.mp4"), str(folder / "deep")])) == [
+        "a.mp4",
+        "b.MKV",
+        "notes.txt",
+    ]
+
+
+@pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
+def test_a_list_gives_metadata_and_keeps_missing_files_for_their_row(folder, ending):
+    rows = [{"path": "a.mp4", "licence": "CC0"}, {"path": "deep/b.MKV", "licence": "CC-BY"}, {"path": "gone.mp4"}]
+    listed = folder / f"list{ending}"
+    if ending == ".csv":
+        with open(listed, "w", newline="") as file:
+            writer = csv.DictWriter(file, ["path", "licence"])
+            writer.writeheader()
+            writer.writerows(rows)
+    elif ending == ".jsonl":
+        listed.write_text("\n".join(json.dumps(row) for row in rows))
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), listed)
+    found = {Path(item.uri).name: item for item in discover([str(listed)])}
+    assert found["a.mp4"].metadata["licence"] == "CC0"
+    assert found["b.MKV"].metadata["licence"] == "CC-BY"
+    assert found["gone.mp4"].size == -1
+
+
+def test_a_list_without_a_column_for_the_video_says_so(folder):
+    (folder / "list.csv").write_text("title,licence\nx,CC0\n")
+    with pytest.raises(SourceError, match=r"row 1: no column of uri, url, path"):
+        discover([str(folder / "list.csv")])
+
+
+def test_members_of_a_tar_carry_their_sidecars_and_read_like_the_file(folder):
+    archive = folder / "pack.tar"
+    with tarfile.open(archive, "w") as tar:
+        tar.add(folder / "a.mp4", "clips/one.mp4")
+        (folder / "one.json").write_text('{"licence": "CC0"}')
+        tar.add(folder / "one.json", "clips/one.json")
+    (found,) = discover([str(archive)])
+    assert found.uri.endswith("pack.tar#clips/one.mp4")
+    assert found.metadata == {"licence": "CC0"}
+    with open_media(found.uri) as file:
+        assert file.read() == b"first video"
+        file.seek(6)
+        assert file.read(3) == b"vid"
+        assert file.seek(-5, 2) == 6
+    assert content_id(found.uri) == content_id(str(folder / "a.mp4"))
+
+
+def test_nothing_is_an_error_before_any_work(tmp_path):
+    with pytest.raises(SourceError, match="no such file or folder"):
+        discover([str(tmp_path / "none")])
+    with pytest.raises(SourceError, match="nothing found"):
+        discover([str(tmp_path)])
+    with pytest.raises(SourceError, match="no sources"):
+        discover([])
+
+
+def test_a_broken_tar_is_named(tmp_path):
+    (tmp_path / "x.tar").write_bytes(b"not a tar" * 100)
+    with pytest.raises(SourceError, match=r"x\.tar is not a readable tar"):
+        discover([str(tmp_path / "x.tar")])
