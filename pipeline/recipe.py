@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import difflib
 import importlib.resources
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+_EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")  # YAML 1.1 takes 1e-3 for text
 
 
 class RecipeError(ValueError):
@@ -190,6 +193,8 @@ def _scalar(kind: Any, value: Any, path: str) -> Any:
     if kind is Any:
         return value
     if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if kind is float and isinstance(value, str) and _EXPONENT.fullmatch(value):
         return float(value)
     if kind is int and isinstance(value, int) and not isinstance(value, bool):
         return value

@@ -68,7 +68,8 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     "clip_id": key, "source_id": uri, "source_uri": uri, "start": i * 2.0, "end": i * 2.0 + 2,
                     "fps": 25.0, "frames": 50, "width": 640, "height": 272, "keep": kept, "rejected_by": rejected,
                     "motion_object": None if i == 9 else i / 10, "exposure_luma": 0.5 - i / 50,
-                    "camera_label": "pan_left", "tags_labels": ["mountain bike", "street sign"], "caption": f"Clip {i}. {SCRIPT}" if kept else None,
+                    "camera_label": "pan_left", "tags_labels": ["mountain bike", "street sign"],
+                    "caption": f"Clip {i}. {SCRIPT}" if kept else None,
                     "bucket": "16x9-240p", "split": "train", "shard": shard if kept else None,
                 }
             )  # fmt: skip
