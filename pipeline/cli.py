@@ -13,7 +13,7 @@ from pathlib import Path
 from pipeline.dataset import DatasetError, read_info
 from pipeline.recipe import RecipeError, load_recipe, presets
 from pipeline.sources import SourceError
-from pipeline.storage import Store
+from pipeline.storage import Store, StorageError
 from pipeline.units import BuildStopped
 
 OVERRIDE = re.compile(r"[a-z_]+(\.\w+)*=")  # key=value, and no path or URL
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nstopped; what is done is kept: run the same command again to go on", file=sys.stderr)
         return 130
-    except (RecipeError, SourceError, DatasetError) as error:
+    except (RecipeError, SourceError, StorageError, DatasetError) as error:
         print(f"clipmill: {error}", file=sys.stderr)
         return 2
     except (BuildStopped, OSError) as error:

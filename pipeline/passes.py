@@ -49,7 +49,7 @@ EMBEDDED = pa.schema(
         ("scored", pa.list_(pa.string())),  # the filters that ran, which are fewer where a cheap one rejected
         ("embedding", pa.list_(pa.float32())),  # mean over the frames, unit norm
         ("frame_embeddings", pa.binary()),  # (frames, d) float16
-        ("phash", pa.list_(pa.int64())),  # a frame
+        ("phash", pa.list_(pa.uint64())),  # a frame
     ]
 )
 

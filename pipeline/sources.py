@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import fsspec
 import pyarrow.parquet as pq
 
-from pipeline.storage import REMOTE, Store, buffered
+from pipeline.storage import REMOTE, Store, buffered, locate
 
 VIDEOS = frozenset(
     ".3gp .asf .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .ts .vob .webm .wmv .y4m".split()  # noqa: SIM905
@@ -81,8 +81,8 @@ def open_media(uri: str) -> str | BinaryIO:
     if member:
         return _open_member(archive, member)
     if uri.startswith(REMOTE):
-        folder, _, name = uri.rpartition("/")
-        return Store(folder).open(name)
+        store, name = locate(uri)
+        return store.open(name)
     if "://" in uri and not uri.startswith("file://"):
         return fsspec.open(uri, "rb").open()
     return uri.removeprefix("file://")
@@ -156,21 +156,25 @@ def _local(path: Path, metadata: Mapping[str, Any], named: bool = True) -> Found
 
 
 def _expand_store(text: str) -> Iterator[Found]:
-    parent, _, name = text.rstrip("/").rpartition("/")
-    kind = PurePosixPath(name).suffix.lower()
+    kind = suffix(text.rstrip("/"))
     if kind in LISTS:
-        yield from _listed(text, Store(parent).read(name), base=parent)
+        store, name = locate(text)
+        yield from _listed(text, store.read(name), base=store.path(""))
     elif kind == ".tar":
-        yield from _members(text, Store(parent).open(name))
+        store, name = locate(text)
+        yield from _members(text, store.open(name))
     elif kind in VIDEOS | IMAGES:
-        yield from (f for f in _stored(parent, "") if f.uri == text)
+        yield _stored(text, {})
     else:
-        yield from _stored(text.rstrip("/"), "")
+        store = Store(text)
+        for name, size, stamp in store.stat():
+            yield Found(store.path(name), size, stamp, named=False)
 
 
-def _stored(folder: str, below: str) -> Iterator[Found]:
-    for name, size, stamp in Store(folder).stat(below):
-        yield Found(f"{folder}/{name}", size, stamp, named=False)
+def _stored(url: str, metadata: Mapping[str, Any]) -> Found:
+    store, name = locate(url)
+    size, stamp = store.info(name) or (-1, "missing")
+    return Found(url, size, stamp, metadata)
 
 
 def _expand_url(text: str, metadata: Mapping[str, Any]) -> Iterator[Found]:
@@ -197,9 +201,9 @@ def _listed(name: str, data: bytes, base: str) -> Iterator[Found]:
             raise SourceError(f"{name}, row {number}: no column of {', '.join(URI_COLUMNS)} names the video")
         metadata = {k: v for k, v in row.items() if v is not None and str(row.get(k)) != uri}
         if uri.startswith(REMOTE):
-            folder, _, file = uri.rpartition("/")
-            size, stamp = next(((s, t) for n, s, t in Store(folder).stat("") if n == file), (-1, "missing"))
-            yield Found(uri, size, stamp, metadata)
+            yield _stored(uri, metadata)
+        elif base.startswith(REMOTE):
+            yield _stored(Store(base).path(uri), metadata)
         elif "://" in uri and not uri.startswith("file://"):
             yield from _expand_url(uri, metadata)
         elif "://" in base:

@@ -32,7 +32,8 @@ class Stage:
 def run(units: Sequence[Any], stages: Sequence[Stage]) -> Iterator[Any]:
     """Sends every unit through the stages and yields what the last one says of it, in the order of completion.
 
-    A unit whose worker dies is done again elsewhere. Raises what a worker raised, as its own type where it can be.
+    A unit whose worker dies is done again elsewhere. Raises OSError where a worker could not read or write the dataset;
+    anything else that a worker raises is a bug and comes out as Ray's report of it.
     """
     if not units:
         return
@@ -48,21 +49,30 @@ def run(units: Sequence[Any], stages: Sequence[Stage]) -> Iterator[Any]:
                 min_size=1, max_size=max(1, min(stage.most, len(rows))), max_tasks_in_flight_per_actor=2
             ),
         )
-    try:
-        for row in data.iter_rows():
-            yield pickle.loads(row["unit"])
-    except ray.exceptions.RayTaskError as error:
-        raise (error.cause if isinstance(error.cause, Exception) else error) from error
+    for row in data.iter_rows():
+        answer = pickle.loads(row["unit"])
+        if isinstance(answer, OSError):
+            raise answer
+        yield answer
 
 
 class _Worker:
-    """What Ray Data makes in an actor: unpacks the unit, calls the pass's worker, packs its answer."""
+    """What Ray Data makes in an actor: unpacks the unit, calls the pass's worker, packs its answer.
+
+    A file that cannot be written (disk full, no permission) is an answer, not a failed task: it would fail again
+    elsewhere, and the person who can mend it should read one line.
+    """
 
     def __init__(self, worker: Callable[..., Any], args: tuple[Any, ...]) -> None:
         self._work = worker(*args)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        return {"unit": pickle.dumps(self._work(pickle.loads(row["unit"])))}
+        unit = pickle.loads(row["unit"])
+        try:
+            answer = unit if isinstance(unit, OSError) else self._work(unit)
+        except OSError as error:
+            answer = error
+        return {"unit": pickle.dumps(answer)}
 
 
 @dataclass(frozen=True)

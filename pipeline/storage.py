@@ -19,6 +19,10 @@ from pyarrow import fs
 REMOTE = ("s3://", "gs://", "gcs://", "az://", "abfs://", "abfss://")
 
 
+class StorageError(ValueError):
+    """A place that cannot be used; the message says why."""
+
+
 class Store:
     """A folder, local or on an object store, addressed by names with forward slashes.
 
@@ -27,6 +31,8 @@ class Store:
     """
 
     def __init__(self, uri: str) -> None:
+        if uri.startswith(REMOTE) and "@" in uri.split("://")[1].split("/")[0]:
+            raise StorageError("credentials in a URL end up in tables: put them into the environment instead")
         self.uri = uri.rstrip("/") or "/"
         self.local = None if uri.startswith(REMOTE) else Path(uri.removeprefix("file://")).absolute()
         self._remote: tuple[fs.FileSystem, str] | None = None
@@ -36,7 +42,10 @@ class Store:
 
     def path(self, name: str) -> str:
         """What names `name` outside of this store: a local path or a URL."""
-        return str(self.local / name) if self.local else f"{self.uri.split('?')[0]}/{name}"
+        if self.local:
+            return str(self.local / name)
+        folder, mark, options = self.uri.partition("?")
+        return f"{folder.rstrip('/')}/{name}{mark}{options}"
 
     def read(self, name: str) -> bytes:
         if self.local:
@@ -82,6 +91,14 @@ class Store:
             if entry.type == fs.FileType.File:
                 yield entry.path[len(prefix) :].lstrip("/"), entry.size, f"{entry.size}:{entry.mtime_ns}"
 
+    def info(self, name: str) -> tuple[int, str] | None:
+        """Bytes and stamp of one file; None where there is none."""
+        if self.local:
+            path = self.local / name
+            return (path.stat().st_size, str(path.stat().st_mtime_ns)) if path.is_file() else None
+        entry = self._fs.get_file_info(self._key(name))
+        return (entry.size, f"{entry.size}:{entry.mtime_ns}") if entry.type == fs.FileType.File else None
+
     def exists(self, name: str) -> bool:
         if self.local:
             return (self.local / name).exists()
@@ -123,6 +140,13 @@ class Store:
         _ = self._fs
         assert self._remote is not None
         return f"{self._remote[1].rstrip('/')}/{name}".rstrip("/")
+
+
+def locate(url: str) -> tuple[Store, str]:
+    """The store that holds a file on an object store, and the file's name in it."""
+    path, mark, options = url.partition("?")
+    folder, _, name = path.rpartition("/")
+    return Store(f"{folder}{mark}{options}"), name
 
 
 @contextlib.contextmanager
