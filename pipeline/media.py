@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -89,15 +89,26 @@ class Video:
     """
 
     def __init__(self, file: str | BinaryIO, threads: int = 1):
-        self._container = _open(file)
+        self._file, self._threads = file, threads
+        self._open()
         try:
-            self._stream = _video_stream(self._container)
-            self._stream.codec_context.thread_count = threads
-            self._stream.codec_context.thread_type = "AUTO" if threads != 1 else "NONE"
-            self.probe = self._probe()
+            self._unread: Iterator[av.VideoFrame] | None = self._decode()
+            first = self._first_frame(self._unread)
+            self._unread = chain([first], self._unread)  # a first decode goes on from there
+            self.probe = self._probe(first)
         except BaseException:
             self._container.close()
             raise
+
+    def _open(self) -> None:
+        self._container = _open(self._file)
+        try:
+            self._stream = _video_stream(self._container)
+        except BaseException:
+            self._container.close()
+            raise
+        self._stream.codec_context.thread_count = self._threads
+        self._stream.codec_context.thread_type = "AUTO" if self._threads != 1 else "NONE"
 
     def __enter__(self) -> Video:
         return self
@@ -113,13 +124,15 @@ class Video:
         MediaError("truncated: ...") at the end when the file stops short of what it promised, after the frames that
         are there.
         """
+        native_frames, self._unread = self._unread, None
         if start is not None and start > self.probe.start and not self.probe.image:
             self._seek(start)
-        else:
+            native_frames = None
+        elif native_frames is None:
             self._rewind()
         base, step = self.probe.time_base, self._step()
         last: int | None = None
-        for native in self._decode():
+        for native in native_frames or self._decode():
             pts = native.pts
             if pts is None:
                 pts = 0 if last is None else last + step
@@ -180,19 +193,13 @@ class Video:
         self._rewind()
 
     def _rewind(self) -> None:
-        if self.probe.image:
-            return
-        with contextlib.suppress(av.error.FFmpegError):  # a stream that cannot seek is still at its beginning
-            first = self._stream.start_time if self._stream.start_time is not None else 0
-            self._container.seek(min(first, 0), stream=self._stream, backward=True)
-        self._stream.codec_context.flush_buffers()
+        """Back to the beginning by opening the file again, which images and streams without an index need."""
+        self._container.close()
+        self._open()
 
-    def _probe(self) -> Probe:
+    def _probe(self, first: av.VideoFrame) -> Probe:
         stream, context = self._stream, self._stream.codec_context
         image = self._container.format.name in IMAGE_FORMATS or (stream.frames == 1 and not stream.duration)
-        first = next(iter(self._first_frames()), None)
-        if first is None:
-            raise MediaError("no frame could be decoded")
         base = Fraction(stream.time_base or Fraction(1, 1000))
         rotation = round(first.rotation / 90) * 90 % 360
         aspect = Fraction(stream.sample_aspect_ratio or context.sample_aspect_ratio or 1) or Fraction(1)
@@ -218,18 +225,23 @@ class Video:
             format=self._container.format.name,
         )
 
-    def _first_frames(self) -> Iterator[av.VideoFrame]:
+    @staticmethod
+    def _first_frame(frames: Iterator[av.VideoFrame]) -> av.VideoFrame:
         try:
-            yield from self._decode()
+            first = next(frames, None)
         except MediaError as error:
             raise MediaError(f"no frame could be decoded ({error})") from error
+        if first is None:
+            raise MediaError("no frame could be decoded")
+        return first
 
     def _duration(self, base: Fraction, start: float) -> float:
         if self._stream.duration:
             first = self._stream.start_time or 0
             return max(0.0, float((self._stream.duration + first) * base) - start)
         if self._container.duration:
-            first = self._container.start_time or 0
+            zero = "matroska" in self._container.format.name  # which counts from 0 rather than from its first frame
+            first = 0 if zero else self._container.start_time or 0
             return max(0.0, (self._container.duration + first) / av.time_base - start)
         return 0.0
 
