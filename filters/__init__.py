@@ -9,9 +9,17 @@ from collections.abc import Mapping
 from filters.base import Filter
 
 FILTERS: dict[str, str] = {
+    "borders": "filters.borders:Borders",
+    "camera": "filters.camera:Camera",
     "consistency": "filters.consistency:Consistency",
+    "duration": "filters.duration:Duration",
+    "exposure": "filters.exposure:Exposure",
+    "motion": "filters.motion:Motion",
+    "resolution": "filters.resolution:Resolution",
+    "sharpness": "filters.sharpness:Sharpness",
     "similarity": "filters.similarity:Similarity",
     "tags": "filters.tags:Tags",
+    "text": "filters.text:Text",
 }
 
 

@@ -1,0 +1,133 @@
+"""Camera: what the camera does (pan, tilt, zoom, roll, handheld, nothing), when, how sure, and how much it shakes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from filters.base import ClipView, Score, Track
+from filters.global_motion import GlobalMotion, global_motion
+
+SMOOTH = 0.75  # seconds: half width of the triangle that parts a move from shake
+STILL = 0.01  # picture heights per second: a slower move is none
+STEADY = 0.01  # shake below which a camera that goes nowhere stands on something
+SHAKY = 0.02  # shake above which it is held by hand; between the two nothing is said
+PURE = 0.85  # share of a move that must be of one kind to be called by its name
+MOVED = 0.03  # picture heights that a named move covers at least
+SHORTEST = 0.5  # seconds of a span
+COVER = 0.6  # share of the known time that the clip's label must hold for
+
+# Content motion -> what the camera does: the content of a pan to the left moves to the right.
+LABELS = (("pan_right", "pan_left"), ("tilt_down", "tilt_up"), ("zoom_out", "zoom_in"), ("roll_right", "roll_left"))
+
+
+class Camera:
+    name = "camera"
+    version = 1
+    needs = frozenset({Track.LUMA, Track.FLOW})
+    columns: Mapping[str, pa.DataType] = {
+        "camera_label": pa.string(),  # of most of the clip: static, pan_left ... handheld; null when unsure
+        "camera_confidence": pa.float32(),  # 0 to 1: share of the time it holds for, times how purely
+        "camera_spans": pa.string(),  # JSON [{"label", "start", "end"}], seconds from the clip's start
+        "camera_shake": pa.float32(),  # median unsteady speed, picture heights/s
+    }
+
+    def score(self, clips: Sequence[ClipView]) -> list[dict[str, Score]]:
+        return [self._score(clip) for clip in clips]
+
+    def _score(self, clip: ClipView) -> dict[str, Score]:
+        whole = global_motion(clip)
+        if whole is None:
+            return dict.fromkeys(self.columns)
+        move, shake = _move_and_shake(whole, _radius(clip))
+        spans = _spans(whole, move, shake)
+        known = float(whole.seconds[whole.valid].sum())
+        held: dict[str, float] = {}
+        for first, last, name in spans:
+            held[name] = held.get(name, 0.0) + float(whole.seconds[first : last + 1].sum())
+        label = max(held, key=lambda name: held[name], default=None)
+        if label is not None and held[label] < COVER * known:
+            label = None
+        times = whole.times - clip.start
+        listed = [
+            {"label": name, "start": round(times[a, 0].item(), 3), "end": round(times[b, 1].item(), 3)}
+            for a, b, name in spans
+        ]
+        return {
+            "camera_label": label,
+            "camera_confidence": None
+            if label is None
+            else _confidence(label, spans, move, shake) * held[label] / known,
+            "camera_spans": json.dumps(listed),
+            "camera_shake": float(np.median(shake[whole.valid])),
+        }
+
+
+def _radius(clip: ClipView) -> float:
+    """Root mean square distance from the picture's centre, in heights: what turns rad/s and 1/s into heights/s."""
+    shape = clip.luma.shape if len(clip.luma) else clip.flow.shape
+    return float(np.sqrt(((shape[2] / shape[1]) ** 2 + 1) / 12))
+
+
+def _move_and_shake(whole: GlobalMotion, radius: float) -> tuple[np.ndarray, np.ndarray]:
+    """(m, 4) content motion smoothed over time (pan, tilt, zoom, roll, all in picture heights per second), and (m,)
+    how fast the picture moves around that, itself smoothed."""
+    speeds = np.stack([whole.pan, whole.tilt, whole.zoom * radius, whole.roll * radius], axis=1).astype(np.float64)
+    middle = whole.times.mean(axis=1)
+    kernel = np.maximum(0, 1 - np.abs(middle[:, None] - middle) / SMOOTH) * (whole.seconds * whole.valid)
+    kernel /= np.maximum(kernel.sum(axis=1, keepdims=True), 1e-9)
+    move = kernel @ speeds
+    unsteady = np.sqrt(((speeds - move) ** 2).sum(axis=1))
+    return move, kernel @ unsteady
+
+
+def _spans(whole: GlobalMotion, move: np.ndarray, shake: np.ndarray) -> list[tuple[int, int, str]]:
+    """(first interval, last interval, label), in order; what has no label is left out."""
+    labels = [_label(v, s) if ok else None for v, s, ok in zip(move, shake, whole.valid, strict=True)]
+    spans: list[tuple[int, int, str]] = []
+    for k, label in enumerate(labels):
+        if label is None:
+            continue
+        if spans and spans[-1][2] == label and whole.times[k, 0] - whole.times[spans[-1][1], 1] < SHORTEST:
+            spans[-1] = (spans[-1][0], k, label)
+        else:
+            spans.append((k, k, label))
+    return [span for span in spans if _real(whole, move, span)]
+
+
+def _real(whole: GlobalMotion, move: np.ndarray, span: tuple[int, int, str]) -> bool:
+    first, last, label = span
+    seconds = whole.seconds[first : last + 1, None]
+    if seconds.sum() < SHORTEST:
+        return False
+    return label in ("static", "handheld") or bool(
+        np.abs((move[first : last + 1] * seconds).sum(axis=0)).max() >= MOVED
+    )
+
+
+def _label(move: np.ndarray, shake: float) -> str | None:
+    speed = float(np.linalg.norm(move))
+    if speed < STILL and shake < STEADY:
+        return "static"
+    if shake > SHAKY and speed < 1.5 * shake:
+        return "handheld"
+    kind = int(np.abs(move).argmax())
+    if speed >= STILL and abs(move[kind]) >= PURE * speed:
+        return LABELS[kind][int(move[kind] > 0)]
+    return None
+
+
+def _confidence(label: str, spans: list[tuple[int, int, str]], move: np.ndarray, shake: np.ndarray) -> float:
+    """0.5 to 1: how far the label's intervals lie from where they would be called something else."""
+    inside = np.concatenate([np.arange(a, b + 1) for a, b, name in spans if name == label])
+    speed, unsteady = np.linalg.norm(move[inside], axis=1), shake[inside]
+    if label == "static":
+        far = 1 - np.maximum(speed / STILL, unsteady / STEADY)
+    elif label == "handheld":
+        far = 1 - np.maximum(SHAKY / unsteady, speed / (1.5 * unsteady))
+    else:
+        far = (np.abs(move[inside]).max(axis=1) / speed - PURE) / (1 - PURE)
+    return float(0.5 + 0.5 * np.clip(far, 0, 1).mean())

@@ -1,0 +1,26 @@
+"""Duration: how long a clip is and how many frames a second it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pyarrow as pa
+
+from filters.base import ClipView, Score, Track
+
+
+class Duration:
+    name = "duration"
+    version = 1
+    needs: frozenset[Track] = frozenset()
+    columns: Mapping[str, pa.DataType] = {
+        "duration_seconds": pa.float32(),
+        "duration_fps": pa.float32(),  # mean source frames per second
+    }
+
+    def score(self, clips: Sequence[ClipView]) -> list[dict[str, Score]]:
+        return [{"duration_seconds": _positive(clip.duration), "duration_fps": _positive(clip.fps)} for clip in clips]
+
+
+def _positive(value: float) -> float | None:
+    return float(value) if 0 < value < float("inf") else None

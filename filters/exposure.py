@@ -1,0 +1,45 @@
+"""Exposure: how bright a clip is, how much of it is crushed to black or burnt to white, and its contrast."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from filters.base import ClipView, Score, Track
+
+SAMPLES = 16  # frames looked at, evenly spread
+CRUSHED, BURNT = 6, 249  # grey levels
+
+
+class Exposure:
+    """All of a clip's frames count alike: means over time, so a fade moves the scores by its share of the clip."""
+
+    name = "exposure"
+    version = 1
+    needs = frozenset({Track.LUMA})
+    columns: Mapping[str, pa.DataType] = {
+        "exposure_luma": pa.float32(),  # mean luma, 0 black to 1 white
+        "exposure_dark": pa.float32(),  # share of the pixels that are crushed to black
+        "exposure_bright": pa.float32(),  # share that is burnt to white
+        "exposure_contrast": pa.float32(),  # spread between the 5th and the 95th percentile of luma, 0 to 1
+    }
+
+    def score(self, clips: Sequence[ClipView]) -> list[dict[str, Score]]:
+        return [self._score(clip.luma) for clip in clips]
+
+    def _score(self, luma: np.ndarray) -> dict[str, Score]:
+        if luma.size == 0:
+            return dict.fromkeys(self.columns)
+        picks = np.unique(np.linspace(0, len(luma) - 1, SAMPLES).round().astype(int))
+        counts = np.stack([np.bincount(luma[k].ravel(), minlength=256) for k in picks])
+        share = counts / counts.sum(axis=1, keepdims=True)
+        below = share.cumsum(axis=1)
+        low, high = (below >= 0.05).argmax(axis=1), (below >= 0.95).argmax(axis=1)
+        return {
+            "exposure_luma": float((share @ np.arange(256)).mean() / 255),
+            "exposure_dark": float(share[:, : CRUSHED + 1].sum(axis=1).mean()),
+            "exposure_bright": float(share[:, BURNT:].sum(axis=1).mean()),
+            "exposure_contrast": float((high - low).mean() / 255),
+        }

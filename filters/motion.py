@@ -1,0 +1,79 @@
+"""Motion: how fast and where things move by themselves, after the camera's motion is taken off, over the whole clip."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import cv2
+import numpy as np
+import pyarrow as pa
+
+from filters.base import ClipView, Score, Track
+from filters.global_motion import NOISE, GlobalMotion, global_motion, grid
+
+BELIEVED = 0.35  # least belief of a cell whose residual counts
+SLOWEST = 0.015  # picture heights per second: residual speed below which nothing moves
+PARALLAX = 0.15  # of the camera's speed: what depth and lens distortion add to the residual of things that stand
+NEIGHBOURS = 3  # moving cells out of 3x3, itself among them, that make one cell's motion real
+
+
+class Motion:
+    """Speeds are unsigned, so that motions that go opposite ways add up instead of cancelling."""
+
+    name = "motion"
+    version = 1
+    needs = frozenset({Track.LUMA, Track.FLOW})
+    columns: Mapping[str, pa.DataType] = {
+        "motion_object": pa.float32(),  # mean over time of the moving region's speed, picture heights/s; 0: still
+        "motion_camera": pa.float32(),  # median over time of the camera's speed, picture heights/s
+        "motion_area": pa.float32(),  # mean share of the picture that moves by itself, 0 to 1
+        "motion_times": pa.list_(pa.float32()),  # middle of each analysed interval, seconds from the clip's start
+        "motion_speed": pa.list_(pa.float32()),  # in each: the moving region's median speed; 0 when nothing moves
+        "motion_x": pa.list_(pa.float32()),  # its centre of mass as a fraction of the width; NaN when nothing moves
+        "motion_y": pa.list_(pa.float32()),  # and of the height
+    }
+
+    def score(self, clips: Sequence[ClipView]) -> list[dict[str, Score]]:
+        return [self._score(clip) for clip in clips]
+
+    def _score(self, clip: ClipView) -> dict[str, Score]:
+        whole = global_motion(clip)
+        if whole is None:
+            return dict.fromkeys(self.columns)
+        known = whole.valid
+        speed, moving = object_motion(whole)
+        times = whole.times.mean(axis=1) - clip.start
+        region, centre_x, centre_y = _regions(speed, moving)
+        seconds = whole.seconds[known]
+        return {
+            "motion_object": float(np.average(region[known], weights=seconds)),
+            "motion_camera": float(np.median(whole.speed[known])),
+            "motion_area": float(np.average(moving[known].mean(axis=(1, 2)), weights=seconds)),
+            "motion_times": times[known].tolist(),
+            "motion_speed": region[known].tolist(),
+            "motion_x": centre_x[known].tolist(),
+            "motion_y": centre_y[known].tolist(),
+        }
+
+
+def object_motion(whole: GlobalMotion) -> tuple[np.ndarray, np.ndarray]:
+    """What the camera does not explain: (m, gh, gw) float32 residual speed in picture heights per second, and
+    (m, gh, gw) bool where it is motion rather than noise or parallax."""
+    speed = np.sqrt((whole.residual**2).sum(axis=-1))
+    slowest = np.maximum(SLOWEST, 1.25 * NOISE / np.maximum(whole.seconds, 1e-3) + PARALLAX * whole.speed)
+    moving = (speed > slowest[:, None, None]) & (whole.belief > BELIEVED)
+    for cells in moving:
+        around = cv2.boxFilter(cells.astype(np.uint8), -1, (3, 3), normalize=False, borderType=cv2.BORDER_CONSTANT)
+        cells &= around >= NEIGHBOURS
+    return speed, moving
+
+
+def _regions(speed: np.ndarray, moving: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(m,) each: median speed over the moving cells, and their centre of mass as fractions of width and height."""
+    x, y = grid(moving.shape[1], moving.shape[2], 1.0)
+    region, centre_x, centre_y = np.zeros(len(moving)), np.full(len(moving), np.nan), np.full(len(moving), np.nan)
+    for k, cells in enumerate(moving):
+        if cells.any():
+            region[k] = np.median(speed[k][cells])
+            centre_x[k], centre_y[k] = x[cells].mean() + 0.5, y[cells].mean() + 0.5
+    return region, centre_x, centre_y

@@ -1,0 +1,107 @@
+"""Clips of known answer, made from real frames: a camera that moves in a known way, objects pasted on, defects added.
+
+What the filters are tested and calibrated on. Videos are (n, h, w, 3) uint8 RGB; distances are picture heights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+
+from filters.base import ClipView
+from filters.flow import coarse_flow
+
+Path = Callable[[float], tuple[float, float]]  # seconds -> x, y in picture heights from the picture's centre
+
+MARGIN = 0.62  # share of the frame's sides that the camera sees, so that it can move without leaving the frame
+
+
+def camera_move(
+    frame: np.ndarray,
+    seconds: float = 3.0,
+    fps: float = 24.0,
+    height: int = 180,
+    pan: Callable[[float], float] = lambda t: 0.0,
+    tilt: Callable[[float], float] = lambda t: 0.0,
+    zoom: Callable[[float], float] = lambda t: 1.0,
+    roll: Callable[[float], float] = lambda t: 0.0,
+) -> np.ndarray:
+    """A camera over one still `frame` (H, W, 3): (n, height, w, 3) uint8 with the frame's aspect ratio.
+
+    `pan` and `tilt` say where the camera looks at a time (picture heights right and down of the middle), `zoom` how
+    much larger the content is, `roll` by how many radians the camera is turned clockwise. Content beyond the frame's
+    edge is mirrored.
+    """
+    rows, columns = frame.shape[:2]
+    width = 2 * round(columns * height / rows / 2)
+    out = np.empty((round(seconds * fps), height, width, 3), np.uint8)
+    for k in range(len(out)):
+        t = k / fps
+        scale, cos, sin = MARGIN * rows / height / zoom(t), np.cos(roll(t)), np.sin(roll(t))
+        matrix = scale * np.array([[cos, -sin], [sin, cos]])
+        look = np.array([columns / 2 + pan(t) * MARGIN * rows, rows / 2 + tilt(t) * MARGIN * rows])
+        affine = np.column_stack([matrix, look - matrix @ (width / 2, height / 2)])
+        out[k] = _sample(frame, affine, (width, height), scale)
+    return out
+
+
+def _sample(frame: np.ndarray, affine: np.ndarray, size: tuple[int, int], scale: float) -> np.ndarray:
+    """`frame` seen through `affine` (output to input pixels), smoothed first where it is shrunk."""
+    if scale > 1.2:
+        frame = cv2.GaussianBlur(frame, (0, 0), 0.45 * scale)
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return cv2.warpAffine(frame, affine, size, flags=flags, borderMode=cv2.BORDER_REFLECT_101)
+
+
+def paste(video: np.ndarray, patch: np.ndarray, path: Path, fps: float = 24.0, size: float = 0.3) -> np.ndarray:
+    """`video` with an ellipse cut from `patch` (h, w, 3), `size` picture heights tall, moving along `path`."""
+    height, width = video.shape[1:3]
+    tall = max(4, round(size * height))
+    wide = max(4, round(tall * patch.shape[1] / patch.shape[0]))
+    sprite = cv2.resize(patch, (wide, tall), interpolation=cv2.INTER_AREA).astype(np.float32)
+    mask = np.zeros((tall, wide), np.float32)
+    cv2.ellipse(mask, (wide // 2, tall // 2), (wide // 2 - 1, tall // 2 - 1), 0, 0, 360, 1.0, -1, cv2.LINE_AA)
+    out = video.copy()
+    for k in range(len(out)):
+        x, y = path(k / fps)
+        shift = np.array([[1, 0, width / 2 + x * height - wide / 2], [0, 1, height / 2 + y * height - tall / 2]])
+        alpha = cv2.warpAffine(mask, shift, (width, height))[..., None]
+        moved = cv2.warpAffine(sprite, shift, (width, height), borderMode=cv2.BORDER_REPLICATE)
+        out[k] = (out[k] * (1 - alpha) + moved * alpha + 0.5).astype(np.uint8)
+    return out
+
+
+def view(video: np.ndarray, fps: float = 24.0, proxy: int = 90, flow_fps: float = 8.0) -> ClipView:
+    """The ClipView of a synthetic video that fills its frame: luma of every frame with its short side `proxy` pixels,
+    flow at `flow_fps`, eight frames in a row from the middle, one patch of detail, four colour frames."""
+    count, height, width = video.shape[:3]
+    scale = min(1.0, proxy / min(height, width))
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in video]
+    luma = np.stack([cv2.resize(g, size, interpolation=cv2.INTER_AREA) for g in grey])
+    times = np.arange(count) / fps
+    step = max(1, round(fps / flow_fps))
+    pairs = [(k, k + step) for k in range(0, count - step, step)]
+    flow = [coarse_flow(luma[a], luma[b], times[b] - times[a]) for a, b in pairs]
+    middle = count // 2
+    picks = np.linspace(0, count - 1, min(4, count)).round().astype(int)
+    side = min(256, height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return ClipView(
+        clip_id="synthetic",
+        start=0.0,
+        end=count / fps,
+        fps=fps,
+        width=width,
+        height=height,
+        luma=luma,
+        luma_times=times,
+        flow=np.stack(flow) if flow else np.zeros((0, 1, 1, 2), np.float32),
+        flow_times=np.array([(times[a], times[b]) for a, b in pairs]).reshape(-1, 2),
+        burst=np.stack([luma[k] for k in range(max(0, middle - 4), min(count, middle + 4))]),
+        detail=[grey[middle][top : top + side, left : left + side]],
+        frames=[video[k] for k in picks],
+        frame_times=times[picks],
+    )
