@@ -1,8 +1,8 @@
 """Duplicates over a whole corpus: clips that show the same pictures, found without comparing all pairs.
 
 Two signals. A perceptual hash of each sampled frame survives scaling, re-encoding and mirroring; a clip's mean
-embedding survives crops and overlays. Either brings pairs forward: entries are sorted by a prefix of their hash (or of the signs
-of random projections of the embedding, Charikar 2002) and only neighbours in that order are looked at, several times
+embedding survives crops and overlays. Either brings pairs forward: entries are sorted by a prefix of their hash (or of the
+signs of random projections of the embedding, Charikar 2002) and only neighbours in that order are looked at, several times
 with different prefixes. So the cost grows as a sort does, also where thousands of clips share one title card.
 """
 
