@@ -1,0 +1,152 @@
+"""Checkpoints: sharded, written while training goes on, and there as a whole or not at all.
+
+RUN/checkpoints/step-0000100/ is a torch.distributed.checkpoint of the weights, the moving average, the optimiser and a
+little state; it is written under a temporary name, renamed when complete, and `latest` then names it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import warnings
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.optim import Optimizer
+
+
+class CheckpointError(ValueError):
+    """No checkpoint, or one that does not fit; the message says what to do."""
+
+
+class Checkpoints:
+    """The checkpoints of a run. Every rank calls every method."""
+
+    def __init__(self, run: Path, keep: int) -> None:
+        self.folder, self.keep = run / "checkpoints", keep
+        self._pending: tuple[Future[Any] | None, Path, Path] | None = None
+
+    def save(self, step: int, tensors: dict[str, Any], state: dict[str, Any]) -> None:
+        """Starts writing `tensors` (nested dicts of tensors) and `state` (JSON); training may go on meanwhile."""
+        self.finish()
+        final = self.folder / f"step-{step:07d}"
+        part = final.with_suffix(".part")
+        if _main() and part.exists():
+            shutil.rmtree(part)
+        _barrier()
+        part.mkdir(parents=True, exist_ok=True)
+        if _main():
+            (part / "state.json").write_text(json.dumps(state | {"step": step}))
+        future: Any = None
+        if _on_gpu(tensors["ema"]):
+            future = dcp.async_save(tensors, checkpoint_id=part)
+        else:  # tensors in main memory would change under the writer
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that it saves in a single process
+                dcp.save(tensors, checkpoint_id=part, no_dist=not dist.is_initialized())
+        self._pending = (future, part, final)
+        if future is None:
+            self.finish()
+
+    def finish(self) -> None:
+        """Waits for the checkpoint that is being written and puts it in place."""
+        if self._pending is None:
+            return
+        future, part, final = self._pending
+        self._pending = None
+        if future is not None:
+            future.result()
+        _barrier()
+        if _main():
+            if final.exists():
+                shutil.rmtree(final)
+            part.rename(final)
+            pointer = self.folder / "latest.part"
+            pointer.write_text(final.name)
+            os.replace(pointer, self.folder / "latest")
+            for old in sorted(self.folder.glob("step-???????"))[: -self.keep]:
+                shutil.rmtree(old)
+        _barrier()
+
+
+def latest(run: Path) -> Path | None:
+    """The newest complete checkpoint of a run, or None."""
+    pointer = run / "checkpoints" / "latest"
+    if not pointer.exists():
+        return None
+    folder = pointer.parent / pointer.read_text().strip()
+    if not re.fullmatch(r"step-\d{7}", folder.name) or not (folder / "state.json").exists():
+        raise CheckpointError(
+            f"{pointer} names {folder.name}, which is not a whole checkpoint; write another name in it"
+        )
+    return folder
+
+
+def load(folder: Path, tensors: dict[str, Any]) -> dict[str, Any]:
+    """Fills `tensors` in place and returns the saved state."""
+    dcp.load(tensors, checkpoint_id=folder, no_dist=not dist.is_initialized())
+    return dict(json.loads((folder / "state.json").read_text()))
+
+
+def training_tensors(model: nn.Module, optimizer: Optimizer, ema: dict[str, Tensor]) -> dict[str, Any]:
+    """What a checkpoint holds, under names that do not depend on ranks or wrappers."""
+    weights, moments = get_state_dict(model, optimizer)
+    return {"model": weights, "optimizer": moments, "ema": ema}
+
+
+def restore(folder: Path, model: nn.Module, optimizer: Optimizer, ema: dict[str, Tensor]) -> dict[str, Any]:
+    """Loads model, optimiser and moving average in place; returns the saved state."""
+    tensors = training_tensors(model, optimizer, ema)
+    state = load(folder, tensors)
+    set_state_dict(model, optimizer, model_state_dict=tensors["model"], optim_state_dict=tensors["optimizer"])
+    for name, value in tensors["ema"].items():
+        ema[name].copy_(value)
+    return state
+
+
+def read_weights(run: Path, which: str = "ema") -> dict[str, Tensor]:
+    """The weights of a run's newest checkpoint, whole, in main memory; which: ema or model."""
+    folder = latest(run)
+    if folder is None:
+        raise CheckpointError(f"{run}: no checkpoint in it; `clipmill train` makes one")
+    saved = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+    prefix = f"{which}."
+    sizes: dict[str, Any] = {k.removeprefix(prefix): v for k, v in saved.items() if k.startswith(prefix)}
+    weights = {k: torch.empty(v.size, dtype=v.properties.dtype) for k, v in sizes.items()}
+    dcp.load({which: weights}, checkpoint_id=folder, no_dist=True)
+    return weights
+
+
+def read_state(run: Path) -> dict[str, Any]:
+    """The state beside a run's newest checkpoint."""
+    folder = latest(run)
+    if folder is None:
+        raise CheckpointError(f"{run}: no checkpoint in it; `clipmill train` makes one")
+    return dict(json.loads((folder / "state.json").read_text()))
+
+
+def check_latents(state: dict[str, Any], latents_id: str) -> None:
+    """Raises CheckpointError when a checkpoint was trained on other latents."""
+    if state["latents"] != latents_id:
+        raise CheckpointError(f"the checkpoint is of latents {state['latents']}, these are {latents_id}")
+
+
+def _on_gpu(tensors: dict[str, Tensor]) -> bool:
+    return any(t.is_cuda for t in tensors.values())
+
+
+def _main() -> bool:
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def _barrier() -> None:
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.barrier()

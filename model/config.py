@@ -1,0 +1,187 @@
+"""Every option of a training run, in one place: a preset for the device, a YAML file, then `key=value` on top."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message says which key and what to do."""
+
+
+@dataclass(frozen=True)
+class Config:
+    data: tuple[str, ...] = ()  # datasets; PATH or PATH@WEIGHT, weights in clips drawn (default: all its clips once)
+    seed: int = 0
+
+    # the model
+    size: str = "tiny"  # a name in model.dit.SIZES
+    attention: str = "full"  # full, or factorised: space then time
+    patch: int = 2  # latent pixels a token, in height and in width
+    init_from: str = ""  # a run to start from: an image model is inflated to a video model
+    train_only: str = "all"  # all, or temporal: only the temporal attention of a factorised model
+
+    # what it sees
+    latents: str = "pca"  # pixel, pca, vae:RUN, or diffusers:FOLDER_OR_REPO
+    latent_channels: int = 16  # of pca
+    text: str = "minilm"  # minilm, or hf:FOLDER_OR_REPO (T5, UMT5, CLIP ...)
+    text_tokens: int = 48  # longer captions are cut
+    resolutions: tuple[int, ...] = (64,)  # square root of a frame's pixels; a clip takes the largest it fills
+    frame_counts: tuple[int, ...] = (17,)  # a clip takes the largest it is long enough for
+    fps: float = 8.0  # at which clips are sampled
+    image_ratio: float = 0.0  # share of the samples that are single frames of videos
+    decoder: str = "decord"  # decord, with PyAV behind it, or av
+    workers: int = 1  # processes that load and decode
+    memory_mb: float = 1000.0  # a process that loads may hold this much of decoded clips, if that is all of them
+    shuffle_shards: int = 0  # 0 shuffles everything; n shuffles within n shards at a time (for remote shards)
+    cache_gb: float = 50.0  # local copies of remote shards
+
+    # the objective
+    path: str = "linear"  # linear (rectified flow), or cosine (DDPM, v-prediction)
+    time_mean: float = 0.0  # of the logit-normal distribution of time
+    time_std: float = 1.0
+    shift_tokens: int = 4096  # time moves towards noise by the square root of tokens over this
+    caption_dropout: float = 0.1
+    clean_frames: float = 0.1  # share of samples whose first frames are given (image-to-video, extension)
+
+    # steps
+    steps: int = 400
+    max_seconds: float = 0.0  # stop and save after this long; 0 is no limit
+    tokens: int = 1024  # latent tokens a micro-batch, at most
+    micro_batches: int = 1  # a step, over all ranks
+    lr: float = 2e-3
+    warmup: int = 20
+    decay: str = "cosine"  # the learning rate after warm-up: constant, or cosine to a tenth
+    beta2: float = 0.95
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    adaptive_clip: bool = False  # clip to the running mean of the norm plus three deviations, when that is lower
+    ema: float = 0.999
+
+    # the machine
+    device: str = "auto"  # auto, cpu or cuda
+    precision: str = "fp32"  # fp32 or bf16 (blocks in bf16, weights, loss and moving average in fp32)
+    parallel: str = "fsdp"  # with more than one process: fsdp or ddp
+    compile: bool = False  # each block by torch.compile
+    recompute: int = 0  # every n-th block keeps no activations; 0 keeps all
+    attention_kernel: str = "auto"  # auto, cudnn or flash (CUDA)
+    deterministic: bool = False  # slower kernels, bit-identical resume on a GPU
+
+    # what is written
+    log_every: int = 10
+    save_every: int = 200
+    keep: int = 2  # checkpoints
+
+
+CUDA_PRESET: Mapping[str, Any] = {
+    "size": "B",
+    "latent_channels": 32,
+    "resolutions": (256,),
+    "frame_counts": (1, 33),
+    "fps": 16.0,
+    "workers": 8,
+    "steps": 100_000,
+    "tokens": 32_768,
+    "lr": 2e-4,
+    "warmup": 1000,
+    "decay": "constant",
+    "ema": 0.9999,
+    "precision": "bf16",
+    "compile": True,
+    "save_every": 1000,
+}
+
+# A run may be resumed with other values of these; everything else is part of what the run is.
+FREE = {"data", "steps", "max_seconds", "workers", "decoder", "cache_gb", "device", "parallel", "compile", "recompute"}
+FREE |= {"memory_mb", "attention_kernel", "deterministic", "log_every", "save_every", "keep"}
+
+CHOICES = {
+    "attention": ("full", "factorised"),
+    "train_only": ("all", "temporal"),
+    "decoder": ("decord", "av"),
+    "path": ("linear", "cosine"),
+    "decay": ("constant", "cosine"),
+    "device": ("auto", "cpu", "cuda"),
+    "precision": ("fp32", "bf16"),
+    "parallel": ("fsdp", "ddp"),
+    "attention_kernel": ("auto", "cudnn", "flash"),
+}
+
+
+def load_config(
+    file: str | None = None,
+    overrides: Sequence[str] = (),
+    data: Sequence[str] = (),
+    cuda: bool = False,
+    preset: Mapping[str, Any] | None = None,
+) -> Config:
+    """The device's preset, or `preset` instead; then the YAML `file`, then `key=value`. Raises ConfigError."""
+    values: dict[str, Any] = dict(CUDA_PRESET) if cuda else {}
+    if preset is not None:
+        values = dict(preset)
+    if file:
+        try:
+            loaded = yaml.safe_load(Path(file).read_text()) or {}
+        except (OSError, yaml.YAMLError) as error:
+            raise ConfigError(f"{file}: {error}") from error
+        if not isinstance(loaded, dict):
+            raise ConfigError(f"{file}: expected keys and values")
+        values |= loaded
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"{override!r}: options look like steps=1000")
+        values[key] = yaml.safe_load(text)
+    if data:
+        values["data"] = tuple(data)
+    return from_dict(values)
+
+
+def from_dict(values: Mapping[str, Any]) -> Config:
+    """A checked Config; lists become tuples, whole numbers become floats where a float is meant. Raises ConfigError."""
+    hints = typing.get_type_hints(Config)
+    checked = {}
+    for key, value in values.items():
+        if key not in hints:
+            near = difflib.get_close_matches(str(key), hints, n=1)
+            raise ConfigError(f"unknown option {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        checked[key] = _typed(hints[key], value, key)
+    for key, allowed in CHOICES.items():
+        if key in checked and checked[key] not in allowed:
+            raise ConfigError(f"{key}: {checked[key]!r} is none of {', '.join(allowed)}")
+    return Config(**checked)
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Plain values, as they go into a run's config.json."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
+
+
+def changed(old: Config, new: Config) -> list[str]:
+    """Options that differ and may not, between a run and its continuation."""
+    return [k for k, v in to_dict(old).items() if k not in FREE and v != to_dict(new)[k]]
+
+
+def _typed(kind: Any, value: Any, key: str) -> Any:
+    if isinstance(kind, types.GenericAlias):
+        items = value if isinstance(value, (list, tuple)) else [value]
+        return tuple(_typed(typing.get_args(kind)[0], item, key) for item in items)
+    if kind is float and isinstance(value, str):  # YAML reads 1e-3 as text
+        try:
+            value = float(value)
+        except ValueError as error:
+            raise ConfigError(f"{key}: expected a number, got {value!r}") from error
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not kind:
+        raise ConfigError(f"{key}: expected {kind.__name__}, got {value!r}")
+    return value

