@@ -21,15 +21,17 @@ def write_video(
     rotation: int = 0,
     aspect: Fraction | None = None,
     time_base: Fraction | None = None,
+    container_options: dict[str, str] | None = None,
     **options: str,
 ) -> Path:
     """Writes (h, w, 3) uint8 RGB frames to `path` (container by its suffix) and returns it.
 
     `times` are presentation times in seconds of a variable frame rate; `rotation` is written to the container (degrees
-    counter-clockwise for display), `aspect` is the sample aspect ratio; `options` go to the encoder (g="50", crf="20").
+    counter-clockwise for display), `aspect` is the sample aspect ratio; `options` go to the encoder (g="50", crf="20"),
+    `container_options` to the muxer.
     """
     rate = Fraction(fps).limit_denominator(1001)
-    container = av.open(str(path), "w")
+    container = av.open(str(path), "w", options=container_options or {})
     stream = None
     for index, frame in enumerate(frames):
         if stream is None:
