@@ -118,8 +118,7 @@ def encode_span(reader: SpanReader, cut: Cut, options: PackOptions) -> Encoded:
     with tempfile.NamedTemporaryFile(suffix=".mp4") as file:
         count = _write_mp4(file.name, timed, length, rate, base, cut, encoder)
         data = file.read()
-    seconds = float(length * base)
-    return Encoded(data, "mp4", count, count / seconds, *cut.size, seconds)
+    return Encoded(data, "mp4", count, float(count / (length * base)), *cut.size, float(length * base))
 
 
 def encode_image(reader: SpanReader, cut: Cut) -> Encoded:
