@@ -18,7 +18,8 @@ SHAKY = 0.02  # shake above which it is held by hand; between the two nothing is
 PURE = 0.85  # share of a move that must be of one kind to be called by its name
 MOVED = 0.03  # picture heights that a named move covers at least
 SHORTEST = 0.5  # seconds of a span
-COVER = 0.6  # share of the known time that the clip's label must hold for
+SUPPORT = 0.6  # share of the picture that must move along, or it is not known whether the camera moves
+COVER = 0.6  # share of the time that the clip's label must hold for
 
 # Content motion -> what the camera does: the content of a pan to the left moves to the right.
 LABELS = (("pan_right", "pan_left"), ("tilt_down", "tilt_up"), ("zoom_out", "zoom_in"), ("roll_right", "roll_left"))
@@ -42,8 +43,9 @@ class Camera:
         whole = global_motion(clip)
         if whole is None:
             return dict.fromkeys(self.columns)
-        move, shake = _move_and_shake(whole, _radius(clip))
-        spans = _spans(whole, move, shake)
+        clear = whole.valid & (whole.support >= SUPPORT)
+        move, shake = _move_and_shake(whole, clear, _radius(clip))
+        spans = _spans(whole, clear, move, shake)
         known = float(whole.seconds[whole.valid].sum())
         held: dict[str, float] = {}
         for first, last, name in spans:
@@ -62,7 +64,7 @@ class Camera:
             if label is None
             else _confidence(label, spans, move, shake) * held[label] / known,
             "camera_spans": json.dumps(listed),
-            "camera_shake": float(np.median(shake[whole.valid])),
+            "camera_shake": float(np.median(shake[clear])) if clear.any() else None,
         }
 
 
@@ -72,21 +74,21 @@ def _radius(clip: ClipView) -> float:
     return float(np.sqrt(((shape[2] / shape[1]) ** 2 + 1) / 12))
 
 
-def _move_and_shake(whole: GlobalMotion, radius: float) -> tuple[np.ndarray, np.ndarray]:
+def _move_and_shake(whole: GlobalMotion, clear: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray]:
     """(m, 4) content motion smoothed over time (pan, tilt, zoom, roll, all in picture heights per second), and (m,)
     how fast the picture moves around that, itself smoothed."""
     speeds = np.stack([whole.pan, whole.tilt, whole.zoom * radius, whole.roll * radius], axis=1).astype(np.float64)
     middle = whole.times.mean(axis=1)
-    kernel = np.maximum(0, 1 - np.abs(middle[:, None] - middle) / SMOOTH) * (whole.seconds * whole.valid)
+    kernel = np.maximum(0, 1 - np.abs(middle[:, None] - middle) / SMOOTH) * (whole.seconds * clear)
     kernel /= np.maximum(kernel.sum(axis=1, keepdims=True), 1e-9)
     move = kernel @ speeds
     unsteady = np.sqrt(((speeds - move) ** 2).sum(axis=1))
     return move, kernel @ unsteady
 
 
-def _spans(whole: GlobalMotion, move: np.ndarray, shake: np.ndarray) -> list[tuple[int, int, str]]:
+def _spans(whole: GlobalMotion, clear: np.ndarray, move: np.ndarray, shake: np.ndarray) -> list[tuple[int, int, str]]:
     """(first interval, last interval, label), in order; what has no label is left out."""
-    labels = [_label(v, s) if ok else None for v, s, ok in zip(move, shake, whole.valid, strict=True)]
+    labels = [_label(v, s) if ok else None for v, s, ok in zip(move, shake, clear, strict=True)]
     spans: list[tuple[int, int, str]] = []
     for k, label in enumerate(labels):
         if label is None:

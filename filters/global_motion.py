@@ -34,6 +34,7 @@ class GlobalMotion:
     speed: np.ndarray  # (m,) root mean square of all four over the picture, picture heights per second
     residual: np.ndarray  # (m, gh, gw, 2) float32, what is left of the flow, picture heights per second
     belief: np.ndarray  # (m, gh, gw) float32, 0 to 1: how far a cell's flow is known
+    support: np.ndarray  # (m,) 0 to 1: share of the belief that moves along with the whole
     valid: np.ndarray  # (m,) bool: enough of the picture has texture to tell
 
     @property
@@ -84,7 +85,10 @@ def _fit_clip(clip: ClipView) -> GlobalMotion | None:
     pan, tilt, zoom, roll = theta.T
     fitted = _motion(theta, x, y)
     speed = np.sqrt((fitted**2).sum(axis=-1).mean(axis=(1, 2)))
-    return GlobalMotion(times, pan, tilt, zoom, roll, speed, flow - fitted, belief, valid)
+    left = flow - fitted
+    along = (left**2).sum(axis=-1) < (3 * _scale(theta, dt[:, 0])[:, :, None]) ** 2
+    support = (belief * along).sum(axis=(1, 2)) / np.maximum(belief.sum(axis=(1, 2)), 1e-6)
+    return GlobalMotion(times, pan, tilt, zoom, roll, speed, left, belief, support, valid)
 
 
 def _fit(flow: np.ndarray, belief: np.ndarray, x: np.ndarray, y: np.ndarray, dt: np.ndarray) -> np.ndarray:
@@ -137,9 +141,10 @@ def _least_squares(u: np.ndarray, v: np.ndarray, weight: np.ndarray, x: np.ndarr
     """(m, 4) weighted least squares of the similarity, in closed form around the weighted centre."""
     ones = np.ones_like(x)
     place = np.stack([ones, x, y], axis=1)
-    total, sx, sy, size = (weight @ np.stack([ones, x, y, x * x + y * y], axis=1)).T + np.float32(1e-9)
+    total, sx, sy, size = (weight @ np.stack([ones, x, y, x * x + y * y], axis=1)).T
+    total = np.maximum(total, np.float32(1e-6))
     (su, sxu, syu), (sv, sxv, syv) = ((weight * u) @ place).T, ((weight * v) @ place).T
-    size = size - (sx * sx + sy * sy) / total + np.float32(1e-9)
+    size = np.maximum(size - (sx * sx + sy * sy) / total, np.float32(1e-6))
     zoom = (sxu + syv - (sx * su + sy * sv) / total) / size
     roll = (sxv - syu - (sx * sv - sy * su) / total) / size
     pan, tilt = (su - zoom * sx + roll * sy) / total, (sv - zoom * sy - roll * sx) / total

@@ -14,6 +14,9 @@ from filters.global_motion import NOISE, GlobalMotion, global_motion, grid
 BELIEVED = 0.35  # least belief of a cell whose residual counts
 SLOWEST = 0.015  # picture heights per second: residual speed below which nothing moves
 PARALLAX = 0.15  # of the camera's speed: what depth and lens distortion add to the residual of things that stand
+MISFIT = 0.4  # of the residual: how much of it the brightness must confirm
+FAR = 0.014  # picture heights: a misfit grows no further, because brightness differs as much as it can
+GRAIN = 2.0  # grey levels of difference that noise and compression make
 NEIGHBOURS = 3  # moving cells out of 3x3, itself among them, that make one cell's motion real
 
 
@@ -41,7 +44,7 @@ class Motion:
         if whole is None:
             return dict.fromkeys(self.columns)
         known = whole.valid
-        speed, moving = object_motion(whole)
+        speed, moving = object_motion(clip, whole)
         times = whole.times.mean(axis=1) - clip.start
         region, centre_x, centre_y = _regions(speed, moving)
         seconds = whole.seconds[known]
@@ -56,16 +59,48 @@ class Motion:
         }
 
 
-def object_motion(whole: GlobalMotion) -> tuple[np.ndarray, np.ndarray]:
+def object_motion(clip: ClipView, whole: GlobalMotion) -> tuple[np.ndarray, np.ndarray]:
     """What the camera does not explain: (m, gh, gw) float32 residual speed in picture heights per second, and
-    (m, gh, gw) bool where it is motion rather than noise or parallax."""
+    (m, gh, gw) bool where it is motion, rather than parallax or a place where the flow is wrong.
+
+    Flow that is wrong is told by the pictures: carried along by the camera's motion, the first then fits the second.
+    """
     speed = np.sqrt((whole.residual**2).sum(axis=-1))
-    slowest = np.maximum(SLOWEST, 1.25 * NOISE / np.maximum(whole.seconds, 1e-3) + PARALLAX * whole.speed)
+    seconds = np.maximum(whole.seconds, 1e-3)
+    slowest = np.maximum(SLOWEST, 1.25 * NOISE / seconds + PARALLAX * whole.speed)
     moving = (speed > slowest[:, None, None]) & (whole.belief > BELIEVED)
-    for cells in moving:
+    moving[~whole.valid] = False
+    for k, cells in enumerate(moving):
+        if not cells.any():
+            continue
+        pair = [np.flatnonzero(np.abs(clip.luma_times - t) < 1e-3) for t in whole.times[k]]
+        if len(pair[0]) and len(pair[1]):
+            unexplained = misfit(clip.luma[pair[0][0]], clip.luma[pair[1][0]], whole, k)
+            cells &= unexplained > MISFIT * np.minimum(speed[k] * seconds[k], FAR)
         around = cv2.boxFilter(cells.astype(np.uint8), -1, (3, 3), normalize=False, borderType=cv2.BORDER_CONSTANT)
         cells &= around >= NEIGHBOURS
     return speed, moving
+
+
+def misfit(a: np.ndarray, b: np.ndarray, whole: GlobalMotion, k: int) -> np.ndarray:
+    """(gh, gw) float32: the shift, in picture heights, that the difference between luma frame `a` and `b`, taken back
+    by interval `k`'s global motion, would amount to, judged by the gradient there; right for shifts of a pixel or two.
+    """
+    (height, width), (rows, columns), dt = a.shape, whole.belief.shape[1:], whole.seconds[k]
+    turn = np.array([[1 + whole.zoom[k] * dt, -whole.roll[k] * dt], [whole.roll[k] * dt, 1 + whole.zoom[k] * dt]])
+    centre = np.array([(width - 1) / 2, (height - 1) / 2])
+    shift = centre - turn @ centre + np.array([whole.pan[k], whole.tilt[k]]) * dt * height
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    back = cv2.warpAffine(
+        b, np.column_stack([turn, shift]), (width, height), flags=flags, borderMode=cv2.BORDER_REPLICATE
+    )
+    apart: np.ndarray = np.subtract(a, back, dtype=np.float32)
+    apart = np.maximum(np.abs(apart - apart.mean()) - np.float32(GRAIN), 0)
+    right, down = cv2.spatialGradient(a)
+    slope = cv2.magnitude(right.astype(np.float32), down.astype(np.float32)) / 8
+    both = cv2.resize(cv2.merge([apart, slope]), (columns, rows), interpolation=cv2.INTER_AREA)
+    difference, gradient = cv2.split(cv2.blur(both, (3, 3)))
+    return difference / (gradient + 1) / height
 
 
 def _regions(speed: np.ndarray, moving: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

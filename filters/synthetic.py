@@ -73,19 +73,18 @@ def paste(video: np.ndarray, patch: np.ndarray, path: Path, fps: float = 24.0, s
     return out
 
 
-def view(video: np.ndarray, fps: float = 24.0, proxy: int = 90, flow_fps: float = 8.0) -> ClipView:
-    """The ClipView of a synthetic video that fills its frame: luma of every frame with its short side `proxy` pixels,
-    flow at `flow_fps`, eight frames in a row from the middle, one patch of detail, four colour frames."""
+def view(video: np.ndarray, fps: float = 24.0, proxy: int = 90, luma_fps: float = 8.0) -> ClipView:
+    """The ClipView of a synthetic video that fills its frame: luma with its short side `proxy` pixels at `luma_fps`,
+    the flow between its neighbours, 16 frames in a row from the middle, two patches of detail, four colour frames."""
     count, height, width = video.shape[:3]
     scale = min(1.0, proxy / min(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in video]
-    luma = np.stack([cv2.resize(g, size, interpolation=cv2.INTER_AREA) for g in grey])
-    times = np.arange(count) / fps
-    step = max(1, round(fps / flow_fps))
-    pairs = [(k, k + step) for k in range(0, count - step, step)]
-    flow = [coarse_flow(luma[a], luma[b], times[b] - times[a]) for a, b in pairs]
-    middle = count // 2
+    small = [cv2.resize(g, size, interpolation=cv2.INTER_AREA) for g in grey]
+    kept = range(0, count, max(1, round(fps / luma_fps)))
+    luma, times = [small[k] for k in kept], np.array(kept) / fps
+    flow = [coarse_flow(a, b, dt) for a, b, dt in zip(luma[:-1], luma[1:], np.diff(times), strict=True)]
+    first = max(0, min(count // 2 - 8, count - 16))
     picks = np.linspace(0, count - 1, min(4, count)).round().astype(int)
     side = min(256, height, width)
     top, left = (height - side) // 2, (width - side) // 2
@@ -96,12 +95,12 @@ def view(video: np.ndarray, fps: float = 24.0, proxy: int = 90, flow_fps: float 
         fps=fps,
         width=width,
         height=height,
-        luma=luma,
+        luma=np.stack(luma),
         luma_times=times,
-        flow=np.stack(flow) if flow else np.zeros((0, 1, 1, 2), np.float32),
-        flow_times=np.array([(times[a], times[b]) for a, b in pairs]).reshape(-1, 2),
-        burst=np.stack([luma[k] for k in range(max(0, middle - 4), min(count, middle + 4))]),
-        detail=[grey[middle][top : top + side, left : left + side]],
+        flow=np.stack(flow) if flow else np.zeros((0, 0, 0, 2), np.float32),
+        flow_times=np.stack([times[:-1], times[1:]], axis=1) if flow else np.zeros((0, 2)),
+        burst=np.stack(small[first : first + 16]),
+        detail=[grey[k][top : top + side, left : left + side] for k in picks[1:3]],
         frames=[video[k] for k in picks],
-        frame_times=times[picks],
+        frame_times=times[0] + picks / fps,
     )
