@@ -80,11 +80,12 @@ def histogram(name: str, values: np.ndarray, keep: np.ndarray, bounds: Mapping[s
 
 
 def number(value: float | None) -> str:
-    """Three significant digits, without exponents where they can be avoided; a dash for no number."""
+    """At most three significant digits, without exponents where they can be avoided; a dash for no number."""
     if value is None or not np.isfinite(value):
         return "–"
     if value == int(value) and abs(value) < 1e6:
         return f"{int(value):,}"
     if abs(value) >= 1e6 or abs(value) < 1e-4:
         return f"{value:.2g}"
-    return f"{value:,.{max(0, 2 - int(np.floor(np.log10(abs(value)))))}f}"
+    text = f"{value:,.{max(0, 2 - int(np.floor(np.log10(abs(value)))))}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text

@@ -21,11 +21,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import tables
+from pipeline.canaries import recall, without_canaries
+from pipeline.counterfactual import notches
 from pipeline.histogram import histogram, number
+from pipeline.recipe import from_dict
 from pipeline.report_clips import choose, show
 from pipeline.storage import Store
 
-CANARY = "canary://"  # sources that the build planted: they count nowhere but in their own table
 LATE_COLUMNS = pa.schema(  # what selection, captioning and packing add to a clip's row; a build without them lacks some
     [
         ("keep", pa.bool_()),
@@ -37,6 +39,7 @@ LATE_COLUMNS = pa.schema(  # what selection, captioning and packing add to a cli
     ]
 )
 PASSES = ("sources", "scan", "embed", "caption", "pack")
+TRIED_CLIPS = 100_000  # above this the page tries no other thresholds: each is a selection over all clips
 MAX_LABELS = 24  # a text column with more values than this holds no labels
 
 
@@ -112,9 +115,9 @@ def filter_costs(passes: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _render(store: Store, clips_shown: int) -> str:
     info = json.loads(store.read("dataset.json"))
-    sources = _without_canaries(_read(store, "tables/sources", tables.SOURCES))
+    sources = without_canaries(_read(store, "tables/sources", tables.SOURCES))
     everything = _read(store, "tables/clips", pa.schema([*tables.CLIPS, *LATE_COLUMNS]))
-    clips = _without_canaries(everything)
+    clips = without_canaries(everything)
     recipe, passes = info.get("recipe", {}), info.get("passes", {})
     thresholds: Mapping[str, Mapping[str, Any]] = recipe.get("select", {}).get("thresholds", {})
 
@@ -123,6 +126,7 @@ def _render(store: Store, clips_shown: int) -> str:
     histograms = [histogram(name, _floats(clips[name]), keep, thresholds.get(name)) for name in numbers]
     shown = show(store, clips, choose(clips, clips_shown), histograms, labels)
     seconds = pc.subtract(clips["end"], clips["start"]).to_numpy()
+    moved = notches(clips, from_dict(recipe)) if 0 < len(clips) <= TRIED_CLIPS else []
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pipeline"), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -148,7 +152,9 @@ def _render(store: Store, clips_shown: int) -> str:
             name: passes[name] for name in sorted(passes, key=lambda n: (PASSES.index(n) if n in PASSES else 9, n))
         },
         filters=filter_costs(passes),
+        canaries=recall(everything, tuple(thresholds)),
         bounded=[h for h in histograms if h.lines],
+        notches={h.name: [notch for notch in moved if notch.column == h.name] for h in histograms},
         unbounded=[h for h in histograms if not h.lines],
         distributions={
             **{title: _bars(clips[name], keep) for title, name in (("Buckets", "bucket"), ("Split", "split"))},
@@ -173,10 +179,6 @@ def _read(store: Store, folder: str, schema: pa.Schema) -> pa.Table:
         if column.name not in table.column_names:
             table = table.append_column(column, pa.nulls(len(table), column.type))
     return table
-
-
-def _without_canaries(table: pa.Table) -> pa.Table:
-    return table.filter(pc.invert(pc.starts_with(table["source_uri"], CANARY)))
 
 
 def _score_columns(clips: pa.Table) -> tuple[list[str], list[str]]:

@@ -66,7 +66,8 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 {
                     **dict.fromkeys(tables.CLIPS.names),
                     "clip_id": key, "source_id": uri, "source_uri": uri, "start": i * 2.0, "end": i * 2.0 + 2,
-                    "fps": 25.0, "frames": 50, "width": 640, "height": 272, "keep": kept, "rejected_by": rejected,
+                    "fps": 25.0, "frames": 50, "width": 640, "height": 272, "crop_w": 640, "crop_h": 272,
+                    "keep": kept, "rejected_by": rejected,
                     "motion_object": None if i == 9 else i / 10, "exposure_luma": 0.5 - i / 50,
                     "camera_label": "pan_left", "tags_labels": ["mountain bike", "street sign"],
                     "caption": f"Clip {i}. {SCRIPT}" if kept else None,
@@ -87,9 +88,11 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"source_id": c["source_id"], "source_uri": c["source_uri"], "status": "ok", "duration": 10.0}
         for c in clips[:2]
     ] + [{"source_id": "x", "source_uri": f"/raw/{SCRIPT}.mp4", "status": "failed", "error": "truncated <here>"}]
+    extra = pa.Table.from_pylist([{k: v for k, v in c.items() if k not in tables.CLIPS.names} for c in clips]).schema
+    schema = pa.schema([*tables.CLIPS, *extra])
     for name, table in (
         ("sources", tables.table_from(sources, tables.SOURCES)),
-        ("clips", pa.Table.from_pylist(clips)),
+        ("clips", pa.Table.from_pylist(clips, schema=schema)),
         ("frames", tables.table_from(pictures, tables.FRAMES)),
     ):
         (folder / "tables" / name).mkdir(parents=True)
@@ -260,6 +263,8 @@ def test_one_value_for_all_clips_and_none_at_all_have_histograms() -> None:
         (0.0, "0"),
         (12.0, "12"),
         (0.01234, "0.0123"),
+        (0.03, "0.03"),
+        (99.99, "100"),
         (1234.5, "1,234"),
         (2.5e-7, "2.5e-07"),
     ],
