@@ -17,6 +17,7 @@ from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline import encode
 from pipeline.buckets import bucket_size
@@ -25,7 +26,7 @@ from pipeline.recipe import PackOptions, Recipe
 from pipeline.samples import documents, to_json
 from pipeline.select import clip_words
 from pipeline.sources import open_media
-from pipeline.storage import atomic
+from pipeline.storage import Store, atomic
 from pipeline.tables import fingerprint, to_parquet
 
 INDEX = pa.schema(
@@ -48,6 +49,7 @@ INDEX = pa.schema(
 BITS_A_PIXEL = {"fast_loading": 0.12, "small": 0.07}  # of encoded video, for estimates before it exists
 STILL = 20.0  # frames of video that take as many bytes as a still image
 FULL = math.sqrt(2)  # times the target size, at which a shard is split in two: sizes lie around the target
+META = b"clipmill"  # key of the index file's metadata: the ShardResult
 BLOCK = 512  # of a tar
 
 
@@ -56,7 +58,7 @@ class ShardPlan:
     """The clips of one shard, in order of clip_id. Pickled, it takes only its own rows of the table along."""
 
     path: str  # shards/16x9-720p/train-000001.tar
-    options: PackOptions = field(repr=False)  # part of its name
+    options: PackOptions = field(repr=False)
     table: pa.Table = field(repr=False)
     clips: np.ndarray = field(repr=False)  # (k,) int64: rows of `table`
 
@@ -76,6 +78,7 @@ class ShardPlan:
 class ShardResult:
     """A written shard; where `clips` is 0, nothing was written. Clips that failed are not in it."""
 
+    name: str  # of its plan
     path: str
     sha256: str = ""
     bytes: int = 0
@@ -132,9 +135,7 @@ def plan_shards(kept: pa.Table, recipe: Recipe) -> list[ShardPlan]:
     return sorted(plans, key=lambda plan: plan.path)
 
 
-def write_shard(
-    plan: ShardPlan, folder: Path, recipe: Recipe, reuse: Mapping[str, Stored] | None = None
-) -> ShardResult:
+def write_shard(plan: ShardPlan, folder: Path, reuse: Mapping[str, Stored] | None = None) -> ShardResult:
     """Encodes the clips of `plan` and writes its tar and index below `folder`, each whole or not at all.
 
     Members are KEY.mp4 (or KEY.jpg), KEY.txt and KEY.json, without times or owners. Media in `reuse` that was encoded
@@ -142,7 +143,7 @@ def write_shard(
     left out and reported. Raises OSError when the shard cannot be written.
     """
     table = plan.rows()
-    said = {document["clip_id"]: document for document in documents(table, recipe.pack)}
+    said = {document["clip_id"]: document for document in documents(table, plan.options)}
     media: dict[str, _Spooled] = {}
     failures: list[tuple[str, str]] = []
     target = folder / plan.path
@@ -152,12 +153,12 @@ def write_shard(
             if key in said and (found := _read_stored(stored, key, said[key]["encoding"])):
                 media[key] = _spool(spool, found)
         reused = len(media)
-        for key, answer in _encode_all([row for row in table.to_pylist() if row["clip_id"] not in media], recipe.pack):
+        for key, answer in _encode_all([row for row in table.to_pylist() if row["clip_id"] not in media], plan.options):
             if isinstance(answer, str):
                 failures.append((key, answer))
             else:
                 media[key] = _spool(spool, answer)
-        result = ShardResult(plan.path, failures=sorted(failures), reused=reused)
+        result = ShardResult(plan.name, plan.path, failures=sorted(failures), reused=reused)
         if not media:
             return result
         with atomic(target) as temporary:
@@ -167,16 +168,41 @@ def write_shard(
             size, seconds = temporary.stat().st_size, sum(row["duration"] for row in index)
             result = replace(result, sha256=digest, bytes=size, clips=len(index), seconds=seconds)
             rows = pa.Table.from_pylist(index, schema=INDEX)
+            lasting = {**asdict(result), "reused": 0}  # how a shard came about is no part of it
             with atomic(index_path(target)) as beside:
-                beside.write_bytes(to_parquet(rows))
+                beside.write_bytes(to_parquet(rows.replace_schema_metadata({META: json.dumps(lasting).encode()})))
     return result
 
 
-def stored_clips(uri: str, index: pa.Table) -> dict[str, Stored]:
-    """Where the clips of the finished tar at `uri` lie, by its index: for `write_shard` to reuse."""
+def listed(store: Store) -> dict[str, ShardResult]:
+    """The finished shards of a dataset, by the name of their plan. One whose tar is missing, or not as long as its
+    index says, is not finished."""
+    sizes = {name: size for name, size, _ in store.stat("shards")}
+    found = {}
+    for name in sizes:
+        if not name.endswith(".parquet"):
+            continue
+        try:
+            with store.open(name) as file:
+                result = ShardResult(**json.loads((pq.read_schema(file).metadata or {})[META]))
+        except (pa.ArrowInvalid, KeyError, TypeError, ValueError):
+            continue
+        if sizes.get(result.path) == result.bytes and name == str(index_path(Path(result.path))):
+            found[result.name] = result
+    return found
+
+
+def stored_clips(store: Store, shards: Sequence[ShardResult]) -> dict[str, Stored]:
+    """Where the clips of finished shards lie, for `write_shard` to reuse."""
+    found = {}
     columns = ("key", "media_offset", "media_size", "json_offset", "json_size")
-    values = (index[name].to_pylist() for name in columns)
-    return {key: Stored(uri, *where) for key, *where in zip(*values, strict=True)}
+    for shard in shards:
+        with store.open(str(index_path(Path(shard.path)))) as file:
+            index = pq.read_table(file, columns=list(columns))
+        uri = store.path(shard.path)
+        for key, *where in zip(*(index[name].to_pylist() for name in columns), strict=True):
+            found[key] = Stored(uri, *where)
+    return found
 
 
 def index_path(tar: Path) -> Path:
