@@ -47,7 +47,9 @@ class Recall:
 
 def video(name: str) -> bytes:
     """The file of the canary `name`: 2.5 s of 480x270 at 24 fps, Motion JPEG in AVI, the same bytes every time. Raises
-    KeyError for an unknown name."""
+    FileNotFoundError for an unknown name."""
+    if name not in CANARIES:
+        raise FileNotFoundError(f"no canary is called {name!r}: there are {', '.join(CANARIES)}")
     frames = CANARIES[name].make(_clean().copy())
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "canary.avi"
@@ -255,7 +257,7 @@ def _cut(video: np.ndarray) -> np.ndarray:
 CANARIES: dict[str, Canary] = {
     "clean": Canary(lambda video: video, ()),
     "frozen": Canary(lambda video: np.repeat(video[:1], len(video), axis=0), ("motion",)),
-    "repeated": Canary(lambda video: np.repeat(video[::6], 6, axis=0), ("motion",)),
+    "repeated": Canary(lambda video: np.repeat(video[::3], 3, axis=0), ("motion",)),
     "black": Canary(_scaled(0.03), ("exposure",)),
     "overexposed": Canary(_scaled(2.0, 130), ("exposure",)),
     "blurred": Canary(_each(lambda frame, _: cv2.GaussianBlur(frame, (0, 0), 7)), ("sharpness",)),

@@ -99,6 +99,7 @@ class Recipe:
     name: str = "embedded"
     scan: ScanOptions = field(default_factory=ScanOptions)
     filters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # name -> its options; cheap before dear
+    canaries: bool = False  # plant clips with known defects, to see which filters catch them; they are never shipped
     score_all: bool = False  # run every filter on every clip, also on those that a cheaper one rejects
     encoder: EncoderOptions = field(default_factory=EncoderOptions)
     select: SelectOptions = field(default_factory=SelectOptions)

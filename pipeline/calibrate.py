@@ -1,0 +1,222 @@
+"""Calibration: how each score is spread over a dataset and, where people labelled clips, which threshold to choose."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline import tables
+from pipeline.canaries import without_canaries
+from pipeline.histogram import number
+from pipeline.storage import Store
+
+PERCENTILES = (1, 5, 10, 25, 50, 75, 90, 95, 99)
+RECALLS = (0.5, 0.8, 0.9, 0.95, 0.99)
+GOOD, BAD = ("good", "1", "true", "yes"), ("bad", "0", "false", "no")
+
+
+class LabelError(ValueError):
+    """Labels that cannot be used; the message says which file, line and why."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """One score over all clips: its percentiles (at PERCENTILES), and how many clips have it and how many do not."""
+
+    name: str
+    count: int
+    missing: int
+    percentiles: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A threshold and how well it tells bad clips: `precision` is the share of the rejected clips that are bad,
+    `recall` the share of the bad ones that are rejected, `lost` the share of the good ones that are rejected."""
+
+    threshold: float
+    precision: float
+    recall: float
+    lost: float
+
+    @property
+    def f1(self) -> float:
+        total = self.precision + self.recall
+        return 2 * self.precision * self.recall / total if total else 0.0
+
+
+@dataclass(frozen=True)
+class Separation:
+    """One score against the labels. `side` is the bound that rejects bad clips: min where they score lower. `auc` is
+    the chance that a bad clip scores more to that side than a good one, 0.5 to 1 (half for equal scores)."""
+
+    name: str
+    side: str
+    good: int
+    bad: int
+    auc: float
+    best: Point  # highest F1
+    curve: tuple[Point, ...]  # the threshold with the highest precision that reaches each of RECALLS
+
+
+def calibrate(dataset: Path | str, labels_csv: Path | str | None = None) -> str:
+    """A table for people: percentiles of every score and, with `labels_csv` (columns clip_id and label: good or bad, 1
+    or 0), precision and recall against threshold. Raises LabelError for labels that cannot be used, FileNotFoundError
+    where there is no dataset."""
+    clips = tables.read_table(Store(str(dataset)), "tables/clips")
+    if clips is None:
+        raise FileNotFoundError(f"{dataset} has no clips table: build it first")
+    clips = without_canaries(clips)
+    text = _spread_table(spreads(clips))
+    if labels_csv is None:
+        return text
+    labels = read_labels(labels_csv)
+    unknown = len(labels.keys() - set(clips["clip_id"].to_pylist()))
+    note = f"{len(labels) - unknown} labelled clips" + (f", {unknown} more that this dataset lacks" if unknown else "")
+    return f"{text}\n\n{note}\n{_separation_table(separations(clips, labels))}"
+
+
+def spreads(clips: pa.Table) -> list[Spread]:
+    """Percentiles of every numeric score column, in the table's order."""
+    found = []
+    for name in score_columns(clips.schema):
+        values = _values(clips[name])
+        finite = values[np.isfinite(values)]
+        marks = tuple(np.percentile(finite, PERCENTILES).tolist()) if len(finite) else ()
+        found.append(Spread(name, len(finite), len(values) - len(finite), marks))
+    return found
+
+
+def separations(clips: pa.Table, labels: Mapping[str, bool]) -> list[Separation]:
+    """How well each score tells the clips labelled bad (False) from those labelled good, best first. A score without
+    labelled clips of both kinds is left out."""
+    ids = clips["clip_id"].to_pylist()
+    rows = np.array([row for row, clip in enumerate(ids) if clip in labels], np.int64)
+    good = np.array([labels[ids[row]] for row in rows], bool)
+    found = []
+    for name in score_columns(clips.schema):
+        values = _values(clips[name])[rows]
+        there = np.isfinite(values)
+        if (good & there).any() and (~good & there).any():
+            found.append(separation(name, values[there], good[there]))
+    return sorted(found, key=lambda one: (-one.auc, one.name))
+
+
+def separation(name: str, values: np.ndarray, good: np.ndarray) -> Separation:
+    """`values` (n,) finite scores, `good` (n,) bool with at least one of each. A clip is rejected when its score is
+    beyond the threshold, not when it is on it, as in selection."""
+    auc = _auc(values[~good], values[good])
+    side = "min" if auc >= 0.5 else "max"
+    signed = values if side == "min" else -values
+    points = _points(signed, good)
+    best = max(points, key=lambda point: (point.f1, -point.lost))
+    reached = [[p for p in points if p.recall >= recall] for recall in RECALLS]
+    curve = [max(some, key=lambda point: (point.precision, -point.lost)) for some in reached if some]
+    return Separation(
+        name=name,
+        side=side,
+        good=int(good.sum()),
+        bad=int((~good).sum()),
+        auc=max(auc, 1 - auc),
+        best=_turned(best, side),
+        curve=tuple(_turned(point, side) for point in curve),
+    )
+
+
+def score_columns(schema: pa.Schema) -> list[str]:
+    """Names of the columns that hold a number for each clip and are not about where it is from."""
+    return [
+        field.name
+        for field in schema
+        if field.name not in tables.CLIPS.names
+        and (pa.types.is_floating(field.type) or pa.types.is_integer(field.type))
+    ]
+
+
+def read_labels(path: Path | str) -> dict[str, bool]:
+    """clip_id -> whether it is good. Raises LabelError."""
+    labels: dict[str, bool] = {}
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            if not {"clip_id", "label"} <= set(reader.fieldnames or ()):
+                raise LabelError(f"{path}: the first line has to name the columns clip_id and label")
+            for row in reader:
+                label = (row["label"] or "").strip().lower()
+                if label not in GOOD + BAD:
+                    raise LabelError(f"{path}, line {reader.line_num}: label {row['label']!r} is not good, bad, 1 or 0")
+                if labels.setdefault(row["clip_id"], label in GOOD) != (label in GOOD):
+                    raise LabelError(f"{path}, line {reader.line_num}: {row['clip_id']} is labelled good and bad")
+    except (OSError, UnicodeDecodeError) as error:
+        raise LabelError(f"{path} cannot be read: {error}") from error
+    return labels
+
+
+def _points(signed: np.ndarray, good: np.ndarray) -> list[Point]:
+    """Every threshold that makes a difference, halfway between neighbouring scores; clips below it are rejected."""
+    order = np.argsort(signed, kind="stable")
+    ranked, bad = signed[order], ~good[order]
+    ends = np.flatnonzero(np.diff(ranked) > 0)
+    places = np.append((ranked[ends] + ranked[ends + 1]) / 2, np.nextafter(ranked[-1], np.inf))
+    rejected = np.append(ends + 1, len(ranked))
+    caught = np.append(0, np.cumsum(bad))[rejected]
+    return [
+        Point(float(place), float(c / n), float(c / bad.sum()), float((n - c) / good.sum()))
+        for place, n, c in zip(places, rejected, caught, strict=True)
+    ]
+
+
+def _turned(point: Point, side: str) -> Point:
+    return point if side == "min" else Point(-point.threshold, point.precision, point.recall, point.lost)
+
+
+def _auc(low: np.ndarray, high: np.ndarray) -> float:
+    """The chance that one of `low` is below one of `high`, equal ones counting half (Mann-Whitney U)."""
+    ordered = np.sort(low)
+    below = np.searchsorted(ordered, high, "left") + np.searchsorted(ordered, high, "right")
+    return float(below.mean() / 2 / len(low))
+
+
+def _values(column: pa.ChunkedArray) -> np.ndarray:
+    return np.asarray(column.cast(pa.float64()).to_numpy(), np.float64)
+
+
+def _spread_table(rows: Sequence[Spread]) -> str:
+    head = ["score", "clips", "none", *(f"p{p}" for p in PERCENTILES)]
+    blank = ("–",) * len(PERCENTILES)
+    return _aligned(
+        [
+            head,
+            *(
+                [r.name, str(r.count), str(r.missing), *(map(number, r.percentiles) if r.count else blank)]
+                for r in rows
+            ),
+        ]
+    )
+
+
+def _separation_table(rows: Sequence[Separation]) -> str:
+    lines = [["score", "good", "bad", "AUC", "reject", "threshold", "precision", "recall", "good lost", "F1"]]
+    for row in rows:
+        start = [row.name, str(row.good), str(row.bad), f"{row.auc:.3f}"]
+        for point in (row.best, *row.curve):
+            which = ("below" if row.side == "min" else "above") + (" *" if point is row.best else "")
+            shares = [f"{share:.3f}" for share in (point.precision, point.recall, point.lost, point.f1)]
+            lines.append([*start, which, number(point.threshold), *shares])
+            start = ["", "", "", ""]
+    return _aligned(lines) + "\n* the threshold with the highest F1; the others reach each recall at the best precision"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )

@@ -1,0 +1,107 @@
+"""Calibration: percentiles of scores, and thresholds against labels, on scores whose answer is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.calibrate import LabelError, calibrate, read_labels, separation, separations, spreads
+
+CLIPS = pa.table(
+    {
+        "clip_id": [f"c{i:03}" for i in range(101)],
+        "source_uri": [*["/raw/a.mp4"] * 100, "canary://black"],
+        "start": [0.0] * 101,
+        "sharp": [float(i) for i in range(101)],
+        "noise": pa.array([None if i < 50 else 100 - i for i in range(101)], pa.int32()),
+        "label": ["x"] * 101,
+    }
+)
+
+
+def test_percentiles_are_of_the_clips_that_have_the_score() -> None:
+    sharp, noise = spreads(CLIPS)
+    assert (sharp.name, sharp.count, sharp.missing) == ("sharp", 101, 0)
+    assert sharp.percentiles == (1, 5, 10, 25, 50, 75, 90, 95, 99)
+    assert (noise.count, noise.missing, noise.percentiles[4]) == (51, 50, 25)
+
+
+def test_a_perfect_score_has_a_threshold_between_good_and_bad() -> None:
+    found = {one.name: one for one in separations(CLIPS, {f"c{i:03}": i >= 70 for i in range(40, 100)})}
+    sharp = found["sharp"]
+    assert (sharp.side, sharp.auc, sharp.good, sharp.bad) == ("min", 1.0, 30, 30)
+    assert (sharp.best.threshold, sharp.best.precision, sharp.best.recall, sharp.best.lost) == (69.5, 1.0, 1.0, 0.0)
+    noise = found["noise"]
+    assert (noise.side, noise.bad, noise.best.threshold) == ("max", 20, 30.5)
+
+
+def test_a_score_without_labelled_clips_of_both_kinds_is_left_out() -> None:
+    assert separations(CLIPS, {"c000": True, "c001": False})[0].name == "sharp"
+    assert len(separations(CLIPS, {"c000": True, "c001": False})) == 1
+    assert separations(CLIPS, {"c000": True}) == []
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 12), st.booleans()), min_size=2, max_size=60))
+def test_every_point_says_what_rejecting_by_it_would_do(pairs: list[tuple[int, bool]]) -> None:
+    values, good = np.array([p[0] for p in pairs], float), np.array([p[1] for p in pairs])
+    if good.all() or not good.any():
+        return
+    made = separation("x", values, good)
+    expected = np.mean([(b < g) + 0.5 * (b == g) for b in values[~good] for g in values[good]])
+    assert made.auc == pytest.approx(max(expected, 1 - expected))
+    for point in (made.best, *made.curve):
+        rejected = values < point.threshold if made.side == "min" else values > point.threshold
+        assert point.precision == pytest.approx((~good)[rejected].mean())
+        assert point.recall == pytest.approx(rejected[~good].mean())
+        assert point.lost == pytest.approx(rejected[good].mean())
+    sign = 1 if made.side == "min" else -1
+    for threshold in range(-1, 14):
+        rejected = sign * values < sign * (threshold + 0.5)
+        if rejected.any():
+            precision, recall = (~good)[rejected].mean(), rejected[~good].mean()
+            assert made.best.f1 >= 2 * precision * recall / ((precision + recall) or 1) - 1e-9
+
+
+def test_labels_come_in_words_or_digits(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text("\ufeffclip_id,label,who\na,good,me\nb,0,me\nc, Bad ,me\nd,1,\n", encoding="utf-8")
+    assert read_labels(path) == {"a": True, "b": False, "c": False, "d": True}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("id,label\na,good\n", "name the columns"),
+        ("", "name the columns"),
+        ("clip_id,label\na,good\nb,maybe\n", "line 3: label 'maybe'"),
+        ("clip_id,label\na,good\na,bad\n", "line 3: a is labelled good and bad"),
+    ],
+)
+def test_labels_that_cannot_be_used_are_named(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text(text)
+    with pytest.raises(LabelError, match=message):
+        read_labels(path)
+    with pytest.raises(LabelError, match="cannot be read"):
+        read_labels(tmp_path / "none.csv")
+
+
+def test_the_table_leaves_canaries_out_and_says_which_labels_it_lacks(tmp_path: Path) -> None:
+    (tmp_path / "tables/clips").mkdir(parents=True)
+    pq.write_table(CLIPS, tmp_path / "tables/clips/00000.parquet")
+    rows = "".join(f"c{i:03},{'good' if i >= 50 else 'bad'}\n" for i in range(100))
+    (tmp_path / "labels.csv").write_text(f"clip_id,label\n{rows}elsewhere,good\n")
+    lines = calibrate(tmp_path, tmp_path / "labels.csv").splitlines()
+    assert lines[1].split()[:3] == ["sharp", "100", "0"]
+    assert "100 labelled clips, 1 more that this dataset lacks" in lines
+    best = next(line for line in lines if line.startswith("sharp") and "1.000" in line)
+    assert best.split() == ["sharp", "50", "50", "1.000", "below", "*", "49.5", "1.000", "1.000", "0.000", "1.000"]
+    with pytest.raises(FileNotFoundError, match="build it first"):
+        calibrate(tmp_path / "none")

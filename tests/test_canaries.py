@@ -1,0 +1,118 @@
+"""Canaries: made the same every time, scored like any clip, caught by the filters that are there for them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline import canaries, recipe, sources
+from pipeline.media import Video
+from pipeline.scan import scan
+from pipeline.select import select
+from pipeline.tables import CLIPS
+
+RECIPE = recipe.from_dict(
+    {
+        "filters": {"borders": {}, "exposure": {}, "motion": {}},
+        "scan": {"shots": "adaptive"},
+        "select": {
+            "duplicates": False,
+            "thresholds": {
+                "borders_area": {"min": 0.6},
+                "exposure_luma": {"min": 0.06, "max": 0.94},
+                "motion_object": {"min": 0.01},
+            },
+        },
+    }
+)
+PLANTED = ("clean", "frozen", "black", "overexposed", "letterboxed", "watermark", "cut")
+
+
+@pytest.fixture(scope="module")
+def judged() -> pa.Table:
+    """The planted clips and a real one's row, scanned, selected and marked as a build would."""
+    rows = []
+    for found in sources.discover([canaries.SCHEME + name for name in PLANTED]):
+        rows += scan(sources.Source(sources.content_id(found.uri), found.uri), RECIPE).clips
+    clean = next(row for row in rows if row["source_uri"] == "canary://clean")
+    rows.append({**clean, "clip_id": "f" * 20, "source_uri": "/raw/real.mp4"})
+    table = pa.Table.from_pylist(rows)
+    dropped = table.column_names.index("dropped")
+    return canaries.mark(select(table.set_column(dropped, "dropped", table["dropped"].cast(pa.string())), RECIPE))
+
+
+def test_each_defect_is_caught_by_its_filter_and_the_clean_clip_is_not(judged: pa.Table) -> None:
+    found = {one.name: one for one in canaries.recall(judged, RECIPE.select.thresholds)}
+    assert found["clean"].result == "kept"
+    assert {
+        name: found[name].result for name in ("frozen", "black", "overexposed", "letterboxed", "cut")
+    } == dict.fromkeys(("frozen", "black", "overexposed", "letterboxed", "cut"), "caught")
+    assert found["letterboxed"].reasons == ("borders_area",)
+    assert found["watermark"].result == "not asked"
+    assert canaries.recall(judged)[list(found).index("watermark")].result == "missed"
+    assert found["shaky"].result == "not found"
+
+
+def test_no_canary_is_kept_and_every_other_clip_is_as_it_was(judged: pa.Table) -> None:
+    kept = judged.filter(judged["keep"])
+    assert kept["source_uri"].to_pylist() == ["/raw/real.mp4"]
+    real = canaries.without_canaries(judged)
+    assert real["rejected_by"].to_pylist() == [[]]
+    planted = judged.filter(canaries.is_canary(judged))
+    assert all(canaries.MARK in reasons for reasons in planted["rejected_by"].to_pylist())
+
+
+def test_a_table_without_canaries_is_left_alone() -> None:
+    row = dict.fromkeys(CLIPS.names) | {"source_uri": "/raw/a.mp4", "keep": True, "rejected_by": ["x"]}
+    table = pa.Table.from_pylist([row])
+    assert canaries.mark(table) is table
+    assert canaries.recall(table) == []
+
+
+@pytest.mark.parametrize(("kept_copy", "rejected"), [("clean", "copy"), ("copy", "clean")])
+def test_whichever_copy_goes_the_duplicate_is_caught(kept_copy: str, rejected: str) -> None:
+    rows = [
+        {"source_uri": f"canary://{kept_copy}", "start": 0.0, "end": 2.5, "rejected_by": ["canary"]},
+        {"source_uri": f"canary://{rejected}", "start": 0.0, "end": 2.5, "rejected_by": ["duplicates", "canary"]},
+    ]
+    found = {one.name: one.result for one in canaries.recall(pa.Table.from_pylist(rows))}
+    assert (found["clean"], found["copy"]) == ("kept", "caught")
+
+
+def test_a_canary_rejected_for_another_reason_is_told_from_one_that_is_caught() -> None:
+    rows = [{"source_uri": "canary://black", "start": 0.0, "end": 2.5, "rejected_by": ["motion_object", "canary"]}]
+    assert canaries.recall(pa.Table.from_pylist(rows))[list(canaries.CANARIES).index("black")].result == "rejected"
+
+
+def test_the_same_name_gives_the_same_file_that_decodes_to_what_is_said(tmp_path: Path) -> None:
+    assert canaries.video("noisy") == canaries.video("noisy")
+    path = tmp_path / "clean.avi"
+    path.write_bytes(canaries.video("clean"))
+    with Video(str(path)) as video:
+        frames = [frame.rgb() for frame in video.frames()]
+        assert (video.probe.width, video.probe.height, video.probe.duration) == (480, 270, 2.5)
+    assert len(frames) == 60
+    assert np.abs(frames[0][..., ::-1].astype(int) - canaries._clean()[0]).mean() < 6
+
+
+def test_every_canary_is_the_clean_clip_with_a_defect() -> None:
+    clean = canaries._clean()
+    for name, canary in canaries.CANARIES.items():
+        made = canary.make(clean.copy())
+        assert made.shape == clean.shape
+        assert made.dtype == np.uint8
+        assert (made != clean).any() == (name != "clean"), name
+
+
+def test_canaries_are_written_to_look_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(canaries, "CANARIES", {"black": canaries.CANARIES["black"]})
+    assert canaries.write(tmp_path / "new") == [(tmp_path / "new" / "black.avi", ("exposure",))]
+    assert (tmp_path / "new" / "black.avi").read_bytes() == canaries.video("black")
+
+
+def test_an_unknown_canary_is_an_unreadable_source() -> None:
+    with pytest.raises(FileNotFoundError, match="there are clean, frozen"):
+        sources.open_media("canary://none")
