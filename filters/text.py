@@ -1,0 +1,192 @@
+"""Text: how much of the picture is lettering, and how much of it was burned in rather than filmed.
+
+Lettering is found by RapidOCR's detector (PP-OCR, a DB network: Liao et al., AAAI 2020) from its wheel. Filmed text
+moves with what it is written on; burned-in text stays put while the picture around it moves.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import onnxruntime
+import pyarrow as pa
+
+from filters.base import ClipView, Score, Track
+
+CORE = 0.3  # probability above which a pixel is the core of a line of text
+LIKELY = 0.5  # mean probability that the rectangle around a core must have
+THIN = 3  # pixels: a thinner core is a speck
+TALL = 0.5  # of the picture's height: what is taller are fences, roofs and shadows that the network takes for letters
+UNCLIP = 1.6  # how far a line reaches beyond its core, in core areas over core perimeters
+STAYS = 0.65  # correlation of a line's edges between two moments, above which it is the same text at the same place
+MOVES = 0.6  # correlation of the edges around it, below which the picture there moved
+BAND = 0.7  # subtitles are below this fraction of the height
+
+
+class Line(NamedTuple):
+    """One line of text: bounding box in pixels, x1 and y1 exclusive, and its area as a fraction of the picture."""
+
+    x0: int
+    y0: int
+    x1: int
+    y1: int
+    area: float
+
+
+class Text:
+    """Columns, from `frames` sampled frames at most:
+
+    - `text_area`: fraction of the picture that lines of text cover, mean over the frames looked at;
+    - `text_overlay`: the same of lines that stay put in another frame while what surrounds them moves. Null when
+      there are lines and nothing moved around any of them: then nothing tells a caption from a sign;
+    - `text_subtitle`: fraction of the frames with a centred line in the lowest 30% of the picture.
+    """
+
+    name = "text"
+    version = 1
+    needs = frozenset({Track.FRAMES})
+    columns: Mapping[str, pa.DataType] = {
+        "text_area": pa.float32(),
+        "text_overlay": pa.float32(),
+        "text_subtitle": pa.float32(),
+    }
+
+    def __init__(self, frames: int = 4):
+        self.frames = frames
+        self.detector = TextDetector()
+
+    def score(self, clips: Sequence[ClipView]) -> list[dict[str, Score]]:
+        return [self._score(clip) for clip in clips]
+
+    def _score(self, clip: ClipView) -> dict[str, Score]:
+        if not len(clip.frames) or min(clip.frames[0].shape[:2]) < 32:
+            return dict.fromkeys(self.columns)
+        chosen = np.unique(np.linspace(0, len(clip.frames) - 1, self.frames).round().astype(int))
+        pictures = [clip.frames[i] for i in chosen if clip.frames[i].shape == clip.frames[0].shape]
+        lines = [self.detector(picture) for picture in pictures]
+        subtitles = [
+            any(is_subtitle(line, picture) for line in found) for found, picture in zip(lines, pictures, strict=True)
+        ]
+        return {
+            "text_area": math.fsum(line.area for found in lines for line in found) / len(pictures),
+            "text_overlay": overlay_area(pictures, lines),
+            "text_subtitle": float(np.mean(subtitles)),
+        }
+
+
+class TextDetector:
+    """The detection network on one CPU thread; about 60 ms for 512x288."""
+
+    def __init__(self) -> None:
+        package = importlib.util.find_spec("rapidocr")
+        if package is None or not package.submodule_search_locations:
+            raise RuntimeError("rapidocr, whose wheel holds the text detector, is not installed")
+        models = sorted((Path(package.submodule_search_locations[0]) / "models").glob("*det*.onnx"))
+        if not models:
+            raise RuntimeError("this rapidocr holds no detection model; rapidocr>=3.10 does")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        self.session = onnxruntime.InferenceSession(str(models[-1]), options, providers=["CPUExecutionProvider"])
+
+    def __call__(self, rgb: np.ndarray) -> list[Line]:
+        """Lines of text in (h, w, 3) uint8 RGB, at the size given, from top to bottom."""
+        height, width = rgb.shape[:2]
+        size = max(32, round(width / 32) * 32), max(32, round(height / 32) * 32)
+        bgr = cv2.resize(rgb, size, interpolation=cv2.INTER_LINEAR)[..., ::-1]
+        planes = np.ascontiguousarray(bgr.transpose(2, 0, 1)[None], np.float32) / 127.5 - 1
+        probability = self.session.run(None, {self.session.get_inputs()[0].name: planes})[0][0, 0]
+        outlines, _ = cv2.findContours((probability > CORE).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+        found = [line for outline in outlines if (line := _line(outline, probability, (height, width)))]
+        return sorted(found, key=lambda line: (line.y0, line.x0))
+
+
+def _line(outline: np.ndarray, probability: np.ndarray, shape: tuple[int, int]) -> Line | None:
+    """The line of text around a core, grown to the size of its letters; None for what is not one."""
+    centre, (w, h), angle = cv2.minAreaRect(outline)
+    if min(w, h) < THIN:
+        return None
+    x, y, bw, bh = cv2.boundingRect(outline)
+    inside = np.zeros((bh, bw), np.uint8)
+    cv2.fillPoly(inside, [np.round(cv2.boxPoints((centre, (w, h), angle)) - (x, y)).astype(np.int32)], 1)
+    if cv2.mean(probability[y : y + bh, x : x + bw], inside)[0] < LIKELY:
+        return None
+    grow = UNCLIP * w * h / (w + h)  # on both sides together
+    if min(w, h) + grow > TALL * probability.shape[0]:
+        return None
+    corners = cv2.boxPoints((centre, (w + grow, h + grow), angle))
+    scale = np.array([shape[1] / probability.shape[1], shape[0] / probability.shape[0]])
+    x0, y0 = np.maximum(corners.min(axis=0) * scale, 0).astype(int).tolist()
+    x1, y1 = np.minimum(np.ceil(corners.max(axis=0) * scale), shape[::-1]).astype(int).tolist()
+    return Line(x0, y0, x1, y1, float((w + grow) * (h + grow) / probability.size))
+
+
+def is_subtitle(line: Line, picture: np.ndarray) -> bool:
+    """Whether a line is low, centred, wider than high and no more than an eighth of the picture high."""
+    height, width = picture.shape[:2]
+    centred = abs((line.x0 + line.x1) / 2 - width / 2) < 0.08 * width
+    low, flat = (line.y0 + line.y1) / 2 > BAND * height, line.y1 - line.y0 < height / 8
+    return bool(centred and low and flat and line.x1 - line.x0 > 2 * (line.y1 - line.y0))
+
+
+def overlay_area(pictures: Sequence[np.ndarray], lines: Sequence[Sequence[Line]]) -> float | None:
+    """Fraction of the picture that burned-in lines cover, mean over pictures of one size; None when no line can be
+    judged, 0 when there is none."""
+    if not any(lines):
+        return 0.0
+    edges = [_edges(picture) for picture in pictures]
+    judged, area = False, 0.0
+    for i, found in enumerate(lines):
+        for line in found:
+            verdicts = [
+                v for j, other in enumerate(edges) if j != i and (v := _burned_in(line, edges[i], other)) is not None
+            ]
+            judged |= bool(verdicts)
+            area += line.area * any(verdicts)
+    return area / len(pictures) if judged else None
+
+
+def _burned_in(line: Line, here: np.ndarray, there: np.ndarray) -> bool | None:
+    """Whether the line is in both pictures at the same place while its surroundings moved; None if they did not."""
+    height = line.y1 - line.y0
+    near = _window(line, height // 2, here.shape)  # may still hold the plate that the letters are on
+    far = _window(line, max(16, 2 * height), here.shape)
+    outside = np.zeros(here.shape, bool)
+    outside[far] = True
+    outside[near] = False
+    around = _correlation(here[outside], there[outside])
+    if around is None:  # flat surroundings: nothing there could be seen to move
+        outside[:] = True
+        outside[near] = False
+        around = _correlation(here[outside], there[outside])
+    if around is None or around > MOVES:
+        return None
+    box = _window(line, 0, here.shape)
+    inside = _correlation(here[box].ravel(), there[box].ravel())
+    return inside is not None and inside > STAYS
+
+
+def _window(line: Line, margin: int, shape: tuple[int, ...]) -> tuple[slice, slice]:
+    """Rows and columns of a line with a margin, within the picture."""
+    rows = slice(max(0, line.y0 - margin), min(shape[0], line.y1 + margin))
+    return rows, slice(max(0, line.x0 - margin), min(shape[1], line.x1 + margin))
+
+
+def _edges(picture: np.ndarray) -> np.ndarray:
+    """(h, w) float32 gradient magnitude of luma."""
+    grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    return cv2.magnitude(cv2.Sobel(grey, cv2.CV_32F, 1, 0), cv2.Sobel(grey, cv2.CV_32F, 0, 1))
+
+
+def _correlation(a: np.ndarray, b: np.ndarray) -> float | None:
+    """Pearson's; None where one is flat."""
+    if not a.size:
+        return None
+    a, b = a - a.mean(), b - b.mean()
+    norm = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(a @ b) / norm if norm > 1e-3 * a.size else None
