@@ -9,6 +9,7 @@ from captioners.base import Captioner
 
 CAPTIONERS: dict[str, str] = {
     "measured": "captioners.measured:Measured",
+    "vlm": "captioners.vlm:Vlm",
 }
 
 

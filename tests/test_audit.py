@@ -172,6 +172,8 @@ def test_actions_outside_the_clip_are_cut_or_dropped():
         ("A dog runs. " + "it runs and runs and " * 6, "repeats itself"),
         ('{"short": "A dog', "markup in the text"),
         ("Ein brauner Hund läuft über eine grüne Wiese und setzt sich dann neben einen Zaun.", "not English"),
+        ("?? 12 // x9 }}", "not words"),
+        ("Dog.", "not words"),
         ("一只狗在草地上奔跑。", "not English"),
         ("A brown dog that walks over the lawn and then " * 1 + "and so it goes on and " * 14, "repeats itself"),
     ],

@@ -1,0 +1,221 @@
+"""Continuous batching for vision-language models: static rows, one step of all rows as one CUDA graph.
+
+`model.generate` launches some thousand kernels a token from Python; a graph launches them all at once. Rows are
+refilled as soon as their answer ends, so that long answers do not hold up short ones. Works with any model that
+transformers loads through `AutoModelForImageTextToText` whose decoder attends to all that came before (no sliding
+windows).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+STRIDE = 8  # steps between looks at which rows have ended: a look waits for the GPU
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """A few prompts as the processor gives them, padded on the right: tensors on the CPU, and who asked."""
+
+    keys: Sequence[str]
+    inputs: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Answer:
+    key: str
+    tokens: list[int]  # without the end token
+    ended: bool  # False: cut off at the limit
+    prompt_tokens: int
+
+
+class Rows(Cache):
+    """Keys and values of every layer, (rows, heads, length, dim), written in place."""
+
+    def __init__(self, config: Any, rows: int, length: int, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__(layers=[])
+        dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        shape = (rows, config.num_key_value_heads, length, dim)
+        self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_hidden_layers)]
+        self.values = [torch.zeros_like(keys) for keys in self.keys]
+        self.lengths = torch.zeros(rows, dtype=torch.long, device=device)  # tokens in each row
+        self.every = torch.arange(rows, device=device)
+        self.filling: Tensor | None = None  # rows that a prefill writes; None in a decoding step
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Stores (b, heads, n, dim) and returns what to attend to: the new states alone in a prefill, the whole rows in
+        a step."""
+        keys, values = self.keys[layer_idx], self.values[layer_idx]
+        if self.filling is not None:
+            keys[self.filling, :, : key_states.shape[2]] = key_states
+            values[self.filling, :, : value_states.shape[2]] = value_states
+            return key_states, value_states
+        keys[self.every, :, self.lengths] = key_states[:, :, 0]
+        values[self.every, :, self.lengths] = value_states[:, :, 0]
+        return keys, values
+
+    def get_seq_length(self, *_: Any, **__: Any) -> int:
+        return 0
+
+    def get_query_offset(self, *_: Any, **__: Any) -> int:
+        return 0
+
+    def get_mask_sizes(self, query_length: int, *_: Any, **__: Any) -> tuple[int, int]:
+        return query_length, 0
+
+
+class Decoder:
+    """Answers prompts with `rows` at once, each prompt and answer within `length` tokens; `limit` tokens an answer.
+
+    Greedy at temperature 0, else sampled (by adding Gumbel noise, from torch's generator). Keeps rows * length *
+    layers * heads * dim * 4 bytes of cache in bf16.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, rows: int, length: int, limit: int, ends: Sequence[int], temperature: float = 0.0
+    ) -> None:
+        config = model.config.get_text_config(decoder=True)
+        if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+            raise ValueError(f"{type(model).__name__}: sliding-window attention is not supported by this decoder")
+        self.model, self.decoder = model, model.get_decoder()
+        self.rows, self.length, self.limit, self.temperature = rows, length, limit, temperature
+        device, dtype = model.device, model.dtype
+        self.cache = Rows(config, rows, length, device, dtype)
+        self.base: Any = model.base_model
+        self.grids = hasattr(self.base, "rope_deltas")  # positions in time, height and width (M-RoPE)
+        self.shift = torch.zeros(rows, dtype=torch.long, device=device)  # position minus index, where images shrink it
+        self.token = torch.zeros(rows, dtype=torch.long, device=device)
+        self.active = torch.zeros(rows, dtype=torch.bool, device=device)
+        self.count = torch.zeros(rows, dtype=torch.long, device=device)
+        self.answers = torch.zeros(rows, limit, dtype=torch.long, device=device)
+        self.ends = torch.tensor(list(ends) or [-1], device=device)
+        self.slots = torch.arange(length, device=device)
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    @torch.inference_mode()
+    def run(self, batches: Iterable[Prompts]) -> Iterator[Answer]:
+        """Answers in the order in which they end. A batch must not be larger than `rows`."""
+        waiting = iter(batches)
+        batch = next(waiting, None)
+        free = list(range(self.rows))
+        asked: dict[int, tuple[str, int]] = {}
+        while batch is not None or asked:
+            while batch is not None and len(batch.keys) <= len(free):
+                rows, free = free[: len(batch.keys)], free[len(batch.keys) :]
+                lengths = self._prefill(batch, rows)
+                asked.update(zip(rows, zip(batch.keys, lengths, strict=True), strict=True))
+                batch = next(waiting, None)
+            for _ in range(STRIDE):
+                self._advance()
+            active = self.active.tolist()
+            ended = [row for row in asked if not active[row]]
+            if ended:
+                tokens, counts = self.answers[ended].tolist(), self.count[ended].tolist()
+                ends = set(self.ends.tolist())
+                for row, answer, count in zip(ended, tokens, counts, strict=True):
+                    key, prompt_tokens = asked.pop(row)
+                    said, last = answer[:count], answer[count - 1] in ends
+                    yield Answer(key, said[:-1] if last else said, last, prompt_tokens)
+                free += ended
+
+    def _prefill(self, batch: Prompts, rows: list[int]) -> list[int]:
+        longest = batch.inputs["input_ids"].shape[1]
+        if longest + self.limit > self.length:
+            raise ValueError(f"a prompt of {longest} tokens and {self.limit} new ones do not fit rows of {self.length}")
+        at = torch.tensor(rows, device=self.token.device)
+        self.cache.filling = at
+        try:
+            last, lengths = read(self.model, batch, self.cache)
+        finally:
+            self.cache.filling = None
+        token = self._choose(last)
+        self.cache.lengths[at] = lengths
+        deltas = self.base.rope_deltas if self.grids else None
+        self.shift[at] = 0 if deltas is None else deltas.view(-1).to(self.shift)
+        self.token[at] = token
+        self.answers[at, 0] = token
+        self.count[at] = 1
+        self.active[at] = ~(token[:, None] == self.ends).any(1) & (self.limit > 1)
+        return lengths.tolist()
+
+    def _choose(self, logits: Tensor) -> Tensor:
+        if self.temperature == 0:
+            return logits.argmax(-1)
+        noise = -torch.empty_like(logits, dtype=torch.float32).exponential_().log()
+        return (logits.float() + self.temperature * noise).argmax(-1)
+
+    def _advance(self) -> None:
+        if self.token.device.type != "cuda":
+            self._step()
+            return
+        if self.graph is None:
+            self._capture()
+        assert self.graph is not None
+        self.graph.replay()
+
+    def _capture(self) -> None:
+        """Records a step. The warm-up runs with no row active, so it changes nothing that is kept."""
+        active = self.active.clone()
+        self.active.zero_()
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(2):
+                self._step()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._step()
+        self.graph = graph
+        self.active.copy_(active)
+
+    def _step(self) -> None:
+        """One token for every active row; nothing here waits for the GPU."""
+        lengths = self.cache.lengths
+        positions = (lengths + self.shift)[:, None]
+        mask = torch.zeros(self.rows, self.length, device=positions.device, dtype=self.cache.keys[0].dtype)
+        mask = mask.masked_fill(self.slots > lengths[:, None], float("-inf"))[:, None, None]
+        hidden = self.decoder(
+            inputs_embeds=self.model.get_input_embeddings()(self.token[:, None]),
+            attention_mask=mask,
+            position_ids=positions.expand(3, -1, -1) if self.grids else positions,
+            past_key_values=self.cache,
+            use_cache=True,
+        ).last_hidden_state
+        token = self._choose(self.model.get_output_embeddings()(hidden[:, 0]))
+        self.token.copy_(torch.where(self.active, token, self.token))
+        at = self.count.clamp(max=self.limit - 1)
+        before = self.answers[self.cache.every, at]
+        self.answers[self.cache.every, at] = torch.where(self.active, token, before)
+        self.count += self.active
+        lengths += self.active
+        self.active &= ~(token[:, None] == self.ends).any(1) & (self.count < self.limit)
+
+
+@torch.inference_mode()
+def read(model: PreTrainedModel, batch: Prompts, cache: Cache | None = None) -> tuple[Tensor, Tensor]:
+    """Logits (b, vocabulary) of what would be said first after each prompt, and the prompts' lengths (b,); keys and
+    values go to `cache`. Padding is on the right, where causal attention never looks: no mask is needed, so the fast
+    attention kernels serve."""
+    inputs = {
+        name: value.to(model.device, model.dtype if value.is_floating_point() else None, non_blocking=True)
+        for name, value in batch.inputs.items()
+    }
+    lengths = inputs.pop("attention_mask").sum(1)
+    base: Any = model.base_model
+    if hasattr(base, "rope_deltas"):
+        base.rope_deltas = None
+    hidden = base(**inputs, past_key_values=cache, use_cache=cache is not None).last_hidden_state
+    last = hidden[torch.arange(hidden.shape[0], device=hidden.device), lengths - 1]
+    return model.get_output_embeddings()(last), lengths

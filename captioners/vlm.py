@@ -1,0 +1,215 @@
+"""The `vlm` captioner: a video-language model of transformers, on a GPU or the CPU, answering many clips at once."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+
+from captioners.base import Caption, CaptionError, ClipFrames
+from captioners.decode import Answer, Decoder, Prompts, read
+from captioners.prompt import VERSION, prompt_for, read_answer
+from filters.torchvision_ops import ensure_torchvision
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, ProcessorMixin
+
+T = TypeVar("T")
+U = TypeVar("U")
+ROUND = 128  # tokens: rows are allocated in steps of this
+
+
+class Vlm:
+    """`model` is a repository or folder that `AutoModelForImageTextToText` and `AutoProcessor` load (Qwen2.5-VL,
+    Qwen3-VL, SmolVLM2, LLaVA-OneVision, InternVL ...).
+
+    `frame_tokens` bounds a frame's size, for models that take pictures of any size: a token is `token_side` pixels
+    square. `rows` clips are answered at once, `prefill` are read at a time, `threads` prepare them. An answer that
+    cannot be used is asked for once more, sampled at `retry_temperature`. Raises OSError when the model cannot be
+    loaded.
+    """
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        processor: ProcessorMixin | None = None,
+        device: str | None = None,
+        dtype: str | None = None,
+        max_new_tokens: int = 384,
+        frame_tokens: int = 128,
+        token_side: int = 28,
+        most_frames: int = 8,
+        rows: int = 256,
+        prefill: int = 16,
+        threads: int = 4,
+        retry_temperature: float = 0.7,
+        seed: int = 0,
+    ) -> None:
+        if isinstance(model, str):
+            device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+            dtype = dtype or ("bfloat16" if device.startswith("cuda") else "float32")
+            name = model
+            model, processor = load(name, device, getattr(torch, dtype))
+        else:
+            name = model.config.name_or_path or type(model).__name__
+        assert processor is not None, "a model that is already loaded comes with its processor"
+        processor.tokenizer.padding_side = "right"
+        if hasattr(processor.image_processor, "do_image_splitting"):
+            processor.image_processor.do_image_splitting = False  # tiles of stills: a clip's frames are enough tokens
+        _speed_up(model)
+        self.model, self.processor = model, processor
+        self.ends = _end_tokens(model, processor)
+        self.max_new_tokens, self.most_frames = max_new_tokens, most_frames
+        self.frame_pixels = frame_tokens * token_side**2
+        self.rows, self.prefill, self.threads = rows, prefill, threads
+        self.retry_temperature, self.seed = retry_temperature, seed
+        options = (max_new_tokens, self.frame_pixels, most_frames, retry_temperature, seed)
+        self.id = ":".join(["vlm", str(VERSION), name, *map(str, options)])
+        self._own = threading.local()
+        self._decoders: dict[float, Decoder] = {}
+
+    def caption(self, clips: Sequence[ClipFrames]) -> list[Caption | CaptionError]:
+        """One answer a clip, in order of `clips`. Give it many at once: rows that end are refilled from the rest."""
+        read = self._round(clips, 0.0)
+        again = [clip for clip in clips if isinstance(read[clip.clip_id], CaptionError) and len(clip.frames)]
+        if again and self.retry_temperature > 0:
+            torch.manual_seed(self.seed)
+            read |= self._round(again, self.retry_temperature)
+        return [read[clip.clip_id] for clip in clips]
+
+    def answers(self, clips: Sequence[ClipFrames], temperature: float = 0.0) -> Iterator[Answer]:
+        """The model's own words, as tokens, in the order in which they end."""
+        groups = self._groups([clip for clip in clips if len(clip.frames)])
+        batches = ahead(self._prepared, groups, self.threads, depth=2 * self.threads)
+        first = next(batches, None)
+        if first is None:
+            return
+        longest = first.inputs["input_ids"].shape[1]  # groups come longest first
+        yield from self._decoder(longest, temperature).run(itertools.chain([first], batches))
+
+    def ask(self, clips: Sequence[ClipFrames], questions: Sequence[str]) -> list[float]:
+        """Probability of yes against no, 0 to 1, for one question a clip (a clip may come several times)."""
+        yes, no = (self._word(word) for word in ("yes", "no"))
+        chances: list[float] = []
+        for start in range(0, len(clips), self.prefill):
+            part = slice(start, start + self.prefill)
+            asked = [f"{question} Answer yes or no." for question in questions[part]]
+            logits, _ = read(self.model, self._prompts(clips[part], asked))
+            logits = logits.float()
+            pair = torch.stack([logits[:, yes].logsumexp(1), logits[:, no].logsumexp(1)], 1)
+            chances += pair.softmax(1)[:, 0].tolist()
+        return chances
+
+    def _round(self, clips: Sequence[ClipFrames], temperature: float) -> dict[str, Caption | CaptionError]:
+        by_id = {clip.clip_id: clip for clip in clips}
+        read: dict[str, Caption | CaptionError] = {
+            clip.clip_id: CaptionError(clip.clip_id, "no frames") for clip in clips if not len(clip.frames)
+        }
+        for answer in self.answers(clips, temperature):
+            text = self.processor.tokenizer.decode(answer.tokens, skip_special_tokens=True)
+            usage = {"prompt_tokens": answer.prompt_tokens, "completion_tokens": len(answer.tokens)}
+            read[answer.key] = read_answer(by_id[answer.key], text, answer.ended, usage)
+        return read
+
+    def _groups(self, clips: Sequence[ClipFrames]) -> list[list[ClipFrames]]:
+        """Clips of about the same prompt length together, longest first."""
+
+        def length(clip: ClipFrames) -> tuple[int, int]:
+            height, width = self._size(clip)
+            return min(len(clip.frames), self.most_frames) * height * width, len(prompt_for(clip))
+
+        ranked = sorted(clips, key=length, reverse=True)
+        return [ranked[i : i + self.prefill] for i in range(0, len(ranked), self.prefill)]
+
+    def _prepared(self, clips: Sequence[ClipFrames]) -> Prompts:
+        """What `_prompts` gives, ready to be copied to the GPU; runs in a thread."""
+        made = self._prompts(clips, [prompt_for(clip) for clip in clips])
+        if self.model.device.type != "cuda":
+            return made
+        small = {k: v.to(self.model.dtype) if v.is_floating_point() else v for k, v in made.inputs.items()}
+        return Prompts(made.keys, {k: v.pin_memory() for k, v in small.items()})
+
+    def _prompts(self, clips: Sequence[ClipFrames], asked: Sequence[str]) -> Prompts:
+        if not hasattr(self._own, "processor"):
+            self._own.processor = copy.deepcopy(self.processor)  # fast tokenizers cannot be shared by threads
+        processor = self._own.processor
+        texts, images = [], []
+        for clip, text in zip(clips, asked, strict=True):
+            chosen = np.unique(np.linspace(0, len(clip.frames) - 1, self.most_frames).round().astype(int))
+            content: list[dict[str, str]] = []  # interleaved: any model that takes several pictures sees the times
+            for index in chosen:
+                content += [{"type": "text", "text": f"{clip.times[index]:.1f} s: "}, {"type": "image"}]
+            message: Any = {"role": "user", "content": [*content, {"type": "text", "text": "\n" + text}]}
+            texts.append(processor.apply_chat_template([message], add_generation_prompt=True, tokenize=False))
+            height, width = self._size(clip)
+            images.append([Image.fromarray(clip.frames[i]).resize((width, height)) for i in chosen])
+        inputs = processor(text=texts, images=images, padding=True, return_tensors="pt")
+        return Prompts([clip.clip_id for clip in clips], dict(inputs))
+
+    def _size(self, clip: ClipFrames) -> tuple[int, int]:
+        """Height and width to show a frame at: at most `frame_pixels`, never enlarged."""
+        height, width = clip.frames[0].shape[:2]
+        scale = min(1.0, (self.frame_pixels / (height * width)) ** 0.5)
+        return max(28, round(height * scale)), max(28, round(width * scale))
+
+    def _decoder(self, prompt_tokens: int, temperature: float) -> Decoder:
+        length = -(-(prompt_tokens + self.max_new_tokens) // ROUND) * ROUND
+        decoder = self._decoders.get(temperature)
+        if decoder is None or decoder.length < length:
+            self._decoders.clear()  # the caches of one decoder fill the GPU
+            decoder = Decoder(self.model, self.rows, length, self.max_new_tokens, self.ends, temperature)
+            self._decoders[temperature] = decoder
+        return decoder
+
+    def _word(self, word: str) -> list[int]:
+        forms = (word, word.capitalize(), f" {word}", f" {word.capitalize()}")
+        encoded = [self.processor.tokenizer.encode(form, add_special_tokens=False) for form in forms]
+        return sorted({tokens[0] for tokens in encoded if len(tokens) == 1}) or [encoded[0][0]]
+
+
+def load(model: str, device: str, dtype: torch.dtype) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """The model, ready to answer, and its processor."""
+    ensure_torchvision()
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(model)
+    loaded: Any = AutoModelForImageTextToText.from_pretrained(model, dtype=dtype)
+    return loaded.to(device).eval(), processor
+
+
+def _speed_up(model: PreTrainedModel) -> None:
+    from captioners.kernels import align_projections, fuse_elementwise, use_block_attention  # imports torchvision
+
+    use_block_attention(model)
+    if model.device.type == "cuda":
+        align_projections(model)
+        fuse_elementwise(model)
+
+
+def ahead(work: Callable[[T], U], items: Iterable[T], threads: int, depth: int) -> Iterator[U]:
+    """`work` done on `items`, in order, by threads that run up to `depth` items ahead: a GPU does not wait for them."""
+    pending: deque[Future[U]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for item in items:
+                pending.append(pool.submit(work, item))
+                if len(pending) > depth:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _end_tokens(model: PreTrainedModel, processor: ProcessorMixin) -> list[int]:
+    ends = getattr(model.generation_config, "eos_token_id", None)
+    listed = ends if isinstance(ends, list) else [ends]
+    return sorted({token for token in [*listed, processor.tokenizer.eos_token_id] if token is not None})

@@ -1,0 +1,149 @@
+"""Vision-language models with random weights and their real processors, made from scratch, for tests and benchmarks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from filters.torchvision_ops import ensure_torchvision
+
+SPECIAL = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+    "<image>",
+    "<video>",
+)
+QWEN_CHAT = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% for c in m['content'] %}{% if c['type'] == 'image' %}"
+    "<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ c['text'] }}{% endif %}{% endfor %}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+LLAVA_CHAT = QWEN_CHAT.replace("<|vision_start|><|image_pad|><|vision_end|>", "<image>\n")
+TINY = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 8192,
+}
+
+
+def tokenizer(words: str = "") -> Any:
+    """Bytes, the special tokens (265 in all: every text can be written in them), and the words of a text."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate([*letters, *SPECIAL])}
+    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if words:
+        core.train_from_iterator([words] * 4, trainers.BpeTrainer(vocab_size=4000, show_progress=False))
+    core.decoder = decoders.ByteLevel()
+    core.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL])
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+
+
+def qwen(
+    text: dict[str, Any], vision: dict[str, Any], vocabulary: int | None = None, training: str = ""
+) -> tuple[Any, Any]:
+    """A Qwen2.5-VL configuration of these sizes, and its processor."""
+    ensure_torchvision()
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
+
+    words = tokenizer(training)
+    token = words.convert_tokens_to_ids
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": vocabulary or len(words),
+            "bos_token_id": token("<|im_start|>"),
+            "eos_token_id": token("<|im_end|>"),
+            "pad_token_id": token("<|endoftext|>"),
+            **text,
+        },
+        vision_config={"out_hidden_size": text["hidden_size"], **vision},
+        image_token_id=token("<|image_pad|>"),
+        video_token_id=token("<|video_pad|>"),
+        vision_start_token_id=token("<|vision_start|>"),
+        vision_end_token_id=token("<|vision_end|>"),
+        bos_token_id=token("<|im_start|>"),
+        eos_token_id=token("<|im_end|>"),
+    )
+    processor = Qwen2_5_VLProcessor(Qwen2VLImageProcessor(), words, Qwen2VLVideoProcessor(), chat_template=QWEN_CHAT)
+    return config, processor
+
+
+def tiny_qwen() -> tuple[Any, Any]:
+    """Qwen2.5-VL with 2 layers, and its processor."""
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
+    vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "fullatt_block_indexes": [1]}
+    config, processor = qwen({**TINY, "rope_parameters": rope}, vision)
+    return model(config), processor
+
+
+def tiny_llava() -> tuple[Any, Any]:
+    """LLaVA-OneVision with 2 layers, and its processor."""
+    ensure_torchvision()
+    from transformers import (
+        LlavaOnevisionConfig,
+        LlavaOnevisionImageProcessor,
+        LlavaOnevisionProcessor,
+        LlavaOnevisionVideoProcessor,
+    )
+
+    words = tokenizer()
+    token = words.convert_tokens_to_ids
+    size = {"height": 28, "width": 28}
+    config = LlavaOnevisionConfig(
+        text_config={"model_type": "qwen2", "vocab_size": len(words), "eos_token_id": token("<|im_end|>"), **TINY},
+        vision_config={
+            "model_type": "siglip_vision_model",
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 2,
+            "image_size": 28,
+            "patch_size": 7,
+            "vision_use_head": False,
+        },
+        image_token_id=token("<image>"),
+        video_token_id=token("<video>"),
+        image_grid_pinpoints=[[28, 28], [56, 28], [28, 56]],
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+    )
+    processor = LlavaOnevisionProcessor(
+        LlavaOnevisionImageProcessor(size=size, image_grid_pinpoints=[[28, 28], [56, 28], [28, 56]]),
+        words,
+        LlavaOnevisionVideoProcessor(size=size),
+        num_image_tokens=16,
+        vision_feature_select_strategy="full",
+        chat_template=LLAVA_CHAT,
+    )
+    return model(config), processor
+
+
+def model(config: Any, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Any:
+    """A model of this configuration with random weights, the same on every call."""
+    from transformers import AutoModelForImageTextToText
+
+    torch.manual_seed(0)
+    with torch.device(device):
+        made = AutoModelForImageTextToText.from_config(config, dtype=dtype).eval()
+    made.generation_config.eos_token_id = config.get_text_config(decoder=True).eos_token_id
+    return made
+
+
+def save(made: Any, processor: Any, folder: Path) -> str:
+    """Saves both as a repository on a model hub holds them; the folder's name."""
+    made.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return str(folder)

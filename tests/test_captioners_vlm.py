@@ -1,0 +1,129 @@
+"""The vlm captioner loads real models in the hub's format and says what plain generate says, faster."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from captioners import load_captioner
+from captioners.base import CaptionError, ClipFrames
+from captioners.decode import Decoder, read
+from captioners.prompt import prompt_for
+from captioners.vlm import Vlm, ahead
+
+torch.set_num_threads(1)
+SPEC = importlib.util.spec_from_file_location("caption_models", Path(__file__).parent / "benchmarks/caption_models.py")
+models = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(models)
+FAMILIES = {"qwen": models.tiny_qwen, "llava": models.tiny_llava}
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory):
+    return {name: models.save(*make(), tmp_path_factory.mktemp("models") / name) for name, make in FAMILIES.items()}
+
+
+def clips(count=5):
+    rng = np.random.default_rng(0)
+    return [
+        ClipFrames(
+            f"clip{i}",
+            4.0,
+            [rng.integers(0, 255, (60, 100 if i % 2 else 80, 3), np.uint8) for _ in range(2 + i % 3)],
+            np.linspace(0, 4, 2 + i % 3),
+        )
+        for i in range(count)
+    ]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_answers_are_those_of_plain_generate(saved, family):
+    captioner = Vlm(saved[family], max_new_tokens=12, rows=3, prefill=2, frame_tokens=8)
+    given = clips()
+    answers = {answer.key: answer for answer in captioner.answers(given)}
+    assert set(answers) == {clip.clip_id for clip in given}
+    plain, _ = FAMILIES[family]()
+    for clip in given:
+        inputs = captioner._prompts([clip], [prompt_for(clip)]).inputs
+        told = plain.generate(**inputs, max_new_tokens=12, do_sample=False, pad_token_id=0)
+        assert answers[clip.clip_id].tokens == told[0, inputs["input_ids"].shape[1] :].tolist()
+        assert answers[clip.clip_id].prompt_tokens == inputs["input_ids"].shape[1]
+
+
+def test_an_end_token_ends_an_answer_and_its_row_is_used_again(saved):
+    captioner = Vlm(saved["qwen"], max_new_tokens=12, rows=1, prefill=1, frame_tokens=8)
+    free = {answer.key: answer.tokens for answer in captioner.answers(clips(3))}
+    captioner._decoders.clear()
+    captioner.ends = [free["clip0"][3]]
+    ended = {answer.key: answer for answer in captioner.answers(clips(3))}
+    cut = free["clip0"].index(captioner.ends[0])
+    assert ended["clip0"].tokens == free["clip0"][:cut]
+    assert ended["clip0"].ended
+    for key, tokens in free.items():
+        if captioner.ends[0] not in tokens:
+            assert ended[key].tokens == tokens
+            assert not ended[key].ended
+
+
+def test_a_mirrored_pair_of_batches_gives_the_same_answers(saved):
+    captioner = Vlm(saved["qwen"], max_new_tokens=6, rows=4, prefill=4, frame_tokens=8)
+    there = {answer.key: answer.tokens for answer in captioner.answers(clips())}
+    back = {answer.key: answer.tokens for answer in captioner.answers(clips()[::-1])}
+    assert there == back
+
+
+def test_random_weights_give_errors_with_reasons_for_every_clip_in_order(saved):
+    captioner = load_captioner("vlm", {"model": saved["qwen"], "max_new_tokens": 8, "rows": 4, "frame_tokens": 8})
+    given = [*clips(2), ClipFrames("blank", 1.0, [], np.zeros(0))]
+    told = captioner.caption(given)
+    assert [answer.clip_id for answer in told] == ["clip0", "clip1", "blank"]
+    assert all(isinstance(answer, CaptionError) and answer.reason for answer in told)
+    assert told[2].reason == "no frames"
+
+
+def test_sampling_is_seeded_and_differs_from_greedy(saved):
+    captioner = Vlm(saved["qwen"], max_new_tokens=8, rows=4, prefill=4, frame_tokens=8)
+
+    def sampled():
+        torch.manual_seed(3)
+        return [answer.tokens for answer in captioner.answers(clips(2), temperature=1.0)]
+
+    assert sampled() == sampled()
+    assert sampled() != [answer.tokens for answer in captioner.answers(clips(2))]
+
+
+def test_questions_get_a_probability_from_the_first_word(saved):
+    captioner = Vlm(saved["qwen"], rows=2, prefill=2, frame_tokens=8)
+    given = clips(3)
+    chances = captioner.ask(given, ["Is there a dog?"] * 3)
+    assert all(0 < chance < 1 for chance in chances)
+    alone = captioner.ask(given[2:], ["Is there a dog?"])
+    assert chances[2] == pytest.approx(alone[0], abs=1e-5)
+
+
+def test_aligned_and_blockwise_models_compute_the_same():
+    plain, processor = models.tiny_qwen()
+    fast, _ = models.tiny_qwen()
+    captioner = Vlm(fast, processor, frame_tokens=12)  # frames of unequal windows
+    assert fast.config.vision_config._attn_implementation != plain.config.vision_config._attn_implementation
+    from captioners.kernels import align_projections
+
+    assert align_projections(fast, 48) == 4
+    batch = captioner._prompts(clips(2), ["What happens?"] * 2)
+    assert torch.allclose(read(plain, batch)[0], read(fast, batch)[0], atol=1e-5)
+
+
+def test_a_prompt_that_does_not_fit_is_said_to_be_too_long():
+    plain, processor = models.tiny_qwen()
+    captioner = Vlm(plain, processor, frame_tokens=8)
+    decoder = Decoder(plain, rows=2, length=64, limit=8, ends=[])
+    with pytest.raises(ValueError, match="do not fit rows of 64"):
+        list(decoder.run([captioner._prompts(clips(1), ["What happens?"])]))
+
+
+def test_work_ahead_keeps_order_and_hands_on_errors():
+    assert list(ahead(lambda x: x * x, range(20), threads=3, depth=4)) == [x * x for x in range(20)]
+    with pytest.raises(ZeroDivisionError):
+        list(ahead(lambda x: 1 // x, [1, 0, 1], threads=2, depth=2))
