@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from captioners import load_captioner
 from captioners.audit import AUDIT_COLUMNS, audit
@@ -130,13 +131,14 @@ class CaptionClips:
         return out
 
 
-def chosen_text(text: str, clip_id: str, caption_json: str | None, short: str | None, dense: str | None) -> str | None:
-    """What goes into the clip's .txt: the short or the dense caption, or with `mix` one of the two by clip_id."""
-    if caption_json is None or not (short or dense):
-        return None
+def chosen_text(rows: pa.Table, text: str) -> pa.ChunkedArray:
+    """What goes into each clip's .txt: its short or its dense caption, or with `mix` one of the two by clip_id; null
+    where there is no caption."""
+    short, dense = rows["caption_short"], rows["caption_dense"]
     if text == "mix":
-        text = "short" if int(clip_id[:8], 16) % 2 else "dense"
-    return (short or dense) if text == "short" else (dense or short)
+        odd = pc.is_in(pc.utf8_slice_codeunits(rows["clip_id"], 7, 8), pa.array(list("13579bdf")))
+        return pc.if_else(odd, pc.coalesce(short, dense), pc.coalesce(dense, short))
+    return pc.coalesce(short, dense) if text == "short" else pc.coalesce(dense, short)
 
 
 def _clip_frames(row: Mapping[str, Any], frames: Frames) -> ClipFrames:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pipeline.dataset import DatasetError, read_info
-from pipeline.recipe import RecipeError, load_recipe, presets
+from pipeline.recipe import RecipeError, from_dict, load_recipe, presets
 from pipeline.sources import SourceError
 from pipeline.storage import Store, StorageError
 from pipeline.units import BuildStopped
@@ -146,7 +146,8 @@ def _verify(args: argparse.Namespace) -> int:
 def _select(args: argparse.Namespace) -> None:
     from pipeline.counterfactual import what_if
 
-    print(what_if(_local(args.dataset), None, args.overrides))
+    dataset = _local(args.dataset)
+    print(what_if(dataset, from_dict(read_info(Store(args.dataset))["recipe"]), args.overrides))
 
 
 def _calibrate(args: argparse.Namespace) -> None:

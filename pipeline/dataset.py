@@ -119,6 +119,8 @@ def sweep(
     for name in store.list("tables/frames"):
         if name not in frames:
             store.delete(name)
+    for name in store.list("state/old"):
+        store.delete(name)
     listed = {shard["path"] for shard in shards}
     for name in store.list("shards"):
         if name.removesuffix(".parquet").removesuffix(".tar") + ".tar" not in listed:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -104,6 +105,7 @@ def start(address: str | None = None) -> Machine:
     """Starts Ray on this machine, or joins the cluster at `address` ("auto": the one that this process belongs to).
     Ray's own chatter goes to its log files."""
     logging.getLogger("ray").setLevel(logging.ERROR)
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its warnings about its own actors are not for our users
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address is None:
         options |= {"include_dashboard": False, "address": "local"}

@@ -19,6 +19,7 @@ from pipeline.storage import Store
 from pipeline.units import CaptionUnit, EmbedUnit, IdentifyUnit, Part, ScanUnit
 
 IDENTIFY_UNIT = 32  # sources
+BATCH = 100_000  # rows that are Python objects at once
 CAPTION_UNIT = 64  # clips at least
 SMALLEST_UNIT = 10.0  # seconds of video: less is not worth a commit
 OPENING = 1.0  # seconds of video that opening a file costs as much as
@@ -91,9 +92,10 @@ def embed_units(parts: Sequence[Part], done: state.Scanned, store: Store, recipe
         *passes.thresholds_of(recipe, dict.fromkeys(rows.schema.names)),
     )
     by_fragment: dict[str, list[str]] = defaultdict(list)
-    for row in rows.select(list(dict.fromkeys(asked))).to_pylist():
-        if passes.lacks_scores(row, filters, recipe):
-            by_fragment[row["fragment"]].append(row["clip_id"])
+    for batch in rows.select(list(dict.fromkeys(asked))).to_batches(max_chunksize=BATCH):
+        for row in batch.to_pylist():
+            if passes.lacks_scores(row, filters, recipe):
+                by_fragment[row["fragment"]].append(row["clip_id"])
     return [EmbedUnit(name, tuple(clips)) for name, clips in sorted(by_fragment.items())]
 
 
@@ -106,9 +108,7 @@ def clip_rows(sources: Sequence[dict[str, Any]], store: Store, recipe: Recipe) -
     embed = passes.embed_schema(recipe).append(pa.field("at", pa.string()))
     rows = state.join(rows, state.embed_rows(store, recipe), embed)
     rows = state.join(rows, state.caption_rows(store, recipe), caption_schema(recipe))
-    columns = [rows[name].to_pylist() for name in ("clip_id", "caption_json", "caption_short", "caption_dense")]
-    texts = [chosen_text(recipe.caption.text, *row) for row in zip(*columns, strict=True)]
-    return rows.append_column("caption", pa.array(texts, pa.string()))
+    return rows.append_column("caption", chosen_text(rows, recipe.caption.text))
 
 
 def caption_units(clips: pa.Table, recipe: Recipe) -> list[CaptionUnit]:
