@@ -92,12 +92,12 @@ def check_form(text: str, prompt: str = "", cut_off: bool = False) -> Form:
         return Form(text, ("form: refusal",), "refusal")
     if DEBRIS.search(text):
         return Form(text, ("form: markup in the text",), "markup in the text")
-    if len(WORD.findall(text)) < 2 or sum(c.isalpha() for c in text) < 0.6 * len(text.replace(" ", "")):
-        return Form(text, ("form: not words",), "not words")
     if echoes(text, prompt):
         return Form(text, ("form: repeats the prompt",), "repeats the prompt")
     if not is_english(text):
         return Form(text, ("form: not English",), "not English")
+    if len(WORD.findall(text)) < 2 or sum(c.isalpha() for c in text) < 0.6 * len(text.replace(" ", "")):
+        return Form(text, ("form: not words",), "not words")
     if loops(text):
         return Form(text, ("form: repeats itself",), "repeats itself")
     found = []
