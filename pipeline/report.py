@@ -38,6 +38,7 @@ LATE_COLUMNS = pa.schema(  # what selection, captioning and packing add to a cli
         ("shard", pa.string()),
     ]
 )
+IN_SHARDS = {"Buckets": "bucket", "Split": "split"}  # said of kept clips only
 PASSES = ("sources", "scan", "embed", "caption", "pack")
 TRIED_CLIPS = 100_000  # above this the page tries no other thresholds: each is a selection over all clips
 MAX_LABELS = 24  # a text column with more values than this holds no labels
@@ -97,16 +98,18 @@ def funnel(reasons: Sequence[Sequence[str]]) -> list[Step]:
     return steps
 
 
-def filter_costs(passes: Mapping[str, Any]) -> list[dict[str, Any]]:
+def filter_costs(passes: Mapping[str, Any], reasons: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
     """One row a filter, dearest first: name, pass, seconds, ms (a clip), clips (scored), rejected, rate (of those
-    scored), share (of the dearest filter's seconds)."""
+    scored), share (of the dearest filter's seconds). `reasons` of each clip say what a filter rejected: its columns
+    begin with its name."""
     rows = [
-        {"pass": name, "name": filter_name, "seconds": 0.0, "clips": 0, "rejected": 0, **stats}
+        {"pass": name, "name": filter_name, "seconds": stats["seconds"], "clips": int(stats["clips"])}
         for name, one in passes.items()
         for filter_name, stats in (one.get("filters") or {}).items()
     ]
     rows.sort(key=lambda row: (-row["seconds"], row["name"]))
     for row in rows:
+        row["rejected"] = sum(any(f"{reason}_".startswith(f"{row['name']}_") for reason in given) for given in reasons)
         row["ms"] = 1000 * row["seconds"] / max(1, row["clips"])
         row["rate"] = row["rejected"] / max(1, row["clips"])
         row["share"] = row["seconds"] / (rows[0]["seconds"] or 1.0)
@@ -125,6 +128,7 @@ def _render(store: Store, clips_shown: int) -> str:
     numbers, labels = _score_columns(clips)
     histograms = [histogram(name, _floats(clips[name]), keep, thresholds.get(name)) for name in numbers]
     shown = show(store, clips, choose(clips, clips_shown), histograms, labels)
+    reasons = [given or () for given in clips["rejected_by"].to_pylist()]
     seconds = pc.subtract(clips["end"], clips["start"]).to_numpy()
     moved = notches(clips, from_dict(recipe)) if 0 < len(clips) <= TRIED_CLIPS else []
 
@@ -147,17 +151,17 @@ def _render(store: Store, clips_shown: int) -> str:
         kept_seconds=float(seconds[keep].sum()),
         captioned=len(clips) - clips["caption"].null_count,
         shards=info.get("shards", []),
-        steps=funnel([r or () for r in clips["rejected_by"].to_pylist()]),
+        steps=funnel(reasons),
         passes={
             name: passes[name] for name in sorted(passes, key=lambda n: (PASSES.index(n) if n in PASSES else 9, n))
         },
-        filters=filter_costs(passes),
+        filters=filter_costs(passes, reasons),
         canaries=recall(everything, tuple(thresholds)),
         bounded=[h for h in histograms if h.lines],
         notches={h.name: [notch for notch in moved if notch.column == h.name] for h in histograms},
         unbounded=[h for h in histograms if not h.lines],
         distributions={
-            **{title: _bars(clips[name], keep) for title, name in (("Buckets", "bucket"), ("Split", "split"))},
+            **{title: _bars(pc.if_else(keep, clips[name], None), keep) for title, name in IN_SHARDS.items()},
             **{name: _bars(clips[name], keep) for name in labels},
         },
         tags=_bars(_top_tags(clips), keep)[:40],
@@ -210,7 +214,8 @@ def _top_tags(clips: pa.Table) -> pa.ChunkedArray | pa.Array:
 
 def _bars(column: pa.ChunkedArray | pa.Array, keep: np.ndarray) -> list[Bar]:
     """Counts of each value, most frequent first; nulls are left out."""
-    values = [None if value is None else str(value) for value in column.to_pylist()]
+    words = {None: None, True: "yes", False: "no"}
+    values = [words.get(value, value) for value in column.to_pylist()]
     all_of = Counter(value for value in values if value is not None)
     kept = Counter(value for value, is_kept in zip(values, keep, strict=True) if is_kept and value is not None)
     ordered = sorted(all_of, key=lambda value: (-all_of[value], value))

@@ -115,8 +115,12 @@ def show(
 
 
 def _scores(clip: Mapping[str, Any], histograms: Sequence[Histogram], labels: Sequence[str]) -> tuple[Score, ...]:
-    scores = [Score(name, str(clip[name]), None, None, False) for name in labels if clip[name] is not None]
-    for one in histograms:
+    """Those with a threshold first, as they decide."""
+    words = {True: "yes", False: "no"}
+    scores = [
+        Score(name, words.get(clip[name], clip[name]), None, None, False) for name in labels if clip[name] is not None
+    ]
+    for one in sorted(histograms, key=lambda one: not one.lines):
         value = clip[one.name]
         if value is None or not np.isfinite(value):
             if one.lines:

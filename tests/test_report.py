@@ -100,7 +100,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = recipe.from_dict(
         {"select": {"thresholds": {"motion_object": {"max": 0.55}, "exposure_luma": {"min": 0.36}}}}
     )
-    scan = {"seconds": 8.0, "filters": {"motion": {"seconds": 2.0, "clips": 10, "rejected": 2}}}
+    scan = {"seconds": 8.0, "filters": {"motion": {"seconds": 2.0, "clips": 10}}}
     shards = [{"path": shard, "bytes": (folder / shard).stat().st_size, "clips": 6, "sha256": ""}]
     passes = {"scan": scan, "pack": {"seconds": 1.0}}
     info = {"format": 1, "recipe": recipe.to_dict(made), "passes": passes, "shards": shards}
@@ -210,13 +210,14 @@ def test_the_funnel_charges_a_clip_to_its_first_reason_and_follows_the_order_of_
 
 def test_filter_costs_are_per_clip_and_dearest_first() -> None:
     passes = {
-        "scan": {"seconds": 3, "filters": {"motion": {"seconds": 1.0, "clips": 100, "rejected": 25}}},
+        "scan": {"seconds": 3, "filters": {"motion": {"seconds": 1.0, "clips": 100}}},
         "embed": {"seconds": 9, "filters": {"text": {"seconds": 4.0, "clips": 50}}},
     }
-    rows = filter_costs(passes)
-    assert [(r["name"], r["pass"], r["ms"], r["rate"], r["share"]) for r in rows] == [
-        ("text", "embed", 80.0, 0.0, 1.0),
-        ("motion", "scan", 10.0, 0.25, 0.25),
+    reasons = [["motion_object"], ["motion_object", "motion_camera"], ["motionless_x"], [], ["text_area"], ["text"]]
+    rows = filter_costs(passes, reasons)
+    assert [(r["name"], r["pass"], r["ms"], r["rejected"], r["rate"], r["share"]) for r in rows] == [
+        ("text", "embed", 80.0, 2, 0.04, 1.0),
+        ("motion", "scan", 10.0, 2, 0.02, 0.25),
     ]
 
 
