@@ -10,6 +10,7 @@ from captioners.base import Captioner
 CAPTIONERS: dict[str, str] = {
     "measured": "captioners.measured:Measured",
     "vlm": "captioners.vlm:Vlm",
+    "server": "captioners.server:Server",
 }
 
 

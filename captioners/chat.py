@@ -1,0 +1,135 @@
+"""HTTP to an OpenAI-compatible server: one request, repeated with pauses until it is answered or given up."""
+
+from __future__ import annotations
+
+import email.utils
+import http.client
+import json
+import os
+import random
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from typing import Any
+
+AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
+OURS = frozenset({401, 402, 403, 404, 405})  # wrong key, address or model: no clip will fare better
+FIRST_PAUSE = 0.5  # seconds; doubled each time
+LONGEST_WAIT = 600.0  # seconds of Retry-After that are honoured
+
+
+class Unreachable(Exception):
+    """No answer within the attempts; the message says what came last."""
+
+
+class Refused(Exception):
+    """The server will not answer us at all; the message says why and what to check."""
+
+
+class ChatClient:
+    """Safe to use from many threads. Setting `stop` ends every wait."""
+
+    def __init__(
+        self,
+        base_url: str,
+        key_env: str,
+        timeout: float,
+        attempts: int,
+        longest_pause: float,
+        requests_per_minute: float | None,
+    ) -> None:
+        if not base_url.startswith(("http://", "https://")):
+            raise ValueError(f"captioner server: base_url starts with http:// or https://, got {base_url!r}")
+        self.base_url, self.key_env = base_url.rstrip("/"), key_env
+        self.timeout, self.attempts, self.longest_pause = timeout, attempts, longest_pause
+        self.stop = threading.Event()
+        self._gap = 60.0 / requests_per_minute if requests_per_minute else 0.0
+        self._next = 0.0
+        self._lock = threading.Lock()
+
+    def post(self, body: Mapping[str, Any]) -> tuple[Mapping[str, Any], int]:
+        """The reply to a chat completion, and how many attempts it took. Raises ValueError when the server rejects
+        what was asked, Refused when it rejects us, Unreachable when the attempts are used up."""
+        problem = "stopped"
+        for attempt in range(self.attempts):
+            self._turn()
+            if self.stop.is_set():
+                break
+            pause = min(self.longest_pause, FIRST_PAUSE * 2**attempt) * random.uniform(0.5, 1.0)
+            try:
+                return self._send("/chat/completions", body), attempt + 1
+            except urllib.error.HTTPError as error:
+                detail = self._detail(error)
+                if error.code in OURS:
+                    check = f"check base_url, model and the key in ${self.key_env}"
+                    raise Refused(f"{self.base_url} answers {error.code} ({detail}); {check}") from None
+                if error.code not in AGAIN:
+                    raise ValueError(f"{error.code} {detail}") from None
+                problem = f"{error.code} {detail}"
+                pause = max(pause, _retry_after(error.headers.get("Retry-After")))
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                problem = self._plain(str(getattr(error, "reason", error)) or type(error).__name__)
+            if attempt + 1 < self.attempts:
+                self.stop.wait(pause)
+        raise Unreachable(f"no answer from {self.base_url} in {self.attempts} attempts, the last: {problem}")
+
+    def alive(self) -> bool:
+        """Whether the server lists its models."""
+        try:
+            self._send("/models", None)
+        except (OSError, http.client.HTTPException, ValueError):
+            return False
+        return True
+
+    def _send(self, path: str, body: Mapping[str, Any] | None) -> Mapping[str, Any]:
+        headers = {"Content-Type": "application/json"}
+        key = os.environ.get(self.key_env)
+        if key:
+            headers["Authorization"] = f"Bearer {key}"
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.base_url + path, data, headers)
+        with urllib.request.urlopen(request, timeout=self.timeout if body is not None else 5.0) as response:
+            reply = json.loads(response.read())
+        if not isinstance(reply, dict):
+            raise ValueError("the reply is no JSON object")
+        return reply
+
+    def _turn(self) -> None:
+        """Waits until the rate limit lets another request begin."""
+        with self._lock:
+            now = time.monotonic()
+            at = max(now, self._next)
+            self._next = at + self._gap
+        if at > now:
+            self.stop.wait(at - now)
+
+    def _detail(self, error: urllib.error.HTTPError) -> str:
+        try:
+            text = error.read(2000).decode(errors="replace")
+            tree = json.loads(text)
+            found = tree.get("error", tree) if isinstance(tree, dict) else tree
+            text = str(found.get("message", found)) if isinstance(found, dict) else str(found)
+        except (OSError, http.client.HTTPException, ValueError):
+            text = str(error.reason)
+        return self._plain(text)
+
+    def _plain(self, text: str) -> str:
+        """One short line without the key, which servers like to quote."""
+        key = os.environ.get(self.key_env)
+        return " ".join((text.replace(key, "***") if key else text).split())[:200]
+
+
+def _retry_after(value: str | None) -> float:
+    """Seconds that the header asks to wait: a number, or a date."""
+    if not value:
+        return 0.0
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
+        except ValueError:
+            return 0.0
+    return min(max(seconds, 0.0), LONGEST_WAIT)
