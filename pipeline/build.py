@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import passes, report, stages, state, todo
+from pipeline import canaries, passes, report, stages, state, todo
 from pipeline.captioning import CaptionClips
 from pipeline.dataset import check_folder, finish, lock, sweep
 from pipeline.packing import Pack, pack_units
@@ -42,7 +42,7 @@ def build(inputs: Sequence[str], out: str, recipe: Recipe, address: str | None =
     Raises SourceError, RecipeError or DatasetError before any work starts, BuildStopped or OSError where a pass cannot
     go on. What was committed by then is found again by the next build.
     """
-    found = discover(inputs)
+    found = discover([*inputs, *canaries.planted(recipe)])
     store = Store(out)
     check_folder(store)
     passes.check(recipe)
@@ -72,10 +72,10 @@ def _build(found: Sequence[Found], store: Store, recipe: Recipe, machine: Machin
     else:
         run("embed", again, [embed], "clips", spent)
 
-    clips = select(todo.clip_rows(sources, store, recipe), recipe, late, captioned=False)
+    clips = canaries.mark(select(todo.clip_rows(sources, store, recipe), recipe, late, captioned=False))
     units = todo.caption_units(clips, recipe)
     run("caption", units, [Stage(CaptionClips, (store, recipe), **machine.caption())], "clips", spent)
-    clips = select(todo.clip_rows(sources, store, recipe), recipe, late)
+    clips = canaries.mark(select(todo.clip_rows(sources, store, recipe), recipe, late))
 
     plans = plan_shards(clips.filter(clips["keep"]), recipe)
     units = pack_units(plans, store)

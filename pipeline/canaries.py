@@ -17,6 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.recipe import Recipe
+
 SCHEME = "canary://"
 MARK = "canary"  # the reason that keeps one out of the shards
 VERSION = 1  # of the pixels
@@ -73,9 +75,9 @@ def write(folder: Path | str) -> list[tuple[Path, tuple[str, ...]]]:
     return written
 
 
-def uris() -> list[str]:
-    """The sources that a build adds."""
-    return [SCHEME + name for name in CANARIES]
+def planted(recipe: Recipe) -> list[str]:
+    """The sources that a build by `recipe` adds to those it is given."""
+    return [SCHEME + name for name in CANARIES] if recipe.canaries else []
 
 
 def is_canary(table: pa.Table) -> pa.ChunkedArray:
@@ -89,13 +91,13 @@ def without_canaries(table: pa.Table) -> pa.Table:
 
 def mark(clips: pa.Table) -> pa.Table:
     """`clips` after a selection, with every canary out, for the reason MARK beside its own."""
-    planted = is_canary(clips).to_numpy()
-    if not planted.any():
+    ours = is_canary(clips).to_numpy()
+    if not ours.any():
         return clips
-    keep = pc.and_(clips["keep"], pa.array(~planted))
+    keep = pc.and_(clips["keep"], pa.array(~ours))
     reasons = [
-        [*given, MARK] if is_planted else given
-        for given, is_planted in zip(clips["rejected_by"].to_pylist(), planted, strict=True)
+        [*given, MARK] if is_ours else given
+        for given, is_ours in zip(clips["rejected_by"].to_pylist(), ours, strict=True)
     ]
     for name, column in (("keep", keep), ("rejected_by", pa.array(reasons, pa.list_(pa.string())))):
         clips = clips.set_column(clips.column_names.index(name), name, column)

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import passes, tables
+from pipeline.canaries import without_canaries
 from pipeline.recipe import Recipe, RecipeError, SelectOptions, from_dict, to_dict
 from pipeline.select import select
 from pipeline.storage import Store
@@ -76,7 +77,7 @@ def what_if(dataset: Path | str, recipe: Recipe, overrides: Sequence[str]) -> Wh
     clips = tables.read_table(Store(str(dataset)), "tables/clips")
     if clips is None:
         raise FileNotFoundError(f"{dataset} has no clips table: build it first")
-    return compare(clips, recipe, overrides)
+    return compare(without_canaries(clips), recipe, overrides)
 
 
 def compare(clips: pa.Table, recipe: Recipe, overrides: Sequence[str]) -> WhatIf:

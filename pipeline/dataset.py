@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import passes
+from pipeline import canaries, passes
 from pipeline.recipe import Recipe, to_dict
 from pipeline.storage import Store
 from pipeline.tables import SOURCES, Fragment, read_fragments, table_from, to_parquet, write_fragment
@@ -140,7 +140,9 @@ def _forget(store: Store, fragment: Fragment, wanted: set[str]) -> None:
 
 
 def counts(sources: Sequence[Mapping[str, Any]], clips: pa.Table) -> dict[str, Any]:
-    """Numbers of sources by status, clips, kept, captions, rejections by reason, and hours."""
+    """Numbers of sources by status, clips, kept, captions, rejections by reason, and hours; canaries count nowhere."""
+    sources = [row for row in sources if not row["source_uri"].startswith(canaries.SCHEME)]
+    clips = canaries.without_canaries(clips)
     status = [row["status"] for row in sources]
     seconds = pc.subtract(clips["end"], clips["start"])
     kept = clips.filter(clips["keep"])

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from pipeline import passes, state, todo
+from pipeline import canaries, passes, state, todo
 from pipeline.dataset import check_folder, read_info
 from pipeline.progress import clock
 from pipeline.recipe import Recipe
@@ -20,7 +20,7 @@ from pipeline.storage import Store
 def plan(inputs: Sequence[str], out: str, recipe: Recipe) -> str:
     """One line a pass: how much is done, how much is left, why, and about how long that takes. Raises what a build
     raises before it starts."""
-    found = discover(inputs)
+    found = discover([*inputs, *canaries.planted(recipe)])
     store = Store(out)
     check_folder(store)
     passes.check(recipe)
@@ -37,13 +37,13 @@ def plan(inputs: Sequence[str], out: str, recipe: Recipe) -> str:
     again = sum(unit.amount for unit in todo.embed_units(parts, done, store, recipe))
 
     late = passes.late_columns(recipe)
-    clips = select(todo.clip_rows(sources, store, recipe), recipe, late, captioned=False)
+    clips = canaries.mark(select(todo.clip_rows(sources, store, recipe), recipe, late, captioned=False))
     why = "not scored yet, or let through by other thresholds"
     lines.append(_line("embed", again, clips.num_rows, "clips", why, info))
     silent = sum(unit.amount for unit in todo.caption_units(clips, recipe))
     kept = pc.sum(clips["keep"]).as_py() or 0
     lines.append(_line("caption", silent, kept, "clips", "kept and without a caption of this captioner", info))
-    final = select(todo.clip_rows(sources, store, recipe), recipe, late)
+    final = canaries.mark(select(todo.clip_rows(sources, store, recipe), recipe, late))
     shards = plan_shards(final.filter(final["keep"]), recipe)
     have = listed(store)
     missing = [shard for shard in shards if shard.name not in have]

@@ -24,7 +24,7 @@ STRIP_QUALITY = 72
 
 @dataclass(frozen=True)
 class Score:
-    """A clip's score with the share of all clips that score lower; `fails` when a threshold rejects it."""
+    """A clip's score with the share of all clips that score lower; `fails` where it is why the clip is rejected."""
 
     name: str
     text: str
@@ -116,7 +116,7 @@ def show(
 
 def _scores(clip: Mapping[str, Any], histograms: Sequence[Histogram], labels: Sequence[str]) -> tuple[Score, ...]:
     """Those with a threshold first, as they decide."""
-    words = {True: "yes", False: "no"}
+    words, reasons = {True: "yes", False: "no"}, clip["rejected_by"] or ()
     scores = [
         Score(name, words.get(clip[name], clip[name]), None, None, False) for name in labels if clip[name] is not None
     ]
@@ -124,9 +124,9 @@ def _scores(clip: Mapping[str, Any], histograms: Sequence[Histogram], labels: Se
         value = clip[one.name]
         if value is None or not np.isfinite(value):
             if one.lines:
-                scores.append(Score(one.name, "no score", None, None, True))
+                scores.append(Score(one.name, "no score", None, None, one.name in reasons))
             continue
-        fails = any(value < line.value if line.side == "min" else value > line.value for line in one.lines)
+        fails = one.name in reasons
         scores.append(Score(one.name, number(value), float(value), round(one.percentile(value), 4), fails))
     return tuple(scores)
 
