@@ -121,7 +121,9 @@ def read_weights(run: Path, which: str = "ema") -> dict[str, Tensor]:
     prefix = f"{which}."
     sizes: dict[str, Any] = {k.removeprefix(prefix): v for k, v in saved.items() if k.startswith(prefix)}
     weights = {k: torch.empty(v.size, dtype=v.properties.dtype) for k, v in sizes.items()}
-    dcp.load({which: weights}, checkpoint_id=folder, no_dist=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it loads in a single process
+        dcp.load({which: weights}, checkpoint_id=folder, no_dist=True)
     return weights
 
 

@@ -128,6 +128,14 @@ def make_latents(config: Config, videos: Callable[[tuple[int, int, int]], Iterab
     raise LatentError(f"no latents called {config.latents!r}: pixel or pca")
 
 
+def latent_stride(config: Config) -> tuple[int, int, int]:
+    """What `make_latents` will make, before it has been made. Raises LatentError."""
+    strides: dict[str, tuple[int, int, int]] = {"pixel": Pixels.stride, "pca": PCA.stride}
+    if config.latents not in strides:
+        raise LatentError(f"no latents called {config.latents!r}: pixel or pca")
+    return strides[config.latents]
+
+
 def load_latents(name: str, folder: Path) -> Latents:
     """The latents that a run saved in `folder`."""
     return Pixels() if name == "pixel" else PCA.load(folder)

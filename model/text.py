@@ -60,16 +60,12 @@ class TextEncoder:
 
     @torch.no_grad()
     def _fill(self, captions: Sequence[str]) -> None:
-        for first in range(0, len(captions), 64):
-            some = list(captions[first : first + 64])
-            batch = self._tokenizer(
-                some, padding=True, truncation=True, max_length=self._tokens, return_tensors="pt"
-            ).to(self._device)
-            hidden = self._model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-            for caption, vectors, mask in zip(
-                some, hidden.last_hidden_state.float(), batch["attention_mask"], strict=True
-            ):
-                self._cache[caption] = vectors[mask.bool()].cpu()
+        for caption in captions:  # one at a time: in a batch, a vector's last bits depend on its neighbours
+            words = self._tokenizer(caption, truncation=True, max_length=self._tokens, return_tensors="pt")
+            hidden = self._model(
+                input_ids=words["input_ids"].to(self._device), attention_mask=words["attention_mask"].to(self._device)
+            )
+            self._cache[caption] = hidden.last_hidden_state[0].float().cpu()
 
 
 _ENCODERS = {"t5": "T5EncoderModel", "umt5": "UMT5EncoderModel", "mt5": "MT5EncoderModel", "clip": "CLIPTextModel"}

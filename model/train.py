@@ -25,7 +25,7 @@ from model import checkpoint, flow
 from model.config import Config, ConfigError, changed, from_dict, load_config, to_dict
 from model.data import Batch, Clips, DataError, Index, MicroBatches, describe, make_loader, make_order, read_index
 from model.dit import SIZES, DiT, inflate
-from model.latents import LatentError, Latents, load_latents, make_latents, to_signed
+from model.latents import LatentError, Latents, latent_stride, load_latents, make_latents, to_signed
 from model.log import Log
 from model.order import Draw
 from model.parallel import Place, autocast, choose_kernels, join, spread
@@ -67,11 +67,11 @@ def train(config: Config, out: Path) -> dict[str, float]:
     choose_kernels(config)
     if config.micro_batches % place.world:
         raise ConfigError(f"micro_batches={config.micro_batches} does not divide over {place.world} processes")
-    _claim(config, out, place)
-
+    check_folder(config, out, place)
     index = read_index(config.data)
+    order = make_order(index, config, latent_stride(config))
+    claim_folder(config, out, place)
     latents = prepare_latents(config, out, place, index)
-    order = make_order(index, config, latents.stride)
     say(place, describe(index, order))
 
     text = TextEncoder(config.text, config.text_tokens, str(place.device))
@@ -287,8 +287,8 @@ def fitting_videos(config: Config, index: Index, stride: tuple[int, int, int]) -
             return
 
 
-def _claim(config: Config, out: Path, place: Place) -> None:
-    """Writes the config into the run's folder, or checks that the run there is this one."""
+def check_folder(config: Config, out: Path, place: Place) -> None:
+    """Raises ConfigError when `out` holds another run or something else."""
     path = out / "config.json"
     if path.exists():
         differing = changed(from_dict(json.loads(path.read_text())), config)
@@ -297,6 +297,11 @@ def _claim(config: Config, out: Path, place: Place) -> None:
     elif out.exists() and any(out.iterdir()) and place.main:
         raise ConfigError(f"{out} holds something else; give an empty or new folder")
     barrier(place)
+
+
+def claim_folder(config: Config, out: Path, place: Place) -> None:
+    """Writes the config into the run's folder."""
+    path = out / "config.json"
     if place.main:
         out.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")

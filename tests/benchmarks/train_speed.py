@@ -1,0 +1,178 @@
+"""How fast one training step is: model FLOPs utilisation of this repository's transformer and of diffusers' Wan.
+
+    python tests/benchmarks/train_speed.py [--cases XXL:8,XL:16,...] [--kernels cudnn,flash] [--wan 8] [--profile]
+
+A case is SIZE:K, sequences of K x 1024 tokens, as many a step as make about 32 thousand tokens. A step is forward,
+loss, backward, gradient clipping and fused AdamW; blocks compiled, bf16 autocast, fp32 weights, nothing recomputed.
+FLOPs are 3 x DiT.forward_flops over 989 TFLOP/s (dense bf16 of an H100 or H200); medians after warm-up, and the rate of
+a large matrix product in the same run. Without a GPU it runs one tiny case, to show that it works.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import gc
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from model import flow
+from model.config import Config
+from model.dit import SIZES, DiT
+from model.parallel import Place, autocast, choose_kernels, spread
+
+PEAK = 989e12
+WORDS, TEXT_WIDTH, CHANNELS = 64, 384, 16
+
+
+def matmul_rate(n: int = 8192, rounds: int = 30) -> float:
+    """FLOP/s of an n-cubed bf16 product of random data, median."""
+    a, b = (torch.randn(n, n, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    times = []
+    for _ in range(rounds):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        a @ b
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) / 1e3)
+    return 2 * n**3 / statistics.median(times[5:])
+
+
+def time_steps(step: Callable[[], Tensor], steps: int, cuda: bool) -> list[float]:
+    """Seconds of each of `steps` steps after two that compile and warm up."""
+    seconds = []
+    for i in range(steps + 2):
+        began = time.perf_counter()
+        step()
+        if cuda:
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began)
+        if i < 2:
+            print(f"      warm-up {seconds[-1]:.1f} s", file=sys.stderr, flush=True)
+    return seconds[2:]
+
+
+def training_step(
+    predict: Callable[[Tensor, Tensor, Tensor], Tensor],
+    parameters: list[Tensor],
+    x0: Tensor,
+    config: Config,
+    place: Place,
+) -> Callable[[], Tensor]:
+    """One optimiser step on fixed latents with fresh noise and time."""
+    optimizer = torch.optim.AdamW(parameters, 1e-4, betas=(0.9, 0.95), weight_decay=0.01, fused=True)
+    text = torch.randn(len(x0), WORDS, TEXT_WIDTH, device=place.device)
+
+    def step() -> Tensor:
+        t = torch.rand(len(x0), 1, device=place.device).expand(-1, x0.shape[2])
+        x, target = flow.noisy(x0, torch.randn_like(x0), t, "linear")
+        with autocast(config, place):
+            prediction = predict(x, t, text)
+        loss = flow.loss_per_sample(prediction, target, torch.ones_like(t)).mean()
+        loss.backward()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
+        if torch.isfinite(norm):
+            torch.nn.utils.clip_grads_with_norm_(parameters, 1.0, norm)
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.detach()
+
+    return step
+
+
+def wan(config: Config, place: Place) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """diffusers' WanTransformer3DModel of the 1.3B geometry, its blocks compiled."""
+    from diffusers import WanTransformer3DModel
+
+    size = SIZES["XXL"]
+    model = WanTransformer3DModel(
+        num_attention_heads=size.heads, attention_head_dim=128, in_channels=CHANNELS, out_channels=CHANNELS,
+        text_dim=TEXT_WIDTH, ffn_dim=size.hidden, num_layers=size.depth, cross_attn_norm=True,
+    ).to(place.device)  # fmt: skip
+    for block in model.blocks:
+        block.compile(fullgraph=True, dynamic=False)
+    return lambda x, t, text: model(x, 1000 * t[:, 0], text, return_dict=False)[0], model  # type: ignore[return-value]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", default="XXL:6,XXL:8,XXL:16,XL:6,XL:8,XL:16")
+    parser.add_argument("--kernels", default="cudnn")
+    parser.add_argument("--wan", default="", help="thousands of tokens, for diffusers' model in the same loop")
+    parser.add_argument("--step-tokens", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--profile", action="store_true")
+    args = parser.parse_args()
+    cuda = torch.cuda.is_available()
+    place = Place(torch.device("cuda" if cuda else "cpu"), 0, 1)
+    cases = [(c.split(":")[0], int(c.split(":")[1])) for c in args.cases.split(",") if c] if cuda else [("tiny", 1)]
+    cases += [("Wan", int(k)) for k in args.wan.split(",") if k] if cuda else []
+    if cuda:
+        ceiling = matmul_rate()
+        print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}: matmul {ceiling / 1e12:.0f} TFLOP/s")
+    header = f"{'model':6} {'tokens':>7} {'batch':>5} {'kernel':>7} {'ms':>8} {'TFLOP/s':>8} {'MFU':>6}"
+    header += f" {'of matmul':>9} {'GB':>6}"
+    rows = [header]
+    for name, thousands in cases:
+        for kernel in args.kernels.split(","):
+            config = dataclasses.replace(
+                Config(),
+                precision="bf16",
+                compile=cuda,
+                attention_kernel=kernel,
+                parallel="ddp",
+                device=place.device.type,
+            )
+            choose_kernels(config)
+            torch.manual_seed(0)
+            with place.device:
+                model = DiT(SIZES["XXL" if name == "Wan" else name], CHANNELS, TEXT_WIDTH)
+            if name == "Wan":
+                del model
+                predict, trained = wan(config, place)  # type: ignore[misc]
+                with torch.device("meta"):
+                    model = DiT(SIZES["XXL"], CHANNELS, TEXT_WIDTH)
+            else:
+                trained = predict = spread(model, config, place)
+            batch = max(1, args.step_tokens // thousands) if cuda else 1
+            side = 64
+            x0 = torch.randn(batch, CHANNELS, thousands, side, side, device=place.device)
+            parameters = [p for p in trained.parameters() if p.requires_grad]
+            step = training_step(predict, parameters, x0, config, place)
+            try:
+                seconds = statistics.median(time_steps(step, args.steps if cuda else 2, cuda))
+            except torch.OutOfMemoryError:
+                print(f"{name}:{thousands} x {batch} does not fit", flush=True)
+                continue
+            rate = 3 * batch * model.forward_flops(x0.shape, WORDS) / seconds
+            gb = torch.cuda.max_memory_allocated() / 1e9 if cuda else 0.0
+            share = f"{rate / ceiling:9.3f}" if cuda else "        -"
+            rows.append(
+                f"{name:6} {model.tokens(x0.shape):7d} {batch:5d} {kernel:>7} {seconds * 1e3:8.1f} {rate / 1e12:8.1f} "
+                f"{rate / PEAK:6.3f} {share} {gb:6.1f}"
+            )
+            print(rows[-1], flush=True)
+            if args.profile and cuda:
+                with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+                    step()
+                    torch.cuda.synchronize()
+                print(profile.key_averages().table(sort_by="cuda_time_total", row_limit=28, max_name_column_width=90))
+            del model, trained, predict, step, parameters, x0
+            gc.collect()
+            if cuda:
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats()
+            torch._dynamo.reset()
+    print("\n".join(rows))
+
+
+if __name__ == "__main__":
+    main()
