@@ -37,6 +37,7 @@ PLACES = {
     "geyser": "at a geyser",
 }
 TOGETHER = 0.6  # seconds: events that begin nearer than this are told in one sentence
+DARK, BRIGHT = 0.12, 0.72  # mean luma, 0 to 1
 LATE = 0.6  # seconds without motion that are worth a word
 
 
@@ -50,11 +51,11 @@ class Event:
 class Measured:
     """Captions from the columns of `tags`, `camera` and `motion`; needs no model, and is the same on every machine.
 
-    Tags under `least` probability are not said. `confidence` says a tag's probability in words (perhaps under 0.35,
-    probably under 0.6) or, with "numbers", as "(0.61)".
+    Tags under `least` probability are not said. `confidence` says a tag's probability in words (perhaps under 0.45,
+    probably under 0.7) or, with "numbers", as "(0.61)".
     """
 
-    def __init__(self, least: float = 0.2, most_tags: int = 3, confidence: str = "words") -> None:
+    def __init__(self, least: float = 0.3, most_tags: int = 3, confidence: str = "words") -> None:
         if confidence not in ("words", "numbers"):
             raise ValueError(f"captioner measured: confidence is words or numbers, not {confidence!r}")
         self.least, self.most_tags, self.confidence = least, most_tags, confidence
@@ -80,7 +81,9 @@ class Measured:
         story = _story(cameras, actions, phases, clip.duration)
         if not said and not story:
             return CaptionError(clip.clip_id, "nothing was measured that could be said of this clip")
+        light = _light(clip.scores.get("exposure_luma"))
         provenance = {
+            "light": "measured: exposure" if light else "",
             "subjects": _origin([p for name, p in tags if name not in PLACES]),
             "setting": _origin([p for name, p in tags if name in PLACES]),
             "camera": "measured: camera" if cameras else "",
@@ -89,11 +92,12 @@ class Measured:
         return Caption(
             clip_id=clip.clip_id,
             short=_short(said, cameras, actions, phases),
-            dense=" ".join(part for part in (said, story) if part),
+            dense=" ".join(part for part in (said, story, light) if part),
             subjects=tuple(things),
             actions=tuple(Action(e.text, e.start, e.end) for e in actions),
             camera=_camera(cameras, clip.duration),
             setting=", ".join(places),
+            light=light,
             provenance={"short": "measured", "dense": "measured"} | {k: v for k, v in provenance.items() if v},
         )
 
@@ -112,7 +116,7 @@ class Measured:
     def _hedge(self, text: str, probability: float) -> str:
         if self.confidence == "numbers":
             return f"{text} ({probability:.2f})"
-        return ("" if probability >= 0.6 else "probably " if probability >= 0.35 else "perhaps ") + text
+        return ("" if probability >= 0.7 else "probably " if probability >= 0.45 else "perhaps ") + text
 
 
 def _origin(probabilities: Sequence[float]) -> str:
@@ -195,6 +199,13 @@ def _camera(cameras: list[Event], duration: float) -> str:
         return _sentence(cameras[0].text)
     parts = [f"{e.text.removeprefix('the camera ')} from {e.start:.1f} to {e.end:.1f} s" for e in cameras]
     return _sentence("the camera " + ", then ".join(parts))
+
+
+def _light(luma: float | None) -> str:
+    """Of a mean luma, 0 to 1; what lies between dark and bright is not worth a word."""
+    if luma is None or DARK <= luma <= BRIGHT:
+        return ""
+    return "The picture is dark." if luma < DARK else "The picture is bright."
 
 
 def _with_article(name: str) -> str:

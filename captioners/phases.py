@@ -10,7 +10,10 @@ from typing import Any
 import numpy as np
 
 START_SPEED = 0.04  # picture heights a second: a phase begins above this ...
-STOP_SPEED = 0.02  # ... and ends under this
+START_SHARE = (
+    0.12  # ... and above this share of the clip's fast motion: beside a passing car, rustling leaves are still
+)
+STOP = 0.7  # of the speed that begins a phase: it ends under this
 SHORTEST = 0.35  # seconds: shorter phases and pauses are jitter of the measurement
 TRAVEL = 0.15  # of the picture's side: a region that travels less has no direction
 STEADY = 0.7  # correlation of position with time, under which the region wanders
@@ -89,11 +92,12 @@ def motion_peaks(scores: Mapping[str, Any], duration: float) -> list[float]:
 
 
 def _moving(speed: np.ndarray) -> np.ndarray:
-    """(n,) bool with hysteresis: on above START_SPEED, off under STOP_SPEED."""
+    """(n,) bool with hysteresis: on above the speed that begins a phase, off under STOP of it."""
+    start = max(START_SPEED, START_SHARE * float(np.quantile(speed, 0.9)))
     moving = np.zeros(speed.size, bool)
     on = False
     for i, value in enumerate(speed):
-        on = value > (STOP_SPEED if on else START_SPEED)
+        on = value > (STOP * start if on else start)
         moving[i] = on
     return moving
 

@@ -67,13 +67,13 @@ def test_events_are_told_in_order_of_time():
 
 
 def test_tags_are_said_as_surely_as_they_are_measured():
-    tags = {"tags_labels": ["mountain bike, off-roader", "valley, vale", "ox"], "tags_probabilities": [0.7, 0.4, 0.05]}
+    tags = {"tags_labels": ["mountain bike, off-roader", "valley, vale", "ox"], "tags_probabilities": [0.7, 0.5, 0.05]}
     assert say(ClipFrames("clip", 4.0, [], np.zeros(0), tags)).short == "A mountain bike, probably in a valley."
     assert (
         say(ClipFrames("clip", 4.0, [], np.zeros(0), tags), confidence="numbers").short
-        == "A mountain bike (0.70), in a valley (0.40)."
+        == "A mountain bike (0.70), in a valley (0.50)."
     )
-    assert say(ClipFrames("clip", 4.0, [], np.zeros(0), tags), least=0.5).setting == ""
+    assert say(ClipFrames("clip", 4.0, [], np.zeros(0), tags), least=0.6).setting == ""
 
 
 def test_nothing_moving_is_said_and_nothing_measured_is_not():
@@ -148,3 +148,15 @@ def test_json_keeps_every_field_and_refuses_what_is_no_caption():
     for text in ("[]", "{}", '{"clip_id": "x", "colour": 1}', "no"):
         with pytest.raises(ValueError, match=r"not a caption|Expecting"):
             from_json(text)
+
+
+def test_dark_and_bright_pictures_are_said_and_others_not():
+    for luma, text in ((0.05, "The picture is dark."), (0.9, "The picture is bright."), (0.4, "")):
+        caption = say(clip(leftwards, exposure_luma=luma))
+        assert caption.light == text
+        assert caption.dense.endswith(text or "moves.")
+
+
+def test_what_rustles_beside_a_passing_car_is_still():
+    caption = say(clip(lambda t: (0.1 + 0.3 * t, 0.5, 1.3) if t < 2 else (0.3, 0.7, 0.08)))
+    assert caption.dense == "Something moves fast to the right, then stops."
