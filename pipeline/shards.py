@@ -76,7 +76,7 @@ class ShardPlan:
 
 @dataclass(frozen=True)
 class ShardResult:
-    """A written shard; where `clips` is 0, nothing was written. Clips that failed are not in it."""
+    """A written shard, without the clips that failed. Where all did, there is an empty index and no tar."""
 
     name: str  # of its plan
     path: str
@@ -160,6 +160,7 @@ def write_shard(plan: ShardPlan, folder: Path, reuse: Mapping[str, Stored] | Non
                 media[key] = _spool(spool, answer)
         result = ShardResult(plan.name, plan.path, failures=sorted(failures), reused=reused)
         if not media:
+            _write_index(target, result, [])
             return result
         with atomic(target) as temporary:
             index = _write_tar(temporary, [said[key] for key in said if key in media], media, spool)
@@ -167,10 +168,7 @@ def write_shard(plan: ShardPlan, folder: Path, reuse: Mapping[str, Stored] | Non
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             size, seconds = temporary.stat().st_size, sum(row["duration"] for row in index)
             result = replace(result, sha256=digest, bytes=size, clips=len(index), seconds=seconds)
-            rows = pa.Table.from_pylist(index, schema=INDEX)
-            lasting = {**asdict(result), "reused": 0}  # how a shard came about is no part of it
-            with atomic(index_path(target)) as beside:
-                beside.write_bytes(to_parquet(rows.replace_schema_metadata({META: json.dumps(lasting).encode()})))
+            _write_index(target, result, index)
     return result
 
 
@@ -187,7 +185,7 @@ def listed(store: Store) -> dict[str, ShardResult]:
                 result = ShardResult(**json.loads((pq.read_schema(file).metadata or {})[META]))
         except (pa.ArrowInvalid, KeyError, TypeError, ValueError):
             continue
-        if sizes.get(result.path) == result.bytes and name == str(index_path(Path(result.path))):
+        if sizes.get(result.path, 0) == result.bytes and name == str(index_path(Path(result.path))):
             found[result.name] = result
     return found
 
@@ -207,6 +205,13 @@ def stored_clips(store: Store, shards: Sequence[ShardResult]) -> dict[str, Store
 
 def index_path(tar: Path) -> Path:
     return tar.with_suffix(".parquet")
+
+
+def _write_index(target: Path, result: ShardResult, rows: list[dict[str, Any]]) -> None:
+    lasting = {**asdict(result), "reused": 0}  # how a shard came about is no part of it
+    table = pa.Table.from_pylist(rows, schema=INDEX).replace_schema_metadata({META: json.dumps(lasting).encode()})
+    with atomic(index_path(target)) as temporary:
+        temporary.write_bytes(to_parquet(table))
 
 
 def _leaves(words: np.ndarray, sizes: np.ndarray, limit: float) -> Iterator[tuple[int, int, int]]:
