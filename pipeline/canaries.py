@@ -6,7 +6,6 @@ like any other clip, count in no total and are never captioned or shipped.
 
 from __future__ import annotations
 
-import functools
 import tempfile
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -52,7 +51,7 @@ def video(name: str) -> bytes:
     FileNotFoundError for an unknown name."""
     if name not in CANARIES:
         raise FileNotFoundError(f"no canary is called {name!r}: there are {', '.join(CANARIES)}")
-    frames = CANARIES[name].make(_clean().copy())
+    frames = CANARIES[name].make(scene(name))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "canary.avi"
         fourcc = cv2.VideoWriter.fourcc(*"MJPG")
@@ -151,10 +150,10 @@ def _asks(asked: Collection[str], reasons: tuple[str, ...]) -> bool:
     return reasons[0] in always or any(column.startswith(reasons) for column in asked)
 
 
-@functools.cache
-def _clean() -> np.ndarray:
-    """A camera that drifts over a still scene while two things cross it."""
-    return _film(seed=1)
+def scene(name: str) -> np.ndarray:
+    """What the canary `name` shows before its defect, (n, h, w, 3) uint8 BGR: a camera that drifts over a still scene
+    while two things cross it. Every canary has a scene of its own but for the copy, which has that of the clean one."""
+    return _film(list(CANARIES).index("clean" if name == "copy" else name))
 
 
 def _film(seed: int) -> np.ndarray:
@@ -253,13 +252,13 @@ def _combed(video: np.ndarray) -> np.ndarray:
 
 def _cut(video: np.ndarray) -> np.ndarray:
     half = len(video) // 2
-    return np.concatenate([video[:half], _film(seed=7)[half:]])
+    return np.concatenate([video[:half], _film(seed=70)[half:]])
 
 
 CANARIES: dict[str, Canary] = {
     "clean": Canary(lambda video: video, ()),
-    "frozen": Canary(lambda video: np.repeat(video[:1], len(video), axis=0), ("motion",)),
-    "repeated": Canary(lambda video: np.repeat(video[::3], 3, axis=0), ("motion",)),
+    "frozen": Canary(lambda video: np.repeat(video[:1], len(video), axis=0), ("frozen", "motion")),
+    "repeated": Canary(lambda video: np.repeat(video[::3], 3, axis=0), ("frozen",)),
     "black": Canary(_scaled(0.03), ("exposure",)),
     "overexposed": Canary(_scaled(2.0, 130), ("exposure",)),
     "blurred": Canary(_each(lambda frame, _: cv2.GaussianBlur(frame, (0, 0), 7)), ("sharpness",)),
@@ -267,10 +266,13 @@ CANARIES: dict[str, Canary] = {
     "overlay": Canary(_each(_titled), ("text",)),
     "watermark": Canary(_each(_marked), ("logo", "watermark")),
     "shaky": Canary(_each(_shaken), ("camera",)),
-    "blocky": Canary(_each(_blocky), ("quality", "blocks", "compression")),
-    "noisy": Canary(_each(_noisy), ("quality", "noise")),
+    "grey": Canary(
+        _each(lambda frame, _: np.repeat(frame.mean(axis=2, keepdims=True), 3, 2).astype(np.uint8)), ("colour",)
+    ),
+    "blocky": Canary(_each(_blocky), ("blockiness",)),
+    "noisy": Canary(_each(_noisy), ("noise",)),
     "flickering": Canary(_each(_flickering), ("flicker",)),
-    "interlaced": Canary(_combed, ("interlacing", "interlace")),
+    "interlaced": Canary(_combed, ("interlacing",)),
     "cut": Canary(_cut, ("shots",)),
     "copy": Canary(_each(lambda frame, _: cv2.convertScaleAbs(frame, alpha=0.97, beta=3)), ("duplicates",)),
 }

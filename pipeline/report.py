@@ -99,9 +99,9 @@ def funnel(reasons: Sequence[Sequence[str]]) -> list[Step]:
 
 
 def filter_costs(passes: Mapping[str, Any], reasons: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
-    """One row a filter, dearest first: name, pass, seconds, ms (a clip), clips (scored), rejected, rate (of those
-    scored), share (of the dearest filter's seconds). `reasons` of each clip say what a filter rejected: its columns
-    begin with its name."""
+    """One row a filter, dearest first: name, pass, seconds and clips (of the last build that ran it), ms (a clip),
+    rejected (of all clips, by their `reasons`: a filter's columns begin with its name), rate (of all clips), share (of
+    the dearest filter's seconds)."""
     rows = [
         {"pass": name, "name": filter_name, "seconds": stats["seconds"], "clips": int(stats["clips"])}
         for name, one in passes.items()
@@ -111,7 +111,7 @@ def filter_costs(passes: Mapping[str, Any], reasons: Sequence[Sequence[str]]) ->
     for row in rows:
         row["rejected"] = sum(any(f"{reason}_".startswith(f"{row['name']}_") for reason in given) for given in reasons)
         row["ms"] = 1000 * row["seconds"] / max(1, row["clips"])
-        row["rate"] = row["rejected"] / max(1, row["clips"])
+        row["rate"] = row["rejected"] / max(1, len(reasons))
         row["share"] = row["seconds"] / (rows[0]["seconds"] or 1.0)
     return rows
 

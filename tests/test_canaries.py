@@ -95,16 +95,22 @@ def test_the_same_name_gives_the_same_file_that_decodes_to_what_is_said(tmp_path
         frames = [frame.rgb() for frame in video.frames()]
         assert (video.probe.width, video.probe.height, video.probe.duration) == (480, 270, 2.5)
     assert len(frames) == 60
-    assert np.abs(frames[0][..., ::-1].astype(int) - canaries._clean()[0]).mean() < 6
+    assert np.abs(frames[0][..., ::-1].astype(int) - canaries.scene("clean")[0]).mean() < 6
 
 
-def test_every_canary_is_the_clean_clip_with_a_defect() -> None:
-    clean = canaries._clean()
+def test_every_canary_but_the_clean_one_has_a_defect() -> None:
+    clean = canaries.scene("clean")
     for name, canary in canaries.CANARIES.items():
         made = canary.make(clean.copy())
         assert made.shape == clean.shape
         assert made.dtype == np.uint8
         assert (made != clean).any() == (name != "clean"), name
+
+
+def test_canaries_are_scenes_of_their_own_but_for_the_copy() -> None:
+    clean = canaries.scene("clean")[0]
+    assert np.array_equal(canaries.scene("copy")[0], clean)
+    assert np.abs(canaries.scene("frozen")[0].astype(int) - clean).mean() > 20
 
 
 def test_canaries_are_written_to_look_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -216,8 +216,8 @@ def test_filter_costs_are_per_clip_and_dearest_first() -> None:
     reasons = [["motion_object"], ["motion_object", "motion_camera"], ["motionless_x"], [], ["text_area"], ["text"]]
     rows = filter_costs(passes, reasons)
     assert [(r["name"], r["pass"], r["ms"], r["rejected"], r["rate"], r["share"]) for r in rows] == [
-        ("text", "embed", 80.0, 2, 0.04, 1.0),
-        ("motion", "scan", 10.0, 2, 0.02, 0.25),
+        ("text", "embed", 80.0, 2, 2 / 6, 1.0),
+        ("motion", "scan", 10.0, 2, 2 / 6, 0.25),
     ]
 
 
