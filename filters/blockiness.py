@@ -1,0 +1,49 @@
+"""Blockiness: steps on a grid of eight pixels, which strong compression leaves behind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from filters.base import ClipView, Score, Track
+
+PERIOD = 8  # pixels: the transform size of MPEG-2, MPEG-4, JPEG, and a divisor of the newer codecs' sizes
+LEAST = 0.25  # grey levels: mean step below which a patch is too flat to judge
+
+
+class Blockiness:
+    name = "blockiness"
+    version = 1
+    needs = frozenset({Track.DETAIL})
+    columns: Mapping[str, pa.DataType] = {
+        "blockiness_grid": pa.float32(),  # how much larger steps are on the grid than beside it; 0 none, 1 twice
+    }
+
+    def score(self, clips: Sequence[ClipView]) -> list[dict[str, Score]]:
+        return [self._score(clip.detail) for clip in clips]
+
+    def _score(self, patches: Sequence[np.ndarray]) -> dict[str, Score]:
+        found = [block_steps(patch) for patch in patches if min(patch.shape) >= 8 * PERIOD]
+        known = [value for value in found if value is not None]
+        return {"blockiness_grid": float(np.median(known)) if known else None}
+
+
+def block_steps(patch: np.ndarray) -> float | None:
+    """Excess of the second difference across block edges over its mean elsewhere, the mean of both directions, at the
+    grid position where it is largest; (h, w) uint8, source pixels. None for flat patches."""
+    sides = [_excess(patch), _excess(patch.T)]
+    return None if None in sides else float(np.mean([side for side in sides if side is not None]))
+
+
+def _excess(patch: np.ndarray) -> float | None:
+    """In the direction of columns: a step between columns counts by how far it exceeds the mean of its neighbours, so
+    that slopes do not count; its logarithm keeps single strong edges of the scene from deciding."""
+    step = np.abs(np.diff(patch.astype(np.float32), axis=1))
+    if step.mean() < LEAST:
+        return None
+    jump = np.log1p(np.maximum(step[:, 1:-1] - (step[:, :-2] + step[:, 2:]) / 2, 0)).mean(axis=0)
+    phases = np.array([jump[phase::PERIOD].mean() for phase in range(PERIOD)])
+    top = int(phases.argmax())
+    return float(phases[top] / max(float(np.delete(phases, top).mean()), 1e-3) - 1)

@@ -1,0 +1,67 @@
+"""Frozen: pictures that stand still, slideshows, and frame rates that were raised by repeating frames."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+
+import cv2
+import numpy as np
+import pyarrow as pa
+
+from filters.base import ClipView, Score, Track
+
+GRID = (16, 9)  # blocks across and down, in each of which a change must show
+SAME = 0.8  # grey levels: a block's mean difference up to which nothing changed but noise and compression
+REPEAT = 0.1  # of the ordinary difference between neighbours, up to which a frame is called a copy
+
+
+class Frozen:
+    """A tripod shot of a quiet street is not frozen: something in some block moves. A still image is."""
+
+    name = "frozen"
+    version = 1
+    needs = frozenset({Track.LUMA, Track.BURST})
+    columns: Mapping[str, pa.DataType] = {
+        "frozen_share": pa.float32(),  # of the clip's time in which nothing at all changes, 0 to 1
+        "frozen_longest": pa.float32(),  # seconds of the longest such stretch
+        "frozen_repeats": pa.float32(),  # share of source frames that copy the one before while the picture moves
+    }
+
+    def score(self, clips: Sequence[ClipView]) -> list[dict[str, Score]]:
+        return [self._score(clip) for clip in clips]
+
+    def _score(self, clip: ClipView) -> dict[str, Score]:
+        share = longest = None
+        if len(clip.luma) >= 2:
+            seconds = np.diff(clip.luma_times)
+            still = changes(clip.luma) <= SAME
+            share = float((seconds * still).sum() / seconds.sum()) if seconds.sum() > 0 else None
+            longest = _longest(still, seconds)
+        return {"frozen_share": share, "frozen_longest": longest, "frozen_repeats": _repeats(clip.burst)}
+
+
+def changes(frames: np.ndarray) -> np.ndarray:
+    """(n - 1,) float: between neighbours of (n, h, w) uint8 frames, the block that changes most: its mean absolute
+    difference in grey levels."""
+    apart = [cv2.absdiff(a, b).astype(np.float32) for a, b in itertools.pairwise(frames)]
+    return np.array([cv2.resize(each, GRID, interpolation=cv2.INTER_AREA).max() for each in apart], np.float64)
+
+
+def _longest(still: np.ndarray, seconds: np.ndarray) -> float:
+    longest = run = 0.0
+    for same, length in zip(still, seconds, strict=True):
+        run = run + float(length) if same else 0.0
+        longest = max(longest, run)
+    return longest
+
+
+def _repeats(burst: np.ndarray) -> float | None:
+    """None where too few frames follow each other, or the picture hardly moves between the ones that differ."""
+    if len(burst) < 8:
+        return None
+    change = changes(burst)
+    ordinary = float(np.quantile(change, 0.9))
+    if ordinary < 2 * SAME:
+        return None
+    return float((change <= max(REPEAT * ordinary, 0.25)).mean())

@@ -1,0 +1,86 @@
+"""Logo: sharp detail that stands still in a corner while the picture moves: station logos, watermarks, clocks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import pyarrow as pa
+
+from filters.base import ClipView, Score, Track
+
+SAMPLES = 24  # frames looked at, evenly spread
+EDGE = 6.0  # grey levels per proxy pixel that an edge has on average
+STANDS = 0.8  # of an edge's strength that is left when its direction is averaged over time
+CORNER = (0.3, 0.3)  # of the height and of the width that a corner reaches
+MOVES = 0.6  # most that three quarters of the edges outside the corners may keep, or the picture moves too little
+SEEN = 0.02  # least share of such edges
+
+
+class Logo:
+    name = "logo"
+    version = 1
+    needs = frozenset({Track.LUMA})
+    columns: Mapping[str, pa.DataType] = {
+        "logo_area": pa.float32(),  # share of the worst corner that standing edges cover; null when too little moves
+        "logo_corner": pa.string(),  # top_left, top_right, bottom_left or bottom_right; null where there is none
+    }
+
+    def score(self, clips: Sequence[ClipView]) -> list[dict[str, Score]]:
+        return [self._score(clip.luma) for clip in clips]
+
+    def _score(self, luma: np.ndarray) -> dict[str, Score]:
+        found = gradients(luma)
+        if found is None:
+            return dict.fromkeys(self.columns)
+        rows, columns = round(found.strength.shape[0] * CORNER[0]), round(found.strength.shape[1] * CORNER[1])
+        middle = found.strength > EDGE
+        areas = {}
+        for name, corner in {
+            "top_left": np.s_[:rows, :columns],
+            "top_right": np.s_[:rows, -columns:],
+            "bottom_left": np.s_[-rows:, :columns],
+            "bottom_right": np.s_[-rows:, -columns:],
+        }.items():
+            middle[corner] = False
+            areas[name] = _covered(found, corner)
+        if middle.sum() < SEEN * middle.size or np.quantile(found.kept[middle], 0.75) > MOVES:
+            return dict.fromkeys(self.columns)
+        worst = max(areas, key=lambda name: areas[name])
+        return {"logo_area": areas[worst], "logo_corner": worst if areas[worst] > 0 else None}
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Of a clip's luma over time; (h, w) float32 each."""
+
+    strength: np.ndarray  # mean length, grey levels per pixel
+    kept: np.ndarray  # length of the mean over the mean length, 0 to 1: an edge that stands keeps it, others lose it
+    upright: np.ndarray  # share of the horizontal part in the mean, 0 to 1
+
+
+def gradients(luma: np.ndarray) -> Gradients | None:
+    """Of (n, h, w) uint8 frames; None for fewer than five frames and for slivers."""
+    if len(luma) < 5 or min(luma.shape[1:]) < 32:
+        return None
+    picks = np.unique(np.linspace(0, len(luma) - 1, SAMPLES).round().astype(int))
+    strength, right, down = (np.zeros(luma.shape[1:], np.float32) for _ in range(3))
+    for k in picks:
+        x, y = (part.astype(np.float32) / 8 for part in cv2.spatialGradient(luma[k]))  # Sobel's kernel sums to 8
+        right += x
+        down += y
+        strength += cv2.magnitude(x, y)
+    mean = cv2.magnitude(right, down)
+    return Gradients(strength / len(picks), mean / (strength + 1e-6), np.abs(right) / (mean + 1e-6))
+
+
+def _covered(found: Gradients, corner: tuple[slice, slice]) -> float:
+    """Share of a corner under standing edges that run both ways: the scene's lines along which it moves stand too, but
+    only one way."""
+    standing = ((found.strength > EDGE) & (found.kept > STANDS))[corner]
+    around = cv2.boxFilter(standing.astype(np.uint8), -1, (3, 3), normalize=False, borderType=cv2.BORDER_CONSTANT)
+    standing &= around >= 4
+    upright = found.upright[corner] > np.sqrt(0.5)
+    return 2 * float(min((standing & upright).mean(), (standing & ~upright).mean()))

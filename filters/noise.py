@@ -1,0 +1,44 @@
+"""Noise: grain that is left in the smoothest parts of the picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import cv2
+import numpy as np
+import pyarrow as pa
+
+from filters.base import ClipView, Score, Track
+
+BLOCK = 16  # pixels
+SMOOTHEST = 0.1  # quantile of the blocks that is taken for texture-free
+MASK = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32)  # blind to slopes and edges along the axes
+
+
+class Noise:
+    name = "noise"
+    version = 1
+    needs = frozenset({Track.DETAIL})
+    columns: Mapping[str, pa.DataType] = {"noise_sigma": pa.float32()}  # standard deviation, grey levels of 255
+
+    def score(self, clips: Sequence[ClipView]) -> list[dict[str, Score]]:
+        return [self._score(clip.detail) for clip in clips]
+
+    def _score(self, patches: Sequence[np.ndarray]) -> dict[str, Score]:
+        found = [noise_sigma(patch) for patch in patches if min(patch.shape) >= 2 * BLOCK]
+        known = [sigma for sigma in found if sigma is not None]
+        return {"noise_sigma": float(np.median(known)) if known else None}
+
+
+def noise_sigma(patch: np.ndarray) -> float | None:
+    """Standard deviation of white noise in (h, w) uint8, grey levels, from the smoothest blocks (after Immerkaer,
+    Computer Vision and Image Understanding 64, 1996). Blocks near black and white, where noise is cut off, do not
+    count; None where no other is left."""
+    rows, columns = patch.shape[0] // BLOCK, patch.shape[1] // BLOCK
+    grey = patch[: rows * BLOCK, : columns * BLOCK].astype(np.float32)
+    rough = np.abs(cv2.filter2D(grey, -1, MASK, borderType=cv2.BORDER_REFLECT_101))
+    size = (columns, rows)
+    sigma = cv2.resize(rough, size, interpolation=cv2.INTER_AREA) * np.sqrt(np.pi / 2) / 6
+    level = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
+    inside = (level > 12) & (level < 243)
+    return float(np.quantile(sigma[inside], SMOOTHEST)) if inside.any() else None
