@@ -9,17 +9,21 @@ from collections.abc import Mapping
 from filters.base import Filter
 
 FILTERS: dict[str, str] = {
+    "aesthetics": "filters.aesthetics:Aesthetics",
     "borders": "filters.borders:Borders",
     "camera": "filters.camera:Camera",
+    "concepts": "filters.concepts:Concepts",
     "consistency": "filters.consistency:Consistency",
     "duration": "filters.duration:Duration",
     "exposure": "filters.exposure:Exposure",
     "motion": "filters.motion:Motion",
     "resolution": "filters.resolution:Resolution",
+    "safety": "filters.safety:Safety",
     "sharpness": "filters.sharpness:Sharpness",
     "similarity": "filters.similarity:Similarity",
     "tags": "filters.tags:Tags",
     "text": "filters.text:Text",
+    "watermark": "filters.watermark:Watermark",
 }
 
 

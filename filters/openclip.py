@@ -25,7 +25,8 @@ TOP = 10  # tags a frame
 class OpenClip:
     """`model` is an architecture that OpenCLIP knows ("ViT-L-14"), "local-dir:FOLDER" or "hf-hub:OWNER/NAME";
     `pretrained` is a tag ("openai") or a checkpoint file, and unused for the latter two. Raises RuntimeError when the
-    weights cannot be had: it never scores with random ones."""
+    weights cannot be had: it never scores with random ones. A checkpoint file of OpenAI's goes with an architecture
+    whose name ends in "-quickgelu"."""
 
     def __init__(self, model: str, pretrained: str, device: str | None = None):
         ensure_torchvision()
@@ -33,12 +34,15 @@ class OpenClip:
 
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.precision = torch.float16 if self.device.type == "cuda" else torch.float32
+        # OpenAI's and some others' weights were trained with another GELU than the architecture's default here.
+        quick_gelu = open_clip.get_pretrained_cfg(model, pretrained).get("quick_gelu", False)
         try:
             self.model: Any = open_clip.create_model(
                 model,
                 pretrained,
                 precision="fp16" if self.precision == torch.float16 else "fp32",
                 device=self.device,
+                force_quick_gelu=quick_gelu,
                 require_pretrained=True,
             ).eval()
             self.tokenizer: Any = open_clip.get_tokenizer(model)

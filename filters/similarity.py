@@ -43,6 +43,13 @@ class TextVideoEncoder(Protocol):
         ...
 
 
+class Declared(NamedTuple):
+    """An encoder that is not loaded: what the recipe says of it. Filters get one when only their columns are asked."""
+
+    id: str
+    dim: int = 0  # not known
+
+
 @functools.cache
 def load_encoder(name: str = "conse", model: str = "ViT-L-14", pretrained: str = "openai") -> TextVideoEncoder:
     """The encoder called `name`: conse (embedded; ignores the rest) or openclip (architecture, tag or checkpoint).

@@ -6,6 +6,7 @@ moves with what it is written on; burned-in text stays put while the picture aro
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import math
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,6 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-import onnxruntime
 import pyarrow as pa
 
 from filters.base import ClipView, Score, Track
@@ -22,7 +22,7 @@ from filters.base import ClipView, Score, Track
 CORE = 0.3  # probability above which a pixel is the core of a line of text
 LIKELY = 0.5  # mean probability that the rectangle around a core must have
 THIN = 3  # pixels: a thinner core is a speck
-TALL = 0.5  # of the picture's height: what is taller are fences, roofs and shadows that the network takes for letters
+TALL = 0.65  # of the picture's height: what is taller are fences, roofs and shadows that the network takes for letters
 UNCLIP = 1.6  # how far a line reaches beyond its core, in core areas over core perimeters
 STAYS = 0.65  # correlation of a line's edges between two moments, above which it is the same text at the same place
 MOVES = 0.6  # correlation of the edges around it, below which the picture there moved
@@ -59,7 +59,10 @@ class Text:
 
     def __init__(self, frames: int = 4):
         self.frames = frames
-        self.detector = TextDetector()
+
+    @functools.cached_property
+    def detector(self) -> TextDetector:
+        return TextDetector()
 
     def score(self, clips: Sequence[ClipView]) -> list[dict[str, Score]]:
         return [self._score(clip) for clip in clips]
@@ -90,6 +93,8 @@ class TextDetector:
         models = sorted((Path(package.submodule_search_locations[0]) / "models").glob("*det*.onnx"))
         if not models:
             raise RuntimeError("this rapidocr holds no detection model; rapidocr>=3.10 does")
+        import onnxruntime  # here, as most who import this only ask for the columns
+
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         self.session = onnxruntime.InferenceSession(str(models[-1]), options, providers=["CPUExecutionProvider"])

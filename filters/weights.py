@@ -1,0 +1,34 @@
+"""Weights that a recipe names: a file here, or one on the Hugging Face hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def weights_file(name: str, key: str) -> Path:
+    """The file behind `name`: a path, or "hf://OWNER/REPOSITORY/FILE", which is downloaded once and cached. `key` is
+    the option's name, for the message. Raises ValueError when there is none."""
+    if name.startswith("hf://"):
+        owner, repository, file = [*name.removeprefix("hf://").split("/", 2), "", ""][:3]
+        from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+        try:
+            cached = try_to_load_from_cache(f"{owner}/{repository}", file)
+            return Path(cached if isinstance(cached, str) else hf_hub_download(f"{owner}/{repository}", file))
+        except Exception as error:  # of many types: no network, no such file, no access
+            raise ValueError(f"{key}: {name} could not be downloaded ({error}); give the path of a file") from error
+    if not Path(name).is_file():
+        raise ValueError(f"{key}: there is no file {name!r}; give a path, or hf://OWNER/REPOSITORY/FILE")
+    return Path(name)
+
+
+def load_state(path: Path, key: str) -> dict[str, Any]:
+    """The state dict in a file of torch, as float32 tensors on the CPU. Raises ValueError for anything else."""
+    import torch
+
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        return {name: value.float() for name, value in state.items()}
+    except Exception as error:  # a damaged or foreign file raises almost anything
+        raise ValueError(f"{key}: {path} holds no weights of torch ({error})") from error
