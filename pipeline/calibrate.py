@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline import tables
-from pipeline.canaries import without_canaries
+from pipeline.canaries import SCHEME, Recall, recall, without_canaries
 from pipeline.histogram import number
+from pipeline.recipe import Bounds, from_dict
 from pipeline.storage import Store
 
 PERCENTILES = (1, 5, 10, 25, 50, 75, 90, 95, 99)
@@ -47,7 +50,7 @@ class Point:
     @property
     def f1(self) -> float:
         total = self.precision + self.recall
-        return 2 * self.precision * self.recall / total if total else 0.0
+        return 2 * self.precision * self.recall / total if total > 0 else 0.0
 
 
 @dataclass(frozen=True)
@@ -61,24 +64,29 @@ class Separation:
     bad: int
     auc: float
     best: Point  # highest F1
-    curve: tuple[Point, ...]  # the threshold with the highest precision that reaches each of RECALLS
+    recipe: Point | None  # where the dataset's recipe has its threshold, if it has one on this side
+    curve: tuple[Point, ...]  # thresholds other than `best` with the highest precision that reaches each of RECALLS
 
 
 def calibrate(dataset: Path | str, labels_csv: Path | str | None = None) -> str:
-    """A table for people: percentiles of every score and, with `labels_csv` (columns clip_id and label: good or bad, 1
-    or 0), precision and recall against threshold. Raises LabelError for labels that cannot be used, FileNotFoundError
-    where there is no dataset."""
-    clips = tables.read_table(Store(str(dataset)), "tables/clips")
-    if clips is None:
+    """Tables for people: percentiles of every score; where canaries were planted, what became of them and how they
+    score; with `labels_csv` (columns clip_id and label: good or bad, 1 or 0), precision and recall against threshold.
+    Raises LabelError for labels that cannot be used, FileNotFoundError where there is no dataset."""
+    store = Store(str(dataset))
+    everything = tables.read_table(store, "tables/clips")
+    if everything is None:
         raise FileNotFoundError(f"{dataset} has no clips table: build it first")
-    clips = without_canaries(clips)
-    text = _spread_table(spreads(clips))
-    if labels_csv is None:
-        return text
-    labels = read_labels(labels_csv)
-    unknown = len(labels.keys() - set(clips["clip_id"].to_pylist()))
-    note = f"{len(labels) - unknown} labelled clips" + (f", {unknown} more that this dataset lacks" if unknown else "")
-    return f"{text}\n\n{note}\n{_separation_table(separations(clips, labels))}"
+    thresholds = from_dict(json.loads(store.read("dataset.json"))["recipe"]).select.thresholds
+    clips = without_canaries(everything)
+    parts = [_spread_table(spreads(clips))]
+    if planted := recall(everything, thresholds):
+        parts.append(_canary_table(planted, everything, thresholds))
+    if labels_csv is not None:
+        labels = read_labels(labels_csv)
+        unknown = len(labels.keys() - set(clips["clip_id"].to_pylist()))
+        note = f"{len(labels) - unknown} labelled clips" + (f", {unknown} that this dataset lacks" if unknown else "")
+        parts.append(f"{note}\n{_separation_table(separations(clips, labels, thresholds))}")
+    return "\n\n".join(parts)
 
 
 def spreads(clips: pa.Table) -> list[Spread]:
@@ -92,7 +100,9 @@ def spreads(clips: pa.Table) -> list[Spread]:
     return found
 
 
-def separations(clips: pa.Table, labels: Mapping[str, bool]) -> list[Separation]:
+def separations(
+    clips: pa.Table, labels: Mapping[str, bool], thresholds: Mapping[str, Bounds] = MappingProxyType({})
+) -> list[Separation]:
     """How well each score tells the clips labelled bad (False) from those labelled good, best first. A score without
     labelled clips of both kinds is left out."""
     ids = clips["clip_id"].to_pylist()
@@ -103,20 +113,21 @@ def separations(clips: pa.Table, labels: Mapping[str, bool]) -> list[Separation]
         values = _values(clips[name])[rows]
         there = np.isfinite(values)
         if (good & there).any() and (~good & there).any():
-            found.append(separation(name, values[there], good[there]))
+            found.append(separation(name, values[there], good[there], thresholds.get(name)))
     return sorted(found, key=lambda one: (-one.auc, one.name))
 
 
-def separation(name: str, values: np.ndarray, good: np.ndarray) -> Separation:
-    """`values` (n,) finite scores, `good` (n,) bool with at least one of each. A clip is rejected when its score is
-    beyond the threshold, not when it is on it, as in selection."""
+def separation(name: str, values: np.ndarray, good: np.ndarray, bounds: Bounds | None = None) -> Separation:
+    """`values` (n,) finite scores, `good` (n,) bool with at least one of each, `bounds` the recipe's. As in
+    selection, a clip is rejected when its score is beyond the threshold, not when it is on it."""
     auc = _auc(values[~good], values[good])
     side = "min" if auc >= 0.5 else "max"
     signed = values if side == "min" else -values
     points = _points(signed, good)
     best = max(points, key=lambda point: (point.f1, -point.lost))
     reached = [[p for p in points if p.recall >= recall] for recall in RECALLS]
-    curve = [max(some, key=lambda point: (point.precision, -point.lost)) for some in reached if some]
+    curve = dict.fromkeys(max(some, key=lambda point: (point.precision, -point.lost)) for some in reached if some)
+    limit = None if bounds is None else bounds.min if side == "min" else bounds.max
     return Separation(
         name=name,
         side=side,
@@ -124,7 +135,8 @@ def separation(name: str, values: np.ndarray, good: np.ndarray) -> Separation:
         bad=int((~good).sum()),
         auc=max(auc, 1 - auc),
         best=_turned(best, side),
-        curve=tuple(_turned(point, side) for point in curve),
+        recipe=None if limit is None else _point(limit, values < limit if side == "min" else values > limit, good),
+        curve=tuple(_turned(point, side) for point in curve if point != best),
     )
 
 
@@ -158,17 +170,25 @@ def read_labels(path: Path | str) -> dict[str, bool]:
 
 
 def _points(signed: np.ndarray, good: np.ndarray) -> list[Point]:
-    """Every threshold that makes a difference, halfway between neighbouring scores; clips below it are rejected."""
+    """Every threshold that makes a difference, halfway between neighbouring scores; clips below it are rejected. One
+    that rejects every clip is there only where all scores are equal."""
     order = np.argsort(signed, kind="stable")
     ranked, bad = signed[order], ~good[order]
     ends = np.flatnonzero(np.diff(ranked) > 0)
-    places = np.append((ranked[ends] + ranked[ends + 1]) / 2, np.nextafter(ranked[-1], np.inf))
-    rejected = np.append(ends + 1, len(ranked))
+    places = (ranked[ends] + ranked[ends + 1]) / 2 if len(ends) else np.nextafter(ranked[-1:], np.inf)
+    rejected = ends + 1 if len(ends) else np.array([len(ranked)])
     caught = np.append(0, np.cumsum(bad))[rejected]
     return [
         Point(float(place), float(c / n), float(c / bad.sum()), float((n - c) / good.sum()))
         for place, n, c in zip(places, rejected, caught, strict=True)
     ]
+
+
+def _point(threshold: float, rejected: np.ndarray, good: np.ndarray) -> Point:
+    """Precision is NaN where nothing is rejected."""
+    caught, lost = int((rejected & ~good).sum()), int((rejected & good).sum())
+    precision = caught / (caught + lost) if caught + lost else float("nan")
+    return Point(threshold, precision, caught / int((~good).sum()), lost / int(good.sum()))
 
 
 def _turned(point: Point, side: str) -> Point:
@@ -200,16 +220,43 @@ def _spread_table(rows: Sequence[Spread]) -> str:
     )
 
 
+def _canary_table(planted: Sequence[Recall], clips: pa.Table, thresholds: Mapping[str, Bounds]) -> str:
+    """One line a canary and score that its filters write, beside the score of the clip without a defect."""
+    rows = {uri: i for i, uri in enumerate(clips["source_uri"].to_pylist()) if uri.startswith(SCHEME)}
+    lines = [["canary", "result", "score", "clean", "here", "kept within"]]
+    for one in planted:
+        scores = [name for name in score_columns(clips.schema) if one.expected and name.startswith(one.expected)]
+        start = [one.name, one.result]
+        for name in scores or [""]:
+            there = [rows.get(SCHEME + uri) if name else None for uri in ("clean", one.name)]
+            values = [number(None if row is None else clips[name][row].as_py()) for row in there]
+            bounds = thresholds.get(name)
+            within = f"{number(bounds.min)} to {number(bounds.max)}" if bounds else ""
+            lines.append([*start, name, *values, within])
+            start = ["", ""]
+    caught, asked = (
+        sum(one.result in some for one in planted) for some in (("caught",), ("caught", "missed", "rejected"))
+    )
+    return f"{caught} of the {asked} defects that a filter is there for were caught by it\n{_aligned(lines)}"
+
+
 def _separation_table(rows: Sequence[Separation]) -> str:
     lines = [["score", "good", "bad", "AUC", "reject", "threshold", "precision", "recall", "good lost", "F1"]]
     for row in rows:
         start = [row.name, str(row.good), str(row.bad), f"{row.auc:.3f}"]
-        for point in (row.best, *row.curve):
-            which = ("below" if row.side == "min" else "above") + (" *" if point is row.best else "")
-            shares = [f"{share:.3f}" for share in (point.precision, point.recall, point.lost, point.f1)]
-            lines.append([*start, which, number(point.threshold), *shares])
+        for point in (row.recipe, row.best, *row.curve):
+            if point is None:
+                continue
+            mark = " =" if point is row.recipe else " *" if point is row.best else ""
+            shares = [
+                "–" if np.isnan(share) else f"{share:.3f}"
+                for share in (point.precision, point.recall, point.lost, point.f1)
+            ]
+            side = "below" if row.side == "min" else "above"
+            lines.append([*start, side + mark, number(point.threshold), *shares])
             start = ["", "", "", ""]
-    return _aligned(lines) + "\n* the threshold with the highest F1; the others reach each recall at the best precision"
+    what = "= the recipe's threshold, * the highest F1; the others reach 50, 80, 90, 95 and 99% recall most precisely"
+    return f"{_aligned(lines)}\n{what}"
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:

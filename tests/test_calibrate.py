@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.calibrate import LabelError, calibrate, read_labels, separation, separations, spreads
+from pipeline.recipe import Bounds, Recipe, to_dict
 
 CLIPS = pa.table(
     {
@@ -19,14 +21,17 @@ CLIPS = pa.table(
         "source_uri": [*["/raw/a.mp4"] * 100, "canary://black"],
         "start": [0.0] * 101,
         "sharp": [float(i) for i in range(101)],
+        "end": [2.0] * 101,
+        "rejected_by": [*[[]] * 100, ["exposure_luma", "canary"]],
         "noise": pa.array([None if i < 50 else 100 - i for i in range(101)], pa.int32()),
+        "exposure_luma": [0.5] * 100 + [0.01],
         "label": ["x"] * 101,
     }
 )
 
 
 def test_percentiles_are_of_the_clips_that_have_the_score() -> None:
-    sharp, noise = spreads(CLIPS)
+    sharp, noise, _ = spreads(CLIPS)
     assert (sharp.name, sharp.count, sharp.missing) == ("sharp", 101, 0)
     assert sharp.percentiles == (1, 5, 10, 25, 50, 75, 90, 95, 99)
     assert (noise.count, noise.missing, noise.percentiles[4]) == (51, 50, 25)
@@ -42,8 +47,7 @@ def test_a_perfect_score_has_a_threshold_between_good_and_bad() -> None:
 
 
 def test_a_score_without_labelled_clips_of_both_kinds_is_left_out() -> None:
-    assert separations(CLIPS, {"c000": True, "c001": False})[0].name == "sharp"
-    assert len(separations(CLIPS, {"c000": True, "c001": False})) == 1
+    assert {one.name for one in separations(CLIPS, {"c000": True, "c001": False})} == {"sharp", "exposure_luma"}
     assert separations(CLIPS, {"c000": True}) == []
 
 
@@ -64,7 +68,7 @@ def test_every_point_says_what_rejecting_by_it_would_do(pairs: list[tuple[int, b
     sign = 1 if made.side == "min" else -1
     for threshold in range(-1, 14):
         rejected = sign * values < sign * (threshold + 0.5)
-        if rejected.any():
+        if rejected.any() and not rejected.all():
             precision, recall = (~good)[rejected].mean(), rejected[~good].mean()
             assert made.best.f1 >= 2 * precision * recall / ((precision + recall) or 1) - 1e-9
 
@@ -93,14 +97,31 @@ def test_labels_that_cannot_be_used_are_named(tmp_path: Path, text: str, message
         read_labels(tmp_path / "none.csv")
 
 
+def test_the_recipes_own_threshold_is_judged_too() -> None:
+    labels = {f"c{i:03}": i >= 70 for i in range(40, 100)}
+    thresholds = {"sharp": Bounds(min=80.0, max=90.0), "noise": Bounds(min=5.0)}
+    found = {one.name: one for one in separations(CLIPS, labels, thresholds)}
+    sharp = found["sharp"].recipe
+    assert sharp is not None
+    assert (sharp.threshold, sharp.precision, sharp.recall, sharp.lost) == (80.0, 30 / 40, 1.0, 10 / 30)
+    assert found["noise"].recipe is None
+    none = separation("x", np.array([1.0, 2.0]), np.array([False, True]), Bounds(min=0.5)).recipe
+    assert none is not None
+    assert (np.isnan(none.precision), none.recall, none.f1) == (True, 0.0, 0.0)
+
+
 def test_the_table_leaves_canaries_out_and_says_which_labels_it_lacks(tmp_path: Path) -> None:
     (tmp_path / "tables/clips").mkdir(parents=True)
     pq.write_table(CLIPS, tmp_path / "tables/clips/00000.parquet")
     rows = "".join(f"c{i:03},{'good' if i >= 50 else 'bad'}\n" for i in range(100))
+    (tmp_path / "dataset.json").write_text(json.dumps({"recipe": to_dict(Recipe())}))
     (tmp_path / "labels.csv").write_text(f"clip_id,label\n{rows}elsewhere,good\n")
     lines = calibrate(tmp_path, tmp_path / "labels.csv").splitlines()
     assert lines[1].split()[:3] == ["sharp", "100", "0"]
-    assert "100 labelled clips, 1 more that this dataset lacks" in lines
+    assert "100 labelled clips, 1 that this dataset lacks" in lines
+    assert "1 of the 1 defects that a filter is there for were caught by it" in lines
+    black = next(line for line in lines if line.startswith("black"))
+    assert black.split() == ["black", "caught", "exposure_luma", "–", "0.01"]
     best = next(line for line in lines if line.startswith("sharp") and "1.000" in line)
     assert best.split() == ["sharp", "50", "50", "1.000", "below", "*", "49.5", "1.000", "1.000", "0.000", "1.000"]
     with pytest.raises(FileNotFoundError, match="build it first"):
