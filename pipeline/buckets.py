@@ -11,12 +11,13 @@ ASPECTS = ("21x9", "2x1", "16x9", "3x2", "4x3", "5x4", "1x1", "4x5", "3x4", "2x3
 MULTIPLE = 16  # both sides are multiples: 8 of a latent's stride times 2 of a patch
 
 
-def bucket_names(width: np.ndarray, height: np.ndarray, heights: Sequence[int]) -> pa.Array:
+def bucket_names(width: np.ndarray, height: np.ndarray, still: np.ndarray, heights: Sequence[int]) -> pa.Array:
     """The bucket of pictures of (n,) `width` and `height` pixels, strings like "16x9-720p": 720 is the short side.
 
     The aspect ratio is the nearest by logarithm, so that at most an eighth of a picture between 21:9 and 9:21 is cut
     off, in equal parts on both sides. The size is the largest of `heights` that needs no enlarging; a picture smaller
-    than all of them gets its own short side, rounded down to a multiple of 16, and null when that is 0.
+    than all of them gets its own short side, rounded down to a multiple of 16, and null when that is 0. Where `still`
+    is true the name ends in "-still": images have their own shards, as readers want the same files in every sample.
     """
     width, height = np.nan_to_num(np.asarray(width, np.float64)), np.nan_to_num(np.asarray(height, np.float64))
     ratios = np.array([_ratio(name) for name in ASPECTS])
@@ -25,7 +26,7 @@ def bucket_names(width: np.ndarray, height: np.ndarray, heights: Sequence[int]) 
         aspect = len(edges) - np.searchsorted(edges[::-1], width / np.maximum(height, 1))
     short = np.minimum(width, height).astype(np.int64)
     sizes = sorted({*heights, *range(MULTIPLE, min(heights), MULTIPLE)})
-    names = [f"{name}-{side}p" for name in ASPECTS for side in sizes]
+    names = [f"{name}-{side}p{end}" for end in ("", "-still") for name in ASPECTS for side in sizes]
     fits = np.zeros((len(ASPECTS), len(sizes), 2))
     for i, name in enumerate(ASPECTS):
         fits[i] = [bucket_size(f"{name}-{side}p") for side in sizes]
@@ -35,14 +36,15 @@ def bucket_names(width: np.ndarray, height: np.ndarray, heights: Sequence[int]) 
         if not over.any():
             break
         level = level - over
-    indices = pa.array(aspect * len(sizes) + level, pa.int32(), mask=level < 0)
+    number = (np.asarray(still) * len(ASPECTS) + aspect) * len(sizes) + level
+    indices = pa.array(number, pa.int32(), mask=level < 0)
     return pa.DictionaryArray.from_arrays(indices, pa.array(names)).cast(pa.string())
 
 
 def bucket_size(name: str) -> tuple[int, int]:
     """(width, height) in pixels of the clips in a bucket, both multiples of 16: (1280, 720) for "16x9-720p",
     (1904, 1072) for "16x9-1080p"."""
-    aspect, _, side = name.removesuffix("p").partition("-")
+    aspect, side = name.removesuffix("-still").removesuffix("p").split("-")
     ratio = _ratio(aspect)
     short = int(side) // MULTIPLE * MULTIPLE
     long = int(short * max(ratio, 1 / ratio) / MULTIPLE) * MULTIPLE  # not rounded: 426x240 is a usual size

@@ -24,8 +24,8 @@ SAID = ("clip_id", "metadata", "caption", "caption_short", "caption_dense", "cap
 def documents(rows: pa.Table, options: PackOptions) -> list[dict[str, Any]]:
     """One document a row, of plain JSON values: the same rows give the same documents, whatever else the table holds.
 
-    Every document of a table has the same keys; what is not known is null. 32-bit floats are rounded to the seven
-    digits that they have.
+    What is not known (null, or a list of nothing) is left out, because readers that infer a schema from the first
+    samples stop at a null that later has a value. 32-bit floats are rounded to the seven digits that they have.
     """
     rows = rows.drop_columns([name for name in INTERNAL if name in rows.column_names])
     known = {*SOURCE, *PICTURE, *DECIDED, *SAID}
@@ -35,20 +35,17 @@ def documents(rows: pa.Table, options: PackOptions) -> list[dict[str, Any]]:
     versions = {"clipmill": importlib.metadata.version("clipmill"), "encoding": encode.VERSION}
     result = []
     for row in rows.to_pylist():
-        values = {name: _plain(value, name in short) for name, value in row.items()}
+        plain = {name: _plain(value, name in short) for name, value in row.items()}
+        values = {name: value for name, value in plain.items() if value is not None}
         result.append(
             {
                 "clip_id": values["clip_id"],
-                "caption": values.get("caption"),
-                "caption_short": values.get("caption_short"),
-                "caption_dense": values.get("caption_dense"),
-                "caption_fields": values.get("caption_json") or "",
+                **{name: values[name] for name in SAID if name in values},
                 "bucket": values["bucket"],
                 "split": values["split"],
-                "source": {name: values.get(name) for name in SOURCE},
-                "metadata": values.get("metadata") or "",
-                "picture": {name: values.get(name) for name in PICTURE},
-                "scores": {name: values[name] for name in scores},
+                "source": {name: values[name] for name in SOURCE if name in values},
+                "picture": {name: values[name] for name in PICTURE if name in values},
+                "scores": {name: values[name] for name in scores if name in values},
                 "encoding": encoding(row, options),
                 "versions": versions,
             }
@@ -79,5 +76,6 @@ def _plain(value: Any, short: bool) -> Any:
     if isinstance(value, float):
         return None if not math.isfinite(value) else float(f"{value:.7g}") if short else value
     if isinstance(value, list):
-        return [_plain(item, short) for item in value]
+        items = [_plain(item, short) for item in value]
+        return items if any(item is not None for item in items) else None
     return value

@@ -45,7 +45,8 @@ def select(clips: pa.Table, recipe: Recipe, late: Collection[str] = frozenset(),
     thresholds = {k: b for k, b in recipe.select.thresholds.items() if captioned or k not in late}
     check_thresholds(thresholds, clips.schema)
     n = len(clips)
-    buckets = bucket_names(_numbers(clips["crop_w"]), _numbers(clips["crop_h"]), recipe.pack.heights)
+    still = _numbers(clips["frames"]) == 1
+    buckets = bucket_names(_numbers(clips["crop_w"]), _numbers(clips["crop_h"]), still, recipe.pack.heights)
     reasons = {**_dropped(clips), "resolution": buckets.is_null().to_numpy(zero_copy_only=False)}
     reasons |= _judged(clips, {k: b for k, b in thresholds.items() if k not in late}, ~_any(reasons.values(), n))
 

@@ -318,7 +318,7 @@ def _write_tar(
             spool.seek(spooled.offset)
             members = {
                 "media": add(f"{key}.{video['media']}", spool.read(spooled.size)),
-                "text": add(f"{key}.txt", (document["caption"] or "").encode()),
+                "text": add(f"{key}.txt", document.get("caption", "").encode()),
                 "json": add(f"{key}.json", to_json({**document, "video": video})),
             }
             where = {
