@@ -8,6 +8,7 @@ windows).
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,8 @@ STRIDE = 8  # steps between looks at which rows have ended: a look waits for the
 
 @dataclass(frozen=True)
 class Prompts:
-    """A few prompts as the processor gives them, padded on the right: tensors on the CPU, and who asked."""
+    """A few prompts, padded on the right, as the processor and `with_positions` give them: tensors on the CPU, and who
+    asked."""
 
     keys: Sequence[str]
     inputs: Mapping[str, Tensor]
@@ -92,8 +94,7 @@ class Decoder:
         self.rows, self.length, self.limit, self.temperature = rows, length, limit, temperature
         device, dtype = model.device, model.dtype
         self.cache = Rows(config, rows, length, device, dtype)
-        self.base: Any = model.base_model
-        self.grids = hasattr(self.base, "rope_deltas")  # positions in time, height and width (M-RoPE)
+        self.grids = hasattr(model.base_model, "get_rope_index")  # positions in time, height and width (M-RoPE)
         self.shift = torch.zeros(rows, dtype=torch.long, device=device)  # position minus index, where images shrink it
         self.token = torch.zeros(rows, dtype=torch.long, device=device)
         self.active = torch.zeros(rows, dtype=torch.bool, device=device)
@@ -136,13 +137,14 @@ class Decoder:
         at = torch.tensor(rows, device=self.token.device)
         self.cache.filling = at
         try:
-            last, lengths = read(self.model, batch, self.cache)
+            last = read(self.model, batch, self.cache)
         finally:
             self.cache.filling = None
         token = self._choose(last)
-        self.cache.lengths[at] = lengths
-        deltas = self.base.rope_deltas if self.grids else None
-        self.shift[at] = 0 if deltas is None else deltas.view(-1).to(self.shift)
+        lengths = batch.inputs["attention_mask"].sum(1)  # on the CPU: nothing here waits for the GPU
+        self.cache.lengths[at] = lengths.to(at.device, non_blocking=True)
+        if self.grids:
+            self.shift[at] = batch.inputs["rope_deltas"].view(-1).to(at.device, non_blocking=True)
         self.token[at] = token
         self.answers[at, 0] = token
         self.count[at] = 1
@@ -204,18 +206,25 @@ class Decoder:
 
 
 @torch.inference_mode()
-def read(model: PreTrainedModel, batch: Prompts, cache: Cache | None = None) -> tuple[Tensor, Tensor]:
-    """Logits (b, vocabulary) of what would be said first after each prompt, and the prompts' lengths (b,); keys and
-    values go to `cache`. Padding is on the right, where causal attention never looks: no mask is needed, so the fast
-    attention kernels serve."""
+def read(model: PreTrainedModel, batch: Prompts, cache: Cache | None = None) -> Tensor:
+    """Logits (b, vocabulary) of what would be said first after each prompt; keys and values go to `cache`. Padding is
+    on the right, where causal attention never looks: no mask is needed, so the fast attention kernels serve."""
     inputs = {
         name: value.to(model.device, model.dtype if value.is_floating_point() else None, non_blocking=True)
         for name, value in batch.inputs.items()
+        if name not in ("attention_mask", "rope_deltas")
     }
-    lengths = inputs.pop("attention_mask").sum(1)
+    hidden = model.base_model(**inputs, past_key_values=cache, use_cache=cache is not None).last_hidden_state
+    last = (batch.inputs["attention_mask"].sum(1) - 1).to(hidden.device, non_blocking=True)
+    return model.get_output_embeddings()(hidden[torch.arange(len(last), device=last.device), last])
+
+
+def with_positions(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`inputs` with the positions in time, height and width that Qwen-VL and its kin give to tokens of pictures. The
+    model would compute them in a Python loop over pictures, with the GPU waiting; here a thread can do it ahead."""
     base: Any = model.base_model
-    if hasattr(base, "rope_deltas"):
-        base.rope_deltas = None
-    hidden = base(**inputs, past_key_values=cache, use_cache=cache is not None).last_hidden_state
-    last = hidden[torch.arange(hidden.shape[0], device=hidden.device), lengths - 1]
-    return model.get_output_embeddings()(last), lengths
+    if not hasattr(base, "get_rope_index"):
+        return dict(inputs)
+    wanted = inspect.signature(base.get_rope_index).parameters
+    positions, deltas = base.get_rope_index(**{name: inputs[name] for name in wanted if name in inputs})
+    return {**inputs, "position_ids": positions, "rope_deltas": deltas}

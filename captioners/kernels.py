@@ -36,7 +36,9 @@ def block_attention(
     if cu_seq_lens_q is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     lengths = cu_seq_lens_q.diff()
-    distinct = lengths.unique().tolist()
+    distinct = getattr(cu_seq_lens_q, "distinct_lengths", None)
+    if distinct is None:  # once for all layers: it waits for the GPU
+        distinct = cu_seq_lens_q.distinct_lengths = lengths.unique().tolist()  # type: ignore[attr-defined]
     states = [x[0].transpose(0, 1) for x in (query, key, value)]  # (n, heads, dim)
     if len(distinct) == 1:
         return _attend(states, distinct[0], scaling).reshape(1, *states[0].shape), None

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from captioners.base import Caption, CaptionError, ClipFrames
-from captioners.decode import Answer, Decoder, Prompts, read
+from captioners.decode import Answer, Decoder, Prompts, read, with_positions
 from captioners.prompt import VERSION, prompt_for, read_answer
 from filters.torchvision_ops import ensure_torchvision
 
@@ -48,7 +48,7 @@ class Vlm:
         token_side: int = 28,
         most_frames: int = 8,
         rows: int = 256,
-        prefill: int = 16,
+        prefill: int = 32,
         threads: int = 4,
         retry_temperature: float = 0.7,
         seed: int = 0,
@@ -102,8 +102,7 @@ class Vlm:
         for start in range(0, len(clips), self.prefill):
             part = slice(start, start + self.prefill)
             asked = [f"{question} Answer yes or no." for question in questions[part]]
-            logits, _ = read(self.model, self._prompts(clips[part], asked))
-            logits = logits.float()
+            logits = read(self.model, self._prompts(clips[part], asked)).float()
             pair = torch.stack([logits[:, yes].logsumexp(1), logits[:, no].logsumexp(1)], 1)
             chances += pair.softmax(1)[:, 0].tolist()
         return chances
@@ -152,7 +151,7 @@ class Vlm:
             height, width = self._size(clip)
             images.append([Image.fromarray(clip.frames[i]).resize((width, height)) for i in chosen])
         inputs = processor(text=texts, images=images, padding=True, return_tensors="pt")
-        return Prompts([clip.clip_id for clip in clips], dict(inputs))
+        return Prompts([clip.clip_id for clip in clips], with_positions(self.model, inputs))
 
     def _size(self, clip: ClipFrames) -> tuple[int, int]:
         """Height and width to show a frame at: at most `frame_pixels`, never enlarged."""
