@@ -1,0 +1,110 @@
+"""Verification finds what was changed, and nothing in a dataset that was not."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import packing_rows as rows
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import videos
+
+from pipeline.recipe import PackOptions, Recipe, SelectOptions
+from pipeline.select import select
+from pipeline.shards import plan_shards, write_shard
+from pipeline.verify import verify
+
+RECIPE = Recipe(select=SelectOptions(duplicates=False, val_fraction=0.0), pack=PackOptions(heights=(64,)))
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    moving = videos.pan(videos.texture(1, 72, 128), 20, 2)
+    source = videos.write_video(tmp_path / "source.mp4", moving)
+    clips = select(rows.clips_table(rows.rows_of(source, [(0, 8), (8, 20)])), RECIPE)
+    folder = tmp_path / "dataset"
+    shards = [write_shard(plan, folder) for plan in plan_shards(clips, RECIPE)]
+    save(folder, [dataclasses.asdict(shard) for shard in shards], clips)
+    return folder
+
+
+def save(folder: Path, shards: list[dict], clips: pa.Table | None = None) -> None:
+    info = {"recipe": dataclasses.asdict(RECIPE), "shards": shards}
+    (folder / "dataset.json").write_text(json.dumps(info))
+    if clips is not None:
+        (folder / "tables" / "clips").mkdir(parents=True, exist_ok=True)
+        pq.write_table(clips, folder / "tables" / "clips" / "00000.parquet")
+
+
+def tar_and_index(dataset: Path) -> tuple[Path, dict]:
+    (tar,) = dataset.rglob("*.tar")
+    return tar, pq.read_table(tar.with_suffix(".parquet")).to_pylist()[0]
+
+
+def with_column(clips: pa.Table, name: str, values: list) -> pa.Table:
+    return clips.set_column(clips.column_names.index(name), name, pa.array(values, clips.schema.field(name).type))
+
+
+def test_a_dataset_as_it_was_built_has_no_problems(dataset: Path) -> None:
+    assert verify(dataset, workers=1) == []
+
+
+def test_processes_find_what_one_finds(dataset: Path) -> None:
+    info = json.loads((dataset / "dataset.json").read_text())
+    save(dataset, info["shards"] * 2)
+    assert len(verify(dataset, workers=2)) == 2  # every clip is in two places
+
+
+def test_a_flipped_byte_is_found_by_checksum_and_where_it_matters_by_decoding(dataset: Path) -> None:
+    tar, row = tar_and_index(dataset)
+    data = bytearray(tar.read_bytes())
+    for i in range(row["media_size"] // 4, row["media_size"]):
+        data[row["media_offset"] + i] = 0
+    tar.write_bytes(bytes(data))
+    problems = verify(dataset, workers=1)
+    assert any("checksum" in p for p in problems)
+    assert any(row["key"] in p and ("decoded" in p or "frames" in p) for p in problems)
+
+
+def test_a_cut_off_a_missing_and_a_strange_shard_are_named(dataset: Path) -> None:
+    tar, row = tar_and_index(dataset)
+    whole = tar.read_bytes()
+    tar.write_bytes(whole[: row["media_offset"] + 100])
+    assert any("not where the index says" in p for p in verify(dataset, workers=1))
+    tar.unlink()
+    assert any("cannot be read" in p for p in verify(dataset, workers=1))
+    tar.write_bytes(whole)
+    tar.with_name("train-000099.tar").write_bytes(whole)
+    assert verify(dataset, workers=1) == ["shards/16x9-64p/train-000099.tar: not in dataset.json"]
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "words"),
+    [
+        ("caption", ["another", "caption"], "text is not the caption"),
+        ("frames", [8, 13], "13"),
+        ("split", ["val", "train"], "another bucket or split"),
+        ("keep", [True, False], "tables do not keep it"),
+    ],
+)
+def test_tables_that_say_otherwise_are_named(dataset: Path, column: str, values: list, words: str) -> None:
+    (path,) = (dataset / "tables" / "clips").iterdir()
+    clips = pq.read_table(path)
+    save(dataset, json.loads((dataset / "dataset.json").read_text())["shards"], with_column(clips, column, values))
+    assert any(words in problem for problem in verify(dataset, workers=1))
+
+
+def test_a_kept_clip_that_is_in_no_shard_is_named(dataset: Path) -> None:
+    (path,) = (dataset / "tables" / "clips").iterdir()
+    clips = pq.read_table(path)
+    more = pa.concat_tables([clips, with_column(clips.slice(0, 1), "clip_id", ["f" * 20])])
+    save(dataset, json.loads((dataset / "dataset.json").read_text())["shards"], more)
+    assert verify(dataset, workers=1) == [f"clip {'f' * 20} is kept by the tables, and in no shard"]
+
+
+def test_what_is_no_dataset_is_one_problem(tmp_path: Path) -> None:
+    (problem,) = verify(tmp_path)
+    assert "cannot be read" in problem
