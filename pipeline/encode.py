@@ -106,7 +106,7 @@ class SpanReader:
 
 def encode_span(reader: SpanReader, cut: Cut, options: PackOptions) -> Encoded:
     """The span as an mp4 of `cut.size`: square pixels, upright, 8-bit 4:2:0, limited range, progressive, without sound.
-    The same input and options give the same bytes. Raises MediaError where the source yields no frame of it."""
+    The same input and options give the same bytes. Raises MediaError where the source yields no frame of it, or the encoder fails."""
     base = reader.video.probe.time_base
     start, end = (round(pts * cut.time_base / base) for pts in (cut.start_pts, cut.end_pts))
     frames = _progressive(reader.frames(start, end), base)
@@ -120,7 +120,10 @@ def encode_span(reader: SpanReader, cut: Cut, options: PackOptions) -> Encoded:
         timed = ((frame, frame.pts - start) for frame in frames)
     encoder = ENCODERS[f"{'h264' if options.codec == 'copy' else options.codec} {options.preset}"]
     with tempfile.NamedTemporaryFile(suffix=".mp4") as file:
-        count = _write_mp4(file.name, timed, length, rate, base, cut, encoder)
+        try:
+            count = _write_mp4(file.name, timed, length, rate, base, cut, encoder)
+        except av.error.FFmpegError as error:
+            raise MediaError(f"the encoder gave up ({error.strerror})") from error
         data = file.read()
     return Encoded(data, "mp4", count, float(count / (length * base)), *cut.size, float(length * base))
 
