@@ -9,7 +9,7 @@ import importlib.resources
 import itertools
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -25,7 +25,7 @@ from pipeline.canaries import recall, without_canaries
 from pipeline.counterfactual import notches
 from pipeline.histogram import histogram, number
 from pipeline.recipe import from_dict
-from pipeline.report_clips import choose, show
+from pipeline.report_clips import JOIN, choose, show
 from pipeline.storage import Store
 
 LATE_COLUMNS = pa.schema(  # what selection, captioning and packing add to a clip's row; a build without them lacks some
@@ -39,6 +39,7 @@ LATE_COLUMNS = pa.schema(  # what selection, captioning and packing add to a cli
     ]
 )
 IN_SHARDS = {"Buckets": "bucket", "Split": "split"}  # said of kept clips only
+FAILURES = 200  # sources that could not be used are listed up to here
 PASSES = ("sources", "scan", "embed", "caption", "pack")
 TRIED_CLIPS = 100_000  # above this the page tries no other thresholds: each is a selection over all clips
 MAX_LABELS = 24  # a text column with more values than this holds no labels
@@ -77,20 +78,21 @@ def write_report(dataset: Path | str, clips_shown: int = 60) -> str:
     return store.path("report.html")
 
 
-def funnel(reasons: Sequence[Sequence[str]]) -> list[Step]:
-    """The steps from all clips to the kept ones, from the reasons of each clip as selection lists them (none: kept).
-    Every list follows the one order in which selection asks; the steps are in that order too."""
+def funnel(reasons: Mapping[tuple[str, ...], int]) -> list[Step]:
+    """The steps from all clips to the kept ones: `reasons` counts the clips with each list of reasons, as selection
+    gives them (none: kept). Every list follows the one order in which selection asks; the steps are in that order."""
     first, having, alone = Counter[str](), Counter[str](), Counter[str]()
     after: dict[str, set[str]] = {}
-    for given in reasons:
-        having.update(given)
+    for given, count in reasons.items():
+        for reason in given:
+            having[reason] += count
         for earlier, later in itertools.pairwise(given):
             after.setdefault(later, set()).add(earlier)
         if given:
-            first[given[0]] += 1
+            first[given[0]] += count
         if len(given) == 1:
-            alone[given[0]] += 1
-    left, steps = len(reasons), []
+            alone[given[0]] += count
+    left, steps = sum(reasons.values()), []
     order = graphlib.TopologicalSorter({reason: sorted(after.get(reason, ())) for reason in sorted(having)})
     for reason in order.static_order():
         left -= first[reason]
@@ -98,7 +100,7 @@ def funnel(reasons: Sequence[Sequence[str]]) -> list[Step]:
     return steps
 
 
-def filter_costs(passes: Mapping[str, Any], reasons: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
+def filter_costs(passes: Mapping[str, Any], reasons: Mapping[tuple[str, ...], int]) -> list[dict[str, Any]]:
     """One row a filter, dearest first: name, pass, seconds and clips (of the last build that ran it), ms (a clip),
     rejected (of all clips, by their `reasons`: a filter's columns begin with its name), rate (of all clips), share (of
     the dearest filter's seconds)."""
@@ -109,9 +111,10 @@ def filter_costs(passes: Mapping[str, Any], reasons: Sequence[Sequence[str]]) ->
     ]
     rows.sort(key=lambda row: (-row["seconds"], row["name"]))
     for row in rows:
-        row["rejected"] = sum(any(f"{reason}_".startswith(f"{row['name']}_") for reason in given) for given in reasons)
+        prefix = f"{row['name']}_"
+        row["rejected"] = sum(n for given, n in reasons.items() if any(f"{r}_".startswith(prefix) for r in given))
         row["ms"] = 1000 * row["seconds"] / max(1, row["clips"])
-        row["rate"] = row["rejected"] / max(1, len(reasons))
+        row["rate"] = row["rejected"] / max(1, sum(reasons.values()))
         row["share"] = row["seconds"] / (rows[0]["seconds"] or 1.0)
     return rows
 
@@ -119,7 +122,8 @@ def filter_costs(passes: Mapping[str, Any], reasons: Sequence[Sequence[str]]) ->
 def _render(store: Store, clips_shown: int) -> str:
     info = json.loads(store.read("dataset.json"))
     sources = without_canaries(_read(store, "tables/sources", tables.SOURCES))
-    everything = _read(store, "tables/clips", pa.schema([*tables.CLIPS, *LATE_COLUMNS]))
+    tried = info.get("counts", {}).get("clips", 0) <= TRIED_CLIPS
+    everything = _read(store, "tables/clips", pa.schema([*tables.CLIPS, *LATE_COLUMNS]), whole=tried)
     clips = without_canaries(everything)
     recipe, passes = info.get("recipe", {}), info.get("passes", {})
     thresholds: Mapping[str, Mapping[str, Any]] = recipe.get("select", {}).get("thresholds", {})
@@ -128,9 +132,10 @@ def _render(store: Store, clips_shown: int) -> str:
     numbers, labels = _score_columns(clips)
     histograms = [histogram(name, _floats(clips[name]), keep, thresholds.get(name)) for name in numbers]
     shown = show(store, clips, choose(clips, clips_shown), histograms, labels)
-    reasons = [given or () for given in clips["rejected_by"].to_pylist()]
+    unused = sources.filter(pc.not_equal(sources["status"], "ok"))
+    reasons = _reasons(clips)
     seconds = pc.subtract(clips["end"], clips["start"]).to_numpy()
-    moved = notches(clips, from_dict(recipe)) if 0 < len(clips) <= TRIED_CLIPS else []
+    moved = notches(clips, from_dict(recipe)) if tried and len(clips) else []
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pipeline"), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -145,7 +150,8 @@ def _render(store: Store, clips_shown: int) -> str:
         sources=sources.num_rows,
         opened=int(pc.sum(pc.equal(sources["status"], "ok")).as_py() or 0),
         source_seconds=pc.sum(sources["duration"]).as_py() or 0.0,
-        failed=[row for row in sources.to_pylist() if row["status"] != "ok"],
+        failed=unused.slice(0, FAILURES).to_pylist(),
+        failures=len(unused),
         found=len(keep),
         kept=int(keep.sum()),
         kept_seconds=float(seconds[keep].sum()),
@@ -164,7 +170,7 @@ def _render(store: Store, clips_shown: int) -> str:
             **{title: _bars(pc.if_else(keep, clips[name], None), keep) for title, name in IN_SHARDS.items()},
             **{name: _bars(clips[name], keep) for name in labels},
         },
-        tags=_bars(_top_tags(clips), keep)[:40],
+        tags=_top_tags(clips, keep)[:40],
         shown=shown,
         shown_reasons=sorted({reason for clip in shown for reason in clip.reasons}),
         data=[{"id": clip.clip_id, "scores": [asdict(score) for score in clip.scores]} for clip in shown],
@@ -174,15 +180,20 @@ def _render(store: Store, clips_shown: int) -> str:
     )
 
 
-def _read(store: Store, folder: str, schema: pa.Schema) -> pa.Table:
-    """The table, with a null column for each name of `schema` that it lacks."""
-    table = tables.read_table(store, folder)
+def _read(store: Store, folder: str, schema: pa.Schema, whole: bool = True) -> pa.Table:
+    """The table, with a null column for each name of `schema` that it lacks; unless `whole`, without the columns that
+    hold lists of numbers."""
+    table = tables.read_table(store, folder, lambda field: whole or not _is_numbers(field.type))
     if table is None:
         return tables.table_from([], schema)
     for column in schema:
         if column.name not in table.column_names:
             table = table.append_column(column, pa.nulls(len(table), column.type))
     return table
+
+
+def _is_numbers(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) and not pa.types.is_string(kind.value_type)
 
 
 def _score_columns(clips: pa.Table) -> tuple[list[str], list[str]]:
@@ -206,20 +217,32 @@ def _floats(column: pa.ChunkedArray) -> np.ndarray:
     return np.asarray(pc.fill_null(column.cast(pa.float64()), float("nan")).to_numpy())
 
 
-def _top_tags(clips: pa.Table) -> pa.ChunkedArray | pa.Array:
+def _reasons(clips: pa.Table) -> dict[tuple[str, ...], int]:
+    """How many clips have each list of reasons."""
+    joined = pc.value_counts(pc.fill_null(pc.binary_join(clips["rejected_by"], JOIN), "")).to_pylist()
+    return {tuple(filter(None, row["values"].split(JOIN))): row["counts"] for row in joined}
+
+
+def _top_tags(clips: pa.Table, keep: np.ndarray) -> list[Bar]:
+    """The most likely tag of each clip."""
     if "tags_labels" not in clips.column_names:
-        return pa.nulls(len(clips), pa.string())
-    return pa.array([tags[0] if tags else None for tags in clips["tags_labels"].to_pylist()], pa.string())
+        return []
+    lists = pc.list_slice(clips["tags_labels"], 0, 1).combine_chunks()
+    return _bars(pc.list_flatten(lists), keep[pc.list_parent_indices(lists).to_numpy(zero_copy_only=False)])
 
 
 def _bars(column: pa.ChunkedArray | pa.Array, keep: np.ndarray) -> list[Bar]:
     """Counts of each value, most frequent first; nulls are left out."""
-    words = {None: None, True: "yes", False: "no"}
-    values = [words.get(value, value) for value in column.to_pylist()]
-    all_of = Counter(value for value in values if value is not None)
-    kept = Counter(value for value, is_kept in zip(values, keep, strict=True) if is_kept and value is not None)
-    ordered = sorted(all_of, key=lambda value: (-all_of[value], value))
-    return [Bar(value, all_of[value], kept[value], all_of[value] / all_of[ordered[0]]) for value in ordered]
+    words = {True: "yes", False: "no"}
+    whole, kept = (
+        {
+            words.get(row["values"], row["values"]): row["counts"]
+            for row in pc.value_counts(some.drop_null()).to_pylist()
+        }
+        for some in (column, column.filter(pa.array(keep)))
+    )
+    ordered = sorted(whole, key=lambda value: (-whole[value], value))
+    return [Bar(value, whole[value], kept.get(value, 0), whole[value] / whole[ordered[0]]) for value in ordered]
 
 
 def _asset(name: str) -> str:

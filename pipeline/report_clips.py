@@ -11,11 +11,14 @@ from typing import Any
 import cv2
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.histogram import Histogram, number
 from pipeline.storage import Store
 
+JOIN = "\x1f"  # between reasons
+KEPT_LOOKED_AT = 5000
 VIDEO_BYTES = 15_000_000  # of encoded clips in the page, before base64 makes them a third larger
 STRIP_WIDTH = 320  # of one frame of an animated strip, pixels
 STRIP_FRAMES = 6
@@ -57,20 +60,28 @@ class Shown:
 
 def choose(clips: pa.Table, count: int) -> list[int]:
     """Row numbers of up to `count` clips, half of them kept: kept ones taken from the sources in turn, rejected ones
-    from the reasons in turn, within each by id, so that a rare reason shows and the choice is the same every time."""
-    ids, keep = clips["clip_id"].to_pylist(), clips["keep"].to_pylist()
-    sources, reasons = clips["source_id"].to_pylist(), clips["rejected_by"].to_pylist()
+    from their first reasons in turn, within each by id, so that a rare reason shows and the choice is the same every
+    time. Of many kept clips only the first by id are looked at."""
+    keep = pc.fill_null(clips["keep"], False)
+    rows = clips.select(["clip_id", "source_id"]).append_column("row", pa.array(np.arange(len(clips))))
     kept: dict[str, list[int]] = defaultdict(list)
-    rejected: dict[str, list[int]] = defaultdict(list)
-    for row in sorted(range(len(ids)), key=lambda i: ids[i]):
-        if keep[row]:
-            kept[sources[row]].append(row)
-        else:
-            rejected[(reasons[row] or [""])[0]].append(row)
+    for row in _first(rows.filter(keep), KEPT_LOOKED_AT).to_pylist():
+        kept[row["source_id"]].append(row["row"])
+    joined = pc.fill_null(pc.binary_join(clips["rejected_by"], JOIN), "")
+    first = pc.struct_field(pc.extract_regex(joined, f"^(?P<first>[^{JOIN}]*)"), "first")
+    rejected = {
+        reason: _first(rows.filter(pc.and_(pc.invert(keep), pc.equal(first, reason))), count)["row"].to_pylist()
+        for reason in pc.unique(first).to_pylist()
+    }
     some, others = in_turn(kept), in_turn(rejected)
     half = max(count // 2, count - len(others))
     some = some[:half]
     return some + others[: count - len(some)]
+
+
+def _first(rows: pa.Table, count: int) -> pa.Table:
+    """The first `count` rows by clip_id."""
+    return rows.take(pc.select_k_unstable(rows, k=count, sort_keys=[("clip_id", "ascending")])) if len(rows) else rows
 
 
 def in_turn(groups: Mapping[str, Sequence[int]]) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,12 +119,13 @@ def to_parquet(table: pa.Table) -> bytes:
     return sink.getvalue()
 
 
-def read_table(store: Store, folder: str) -> pa.Table | None:
-    """All files of a finished table, in order of name; None where there are none."""
+def read_table(store: Store, folder: str, wanted: Callable[[pa.Field], bool] = lambda field: True) -> pa.Table | None:
+    """All files of a finished table, in order of name, with the columns that are `wanted`; None where there is none."""
     tables = []
     for name in store.list(folder, ".parquet"):
         with store.open(name) as file:
-            tables.append(pq.read_table(file))
+            parquet = pq.ParquetFile(file)
+            tables.append(parquet.read([field.name for field in parquet.schema_arrow if wanted(field)]))
     return pa.concat_tables(tables, promote_options="permissive") if tables else None
 
 

@@ -200,7 +200,7 @@ def test_a_build_that_found_nothing_still_has_a_page(dataset: Path, tmp_path: Pa
 
 
 def test_the_funnel_charges_a_clip_to_its_first_reason_and_follows_the_order_of_selection() -> None:
-    steps = funnel([[], ["b"], ["b", "a"], ["duration"], ["duration", "b"], ["a"], []])
+    steps = funnel({(): 2, ("b",): 1, ("b", "a"): 1, ("duration",): 1, ("duration", "b"): 1, ("a",): 1})
     assert [(s.reason, s.removed, s.left, s.having, s.alone) for s in steps] == [
         ("duration", 2, 5, 2, 1),
         ("b", 2, 3, 3, 1),
@@ -213,7 +213,7 @@ def test_filter_costs_are_per_clip_and_dearest_first() -> None:
         "scan": {"seconds": 3, "filters": {"motion": {"seconds": 1.0, "clips": 100}}},
         "embed": {"seconds": 9, "filters": {"text": {"seconds": 4.0, "clips": 50}}},
     }
-    reasons = [["motion_object"], ["motion_object", "motion_camera"], ["motionless_x"], [], ["text_area"], ["text"]]
+    reasons = {("motion_object", "motion_camera"): 2, ("motionless_x",): 1, (): 1, ("text_area",): 1, ("text",): 1}
     rows = filter_costs(passes, reasons)
     assert [(r["name"], r["pass"], r["ms"], r["rejected"], r["rate"], r["share"]) for r in rows] == [
         ("text", "embed", 80.0, 2, 2 / 6, 1.0),
