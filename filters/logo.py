@@ -13,9 +13,9 @@ from filters.base import ClipView, Score, Track
 
 SAMPLES = 24  # frames looked at, evenly spread
 EDGE = 6.0  # grey levels per proxy pixel that an edge has on average
-STANDS = 0.8  # of an edge's strength that is left when its direction is averaged over time
+STANDS = 0.9  # of an edge's strength that is left when its direction is averaged over time
 CORNER = (0.3, 0.3)  # of the height and of the width that a corner reaches
-MOVES = 0.6  # most that three quarters of the edges outside the corners may keep, or the picture moves too little
+MOVES = 0.55  # most that half of the edges outside the corners may keep, or the picture moves too little to tell
 SEEN = 0.02  # least share of such edges
 
 
@@ -46,7 +46,7 @@ class Logo:
         }.items():
             middle[corner] = False
             areas[name] = _covered(found, corner)
-        if middle.sum() < SEEN * middle.size or np.quantile(found.kept[middle], 0.75) > MOVES:
+        if middle.sum() < SEEN * middle.size or np.median(found.kept[middle]) > MOVES:
             return dict.fromkeys(self.columns)
         worst = max(areas, key=lambda name: areas[name])
         return {"logo_area": areas[worst], "logo_corner": worst if areas[worst] > 0 else None}

@@ -13,7 +13,7 @@ from filters.base import ClipView, Score, Track
 SHORT_SIDE = 256  # pixels at which every frame is judged; a smaller source is enlarged, and so counts as soft
 FLAT = 0.5  # mean step between neighbouring pixels, grey levels, below which there is nothing to be sharp
 BLOCK = 16  # pixels
-SHARPEST = 0.85  # quantile of the blocks that the picture is judged by
+SHARPEST = 0.75  # quantile of the blocks that the picture is judged by
 REBLUR = 9  # pixels, the box that a frame is blurred with again
 
 
