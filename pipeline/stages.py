@@ -7,6 +7,7 @@ that a unit is there or it is not, whatever happens to the worker, and nothing l
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -105,19 +106,34 @@ def start(address: str | None = None) -> Machine:
     """Starts Ray on this machine, or joins the cluster at `address` ("auto": the one that this process belongs to).
     Ray's own chatter goes to its log files."""
     logging.getLogger("ray").setLevel(logging.ERROR)
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its warnings about its own actors are not for our users
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address is None:
         options |= {"include_dashboard": False, "address": "local"}
     else:
         options |= {"address": address}
-    ray.init(**options)
+    with _without_stderr():
+        ray.init(**options)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     for name in ("ray.data", "ray.data._internal"):
         logging.getLogger(name).setLevel(logging.ERROR)
     found = ray.cluster_resources()
     return Machine(cpus=max(1, math.floor(found.get("CPU", 1))), gpus=math.floor(found.get("GPU", 0)))
+
+
+@contextlib.contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Ray's core is told to keep warnings about its own actors to its log files, and says so on descriptor 2: not while
+    this lasts."""
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
 
 
 def stop() -> None:

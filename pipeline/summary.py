@@ -7,6 +7,8 @@ from typing import Any
 
 from pipeline.progress import clock
 
+PASSES = ("sources", "scan", "embed", "caption", "pack")
+
 
 def summary(out: str, info: Mapping[str, Any]) -> str:
     """The closing table of `clipmill build`."""
@@ -19,11 +21,17 @@ def summary(out: str, info: Mapping[str, Any]) -> str:
         *((f"  rejected by {reason}", f"{number:,}") for reason, number in count["rejected_by"].items()),
         ("captions", f"{count['captions']:,}"),
         ("shards", f"{len(shards):,}, {sum(shard['bytes'] for shard in shards) / 1e6:.1f} MB"),
-        *((f"seconds: {name}", f"{spent['seconds']:.1f}") for name, spent in info["passes"].items()),
+        *((f"seconds: {name}", _seconds(info["passes"][name])) for name in PASSES if name in info["passes"]),
     ]
     width = max(len(name) for name, _ in rows)
     lines = [f"{name:<{width}}  {value}" for name, value in rows]
     return "\n".join(["", *lines, "", f"dataset  {out}", f"report   {out.rstrip('/')}/report.html"])
+
+
+def _seconds(spent: Mapping[str, Any]) -> str:
+    """Of a clock on the wall; passes that stream into each other share it, so what their workers took is said too."""
+    busy = spent["parts"].get("total")
+    return f"{spent['seconds']:.1f}" + (f" (workers busy for {busy:.1f})" if busy else "")
 
 
 def _share(part: int, whole: int) -> str:

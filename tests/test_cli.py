@@ -1,0 +1,82 @@
+"""The command line: what goes wrong is said in one line, with a status, before any work."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.cli import main
+from pipeline.progress import clock
+
+
+@pytest.fixture
+def video(tmp_path: Path) -> str:
+    path = tmp_path / "a.mp4"
+    path.write_bytes(b"not really")
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["build", "VIDEO", "--out", "OUT", "scan.max_second=3"], "did you mean 'max_seconds'"),
+        (["build", "VIDEO", "--out", "OUT", "filters.sharpnes={}"], "unknown filter 'sharpnes'"),
+        (["build", "VIDEO", "--out", "OUT", "filters.motion.spedd=1"], "filters.motion"),
+        (["build", "VIDEO", "--out", "OUT", "caption.captioner=oracle"], "unknown captioner 'oracle'"),
+        (["build", "VIDEO", "--out", "OUT", "select.thresholds.motion_objekt.min=1"], "did you mean 'motion_object'"),
+        (["build", "VIDEO", "--out", "OUT", "--recipe", "best"], "presets are embedded"),
+        (["build", "nothing/here", "--out", "OUT"], "nothing/here: no such file or folder"),
+        (["build", "VIDEO", "--out", "s3://key:secret@bucket/x"], "put them into the environment"),
+        (["build", "VIDEO", "--out", "FULL"], "holds something else"),
+        (["report", "OUT"], "is not a dataset"),
+        (["verify", "OUT"], "is not a dataset"),
+        (["export", "OUT", "--out", "x.csv"], "is not a dataset"),
+    ],
+)
+def test_wrong_input_ends_with_status_2_and_one_line(words, message, video, tmp_path, capsys):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.doc").touch()
+    names = {"VIDEO": video, "OUT": str(tmp_path / "out"), "FULL": str(tmp_path / "full")}
+    assert main([names.get(word, word) for word in words]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("clipmill: ")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_words_in_any_order_are_sources_and_overrides(video, tmp_path, capsys):
+    assert main(["plan", "scan.min_seconds=1", video, "--out", str(tmp_path / "out"), "scan.max_seconds=8"]) == 0
+    out = capsys.readouterr().out
+    assert "sources  1 files of 1 files: new or changed" in out
+    assert not (tmp_path / "out").exists()
+
+
+def test_doctor_names_cores_weights_and_the_hub(capsys):
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    for word in ("cores", "GPU", "libx264", "model hub", "weights: sentence embeddings (MiniLM)", "ray"):
+        assert word in out
+
+
+@pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
+def test_export_writes_what_is_kept(ending, tmp_path, capsys):
+    rows = [{"clip_id": "a", "keep": True, "caption": 'says "hi", twice', "rejected_by": []}]
+    rows.append({"clip_id": "b", "keep": False, "caption": None, "rejected_by": ["duration"]})
+    (tmp_path / "tables" / "clips").mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "tables" / "clips" / "00000.parquet")
+    (tmp_path / "dataset.json").write_text(json.dumps({"format": 1}))
+    out = tmp_path / f"kept{ending}"
+    assert main(["export", str(tmp_path), "--out", str(out)]) == 0
+    text = out.read_bytes()
+    assert b"twice" in text
+    assert b"duration" not in text or ending == ".parquet"
+    assert "1 clips written" in capsys.readouterr().out
+
+
+def test_time_is_written_like_a_clock():
+    assert [clock(s) for s in (0, 59.6, 61, 3600, 360_000)] == ["0:00", "1:00", "1:01", "1:00:00", "100:00:00"]
