@@ -88,6 +88,28 @@ def test_harmless_footage_is_safe_in_any_shape(sample_videos: dict[str, Path]) -
     assert set(empty.values()) == {None}
 
 
+def test_faces_are_counted(sample_videos: dict[str, Path]) -> None:
+    frames = [f.to_ndarray(format="rgb24") for f in av.open(str(sample_videos["bikes"])).decode(video=0)]
+    man, wall, shape = frames[36], frames[220], frames[36].shape
+    one = man[:, 270:470]
+    pair = np.hstack([one, one])
+    made = load_filter("faces")
+    single, none, two, empty, tiny = made.score(
+        [
+            clip(frames=[man, wall]),
+            clip(frames=[wall, np.zeros(shape, np.uint8)]),
+            clip(frames=[pair]),
+            clip(),
+            clip(frames=[np.zeros((9, 16, 3), np.uint8)]),
+        ]
+    )
+    assert single["faces_count"] == 1
+    assert 0.001 < single["faces_area"] < 0.05
+    assert none == {"faces_count": 0, "faces_area": 0}
+    assert two["faces_count"] == 2
+    assert set(empty.values()) == set(tiny.values()) == {None}
+
+
 def test_concepts_find_what_they_name(sample_videos: dict[str, Path]) -> None:
     frames = [f.to_ndarray(format="rgb24") for f in av.open(str(sample_videos["bikes"])).decode(video=0)]
     encoder = load_encoder("conse")

