@@ -106,7 +106,8 @@ class SpanReader:
 
 def encode_span(reader: SpanReader, cut: Cut, options: PackOptions) -> Encoded:
     """The span as an mp4 of `cut.size`: square pixels, upright, 8-bit 4:2:0, limited range, progressive, without sound.
-    The same input and options give the same bytes. Raises MediaError where the source yields no frame of it, or the encoder fails."""
+    The same input and options give the same bytes. Raises MediaError where the source has no frame of it, or the
+    encoder fails."""
     base = reader.video.probe.time_base
     start, end = (round(pts * cut.time_base / base) for pts in (cut.start_pts, cut.end_pts))
     frames = _progressive(reader.frames(start, end), base)
