@@ -26,8 +26,9 @@ PROPOSED, REFINED = 0.6, 0.7  # probabilities that the first two networks must r
 
 class Faces:
     """Columns, from `frames` sampled frames at most: `faces_count`, the most in one of them; `faces_area`, fraction of
-    the picture, mean over them. A face smaller than `min_side` of the picture's shorter side is not looked for, and one whose final
-    probability is below `confidence` does not count. Faces in profile, covered or drawn are often missed.
+    the picture, mean over them. A face smaller than `min_side` of the picture's shorter side is not looked for, and
+    one whose final probability is below `confidence` does not count. Faces in profile, in the dark, covered or drawn
+    are often missed.
     """
 
     name = "faces"
@@ -35,7 +36,7 @@ class Faces:
     needs = frozenset({Track.FRAMES})
     columns: Mapping[str, pa.DataType] = {"faces_count": pa.float32(), "faces_area": pa.float32()}
 
-    def __init__(self, frames: int = 4, min_side: float = 0.08, confidence: float = 0.95):
+    def __init__(self, frames: int = 4, min_side: float = 0.08, confidence: float = 0.9):
         self.frames, self.min_side, self.confidence = frames, min_side, confidence
 
     @functools.cached_property
