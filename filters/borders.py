@@ -47,10 +47,13 @@ def _bands(frames: np.ndarray) -> tuple[int, int]:
     pair = min(near, far) > 0 and abs(near - far) <= max(2, 0.15 * max(near, far))
     if pair and max(near_step, far_step) >= STEP_PAIR:
         return near, far
+    for thick, step, opposite in ((near, near_step, far_stray), (far, far_step, near_stray)):
+        if thick and step >= STEP_PAIR and (opposite[: thick - 1] <= SUBTITLED).all():
+            return thick, thick
     if near and near_step >= STEP_ALONE:
-        return near, near if (far_stray[:near] <= SUBTITLED).all() else 0
+        return near, 0
     if far and far_step >= STEP_ALONE:
-        return far if (near_stray[:far] <= SUBTITLED).all() else 0, far
+        return 0, far
     return 0, 0
 
 
