@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 BINS = 36
+QUANTILES = 2001
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Histogram:
     lines: tuple[Line, ...]
     median: float
     missing: int
-    values: np.ndarray  # sorted, finite
+    values: np.ndarray  # the finite scores in order, or as many quantiles of them, evenly spaced
 
     def percentile(self, value: float) -> float:
         """Share of the clips that score lower, 0..1; half of those that score the same."""
@@ -52,12 +53,12 @@ def histogram(name: str, values: np.ndarray, keep: np.ndarray, bounds: Mapping[s
     finite = np.sort(values[there])
     low, high = (np.percentile(finite, [0.5, 99.5]).tolist()) if len(finite) else (0.0, 1.0)
     limits = [(side, float(bounds[side])) for side in ("min", "max") if bounds and bounds.get(side) is not None]
-    reach = high - low
+    reach = high - low or abs(high) or 1.0
     for _, value in limits:  # a threshold near the data widens the axis, a far one would only squeeze the bars
         if low - reach / 2 <= value <= high + reach / 2:
             low, high = min(low, value), max(high, value)
     if high <= low:
-        low, high = low - max(abs(low), 1.0) / 2, high + max(abs(high), 1.0) / 2
+        low, high = min(0.0, 2 * low), max(0.0, 2 * high) or 1.0
     edges = np.linspace(low, high, BINS + 1)
     inside = np.clip(values, low, high)
     counts = [np.histogram(inside[there & which], edges)[0] for which in (keep, ~keep)]
@@ -75,7 +76,7 @@ def histogram(name: str, values: np.ndarray, keep: np.ndarray, bounds: Mapping[s
         lines=tuple(lines),
         median=float(np.median(finite)) if len(finite) else float("nan"),
         missing=int(len(values) - len(finite)),
-        values=finite,
+        values=finite if len(finite) <= QUANTILES else np.quantile(finite, np.linspace(0, 1, QUANTILES)),
     )
 
 

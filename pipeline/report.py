@@ -21,11 +21,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import tables
-from pipeline.canaries import recall, without_canaries
+from pipeline.canaries import recall
 from pipeline.counterfactual import notches
 from pipeline.histogram import histogram, number
 from pipeline.recipe import from_dict
 from pipeline.report_clips import JOIN, choose, show
+from pipeline.report_columns import Columns
 from pipeline.storage import Store
 
 LATE_COLUMNS = pa.schema(  # what selection, captioning and packing add to a clip's row; a build without them lacks some
@@ -40,6 +41,7 @@ LATE_COLUMNS = pa.schema(  # what selection, captioning and packing add to a cli
 )
 IN_SHARDS = {"Buckets": "bucket", "Split": "split"}  # said of kept clips only
 FAILURES = 200  # sources that could not be used are listed up to here
+CANARY_COLUMNS = ("source_uri", "start", "end", "rejected_by")
 PASSES = ("sources", "scan", "embed", "caption", "pack")
 TRIED_CLIPS = 100_000  # above this the page tries no other thresholds: each is a selection over all clips
 MAX_LABELS = 24  # a text column with more values than this holds no labels
@@ -121,21 +123,24 @@ def filter_costs(passes: Mapping[str, Any], reasons: Mapping[tuple[str, ...], in
 
 def _render(store: Store, clips_shown: int) -> str:
     info = json.loads(store.read("dataset.json"))
-    sources = without_canaries(_read(store, "tables/sources", tables.SOURCES))
-    tried = info.get("counts", {}).get("clips", 0) <= TRIED_CLIPS
-    everything = _read(store, "tables/clips", pa.schema([*tables.CLIPS, *LATE_COLUMNS]), whole=tried)
-    clips = without_canaries(everything)
+    sources = Columns(store, "tables/sources", tables.SOURCES).table()
+    unused = sources.filter(pc.not_equal(sources["status"], "ok"))
     recipe, passes = info.get("recipe", {}), info.get("passes", {})
     thresholds: Mapping[str, Mapping[str, Any]] = recipe.get("select", {}).get("thresholds", {})
 
-    keep = pc.fill_null(clips["keep"], False).to_numpy(zero_copy_only=False).astype(bool)
+    clips = Columns(store, "tables/clips", pa.schema([*tables.CLIPS, *LATE_COLUMNS]))
+    some = clips.table("clip_id", "source_id", "start", "end", "keep", "rejected_by")
+    keep = pc.fill_null(some["keep"], False).to_numpy(zero_copy_only=False).astype(bool)
+    seconds = pc.subtract(some["end"], some["start"]).to_numpy()
+    reasons = _reasons(some)
+    ids = choose(some, clips_shown)
+    del some
     numbers, labels = _score_columns(clips)
     histograms = [histogram(name, _floats(clips[name]), keep, thresholds.get(name)) for name in numbers]
-    shown = show(store, clips, choose(clips, clips_shown), histograms, labels)
-    unused = sources.filter(pc.not_equal(sources["status"], "ok"))
-    reasons = _reasons(clips)
-    seconds = pc.subtract(clips["end"], clips["start"]).to_numpy()
-    moved = notches(clips, from_dict(recipe)) if tried and len(clips) else []
+    rows = clips.rows(ids)
+    shown = show(store, [rows[clip] for clip in ids], histograms, labels)
+    moved = notches(clips.table(), from_dict(recipe)) if 0 < len(keep) <= TRIED_CLIPS else []
+    planted = tables.read_table(store, "tables/clips", lambda field: field.name in CANARY_COLUMNS)
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pipeline"), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -155,14 +160,14 @@ def _render(store: Store, clips_shown: int) -> str:
         found=len(keep),
         kept=int(keep.sum()),
         kept_seconds=float(seconds[keep].sum()),
-        captioned=len(clips) - clips["caption"].null_count,
+        captioned=len(keep) - clips["caption"].null_count,
         shards=info.get("shards", []),
         steps=funnel(reasons),
         passes={
             name: passes[name] for name in sorted(passes, key=lambda n: (PASSES.index(n) if n in PASSES else 9, n))
         },
         filters=filter_costs(passes, reasons),
-        canaries=recall(everything, tuple(thresholds)),
+        canaries=recall(planted, tuple(thresholds)) if planted else [],
         bounded=[h for h in histograms if h.lines],
         notches={h.name: [notch for notch in moved if notch.column == h.name] for h in histograms},
         unbounded=[h for h in histograms if not h.lines],
@@ -180,23 +185,7 @@ def _render(store: Store, clips_shown: int) -> str:
     )
 
 
-def _read(store: Store, folder: str, schema: pa.Schema, whole: bool = True) -> pa.Table:
-    """The table, with a null column for each name of `schema` that it lacks; unless `whole`, without the columns that
-    hold lists of numbers."""
-    table = tables.read_table(store, folder, lambda field: whole or not _is_numbers(field.type))
-    if table is None:
-        return tables.table_from([], schema)
-    for column in schema:
-        if column.name not in table.column_names:
-            table = table.append_column(column, pa.nulls(len(table), column.type))
-    return table
-
-
-def _is_numbers(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) and not pa.types.is_string(kind.value_type)
-
-
-def _score_columns(clips: pa.Table) -> tuple[list[str], list[str]]:
+def _score_columns(clips: Columns) -> tuple[list[str], list[str]]:
     """Names of the columns with numbers, and of those with labels: few different short texts."""
     numbers, labels = [], []
     for column in clips.schema:
@@ -223,9 +212,9 @@ def _reasons(clips: pa.Table) -> dict[tuple[str, ...], int]:
     return {tuple(filter(None, row["values"].split(JOIN))): row["counts"] for row in joined}
 
 
-def _top_tags(clips: pa.Table, keep: np.ndarray) -> list[Bar]:
+def _top_tags(clips: Columns, keep: np.ndarray) -> list[Bar]:
     """The most likely tag of each clip."""
-    if "tags_labels" not in clips.column_names:
+    if "tags_labels" not in clips:
         return []
     lists = pc.list_slice(clips["tags_labels"], 0, 1).combine_chunks()
     return _bars(pc.list_flatten(lists), keep[pc.list_parent_indices(lists).to_numpy(zero_copy_only=False)])

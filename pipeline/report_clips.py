@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.histogram import Histogram, number
+from pipeline.report_columns import matching
 from pipeline.storage import Store
 
 JOIN = "\x1f"  # between reasons
@@ -58,19 +59,19 @@ class Shown:
     scores: tuple[Score, ...] = field(default=())
 
 
-def choose(clips: pa.Table, count: int) -> list[int]:
-    """Row numbers of up to `count` clips, half of them kept: kept ones taken from the sources in turn, rejected ones
+def choose(clips: pa.Table, count: int) -> list[str]:
+    """Ids of up to `count` clips, half of them kept: kept ones taken from the sources in turn, rejected ones
     from their first reasons in turn, within each by id, so that a rare reason shows and the choice is the same every
     time. Of many kept clips only the first by id are looked at."""
     keep = pc.fill_null(clips["keep"], False)
-    rows = clips.select(["clip_id", "source_id"]).append_column("row", pa.array(np.arange(len(clips))))
-    kept: dict[str, list[int]] = defaultdict(list)
+    rows = clips.select(["clip_id", "source_id"])
+    kept: dict[str, list[str]] = defaultdict(list)
     for row in _first(rows.filter(keep), KEPT_LOOKED_AT).to_pylist():
-        kept[row["source_id"]].append(row["row"])
+        kept[row["source_id"]].append(row["clip_id"])
     joined = pc.fill_null(pc.binary_join(clips["rejected_by"], JOIN), "")
     first = pc.struct_field(pc.extract_regex(joined, f"^(?P<first>[^{JOIN}]*)"), "first")
     rejected = {
-        reason: _first(rows.filter(pc.and_(pc.invert(keep), pc.equal(first, reason))), count)["row"].to_pylist()
+        reason: _first(rows.filter(pc.and_(pc.invert(keep), pc.equal(first, reason))), count)["clip_id"].to_pylist()
         for reason in pc.unique(first).to_pylist()
     }
     some, others = in_turn(kept), in_turn(rejected)
@@ -84,7 +85,7 @@ def _first(rows: pa.Table, count: int) -> pa.Table:
     return rows.take(pc.select_k_unstable(rows, k=count, sort_keys=[("clip_id", "ascending")])) if len(rows) else rows
 
 
-def in_turn(groups: Mapping[str, Sequence[int]]) -> list[int]:
+def in_turn(groups: Mapping[str, Sequence[str]]) -> list[str]:
     """The first of each group in order of name, then the second of each, and so on."""
     ordered = [groups[name] for name in sorted(groups)]
     longest = max(map(len, ordered), default=0)
@@ -92,10 +93,9 @@ def in_turn(groups: Mapping[str, Sequence[int]]) -> list[int]:
 
 
 def show(
-    store: Store, clips: pa.Table, rows: Sequence[int], histograms: Sequence[Histogram], labels: Sequence[str]
+    store: Store, chosen: Sequence[Mapping[str, Any]], histograms: Sequence[Histogram], labels: Sequence[str]
 ) -> list[Shown]:
-    """The clips of `rows`, in that order, with their scores, strips of frames and, while `VIDEO_BYTES` last, video."""
-    chosen = clips.take(pa.array(rows, pa.int64())).to_pylist()
+    """These rows of the clips table with their scores, strips of frames and, while `VIDEO_BYTES` last, video."""
     strips = _strips(store, {clip["clip_id"] for clip in chosen})
     videos = _videos(store, chosen)
     shown = []
@@ -145,15 +145,8 @@ def _scores(clip: Mapping[str, Any], histograms: Sequence[Histogram], labels: Se
 def _strips(store: Store, wanted: set[str]) -> dict[str, tuple[bytes, int, float]]:
     """Clip id to (JPEG, frames in it, width over height of one)."""
     frames: dict[str, list[tuple[float, bytes]]] = defaultdict(list)
-    for name in store.list("tables/frames", ".parquet"):
-        with store.open(name) as file:
-            parquet = pq.ParquetFile(file)
-            for group in range(parquet.num_row_groups):  # ids first: most groups hold none of the wanted clips
-                if wanted.isdisjoint(parquet.read_row_group(group, ["clip_id"])["clip_id"].to_pylist()):
-                    continue
-                for row in parquet.read_row_group(group, ["clip_id", "time", "jpeg"]).to_pylist():
-                    if row["clip_id"] in wanted:
-                        frames[row["clip_id"]].append((row["time"], row["jpeg"]))
+    for row in matching(store, "tables/frames", wanted):
+        frames[row["clip_id"]].append((row["time"], row["jpeg"]))
     return {clip: strip for clip in sorted(frames) if (strip := _strip([jpeg for _, jpeg in sorted(frames[clip])]))}
 
 
