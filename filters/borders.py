@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -41,39 +42,48 @@ def content_box(luma: np.ndarray) -> tuple[float, float, float, float]:
     return box if (box[2] - box[0]) * (box[3] - box[1]) >= SMALLEST else WHOLE
 
 
+@dataclass(frozen=True)
+class Edge:
+    """The border along the first lines of (n, h, w) frames."""
+
+    level: float  # grey
+    lines: int  # thickness
+    step: float  # share of columns that become something else just inside of it
+    stray: np.ndarray  # (h // 2,) share of each line's samples that are off the level
+
+
 def _bands(frames: np.ndarray) -> tuple[int, int]:
     """Lines of border at the top and at the bottom of (n, h, w) frames."""
-    (near, near_step, near_stray), (far, far_step, far_stray) = (_edge(frames), _edge(frames[:, ::-1]))
-    pair = min(near, far) > 0 and abs(near - far) <= max(2, 0.15 * max(near, far))
-    if pair and max(near_step, far_step) >= STEP_PAIR:
-        return near, far
-    for thick, step, opposite in ((near, near_step, far_stray), (far, far_step, near_stray)):
-        if thick and step >= STEP_PAIR and (opposite[: thick - 1] <= SUBTITLED).all():
-            return thick, thick
-    if near and near_step >= STEP_ALONE:
-        return near, 0
-    if far and far_step >= STEP_ALONE:
-        return 0, far
+    near, far = _edge(frames), _edge(frames[:, ::-1])
+    if abs(near.level - far.level) <= TOLERANCE:
+        alike = abs(near.lines - far.lines) <= max(2, 0.15 * max(near.lines, far.lines))
+        if min(near.lines, far.lines) > 0 and alike and max(near.step, far.step) >= STEP_PAIR:
+            return near.lines, far.lines
+        for side, other in ((near, far), (far, near)):
+            if side.lines >= 4 and side.step >= STEP_PAIR and (other.stray[: side.lines - 1] <= SUBTITLED).all():
+                return side.lines, side.lines
+    if near.step >= STEP_ALONE:
+        return near.lines, 0
+    if far.step >= STEP_ALONE:
+        return 0, far.lines
     return 0, 0
 
 
-def _edge(frames: np.ndarray) -> tuple[int, float, np.ndarray]:
-    """The border along the first lines: its thickness, the share of columns that step up just inside of it, and each
-    line's share of samples off the border's level."""
-    level = np.median(frames[:, 0])
+def _edge(frames: np.ndarray) -> Edge:
+    level = float(np.median(frames[:, 0]))
     away = np.abs(frames[:, : frames.shape[1] // 2].astype(np.int16) - np.int16(level))
     off = away > TOLERANCE
     stray = off.mean(axis=(0, 2))
     lit = (off.mean(axis=0) > 0.1).mean(axis=1)  # share of columns that are ever clearly something else
     flat = stray <= STRAY
-    thick = len(flat) if flat.all() else int(np.argmin(flat))
-    if thick == 0 or thick == len(flat):
-        return 0, 0.0, stray
-    inside = min(thick + 1, len(lit) - 1)
-    step = float(lit[inside] - lit[:thick].max())
-    if away[:, thick].mean() < 0.8 * away[:, inside].mean():
-        thick += 1  # half border, half picture
-    return thick, step, stray
+    lines = len(flat) if flat.all() else int(np.argmin(flat))
+    if lines in (0, len(flat)):
+        return Edge(level, 0, 0.0, stray)
+    inside = min(lines + 1, len(lit) - 1)
+    step = float(lit[inside] - lit[:lines].max())
+    if away[:, lines].mean() < 0.8 * away[:, inside].mean():
+        lines += 1  # half border, half picture
+    return Edge(level, lines, step, stray)
 
 
 class Borders:
