@@ -1,9 +1,10 @@
 """Duplicates over a whole corpus: clips that show the same pictures, found without comparing all pairs.
 
 Two signals. A perceptual hash of each sampled frame survives scaling, re-encoding and mirroring; a clip's mean
-embedding survives crops and overlays. Either brings pairs forward: entries are sorted by a prefix of their hash (or of the
-signs of random projections of the embedding, Charikar 2002) and only neighbours in that order are looked at, several times
-with different prefixes. So the cost grows as a sort does, also where thousands of clips share one title card.
+embedding survives crops and overlays. Either brings pairs forward: entries are sorted by a prefix of their hash (or of
+the signs of random projections of the embedding, Charikar 2002) and only neighbours in that order are looked at,
+several times with different prefixes. So the cost grows as a sort does, also where thousands of clips share one title
+card.
 """
 
 from __future__ import annotations
@@ -158,7 +159,7 @@ def _neighbours(keys: np.ndarray, owners: np.ndarray, n: int) -> np.ndarray:
         at = np.flatnonzero(prefix[distance:] == prefix[:-distance])
         a, b = who[at].astype(np.uint64), who[at + distance].astype(np.uint64)
         pairs.append(np.minimum(a, b) * np.uint64(n) + np.maximum(a, b))
-    return np.unique(np.concatenate(pairs))
+    return np.concatenate(pairs)
 
 
 def _same(pictures: Pictures, pairs: np.ndarray, similarity: float, bits: int) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
+import zlib
 from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
@@ -96,16 +96,12 @@ def check_thresholds(thresholds: Mapping[str, Bounds], schema: pa.Schema) -> Non
             raise RecipeError(f"{key}: a list of numbers has no threshold")
 
 
-def splits(source_ids: pa.ChunkedArray, val_fraction: float) -> pa.ChunkedArray:
+def splits(source_ids: pa.ChunkedArray, val_fraction: float) -> pa.Array:
     """train or val for each row, by a hash of its source: all clips of a source are on one side, for good."""
     encoded = source_ids.combine_chunks().dictionary_encode()
-    limit = round(val_fraction * 2**32)
-    names = [
-        int.from_bytes(hashlib.sha256(f"split {s}".encode()).digest()[:4], "big") < limit
-        for s in encoded.dictionary.to_pylist()
-    ]
-    side = pa.array(["val" if val else "train" for val in names], pa.string())
-    return pa.chunked_array([pa.DictionaryArray.from_arrays(encoded.indices, side).cast(pa.string())])
+    hashes = np.array([zlib.crc32(name) for name in encoded.dictionary.cast(pa.binary()).to_pylist()], np.uint64)
+    sides = (hashes < round(val_fraction * 2**32)).astype(np.int8)
+    return pa.DictionaryArray.from_arrays(sides[encoded.indices.to_numpy()], ["train", "val"]).cast(pa.string())
 
 
 def clip_words(clip_ids: pa.ChunkedArray) -> np.ndarray:
