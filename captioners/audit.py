@@ -7,6 +7,7 @@ import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
@@ -23,6 +24,7 @@ AUDIT_COLUMNS: Mapping[str, pa.DataType] = {
     "audit_vague": pa.float32(),  # share of the dense caption's sentences without a concrete subject and an action
     "audit_contradictions": pa.int32(),  # claims that measurements contradict, before repair
     "audit_missed": pa.float32(),  # share of motion peaks that no action's time covers; null without either
+    "audit_faithfulness": pa.float32(),  # mean log-probability of yes to what was asked back; null when not asked
     "audit_repaired": pa.bool_(),
     "audit_reasons": pa.list_(pa.string()),  # all that was found, "kind: detail"
 }
@@ -35,7 +37,7 @@ class Audited:
     """`caption` is the caption after repair, None when it cannot be used: then `rejected` says why."""
 
     caption: Caption | None
-    score: dict[str, float | int | bool | list[str] | None]
+    score: dict[str, Any]  # every column of AUDIT_COLUMNS
     rejected: str | None
 
 
@@ -48,61 +50,47 @@ def audit(caption: Caption, clip: ClipFrames, prompt: str = "") -> Audited:
     facts = facts_of(clip.scores, clip.duration)
     cut_off = bool(caption.usage.get("cut_off"))
     short, dense = check_form(caption.short, prompt, cut_off), check_form(caption.dense, prompt, cut_off)
-    defects = [*short.found, *(f for f in dense.found if f not in short.found)]
+    score: dict[str, Any] = dict.fromkeys(AUDIT_COLUMNS)
+    defects = list(dict.fromkeys([*short.found, *dense.found]))
+    score |= {"audit_defects": len(defects), "audit_contradictions": 0, "audit_repaired": False}
+    score |= {"audit_faithfulness": caption.usage.get("faithfulness"), "audit_reasons": defects}
     rejected = dense.rejected or (short.rejected if short.rejected != "empty" else None)
     if rejected:
-        return Audited(None, _score(defects, [], None, None, False), rejected)
+        return Audited(None, score, rejected)
 
-    wrong_dense, reasons = _without_contradictions(dense.text, facts)
-    wrong_short, more = _without_contradictions(short.text, facts)
-    reasons += [reason for reason in more if reason not in reasons]
+    true_dense, reasons = _without_contradictions(dense.text, facts)
+    true_short, more = _without_contradictions(short.text, facts)
     late = order_error(claims(dense.text), facts)
     order = [f"order: {late[1]}"] if late else _order_of_actions(dense.text, caption.actions)
-    actions, action_reasons = _actions(caption.actions, facts)
-    reasons += [*order, *action_reasons]
-    camera, provenance = caption.camera, dict(caption.provenance)
-    said_of_camera = [why for claim in claims(caption.camera) if (why := contradiction(claim, facts))]
-    if said_of_camera:
-        reasons += [f"camera: {why}" for why in said_of_camera if f"camera: {why}" not in reasons]
-        camera, provenance["camera"] = _measured_camera(facts), "measured: camera"
-    if not wrong_dense or order:
-        score = _score(defects, reasons, vague_share(dense.text), _missed(caption.actions, clip), False)
-        return Audited(None, score, reasons[0] if reasons else "nothing is left after repair")
-
+    actions, of_actions = _actions(caption.actions, facts)
+    camera, of_camera = _camera(caption, facts)
+    reasons = list(dict.fromkeys([*reasons, *more, *order, *of_actions, *of_camera]))
+    phases = len(facts.phases or ())
+    untold = phases > 1 and not tells_order(dense.text)
+    score |= {
+        "audit_vague": vague_share(dense.text),
+        "audit_contradictions": len(reasons),
+        "audit_missed": _missed(caption.actions, clip),
+        "audit_reasons": defects + reasons + [f"sequence: {phases} phases of motion told without order"] * untold,
+    }
+    if not true_dense or order:
+        return Audited(None, score, order[0] if order else reasons[0])
     repaired = dataclasses.replace(
         caption,
-        short=wrong_short or sentences(wrong_dense)[0],
-        dense=wrong_dense,
+        short=true_short or sentences(true_dense)[0],
+        dense=true_dense,
         actions=actions,
         camera=camera,
-        provenance=provenance,
+        provenance={**caption.provenance, **({"camera": "measured: camera"} if of_camera else {})},
     )
-    changed = repaired != caption
-    phases = len(facts.phases or ())
-    notes = []
-    if phases > 1 and not tells_order(dense.text):
-        notes.append(f"sequence: {phases} phases of motion told without order")
-    missed = _missed(caption.actions, clip)
-    score = _score(defects, reasons, vague_share(dense.text), missed, changed, notes)
+    score["audit_repaired"] = repaired != caption
     return Audited(repaired, score, None)
 
 
-def _score(
-    defects: list[str],
-    reasons: list[str],
-    vague: float | None,
-    missed: float | None,
-    repaired: bool,
-    notes: list[str] | None = None,
-) -> dict[str, float | int | bool | list[str] | None]:
-    return {
-        "audit_defects": len(defects),
-        "audit_vague": vague,
-        "audit_contradictions": len(reasons),
-        "audit_missed": missed,
-        "audit_repaired": repaired,
-        "audit_reasons": [*defects, *reasons, *(notes or [])],
-    }
+def _camera(caption: Caption, facts: Facts) -> tuple[str, list[str]]:
+    """What the camera field says, or what was measured where that contradicts it; and the reasons."""
+    reasons = [f"camera: {why}" for claim in claims(caption.camera) if (why := contradiction(claim, facts))]
+    return (_measured_camera(facts) if reasons else caption.camera), reasons
 
 
 def _without_contradictions(text: str, facts: Facts) -> tuple[str, list[str]]:

@@ -68,6 +68,7 @@ CONNECTIVE = re.compile(
     r"|as (?:it|he|she|they|the)|begins?|starts?|stops?|suddenly|meanwhile|once|at the end|by the end)\b",
     re.IGNORECASE,
 )
+ORDER = re.compile(r"\b(?:then|after|before|until|finally|first|later|begins?|starts?|stops?)\b", re.IGNORECASE)
 LONGEST_WORDS = 320
 REPEAT_SPAN = 4  # words; a span said this often or more is a loop
 REPEAT_TIMES = 4

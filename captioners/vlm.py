@@ -16,6 +16,7 @@ from PIL import Image
 
 from captioners.base import Caption, CaptionError, ClipFrames
 from captioners.decode import Answer, Decoder, Prompts, read, with_positions
+from captioners.judge import judged
 from captioners.prompt import VERSION, prompt_for, read_answer
 from filters.torchvision_ops import ensure_torchvision
 
@@ -33,8 +34,8 @@ class Vlm:
 
     `frame_tokens` bounds a frame's size, for models that take pictures of any size: a token is `token_side` pixels
     square. `rows` clips are answered at once, `prefill` are read at a time, `threads` prepare them. An answer that
-    cannot be used is asked for once more, sampled at `retry_temperature`. Raises OSError when the model cannot be
-    loaded.
+    cannot be used is asked for once more, sampled at `retry_temperature`. With `verify` the model is asked back whether
+    each sentence is true (see judge.py). Raises OSError when the model cannot be loaded.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Vlm:
         rows: int = 256,
         prefill: int = 32,
         threads: int = 4,
+        verify: bool = False,
         retry_temperature: float = 0.7,
         seed: int = 0,
     ) -> None:
@@ -70,8 +72,8 @@ class Vlm:
         self.max_new_tokens, self.most_frames = max_new_tokens, most_frames
         self.frame_pixels = frame_tokens * token_side**2
         self.rows, self.prefill, self.threads = rows, prefill, threads
-        self.retry_temperature, self.seed = retry_temperature, seed
-        options = (max_new_tokens, self.frame_pixels, most_frames, retry_temperature, seed)
+        self.verify, self.retry_temperature, self.seed = verify, retry_temperature, seed
+        options = (max_new_tokens, self.frame_pixels, most_frames, verify, retry_temperature, seed)
         self.id = ":".join(["vlm", str(VERSION), name, *map(str, options)])
         self._own = threading.local()
         self._decoders: dict[float, Decoder] = {}
@@ -83,6 +85,9 @@ class Vlm:
         if again and self.retry_temperature > 0:
             torch.manual_seed(self.seed)
             read |= self._round(again, self.retry_temperature)
+        if self.verify:
+            said = [answer for answer in read.values() if isinstance(answer, Caption)]
+            read |= {caption.clip_id: caption for caption in judged(said, clips, self)}
         return [read[clip.clip_id] for clip in clips]
 
     def answers(self, clips: Sequence[ClipFrames], temperature: float = 0.0) -> Iterator[Answer]:

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from captioners import load_captioner
-from captioners.base import CaptionError, ClipFrames
+from captioners.base import Caption, CaptionError, ClipFrames
 from captioners.decode import Decoder, read
+from captioners.judge import judged
 from captioners.prompt import prompt_for
 from captioners.vlm import Vlm, ahead
 
@@ -129,3 +130,12 @@ def test_work_ahead_keeps_order_and_hands_on_errors():
     assert list(ahead(lambda x: x * x, range(20), threads=3, depth=4)) == [x * x for x in range(20)]
     with pytest.raises(ZeroDivisionError):
         list(ahead(lambda x: 1 // x, [1, 0, 1], threads=2, depth=2))
+
+
+def test_a_caption_can_be_asked_back(saved):
+    captioner = Vlm(saved["llava"], rows=2, prefill=2, verify=True)
+    (clip,) = clips(1)
+    caption = Caption(clip.clip_id, "A dog runs.", "A dog runs to the left. Then it sits.", provenance={})
+    (kept,) = judged([caption], [clip], captioner)
+    assert kept.usage["faithfulness"] < 0
+    assert kept.usage["unfaithful"] in (0, 1, 2)
