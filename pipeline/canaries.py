@@ -212,8 +212,8 @@ def _letterboxed(frame: np.ndarray, _: int) -> np.ndarray:
 
 
 def _titled(frame: np.ndarray, _: int) -> np.ndarray:
-    for text, at, size in (("BREAKING NEWS", (40, 90), 1.7), ("subscribe for daily updates", (38, 240), 1.0)):
-        for colour, thick in (((0, 0, 0), 8), ((255, 255, 255), 3)):
+    for text, at, size in (("BREAKING NEWS", (104, 120), 1.1), ("subscribe today", (130, 165), 0.9)):
+        for colour, thick in (((0, 0, 0), 7), ((255, 255, 255), 2)):
             cv2.putText(frame, text, at, cv2.FONT_HERSHEY_DUPLEX, size, colour, thick, cv2.LINE_AA)
     return frame
 

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline import canaries, recipe, sources
+from pipeline.dataset import counts
 from pipeline.media import Video
 from pipeline.scan import scan
 from pipeline.select import select
@@ -122,3 +123,13 @@ def test_canaries_are_written_to_look_at(tmp_path: Path, monkeypatch: pytest.Mon
 def test_an_unknown_canary_is_an_unreadable_source() -> None:
     with pytest.raises(FileNotFoundError, match="there are clean, frozen"):
         sources.open_media("canary://none")
+
+
+def test_a_build_plants_them_only_when_asked_and_counts_them_nowhere(judged: pa.Table) -> None:
+    assert canaries.planted(RECIPE) == []
+    asked = canaries.planted(recipe.from_dict({"canaries": True}))
+    assert [found.uri for found in sources.discover(asked)] == sorted(asked)
+    rows = [{"source_uri": uri, "status": "ok", "duration": 2.5} for uri in ["/raw/real.mp4", *asked]]
+    table = judged.append_column("caption", pa.nulls(len(judged), pa.string()))
+    found = counts(rows, table)
+    assert (found["sources"], found["clips"], found["kept"], found["rejected_by"]) == (1, 1, 1, {})
