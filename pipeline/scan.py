@@ -16,6 +16,7 @@ import cv2
 from filters import load_filter
 from filters.base import Filter, Track
 from filters.borders import content_box
+from pipeline.cascade import Cascade
 from pipeline.media import Frame, MediaError, Probe, Video
 from pipeline.proxy import Shrinker
 from pipeline.recipe import Recipe, RecipeError
@@ -65,7 +66,7 @@ class _Scan:
         self._video, self._probe = video, video.probe
         self._shrinker = Shrinker(video.probe)
         self._tracks = Tracks(self._shrinker, recipe.scan.frame_side)
-        self._detector = _detector(recipe)
+        self._detector = _detector(recipe, video.probe)
         self._segment = _opened(segment, video.probe)
         self._cutter = ShotCutter(self._segment)
         self._filters = _filters(recipe)
@@ -241,8 +242,9 @@ def _opened(segment: tuple[float, float] | None, probe: Probe) -> tuple[float, f
     )
 
 
-def _detector(recipe: Recipe) -> ShotDetector:
+def _detector(recipe: Recipe, probe: Probe) -> ShotDetector:
     kinds: dict[str, Callable[[], ShotDetector]] = {
+        "cascade": lambda: Cascade(probe.fps),
         "adaptive": Adaptive,
         "transnetv2": TransNet,
         "stride": lambda: Stride(recipe.scan.max_seconds),

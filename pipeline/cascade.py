@@ -1,0 +1,144 @@
+"""`shots: cascade`: a small network judges cheap similarities of frames, and what it finds is then made exact.
+
+The network sees about twelve frames a second, which reference frames alone give; hard cuts between two of them are
+placed by the largest change among all the frames there. Its weights (shots.npz) were trained on joined footage by
+tests/benchmarks/train_shots.py; the footage of the accuracy benchmark was not part of it.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+
+import numpy as np
+
+from pipeline.proxy import Proxy
+from pipeline.similarity import REACH, features
+from pipeline.spans import Transition
+
+RATE = 12.5  # moments a second that are judged, where there are as many frames
+WIDTH = 32
+DILATIONS = (1, 2, 4, 8)
+CONTEXT = REACH + 1 + sum(DILATIONS)  # moments on either side that a judgement depends on
+BLOCK = 32  # moments judged at once
+CUT, SPAN = 0.5, 0.5  # probabilities that make a transition certain
+EDGE = 0.25  # and the one down to which it reaches
+
+
+def beats(times: np.ndarray) -> np.ndarray:
+    """Indices of the frames that are judged: the first, and each that is first after a multiple of 1 / RATE."""
+    cells = np.floor(times * RATE + 1e-6).astype(int)
+    return np.flatnonzero(np.diff(cells, prepend=cells[0] - 1))
+
+
+def judge(seen: np.ndarray) -> np.ndarray:
+    """Features (n, FEATURES) -> probabilities (n, 2): a cut between this moment and the one before, and this moment
+    being inside a gradual transition. The first and last moments lack context."""
+    weights = _weights()
+    x = np.maximum(seen @ weights["first_weight"][:, :, 0].T + weights["first_bias"], 0)
+    for index, dilation in enumerate(DILATIONS):
+        kernel, bias = weights[f"blocks_{index}_weight"], weights[f"blocks_{index}_bias"]
+        padded = np.pad(x, ((dilation, dilation), (0, 0)))
+        taps = [padded[k * dilation : k * dilation + len(x)] @ kernel[:, :, k].T for k in range(3)]
+        x = x + np.maximum(taps[0] + taps[1] + taps[2] + bias, 0)
+    logits = x @ weights["last_weight"][:, :, 0].T + weights["last_bias"]
+    probabilities: np.ndarray = 1 / (1 + np.exp(-logits))
+    return probabilities
+
+
+@cache
+def _weights() -> dict[str, np.ndarray]:
+    with importlib.resources.files("pipeline").joinpath("shots.npz").open("rb") as file, np.load(file) as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
+@dataclass
+class _Event:
+    """What may turn out to be a transition: moments and gaps in a row that look like one."""
+
+    before: Proxy  # the last frame that is certainly of the old shot
+    gaps: int = 0
+    moments: int = 0
+    sure: bool = False
+    end: Proxy | None = None  # the first frame after it, while the next gap is not known yet
+
+
+class Cascade:
+    """The detector. Frames may be all of a source or only its reference frames; `between` gives all frames after one
+    time and before another, and is asked only around hard cuts. Without it, the frames that came have to do."""
+
+    def __init__(self, fps: float, between: Callable[[float, float], Sequence[Proxy]] | None = None) -> None:
+        self.reach = (CONTEXT + 2) * 2 / RATE if fps >= RATE / 2 else (CONTEXT + 2) * 2 / max(fps, 0.1)
+        self._between = between
+        self._frames: list[Proxy] = []  # all that came, from the first that is still needed
+        self._beats: list[Proxy] = []  # of those, the ones that are judged
+        self._judged = 0  # how many of those have been
+        self._event: _Event | None = None
+        self._cell: int | None = None
+        self.settled = float("-inf")
+
+    def push(self, proxy: Proxy) -> list[Transition]:
+        last, self._cell = self._cell, math.floor(proxy.time * RATE + 1e-6)
+        if last != self._cell:
+            self._beats.append(proxy)
+        self._frames.append(proxy)
+        return self._judge(BLOCK) if len(self._beats) >= self._judged + BLOCK + CONTEXT else []
+
+    def finish(self) -> list[Transition]:
+        """Judges what is left, its last frame repeated as context."""
+        found = self._judge(len(self._beats) - self._judged) if len(self._beats) > self._judged else []
+        if self._event is not None and self._event.end is not None:
+            found += self._close(self._event)
+        return found
+
+    def _judge(self, count: int) -> list[Transition]:
+        """Takes the next `count` moments; forgets those that are no context to what comes."""
+        begin, end = self._judged, self._judged + count
+        rows = np.clip(np.arange(begin - CONTEXT, end + CONTEXT), 0, len(self._beats) - 1)
+        chosen = [self._beats[i] for i in rows]
+        seen = features(np.stack([p.colour for p in chosen]), np.array([p.time for p in chosen]))
+        margin = CONTEXT - REACH
+        found: list[Transition] = []
+        for beat, (cut, span) in zip(range(begin, end), judge(seen)[margin : margin + count], strict=True):
+            found += self._moment(beat, float(cut) if beat else 0.0, float(span))
+        last = self._beats[end - 1]
+        self.settled = last.time if self._event is None else math.nextafter(self._event.before.time, math.inf)
+        forget = max(0, end - CONTEXT)
+        del self._beats[:forget]
+        self._judged = end - forget
+        keep = min(self.settled, last.time)
+        self._frames = [p for p in self._frames if p.time >= keep]
+        return found
+
+    def _moment(self, beat: int, cut: float, span: float) -> list[Transition]:
+        """One more moment with the gap before it: an event begins, goes on or ends."""
+        event, found = self._event, []
+        if event is not None and event.end is not None and cut < EDGE:
+            found, event = self._close(event), None
+        if event is None and max(cut, span) >= EDGE:
+            event = _Event(self._beats[max(0, beat - 1)])
+        if event is not None:
+            event.gaps += cut >= EDGE
+            event.moments += span >= EDGE
+            event.sure |= cut >= CUT or span >= SPAN
+            event.end = self._beats[beat] if span < EDGE else None
+        self._event = event
+        return found
+
+    def _close(self, event: _Event) -> list[Transition]:
+        assert event.end is not None
+        if not event.sure:
+            return []
+        if event.gaps > 1 or event.moments:
+            return [Transition(math.nextafter(event.before.time, math.inf), event.end.time)]
+        frames = [p for p in self._frames if event.before.time < p.time < event.end.time]
+        if self._between is not None:
+            frames = list(self._between(event.before.time, event.end.time)) or frames
+        row = [event.before, *frames, event.end]
+        change = [np.abs(b.colour.astype(int) - a.colour).mean() for a, b in pairwise(row)]
+        time = row[int(np.argmax(change)) + 1].time
+        return [Transition(time, time)]

@@ -1,0 +1,87 @@
+"""How alike frames near a moment are: cheap features of many frame pairs, from which transitions can be told.
+
+All are computed on (27, 48, 3) frames, in batches. What tells a transition from motion, light or a flash is not how
+much two neighbours differ, but how the frames before it, in it and after it relate: so every moment is described by
+pairs and triples of frames around it, up to `REACH` frames away.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+PAIRS = (1, 2, 3, 4, 6, 8, 12, 16, 24)  # frames between the two of a pair, centred on the moment
+MOVED = (1, 2, 4)  # of those, the ones also compared after block matching
+BLENDS = (2, 4, 8, 12, 16, 24)  # of those, the ones whose middle is tried as a mix of the two
+REACH = 12
+FEATURES = 3 + 3 * len(PAIRS) + 2 * len(MOVED) + 2 * len(BLENDS) + 1
+
+
+def features(colour: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """(n, 27, 48, 3) uint8 RGB frames at `times` (n,) seconds -> (n - 2 * REACH, FEATURES) float32, of frames REACH up
+    to n - REACH. Row t speaks of frame t, and of the gap between it and frame t - 1.
+
+    Per frame: mean, deviation and saturation. Per pair: mean difference of a 7x12 grid of colours; one minus the
+    correlation of luma (blind to light); difference of colour histograms (blind to motion). Per moved pair: mean and
+    largest difference of 3x4 blocks of luma after the best shift of up to 3 pixels. Per blend: where the middle frame
+    lies on the line between the two in colour space, 0 to 1, and its distance from that line relative to theirs from
+    each other; in a dissolve the first goes from 0 to 1 and the second is near 0.
+    """
+    count, reach = len(colour), REACH
+    luma = (colour.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)).reshape(count, -1)
+    grid = _grid(colour)
+    histogram = _histograms(colour)
+    middle = np.arange(reach, count - reach)
+    mean, deviation = luma.mean(axis=1), luma.std(axis=1)
+    saturation = (colour.max(axis=3).astype(np.float32) - colour.min(axis=3)).mean(axis=(1, 2))
+    centred = luma - mean[:, None]
+    columns = [mean[middle] / 255, deviation[middle] / 64, saturation[middle] / 64]
+    for lag in PAIRS:
+        a, b = middle - (lag + 1) // 2, middle + lag // 2
+        columns.append(np.abs(grid[a] - grid[b]).mean(axis=1) / 32)
+        product = (centred[a] * centred[b]).mean(axis=1)
+        columns.append(1 - (product + 4) / (deviation[a] * deviation[b] + 4))
+        columns.append(np.abs(histogram[a] - histogram[b]).sum(axis=1))
+    small = luma.reshape(count, 27, 48).round().astype(np.uint8)
+    for lag in MOVED:
+        blocks = _moved(small[middle - (lag + 1) // 2], small[middle + lag // 2])
+        columns += [blocks.mean(axis=1) / 32, blocks.max(axis=1) / 64]
+    for lag in BLENDS:
+        a, b = middle - lag // 2, middle + lag // 2
+        step, gone = grid[b] - grid[a], grid[middle] - grid[a]
+        length = (step * step).sum(axis=1) + 2000  # about two grey levels in every cell: noise is no direction
+        place = np.clip((gone * step).sum(axis=1) / length, -0.5, 1.5)
+        left = gone - place[:, None] * step
+        columns += [place, np.sqrt((left * left).sum(axis=1) / length).clip(0, 4)]
+    columns.append(np.log2(np.maximum(np.diff(times)[middle - 1], 1e-3) / 0.08).clip(-3, 4))
+    return np.stack(columns, axis=1).astype(np.float32)
+
+
+def _grid(colour: np.ndarray) -> np.ndarray:
+    """(n, 7 * 12 * 3) float32 mean colours of cells."""
+    return np.stack([cv2.resize(c, (12, 7), interpolation=cv2.INTER_AREA).reshape(-1) for c in colour]).astype(
+        np.float32
+    )
+
+
+def _histograms(colour: np.ndarray) -> np.ndarray:
+    """(n, 125) float32 shares of pixels by five levels of red, green and blue."""
+    levels = (colour.astype(np.int32) * 5) >> 8
+    codes = (levels[..., 0] * 25 + levels[..., 1] * 5 + levels[..., 2]).reshape(len(colour), -1)
+    codes += np.arange(len(colour))[:, None] * 125
+    counts = np.bincount(codes.reshape(-1), minlength=len(colour) * 125).reshape(len(colour), 125)
+    return (counts / codes.shape[1]).astype(np.float32)
+
+
+def _moved(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(n, 12) mean difference of 3x4 blocks of (n, 27, 48) uint8 pictures after each block's best shift."""
+    count = len(a)
+    padded = np.pad(b, ((0, 0), (2, 2), (3, 3)), mode="edge")
+    best = np.full((count, 12), np.inf, np.float32)
+    flat = np.ascontiguousarray(a).reshape(count * 27, 48)
+    for dy in range(5):
+        for dx in range(7):
+            shifted = np.ascontiguousarray(padded[:, dy : dy + 27, dx : dx + 48]).reshape(count * 27, 48)
+            blocks = cv2.resize(cv2.absdiff(flat, shifted), (4, count * 3), interpolation=cv2.INTER_AREA)
+            np.minimum(best, blocks.reshape(count, 12), out=best)
+    return best

