@@ -47,14 +47,14 @@ DIRECTION = (
     ("{side}", rf"\b{SIDE}wards?\b"),
     ("{side}", rf"\b{GO}\b[^.;,]{{0,40}}?\b(?:to|towards?)\s+(?:the\s+|its\s+|his\s+|her\s+)?{SIDE}\b(?!\s+of\b)"),
     ("up", rf"\b{GO}\b\s+(?:\w+ly\s+|fast\s+)?up(?:wards?)?\b|\brises?\b|\bascends?\b"),
-    ("down", rf"\b{GO}\b\s+(?:\w+ly\s+|fast\s+)?down(?:wards?)?\b(?!\s+(?:the|a)\b)|\bdescends?\b"),
+    ("down", rf"\b{GO}\b\s+(?:\w+ly\s+|fast\s+)?down(?:wards?)?\b(?!\s+(?:the|a)\b)|\b(?:descends?|sinks?)\b"),
 )
 PLACE = (("at_{side}", rf"\b{GO}\b[^.;,]{{0,40}}?\b(?:on|at)\s+the\s+(?:top\s+|bottom\s+|far\s+)?{SIDE}\b"),)
 STOP = (("stop", r"\b(?:stops|comes to a (?:stop|halt|standstill)|halts|stands still|nothing moves)\b"),)
 STILL = (
     (
         "still",
-        r"(?<!then )\bnothing\s+(?:\w+\s+)?moves\b|\bno\s+(?:visible\s+)?(?:movement|motion)\b|\bmotionless\b"
+        r"\bnothing\s+(?:\w+\s+)?moves\b|\bno\s+(?:visible\s+)?(?:movement|motion)\b|\bmotionless\b"
         r"|\b(?:completely|perfectly|entirely|remains?|stays?|holds?|stands?|sits?|lies?)\s+(?:\w+\s+)?(?:still|frozen)\b"
         r"|\bstill (?:image|photo|photograph|picture)\b",
     ),
@@ -88,6 +88,11 @@ KINDS = {
 }
 COMPILED = {k: [(v, re.compile(p, re.IGNORECASE)) for v, p in patterns] for k, patterns in KINDS.items()}
 OF_CAMERA = re.compile(r"\b(?:camera|pan(?:s|ning)?|tilt(?:s|ing)?|zoom(?:s|ing)?|handheld|shot)\b", re.IGNORECASE)
+GOES_ON = re.compile(
+    r"^(?:and\s+|but\s+)?(?:then\s+)?(?:\w+ly\s+)?(?=(?:holds?|stays?|remains?|stops?|pans?|tilts?|zooms?|moves?|rolls?|is)\b)",
+    re.IGNORECASE,
+)  # a clause without a subject of its own, which is that of the clause before
+LATER = re.compile(r"\b(?:then|finally|first|eventually|afterwards?|before|until|briefly|end)\b", re.IGNORECASE)
 CLAUSE = re.compile(r"[;.!?]+\s*|,\s+|\s+(?=(?:while|as|and then|but|before|after|until)\b)")
 SENTENCE = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(]?[A-Z0-9])")
 
@@ -113,11 +118,16 @@ def claims(text: str) -> list[Claim]:
     """
     found = []
     for index, sentence in enumerate(sentences(text)):
+        camera = False
         for clause in CLAUSE.split(sentence):
+            if camera and GOES_ON.match(clause):
+                clause = "the camera " + GOES_ON.sub("", clause)
             camera = OF_CAMERA.search(clause) is not None
             for kind, patterns in COMPILED.items():
                 if (kind == "camera") != camera and kind not in ("scenes", "light"):
                     continue
+                if kind == "still" and LATER.search(clause):
+                    continue  # still for a while, not for the whole clip
                 found += _in_clause(kind, patterns, index, clause)
     return found
 

@@ -26,6 +26,7 @@ OPPOSITE = {
 # What a measured label also answers to: moving forward looks like zooming in until parallax shows.
 ALSO = {"dolly_in": "zoom_in", "dolly_out": "zoom_out"}
 SURE = 0.6  # confidence of the camera label under which it contradicts nothing
+PAUSE = 0.5  # seconds without motion that "stops" may mean
 CLEAR = 0.1  # picture heights a second: motion above this is no stillness
 DARK, BRIGHT = 0.12, 0.45  # mean luma of a clip, 0 to 1
 
@@ -73,7 +74,7 @@ def contradiction(claim: Claim, facts: Facts, start: float = 0.0, end: float | N
             return f"{claim.words!r}, but what moves is on the left"
     if claim.kind == "still":
         moving = sum(min(p.end, end) - max(p.start, start) for p in phases if p.speed > CLEAR)
-        if moving > 0.6 * (end - start):
+        if moving > 0.4 * (end - start):
             return f"{claim.words!r}, but part of the picture moves for {moving:.1f} s"
     if claim.kind == "motion" and not phases:
         return f"{claim.words!r}, but nothing moves"
@@ -83,11 +84,16 @@ def contradiction(claim: Claim, facts: Facts, start: float = 0.0, end: float | N
 def order_error(said: Sequence[Claim], facts: Facts) -> tuple[Claim, str] | None:
     """The first claim that is told after something that was measured to come later, and why."""
     camera = [(label, a, b) for label, a, b in facts.camera or ()]
+    told = [claim for claim in said if claim.kind == "camera"]
+    if len(told) == len(camera) > 1 and [claim.value for claim in told] != [label for label, _, _ in camera]:
+        measured = ", then ".join(label.replace("_", " ") for label, _, _ in camera)
+        return told[0], f"{' and '.join(repr(claim.words) for claim in told)}, but the camera was measured: {measured}"
     motion: list[tuple[str, float, float]] = []
     for i, phase in enumerate(facts.phases or ()):
         motion.append((phase.direction, phase.start, phase.end))
         until = facts.phases[i + 1].start if facts.phases and i + 1 < len(facts.phases) else facts.duration
-        motion.append(("stop", phase.end, until))
+        if until - phase.end >= PAUSE:
+            motion.append(("stop", phase.end, until))
     for kinds, events in ((("camera",), camera), (("direction", "stop"), motion)):
         before: tuple[Claim, float] | None = None
         for claim in said:

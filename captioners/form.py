@@ -50,6 +50,14 @@ VAGUE = _words(
     highlighting emphasizing conveying
     """
 )
+PLURAL_VERBS = _words(
+    """
+    walk run ride drive carry drift fly swim jump dance play climb throw kick pass cross follow chase enter leave turn
+    spin fall rise move push pull lift drop hit catch cook cut eat drink talk speak sing laugh smile wave point look
+    watch stand sit lie hold wear work build paint write read fight race roll slide float flow burn glow shine grow open
+    close gather march stroll row skate ski surf sail hang lean rest wait sleep stir pour chop blow sway
+    """
+)
 NOT_VERBS = _words(
     """
     is was has this its his yes always perhaps as us thus grass glass dress bus less across during nothing
@@ -152,9 +160,9 @@ def echoes(text: str, prompt: str, span: int = 8) -> bool:
 def vague_share(text: str) -> float | None:
     """Share of sentences that lack a concrete subject or an action, 0 to 1; None without a sentence.
 
-    Concrete: a word that is neither a function word nor in VAGUE. Action: a word that ends like an English verb in the
-    present tense (-s, -ing) behind another content word, or one of a few stative verbs. A heuristic: tests/benchmarks/
-    caption_audit.py measures it.
+    Concrete: a word that is neither a function word nor in VAGUE. Action: behind another content word, one that ends
+    like a verb in the present tense (-s, -ing) or is a common verb's plural, or one of a few stative verbs anywhere.
+    A heuristic: tests/benchmarks/caption_audit.py measures it.
     """
     said = sentences(text)
     return sum(is_vague(sentence) for sentence in said) / len(said) if said else None
@@ -166,7 +174,9 @@ def is_vague(sentence: str) -> bool:
     verbs = [
         w
         for i, w in enumerate(content)
-        if i > 0 and w not in NOT_VERBS and (w.endswith("ing") or (w.endswith("s") and not w.endswith(("ss", "us"))))
+        if i > 0
+        and w not in NOT_VERBS
+        and (w in PLURAL_VERBS or w.endswith("ing") or (w.endswith("s") and not w.endswith(("ss", "us"))))
     ]
     return len(content) < 2 or not (verbs or STATIVE.search(sentence))
 
