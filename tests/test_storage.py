@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket
 import subprocess
@@ -14,9 +15,11 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from pipeline.cli import main
+from pipeline.dataset import read_info
 from pipeline.sources import content_id, discover, open_media
 from pipeline.storage import Store, atomic
-from pipeline.tables import read_fragments, write_fragment
+from pipeline.tables import read_fragments, read_table, write_fragment
 
 
 @pytest.fixture(scope="module")
@@ -116,3 +119,21 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
         interrupted()
     assert [p.name for p in tmp_path.iterdir()] == ["table.parquet"]
     assert path.read_bytes() == b"old"
+
+
+def test_a_dataset_on_an_object_store_is_built_from_there_and_again_for_nothing(s3, tmp_path, sample_videos, capsys):
+    store = Store(f"s3://films/{tmp_path.name}{s3}")
+    store.write("in/bikes.mp4", sample_videos["bikes"].read_bytes())
+    out = f"s3://films/{tmp_path.name}/out{s3}"
+    words = ["build", f"s3://films/{tmp_path.name}/in{s3}", "--out", out, "scan.shots=adaptive", "scan.min_seconds=1"]
+    assert main(words) == 0
+    assert "scan " in capsys.readouterr().out
+    dataset = Store(out)
+    info = read_info(dataset)
+    assert info["counts"]["kept"] == sum(shard["clips"] for shard in info["shards"]) >= 3
+    for shard in info["shards"]:
+        assert hashlib.sha256(dataset.read(shard["path"])).hexdigest() == shard["sha256"]
+    assert "secret" not in str(read_table(dataset, "tables/clips")).lower()
+    assert main(words) == 0
+    assert "x real time" not in capsys.readouterr().out
+    assert read_info(dataset) == info
