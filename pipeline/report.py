@@ -43,7 +43,7 @@ IN_SHARDS = {"Buckets": "bucket", "Split": "split"}  # said of kept clips only
 FAILURES = 200  # sources that could not be used are listed up to here
 CANARY_COLUMNS = ("source_uri", "start", "end", "rejected_by")
 PASSES = ("sources", "scan", "embed", "caption", "pack")
-TRIED_CLIPS = 100_000  # above this the page tries no other thresholds: each is a selection over all clips
+TRIED_CLIPS = 20_000  # above this the page tries no other thresholds: each is a selection over all clips
 MAX_LABELS = 24  # a text column with more values than this holds no labels
 
 
@@ -170,6 +170,7 @@ def _render(store: Store, clips_shown: int) -> str:
         canaries=recall(planted, tuple(thresholds)) if planted else [],
         bounded=[h for h in histograms if h.lines],
         notches={h.name: [notch for notch in moved if notch.column == h.name] for h in histograms},
+        tried=len(keep) <= TRIED_CLIPS,
         unbounded=[h for h in histograms if not h.lines],
         distributions={
             **{title: _bars(pc.if_else(keep, clips[name], None), keep) for title, name in IN_SHARDS.items()},

@@ -42,7 +42,7 @@ def clips_table(count: int = 200) -> pa.Table:
             {
                 "clip_id": hashlib.sha256(str(i).encode()).hexdigest()[:20],
                 "source_id": f"s{i % 9}", "source_uri": f"/raw/{i % 9}.mp4", "start": 3.0 * i, "end": 3.0 * i + 3,
-                "crop_w": 1280, "crop_h": 720, "dropped": "duration" if i % 50 == 3 else None,
+                "crop_w": 1280, "crop_h": 720, "frames": 75, "dropped": "duration" if i % 50 == 3 else None,
                 "motion_object": motion, "exposure_luma": luma, "text_area": text,
                 "caption": "words" if cheap and text is not None and text <= 0.5 else None,
             }
