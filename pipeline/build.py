@@ -36,8 +36,11 @@ class Built:
     clips: pa.Table
 
 
-def build(inputs: Sequence[str], out: str, recipe: Recipe, address: str | None = None) -> Built:
-    """Builds the dataset `out` from `inputs`, doing only what is not done yet.
+def build(
+    inputs: Sequence[str], out: str, recipe: Recipe, address: str | None = None, cores: int | None = None
+) -> Built:
+    """Builds the dataset `out` from `inputs`, doing only what is not done yet, on the Ray cluster at `address` or on
+    `cores` of this machine.
 
     Raises SourceError, RecipeError or DatasetError before any work starts, BuildStopped or OSError where a pass cannot
     go on. What was committed by then is found again by the next build.
@@ -47,7 +50,7 @@ def build(inputs: Sequence[str], out: str, recipe: Recipe, address: str | None =
     check_folder(store)
     passes.check(recipe)
     with lock(store):
-        machine = stages.start(address)
+        machine = stages.start(address, cores)
         try:
             return _build(found, store, recipe, machine)
         finally:

@@ -13,7 +13,7 @@ from pathlib import Path
 from pipeline.dataset import DatasetError, read_info
 from pipeline.recipe import RecipeError, from_dict, load_recipe, presets
 from pipeline.sources import SourceError
-from pipeline.storage import Store, StorageError
+from pipeline.storage import StorageError, Store
 from pipeline.units import BuildStopped
 
 OVERRIDE = re.compile(r"[a-z_]+(\.\w+)*=")  # key=value, and no path or URL
@@ -94,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.choices["build"].add_argument(
         "--address", metavar="RAY", help="join this Ray cluster (auto: the one this runs in); default: this machine"
     )
+    commands.choices["build"].add_argument("--cores", type=int, metavar="N", help="of this machine; default: all")
     made = command("report", _report, "write the dataset's page again")
     made.add_argument("dataset")
     made = command("verify", _verify, "check every checksum, decode every clip, compare with the tables")
@@ -116,7 +117,7 @@ def _build(args: argparse.Namespace) -> None:
     from pipeline.build import build
     from pipeline.summary import summary
 
-    built = build(args.sources, args.out, recipe, args.address)
+    built = build(args.sources, args.out, recipe, args.address, args.cores)
     print(summary(args.out, built.info))
 
 

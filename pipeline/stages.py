@@ -102,13 +102,13 @@ class Machine:
         return {"cpus": 1.0, "most": self.cpus}
 
 
-def start(address: str | None = None) -> Machine:
-    """Starts Ray on this machine, or joins the cluster at `address` ("auto": the one that this process belongs to).
-    Ray's own chatter goes to its log files."""
+def start(address: str | None = None, cores: int | None = None) -> Machine:
+    """Starts Ray on this machine with `cores` (default: all), or joins the cluster at `address` ("auto": the one that
+    this process belongs to). Ray's own chatter goes to its log files."""
     logging.getLogger("ray").setLevel(logging.ERROR)
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address is None:
-        options |= {"include_dashboard": False, "address": "local"}
+        options |= {"include_dashboard": False, "address": "local", "num_cpus": cores}
     else:
         options |= {"address": address}
     with _without_stderr():

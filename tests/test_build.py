@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from datasets_compared import snapshot
 from videos import pan, texture, write_video
 
 from pipeline import stages
@@ -33,7 +33,7 @@ def one_ray() -> Iterator[None]:
     """Ray is started once for this file; builds inside this process find it running."""
     machine = stages.start()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, "start", lambda address=None: machine)
+        patch.setattr(stages, "start", lambda *_: machine)
         patch.setattr(stages, "stop", lambda: None)
         yield
     patch.undo()
@@ -76,21 +76,6 @@ def built(footage: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 @pytest.fixture
 def copied(built: tuple[Path, Built], tmp_path: Path) -> Path:
     return Path(shutil.copytree(built[0], tmp_path / "dataset"))
-
-
-def snapshot(dataset: Path) -> dict[str, str]:
-    """What has to be the same: shards, indexes and card byte by byte, tables by rows, dataset.json but for times."""
-    same = {}
-    for path in [*sorted((dataset / "shards").rglob("*.*")), dataset / "README.md"]:
-        same[str(path.relative_to(dataset))] = hashlib.sha256(path.read_bytes()).hexdigest()
-    for name, keys in (("clips", ["clip_id"]), ("sources", ["source_uri"]), ("frames", ["clip_id", "index"])):
-        table = read_table(Store(str(dataset)), f"tables/{name}")
-        assert table is not None
-        rows = table.sort_by([(key, "ascending") for key in keys]).to_pylist()
-        same[name] = hashlib.sha256(str(rows).encode()).hexdigest()
-    info = json.loads((dataset / "dataset.json").read_text())
-    info.pop("passes")
-    return same | {"dataset.json": json.dumps(info, sort_keys=True)}
 
 
 def test_every_file_is_a_row_with_its_reason_and_the_rest_becomes_clips(built):

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 
 from pipeline.dataset import read_info
 from pipeline.storage import Store
@@ -96,3 +97,12 @@ def test_a_dataset_is_built_by_a_submitted_job_and_built_again_for_nothing(clust
     again = submit(cluster, *words)
     assert "x real time" not in again
     assert read_info(Store(str(dataset))) == info
+
+
+def test_the_manifest_and_the_script_for_clusters_are_whole():
+    job = yaml.safe_load((ROOT / "jobs" / "kuberay.yaml").read_text())
+    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
+    groups = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    assert {group["groupName"]: "nvidia.com/gpu" in str(group) for group in groups} == {"cpu": False, "gpu": True}
+    assert all(group["minReplicas"] <= group["replicas"] <= group["maxReplicas"] for group in groups)
+    subprocess.run(["bash", "-n", str(ROOT / "jobs" / "slurm.sh")], check=True)
