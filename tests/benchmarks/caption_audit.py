@@ -17,16 +17,15 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from captioners.audit import audit  # noqa: E402
-from captioners.base import Action, Caption, ClipFrames  # noqa: E402
-from captioners.claims import claims, sentences  # noqa: E402
-from captioners.measured import Measured  # noqa: E402
+from captioners.audit import audit
+from captioners.base import Action, Caption, ClipFrames
+from captioners.claims import claims, sentences
+from captioners.measured import Measured
 
 DURATION = 6.0
 TIMES = np.arange(0.1, DURATION, 0.2)
@@ -277,7 +276,7 @@ KINDS: dict[str, Callable[[Caption, ClipFrames], Caption | None]] = {
     ),
     "vague rewrite": lambda c, _: dataclasses.replace(
         c,
-        dense="The scene captures a captivating moment with various elements. It creates a dynamic and beautiful atmosphere.",
+        dense="The scene captures a captivating moment with various elements. It creates a dynamic atmosphere.",
     ),
     "invented object": lambda c, _: dataclasses.replace(c, dense=c.dense + " A giraffe stands beside it."),
     "refusal": lambda c, _: dataclasses.replace(c, dense="I'm sorry, but I cannot describe this clip."),
