@@ -92,6 +92,7 @@ def finish(
         "recipe": to_dict(recipe),
         "versions": {"clipmill": _version("clipmill")} | {name: _version(name) for name in PACKAGES},
         "counts": counts(sources, final),
+        "canaries": {one.name: one.result for one in canaries.recall(final, recipe.select.thresholds)},
         "shards": list(shards),
         "passes": {**old.get("passes", {}), **spent},
     }

@@ -13,6 +13,7 @@ from pipeline.dataset import counts
 from pipeline.media import Video
 from pipeline.scan import scan
 from pipeline.select import select
+from pipeline.summary import summary
 from pipeline.tables import CLIPS
 
 RECIPE = recipe.from_dict(
@@ -133,3 +134,15 @@ def test_a_build_plants_them_only_when_asked_and_counts_them_nowhere(judged: pa.
     table = judged.append_column("caption", pa.nulls(len(judged), pa.string()))
     found = counts(rows, table)
     assert (found["sources"], found["clips"], found["kept"], found["rejected_by"]) == (1, 1, 1, {})
+
+
+def test_a_builds_closing_table_says_what_was_caught(judged: pa.Table) -> None:
+    results = {one.name: one.result for one in canaries.recall(judged, RECIPE.select.thresholds)}
+    info = {"counts": counts([], judged.append_column("caption", pa.nulls(len(judged), pa.string()))),
+            "shards": [], "passes": {}, "canaries": results}  # fmt: skip
+    lines = [line for line in summary("out", info).splitlines() if line.startswith("canaries")]
+    assert lines == ["canaries  5 of 5 caught by the filter meant for them"]
+    info["canaries"] = {**results, "black": "rejected"}
+    assert "4 of 5 caught by the filter meant for them (not black)" in summary("out", info)
+    info["canaries"] = {}
+    assert "canaries" not in summary("out", info)
