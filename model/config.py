@@ -35,12 +35,12 @@ class Config:
     latent_channels: int = 16  # of pca
     text: str = "minilm"  # minilm, or hf:FOLDER_OR_REPO (T5, UMT5, CLIP ...)
     text_tokens: int = 48  # longer captions are cut
-    resolutions: tuple[int, ...] = (64,)  # square root of a frame's pixels; a clip takes the largest it fills
-    frame_counts: tuple[int, ...] = (17,)  # a clip takes the largest it is long enough for
-    fps: float = 8.0  # at which clips are sampled
+    resolutions: tuple[int, ...] = (96,)  # square root of a frame's pixels; a clip takes the largest it fills
+    frame_counts: tuple[int, ...] = (9,)  # a clip takes the largest it is long enough for
+    fps: float = 5.0  # at which clips are sampled
     image_ratio: float = 0.0  # share of the samples that are single frames of videos
     decoder: str = "decord"  # decord, with PyAV behind it, or av
-    workers: int = 1  # processes that load and decode
+    workers: int = 0  # processes that load and decode; 0 decodes between steps
     memory_mb: float = 1000.0  # a process that loads may hold this much of decoded clips, if that is all of them
     shuffle_shards: int = 0  # 0 shuffles everything; n shuffles within n shards at a time (for remote shards)
     cache_gb: float = 50.0  # local copies of remote shards
@@ -49,16 +49,16 @@ class Config:
     path: str = "linear"  # linear (rectified flow), or cosine (DDPM, v-prediction)
     time_mean: float = 0.0  # of the logit-normal distribution of time
     time_std: float = 1.0
-    shift_tokens: int = 4096  # time moves towards noise by the square root of tokens over this
+    shift_tokens: int = 512  # time moves towards noise by the square root of tokens over this
     caption_dropout: float = 0.1
     clean_frames: float = 0.1  # share of samples whose first frames are given (image-to-video, extension)
 
     # steps
-    steps: int = 400
+    steps: int = 600
     max_seconds: float = 0.0  # stop and save after this long; 0 is no limit
-    tokens: int = 1024  # latent tokens a micro-batch, at most
+    tokens: int = 864  # latent tokens a micro-batch, at most
     micro_batches: int = 1  # a step, over all ranks
-    lr: float = 2e-3
+    lr: float = 3e-3
     warmup: int = 20
     decay: str = "cosine"  # the learning rate after warm-up: constant, or cosine to a tenth
     beta2: float = 0.95
@@ -90,6 +90,7 @@ CUDA_PRESET: Mapping[str, Any] = {
     "fps": 16.0,
     "workers": 8,
     "steps": 100_000,
+    "shift_tokens": 1024,
     "tokens": 32_768,
     "lr": 2e-4,
     "warmup": 1000,

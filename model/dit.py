@@ -87,7 +87,10 @@ class CrossAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """x (B, T*S, d), modulation (B, T, 6, d) fp32 and text (B, L, d) to (B, T*S, d). The identity at initialisation."""
+    """Tokens x (B, T, S, d), modulation (B, T, 6, d) fp32 and text (B, L, d) to the next; new, it is the identity.
+
+    Tokens keep their frame's axis, so that a frame's modulation is broadcast over its places, not copied.
+    """
 
     def __init__(self, size: Size, factorised: bool) -> None:
         super().__init__()
@@ -103,9 +106,7 @@ class Block(nn.Module):
         self.table = nn.Parameter(torch.zeros(6, size.width))
 
     def forward(self, x: Tensor, modulation: Tensor, text: Tensor, rope: Rope, time_rope: Rope) -> Tensor:
-        frames = modulation.shape[1]
         shift1, scale1, gate1, shift2, scale2, gate2 = (modulation + self.table.float()).unsqueeze(2).unbind(3)
-        x = x.unflatten(1, (frames, -1))  # (B, T, S, d), so that a frame's modulation is broadcast, not copied
         y = (norm(x) * (1 + scale1) + shift1).to(x.dtype)
         if self.temporal is None:
             y = self.attention(y.flatten(1, 2), rope).view_as(x)
@@ -118,7 +119,7 @@ class Block(nn.Module):
         y = norm(x).to(x.dtype)
         x = x + self.cross(y.flatten(1, 2), text).view_as(x)
         y = (norm(x) * (1 + scale2) + shift2).to(x.dtype)
-        return (x + gate2 * self.mlp(y)).to(x.dtype).flatten(1, 2)
+        return (x + gate2 * self.mlp(y)).to(x.dtype)
 
 
 class TimeEmbedding(nn.Module):
@@ -129,13 +130,13 @@ class TimeEmbedding(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(TIME_FEATURES, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
         self.to_blocks = nn.Linear(width, 6 * width)
 
-    def forward(self, t: Tensor) -> tuple[Tensor, Tensor]:  # (B, T) -> (B, T, d), (B, T, 6, d)
+    def forward(self, t: Tensor) -> tuple[Tensor, Tensor]:  # (B, T) -> (B, T, d), (B, T, 6*d)
         half = TIME_FEATURES // 2
         frequencies = torch.exp(-math.log(10_000) * torch.arange(half, device=t.device) / half)
         angles = 1000 * t.float()[..., None] * frequencies
         with torch.autocast(t.device.type, enabled=False):
             features = self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.to_blocks.weight.dtype))
-            return features.float(), self.to_blocks(features).float().unflatten(-1, (6, -1))
+            return features.float(), self.to_blocks(features).float()
 
 
 class DiT(nn.Module):
@@ -182,20 +183,21 @@ class DiT(nn.Module):
         frames, height, width = x.shape[2], x.shape[3] // self.patch, x.shape[4] // self.patch
         rope, time_rope = self.rotary(frames, height, width, x.device)
         features, modulation = self.time(t)
-        tokens = self.patch_in(self.patchify(x))  # (B, T*S, d)
+        modulation = modulation.unflatten(-1, (6, -1))
+        tokens = self.patch_in(self.patchify(x))  # (B, T, S, d)
         words = self.text_in(text.to(tokens.dtype))
         for block in self.blocks:
             tokens = block(tokens, modulation, words, rope, time_rope)
         shift, scale = (features.unsqueeze(2) + self.out_table.float()).unsqueeze(2).unbind(3)
-        tokens = norm(tokens.unflatten(1, (frames, -1))) * (1 + scale) + shift
+        tokens = norm(tokens) * (1 + scale) + shift
         return self.unpatchify(self.patch_out(tokens.to(words.dtype)).float(), height, width)
 
     def patchify(self, x: Tensor) -> Tensor:
-        """(B, C, T, H, W) to (B, T*S, C*p*p), S patches a frame in reading order."""
+        """(B, C, T, H, W) to (B, T, S, C*p*p), S patches a frame in reading order."""
         b, c, t, h, w = x.shape
         p = self.patch
         x = x.view(b, c, t, h // p, p, w // p, p).permute(0, 2, 3, 5, 1, 4, 6)
-        return x.reshape(b, t * (h // p) * (w // p), c * p * p)
+        return x.reshape(b, t, (h // p) * (w // p), c * p * p)
 
     def unpatchify(self, x: Tensor, height: int, width: int) -> Tensor:
         """(B, T, S, C*p*p) back to (B, C, T, H, W)."""

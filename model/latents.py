@@ -16,6 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model.config import Config
+from model.hub_latents import HubLatents
+from model.vae import VAELatents
 
 
 class LatentError(ValueError):
@@ -120,25 +122,45 @@ class PCA:
 
 
 def make_latents(config: Config, videos: Callable[[tuple[int, int, int]], Iterable[Tensor]]) -> Latents:
-    """New latents for a run; `videos(stride)` yields what to fit them on. Raises LatentError."""
-    if config.latents == "pixel":
+    """New latents for a run; `videos(stride)` yields what principal components are fitted on. Raises LatentError."""
+    kind, _, source = config.latents.partition(":")
+    if kind == "pixel":
         return Pixels()
-    if config.latents == "pca":
+    if kind == "pca":
         return PCA.fit(videos(PCA.stride), config.latent_channels)
-    raise LatentError(f"no latents called {config.latents!r}: pixel or pca")
+    if kind == "vae":
+        return VAELatents.load(_vae_folder(source))
+    if kind == "diffusers":
+        try:
+            return HubLatents(source)
+        except (OSError, ValueError) as error:
+            raise LatentError(f"cannot load the autoencoder {source}: {error}") from error
+    raise LatentError(f"no latents called {config.latents!r}: pixel, pca, vae:RUN or diffusers:FOLDER_OR_REPO")
 
 
 def latent_stride(config: Config) -> tuple[int, int, int]:
-    """What `make_latents` will make, before it has been made. Raises LatentError."""
-    strides: dict[str, tuple[int, int, int]] = {"pixel": Pixels.stride, "pca": PCA.stride}
-    if config.latents not in strides:
-        raise LatentError(f"no latents called {config.latents!r}: pixel or pca")
-    return strides[config.latents]
+    """What `make_latents` will make, before it is fitted. Raises LatentError."""
+    return PCA.stride if config.latents == "pca" else make_latents(config, lambda _: ()).stride
 
 
 def load_latents(name: str, folder: Path) -> Latents:
-    """The latents that a run saved in `folder`."""
-    return Pixels() if name == "pixel" else PCA.load(folder)
+    """The latents that a run saved in `folder`; name: its config's `latents`."""
+    kind = name.partition(":")[0]
+    if kind == "pixel":
+        return Pixels()
+    kinds: dict[str, Callable[[Path], Latents]] = {
+        "pca": PCA.load,
+        "vae": VAELatents.load,
+        "diffusers": HubLatents.load,
+    }
+    return kinds[kind](folder)
+
+
+def _vae_folder(run: str) -> Path:
+    folder = Path(run) / "latents"
+    if not (folder / "vae.safetensors").exists():
+        raise LatentError(f"{run}: no trained autoencoder in it; `clipmill train-vae DATASET --out {run}` makes one")
+    return folder
 
 
 def to_blocks(video: Tensor, stride: tuple[int, int, int]) -> Tensor:

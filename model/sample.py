@@ -29,7 +29,7 @@ class Guidance:
 
     steps: int = 30
     sampler: str = "euler"
-    scale: float = 3.0
+    scale: float = 2.0
     interval: tuple[float, float] = (0.0, 1.0)
     rescale: float = 0.0
 
@@ -123,11 +123,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--image", metavar="FILE", help="a picture that the video starts from")
     parser.add_argument("--aspect", type=float, default=16 / 9, help="width over height")
     parser.add_argument("--resolution", type=int, help="square root of the pixels of a frame; default: as trained")
-    parser.add_argument("--enlarge", type=int, default=1, help="show each pixel this many times as large")
+    parser.add_argument(
+        "--enlarge",
+        type=int,
+        default=0,
+        help="times; default: to about 256 pixels high",
+    )
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--sampler", default="euler", choices=["euler", "heun", "dpm"])
     parser.add_argument(
-        "--guidance", type=float, default=3.0, help="1 follows the text plainly, more follows it harder"
+        "--guidance", type=float, default=2.0, help="1 follows the text plainly, more follows it harder"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
@@ -152,8 +157,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     guidance = Guidance(args.steps, args.sampler, args.guidance)
     videos = trained.generate(args.prompt, frames, height, width, guidance, args.seed, first)
     row = np.concatenate(list(videos.numpy()), axis=2)  # side by side
-    if args.enlarge > 1:
-        size = (row.shape[2] * args.enlarge, row.shape[1] * args.enlarge)
+    enlarge = args.enlarge or max(1, 256 // row.shape[1])
+    if enlarge > 1:
+        size = (row.shape[2] * enlarge, row.shape[1] * enlarge)
         row = np.stack([cv2.resize(f, size, interpolation=cv2.INTER_CUBIC) for f in row])
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     write_mp4(args.out, row, fps)

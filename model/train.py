@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import signal
 import sys
 import time
@@ -19,7 +18,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from model import checkpoint, flow
 from model.config import Config, ConfigError, changed, from_dict, load_config, to_dict
@@ -27,6 +25,7 @@ from model.data import Batch, Clips, DataError, Index, MicroBatches, describe, m
 from model.dit import SIZES, DiT, inflate
 from model.latents import LatentError, Latents, latent_stride, load_latents, make_latents, to_signed
 from model.log import Log
+from model.optimise import ClipRule, clipped_step, global_norm, learning_rate, make_optimizer, update_ema
 from model.order import Draw
 from model.parallel import Place, autocast, choose_kernels, join, spread
 from model.text import TextEncoder, TextError
@@ -87,17 +86,16 @@ def train(config: Config, out: Path) -> dict[str, float]:
         f"{config.size}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} million parameters on "
         f"{place.world} x {place.device.type}, latents {latents.id}, {latents.channels} channels",
     )
-    optimizer = torch.optim.AdamW(
-        parameters, config.lr, betas=(0.9, config.beta2), weight_decay=config.weight_decay, fused=True
-    )
+    optimizer = make_optimizer(parameters, config)
     ema = {name: p.detach().clone() for name, p in model.named_parameters()}
-    clip = ClipRule(config)
-    first, skipped, replaced = 0, 0, 0
+    clip = ClipRule(config, place.device)
+    first, replaced, skipped = 0, 0, torch.zeros((), device=place.device)
     if last is not None:
         state = checkpoint.restore(last, trained, optimizer, ema)
         checkpoint.check_latents(state, latents.id)
-        first, skipped, replaced = state["step"], state["skipped"], state["replaced"]
-        clip.mean, clip.square = state["clip"]
+        first, replaced = state["step"], state["replaced"]
+        skipped += state["skipped"]
+        clip.moments += torch.tensor(state["clip"], device=place.device)
         say(place, f"going on from step {first}")
 
     batches = MicroBatches(order, first, config.steps, place.rank, place.world)
@@ -111,7 +109,7 @@ def train(config: Config, out: Path) -> dict[str, float]:
     step, started = first, time.monotonic()
 
     def save() -> None:
-        state = {"latents": latents.id, "skipped": skipped, "replaced": replaced, "clip": [clip.mean, clip.square]}
+        state = {"latents": latents.id, "skipped": int(skipped), "replaced": replaced, "clip": clip.moments.tolist()}
         saves.save(step, checkpoint.training_tensors(trained, optimizer, ema), state)
 
     while step < config.steps and not stop.agreed(place, config.max_seconds, started):
@@ -136,17 +134,14 @@ def train(config: Config, out: Path) -> dict[str, float]:
             log.count(len(losses), model.forward_flops(video.shape, config.text_tokens), model.tokens(video.shape))
             replaced += batch.replaced
         norm = global_norm(parameters)
-        if math.isfinite(norm):
-            limit = clip.limit(norm)
-            torch.nn.utils.clip_grads_with_norm_(parameters, limit, torch.tensor(norm, device=place.device))
-            optimizer.step()
-            update_ema(ema, model, min(config.ema, (1 + step) / (10 + step)))
-        else:
-            skipped += 1
+        skipped = skipped + clipped_step(optimizer, norm, clip.limit(norm))
+        update_ema(ema, model, min(config.ema, (1 + step) / (10 + step)))
         optimizer.zero_grad(set_to_none=True)
         step += 1
         if step % config.log_every == 0 or step == config.steps:
-            log.write(step, norm, learning_rate(config, step - 1), skipped, replaced, time.monotonic() - started)
+            log.write(
+                step, float(norm), learning_rate(config, step - 1), int(skipped), replaced, time.monotonic() - started
+            )
         if step % config.save_every == 0 and step < config.steps:
             save()
 
@@ -195,45 +190,6 @@ def draw_noise(seed: int, draw: Draw, shape: Sequence[int], device: torch.device
         np.random.SeedSequence((seed, draw.step, draw.slot, 2)).generate_state(1, np.uint64)[0] >> np.uint64(1)
     )
     return torch.randn(*shape, generator=torch.Generator(device).manual_seed(number), device=device)
-
-
-def global_norm(parameters: Sequence[Tensor]) -> float:
-    """Of the gradients, over all processes."""
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
-    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
-
-
-def learning_rate(config: Config, step: int) -> float:
-    """Linear warm-up, then constant or a cosine to a tenth."""
-    rate = config.lr * min(1.0, (step + 1) / max(1, config.warmup))
-    if config.decay == "cosine" and step >= config.warmup:
-        done = (step - config.warmup) / max(1, config.steps - config.warmup)
-        rate *= 0.55 + 0.45 * math.cos(math.pi * min(1.0, done))
-    return rate
-
-
-@torch.no_grad()
-def update_ema(ema: dict[str, Tensor], model: nn.Module, decay: float) -> None:
-    """ema <- decay * ema + (1 - decay) * weights."""
-    torch._foreach_lerp_(list(ema.values()), [p.detach() for p in model.parameters()], 1 - decay)
-
-
-class ClipRule:
-    """The norm that gradients are cut to: `clip_norm`, or lower, the running mean plus three deviations."""
-
-    def __init__(self, config: Config) -> None:
-        self.config, self.mean, self.square = config, 0.0, 0.0
-
-    def limit(self, norm: float) -> float:
-        """For this step's norm, which then joins the running moments."""
-        limit = self.config.clip_norm
-        if self.config.adaptive_clip:
-            if self.mean:
-                limit = min(limit, self.mean + 3 * math.sqrt(max(0.0, self.square - self.mean**2)) + 1e-12)
-            seen = min(norm, limit)
-            keep = 0.98 if self.mean else 0.0
-            self.mean, self.square = keep * self.mean + (1 - keep) * seen, keep * self.square + (1 - keep) * seen**2
-        return limit
 
 
 class StopRequest:

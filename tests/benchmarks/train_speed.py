@@ -13,11 +13,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import gc
+import itertools
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from model import flow
 from model.config import Config
 from model.dit import SIZES, DiT
+from model.optimise import ClipRule, clipped_step, global_norm, make_optimizer
 from model.parallel import Place, autocast, choose_kernels, spread
 
 PEAK = 989e12
@@ -46,18 +49,26 @@ def matmul_rate(n: int = 8192, rounds: int = 30) -> float:
     return 2 * n**3 / statistics.median(times[5:])
 
 
-def time_steps(step: Callable[[], Tensor], steps: int, cuda: bool) -> list[float]:
-    """Seconds of each of `steps` steps after two that compile and warm up."""
-    seconds = []
-    for i in range(steps + 2):
+def time_steps(step: Callable[[], Tensor], steps: int, cuda: bool) -> float:
+    """Median seconds of a step, after three that compile and warm up. The host runs ahead, as it does in training."""
+    for _ in range(3):
         began = time.perf_counter()
         step()
         if cuda:
             torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - began)
-        if i < 2:
-            print(f"      warm-up {seconds[-1]:.1f} s", file=sys.stderr, flush=True)
-    return seconds[2:]
+        print(f"      warm-up {time.perf_counter() - began:.1f} s", file=sys.stderr, flush=True)
+    marks: list[Any] = []
+    for _ in range(steps + 1):
+        if cuda:
+            marks.append(torch.cuda.Event(enable_timing=True))
+            marks[-1].record()
+        else:
+            marks.append(time.perf_counter())
+        step()
+    if not cuda:
+        return statistics.median(b - a for a, b in itertools.pairwise(marks))
+    torch.cuda.synchronize()
+    return statistics.median(a.elapsed_time(b) / 1e3 for a, b in itertools.pairwise(marks))
 
 
 def training_step(
@@ -68,7 +79,7 @@ def training_step(
     place: Place,
 ) -> Callable[[], Tensor]:
     """One optimiser step on fixed latents with fresh noise and time."""
-    optimizer = torch.optim.AdamW(parameters, 1e-4, betas=(0.9, 0.95), weight_decay=0.01, fused=True)
+    optimizer, clip = make_optimizer(parameters, config), ClipRule(config, place.device)
     text = torch.randn(len(x0), WORDS, TEXT_WIDTH, device=place.device)
 
     def step() -> Tensor:
@@ -78,10 +89,8 @@ def training_step(
             prediction = predict(x, t, text)
         loss = flow.loss_per_sample(prediction, target, torch.ones_like(t)).mean()
         loss.backward()
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
-        if torch.isfinite(norm):
-            torch.nn.utils.clip_grads_with_norm_(parameters, 1.0, norm)
-            optimizer.step()
+        norm = global_norm(parameters)
+        clipped_step(optimizer, norm, clip.limit(norm))
         optimizer.zero_grad(set_to_none=True)
         return loss.detach()
 
@@ -148,7 +157,7 @@ def main() -> None:
             parameters = [p for p in trained.parameters() if p.requires_grad]
             step = training_step(predict, parameters, x0, config, place)
             try:
-                seconds = statistics.median(time_steps(step, args.steps if cuda else 2, cuda))
+                seconds = time_steps(step, args.steps if cuda else 2, cuda)
             except torch.OutOfMemoryError:
                 print(f"{name}:{thousands} x {batch} does not fit", flush=True)
                 continue
