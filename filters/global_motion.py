@@ -11,7 +11,7 @@ import numpy as np
 from filters.base import ClipView
 
 TEXTURE = 1.5  # grey levels per proxy pixel: gradient along the weaker direction at which flow is half believed
-EVIDENCE = 0.1  # mean belief that an interval must reach, or it says nothing
+EVIDENCE = 0.06  # mean belief that an interval must reach, or it says nothing
 NOISE = 0.002  # picture heights: how far the flow of one pair of frames is off where nothing is wrong
 DISTORTION = 0.04  # of the camera's speed: what perspective, lens and search add to that
 RIM = 1.5  # weight of the outer third of the picture against the middle, where the subject is
