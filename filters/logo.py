@@ -13,7 +13,7 @@ from filters.base import ClipView, Score, Track
 
 SAMPLES = 24  # frames looked at, evenly spread
 EDGE = 6.0  # grey levels per proxy pixel that an edge has on average
-STANDS = 0.9  # of an edge's strength that is left when its direction is averaged over time
+STANDS = 0.94  # of an edge's strength that is left when its direction is averaged over time
 CORNER = (0.3, 0.3)  # of the height and of the width that a corner reaches
 MOVES = 0.55  # most that half of the edges outside the corners may keep, or the picture moves too little to tell
 SEEN = 0.02  # least share of such edges
