@@ -45,8 +45,7 @@ class Rows(Cache):
 
     def __init__(self, config: Any, rows: int, length: int, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__(layers=[])
-        dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        shape = (rows, config.num_key_value_heads, length, dim)
+        shape = (rows, config.num_key_value_heads, length, _head_dim(config))
         self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_hidden_layers)]
         self.values = [torch.zeros_like(keys) for keys in self.keys]
         self.lengths = torch.zeros(rows, dtype=torch.long, device=device)  # tokens in each row
@@ -228,3 +227,16 @@ def with_positions(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> dict
     wanted = inspect.signature(base.get_rope_index).parameters
     positions, deltas = base.get_rope_index(**{name: inputs[name] for name in wanted if name in inputs})
     return {**inputs, "position_ids": positions, "rope_deltas": deltas}
+
+
+def rows_that_fit(model: PreTrainedModel, length: int) -> int:
+    """How many rows of `length` tokens the GPU's free memory holds, with 40% left for the work; many on a CPU."""
+    if model.device.type != "cuda":
+        return 1 << 20
+    config = model.config.get_text_config(decoder=True)
+    values = 2 * config.num_hidden_layers * config.num_key_value_heads * _head_dim(config) * length
+    return int(0.6 * torch.cuda.mem_get_info(model.device)[0] / (values * model.dtype.itemsize))
+
+
+def _head_dim(config: Any) -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

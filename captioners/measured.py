@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from captioners.base import Action, Caption, CaptionError, ClipFrames
+from captioners.kinds import with_kinds
 from captioners.phases import Phase, camera_spans, motion_phases
 
 CAMERA = {
@@ -23,12 +24,12 @@ CAMERA = {
     "orbit": "circles the subject",
     "handheld": "is handheld",
 }
-# ImageNet's classes that name a place rather than a thing.
+# Names of ImageNet's classes that mean a place rather than a thing.
 PLACES = {
-    "seashore": "at the seashore",
-    "lakeside": "at a lakeside",
+    "beach": "at a beach",
+    "lakeshore": "at a lakeshore",
     "valley": "in a valley",
-    "alp": "in high mountains",
+    "mountain": "in the mountains",
     "cliff": "at a cliff",
     "promontory": "at a promontory",
     "sandbar": "at a sandbar",
@@ -59,7 +60,7 @@ class Measured:
         if confidence not in ("words", "numbers"):
             raise ValueError(f"captioner measured: confidence is words or numbers, not {confidence!r}")
         self.least, self.most_tags, self.confidence = least, most_tags, confidence
-        self.id = f"measured-1:{least}:{most_tags}:{confidence}"
+        self.id = f"measured-2:{least}:{most_tags}:{confidence}"
 
     def caption(self, clips: Sequence[ClipFrames]) -> list[Caption | CaptionError]:
         """One answer a clip, in order; an error where nothing was measured that could be said."""
@@ -102,11 +103,11 @@ class Measured:
         )
 
     def _tags(self, clip: ClipFrames) -> list[tuple[str, float]]:
-        """Names that the tags give with enough probability, most likely first."""
+        """Names of classes or of their kinds that the tags give with enough probability, most likely first."""
         labels = clip.scores.get("tags_labels") or []
         probabilities = clip.scores.get("tags_probabilities") or []
         pairs = [(label.split(",")[0].strip(), float(p)) for label, p in zip(labels, probabilities, strict=False)]
-        return [(name, p) for name, p in pairs[: self.most_tags] if p >= self.least]
+        return [(name, p) for name, p in with_kinds(pairs)[: self.most_tags] if p >= self.least]
 
     def _tag_sentence(self, tags: Sequence[tuple[str, float]]) -> str:
         things = [self._hedge(_with_article(name), p) for name, p in tags if name not in PLACES]

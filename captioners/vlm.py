@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from captioners.base import Caption, CaptionError, ClipFrames
-from captioners.decode import Answer, Decoder, Prompts, read, with_positions
+from captioners.decode import Answer, Decoder, Prompts, read, rows_that_fit, with_positions
 from captioners.judge import judged
 from captioners.prompt import VERSION, prompt_for, read_answer
 from filters.torchvision_ops import ensure_torchvision
@@ -169,7 +169,8 @@ class Vlm:
         decoder = self._decoders.get(temperature)
         if decoder is None or decoder.length < length:
             self._decoders.clear()  # the caches of one decoder fill the GPU
-            decoder = Decoder(self.model, self.rows, length, self.max_new_tokens, self.ends, temperature)
+            rows = min(self.rows, max(self.prefill, rows_that_fit(self.model, length)))
+            decoder = Decoder(self.model, rows, length, self.max_new_tokens, self.ends, temperature)
             self._decoders[temperature] = decoder
         return decoder
 

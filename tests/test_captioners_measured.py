@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from captioners import load_captioner
 from captioners.base import Action, Caption, CaptionError, ClipFrames, from_json, to_json
+from captioners.kinds import _kind_of
 from captioners.measured import CAMERA
 from captioners.phases import camera_spans, motion_peaks, motion_phases
 
@@ -111,7 +112,7 @@ def test_spans_of_the_same_label_join_and_flickers_go():
 @given(
     speeds=st.lists(st.floats(0, 3) | st.just(float("nan")), min_size=0, max_size=30),
     label=st.sampled_from([None, *CAMERA]),
-    tags=st.lists(st.tuples(st.sampled_from(["ox", "alp", "sunglasses"]), st.floats(0, 1)), max_size=4),
+    tags=st.lists(st.tuples(st.sampled_from(["ox", "mountain", "sunglasses"]), st.floats(0, 1)), max_size=4),
 )
 @settings(max_examples=60, deadline=None)
 def test_any_measurements_give_plain_sentences_and_times_inside_the_clip(speeds, label, tags):
@@ -160,3 +161,27 @@ def test_dark_and_bright_pictures_are_said_and_others_not():
 def test_what_rustles_beside_a_passing_car_is_still():
     caption = say(clip(lambda t: (0.1 + 0.3 * t, 0.5, 1.3) if t < 2 else (0.3, 0.7, 0.08)))
     assert caption.dense == "Something moves fast to the right, then stops."
+
+
+def test_breeds_that_a_tagger_wavers_between_are_together_a_dog():
+    tags = {
+        "tags_labels": ["Golden Retriever", "Labrador Retriever", "tennis ball"],
+        "tags_probabilities": [0.4, 0.35, 0.1],
+    }
+    assert say(ClipFrames("clip", 4.0, [], np.zeros(0), tags)).short == "A dog."
+    sure = {"tags_labels": ["Golden Retriever", "Labrador Retriever"], "tags_probabilities": [0.8, 0.1]}
+    assert say(ClipFrames("clip", 4.0, [], np.zeros(0), sure)).short == "A Golden Retriever."
+
+
+def test_kinds_hold_the_classes_that_they_name():
+    kinds = _kind_of()
+    for name, kind in (
+        ("tabby cat", "cat"),
+        ("great grey owl", "bird"),
+        ("taxicab", "car"),
+        ("mountain bike", "bicycle"),
+    ):
+        assert kinds[name] == kind
+    for name in ("unicycle", "sea lion", "hot dog", "crane bird", "catamaran"):
+        assert kinds.get(name) in (None, "bird", "boat")
+    assert sum(kind == "dog" for kind in kinds.values()) == 118

@@ -1,0 +1,71 @@
+"""Kinds of things over ImageNet's classes: the breeds of dogs that a tagger wavers between are together surely a dog."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+from filters.conse import imagenet_classes
+
+# Indexes of the classes of each kind, first and last; ImageNet keeps relatives together.
+KINDS: dict[str, Sequence[tuple[int, int]]] = {
+    "shark": [(2, 4)],
+    "bird": [(7, 24), (80, 100), (127, 146)],
+    "frog": [(30, 32)],
+    "turtle": [(33, 37)],
+    "lizard": [(38, 48)],
+    "crocodile": [(49, 50)],
+    "snake": [(52, 68)],
+    "spider": [(72, 77)],
+    "crab": [(118, 121)],
+    "dog": [(151, 268)],
+    "wolf": [(269, 272)],
+    "fox": [(277, 280)],
+    "cat": [(281, 285)],
+    "big cat": [(286, 293)],
+    "bear": [(294, 297)],
+    "beetle": [(300, 307)],
+    "butterfly": [(321, 326)],
+    "ape": [(365, 369)],
+    "monkey": [(370, 382)],
+    "elephant": [(385, 386)],
+    "fish": [(389, 397)],
+    "car": [(436, 436), (468, 468), (511, 511), (609, 609), (627, 627), (656, 656), (661, 661), (751, 751), (817, 817)],
+    "truck": [(555, 555), (569, 569), (675, 675), (717, 717), (864, 864), (867, 867)],
+    "bus": [(654, 654), (779, 779), (874, 874)],
+    "train": [(466, 466), (547, 547), (705, 705), (820, 820), (829, 829)],
+    "bicycle": [(444, 444), (671, 671)],
+    "motorcycle": [(665, 665), (670, 670)],
+    "aeroplane": [(404, 404), (895, 895)],
+    "boat": [(472, 472), (484, 484), (554, 554), (576, 576), (625, 625), (814, 814), (871, 871), (914, 914)],
+    "ship": [(403, 403), (510, 510), (628, 628), (724, 724), (780, 780)],
+    "guitar": [(402, 402), (546, 546)],
+}
+SPECIFIC = 0.45  # probability from which one class is said by its own name
+
+
+def with_kinds(tags: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
+    """(name, probability) pairs, likeliest first, with the classes of a kind told as that kind, at their summed
+    probability, unless one class is likely by itself. Names that are not ImageNet's stay as they are."""
+    kinds = _kind_of()
+    sums: dict[str, float] = {}
+    best: dict[str, tuple[str, float]] = {}
+    for name, probability in tags:
+        kind = kinds.get(name, name)
+        sums[kind] = sums.get(kind, 0.0) + probability
+        if kind not in best or probability > best[kind][1]:
+            best[kind] = name, probability
+    told = [best[kind] if best[kind][1] >= SPECIFIC else (kind, total) for kind, total in sums.items()]
+    return sorted(told, key=lambda pair: -pair[1])
+
+
+@functools.cache
+def _kind_of() -> dict[str, str]:
+    names = [name for name, _ in imagenet_classes()]
+    return {
+        name: kind
+        for kind, spans in KINDS.items()
+        for first, last in spans
+        for name in names[first : last + 1]
+        if names.count(name) == 1
+    }
