@@ -151,21 +151,20 @@ def _replaced(table: pa.Table, name: str, column: pa.Array | pa.ChunkedArray) ->
 
 def with_errors(sources: Sequence[Mapping[str, Any]], done: state.Scanned) -> list[dict[str, Any]]:
     """Rows of tables/sources after the scan: a source none of whose parts could be scanned has failed; one that lost
-    some of them says which."""
-    errors: dict[str, list[tuple[str, str | None]]] = defaultdict(list)
-    for key, error in done.errors.items():
-        source, _, span = key.partition("@")
-        errors[source].append((span, error))
+    some of its footage says which."""
+    parts: dict[str, list[str]] = defaultdict(list)
+    for key in sorted(done.errors):
+        parts[key.partition("@")[0]].append(key)
     rows = []
     for row in sources:
-        seen = errors.get(row["source_id"], []) if row["status"] == "ok" else []
-        bad = sorted((span, error) for span, error in seen if error)
-        if bad and len(bad) == len(seen):
-            rows.append({**row, "status": "failed", "error": bad[0][1]})
-        elif bad:
-            rows.append({**row, "error": "; ".join(f"{span} s: {error}" for span, error in bad)})
+        keys = parts[row["source_id"]] if row["status"] == "ok" else []
+        failed = [key for key in keys if done.errors[key]]
+        lost = [(key, done.errors[key] or done.notes.get(key)) for key in keys]
+        said = [f"{key.partition('@')[2]} s: {why}" if "@" in key else str(why) for key, why in lost if why]
+        if failed and len(failed) == len(keys):
+            rows.append({**row, "status": "failed", "error": done.errors[failed[0]]})
         else:
-            rows.append(dict(row))
+            rows.append({**row, "error": "; ".join(said) or row["error"]})
     return rows
 
 

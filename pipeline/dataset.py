@@ -107,7 +107,7 @@ def sweep(
     """Deletes what no longer belongs to the dataset: scans under other options or of removed sources, with their
     frames, and shards that dataset.json does not list. Runs after dataset.json is written."""
     current = passes.scan_fingerprint(recipe)
-    wanted = {row["source_id"] for row in sources if row["status"] == "ok"}
+    wanted = {row["source_id"] for row in sources if row["source_id"]}
     frames = set()
     for fragment in read_fragments(store, "state/scan"):
         of = {part["source_id"] for part in fragment.done["parts"]}

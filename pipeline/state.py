@@ -18,9 +18,11 @@ from pipeline.tables import Fragment, fingerprint, read_fragments
 
 @dataclass
 class Scanned:
-    """Parts that the scan is done with: key -> why it failed (None: it did not), and the fragments with their rows."""
+    """Parts that the scan is done with: key -> why it failed (None: it did not), key -> what of it could not be used,
+    and the fragments with their rows."""
 
     errors: dict[str, str | None]
+    notes: dict[str, str]
     fragments: list[Fragment]
 
 
@@ -38,6 +40,7 @@ def scanned(store: Store, recipe: Recipe) -> Scanned:
     """Parts scanned under this recipe. One that failed on a limit is not done when the limits have changed."""
     wanted, limits = passes.scan_fingerprint(recipe), fingerprint(passes.limits(recipe))
     errors: dict[str, str | None] = {}
+    notes: dict[str, str] = {}
     fragments = []
     for fragment in read_fragments(store, "state/scan"):
         if fragment.done.get("fingerprint") != wanted or not store.exists(str(fragment.done["frames"])):
@@ -46,7 +49,9 @@ def scanned(store: Store, recipe: Recipe) -> Scanned:
         for part in fragment.done["parts"]:
             if part["error"] is None or part["limits"] == limits:
                 errors.setdefault(part["key"], part["error"])
-    return Scanned(errors, fragments)
+                if part["note"]:
+                    notes.setdefault(part["key"], part["note"])
+    return Scanned(errors, notes, fragments)
 
 
 def scan_rows(store: Store, state: Scanned, uris: Mapping[str, str]) -> pa.Table | None:

@@ -92,7 +92,13 @@ class Scan:
             for name, value in scanned.stats.items():
                 seconds[name] += value
             parts.append(
-                {"key": part.key, "source_id": part.source.source_id, "error": error, "limits": self._limits()}
+                {
+                    "key": part.key,
+                    "source_id": part.source.source_id,
+                    "error": error,  # why nothing of it could be used
+                    "note": scanned.source.get("error"),  # what of it could not
+                    "limits": self._limits(),
+                }
             )
             seconds["total"] += time.perf_counter() - started
         name = fingerprint(self._fingerprint, [part.key for part in unit])
