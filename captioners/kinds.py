@@ -1,4 +1,4 @@
-"""Kinds of things over ImageNet's classes: the breeds of dogs that a tagger wavers between are together surely a dog."""
+"""Kinds of things over ImageNet's classes: breeds that a tagger wavers between are together surely a dog."""
 
 from __future__ import annotations
 

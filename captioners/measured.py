@@ -107,7 +107,7 @@ class Measured:
         labels = clip.scores.get("tags_labels") or []
         probabilities = clip.scores.get("tags_probabilities") or []
         pairs = [(label.split(",")[0].strip(), float(p)) for label, p in zip(labels, probabilities, strict=False)]
-        return [(name, p) for name, p in with_kinds(pairs)[: self.most_tags] if p >= self.least]
+        return [(name.split(" (")[0], p) for name, p in with_kinds(pairs)[: self.most_tags] if p >= self.least]
 
     def _tag_sentence(self, tags: Sequence[tuple[str, float]]) -> str:
         things = [self._hedge(_with_article(name), p) for name, p in tags if name not in PLACES]
