@@ -123,8 +123,8 @@ class Store:
             yield Path(scratch)
             for file in sorted(p for p in Path(scratch).rglob("*") if p.is_file()):
                 relative = file.relative_to(scratch).as_posix()
-                target = self._key(f"{name}/{relative}" if name else relative)
-                with open(file, "rb") as source, self._fs.open_output_stream(target) as sink:
+                key = self._key(f"{name}/{relative}" if name else relative)
+                with open(file, "rb") as source, self._fs.open_output_stream(key) as sink:
                     while chunk := source.read(8 << 20):
                         sink.write(chunk)
 
