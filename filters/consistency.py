@@ -11,7 +11,7 @@ from filters.similarity import usable
 
 
 class Consistency:
-    """Cosine between the embeddings of neighbouring sampled frames: the lowest (a cut that was missed, a jump) and
+    """Cosine between the looks of neighbouring sampled frames: the lowest (a cut that was missed, a jump) and
     the mean (how much the clip changes at all). One frame has no neighbour: null."""
 
     name = "consistency"
@@ -23,7 +23,7 @@ class Consistency:
         return [self._score(clip) for clip in clips]
 
     def _score(self, clip: ClipView) -> dict[str, Score]:
-        if len(clip.embedding) < 2 or not usable(clip.embedding):
+        if len(clip.appearance) < 2 or not usable(clip.appearance):
             return dict.fromkeys(self.columns)
-        cosines = (clip.embedding[1:] * clip.embedding[:-1]).sum(axis=1)
+        cosines = (clip.appearance[1:] * clip.appearance[:-1]).sum(axis=1)
         return {"consistency_min": float(cosines.min()), "consistency_mean": float(cosines.mean())}

@@ -6,6 +6,7 @@ Runs in half precision on a GPU; on a CPU in float32 on one thread.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -88,20 +89,23 @@ class OpenClip:
             [(self.labels[i], p) for i, p in zip(row, chances, strict=True)]
             for row, chances in zip(index.tolist(), probability.tolist(), strict=True)
         ]
-        return Looked(embedding.cpu().numpy(), tags)
+        rows = embedding.cpu().numpy()
+        return Looked(rows, rows, tags)
 
     def _embed(self, frames: Sequence[np.ndarray]) -> torch.Tensor:
         """(n, d) float32 of unit rows, on the device."""
         rows = [torch.zeros(0, self.dim, device=self.device)]
         with one_thread():
-            for i in range(0, len(frames), BATCH):
-                pictures = torch.cat([self._input(frame) for frame in frames[i : i + BATCH]])
-                rows.append(F.normalize(self.model.encode_image(pictures).float(), dim=1))
+            for _, group in itertools.groupby(frames, key=lambda frame: frame.shape):
+                same = list(group)
+                for i in range(0, len(same), BATCH):
+                    pictures = self._input(np.stack(same[i : i + BATCH]))
+                    rows.append(F.normalize(self.model.encode_image(pictures).float(), dim=1))
         return torch.cat(rows)
 
-    def _input(self, frame: np.ndarray) -> torch.Tensor:
-        """(h, w, 3) uint8 -> (1, 3, *size), resized and cropped on the device as OpenCLIP's own transform does it."""
-        x = torch.from_numpy(np.ascontiguousarray(frame)).to(self.device).permute(2, 0, 1)[None].float()
+    def _input(self, rgb: np.ndarray) -> torch.Tensor:
+        """(n, h, w, 3) uint8 -> (n, 3, *size), resized and cropped on the device as OpenCLIP's transform does."""
+        x = torch.from_numpy(rgb).to(self.device).permute(0, 3, 1, 2).float()
         height, width = x.shape[2:]
         target = self.size
         if not self.squash:

@@ -19,7 +19,8 @@ FrameTags = list[tuple[str, float]]  # labels with probabilities, most likely fi
 class Looked(NamedTuple):
     """What an encoder makes of one clip's frames."""
 
-    embedding: np.ndarray  # (n, d) float32, unit rows
+    embedding: np.ndarray  # (n, d) float32, unit rows: what the frames mean, to compare with texts
+    appearance: np.ndarray  # (n, a) float32, unit rows: what they look like, to compare with other frames
     tags: list[FrameTags]  # about ten a frame
 
 
@@ -39,7 +40,7 @@ class TextVideoEncoder(Protocol):
         ...
 
     def look(self, frames: Sequence[np.ndarray]) -> Looked:
-        """Embedding and tags of frames (h, w, 3) uint8 RGB, from one forward pass."""
+        """Embedding, appearance and tags of frames (h, w, 3) uint8 RGB, from one forward pass."""
         ...
 
 

@@ -122,7 +122,7 @@ class CaptionClips:
                         frames[row["clip_id"]],
                         {**row, **columns},
                         caption=columns.get("caption_dense"),
-                        embedding=_embedding(row),
+                        embedding=_embedding(row, len(frames[row["clip_id"]].pictures)),
                     )
                     for row, columns in zip(rows, out, strict=True)
                 ]
@@ -151,10 +151,10 @@ def _clip_frames(row: Mapping[str, Any], frames: Frames) -> ClipFrames:
     )
 
 
-def _embedding(row: Mapping[str, Any]) -> np.ndarray:
-    """(k, d) float32 unit rows, as the embed pass stored them in float16."""
+def _embedding(row: Mapping[str, Any], frames: int) -> np.ndarray:
+    """(frames, d) float32 unit rows, as the embed pass stored them in float16."""
     if row["frame_embeddings"] is None:
         return np.zeros((0, 0), np.float32)
     stored = np.frombuffer(row["frame_embeddings"], np.float16).astype(np.float32)
-    rows = stored.reshape(-1, len(row["embedding"]))
+    rows = stored.reshape(frames, -1)
     return rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(1e-9)

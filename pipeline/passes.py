@@ -22,7 +22,7 @@ from pipeline.select import check_thresholds
 from pipeline.tables import CLIPS, fingerprint
 
 SCAN_VERSION = 1
-EMBED_VERSION = 1
+EMBED_VERSION = 2
 CAPTION_VERSION = 1
 
 SCAN_TRACKS = frozenset({Track.LUMA, Track.FLOW, Track.BURST, Track.DETAIL})
@@ -48,8 +48,8 @@ EMBEDDED = pa.schema(
     [
         ("clip_id", pa.string()),
         ("scored", pa.list_(pa.string())),  # the filters that ran, which are fewer where a cheap one rejected
-        ("embedding", pa.list_(pa.float32())),  # mean over the frames, unit norm
-        ("frame_embeddings", pa.binary()),  # (frames, d) float16
+        ("embedding", pa.list_(pa.float32())),  # what the clip looks like, mean over the frames, unit norm
+        ("frame_embeddings", pa.binary()),  # (frames, d) float16: what each means, to compare with texts
         ("phash", pa.list_(pa.uint64())),  # a frame
     ]
 )

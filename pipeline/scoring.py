@@ -138,6 +138,7 @@ class _State:
     out: dict[str, Any] = field(default_factory=dict)
     tags: Sequence[Sequence[tuple[str, float]]] = ()
     embedding: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    appearance: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
 
     def __post_init__(self) -> None:
         self.out = {"clip_id": self.row["clip_id"], "scored": [], "phash": frame_hashes(self.frames.pictures)}
@@ -147,13 +148,14 @@ class _State:
         if not self.frames.pictures:
             return
         looked = encoder.look(self.frames.pictures)
-        self.embedding, self.tags = looked.embedding, looked.tags
-        mean = self.embedding.mean(axis=0)
+        self.embedding, self.appearance, self.tags = looked
+        mean = self.appearance.mean(axis=0)
         self.out["embedding"] = (mean / max(float(np.linalg.norm(mean)), 1e-9)).astype(np.float32)
         self.out["frame_embeddings"] = self.embedding.astype(np.float16).tobytes()
 
     def view(self) -> ClipView:
-        return clip_view(self.row, self.frames, {**self.row, **self.out}, tags=self.tags, embedding=self.embedding)
+        tracks = {"tags": self.tags, "embedding": self.embedding, "appearance": self.appearance}
+        return clip_view(self.row, self.frames, {**self.row, **self.out}, **tracks)
 
     def take(self, name: str, answer: Mapping[str, Any]) -> None:
         self.out.update(answer)

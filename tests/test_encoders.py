@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -64,6 +65,8 @@ def assert_is_encoder(encoder: TextVideoEncoder, frames: np.ndarray) -> None:
         assert rows.shape[1] == encoder.dim
         np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
     np.testing.assert_allclose(looked.embedding, encoder.frames(frames), atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(looked.appearance, axis=1), 1, atol=1e-5)
+    assert len(encoder.look([]).appearance) == 0
     assert len(looked.tags) == len(frames)
     for tags in looked.tags:
         chances = [p for _, p in tags]
@@ -86,6 +89,24 @@ def test_conse_prefers_the_caption_that_fits(conse: Conse, street: np.ndarray) -
     assert similarity.mean(axis=0).argmax() == 0
     assert similarity[:, 0].mean() > similarity[:, 1:].mean() + 0.1
     assert street_embedding.shape == (4, 384)
+
+
+def test_a_copy_looks_more_like_its_original_than_another_shot_does(
+    conse: Conse, sample_videos: dict[str, Path]
+) -> None:
+    frames = [f.to_ndarray(format="rgb24") for f in av.open(str(sample_videos["bikes"])).decode(video=0)]
+    shots = [frames[i] for i in (15, 60, 125, 160, 210)]
+    looks = conse.look(shots).appearance
+    others = (looks @ looks.T)[~np.eye(len(shots), dtype=bool)]
+    height, width = shots[0].shape[:2]
+    for copy in (
+        lambda f: f[:, ::-1],
+        lambda f: cv2.resize(f, (width // 2, height // 2), interpolation=cv2.INTER_AREA),
+        lambda f: f[height // 20 : -height // 20, width // 20 : -width // 20],
+        lambda f: cv2.imdecode(cv2.imencode(".jpg", f, [cv2.IMWRITE_JPEG_QUALITY, 40])[1], cv2.IMREAD_COLOR),
+    ):
+        copies = conse.look([np.ascontiguousarray(copy(f)) for f in shots]).appearance
+        assert (copies * looks).sum(axis=1).min() > max(0.7, others.max())
 
 
 def test_conse_tags_a_street_with_vehicles(conse: Conse, street: np.ndarray) -> None:
@@ -144,7 +165,7 @@ def test_openclip_prepares_pictures_as_its_own_transform_does(clip: OpenClip, cl
     for size in ((180, 320), (320, 180), (64, 64), (48, 40)):
         picture = texture(1, *size)
         theirs = transform(Image.fromarray(picture))[None]
-        ours = clip._input(picture)
+        ours = clip._input(picture[None])
         assert (ours - theirs).abs().mean() < 0.01  # of a standard deviation
         with torch.inference_mode():
             expected = torch.nn.functional.normalize(model.eval().encode_image(theirs), dim=1)

