@@ -18,7 +18,7 @@ torch.set_num_threads(1)
 SPEC = importlib.util.spec_from_file_location("caption_models", Path(__file__).parent / "benchmarks/caption_models.py")
 models = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(models)
-FAMILIES = {"qwen": models.tiny_qwen, "llava": models.tiny_llava}
+FAMILIES = {"qwen": models.tiny_qwen, "qwen3": models.tiny_qwen3, "llava": models.tiny_llava}
 
 
 @pytest.fixture(scope="session")

@@ -89,6 +89,40 @@ def tiny_qwen() -> tuple[Any, Any]:
     return model(config), processor
 
 
+def tiny_qwen3() -> tuple[Any, Any]:
+    """Qwen3-VL with 2 layers, its tower's features put into both, and its processor."""
+    ensure_torchvision()
+    from transformers import Qwen2VLImageProcessor, Qwen3VLConfig, Qwen3VLProcessor, Qwen3VLVideoProcessor
+
+    words = tokenizer()
+    token = words.convert_tokens_to_ids
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3], "mrope_interleaved": True}
+    config = Qwen3VLConfig(
+        text_config={
+            "vocab_size": len(words),
+            "head_dim": 16,
+            "eos_token_id": token("<|im_end|>"),
+            **TINY,
+            "rope_parameters": rope,
+        },
+        vision_config={
+            "depth": 3,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_heads": 2,
+            "out_hidden_size": 64,
+            "num_position_embeddings": 64,
+            "deepstack_visual_indexes": [0, 1],
+        },
+        image_token_id=token("<|image_pad|>"),
+        video_token_id=token("<|video_pad|>"),
+        vision_start_token_id=token("<|vision_start|>"),
+        vision_end_token_id=token("<|vision_end|>"),
+    )
+    pictures = Qwen2VLImageProcessor(patch_size=16)
+    return model(config), Qwen3VLProcessor(pictures, words, Qwen3VLVideoProcessor(), chat_template=QWEN_CHAT)
+
+
 def tiny_llava() -> tuple[Any, Any]:
     """LLaVA-OneVision with 2 layers, and its processor."""
     ensure_torchvision()
