@@ -13,9 +13,10 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import tables
-from pipeline.canaries import SCHEME, Recall, recall, without_canaries
+from pipeline.canaries import SCHEME, Recall, recall
 from pipeline.histogram import number
 from pipeline.recipe import Bounds, from_dict
+from pipeline.report_columns import Columns
 from pipeline.storage import Store
 
 PERCENTILES = (1, 5, 10, 25, 50, 75, 90, 95, 99)
@@ -73,14 +74,14 @@ def calibrate(dataset: Path | str, labels_csv: Path | str | None = None) -> str:
     score; with `labels_csv` (columns clip_id and label: good or bad, 1 or 0), precision and recall against threshold.
     Raises LabelError for labels that cannot be used, FileNotFoundError where there is no dataset."""
     store = Store(str(dataset))
-    everything = tables.read_table(store, "tables/clips")
-    if everything is None:
+    if not store.list("tables/clips", ".parquet"):
         raise FileNotFoundError(f"{dataset} has no clips table: build it first")
     thresholds = from_dict(json.loads(store.read("dataset.json"))["recipe"]).select.thresholds
-    clips = without_canaries(everything)
+    clips = Columns(store, "tables/clips", pa.schema([*tables.CLIPS, ("rejected_by", pa.list_(pa.string()))]))
     parts = [_spread_table(spreads(clips))]
-    if planted := recall(everything, thresholds):
-        parts.append(_canary_table(planted, everything, thresholds))
+    planted = clips.canaries()
+    if results := recall(planted, thresholds):
+        parts.append(_canary_table(results, planted, thresholds))
     if labels_csv is not None:
         labels = read_labels(labels_csv)
         unknown = len(labels.keys() - set(clips["clip_id"].to_pylist()))
@@ -89,7 +90,7 @@ def calibrate(dataset: Path | str, labels_csv: Path | str | None = None) -> str:
     return "\n\n".join(parts)
 
 
-def spreads(clips: pa.Table) -> list[Spread]:
+def spreads(clips: pa.Table | Columns) -> list[Spread]:
     """Percentiles of every numeric score column, in the table's order."""
     found = []
     for name in score_columns(clips.schema):
@@ -101,7 +102,7 @@ def spreads(clips: pa.Table) -> list[Spread]:
 
 
 def separations(
-    clips: pa.Table, labels: Mapping[str, bool], thresholds: Mapping[str, Bounds] = MappingProxyType({})
+    clips: pa.Table | Columns, labels: Mapping[str, bool], thresholds: Mapping[str, Bounds] = MappingProxyType({})
 ) -> list[Separation]:
     """How well each score tells the clips labelled bad (False) from those labelled good, best first. A score without
     labelled clips of both kinds is left out."""

@@ -41,7 +41,6 @@ LATE_COLUMNS = pa.schema(  # what selection, captioning and packing add to a cli
 )
 IN_SHARDS = {"Buckets": "bucket", "Split": "split"}  # said of kept clips only
 FAILURES = 200  # sources that could not be used are listed up to here
-CANARY_COLUMNS = ("source_uri", "start", "end", "rejected_by")
 PASSES = ("sources", "scan", "embed", "caption", "pack")
 TRIED_CLIPS = 20_000  # above this the page tries no other thresholds: each is a selection over all clips
 MAX_LABELS = 24  # a text column with more values than this holds no labels
@@ -140,7 +139,6 @@ def _render(store: Store, clips_shown: int) -> str:
     rows = clips.rows(ids)
     shown = show(store, [rows[clip] for clip in ids], histograms, labels)
     moved = notches(clips.table(), from_dict(recipe)) if 0 < len(keep) <= TRIED_CLIPS else []
-    planted = tables.read_table(store, "tables/clips", lambda field: field.name in CANARY_COLUMNS)
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pipeline"), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -167,7 +165,7 @@ def _render(store: Store, clips_shown: int) -> str:
             name: passes[name] for name in sorted(passes, key=lambda n: (PASSES.index(n) if n in PASSES else 9, n))
         },
         filters=filter_costs(passes, reasons),
-        canaries=recall(planted, tuple(thresholds)) if planted else [],
+        canaries=recall(clips.canaries(), tuple(thresholds)),
         bounded=[h for h in histograms if h.lines],
         notches={h.name: [notch for notch in moved if notch.column == h.name] for h in histograms},
         tried=len(keep) <= TRIED_CLIPS,

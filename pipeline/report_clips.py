@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.histogram import Histogram, number
-from pipeline.report_columns import matching
+from pipeline.report_columns import rows_of
 from pipeline.storage import Store
 
 JOIN = "\x1f"  # between reasons
@@ -145,7 +145,7 @@ def _scores(clip: Mapping[str, Any], histograms: Sequence[Histogram], labels: Se
 def _strips(store: Store, wanted: set[str]) -> dict[str, tuple[bytes, int, float]]:
     """Clip id to (JPEG, frames in it, width over height of one)."""
     frames: dict[str, list[tuple[float, bytes]]] = defaultdict(list)
-    for row in matching(store, "tables/frames", wanted):
+    for row in rows_of(store, "tables/frames", wanted):
         frames[row["clip_id"]].append((row["time"], row["jpeg"]))
     return {clip: strip for clip in sorted(frames) if (strip := _strip([jpeg for _, jpeg in sorted(frames[clip])]))}
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.canaries import is_canary
+from pipeline.canaries import SCHEME, is_canary
 from pipeline.storage import Store
 from pipeline.tables import read_table
 
@@ -25,8 +25,8 @@ class Columns:
             with store.open(name) as file:
                 found.append(pq.read_schema(file).remove_metadata())
         self.schema = pa.unify_schemas([*found, expected], promote_options="permissive")
-        self._real: pa.ChunkedArray | None = None
-        self._real = pc.invert(is_canary(self.table("source_uri")))
+        self._ours: pa.ChunkedArray | None = None
+        self._ours = is_canary(self.table("source_uri"))
 
     def table(self, *names: str) -> pa.Table:
         """The rows that are not canaries, with these columns, or with all."""
@@ -37,7 +37,7 @@ class Columns:
         for name in wanted:
             if name not in table.column_names:
                 table = table.append_column(name, pa.nulls(len(table), self.schema.field(name).type))
-        return table if self._real is None else table.filter(self._real)
+        return table if self._ours is None else table.filter(pc.invert(self._ours))
 
     def __getitem__(self, name: str) -> pa.ChunkedArray:
         return self.table(name)[name]
@@ -45,20 +45,32 @@ class Columns:
     def __contains__(self, name: str) -> bool:
         return name in self.schema.names
 
+    def canaries(self) -> pa.Table:
+        """All columns of the canaries."""
+        found = matching(self._store, self._folder, "source_uri", lambda uris: pc.starts_with(uris, SCHEME))
+        return pa.concat_tables([self.schema.empty_table(), *found], promote_options="permissive")
+
     def rows(self, clip_ids: Collection[str]) -> dict[str, dict[str, Any]]:
         """All columns of these clips, by clip_id."""
         blank = dict.fromkeys(self.schema.names)
-        return {row["clip_id"]: {**blank, **row} for row in matching(self._store, self._folder, clip_ids)}
+        return {row["clip_id"]: {**blank, **row} for row in rows_of(self._store, self._folder, clip_ids)}
 
 
-def matching(store: Store, folder: str, clip_ids: Collection[str]) -> list[dict[str, Any]]:
-    """The rows of these clips, in the table's order. Reads ids first: most row groups hold none of them."""
-    wanted, rows = pa.array(sorted(clip_ids), pa.string()), []
+def rows_of(store: Store, folder: str, clip_ids: Collection[str]) -> list[dict[str, Any]]:
+    """The rows of these clips, in the table's order."""
+    wanted = pa.array(sorted(clip_ids), pa.string())
+    found = matching(store, folder, "clip_id", lambda ids: pc.is_in(ids, value_set=wanted))
+    return [row for table in found for row in table.to_pylist()]
+
+
+def matching(
+    store: Store, folder: str, column: str, wanted: Callable[[pa.ChunkedArray], pa.ChunkedArray]
+) -> Iterator[pa.Table]:
+    """Rows that are wanted for their `column`. Reads that column first: most row groups hold none of them."""
     for name in store.list(folder, ".parquet"):
         with store.open(name) as file:
             parquet = pq.ParquetFile(file)
             for group in range(parquet.num_row_groups):
-                there = pc.is_in(parquet.read_row_group(group, ["clip_id"])["clip_id"], value_set=wanted)
+                there = wanted(parquet.read_row_group(group, [column])[column])
                 if pc.any(there).as_py():
-                    rows += parquet.read_row_group(group).filter(there).to_pylist()
-    return rows
+                    yield parquet.read_row_group(group).filter(there)
