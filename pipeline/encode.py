@@ -30,7 +30,10 @@ X265 = "pools=none:frame-threads=1:log-level=none:"
 ENCODERS: dict[str, tuple[str, dict[str, str]]] = {
     # One thread, and nothing that differs from run to run. `fast_loading` trades bytes for a short way from any frame
     # back to a keyframe and for frames that decode without reordering; tests/benchmarks/pack_speed.py has the figures.
-    "h264 fast_loading": ("libx264", {"preset": "medium", "crf": "21", "g": "24", "bf": "0", "refs": "1", **X264}),
+    "h264 fast_loading": (
+        "libx264",
+        {"preset": "medium", "crf": "24", "g": "24", "bf": "0", "refs": "1", "coder": "cavlc", **X264},
+    ),
     "h264 small": ("libx264", {"preset": "slow", "crf": "23", "g": "250", **X264}),
     "h265 fast_loading": (
         "libx265",
