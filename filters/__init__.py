@@ -24,6 +24,7 @@ FILTERS: dict[str, str] = {
     "interlacing": "filters.interlacing:Interlacing",
     "logo": "filters.logo:Logo",
     "motion": "filters.motion:Motion",
+    "naturalness": "filters.naturalness:Naturalness",
     "noise": "filters.noise:Noise",
     "resolution": "filters.resolution:Resolution",
     "safety": "filters.safety:Safety",

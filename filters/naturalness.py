@@ -1,0 +1,121 @@
+"""Naturalness: how far the fine structure of the picture is from that of undistorted photographs.
+
+A no-reference quality in the way of NIQE: statistics of contrast-normalised luma at two scales, compared with a model
+of good pictures (`naturalness.npz`, made by `fit`).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow as pa
+
+from filters.base import ClipView, Score, Track
+
+SIDE = 64  # pixels of the squares whose statistics are taken
+SHAPES = np.arange(0.2, 10, 0.005)  # of the generalised Gaussian, tried
+NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1))
+LIVELIEST = 0.5  # share of a picture's squares that count: flat ones say nothing
+
+
+class Naturalness:
+    name = "naturalness"
+    version = 1
+    needs = frozenset({Track.DETAIL})
+    columns: Mapping[str, pa.DataType] = {
+        "naturalness_distance": pa.float32(),  # Mahalanobis, 0 like a good photograph; blur and blocks are far
+    }
+
+    def score(self, clips: Sequence[ClipView]) -> list[dict[str, Score]]:
+        return [{"naturalness_distance": distance(clip.detail)} for clip in clips]
+
+
+def distance(patches: Sequence[np.ndarray]) -> float | None:
+    """Distance of the mean features of (h, w) uint8 luma patches, source pixels, from those of good photographs
+    (after Mittal et al., IEEE Signal Processing Letters 20, 2013); None where no square has texture."""
+    found = [row for patch in patches for row in square_features(patch)]
+    if not found:
+        return None
+    centre, spread = _model()
+    away = np.mean(found, axis=0) - centre
+    return float(np.sqrt(away @ np.linalg.solve(spread, away) / len(away)))
+
+
+def square_features(patch: np.ndarray) -> list[np.ndarray]:
+    """(36,) each: the features of the livelier squares of a (h, w) uint8 patch."""
+    if min(patch.shape) < SIDE:
+        return []
+    grey = patch.astype(np.float32)
+    half = cv2.resize(grey, (grey.shape[1] // 2, grey.shape[0] // 2), interpolation=cv2.INTER_AREA)
+    (normal, contrast), (small, _) = normalised(grey), normalised(half)
+    rows, columns = grey.shape[0] // SIDE, grey.shape[1] // SIDE
+    squares = [(y, x) for y in range(rows) for x in range(columns)]
+    life = {(y, x): float(_cut(contrast, y, x, SIDE).mean()) for y, x in squares}
+    kept = sorted(squares, key=lambda s: -life[s])[: max(1, round(LIVELIEST * len(squares)))]
+    return [
+        np.concatenate([_statistics(_cut(normal, y, x, SIDE)), _statistics(_cut(small, y, x, SIDE // 2))])
+        for y, x in kept
+        if life[y, x] > 1
+    ]
+
+
+def normalised(grey: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Luma less its local mean over its local deviation plus one, and that deviation; (h, w) float32 each."""
+    mean = cv2.GaussianBlur(grey, (7, 7), 7 / 6)
+    deviation = np.sqrt(np.abs(cv2.GaussianBlur(grey * grey, (7, 7), 7 / 6) - mean * mean))
+    return (grey - mean) / (deviation + 1), deviation
+
+
+def _cut(picture: np.ndarray, y: int, x: int, side: int) -> np.ndarray:
+    return picture[y * side : (y + 1) * side, x * side : (x + 1) * side]
+
+
+def _statistics(normal: np.ndarray) -> np.ndarray:
+    """(18,): shape and spread of the values, and shape, mean and both spreads of products with four neighbours."""
+    shape, left, right = asymmetric_gaussian(normal)
+    found = [shape, (left + right) / 2]
+    for down, across in NEIGHBOURS:
+        product = normal * np.roll(normal, (down, across), (0, 1))
+        shape, left, right = asymmetric_gaussian(product)
+        mean = (right - left) * math.exp(math.lgamma(2 / shape) - math.lgamma(1 / shape))
+        found += [shape, mean, left, right]
+    return np.array(found)
+
+
+def asymmetric_gaussian(values: np.ndarray) -> tuple[float, float, float]:
+    """Shape and left and right scale of an asymmetric generalised Gaussian, by moments (Lasmar et al., ICIP 2009)."""
+    flat = values.ravel()
+    negative, positive = np.minimum(flat, 0), np.maximum(flat, 0)
+    below, above = float(negative @ negative), float(positive @ positive)
+    left = math.sqrt(below / max(int(np.count_nonzero(negative)), 1)) + 1e-6
+    right = math.sqrt(above / max(int(np.count_nonzero(positive)), 1)) + 1e-6
+    ratio = left / right
+    moment = float(positive.sum() - negative.sum()) ** 2 / max((below + above) * flat.size, 1e-9)
+    wanted = moment * (ratio**3 + 1) * (ratio + 1) / (ratio**2 + 1) ** 2
+    shape = float(SHAPES[min(int(np.searchsorted(_moments(), wanted)), len(SHAPES) - 1)])
+    scale = math.exp((math.lgamma(1 / shape) - math.lgamma(3 / shape)) / 2)
+    return shape, left * scale, right * scale
+
+
+@functools.cache
+def _moments() -> np.ndarray:
+    """Of each of `SHAPES`, rising: the squared mean of the absolute value over the mean square."""
+    log = [2 * math.lgamma(2 / s) - math.lgamma(1 / s) - math.lgamma(3 / s) for s in SHAPES]
+    return np.exp(np.array(log))
+
+
+def fit(pictures: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean (36,) and covariance (36, 36) of the features of good pictures, (h, w) uint8 luma each."""
+    rows = np.array([row for picture in pictures for row in square_features(picture)])
+    return rows.mean(axis=0), np.cov(rows, rowvar=False)
+
+
+@functools.cache
+def _model() -> tuple[np.ndarray, np.ndarray]:
+    with np.load(Path(__file__).with_suffix(".npz")) as stored:
+        return stored["mean"], stored["covariance"]
