@@ -1,4 +1,4 @@
-"""Encoding: a span of a source becomes a small file for training. With media.py the only user of PyAV."""
+"""Encoding: a span of a source becomes a small file for training. With media.py and remux.py the only user of PyAV."""
 
 from __future__ import annotations
 

@@ -23,6 +23,7 @@ from pipeline import encode
 from pipeline.buckets import bucket_size
 from pipeline.media import MediaError, Video
 from pipeline.recipe import PackOptions, Recipe
+from pipeline.remux import copy_span
 from pipeline.samples import documents, to_json
 from pipeline.select import clip_words
 from pipeline.sources import open_media
@@ -268,8 +269,11 @@ def _encode(reader: encode.SpanReader, row: Mapping[str, Any], options: PackOpti
     try:
         if row["frames"] == 1:
             return encode.encode_image(reader, cut)
-        result = encode.encode_span(reader, cut, options)
-    except MediaError as error:
+        result = None
+        if options.codec == "copy" and not options.fps:
+            result = copy_span(open_media(row["source_uri"]), cut, reader.video.probe)
+        result = result or encode.encode_span(reader, cut, options)
+    except (MediaError, OSError) as error:
         return str(error)
     if not options.fps and result.frames != row["frames"]:
         return f"{result.frames} frames could be decoded where the scan saw {row['frames']}"
