@@ -14,7 +14,7 @@ import pyarrow as pa
 from captioners.base import Action, Caption, ClipFrames
 from captioners.claims import Claim, claims, sentences
 from captioners.facts import Facts, contradiction, facts_of, order_error
-from captioners.form import check_form, tells_order, vague_share
+from captioners.form import check_form, tells_order, unusable, vague_share
 from captioners.measured import CAMERA
 from captioners.phases import motion_peaks
 
@@ -73,11 +73,12 @@ def audit(caption: Caption, clip: ClipFrames, prompt: str = "") -> Audited:
         "audit_missed": _missed(caption.actions, clip),
         "audit_reasons": defects + reasons + [f"sequence: {phases} phases of motion told without order"] * untold,
     }
-    if not true_dense or order:
-        return Audited(None, score, order[0] if order else reasons[0])
+    left = unusable(true_dense)
+    if order or left:
+        return Audited(None, score, order[0] if order else reasons[0] if reasons else left)
     repaired = dataclasses.replace(
         caption,
-        short=true_short or sentences(true_dense)[0],
+        short=sentences(true_dense)[0] if unusable(true_short) else true_short,
         dense=true_dense,
         actions=actions,
         camera=camera,

@@ -95,25 +95,13 @@ def check_form(text: str, prompt: str = "", cut_off: bool = False) -> Form:
     """Repairs what can be repaired without inventing: opener removed, repeated sentences said once, an unfinished last
     sentence dropped. Refusals, other languages, loops, debris and echoes of `prompt` reject."""
     text = " ".join(text.split())
-    if not text:
-        return Form("", ("form: empty",), "empty")
-    if REFUSAL.search(text):
-        return Form(text, ("form: refusal",), "refusal")
-    if DEBRIS.search(text):
-        return Form(text, ("form: markup in the text",), "markup in the text")
-    if echoes(text, prompt):
-        return Form(text, ("form: repeats the prompt",), "repeats the prompt")
-    if not is_english(text):
-        return Form(text, ("form: not English",), "not English")
-    if len(WORD.findall(text)) < 2 or sum(c.isalpha() for c in text) < 0.6 * len(text.replace(" ", "")):
-        return Form(text, ("form: not words",), "not words")
-    if loops(text):
-        return Form(text, ("form: repeats itself",), "repeats itself")
+    why = unusable(text, prompt)
+    if why:
+        return Form(text, (f"form: {why}",), why)
     found = []
-    bare = OPENER.sub("", text, count=1)
-    if bare != text and bare:
-        found.append(f"form: opener {text[: len(text) - len(bare)].strip()!r} removed")
-        text = bare[0].upper() + bare[1:]
+    while (rest := OPENER.sub("", text, count=1)) not in (text, ""):
+        found.append(f"form: opener {text[: len(text) - len(rest)].strip()!r} removed")
+        text = rest[0].upper() + rest[1:]
     said = sentences(text)
     once = list(dict.fromkeys(said))
     if len(once) < len(said):
@@ -130,7 +118,26 @@ def check_form(text: str, prompt: str = "", cut_off: bool = False) -> Form:
     if len(text.split()) > LONGEST_WORDS:
         found.append(f"form: {len(text.split())} words, cut to {LONGEST_WORDS}")
         text = _first_words(once, LONGEST_WORDS)
-    return Form(text, tuple(found))
+    why = unusable(text, prompt)
+    return Form(text, (*found, f"form: {why}") if why else tuple(found), why)
+
+
+def unusable(text: str, prompt: str = "") -> str | None:
+    """Why a text cannot be a caption, whatever it says; None when it can."""
+    bare = text.replace(" ", "").rstrip(".!?")
+    if not bare:
+        return "empty"
+    if REFUSAL.search(text):
+        return "refusal"
+    if DEBRIS.search(text):
+        return "markup in the text"
+    if echoes(text, prompt):
+        return "repeats the prompt"
+    if not is_english(text):
+        return "not English"
+    if len(WORD.findall(text)) < 2 or sum(c.isalpha() for c in bare) < 0.6 * len(bare):
+        return "not words"
+    return "repeats itself" if loops(text) else None
 
 
 def is_english(text: str) -> bool:

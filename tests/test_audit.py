@@ -5,6 +5,8 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from captioners.audit import AUDIT_COLUMNS, audit
 from captioners.base import Action, Caption, ClipFrames
@@ -12,6 +14,7 @@ from captioners.claims import claims
 from captioners.form import check_form, is_english, is_vague, vague_share
 from captioners.judge import backwards, judged, mirrored
 from captioners.measured import Measured
+from captioners.prompt import read_answer
 
 TIMES = np.arange(0.1, 6.0, 0.2)
 
@@ -300,3 +303,51 @@ def test_mirrored_and_reversed_clips_are_what_they_say():
 def test_a_caption_of_which_nothing_is_left_is_rejected():
     (kept,) = judged([said("A giraffe stands here.")], [moving_box()], BrightSide())
     assert audit(kept, moving_box()).rejected == "empty"
+
+
+PIECES = [
+    "The camera pans left.",
+    "The camera holds still; something crosses from right to left, then stops.",
+    "A dog runs to the right",
+    "while the camera zooms in.",
+    "Then it stands still.",
+    "The scene cuts to a beach.",
+    "In this video, we see a man",
+    "from left to right.",
+    "at night",
+    "Nothing moves.",
+    "I'm sorry",
+    '{"short": "a"}',
+    "\n",
+    "0-2 s: a dog runs",
+    "- [1.0s - 9.5s] a cat sleeps",
+    "```",
+    '"',
+    "是",
+]
+
+
+@given(st.lists(st.sampled_from(PIECES) | st.text(max_size=12), max_size=8), st.sampled_from([WALK, PAN, TWO]))
+@settings(max_examples=150, deadline=None)
+def test_whatever_is_said_the_audit_ends_and_what_it_keeps_it_would_keep_again(pieces, scene):
+    text = " ".join(pieces)
+    answer = read_answer(scene, text, ended=True)
+    caption = answer if isinstance(answer, Caption) else said(text or ".")
+    result = audit(caption, scene)
+    assert set(result.score) == set(AUDIT_COLUMNS)
+    assert (result.caption is None) == (result.rejected is not None)
+    if result.caption is not None:
+        again = audit(result.caption, scene)
+        assert again.rejected is None, (result.caption, again.score["audit_reasons"])
+        assert again.score["audit_contradictions"] == 0, (result.caption, again.score["audit_reasons"])
+
+
+@given(st.text(alphabet='{}[]",:\\ab1 ', max_size=60), st.booleans())
+@settings(max_examples=200, deadline=None)
+def test_any_answer_is_read_into_bounded_fields_or_a_reason(text, ended):
+    answer = read_answer(WALK, '{"dense": "A dog runs over a lawn.", "actions": ' + text, ended)
+    if isinstance(answer, Caption):
+        assert len(answer.dense) <= 2400
+        assert all(0 <= a.start < a.end <= WALK.duration for a in answer.actions)
+    else:
+        assert answer.reason
