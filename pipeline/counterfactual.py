@@ -12,12 +12,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import passes, tables
-from pipeline.canaries import without_canaries
 from pipeline.recipe import Recipe, RecipeError, SelectOptions, from_dict, to_dict
-from pipeline.select import select
+from pipeline.report_columns import Columns
+from pipeline.select import QUALITY, check_thresholds, select
 from pipeline.storage import Store
 
 EXAMPLES = 5
+DECIDING = {*tables.CLIPS.names, *QUALITY, "caption", "embedding", "phash"}  # what selection reads beside thresholds
 NOTCH = 0.05  # of the clips that have the score
 
 
@@ -74,18 +75,19 @@ def what_if(dataset: Path | str, recipe: Recipe, overrides: Sequence[str]) -> Wh
     """What `key=value` overrides of `recipe` would add to and drop from the dataset; nothing is decoded, scored or
     written. A key may leave out `select.thresholds.` or `select.`. Raises RecipeError for an unknown key or one that
     selection does not use, OSError where there is no dataset."""
-    clips = tables.read_table(Store(str(dataset)), "tables/clips")
-    if clips is None:
+    store = Store(str(dataset))
+    if not store.list("tables/clips", ".parquet"):
         raise FileNotFoundError(f"{dataset} has no clips table: build it first")
-    return compare(without_canaries(clips), recipe, overrides)
+    changed, _ = _changed(recipe, overrides)
+    clips = Columns(store, "tables/clips", tables.CLIPS)
+    asked = {**recipe.select.thresholds, **changed.select.thresholds}
+    check_thresholds(asked, clips.schema)
+    return compare(clips.table(*(n for n in clips.schema.names if n in asked or n in DECIDING)), recipe, overrides)
 
 
 def compare(clips: pa.Table, recipe: Recipe, overrides: Sequence[str]) -> WhatIf:
     """The same for a clips table as a build writes it."""
-    keys = tuple(_whole_key(override) for override in overrides)
-    changed = from_dict(to_dict(recipe), keys)
-    if dataclasses.replace(changed, select=recipe.select) != recipe:
-        raise RecipeError(f"{' '.join(overrides)}: only keys under select can be tried without a build")
+    changed, keys = _changed(recipe, overrides)
     return _compare(clips, _selected(clips, recipe), changed, keys)
 
 
@@ -106,6 +108,15 @@ def notches(clips: pa.Table, recipe: Recipe) -> list[Notch]:
                     moved[name] = _compare(clips, before, from_dict(to_dict(recipe), [key]), (key,))
             found.append(Notch(column, side, **moved))
     return found
+
+
+def _changed(recipe: Recipe, overrides: Sequence[str]) -> tuple[Recipe, tuple[str, ...]]:
+    """The recipe with the overrides, and these with their whole keys."""
+    keys = tuple(_whole_key(override) for override in overrides)
+    changed = from_dict(to_dict(recipe), keys)
+    if dataclasses.replace(changed, select=recipe.select) != recipe:
+        raise RecipeError(f"{' '.join(overrides)}: only keys under select can be tried without a build")
+    return changed, keys
 
 
 def _compare(clips: pa.Table, before: pa.Table, changed: Recipe, overrides: tuple[str, ...]) -> WhatIf:

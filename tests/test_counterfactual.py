@@ -43,7 +43,7 @@ def clips_table(count: int = 200) -> pa.Table:
                 "clip_id": hashlib.sha256(str(i).encode()).hexdigest()[:20],
                 "source_id": f"s{i % 9}", "source_uri": f"/raw/{i % 9}.mp4", "start": 3.0 * i, "end": 3.0 * i + 3,
                 "crop_w": 1280, "crop_h": 720, "frames": 75, "dropped": "duration" if i % 50 == 3 else None,
-                "motion_object": motion, "exposure_luma": luma, "text_area": text,
+                "motion_object": motion, "exposure_luma": luma, "text_area": text, "exposure_dark": 0.5,
                 "caption": "words" if cheap and text is not None and text <= 0.5 else None,
             }
         )  # fmt: skip
@@ -141,5 +141,7 @@ def test_a_dataset_is_read_and_left_as_it_is(tmp_path: Path) -> None:
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     assert what_if(tmp_path, RECIPE, ["motion_object.min=0.5"]) == compare(CLIPS, RECIPE, ["motion_object.min=0.5"])
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+    with pytest.raises(recipes.RecipeError, match="did you mean 'exposure_dark'"):
+        what_if(tmp_path, RECIPE, ["exposure_darkk.min=0.5"])
     with pytest.raises(FileNotFoundError, match="build it first"):
         what_if(tmp_path / "none", RECIPE, [])
