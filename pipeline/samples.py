@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import importlib.metadata
 import json
 import math
@@ -13,6 +15,7 @@ import pyarrow as pa
 from pipeline import encode
 from pipeline.buckets import bucket_size
 from pipeline.recipe import PackOptions
+from pipeline.tables import fingerprint
 
 SOURCE = ("source_id", "source_uri", "shot_index", "start", "end", "start_pts", "end_pts", "time_base")
 PICTURE = ("width", "height", "crop_x", "crop_y", "crop_w", "crop_h", "fps", "frames")
@@ -32,7 +35,6 @@ def documents(rows: pa.Table, options: PackOptions) -> list[dict[str, Any]]:
     scores = sorted(name for name in rows.column_names if name not in known)
     kinds = {name: getattr(rows.schema.field(name).type, "value_type", rows.schema.field(name).type) for name in scores}
     short = {name for name, kind in kinds.items() if pa.types.is_float32(kind)}
-    versions = {"clipmill": importlib.metadata.version("clipmill"), "encoding": encode.VERSION}
     result = []
     for row in rows.to_pylist():
         plain = {name: _plain(value, name in short) for name, value in row.items()}
@@ -47,10 +49,17 @@ def documents(rows: pa.Table, options: PackOptions) -> list[dict[str, Any]]:
                 "picture": {name: values[name] for name in PICTURE if name in values},
                 "scores": {name: values[name] for name in scores if name in values},
                 "encoding": encoding(row, options),
-                "versions": versions,
+                "versions": _versions(),
             }
         )
     return result
+
+
+def content(rows: pa.Table, options: PackOptions) -> str:
+    """Names all that `documents` and the media depend on, in a small part of their time; in the order of the rows."""
+    left_out = {*INTERNAL, *DECIDED} - {"bucket", "split"}
+    columns = {name: rows[name].to_pylist() for name in sorted(rows.column_names) if name not in left_out}
+    return fingerprint(columns, dataclasses.asdict(options), _versions())
 
 
 def encoding(row: Mapping[str, Any], options: PackOptions) -> dict[str, Any]:
@@ -70,6 +79,11 @@ def encoding(row: Mapping[str, Any], options: PackOptions) -> dict[str, Any]:
 
 def to_json(document: Mapping[str, Any]) -> bytes:
     return json.dumps(document, sort_keys=True, ensure_ascii=False, allow_nan=False).encode()
+
+
+@functools.cache
+def _versions() -> dict[str, Any]:
+    return {"clipmill": importlib.metadata.version("clipmill"), "encoding": encode.VERSION}
 
 
 def _plain(value: Any, short: bool) -> Any:

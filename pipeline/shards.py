@@ -24,11 +24,11 @@ from pipeline.buckets import bucket_size
 from pipeline.media import MediaError, Video
 from pipeline.recipe import PackOptions, Recipe
 from pipeline.remux import copy_span
-from pipeline.samples import documents, to_json
+from pipeline.samples import content, documents, to_json
 from pipeline.select import clip_words
 from pipeline.sources import open_media
 from pipeline.storage import Store, atomic
-from pipeline.tables import fingerprint, to_parquet
+from pipeline.tables import to_parquet
 
 INDEX = pa.schema(
     [
@@ -69,7 +69,7 @@ class ShardPlan:
     @cached_property
     def name(self) -> str:
         """Path and content: where a shard of this name is, there is nothing to write."""
-        return f"{self.path}#{fingerprint(documents(self.rows(), self.options))}"
+        return f"{self.path}#{content(self.rows(), self.options)}"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "table": self.rows().combine_chunks(), "clips": np.arange(len(self.clips))}
