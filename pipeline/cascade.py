@@ -25,8 +25,8 @@ WIDTH = 32
 DILATIONS = (1, 2, 4, 8)
 CONTEXT = REACH + 1 + sum(DILATIONS)  # moments on either side that a judgement depends on
 BLOCK = 32  # moments judged at once
-CUT, SPAN = 0.5, 0.5  # probabilities that make a transition certain
-EDGE = 0.25  # and the one down to which it reaches
+CUT, SPAN = 0.15, 0.75  # probabilities that make a transition certain
+EDGE = 0.02  # and the one down to which it reaches
 
 
 def beats(times: np.ndarray) -> np.ndarray:
@@ -61,9 +61,10 @@ class _Event:
     """What may turn out to be a transition: moments and gaps in a row that look like one."""
 
     before: Proxy  # the last frame that is certainly of the old shot
-    gaps: int = 0
-    moments: int = 0
-    sure: bool = False
+    span: float = 0.0  # the highest probability of a moment inside
+    cut: float = 0.0  # and of a gap inside, which lies between two frames
+    gap: tuple[Proxy, Proxy] | None = None
+    cuts: int = 0  # gaps that are certain
     end: Proxy | None = None  # the first frame after it, while the next gap is not known yet
 
 
@@ -122,23 +123,25 @@ class Cascade:
         if event is None and max(cut, span) >= EDGE:
             event = _Event(self._beats[max(0, beat - 1)])
         if event is not None:
-            event.gaps += cut >= EDGE
-            event.moments += span >= EDGE
-            event.sure |= cut >= CUT or span >= SPAN
+            if cut > event.cut:
+                event.cut, event.gap = cut, (self._beats[beat - 1], self._beats[beat])
+            event.cuts += cut >= CUT
+            event.span = max(event.span, span)
             event.end = self._beats[beat] if span < EDGE else None
         self._event = event
         return found
 
     def _close(self, event: _Event) -> list[Transition]:
         assert event.end is not None
-        if not event.sure:
-            return []
-        if event.gaps > 1 or event.moments:
+        if event.span >= SPAN or event.cuts > 1:
             return [Transition(math.nextafter(event.before.time, math.inf), event.end.time)]
-        frames = [p for p in self._frames if event.before.time < p.time < event.end.time]
+        if event.cuts == 0 or event.gap is None:
+            return []
+        before, after = event.gap
+        frames = [p for p in self._frames if before.time < p.time < after.time]
         if self._between is not None:
-            frames = list(self._between(event.before.time, event.end.time)) or frames
-        row = [event.before, *frames, event.end]
+            frames = list(self._between(before.time, after.time)) or frames
+        row = [before, *frames, after]
         change = [np.abs(b.colour.astype(int) - a.colour).mean() for a, b in pairwise(row)]
         time = row[int(np.argmax(change)) + 1].time
         return [Transition(time, time)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
@@ -51,6 +51,7 @@ class Frame:
     key: bool
     native: av.VideoFrame
     rotation: int  # degrees counter-clockwise, as in `Probe`
+    passed: tuple[int, ...]  # pts of this frame and of the source's frames between the last one given and it
 
     def planes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Y, U and V as views of the decoder's memory (valid while the frame lives), 8 bits, as coded: not rotated.
@@ -90,10 +91,13 @@ class Video:
 
     def __init__(self, file: str | BinaryIO, threads: int = 1):
         self._file, self._threads = file, threads
+        self._wanted: Callable[[float], bool] | None = None
+        self._skipped: list[int] = []  # pts of packets that were not decoded, in any order
         self._open()
         try:
             self._unread: Iterator[av.VideoFrame] | None = self._decode()
             first = self._first_frame(self._unread)
+            self._fields = bool(first.interlaced_frame)  # two packets may make one frame
             self._unread = chain([first], self._unread)  # a first decode goes on from there
             self.probe = self._probe(first)
         except BaseException:
@@ -116,40 +120,62 @@ class Video:
     def __exit__(self, *_: object) -> None:
         self._container.close()
 
-    def frames(self, start: float | None = None) -> Iterator[Frame]:
+    def frames(self, start: float | None = None, wanted: Callable[[float], bool] | None = None) -> Iterator[Frame]:
         """Frames in presentation order; from the keyframe at or before `start` seconds, or from the first.
+
+        `wanted` says of a time whether a frame there has to be decoded: frames that it refuses are left out where no
+        other frame refers to them (H.264 and H.265; usually a half to three quarters of all), but their times are
+        known and come in `Frame.passed`, and those after the last frame given are in `remaining` afterwards.
 
         Timestamps are repaired: a missing one is the last plus one frame, a repeated or slightly earlier frame is left
         out, and decoding ends where time jumps back by more than a second. Corrupt packets are skipped. Raises
         MediaError("truncated: ...") at the end when the file stops short of what it promised, after the frames that
         are there.
         """
-        native_frames, self._unread = self._unread, None
+        natives, self._unread = self._unread, None
         if start is not None and start > self.probe.start and not self.probe.image:
             self._seek(start)
-            native_frames = None
-        elif native_frames is None:
+            natives = None
+        elif natives is None:
             self._rewind()
+        self._wanted = wanted if self.skips else None
         base, step = self.probe.time_base, self._step()
         last: int | None = None
-        for native in native_frames or self._decode():
+        for native in natives or self._decode():
             pts = native.pts
             if pts is None:
                 pts = 0 if last is None else last + step
             elif last is not None and pts <= last:
                 if (last - pts) * base > JUMP_BACK:
+                    self._skipped.clear()
                     return
                 continue
+            passed = {p for p in self._skipped if last is not None and last < p < pts}
+            self._skipped = [p for p in self._skipped if p > pts]
             last = pts
-            yield Frame(pts, float(pts * base), bool(native.key_frame), native, self.probe.rotation)
+            yield Frame(
+                pts, float(pts * base), bool(native.key_frame), native, self.probe.rotation, (*sorted(passed), pts)
+            )
+        self._skipped = sorted({p for p in self._skipped if last is not None and p > last})
+
+    @property
+    def skips(self) -> bool:
+        """Whether `wanted` has an effect: the codec has frames that nothing refers to, and packets are whole frames."""
+        return self.probe.codec in ("h264", "hevc") and not self._fields and not self.probe.image
+
+    @property
+    def remaining(self) -> list[int]:
+        """pts of the source's frames after the last one that was given, when `frames` is through."""
+        return self._skipped
 
     def _step(self) -> int:
         return max(1, round(1 / (self.probe.fps * self.probe.time_base))) if self.probe.fps else 1
 
     def _decode(self) -> Iterator[av.VideoFrame]:
         context, clean = self._stream.codec_context, False
-        packets = self._container.demux(self._stream)
+        packets, base = self._container.demux(self._stream), self._stream.time_base
         errors = 0
+        self._skipped = []
         while True:
             try:
                 packet = next(packets, None)
@@ -157,6 +183,11 @@ class Video:
                 raise MediaError(f"truncated: reading stopped ({_words(error)})") from error
             if packet is None:
                 return
+            if self._wanted is not None:
+                skip = packet.pts is not None and not self._wanted(float(packet.pts * base))
+                context.skip_frame = "NONREF" if skip else "DEFAULT"
+                if skip and packet.size and not packet.is_discard:
+                    self._skipped.append(packet.pts)
             try:
                 frames = context.decode(packet if packet.size else None)
             except av.error.EOFError:

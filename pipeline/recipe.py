@@ -25,7 +25,7 @@ class RecipeError(ValueError):
 
 @dataclass(frozen=True)
 class ScanOptions:
-    shots: str = "adaptive"  # adaptive, transnetv2 or stride
+    shots: str = "cascade"  # cascade, adaptive, transnetv2 or stride
     min_seconds: float = 2.0  # a shorter shot is a row with `rejected_by: duration`
     max_seconds: float = 10.0  # a longer shot is cut into equal parts
     segment_seconds: float = 600.0  # what one unit of work covers

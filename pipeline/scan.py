@@ -4,30 +4,32 @@ from __future__ import annotations
 
 import math
 import time
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 import cv2
+import numpy as np
 
-from filters import load_filter
-from filters.base import Filter, Track
 from filters.borders import content_box
 from pipeline.cascade import Cascade
+from pipeline.exact import ExactFrames
 from pipeline.media import Frame, MediaError, Probe, Video
-from pipeline.proxy import Shrinker
+from pipeline.passes import filters_of
+from pipeline.proxy import Proxy, Shrinker
 from pipeline.recipe import Recipe, RecipeError
 from pipeline.shots import Adaptive, ShotDetector, Stride
 from pipeline.sources import Source, open_media
 from pipeline.spans import Shot, ShotCutter, equal_parts
 from pipeline.tables import clip_id
-from pipeline.tracks import Kept, Tracks, clip_view, jpeg, sampled
+from pipeline.tracks import BURST_FRAMES, LEAST_BURST, Kept, Tracks, clip_view, jpeg, sampled
 from pipeline.transnet import TransNet
 
-SCAN_TRACKS = frozenset({Track.LUMA, Track.FLOW, Track.BURST, Track.DETAIL})
+LEAST_FPS = 20.0  # below it, frames that are left out would be missed
 
 
 @dataclass(frozen=True)
@@ -55,21 +57,32 @@ def scan(source: Source, recipe: Recipe, segment: tuple[float, float] | None = N
     can be used; where a part can, that is used and `source["error"]` says what is missing."""
     cv2.setNumThreads(1)  # a process a core, and the same bytes on any number of them
     with Video(open_media(source.uri)) as video:
-        return _Scan(source, recipe, video, segment).run()
+        shrinker = Shrinker(video.probe)
+        with ExactFrames(source.uri, shrinker) as exact:
+            return _Scan(source, recipe, video, shrinker, exact, segment).run()
 
 
 class _Scan:
     """The state of one scan."""
 
-    def __init__(self, source: Source, recipe: Recipe, video: Video, segment: tuple[float, float] | None):
-        self._source, self._recipe, self._options = source, recipe, recipe.scan
+    def __init__(
+        self,
+        source: Source,
+        recipe: Recipe,
+        video: Video,
+        shrinker: Shrinker,
+        exact: ExactFrames,
+        segment: tuple[float, float] | None,
+    ):
+        self._source, self._options = source, recipe.scan
         self._video, self._probe = video, video.probe
-        self._shrinker = Shrinker(video.probe)
-        self._tracks = Tracks(self._shrinker, recipe.scan.frame_side)
-        self._detector = _detector(recipe, video.probe)
+        self._shrinker, self._exact = shrinker, exact
+        self._tracks = Tracks(shrinker, recipe.scan.frame_side, video.probe)
+        self._detector = self._make_detector()
+        self._keyframes: list[float] = []
         self._segment = _opened(segment, video.probe)
         self._cutter = ShotCutter(self._segment)
-        self._filters = _filters(recipe)
+        self._filters = filters_of(recipe, "scan")
         self._seconds: dict[str, float] = defaultdict(float)
         self._clips: list[dict[str, Any]] = []
         self._frames: list[dict[str, Any]] = []
@@ -97,7 +110,7 @@ class _Scan:
         begin = None if first else ShotCutter.decode_from(start) - self._detector.reach
         problem, seen = None, False
         try:
-            for frame in self._timed(self._video.frames(begin)):
+            for frame in self._timed(self._video.frames(begin, self._wanted())):
                 if not seen:
                     self._cutter.begin(frame.time, first or frame.time <= self._probe.start)
                     seen = True
@@ -109,6 +122,7 @@ class _Scan:
             problem = str(error)
         if not seen:
             raise MediaError("no frame could be decoded")
+        self._tracks.pass_over(self._video.remaining)
         _, last = self._tracks.last
         end = last + (1 / self._probe.fps if self._probe.fps else 0)
         with self._clock("shots"):
@@ -122,6 +136,8 @@ class _Scan:
 
     def _see(self, frame: Frame) -> bool:
         """Takes one frame; True when all shots of the segment have ended."""
+        if frame.key:
+            self._keyframes = [*self._keyframes[-200:], frame.time]
         with self._clock("proxy"):
             proxy = self._shrinker.proxy(frame)
             self._tracks.add(frame, proxy)
@@ -130,6 +146,42 @@ class _Scan:
         for shot in shots:
             self._finish(shot)
         return self._cutter.done
+
+    def _make_detector(self) -> ShotDetector:
+        kinds: dict[str, Callable[[], ShotDetector]] = {
+            "cascade": lambda: Cascade(self._probe.fps, self._between),
+            "adaptive": Adaptive,
+            "transnetv2": TransNet,
+            "stride": lambda: Stride(self._options.max_seconds),
+        }
+        if self._options.shots not in kinds:
+            raise RecipeError(f"scan.shots: {self._options.shots!r} is none of {', '.join(kinds)}")
+        return kinds[self._options.shots]()
+
+    def _wanted(self) -> Callable[[float], bool] | None:
+        """Which frames have to be decoded though nothing refers to them; None for all: only the cascade can do without,
+        and only where reference frames are dense enough to follow motion."""
+        dense = self._probe.fps >= LEAST_FPS
+        return self._tracks.in_burst if self._options.shots == "cascade" and dense else None
+
+    def _between(self, after: float, before: float) -> list[Proxy]:
+        """All frames between two that were decoded, when some were left out; none when the second is a keyframe that
+        came out of turn: an encoder that puts one there has seen the cut at exactly this frame."""
+        if not self._tracks.skipped(after, before) or self._out_of_turn(before):
+            return []
+        keyframe = max((k for k in self._keyframes if k <= after), default=-math.inf)
+        with self._clock("exact"):
+            return self._exact.between(after, before, keyframe)
+
+    def _out_of_turn(self, time: float) -> bool:
+        """Whether there is a keyframe at this time, and not at the distance of the keyframes before or after it."""
+        index = bisect_left(self._keyframes, time)
+        near = self._keyframes[max(0, index - 2) : index + 3]
+        if time not in near or len(near) < 3:
+            return False
+        own = time - self._keyframes[index - 1] if index else math.inf
+        others = [b - a for a, b in pairwise(near) if b != time]
+        return all(abs(own - other) > 2.5 / self._probe.fps for other in others)
 
     def _image(self) -> str | None:
         frame = next(self._video.frames())
@@ -181,6 +233,8 @@ class _Scan:
         if drop:
             row |= {column: None for made in self._filters.values() for column in made.columns}
             return
+        if 0 < len(kept.burst) < LEAST_BURST <= len(kept.times):
+            kept = self._with_burst(kept)
         with self._clock("flow"):
             view = clip_view(kept, name, end, size, box)
         for key, made in self._filters.items():
@@ -191,6 +245,13 @@ class _Scan:
             for index, still in enumerate(chosen):
                 data = jpeg(still.rgb(box), self._options.jpeg_quality)
                 self._frames.append({"clip_id": name, "index": index, "time": still.time, "jpeg": data})
+
+    def _with_burst(self, kept: Kept) -> Kept:
+        """With neighbouring frames of its middle, for a clip that no burst of the grid falls into."""
+        first = max(0, (len(kept.times) - BURST_FRAMES) // 2)
+        last = min(len(kept.times), first + BURST_FRAMES) - 1
+        exact = self._between(float(kept.times[first]) - 1e-6, float(kept.times[last]) + 1e-6)
+        return replace(kept, burst=np.stack([p.luma for p in exact])) if exact else kept
 
     def _box(self, kept: Kept) -> tuple[float, float, float, float]:
         with self._clock("borders"):
@@ -240,25 +301,3 @@ def _opened(segment: tuple[float, float] | None, probe: Probe) -> tuple[float, f
         -math.inf if start <= probe.start + 1e-6 else start,
         math.inf if end >= probe.start + probe.duration - 1e-3 else end,
     )
-
-
-def _detector(recipe: Recipe, probe: Probe) -> ShotDetector:
-    kinds: dict[str, Callable[[], ShotDetector]] = {
-        "cascade": lambda: Cascade(probe.fps),
-        "adaptive": Adaptive,
-        "transnetv2": TransNet,
-        "stride": lambda: Stride(recipe.scan.max_seconds),
-    }
-    if recipe.scan.shots not in kinds:
-        raise RecipeError(f"scan.shots: {recipe.scan.shots!r} is none of {', '.join(kinds)}")
-    return kinds[recipe.scan.shots]()
-
-
-def _filters(recipe: Recipe) -> dict[str, Filter]:
-    """The recipe's filters that need nothing but what a scan has, in the recipe's order."""
-    chosen = {}
-    for name, options in recipe.filters.items():
-        made = load_filter(name, options)
-        if made.needs <= SCAN_TRACKS:
-            chosen[name] = made
-    return chosen

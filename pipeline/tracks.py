@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,13 +11,14 @@ import numpy as np
 
 from filters.base import ClipView
 from filters.flow import coarse_flow
-from pipeline.media import Frame
+from pipeline.media import Frame, Probe
 from pipeline.proxy import Proxy, Shrinker, Still, crop
 
 LUMA_RATE = 8.0  # frames a second of the luma track; flow is between neighbours of it
 STILL_RATE = 3.0  # candidates a second for sampled frames
-BURST_EVERY = 2.5  # seconds between the beginnings of bursts, less than a long clip and its middle
-BURST_FRAMES = 16
+BURST_EVERY = 3.0  # seconds between the beginnings of bursts: each costs as much as decoding its frames
+BURST_FRAMES = 12
+LEAST_BURST = 8  # a shorter one says too little
 DETAIL_PATCHES = 4
 PEAK_APART = 0.5  # seconds between two motion peaks
 
@@ -39,19 +40,21 @@ class Kept:
 class Tracks:
     """Collects tracks frame by frame, on grids of absolute time, so that they do not depend on where decoding began."""
 
-    def __init__(self, shrinker: Shrinker, frame_side: int):
+    def __init__(self, shrinker: Shrinker, frame_side: int, probe: Probe):
         self._shrinker, self._side = shrinker, frame_side
-        self._times: list[float] = []
+        self._base, self._burst_seconds = probe.time_base, (BURST_FRAMES + 0.5) / max(probe.fps, 1.0)
+        self._times: list[float] = []  # of all frames of the source, also those that were not decoded
         self._pts: list[int] = []
+        self._decoded: list[float] = []
         self._luma: list[Proxy] = []
         self._stills: list[Still] = []
         self._bursts: list[list[Proxy]] = []
         self._filling = False
 
     def add(self, frame: Frame, proxy: Proxy) -> None:
-        last = self._times[-1] if self._times else None
-        self._times.append(proxy.time)
-        self._pts.append(proxy.pts)
+        last = self._decoded[-1] if self._decoded else None
+        self.pass_over(frame.passed)
+        self._decoded.append(proxy.time)
         if _crossed(last, proxy.time, LUMA_RATE):
             self._luma.append(proxy)
         if _crossed(last, proxy.time, STILL_RATE):
@@ -59,9 +62,25 @@ class Tracks:
         if _crossed(last, proxy.time, 1 / BURST_EVERY):
             self._bursts.append([])
             self._filling = True
+        elif self._filling and len(frame.passed) > 1:
+            self._filling = False  # frames are missing: what follows is no neighbour
         if self._filling:
             self._bursts[-1].append(proxy)
             self._filling = len(self._bursts[-1]) < BURST_FRAMES
+
+    def pass_over(self, pts: Sequence[int]) -> None:
+        """Frames of the source that have gone by, decoded or not."""
+        self._pts += pts
+        self._times += [float(p * self._base) for p in pts]
+
+    def in_burst(self, time: float) -> bool:
+        """Whether the burst track needs a frame at this time, so that it has to be decoded."""
+        return time % BURST_EVERY < self._burst_seconds
+
+    def skipped(self, after: float, before: float) -> bool:
+        """Whether the source has frames with after < time < before that were not decoded."""
+        every, seen = (bisect_left(t, before) - bisect_right(t, after) for t in (self._times, self._decoded))
+        return every > seen
 
     def span(self, start: float, end: float) -> Kept:
         """What is kept of frames with start <= time < end."""
@@ -69,7 +88,7 @@ class Tracks:
         luma = [p for p in self._luma if start <= p.time < end]
         bursts = [[p for p in burst if start <= p.time < end] for burst in self._bursts]
         middle = (self._times[first] + self._times[max(first, last - 1)]) / 2
-        best = max(bursts, key=lambda b: (len(b) > BURST_FRAMES // 2, -abs(b[0].time - middle)) if b else (False, -1e9))
+        best = max(bursts, key=lambda b: (len(b) >= LEAST_BURST, -abs(b[0].time - middle)) if b else (False, -1e9))
         return Kept(
             times=np.array(self._times[first:last]),
             pts=np.array(self._pts[first:last], np.int64),
@@ -83,6 +102,7 @@ class Tracks:
         """Drops what lies before a time that no later span will reach."""
         gone = bisect_left(self._times, before)
         del self._times[:gone], self._pts[:gone]
+        del self._decoded[: bisect_left(self._decoded, before)]
         self._luma = [p for p in self._luma if p.time >= before]
         self._stills = [s for s in self._stills if s.time >= before]
         while len(self._bursts) > 1 and self._bursts[0][-1].time < before:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 from itertools import pairwise
 
@@ -10,9 +11,8 @@ import numpy as np
 import pytest
 from videos import pan, texture, write_video
 
-from filters import FILTERS
 from pipeline.media import MediaError, Video
-from pipeline.recipe import Recipe, ScanOptions
+from pipeline.recipe import Recipe, ScanOptions, load_recipe
 from pipeline.sandbox import Sandbox
 from pipeline.scan import crop_pixels, scan, segments
 from pipeline.sources import Source
@@ -23,11 +23,13 @@ FPS = 25
 
 def film(lengths, height=180, width=320, speed=1.5) -> list[np.ndarray]:
     """Shots of the given lengths in frames, each a moving picture of its own."""
-    return [frame for i, n in enumerate(lengths) for frame in pan(texture(i, height, width), n, speed)]
+    tints = [(1.0, 0.7, 0.5), (0.5, 0.8, 1.0), (0.8, 1.0, 0.6), (0.9, 0.5, 0.9)]
+    shots = [(texture(i, height, width) * tints[i % 4]).astype(np.uint8) for i in range(len(lengths))]
+    return [frame for shot, n in zip(shots, lengths, strict=True) for frame in pan(shot, n, speed)]
 
 
 def recipe(**options) -> Recipe:
-    return Recipe(scan=ScanOptions(**{"shots": "adaptive", "min_seconds": 1.0, **options}))
+    return Recipe(scan=ScanOptions(**{"min_seconds": 1.0, **options}))
 
 
 def spans(scanned) -> list[tuple[int, int]]:
@@ -132,7 +134,7 @@ def test_every_scan_filter_takes_every_clip(tmp_path, three_shots):
     cv2.imwrite(str(still), texture(8, 64, 64))
     tiny = write_video(tmp_path / "tiny.mp4", film([30], 16, 16), FPS)
     black = write_video(tmp_path / "black.mp4", [np.zeros((90, 160, 3), np.uint8)] * 30, FPS)
-    everything = Recipe(scan=recipe().scan, filters={name: {} for name in FILTERS})
+    everything = dataclasses.replace(load_recipe("embedded"), scan=recipe().scan)
     for path in (three_shots, still, tiny, black):
         scanned = scan(Source("id", str(path)), everything)
         assert scanned.clips

@@ -1,8 +1,8 @@
-"""Films joined from pieces of real footage, so that every cut, dissolve, fade and wipe in them is known by construction.
+"""Films joined from pieces of real footage, so that every cut, dissolve, fade and wipe in them is known.
 
-Pieces are spans of the given videos in which TransNetV2 sees no transition at all. Between them lie hard cuts, dissolves
-of 0.3-2 s, fades through black and white, and wipes; inside them flashes, strobes, whip pans, fast objects passing
-close by, titles, shaking, speed-ups and changes of exposure, which are no transitions.
+Pieces are spans of the given videos in which TransNetV2 sees no transition at all. Between them lie hard cuts,
+dissolves of 0.3-2 s, fades through black and white, and wipes; inside them flashes, strobes, whip pans, fast objects
+passing close by, titles, shaking, speed-ups and changes of exposure, which are no transitions.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ def _strobe(frames: np.ndarray, fps: float, random: np.random.Generator) -> tupl
 
 def _whip(frames: np.ndarray, fps: float, random: np.random.Generator) -> tuple[int, int]:
     """The camera swings by one or two widths over scenery that continues mirrored, blurred by its speed."""
-    height, width = frames.shape[1:3]
+    width = frames.shape[2]
     count = min(round(fps * random.uniform(0.15, 0.5)), len(frames) // 3)
     first = int(random.integers(2, len(frames) - count - 2))
     way = width * int(random.choice([-2, -1, 1, 2]))

@@ -2,10 +2,11 @@
 
     python tests/benchmarks/shots_accuracy.py FILES_OR_FOLDERS... [--films 6] [--shots 24] [--detectors cascade,...]
 
-F1: one-to-one matches of found and true transitions that overlap within 2 frames. Gradual recall: that of dissolves, fades
+F1: one-to-one matches of found and true transitions that overlap within 2 frames. Gradual: recall of dissolves, fades
 and wipes. Purity: share of clips (spans between found transitions, of a second or more) without a single frame of a
-transition, however faint, and without a cut. Kept: share of the frames of true shots (their span between transitions, of a
-second or more) that are in such clips. False: found transitions of which nothing is true, by what was there instead.
+transition, however faint, and without a cut. Kept: share of the frames of true shots (their span between transitions,
+of a second or more) that are in such clips. False alarms: found transitions of which nothing is true, by what was
+there instead.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -41,7 +43,7 @@ def own(shots: str, path: Path, times: np.ndarray) -> Spans:
     recipe = Recipe(scan=ScanOptions(shots=shots, max_seconds=1e9, min_seconds=0.0, frames_uniform=1, frames_peaks=0))
     clips = scan(Source("film", str(path)), recipe).clips
     edges = [(0, 0), *((frame_at(c["start"], times), frame_at(c["end"], times)) for c in clips), (len(times), 0)]
-    spans = [(a[1], b[0]) for a, b in zip(edges, edges[1:], strict=False)]
+    spans = [(a[1], b[0]) for a, b in pairwise(edges)]
     return [span for span in spans if 0 < span[0] < len(times)]
 
 
@@ -113,7 +115,7 @@ class Score:
         for _, a, b in truth:
             dirty[a:b] = True
         edges = [(0, 0), *sorted(found), (total, total)]
-        clips = [(a[1], b[0]) for a, b in zip(edges, edges[1:], strict=False) if b[0] - a[1] >= least]
+        clips = [(a[1], b[0]) for a, b in pairwise(edges) if b[0] - a[1] >= least]
         inside = np.zeros(total + 1, bool)
         for first, last in clips:
             inside[first:last] = True
@@ -184,9 +186,7 @@ def main() -> None:
                 score.seconds += time.process_time() - started
     kinds_true = {k[5:]: v for k, v in next(iter(scores.values())).count.items() if k.startswith("true ")}
     print(f"{len(pieces)} pieces of footage, {sum(kinds_true.values())} transitions: {kinds_true}")
-    print(
-        f"{'':24} {'F1':>6} {'prec.':>6} {'recall':>6} {'gradual':>8} {'purity':>7} {'kept':>6} {'CPU s':>8}  false alarms on"
-    )
+    print(print(f"{'':24}     F1  prec. recall  gradual  purity   kept    CPU s  false alarms on"))
     for name, score in scores.items():
         print(f"{name:24} {score.row()}")
         if options.verbose:

@@ -94,6 +94,7 @@ def main() -> None:
             pieces += [p for group in pickle.loads(item.read_bytes()).values() for p in group]
         else:
             pieces += list(footage(sorted(item.iterdir()) if item.is_dir() else [item], SIZE))
+    pieces += blobs(24)
     started = time.time()
     examples = []
     for seed in range(options.films):
@@ -102,6 +103,20 @@ def main() -> None:
         examples += [example(film, random) for _ in range(3)]
     print(f"{len(pieces)} pieces, {sum(len(x) for x, _ in examples)} moments, {time.time() - started:.0f} s")
     train(examples, options.steps, options.out)
+
+
+def blobs(count: int) -> list[np.ndarray]:
+    """Pieces of smooth random colours that slide: shots that differ in structure alone, not in their colours."""
+    pieces = []
+    for seed in range(count):
+        random = np.random.default_rng(seed)
+        rows, columns = random.integers(3, 14, 2)
+        coarse = random.integers(20, 236, (rows, columns, 3)).astype(np.uint8)
+        wide = cv2.resize(coarse, (2 * SIZE[0], SIZE[1]), interpolation=cv2.INTER_CUBIC)
+        speed = random.uniform(-2, 2)
+        moves = [np.array([[1, 0, -SIZE[0] / 2 + speed * i], [0, 1, 0]], np.float32) for i in range(30)]
+        pieces.append(np.stack([cv2.warpAffine(wide, m, SIZE, borderMode=cv2.BORDER_REFLECT) for m in moves]))
+    return pieces
 
 
 def train(examples: list[tuple[np.ndarray, np.ndarray]], steps: int, out: Path) -> None:
