@@ -35,6 +35,7 @@ SIZES = {
     "XXL": Size(1536, 30, 12, 8960),
 }
 TIME_FEATURES = 256
+PLACE_FEATURES = 16
 
 Rope = tuple[Tensor, Tensor]  # cosines and sines, (tokens, head_dim / 2) float32 each
 
@@ -154,6 +155,7 @@ class DiT(nn.Module):
         self.factorised = attention == "factorised"
         self.head_dim = size.width // size.heads
         self.patch_in = nn.Linear(channels * patch**2, size.width)
+        self.place_in = nn.Linear(PLACE_FEATURES, size.width, bias=False)
         self.text_in = nn.Sequential(
             nn.Linear(text_width, size.width), nn.GELU(approximate="tanh"), nn.Linear(size.width, size.width)
         )
@@ -185,6 +187,7 @@ class DiT(nn.Module):
         features, modulation = self.time(t)
         modulation = modulation.unflatten(-1, (6, -1))
         tokens = self.patch_in(self.patchify(x))  # (B, T, S, d)
+        tokens = tokens + self.place_in(places(height, width, x.device)).to(tokens.dtype)
         words = self.text_in(text.to(tokens.dtype))
         for block in self.blocks:
             tokens = block(tokens, modulation, words, rope, time_rope)
@@ -220,7 +223,7 @@ class DiT(nn.Module):
         block += 2 * n * 4 * d * d if self.factorised else 0  # qkv and out along time
         block += 2 * n * 2 * d * d + 2 * words * 2 * d * d + 4 * n * words * d  # cross-attention
         text_width = self.text_width
-        ends = 2 * n * 2 * pixels * d + 2 * words * (text_width * d + d * d)
+        ends = 2 * n * 2 * pixels * d + 2 * (n // frames) * PLACE_FEATURES * d + 2 * words * (text_width * d + d * d)
         time = 2 * frames * (TIME_FEATURES * d + d * d + 6 * d * d)
         return self.size.depth * block + ends + time
 
@@ -266,6 +269,17 @@ def axis_angles(positions: Tensor, pairs: int) -> Tensor:
     """(n,) positions to (n, pairs) angles, float64 (Su et al., RoFormer, 2021)."""
     frequencies = 10_000.0 ** (-torch.arange(pairs, dtype=torch.float64) / pairs)
     return positions.double()[:, None] * frequencies
+
+
+def places(height: int, width: int, device: torch.device) -> Tensor:
+    """Where in the picture a token is, (height * width, 16): four octaves of sinusoids of its height and width.
+
+    Rotary positions tell tokens only how far apart they are; with this, what belongs at the top is learned at once.
+    """
+    y, x = (torch.linspace(-1, 1, 2 * n + 1, device=device)[1::2] for n in (height, width))
+    grid = torch.stack([y[:, None].expand(height, width), x.expand(height, width)], dim=-1)
+    angles = grid[..., None] * (math.pi / 2 * 2.0 ** torch.arange(4, device=device))
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(2).flatten(0, 1)
 
 
 def rotate(x: Tensor, rope: Rope) -> Tensor:
