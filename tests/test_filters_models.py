@@ -13,6 +13,8 @@ from filters import load_filter
 from filters.aesthetics import load_head, rate
 from filters.base import ClipView
 from filters.similarity import Declared, load_encoder
+from pipeline.passes import check
+from pipeline.recipe import RecipeError, load_recipe
 
 WEIGHTS = Path(__file__).parents[2] / "shared" / "weights"
 V2 = "sac+logos+ava1-l14-linearMSE.pth"
@@ -74,9 +76,20 @@ def test_aesthetics_want_the_encoder_that_the_head_was_trained_on(small_head: Pa
     (tmp_path / "text.pth").write_text("not weights")
     with pytest.raises(ValueError, match="holds no weights"):
         load_filter("aesthetics", {"head": str(tmp_path / "text.pth")}, CLIP)
+    with pytest.raises(RecipeError, match="aesthetics reads OpenCLIP embeddings"):
+        check(load_recipe("embedded", [f"filters.aesthetics.head={small_head}"]))
     torch.save({"a.weight": torch.zeros(3, 8), "a.bias": torch.zeros(3)}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match="not an aesthetics head"):
         load_filter("aesthetics", {"head": str(tmp_path / "other.pth")}, CLIP)
+
+
+def test_the_standard_recipe_is_the_embedded_one_with_aesthetics() -> None:
+    embedded, standard = load_recipe("embedded"), load_recipe("standard")
+    assert [name for name in standard.filters if name != "aesthetics"] == list(embedded.filters)
+    assert standard.encoder.name == "openclip"
+    bounds = dict(standard.select.thresholds)
+    assert bounds.pop("aesthetics_mean").min == 4.0
+    assert bounds == embedded.select.thresholds
 
 
 def test_harmless_footage_is_safe_in_any_shape(sample_videos: dict[str, Path]) -> None:
