@@ -184,3 +184,30 @@ def test_sound_files_with_a_cover_have_no_video(tmp_path):
         container.mux(sound.encode(samples) + sound.encode(None))
     with pytest.raises(MediaError, match="no video stream"):
         probe(str(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [
+        ("pyramid.mp4", "libx264", {"bf": "3", "g": "48"}),
+        ("transport.ts", "libx264", {"bf": "3", "g": "48"}),
+        ("opengop.mkv", "libx264", {"x264-params": "open-gop=1:keyint=24:bframes=5:b-pyramid=2"}),
+        ("hevc.mp4", "libx265", {"x265-params": "keyint=48:bframes=4:log-level=none"}),
+        ("mpeg4.avi", "mpeg4", {}),
+        ("fields.mp4", "libx264", {"flags": "+ildct+ilme", "x264-params": "interlaced=1"}),
+    ],
+)
+def test_reference_frames_alone_are_right_and_the_times_of_all_are_known(tmp_path, name, codec, options):
+    path = write_video(tmp_path / name, [numbered(i % 64) for i in range(150)], 25, codec, **options)
+    with Video(str(path)) as video:
+        every = [frame.pts for frame in video.frames()]
+        start = video.probe.start
+        some = list(video.frames(None, lambda time: 2 <= time - start < 2.5))
+        assert [pts for frame in some for pts in frame.passed] + video.remaining == every
+        assert all(number_of(frame.rgb()) == every.index(frame.pts) % 64 for frame in some)
+        assert len([frame for frame in some if 2 <= frame.time - start < 2.5]) in (12, 13)
+        assert (len(some) < 120) == video.skips == (name not in ("mpeg4.avi", "fields.mp4"))
+        later = list(video.frames(start + 3.0, lambda time: False))
+        passed = [pts for frame in later for pts in frame.passed] + video.remaining
+        assert passed == every[-len(passed) :]
+        assert len(passed) >= 75

@@ -5,11 +5,16 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from videos import pan, texture
 
+from pipeline.cascade import Cascade
+from pipeline.proxy import Proxy
+from pipeline.shots import Adaptive, Stride
 from pipeline.spans import LONGEST, Shot, ShotCutter, Transition, equal_parts
 
 END = 400.0
@@ -85,3 +90,81 @@ def test_equal_parts_of_one_frame():
     assert equal_parts([3.0], 3.04, 10.0) == [(0, 1)]
     assert equal_parts([0.0, 1.0, 2.0, 3.0], 4.0, 2.0) == [(0, 2), (2, 4)]
     assert len(equal_parts([0.0, 1.0], 2.0, 0.1)) == pytest.approx(2)
+
+
+def shot(seed: int, frames: int) -> list[np.ndarray]:
+    tint = [(1.0, 0.6, 0.4), (0.4, 0.7, 1.0), (0.7, 1.0, 0.5)][seed % 3]
+    return pan((texture(seed, 108, 192) * tint).astype(np.uint8), frames, 0.8)
+
+
+def detect(detector, frames, times=None, of=None) -> list[Transition]:
+    """What a detector says of frames, or of those of them whose numbers are in `of`."""
+    times = np.arange(len(frames)) / 25 if times is None else times
+    found = []
+    for index in range(len(frames)) if of is None else of:
+        small = cv2.resize(frames[index], (48, 27), interpolation=cv2.INTER_AREA)
+        found += detector.push(Proxy(index, float(times[index]), small[..., 0], small))
+    return found + detector.finish()
+
+
+@pytest.mark.parametrize("make", [lambda: Cascade(25.0), Adaptive])
+def test_hard_cuts_are_exact_to_the_frame_at_a_variable_rate(make):
+    frames = shot(0, 50) + shot(1, 61) + shot(2, 47)
+    times = np.cumsum(np.random.default_rng(0).choice([0.02, 0.033, 0.05], len(frames)))
+    found = detect(make(), frames, times)
+    assert found == [Transition(t, t) for t in times[[50, 111]]]
+
+
+def test_cuts_between_reference_frames_are_placed_among_all_frames():
+    frames = shot(0, 50) + shot(1, 62) + shot(2, 50)
+    small = [cv2.resize(f, (48, 27), interpolation=cv2.INTER_AREA) for f in frames]
+    asked = []
+
+    def between(after, before):
+        asked.append(before - after)
+        return [Proxy(i, i / 25, s[..., 0], s) for i, s in enumerate(small) if after < i / 25 < before]
+
+    found = detect(Cascade(25.0, between), frames, of=range(0, len(frames), 4))
+    assert found == [Transition(2.0, 2.0), Transition(4.48, 4.48)]
+    assert max(asked) <= 0.17
+
+
+@pytest.mark.parametrize("kind", ["dissolve", "fade"])
+def test_a_gradual_transition_is_left_out_whole_and_little_else(kind):
+    a, b = shot(0, 75), shot(1, 75)
+    weight = np.linspace(0, 1, 27)[1:-1]
+    if kind == "dissolve":
+        mixed = [cv2.addWeighted(x, 1 - w, y, w, 0) for x, y, w in zip(a[-25:], b[:25], weight, strict=True)]
+        frames, first, last = a[:-25] + mixed + b[25:], 50, 75
+    else:
+        down = [(x * (1 - w)).astype(np.uint8) for x, w in zip(a[-25:], weight, strict=True)]
+        up = [(x * w).astype(np.uint8) for x, w in zip(b[:25], weight, strict=True)]
+        frames, first, last = a[:-25] + down + up + b[25:], 50, 100
+    found = detect(Cascade(25.0), frames)
+    assert len(found) == 1
+    assert first / 25 - 0.4 <= found[0].leave <= (first + 1) / 25
+    assert (last - 1) / 25 <= found[0].enter <= last / 25 + 0.4
+
+
+def test_flashes_strobes_and_pans_are_no_transitions():
+    flash, strobe = shot(0, 100), shot(1, 100)
+    for i in (50, 51):
+        flash[i] = cv2.addWeighted(flash[i], 0.2, np.full_like(flash[i], 255), 0.8, 0)
+    for i in range(40, 64):
+        if i // 2 % 2:
+            strobe[i] = (strobe[i] * 0.4).astype(np.uint8)
+    for frames in (flash, strobe, pan(texture(2, 108, 192), 100, 6.0)):
+        assert detect(Cascade(25.0), frames) == []
+
+
+def test_a_stride_cuts_at_its_multiples():
+    found = detect(Stride(2.0), shot(0, 130))
+    assert found == [Transition(t, t) for t in (2.0, 4.0)]
+
+
+def test_transnet_finds_exact_cuts():
+    from pipeline.transnet import TransNet
+
+    frames = shot(0, 60) + shot(1, 55) + shot(2, 60)
+    whole = detect(TransNet(), frames)
+    assert whole == [Transition(t, t) for t in (60 / 25, 115 / 25)]

@@ -139,7 +139,8 @@ class Score:
         wrong = ", ".join(f"{k[6:]} {v}" for k, v in sorted(c.items()) if k.startswith("false"))
         return (
             f"{2 * precision * recall / max(1e-9, precision + recall):6.3f} {precision:6.3f} {recall:6.3f} {soft:8.3f}"
-            f" {c['pure'] / max(1, c['clips']):7.3f} {c['kept'] / max(1, c['footage']):6.3f} {self.seconds:8.1f}  {wrong}"
+            f" {c['pure'] / max(1, c['clips']):7.3f} {c['kept'] / max(1, c['footage']):6.3f} {self.seconds:8.1f}"
+            f"  {wrong}"
         )
 
 
