@@ -34,7 +34,7 @@ from filters.exposure import Exposure
 from filters.synthetic import camera_move, paste, view
 
 SCAN = ("duration", "resolution", "borders", "exposure", "motion", "camera", "frozen", "flicker", "interlacing")
-SCAN += ("blockiness", "noise", "logo")
+SCAN += ("blockiness", "noise", "logo", "naturalness")
 HEIGHT, LONGEST = 360, 2.5  # pixels and seconds of a shot that are used
 TARGETS = {"exposure": 0.99, "sharpness": 0.99, "borders": 0.99, "frozen": 0.99, "flicker": 0.95, "interlacing": 0.95}
 
@@ -105,6 +105,8 @@ def looked(video: np.ndarray, fps: float) -> ClipView:
 def defects_table(good: Sequence[Shot]) -> None:
     moving = [moved(shot, pan=lambda t: 0.15 * t - 0.2, tilt=lambda t: 0.08 * t - 0.1) for shot in good]
     defects = {**DEFECTS, "MPEG-4 at quantiser 31": (mpeg4, "blockiness_grid", True)}
+    for name in ("blurred", "blocks", "grain"):
+        defects[f"{name}, again"] = (DEFECTS[name][0], "naturalness_distance", True)
     head = f"{'defect':24}{'score':22}{'AUC':>7}{'target':>8}{'clips':>7}{'null':>6}"
     print(f"{head}   {'good 5-95%':>16}   {'bad 5-95%':>16}")
     known: dict[str, list[Score]] = {}
