@@ -15,6 +15,7 @@ import av.filter
 import cv2
 import numpy as np
 from av.codec.context import Flags
+from av.video.frame import PictureType
 
 from pipeline.media import Frame, MediaError, Video
 from pipeline.recipe import PackOptions
@@ -192,6 +193,11 @@ def _describe(context: Any, frame: Frame, size: tuple[int, int], base: Fraction)
 def _picture(frame: Frame, cut: Cut) -> av.VideoFrame:
     """The frame as it is encoded: cropped, scaled by area, upright, 8-bit 4:2:0 in limited range."""
     width, height = cut.size
+    native = frame.native
+    as_it_is = cut.crop == (0, 0, *cut.shown) and cut.shown == cut.size == (native.width, native.height)
+    if as_it_is and native.format.name == "yuv420p" and not (frame.rotation or frame.full_range or native.side_data):
+        native.pict_type = PictureType.NONE  # else the encoder would repeat the source's choice of keyframes
+        return native
     planes = [np.rot90(plane, frame.rotation // 90) for plane in frame.planes()]
     full = frame.full_range and not frame.native.format.name.startswith(("rgb", "bgr", "gbr", "pal"))
     fitted = []
