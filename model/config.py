@@ -36,7 +36,7 @@ class Config:
     text: str = "minilm"  # minilm, or hf:FOLDER_OR_REPO (T5, UMT5, CLIP ...)
     text_tokens: int = 48  # longer captions are cut
     resolutions: tuple[int, ...] = (96,)  # square root of a frame's pixels; a clip takes the largest it fills
-    frame_counts: tuple[int, ...] = (9,)  # a clip takes the largest it is long enough for
+    frame_counts: tuple[int, ...] = (5, 9)  # a clip takes the largest it is long enough for
     fps: float = 5.0  # at which clips are sampled
     image_ratio: float = 0.0  # share of the samples that are single frames of videos
     decoder: str = "decord"  # decord, with PyAV behind it, or av

@@ -1,0 +1,128 @@
+"""From shards to batches: shapes, contents, crops that are functions, corrupt samples, shards that vanish."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from shards import clips_of, still, write_shards
+
+from model import data
+from model.config import Config, from_dict
+from model.evaluate import consistency
+from model.order import Draw, Shape
+from pipeline.clip_reader import ClipError, read_frames
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def clips(sample_videos) -> list:
+    return clips_of(sample_videos["bigbuckbunny"], 3)
+
+
+def setting(root: Path, **options: object) -> Config:
+    return from_dict({"data": [str(root)], "resolutions": 48, "frame_counts": 5, "fps": 8, "tokens": 48} | options)
+
+
+def test_both_decoders_show_the_frames_of_the_asked_times(clips):
+    times = np.arange(5) / 8 + 0.2
+    a, b = (read_frames(clips[0][1], times, 48, 80, decoder).astype(float) for decoder in ("decord", "av"))
+    assert a.shape == b.shape == (5, 48, 80, 3)
+    assert np.abs(a - b).mean() < 3
+    everything = read_frames(clips[0][1], np.arange(40) / clips[0][3]["fps"], 48, 80, "av").astype(float)
+    nearest = [int(np.abs(everything - frame).mean(axis=(1, 2, 3)).argmin()) for frame in b]
+    assert np.abs(np.array(nearest) - np.floor(times * clips[0][3]["fps"] + 1e-3)).max() <= 1
+    with pytest.raises(ClipError):
+        read_frames(b"not a video", times, 48, 80)
+
+
+def test_batches_do_not_depend_on_workers_or_on_what_is_kept_in_memory(clips, tmp_path):
+    root = write_shards(tmp_path, [clips])
+    batches = []
+    for workers, memory in ((0, 1000.0), (2, 1000.0), (0, 0.0)):
+        config = setting(root, memory_mb=memory)
+        index = data.read_index(config.data)
+        order = data.make_order(index, config, (4, 8, 8))
+        loader = data.make_loader(data.Clips(index, order, config), data.MicroBatches(order, 2, 5, 0, 1), workers)
+        batches.append(list(loader))
+    for other in batches[1:]:
+        for a, b in zip(batches[0], other, strict=True):
+            assert torch.equal(a.frames, b.frames)
+            assert (a.captions, a.keys, a.draws) == (b.captions, b.keys, b.draws)
+
+
+def test_a_corrupt_sample_is_replaced_by_the_next_of_its_stream_and_counted(clips, tmp_path):
+    broken = ("mp4", b"\0" * 500, "broken", clips[0][3])
+    root = write_shards(tmp_path, [[broken, *clips[:2]]])
+    config = setting(root)
+    index = data.read_index(config.data)
+    order = data.make_order(index, config, (4, 8, 8))
+    loader = data.Clips(index, order, config)
+    seen = [loader[batch] for step in range(3) for batch in order.step(step)]
+    assert sum(batch.replaced for batch in seen) == sum(d.sample == 0 for batch in seen for d in batch.draws) > 0
+    assert all("broken" not in batch.captions for batch in seen)
+    with pytest.raises(data.DataError, match="in a row"):
+        data.Clips(index, None, config)[[Draw(0, 0, 0, Shape(5, 32, 64), 0, 0, 0)]]
+
+
+def test_clips_take_the_largest_shape_that_they_fill(clips, tmp_path):
+    root = write_shards(tmp_path, [[*clips, still(0, (200, 100))]])
+    config = setting(root, resolutions=[48, 96, 400], frame_counts=[1, 5, 9, 81], tokens=10_000)
+    index = data.read_index(config.data)
+    number, shapes = data.assign_shapes(index, config, (4, 8, 8))
+    kinds = [(shapes[n].frames, shapes[n].height < shapes[n].width) for n in number]
+    assert kinds == [(9, True)] * 3 + [(1, False)]
+    assert all(s.height % 16 == s.width % 16 == 0 for s in shapes)
+    assert all(shapes[n].height <= h for n, h in zip(number, index.height, strict=True))
+
+
+def test_weights_and_the_share_of_images_decide_what_is_drawn(clips, tmp_path):
+    roots = [write_shards(tmp_path / name, [clips]) for name in "ab"]
+    config = from_dict(
+        {"data": [f"{roots[0]}@3", f"{roots[1]}@1"], "resolutions": 48, "frame_counts": 5, "fps": 8, "tokens": 16,
+         "image_ratio": 0.25}
+    )  # fmt: skip
+    index = data.read_index(config.data)
+    order = data.make_order(index, config, (4, 8, 8))
+    draws = [d for step in range(400) for batch in order.step(step) for d in batch]
+    assert np.mean([index.dataset[d.sample] == 0 for d in draws]) == pytest.approx(0.75, abs=0.02)
+    assert np.mean([d.shape.frames == 1 for d in draws]) == pytest.approx(0.25, abs=0.02)
+
+
+def test_a_shard_that_vanishes_stops_the_run_with_its_name(clips, tmp_path):
+    root = write_shards(tmp_path, [clips])
+    config = setting(root)
+    index = data.read_index(config.data)
+    Path(index.shards[0]).unlink()
+    with pytest.raises(data.DataError, match=r"train-000000\.tar"):
+        data.Clips(index, None, config).read(0, 0)
+
+
+def test_remote_shards_are_copied_once(clips, tmp_path):
+    import fsspec
+
+    root = write_shards(tmp_path / "here", [clips])
+    memory = fsspec.filesystem("memory")
+    memory.put(str(root / "shards"), "/set/shards", recursive=True)
+    config = setting(root, data=["memory://set"])
+    index = data.read_index(config.data)
+    loader = data.Clips(index, None, config, tmp_path / "cache")
+    assert [loader.caption(i) for i in range(3)] == [c[2] for c in clips]
+    assert len(list((tmp_path / "cache").glob("*.tar"))) == 1
+
+
+def test_consistency_of_a_still_a_sliding_and_a_flickering_video():
+    rng = np.random.default_rng(0)
+    wide = np.repeat(np.repeat(rng.integers(0, 255, (12, 40, 3), np.uint8), 8, 0), 8, 1)
+    import cv2
+
+    wide = cv2.GaussianBlur(wide, (0, 0), 3)
+    stillness = consistency(np.stack([wide[:, :160]] * 5))
+    sliding = consistency(np.stack([wide[:, 3 * i : 3 * i + 160] for i in range(5)]))
+    flickering = consistency(
+        np.stack([np.clip(wide[:, :160].astype(int) + 25 * (i % 2), 0, 255).astype(np.uint8) for i in range(5)])
+    )
+    assert stillness == {"motion": 0.0, "warp": 0.0, "flicker": 0.0}
+    assert sliding["motion"] == pytest.approx(3 / 96, rel=0.15)
+    assert sliding["warp"] < 0.02 < flickering["warp"]
