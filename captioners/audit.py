@@ -78,7 +78,7 @@ def audit(caption: Caption, clip: ClipFrames, prompt: str = "") -> Audited:
         return Audited(None, score, order[0] if order else reasons[0] if reasons else left)
     repaired = dataclasses.replace(
         caption,
-        short=sentences(true_dense)[0] if unusable(true_short) else true_short,
+        short=next(text for text in (true_short, *sentences(true_dense), true_dense) if not unusable(text)),
         dense=true_dense,
         actions=actions,
         camera=camera,

@@ -46,8 +46,8 @@ DIRECTION = (
     ("{side}", rf"\b(?:left|right)[- ]to[- ]{SIDE}\b"),
     ("{side}", rf"\b{SIDE}wards?\b"),
     ("{side}", rf"\b{GO}\b[^.;,]{{0,40}}?\b(?:to|towards?)\s+(?:the\s+|its\s+|his\s+|her\s+)?{SIDE}\b(?!\s+of\b)"),
-    ("up", rf"\b{GO}\b\s+(?:\w+ly\s+|fast\s+)?up(?:wards?)?\b|\brises?\b|\bascends?\b"),
-    ("down", rf"\b{GO}\b\s+(?:\w+ly\s+|fast\s+)?down(?:wards?)?\b(?!\s+(?:the|a)\b)|\b(?:descends?|sinks?)\b"),
+    ("up", rf"\b{GO}\b\s+(?:\w+ly\s+|fast\s+)?up(?:wards?)?\b"),
+    ("down", rf"\b{GO}\b\s+(?:\w+ly\s+|fast\s+)?down(?:wards?)?\b(?!\s+(?:the|a)\b)"),
 )
 PLACE = (("at_{side}", rf"\b{GO}\b[^.;,]{{0,40}}?\b(?:on|at)\s+the\s+(?:top\s+|bottom\s+|far\s+)?{SIDE}\b"),)
 STOP = (("stop", r"\b(?:stops|comes to a (?:stop|halt|standstill)|halts|stands still|nothing moves)\b"),)

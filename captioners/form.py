@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
-from captioners.claims import sentences
+from captioners.claims import OF_CAMERA, sentences
 
 
 def _words(text: str) -> frozenset[str]:
@@ -165,23 +165,26 @@ def echoes(text: str, prompt: str, span: int = 8) -> bool:
 
 
 def vague_share(text: str) -> float | None:
-    """Share of sentences that lack a concrete subject or an action, 0 to 1; None without a sentence.
+    """Share of sentences that lack a concrete subject or an action, 0 to 1; None without a sentence. Sentences about
+    the camera are left out, unless there are no others.
 
     Concrete: a word that is neither a function word nor in VAGUE. Action: behind another content word, one that ends
     like a verb in the present tense (-s, -ing) or is a common verb's plural, or one of a few stative verbs anywhere.
     A heuristic: tests/benchmarks/caption_audit.py measures it.
     """
     said = sentences(text)
+    said = [sentence for sentence in said if not OF_CAMERA.search(sentence)] or said
     return sum(is_vague(sentence) for sentence in said) / len(said) if said else None
 
 
 def is_vague(sentence: str) -> bool:
     words = [w.lower() for w in WORD.findall(sentence)]
     content = [w for w in words if w not in FUNCTION and w not in VAGUE]
+    named_before = not {"it", "he", "she", "they"}.isdisjoint(words)
     verbs = [
         w
         for i, w in enumerate(content)
-        if i > 0
+        if (i > 0 or named_before)
         and w not in NOT_VERBS
         and (w in PLURAL_VERBS or w.endswith("ing") or (w.endswith("s") and not w.endswith(("ss", "us"))))
     ]

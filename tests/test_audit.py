@@ -77,7 +77,7 @@ def test_a_good_caption_passes_unchanged_with_every_column():
         ("Two cars drive past, left to right.", "direction", "right"),
         ("A horse gallops leftward.", "direction", "left"),
         ("A boy runs quickly towards the right.", "direction", "right"),
-        ("The balloon rises.", "direction", "up"),
+        ("The balloon floats up; it goes slowly upwards.", "direction", "up"),
         ("The man stands still.", "still", "still"),
         ("Something moves slowly on the left.", "place", "at_left"),
         ("The scene changes to a beach.", "scenes", "scenes"),
@@ -97,6 +97,7 @@ def test_claims_are_read_from_plain_sentences(text, kind, value):
         "The camera moves with the runner.",
         "A pan sizzles on the stove.",
         "A dog runs to the left of the tree.",
+        "Mist rises from a waterfall.",
     ],
 )
 def test_other_uses_of_the_same_words_are_no_claims(text):
