@@ -23,7 +23,6 @@ TRAINER = {
     "train": ("model.train", "train a video diffusion model on a dataset"),
     "sample": ("model.sample", "write a video for a prompt"),
     "evaluate": ("model.evaluate", "measure a trained model"),
-    "encode": ("model.encode", "cache a dataset's latents"),
     "train-vae": ("model.train_vae", "train a latent space on a dataset"),
 }
 
