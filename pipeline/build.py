@@ -88,8 +88,7 @@ def _build(found: Sequence[Found], store: Store, recipe: Recipe, machine: Machin
     sources = with_errors(sources, state.scanned(store, recipe))
     info = finish(store, recipe, sources, clips, shards, spent)
     sweep(store, recipe, sources, shards)
-    if store.local:
-        report.write_report(store.local)
+    report.write_report(store.uri)
     return Built(info, sources, clips)
 
 

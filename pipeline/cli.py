@@ -130,7 +130,8 @@ def _plan(args: argparse.Namespace) -> None:
 def _report(args: argparse.Namespace) -> None:
     from pipeline.report import write_report
 
-    print(write_report(_local(args.dataset)))
+    read_info(Store(args.dataset))
+    print(write_report(args.dataset))
 
 
 def _verify(args: argparse.Namespace) -> int:

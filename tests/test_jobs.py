@@ -82,7 +82,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def submit(cluster: str, *command: str) -> str:
     ray = str(Path(sys.executable).parent / "ray")
     words = [ray, "job", "submit", "--address", cluster, "--working-dir", str(ROOT), "--", sys.executable, *command]
-    done = subprocess.run(words, env=os.environ | AUTH, cwd=ROOT, capture_output=True, text=True, timeout=280)
+    deadline = time.monotonic() + 60
+    while True:
+        done = subprocess.run(words, env=os.environ | AUTH, cwd=ROOT, capture_output=True, text=True, timeout=280)
+        if "No available agent" not in done.stderr + done.stdout or time.monotonic() > deadline:
+            break  # the job server is up before the agent that runs the jobs
+        time.sleep(0.5)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     return done.stdout
 

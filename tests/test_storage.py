@@ -133,6 +133,7 @@ def test_a_dataset_on_an_object_store_is_built_from_there_and_again_for_nothing(
     assert info["counts"]["kept"] == sum(shard["clips"] for shard in info["shards"]) >= 3
     for shard in info["shards"]:
         assert hashlib.sha256(dataset.read(shard["path"])).hexdigest() == shard["sha256"]
+    assert dataset.read("report.html").startswith(b"<!doctype html>")
     assert "secret" not in str(read_table(dataset, "tables/clips")).lower()
     assert main(words) == 0
     assert "x real time" not in capsys.readouterr().out
