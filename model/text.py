@@ -37,7 +37,7 @@ class TextEncoder:
             self._tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
             kind = _ENCODERS.get(config.model_type, "AutoModel")
             self._model = getattr(transformers, kind).from_pretrained(folder).eval().requires_grad_(False).to(device)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise TextError(f"cannot load the text encoder {folder}: {error}") from error
         text_config = getattr(config, "text_config", config)
         self.width = int(getattr(text_config, "d_model", None) or text_config.hidden_size)
