@@ -187,7 +187,7 @@ def main() -> None:
                 score.seconds += time.process_time() - started
     kinds_true = {k[5:]: v for k, v in next(iter(scores.values())).count.items() if k.startswith("true ")}
     print(f"{len(pieces)} pieces of footage, {sum(kinds_true.values())} transitions: {kinds_true}")
-    print(print(f"{'':24}     F1  prec. recall  gradual  purity   kept    CPU s  false alarms on"))
+    print(f"{'':24}     F1  prec. recall  gradual  purity   kept    CPU s  false alarms on")
     for name, score in scores.items():
         print(f"{name:24} {score.row()}")
         if options.verbose:
