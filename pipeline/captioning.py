@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,16 +42,8 @@ class CaptionClips:
         self._fingerprint = passes.caption_fingerprint(recipe)
 
     def __call__(self, unit: CaptionUnit) -> Done:
-        fragment = read_fragment(self._store, unit.fragment)
-        table = fragment.rows(self._store)
-        embedded = pa.concat_tables([read_fragment(self._store, name).rows(self._store) for name in unit.embedded])
-        wanted = [
-            row
-            for row in join(table, embedded, passes.embed_schema(self._recipe)).to_pylist()
-            if row["clip_id"] in set(unit.clip_ids)
-        ]
         costs, rows, problem = Costs(), [], ""
-        for chunk, frames in chunks(self._store, fragment, wanted, self._recipe.caption.batch):
+        for chunk, frames in self._batches(unit):
             answers, problem = self._ask(chunk, frames, costs)
             rows += self._score([row for row in chunk if row["clip_id"] in answers], frames, answers, costs)
             if problem:
@@ -72,6 +64,25 @@ class CaptionClips:
             fragment=name,
             problem=problem,
         )
+
+    def _batches(self, unit: CaptionUnit) -> Iterator[tuple[list[dict[str, Any]], dict[str, Frames]]]:
+        """The unit's rows with their frames, as many at once as the recipe says, across fragments."""
+        size = self._recipe.caption.batch
+        rows: list[dict[str, Any]] = []
+        frames: dict[str, Frames] = {}
+        for part in unit.parts:
+            fragment = read_fragment(self._store, part.fragment)
+            embedded = pa.concat_tables([read_fragment(self._store, name).rows(self._store) for name in part.embedded])
+            table = join(fragment.rows(self._store), embedded, passes.embed_schema(self._recipe))
+            table = table.filter(pc.is_in(table["clip_id"], pa.array(part.clip_ids)))
+            for more, pictures in chunks(self._store, fragment, table.to_pylist(), size):
+                rows, frames = rows + more, frames | pictures
+                if len(rows) >= size:
+                    yield rows[:size], frames
+                    rows = rows[size:]
+                    frames = {row["clip_id"]: frames[row["clip_id"]] for row in rows}
+        if rows:
+            yield rows, frames
 
     def _ask(
         self, rows: Sequence[dict[str, Any]], frames: Mapping[str, Frames], costs: Costs

@@ -99,24 +99,29 @@ def thresholds_of(recipe: Recipe, columns: Mapping[str, Any]) -> dict[str, Bound
     return {column: bounds for column, bounds in recipe.select.thresholds.items() if column in columns}
 
 
-def in_question(row: Mapping[str, Any], recipe: Recipe) -> bool:
-    """Whether a scanned clip goes on to the embed pass: not dropped, and no scan score that rejects it."""
-    if row["dropped"] is not None:
-        return False
-    return recipe.score_all or all(b.admit(row[c]) for c, b in thresholds_of(recipe, row).items())
+def scan_bounds(recipe: Recipe) -> dict[str, Bounds]:
+    """What a clip's scan scores have to meet before the embed pass looks at it."""
+    return {} if recipe.score_all else thresholds_of(recipe, columns_of(recipe, "scan"))
 
 
-def lacks_scores(row: Mapping[str, Any], filters: Mapping[str, Filter], recipe: Recipe) -> bool:
+def in_question(row: Mapping[str, Any], bounds: Mapping[str, Bounds]) -> bool:
+    """Whether a scanned clip goes on to the embed pass: not dropped, and within the `scan_bounds`."""
+    return row["dropped"] is None and all(bound.admit(row[column]) for column, bound in bounds.items())
+
+
+def lacks_scores(
+    row: Mapping[str, Any], filters: Mapping[str, Filter], bounds: Mapping[str, Bounds], recipe: Recipe
+) -> bool:
     """Whether the embed pass still has something to say of a clip: `row` has its scores so far and `scored`, the
-    filters that ran (None: not embedded yet); `filters` are the pass's. A clip that an earlier build stopped scoring
-    goes on when today's thresholds let it through."""
-    if not in_question(row, recipe):
+    filters that ran (None: not embedded yet); `filters` are the pass's, `bounds` the scan's. A clip that an earlier
+    build stopped scoring goes on when today's thresholds let it through."""
+    if not in_question(row, bounds):
         return False
     if row["scored"] is None:
         return True
     known = [column for name in row["scored"] for column in filters[name].columns]
     admitted = all(b.admit(row[c]) for c, b in thresholds_of(recipe, dict.fromkeys(known)).items())
-    return admitted and len(row["scored"]) < len(filters)
+    return (admitted or recipe.score_all) and len(row["scored"]) < len(filters)
 
 
 def check(recipe: Recipe) -> None:

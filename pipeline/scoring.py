@@ -36,6 +36,7 @@ class Embed:
         self._store, self._recipe = store, recipe
         self._encoder = load_encoder(recipe.encoder.name, recipe.encoder.model, recipe.encoder.pretrained)
         self._filters = passes.filters_of(recipe, "embed", self._encoder)
+        self._bounds = passes.scan_bounds(recipe)
         self._schema = passes.embed_schema(recipe)
         self._fingerprint = passes.embed_fingerprint(recipe)
 
@@ -46,7 +47,7 @@ class Embed:
         wanted = [
             row
             for row in fragment.rows(self._store).to_pylist()
-            if (unit.clip_ids is None or row["clip_id"] in unit.clip_ids) and passes.in_question(row, self._recipe)
+            if (unit.clip_ids is None or row["clip_id"] in unit.clip_ids) and passes.in_question(row, self._bounds)
         ]
         costs = Costs()
         rows = []

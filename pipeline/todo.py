@@ -16,7 +16,7 @@ from pipeline.recipe import Recipe
 from pipeline.scan import segments
 from pipeline.sources import Found, Source
 from pipeline.storage import Store
-from pipeline.units import CaptionUnit, EmbedUnit, IdentifyUnit, Part, ScanUnit
+from pipeline.units import CaptionPart, CaptionUnit, EmbedUnit, IdentifyUnit, Part, ScanUnit
 
 IDENTIFY_UNIT = 32  # sources
 BATCH = 100_000  # rows that are Python objects at once
@@ -83,7 +83,7 @@ def embed_units(parts: Sequence[Part], done: state.Scanned, store: Store, recipe
     if rows is None:
         return []
     rows = state.join(rows, state.embed_rows(store, recipe), passes.embed_schema(recipe))
-    filters = passes.filters_of(recipe, "embed")
+    filters, bounds = passes.filters_of(recipe, "embed"), passes.scan_bounds(recipe)
     asked = (
         "clip_id",
         "dropped",
@@ -94,7 +94,7 @@ def embed_units(parts: Sequence[Part], done: state.Scanned, store: Store, recipe
     by_fragment: dict[str, list[str]] = defaultdict(list)
     for batch in rows.select(list(dict.fromkeys(asked))).to_batches(max_chunksize=BATCH):
         for row in batch.to_pylist():
-            if passes.lacks_scores(row, filters, recipe):
+            if passes.lacks_scores(row, filters, bounds, recipe):
                 by_fragment[row["fragment"]].append(row["clip_id"])
     return [EmbedUnit(name, tuple(clips)) for name, clips in sorted(by_fragment.items())]
 
@@ -112,15 +112,20 @@ def clip_rows(sources: Sequence[dict[str, Any]], store: Store, recipe: Recipe) -
 
 
 def caption_units(clips: pa.Table, recipe: Recipe) -> list[CaptionUnit]:
-    """Kept clips that have neither a caption nor a reason for none, by the fragment that has their frames."""
+    """Kept clips that have neither a caption nor a reason for none, by the fragments that have their frames."""
     silent = pc.and_(pc.is_null(clips["caption_json"]), pc.is_null(clips["caption_error"]))
     left = clips.filter(pc.and_(clips["keep"], silent))
-    by_fragment: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    for fragment, at, clip in zip(*(left[name].to_pylist() for name in ("fragment", "at", "clip_id")), strict=True):
-        by_fragment[fragment].append((at, clip))
+    rows = sorted(zip(*(left[name].to_pylist() for name in ("fragment", "clip_id", "at")), strict=True))
     size = max(recipe.caption.batch, CAPTION_UNIT)
-    return [
-        CaptionUnit(fragment, tuple(sorted({at for at, _ in some})), tuple(clip for _, clip in some))
-        for fragment, pairs in sorted(by_fragment.items())
-        for some in (pairs[at : at + size] for at in range(0, len(pairs), size))
-    ]
+    return [CaptionUnit(_parts(rows[at : at + size])) for at in range(0, len(rows), size)]
+
+
+def _parts(rows: Sequence[tuple[str, str, str]]) -> tuple[CaptionPart, ...]:
+    """`rows` are (scan fragment, clip_id, embed fragment), sorted."""
+    by_fragment: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for fragment, clip, at in rows:
+        by_fragment[fragment].append((clip, at))
+    return tuple(
+        CaptionPart(fragment, tuple(sorted({at for _, at in pairs})), tuple(clip for clip, _ in pairs))
+        for fragment, pairs in by_fragment.items()
+    )

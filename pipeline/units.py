@@ -60,16 +60,23 @@ class EmbedUnit:
 
 
 @dataclass(frozen=True)
-class CaptionUnit:
-    """Clips of a scan fragment that are to be captioned; their scores are in the fragments `embedded` too."""
+class CaptionPart:
+    """Clips of one scan fragment; their scores are in the fragments `embedded` too."""
 
     fragment: str
     embedded: tuple[str, ...]
     clip_ids: tuple[str, ...]
 
+
+@dataclass(frozen=True)
+class CaptionUnit:
+    """Clips that are captioned together, from as many fragments as it takes to fill a batch."""
+
+    parts: tuple[CaptionPart, ...]
+
     @property
     def amount(self) -> float:
-        return len(self.clip_ids)
+        return sum(len(part.clip_ids) for part in self.parts)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,53 @@
+"""Passes: which clips go on to the dear filters, now and when thresholds change."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline import passes
+from pipeline.recipe import Recipe, load_recipe
+
+ROW = {"dropped": None, "exposure_luma": 0.5, "scored": None, "sharpness_detail": None, "text_overlay": None}
+
+
+@pytest.fixture
+def recipe() -> Recipe:
+    filters = ["filters.exposure={}", "filters.sharpness={}", "filters.text={}"]
+    bounds = ["exposure_luma.min=0.1", "sharpness_detail.min=0.3", "text_overlay.max=0.1"]
+    thresholds = [f"select.thresholds.{bound}" for bound in bounds]
+    return load_recipe("embedded", ["filters={}", "select.thresholds={}", *filters, *thresholds])
+
+
+def lacks(recipe: Recipe, **scores: object) -> bool:
+    filters = passes.filters_of(recipe, "embed")
+    return passes.lacks_scores({**ROW, **scores}, filters, passes.scan_bounds(recipe), recipe)
+
+
+def test_a_scanned_clip_that_was_not_scored_yet_is_scored_unless_the_scan_speaks_against_it(recipe):
+    assert lacks(recipe)
+    assert not lacks(recipe, exposure_luma=0.05)
+    assert not lacks(recipe, dropped="duration")
+
+
+def test_a_clip_that_a_cheap_filter_stopped_goes_on_when_its_threshold_falls(recipe):
+    stopped = {"scored": ["sharpness"], "sharpness_detail": 0.2}
+    assert not lacks(recipe, **stopped)
+    lower = passes.thresholds_of(recipe, ["sharpness_detail"])
+    assert lower["sharpness_detail"].min == 0.3
+    assert lacks(recipe, scored=["sharpness"], sharpness_detail=0.4)
+    assert not lacks(recipe, scored=["sharpness", "text"], sharpness_detail=0.4, text_overlay=0.0)
+
+
+def test_fingerprints_follow_what_a_pass_does_and_not_what_it_is_compared_with(recipe):
+    def prints(*overrides: str) -> tuple[str, str, str]:
+        made = load_recipe("embedded", overrides)
+        return passes.scan_fingerprint(made), passes.embed_fingerprint(made), passes.caption_fingerprint(made)
+
+    usual = prints()
+    assert prints("select.thresholds.exposure_luma.min=0.2", "scan.deadline_seconds=5", "pack.codec=av1") == usual
+    scan, embed, caption = prints("scan.min_seconds=1")
+    assert (scan != usual[0], embed != usual[1], caption != usual[2]) == (True, True, True)
+    scan, embed, caption = prints("filters.text.frames=2")
+    assert (scan == usual[0], embed != usual[1], caption != usual[2]) == (True, True, True)
+    scan, embed, caption = prints("caption.options.confidence=numbers")
+    assert (scan == usual[0], embed == usual[1], caption != usual[2]) == (True, True, True)
