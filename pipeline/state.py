@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -67,7 +68,23 @@ def scan_rows(store: Store, state: Scanned, uris: Mapping[str, str]) -> pa.Table
         return None
     table = first_of_each(pa.concat_tables(tables).sort_by([("clip_id", "ascending"), ("fragment", "ascending")]))
     of_today = pa.array([uris[source] for source in table["source_id"].to_pylist()])
-    return table.set_column(table.schema.get_field_index("source_uri"), "source_uri", of_today)
+    table = table.set_column(table.schema.get_field_index("source_uri"), "source_uri", of_today)
+    return table.set_column(table.schema.get_field_index("shot_index"), "shot_index", _shot_numbers(table))
+
+
+def _shot_numbers(table: pa.Table) -> pa.Array:
+    """The number of each clip's shot in its source, int32. The scan counts from zero in every segment; parts of one
+    long shot have one number."""
+    order = pc.sort_indices(table, [("source_id", "ascending"), ("start_pts", "ascending")])
+    source = table["source_id"].combine_chunks().dictionary_encode().indices.take(order).to_numpy()
+    counted = table["shot_index"].combine_chunks().take(order).to_numpy()
+    fresh = np.ones(len(counted), bool)
+    fresh[1:] = (source[1:] != source[:-1]) | (counted[1:] != counted[:-1])
+    shots = np.cumsum(fresh) - 1
+    first = np.maximum.accumulate(np.where(np.concatenate([[True], source[1:] != source[:-1]]), shots, 0))
+    numbers = np.empty(len(counted), np.int32)
+    numbers[order.to_numpy()] = shots - first
+    return pa.array(numbers)
 
 
 def embed_rows(store: Store, recipe: Recipe) -> pa.Table | None:

@@ -105,6 +105,8 @@ def clip_rows(sources: Sequence[dict[str, Any]], store: Store, recipe: Recipe) -
     rows = state.scan_rows(store, state.scanned(store, recipe), uris)
     if rows is None:
         rows = passes.scan_schema(recipe).append(pa.field("fragment", pa.string())).empty_table()
+    said = {row["source_id"]: row["metadata"] for row in sources if row["status"] == "ok"}
+    rows = rows.append_column("metadata", pa.array([said[s] for s in rows["source_id"].to_pylist()], pa.string()))
     embed = passes.embed_schema(recipe).append(pa.field("at", pa.string()))
     rows = state.join(rows, state.embed_rows(store, recipe), embed)
     rows = state.join(rows, state.caption_rows(store, recipe), caption_schema(recipe))
