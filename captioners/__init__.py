@@ -19,3 +19,8 @@ def load_captioner(name: str, options: Mapping[str, object] | None = None) -> Ca
     that the captioner does not have."""
     module, _, attribute = CAPTIONERS[name].partition(":")
     return getattr(importlib.import_module(module), attribute)(**(options or {}))
+
+
+def captioner_version(name: str) -> int:
+    """`VERSION` of the captioner's file: part of the fingerprint. Raises KeyError for an unknown name."""
+    return int(importlib.import_module(CAPTIONERS[name].partition(":")[0]).VERSION)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from filters.conse import imagenet_classes
 
@@ -41,6 +41,12 @@ KINDS: dict[str, Sequence[tuple[int, int]]] = {
     "ship": [(403, 403), (510, 510), (628, 628), (724, 724), (780, 780)],
     "guitar": [(402, 402), (546, 546)],
 }
+# What is said where no class or kind is likely: the widest that the order of the classes still tells.
+GENERAL: dict[str, Sequence[tuple[int, int]]] = {
+    "animal": [(0, 397)],
+    "vehicle": [span for name in ("car", "truck", "bus", "train", "bicycle", "motorcycle") for span in KINDS[name]]
+    + [(407, 408), (475, 475), (479, 479), (581, 581), (603, 603), (612, 612), (734, 734), (757, 757), (866, 866)],
+}
 SPECIFIC = 0.45  # probability from which one class is said by its own name
 
 
@@ -59,12 +65,28 @@ def with_kinds(tags: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
     return sorted(told, key=lambda pair: -pair[1])
 
 
+def in_general(tags: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
+    """(name, probability) of "animal" and "vehicle", likelier first: sums over the classes in `tags`, lower bounds."""
+    sums = {name: sum(p for tag, p in tags if tag in members) for name, members in _members().items()}
+    return sorted(sums.items(), key=lambda pair: -pair[1])
+
+
+@functools.cache
+def _members() -> dict[str, frozenset[str]]:
+    return {name: frozenset(_named({name: spans})) for name, spans in GENERAL.items()}
+
+
 @functools.cache
 def _kind_of() -> dict[str, str]:
+    return _named(KINDS)
+
+
+def _named(groups: Mapping[str, Sequence[tuple[int, int]]]) -> dict[str, str]:
+    """Class name -> group, for the names that only one class has."""
     names = [name for name, _ in imagenet_classes()]
     return {
         name: kind
-        for kind, spans in KINDS.items()
+        for kind, spans in groups.items()
         for first, last in spans
         for name in names[first : last + 1]
         if names.count(name) == 1

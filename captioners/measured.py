@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from captioners.base import Action, Caption, CaptionError, ClipFrames
-from captioners.kinds import with_kinds
+from captioners.kinds import in_general, with_kinds
 from captioners.phases import Phase, camera_spans, motion_phases
 
+VERSION = 3  # raise it when the same measurements would be told in other words
 CAMERA = {
     "static": "holds still",
     "pan_left": "pans left",
@@ -60,7 +61,7 @@ class Measured:
         if confidence not in ("words", "numbers"):
             raise ValueError(f"captioner measured: confidence is words or numbers, not {confidence!r}")
         self.least, self.most_tags, self.confidence = least, most_tags, confidence
-        self.id = f"measured-2:{least}:{most_tags}:{confidence}"
+        self.id = f"measured-{VERSION}:{least}:{most_tags}:{confidence}"
 
     def caption(self, clips: Sequence[ClipFrames]) -> list[Caption | CaptionError]:
         """One answer a clip, in order; an error where nothing was measured that could be said."""
@@ -103,11 +104,13 @@ class Measured:
         )
 
     def _tags(self, clip: ClipFrames) -> list[tuple[str, float]]:
-        """Names of classes or of their kinds that the tags give with enough probability, most likely first."""
+        """Names of classes or of their kinds that the tags give with enough probability, most likely first; where none
+        has enough, "animal" or "vehicle" if that has."""
         labels = clip.scores.get("tags_labels") or []
         probabilities = clip.scores.get("tags_probabilities") or []
         pairs = [(label.split(",")[0].strip(), float(p)) for label, p in zip(labels, probabilities, strict=False)]
-        return [(name.split(" (")[0], p) for name, p in with_kinds(pairs)[: self.most_tags] if p >= self.least]
+        narrow = [(name.split(" (")[0], p) for name, p in with_kinds(pairs)[: self.most_tags] if p >= self.least]
+        return narrow or [(name, p) for name, p in in_general(pairs)[:1] if p >= self.least]
 
     def _tag_sentence(self, tags: Sequence[tuple[str, float]]) -> str:
         things = [self._hedge(_with_article(name), p) for name, p in tags if name not in PLACES]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import shlex
 import shutil
 import sys
 from pathlib import Path
 
 from pipeline.cli import main as clipmill
+from pipeline.storage import Store
+from pipeline.tables import read_table
 
 
 def videos(folder: Path) -> Path:
@@ -23,22 +26,30 @@ def videos(folder: Path) -> Path:
     return folder
 
 
+def clipmill_says(*words: str) -> int:
+    """Runs one command, as it would be typed."""
+    print(f"\n$ clipmill {shlex.join(words)}", flush=True)
+    return clipmill(words)
+
+
+def longest_caption(dataset: Path) -> str:
+    """A caption of the dataset: what a model trained for a minute on a handful of clips can be asked for."""
+    clips = read_table(Store(str(dataset)), "tables/clips")
+    assert clips is not None, "the build wrote no clips"
+    return max(clips["caption"].drop_null().to_pylist(), key=len)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Builds, trains and samples on two small videos.")
     parser.add_argument("--out", default="demo", help="folder for everything the demo makes")
     out = Path(parser.parse_args().out)
     source = videos(out / "videos")
     dataset, run, sample = out / "dataset", out / "run", out / "sample.mp4"
-    steps = (
-        ["build", str(source), "--out", str(dataset), "--recipe", "embedded"],
-        ["train", str(dataset), "--out", str(run)],
-        ["sample", str(run), "--prompt", "A mountain bike. The camera pans left.", "--out", str(sample)],
-    )
-    for step in steps:
-        print(f"\n$ clipmill {' '.join(step)}", flush=True)
-        status = clipmill(step)
-        if status:
-            return status
+    status = clipmill_says("build", str(source), "--out", str(dataset), "--recipe", "embedded", "scan.min_seconds=1")
+    status = status or clipmill_says("train", str(dataset), "--out", str(run), "log_every=50")
+    status = status or clipmill_says("sample", str(run), "--prompt", longest_caption(dataset), "--out", str(sample))
+    if status:
+        return status
     print(f"\ndataset  {dataset}\nreport   {dataset / 'report.html'}\nsample   {sample}")
     return 0
 

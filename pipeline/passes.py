@@ -12,8 +12,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from captioners import CAPTIONERS
+from captioners import CAPTIONERS, captioner_version
 from captioners.audit import AUDIT_COLUMNS
+from captioners.audit import VERSION as AUDIT_VERSION
 from filters import load_filter
 from filters.base import Filter, Track
 from filters.similarity import Declared
@@ -176,7 +177,8 @@ def caption_fingerprint(recipe: Recipe) -> str:
         "caption",
         CAPTION_VERSION,
         embed_fingerprint(recipe),
-        [caption.captioner, caption.options, caption.audit],
+        [caption.captioner, captioner_version(caption.captioner), caption.options],
+        caption.audit and AUDIT_VERSION,
         _versions(recipe, "caption"),
     )
 

@@ -185,3 +185,11 @@ def test_kinds_hold_the_classes_that_they_name():
     for name in ("unicycle", "sea lion", "hot dog", "crane bird", "catamaran"):
         assert kinds.get(name) in (None, "bird", "boat")
     assert sum(kind == "dog" for kind in kinds.values()) == 118
+
+
+def test_where_no_kind_is_likely_an_animal_is_still_an_animal():
+    tags = {
+        "tags_labels": ["sea lion", "albatross", "axolotl", "king penguin", "monitor"],
+        "tags_probabilities": [0.2, 0.1, 0.15, 0.1, 0.05],
+    }
+    assert say(ClipFrames("clip", 4.0, [], np.zeros(0), tags)).short == "Probably an animal."
