@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 
-from filters.conse import imagenet_classes
+from filters.imagenet import imagenet_classes
 
 # Indexes of the classes of each kind, first and last; ImageNet keeps relatives together.
 KINDS: dict[str, Sequence[tuple[int, int]]] = {

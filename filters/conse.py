@@ -7,7 +7,6 @@ actions: good enough to tell most wrong captions from right ones, far below CLIP
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from filters.imagenet import imagenet_classes
 from filters.similarity import Looked, one_thread
 from filters.torchvision_ops import ensure_torchvision
 
@@ -93,30 +93,6 @@ class SentenceEncoder:
             pieces = self.tokenizer(text, truncation=True, max_length=WORDS, return_tensors="pt")
             hidden = self.model(**pieces).last_hidden_state[0]  # (pieces, 384)
             return F.normalize(hidden.mean(dim=0), dim=0).numpy()
-
-
-def imagenet_classes() -> list[tuple[str, str]]:
-    """The thousand ImageNet classes in the order of their indexes: the plain name that OpenCLIP's authors chose, and
-    WordNet's definition from timm. Read from the packages' files alone: importing them takes seconds."""
-    path = _package("open_clip") / "zero_shot_metadata.py"
-    spec = importlib.util.spec_from_file_location("imagenet_names", path)
-    if spec is None or spec.loader is None:
-        raise RuntimeError(f"{path} cannot be read")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    tables = _package("timm") / "data" / "_info"
-    synsets = (tables / "imagenet_synsets.txt").read_text().split()
-    lines = (tables / "imagenet_synset_to_definition.txt").read_text().splitlines()
-    definitions = dict(line.split("\t", 1) for line in lines)
-    names = [name.split(" / ")[0] for name in module.IMAGENET_CLASSNAMES]
-    return [(name, definitions[synset]) for name, synset in zip(names, synsets, strict=True)]
-
-
-def _package(name: str) -> Path:
-    spec = importlib.util.find_spec(name)
-    if spec is None or not spec.submodule_search_locations:
-        raise RuntimeError(f"the package {name} is not installed")
-    return Path(spec.submodule_search_locations[0])
 
 
 def _efficientnet() -> torch.nn.Module:

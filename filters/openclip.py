@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from filters.conse import imagenet_classes
+from filters.imagenet import imagenet_classes
 from filters.similarity import FrameTags, Looked, one_thread
 from filters.torchvision_ops import ensure_torchvision
 

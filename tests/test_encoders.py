@@ -14,7 +14,8 @@ import pytest
 import torch
 from videos import texture
 
-from filters.conse import Conse, imagenet_classes
+from filters.conse import Conse
+from filters.imagenet import imagenet_classes
 from filters.openclip import OpenClip
 from filters.similarity import TextVideoEncoder, load_encoder
 

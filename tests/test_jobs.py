@@ -103,6 +103,11 @@ def test_a_dataset_is_built_by_a_submitted_job_and_built_again_for_nothing(clust
     assert "x real time" not in again
     assert read_info(Store(str(dataset))) == info
 
+    run = tmp_path / "run"
+    words = ["jobs/train.py", str(dataset), "--out", str(run), "steps=2", "warmup=1", "tokens=128"]
+    submit(cluster, *words)
+    assert (run / "checkpoints" / "latest").exists()
+
 
 def test_the_manifest_and_the_script_for_clusters_are_whole():
     job = yaml.safe_load((ROOT / "jobs" / "kuberay.yaml").read_text())
