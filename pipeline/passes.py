@@ -22,7 +22,7 @@ from pipeline.recipe import Bounds, Recipe, RecipeError, to_dict
 from pipeline.select import check_thresholds
 from pipeline.tables import CLIPS, fingerprint
 
-SCAN_VERSION = 1
+SCAN_VERSION = 2
 EMBED_VERSION = 2
 CAPTION_VERSION = 1
 

@@ -6,7 +6,7 @@ import math
 import time
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -20,7 +20,7 @@ from pipeline.cascade import Cascade
 from pipeline.exact import ExactFrames
 from pipeline.media import Frame, MediaError, Probe, Video
 from pipeline.passes import filters_of
-from pipeline.proxy import Proxy, Shrinker
+from pipeline.proxy import Proxy, Shrinker, Still
 from pipeline.recipe import Recipe, RecipeError
 from pipeline.shots import Adaptive, ShotDetector, Stride
 from pipeline.sources import Source, open_media
@@ -232,6 +232,7 @@ class _Scan:
         self._clips.append(row)
         if drop:
             row |= {column: None for made in self._filters.values() for column in made.columns}
+            self._sample(name, kept.stills[len(kept.stills) // 2 :][:1], box)  # for the report to show what it was
             return
         if 0 < len(kept.burst) < LEAST_BURST <= len(kept.times):
             kept = self._with_burst(kept)
@@ -240,9 +241,11 @@ class _Scan:
         for key, made in self._filters.items():
             with self._clock(f"filter:{key}"):
                 row |= made.score([view])[0]
+        self._sample(name, sampled(kept, view, self._options.frames_uniform, self._options.frames_peaks), box)
+
+    def _sample(self, name: str, stills: Sequence[Still], box: tuple[float, float, float, float]) -> None:
         with self._clock("jpeg"):
-            chosen = sampled(kept, view, self._options.frames_uniform, self._options.frames_peaks)
-            for index, still in enumerate(chosen):
+            for index, still in enumerate(stills):
                 data = jpeg(still.rgb(box), self._options.jpeg_quality)
                 self._frames.append({"clip_id": name, "index": index, "time": still.time, "jpeg": data})
 

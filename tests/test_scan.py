@@ -69,7 +69,8 @@ def test_sampled_frames_show_their_moment(three_shots):
             for frame in video.frames()
         }
     named = {c["clip_id"]: c for c in scanned.clips}
-    assert {f["clip_id"] for f in scanned.frames} == {c["clip_id"] for c in scanned.clips if not c["dropped"]}
+    counts = {name: sum(f["clip_id"] == name for f in scanned.frames) for name in named}
+    assert all((count == 1) if named[name]["dropped"] else (count > 1) for name, count in counts.items())
     for row in scanned.frames:
         clip = named[row["clip_id"]]
         assert clip["start"] <= row["time"] < clip["end"]
