@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import re
 import signal
 import sys
@@ -42,9 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (RecipeError, SourceError, StorageError, DatasetError) as error:
         print(f"clipmill: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (BuildStopped, OSError) as error:
         print(f"clipmill: {error}", file=sys.stderr)
-        print("what is done is kept: run the same command again to go on", file=sys.stderr)
+        if args.run is _build:
+            print("what is done is kept: run the same command again to go on", file=sys.stderr)
         return 1
 
 
@@ -68,7 +73,6 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="clipmill",
         description="Turns raw video into text-video training data, and trains a video diffusion model on it.",
-        epilog="trainer: " + "; ".join(f"{name}, {what}" for name, (_, what) in TRAINER.items()),
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
@@ -108,6 +112,8 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("dataset")
     made.add_argument("--out", required=True, metavar="FILE")
     command("doctor", _doctor, "what this machine can do")
+    for name, (_, text) in TRAINER.items():
+        commands.add_parser(name, help=text)
     return parser
 
 

@@ -19,6 +19,8 @@ from typing import Any
 import ray
 import ray.data
 
+from pipeline.units import BuildStopped
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -34,8 +36,9 @@ class Stage:
 def run(units: Sequence[Any], stages: Sequence[Stage]) -> Iterator[Any]:
     """Sends every unit through the stages and yields what the last one says of it, in the order of completion.
 
-    A unit whose worker dies is done again elsewhere. Raises OSError where a worker could not read or write the dataset;
-    anything else that a worker raises is a bug and comes out as Ray's report of it.
+    A unit whose worker dies is done again elsewhere. Raises BuildStopped where a worker could not load its models,
+    OSError where it could not read or write the dataset; anything else that a worker raises is a bug and comes out as
+    Ray's report of it.
     """
     if not units:
         return
@@ -53,7 +56,7 @@ def run(units: Sequence[Any], stages: Sequence[Stage]) -> Iterator[Any]:
         )
     for row in data.iter_rows():
         answer = pickle.loads(row["unit"])
-        if isinstance(answer, OSError):
+        if isinstance(answer, (OSError, BuildStopped)):
             raise answer
         yield answer
 
@@ -61,19 +64,24 @@ def run(units: Sequence[Any], stages: Sequence[Stage]) -> Iterator[Any]:
 class _Worker:
     """What Ray Data makes in an actor: unpacks the unit, calls the pass's worker, packs its answer.
 
-    A file that cannot be written (disk full, no permission) is an answer, not a failed task: it would fail again
-    elsewhere, and the person who can mend it should read one line.
+    A model that cannot be loaded and a file that cannot be written (disk full, no permission) are answers, not failed
+    tasks: they would fail again elsewhere, and the person who can mend it should read one line.
     """
 
     def __init__(self, worker: Callable[..., Any], args: tuple[Any, ...]) -> None:
-        self._work = worker(*args)
+        self._problem: Exception | None = None
+        try:
+            self._work = worker(*args)
+        except (OSError, RuntimeError, ValueError) as error:
+            self._problem = BuildStopped(f"{worker.__name__} cannot start: {' '.join(str(error).split())[:500]}")
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        unit = pickle.loads(row["unit"])
-        try:
-            answer = unit if isinstance(unit, OSError) else self._work(unit)
-        except OSError as error:
-            answer = error
+        answer = pickle.loads(row["unit"])
+        if not isinstance(answer, (OSError, BuildStopped)):
+            try:
+                answer = self._problem or self._work(answer)
+            except OSError as error:
+                answer = error
         return {"unit": pickle.dumps(answer)}
 
 
