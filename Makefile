@@ -1,4 +1,5 @@
 # make demo: from nothing to a dataset, its report and a sampled video. make test: lint, types, tests.
+# make bench NAME=filter_auc ARGS=videos/: one of tests/benchmarks; its first lines say what it takes.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -16,7 +17,7 @@ test: $(VENV)/.installed
 	$(BIN)/python -m pytest
 
 bench: $(VENV)/.installed
-	for f in tests/benchmarks/*.py; do echo "== $$f"; $(BIN)/python $$f || exit 1; done
+	$(BIN)/python tests/benchmarks/$(NAME).py $(ARGS)
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
