@@ -43,8 +43,9 @@ class ShotCutter:
 
     @staticmethod
     def decode_from(start: float) -> float:
-        """Where frames are needed from, so that shots starting after `start` are right: the cell's beginning."""
-        return math.floor(start / LONGEST) * LONGEST
+        """Where frames are needed from, so that shots from `start` on are right: the beginning of its cell, or of the
+        cell before where `start` is on the grid, since a cut there looks at that cell."""
+        return (math.ceil(start / LONGEST) - 1) * LONGEST
 
     def begin(self, time: float, first: bool) -> None:
         """The time of the first decoded frame, and whether it is the source's first, where a shot starts."""

@@ -7,6 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("same", derandomize=True, deadline=None)  # the same examples on every machine and run
+settings.load_profile("same")
 
 sys.path.insert(0, str(Path(__file__).parent))  # so that tests can import videos.py, also in importlib mode
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from videos import pan, texture
 
@@ -46,6 +46,7 @@ transitions_of = st.lists(st.tuples(st.integers(1, 3990), st.sampled_from([0, 0,
 
 
 @settings(deadline=None, max_examples=150)
+@example([], [180.0], 0.7)
 @given(transitions_of, st.lists(st.floats(1, END - 1), max_size=5), st.sampled_from([0.7, 3.0, 50.0]))
 def test_shots_over_any_segmentation_are_those_of_one_piece(transitions, cuts, step):
     whole = shots_of(transitions, (-math.inf, math.inf), 1.0)
