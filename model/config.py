@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import yaml
 
 
@@ -39,7 +41,6 @@ class Config:
     frame_counts: tuple[int, ...] = (5, 9)  # a clip takes the largest it is long enough for
     fps: float = 5.0  # at which clips are sampled
     image_ratio: float = 0.0  # share of the samples that are single frames of videos
-    decoder: str = "decord"  # decord, with PyAV behind it, or av
     workers: int = 0  # processes that load and decode; 0 decodes between steps
     memory_mb: float = 1000.0  # a process that loads may hold this much of decoded clips, if that is all of them
     shuffle_shards: int = 0  # 0 shuffles everything; n shuffles within n shards at a time (for remote shards)
@@ -102,13 +103,12 @@ CUDA_PRESET: Mapping[str, Any] = {
 }
 
 # A run may be resumed with other values of these; everything else is part of what the run is.
-FREE = {"data", "steps", "max_seconds", "workers", "decoder", "cache_gb", "device", "parallel", "compile", "recompute"}
+FREE = {"data", "steps", "max_seconds", "workers", "cache_gb", "device", "parallel", "compile", "recompute"}
 FREE |= {"memory_mb", "attention_kernel", "deterministic", "log_every", "save_every", "keep"}
 
 CHOICES = {
     "attention": ("full", "factorised"),
     "train_only": ("all", "temporal"),
-    "decoder": ("decord", "av"),
     "path": ("linear", "cosine"),
     "decay": ("constant", "cosine"),
     "device": ("auto", "cpu", "cuda"),
@@ -118,6 +118,52 @@ CHOICES = {
 }
 
 
+@dataclass(frozen=True)
+class Encoding:
+    """encoding.json of a dataset of latents: what `clipmill encode` made them with. A run on them uses the same."""
+
+    source: str  # the dataset of clips
+    latents: str  # id
+    stride: tuple[int, int, int]  # theirs
+    text: str  # id of the captions' encoder
+    text_width: int
+    options: Mapping[str, Any]  # the config's values of ENCODED
+    shards: Mapping[str, int]  # by split
+
+
+ENCODED = ("latents", "latent_channels", "text", "text_tokens", "resolutions", "frame_counts", "fps", "patch")
+
+
+def read_encoding(datasets: Sequence[str]) -> Encoding | None:
+    """Of datasets of latents, which must have been made with the same; None for datasets of clips. Raises
+    ConfigError."""
+    found: list[Encoding | None] = []
+    for dataset in datasets:
+        fs, path = fsspec.core.url_to_fs(split_weight(dataset)[0])
+        there = fs.exists(f"{path}/encoding.json")
+        found.append(Encoding(**json.loads(fs.cat_file(f"{path}/encoding.json"))) if there else None)
+    made = {json.dumps([e.latents, e.text, {**e.options, "latents": ""}], sort_keys=True) if e else "" for e in found}
+    if len(made) > 1:
+        raise ConfigError(f"{' and '.join(datasets)} were not encoded with the same latents, texts and options")
+    return found[0] if found else None
+
+
+def check_encoding(config: Config, encoding: Encoding | None) -> None:
+    """Raises ConfigError when a run asks for other latents, texts or shapes than its datasets hold."""
+    asked, made = to_dict(config), encoding.options if encoding else {}
+    if wrong := [f"{key}={made[key]}, not {asked[key]}" for key in made if made[key] != asked[key]]:
+        raise ConfigError(f"the latents were encoded with {', '.join(wrong)}; leave that out, or encode again")
+
+
+def split_weight(dataset: str) -> tuple[str, float | None]:
+    """PATH@WEIGHT into its parts."""
+    path, at, weight = dataset.rpartition("@")
+    try:
+        return (path, float(weight)) if at else (dataset, None)
+    except ValueError:
+        return dataset, None
+
+
 def load_config(
     file: str | None = None,
     overrides: Sequence[str] = (),
@@ -125,10 +171,13 @@ def load_config(
     cuda: bool = False,
     preset: Mapping[str, Any] | None = None,
 ) -> Config:
-    """The device's preset, or `preset` instead; then the YAML `file`, then `key=value`. Raises ConfigError."""
+    """The device's preset, or `preset` instead; what encoded datasets fix; then the YAML `file`, then `key=value`.
+    Raises ConfigError."""
     values: dict[str, Any] = dict(CUDA_PRESET) if cuda else {}
     if preset is not None:
         values = dict(preset)
+    if encoding := read_encoding(data):
+        values |= encoding.options
     if file:
         try:
             loaded = yaml.safe_load(Path(file).read_text()) or {}

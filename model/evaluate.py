@@ -18,7 +18,8 @@ import torch
 
 from model import checkpoint, flow
 from model.config import ConfigError
-from model.data import Clips, DataError, Index, make_order, read_index
+from model.data import Clips
+from model.index import DataError, Index, make_order, read_index
 from model.latents import to_bytes, to_signed
 from model.order import Draw
 from model.sample import Guidance, Trained
@@ -70,7 +71,7 @@ def evaluate(trained: Trained, index: Index, count: int, steps: int) -> dict[str
     scores: dict[str, list[dict[str, float]]] = {"sampled": [], "real": []}
     for draw in first.values():
         batch = clips[[draw]]
-        x0 = trained.latents.encode(to_signed(batch.frames.to(trained.device)))
+        x0 = trained.latents.encode(to_signed(batch.video.to(trained.device)))
         text = trained.text(batch.captions)
         for at, values in zip(TIMES, losses, strict=True):
             t = torch.full((1, x0.shape[2]), at, device=trained.device)

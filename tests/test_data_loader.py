@@ -1,7 +1,10 @@
 """From shards to batches: shapes, contents, crops that are functions, corrupt samples, shards that vanish."""
 
+import io
+import itertools
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -10,6 +13,7 @@ from shards import clips_of, still, write_shards
 from model import data
 from model.config import Config, from_dict
 from model.evaluate import consistency
+from model.index import DataError, assign_shapes, make_order, read_index
 from model.order import Draw, Shape
 from pipeline.clip_reader import ClipError, read_frames
 
@@ -25,16 +29,38 @@ def setting(root: Path, **options: object) -> Config:
     return from_dict({"data": [str(root)], "resolutions": 48, "frame_counts": 5, "fps": 8, "tokens": 48} | options)
 
 
-def test_both_decoders_show_the_frames_of_the_asked_times(clips):
-    times = np.arange(5) / 8 + 0.2
-    a, b = (read_frames(clips[0][1], times, 48, 80, decoder).astype(float) for decoder in ("decord", "av"))
-    assert a.shape == b.shape == (5, 48, 80, 3)
-    assert np.abs(a - b).mean() < 3
-    everything = read_frames(clips[0][1], np.arange(40) / clips[0][3]["fps"], 48, 80, "av").astype(float)
-    nearest = [int(np.abs(everything - frame).mean(axis=(1, 2, 3)).argmin()) for frame in b]
-    assert np.abs(np.array(nearest) - np.floor(times * clips[0][3]["fps"] + 1e-3)).max() <= 1
-    with pytest.raises(ClipError):
-        read_frames(b"not a video", times, 48, 80)
+SETTINGS = {
+    "no keyframe but the first": {"g": "250"},
+    "frames that none refers to": {"g": "12", "bf": "3", "b-adapt": "0", "b-pyramid": "none"},
+    "keyframes that later frames are shown before": {"g": "8", "bf": "3", "x264-params": "open-gop=1:scenecut=0"},
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_few_frames_are_those_of_a_whole_decode(name, sample_videos):
+    with av.open(str(sample_videos["bikes"])) as container:
+        pictures = [f.to_ndarray(format="rgb24") for f in itertools.islice(container.decode(video=0), 60)]
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as mp4:
+        stream = mp4.add_stream("libx264", rate=25, options=SETTINGS[name])
+        stream.height, stream.width, stream.pix_fmt = *pictures[0].shape[:2], "yuv420p"
+        for picture in pictures:
+            mp4.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        mp4.mux(stream.encode(None))
+    everything = read_frames(file.getvalue(), np.arange(60) / 25, 48, 80)
+    assert len(np.unique(everything.reshape(60, -1), axis=0)) == 60
+    rng = np.random.default_rng(0)
+    for count in (1, 3, 16):
+        at = np.sort(rng.uniform(0, 2.6, count))  # the clip ends at 2.4
+        few = read_frames(file.getvalue(), at, 48, 80)
+        assert np.array_equal(few, everything[(at * 25 + 0.025).astype(int).clip(0, 59)])
+
+
+def test_what_cannot_be_decoded_is_a_clip_error(clips):
+    whole = clips[0][1]
+    for damaged in (b"not a video", whole[: len(whole) // 2]):
+        with pytest.raises(ClipError):
+            read_frames(damaged, np.arange(5) / 8, 48, 80)
 
 
 def test_batches_do_not_depend_on_workers_or_on_what_is_kept_in_memory(clips, tmp_path):
@@ -42,13 +68,13 @@ def test_batches_do_not_depend_on_workers_or_on_what_is_kept_in_memory(clips, tm
     batches = []
     for workers, memory in ((0, 1000.0), (2, 1000.0), (0, 0.0)):
         config = setting(root, memory_mb=memory)
-        index = data.read_index(config.data)
-        order = data.make_order(index, config, (4, 8, 8))
+        index = read_index(config.data)
+        order = make_order(index, config, (4, 8, 8))
         loader = data.make_loader(data.Clips(index, order, config), data.MicroBatches(order, 2, 5, 0, 1), workers)
         batches.append(list(loader))
     for other in batches[1:]:
         for a, b in zip(batches[0], other, strict=True):
-            assert torch.equal(a.frames, b.frames)
+            assert torch.equal(a.video, b.video)
             assert (a.captions, a.keys, a.draws) == (b.captions, b.keys, b.draws)
 
 
@@ -56,21 +82,21 @@ def test_a_corrupt_sample_is_replaced_by_the_next_of_its_stream_and_counted(clip
     broken = ("mp4", b"\0" * 500, "broken", clips[0][3])
     root = write_shards(tmp_path, [[broken, *clips[:2]]])
     config = setting(root)
-    index = data.read_index(config.data)
-    order = data.make_order(index, config, (4, 8, 8))
+    index = read_index(config.data)
+    order = make_order(index, config, (4, 8, 8))
     loader = data.Clips(index, order, config)
     seen = [loader[batch] for step in range(3) for batch in order.step(step)]
     assert sum(batch.replaced for batch in seen) == sum(d.sample == 0 for batch in seen for d in batch.draws) > 0
     assert all("broken" not in batch.captions for batch in seen)
-    with pytest.raises(data.DataError, match="in a row"):
+    with pytest.raises(DataError, match="in a row"):
         data.Clips(index, None, config)[[Draw(0, 0, 0, Shape(5, 32, 64), 0, 0, 0)]]
 
 
 def test_clips_take_the_largest_shape_that_they_fill(clips, tmp_path):
     root = write_shards(tmp_path, [[*clips, still(0, (200, 100))]])
     config = setting(root, resolutions=[48, 96, 400], frame_counts=[1, 5, 9, 81], tokens=10_000)
-    index = data.read_index(config.data)
-    number, shapes = data.assign_shapes(index, config, (4, 8, 8))
+    index = read_index(config.data)
+    number, shapes = assign_shapes(index, config, (4, 8, 8))
     kinds = [(shapes[n].frames, shapes[n].height < shapes[n].width) for n in number]
     assert kinds == [(9, True)] * 3 + [(1, False)]
     assert all(s.height % 16 == s.width % 16 == 0 for s in shapes)
@@ -83,8 +109,8 @@ def test_weights_and_the_share_of_images_decide_what_is_drawn(clips, tmp_path):
         {"data": [f"{roots[0]}@3", f"{roots[1]}@1"], "resolutions": 48, "frame_counts": 5, "fps": 8, "tokens": 16,
          "image_ratio": 0.25}
     )  # fmt: skip
-    index = data.read_index(config.data)
-    order = data.make_order(index, config, (4, 8, 8))
+    index = read_index(config.data)
+    order = make_order(index, config, (4, 8, 8))
     draws = [d for step in range(400) for batch in order.step(step) for d in batch]
     assert np.mean([index.dataset[d.sample] == 0 for d in draws]) == pytest.approx(0.75, abs=0.02)
     assert np.mean([d.shape.frames == 1 for d in draws]) == pytest.approx(0.25, abs=0.02)
@@ -93,9 +119,9 @@ def test_weights_and_the_share_of_images_decide_what_is_drawn(clips, tmp_path):
 def test_a_shard_that_vanishes_stops_the_run_with_its_name(clips, tmp_path):
     root = write_shards(tmp_path, [clips])
     config = setting(root)
-    index = data.read_index(config.data)
+    index = read_index(config.data)
     Path(index.shards[0]).unlink()
-    with pytest.raises(data.DataError, match=r"train-000000\.tar"):
+    with pytest.raises(DataError, match=r"train-000000\.tar"):
         data.Clips(index, None, config).read(0, 0)
 
 
@@ -106,7 +132,7 @@ def test_remote_shards_are_copied_once(clips, tmp_path):
     memory = fsspec.filesystem("memory")
     memory.put(str(root / "shards"), "/set/shards", recursive=True)
     config = setting(root, data=["memory://set"])
-    index = data.read_index(config.data)
+    index = read_index(config.data)
     loader = data.Clips(index, None, config, tmp_path / "cache")
     assert [loader.caption(i) for i in range(3)] == [c[2] for c in clips]
     assert len(list((tmp_path / "cache").glob("*.tar"))) == 1

@@ -16,6 +16,7 @@ from shards import clips_of, still, write_shards
 from model import checkpoint, data, sample, train
 from model import latents as lat
 from model.config import Config, ConfigError, load_config
+from model.index import make_order, read_index
 from model.latents import to_signed
 
 torch.set_num_threads(1)
@@ -53,13 +54,13 @@ def test_it_overfits_a_few_clips_and_samples_look_like_them(dataset, tmp_path):
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert last["loss"] < 0.6 * rows[0]["loss"]
     trained = sample.Trained(run, "cpu")
-    index = data.read_index([str(dataset)])
+    index = read_index([str(dataset)])
     clips = data.Clips(index, None, trained.config)
-    shape = data.make_order(index, trained.config, (4, 8, 8)).streams[0].shape
+    shape = make_order(index, trained.config, (4, 8, 8)).streams[0].shape
     made = trained.generate(
         [clips.caption(i) for i in (0, 1)], 5, shape.height, shape.width, sample.Guidance(12, scale=1.0)
     )
-    real = [torch.from_numpy(clips.load(data.Draw(0, 0, i, shape, 0, 0, 0))).float() for i in (0, 1)]
+    real = [clips.load(data.Draw(0, 0, i, shape, 0, 0, 0))[0].float() for i in (0, 1)]
     noise = lat.to_bytes(trained.latents.decode(torch.randn(1, 8, 2, shape.height // 8, shape.width // 8)))[0]
     for i in (0, 1):
         error = (made[i] - real[i]).abs().mean()
@@ -103,6 +104,27 @@ def test_sigterm_ends_the_run_with_its_state_saved(dataset, tmp_path):
     assert 2 <= state["step"] < 100000
 
 
+def test_a_run_whose_shards_vanish_midway_stops_with_its_state_saved(dataset, tmp_path, monkeypatch, capsys):
+    root, real, calls = tmp_path / "dataset", train.update_ema, []
+    shutil.copytree(dataset, root)
+
+    def vanishing(*args: object) -> None:
+        real(*args)
+        calls.append(1)
+        if len(calls) == 3:
+            for shard in root.glob("shards/*/*.tar"):
+                os.truncate(shard, 0)  # what a process sees that holds a file which is deleted elsewhere
+
+    monkeypatch.setattr(train, "update_ema", vanishing)
+    words = [str(root), "--out", str(tmp_path / "run"), *TINY, "steps=9", "tokens=48", "memory_mb=0"]
+    assert train.main(words) == 2
+    assert "in a row cannot be read" in capsys.readouterr().err
+    assert checkpoint.read_state(tmp_path / "run")["step"] == 3
+    shutil.copytree(dataset, root, dirs_exist_ok=True)
+    assert train.main(words) == 0
+    assert checkpoint.read_state(tmp_path / "run")["step"] == 9
+
+
 def test_a_step_whose_gradient_is_not_finite_is_skipped_and_counted(dataset, tmp_path, monkeypatch):
     real = train.global_norm
     calls = iter([1.0, float("nan"), 1.0])
@@ -126,7 +148,7 @@ def test_images_and_videos_train_together(dataset, tmp_path):
     root = write_shards(tmp_path / "stills", [[still(i) for i in range(3)]])
     settings = load_config(None, (*TINY, "steps=4", "tokens=96"), [str(dataset), f"{root}@4"])
     train.train(settings, tmp_path / "run")
-    order = data.make_order(data.read_index(settings.data), settings, (4, 8, 8))
+    order = make_order(read_index(settings.data), settings, (4, 8, 8))
     assert {stream.shape.frames for stream in order.streams} == {1, 9}
 
 

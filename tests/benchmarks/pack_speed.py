@@ -51,7 +51,7 @@ SETTINGS: dict[str, dict[str, str]] = {
     "crf 23, g 24, no B": {**COMMON, "crf": "23", "g": "24", "bf": "0"},
     "crf 23, g 48, no B": {**COMMON, "crf": "23", "g": "48", "bf": "0"},
     "crf 23, g 48, 3 B": {**COMMON, "crf": "23", "g": "48", "bf": "3"},
-    "crf 23, g 24, no B, CAVLC": {**COMMON, "crf": "23", "g": "24", "bf": "0", "coder": "cavlc"},
+    "crf 24, g 24, no B, CAVLC": {**COMMON, "crf": "24", "g": "24", "bf": "0", "coder": "cavlc"},
     "crf 25, g 24, no B, fastdecode": {**COMMON, "crf": "25", "g": "24", "bf": "0", "tune": "fastdecode"},
 }
 

@@ -1,0 +1,177 @@
+"""What there is to train on: every sample of the shards, the shapes that samples are given, and their order."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import fsspec
+import numpy as np
+import pyarrow.parquet as pq
+
+from model.config import Config, read_encoding, split_weight
+from model.order import Order, Shape, Stream
+
+ASPECTS = (16 / 9, 4 / 3, 1.0, 3 / 4, 9 / 16)
+
+
+class DataError(ValueError):
+    """A dataset that cannot be trained on; the message says what is missing."""
+
+
+@dataclass(frozen=True)
+class Index:
+    """Every sample of the shards, one array a column; a sample's id is its row."""
+
+    shards: tuple[str, ...]  # paths or URLs of the tars
+    shard: np.ndarray  # (n,) which of them
+    dataset: np.ndarray  # (n,) which dataset
+    key: np.ndarray
+    media: np.ndarray  # mp4, jpg, or safetensors: latents that `clipmill encode` made
+    spans: np.ndarray  # (n, 4) int64: media offset, media size, text offset, text size
+    frames: np.ndarray
+    width: np.ndarray
+    height: np.ndarray
+    duration: np.ndarray  # seconds
+    fps: np.ndarray
+
+    @property
+    def encoded(self) -> bool:
+        """Whether the samples are latents; they all are, or none is."""
+        return bool(self.media[0] == "safetensors")
+
+    @property
+    def still(self) -> np.ndarray:
+        """(n,) bool: an image."""
+        return np.asarray(self.frames == 1)
+
+    def __len__(self) -> int:
+        return len(self.key)
+
+
+def read_index(datasets: Sequence[str], split: str = "train", shard: str = "") -> Index:
+    """The samples of a split over datasets (folders or URLs, perhaps with @WEIGHT), or of one shard
+    ("BUCKET/SPLIT-NNNNNN"). Raises DataError."""
+    columns: dict[str, list[np.ndarray]] = {}
+    shards: list[str] = []
+    spans = ("media_offset", "media_size", "text_offset", "text_size")
+    wanted = ("key", "media", "frames", "width", "height", "duration", "fps")
+    for number, dataset in enumerate(datasets):
+        root = split_weight(dataset)[0]
+        fs, path = fsspec.core.url_to_fs(root)
+        indexes = sorted(fs.glob(f"{path}/shards/{shard or f'*/{split}-*'}.parquet"))
+        encoding = read_encoding([dataset])
+        if encoding is not None and len(indexes) < encoding.shards[split]:
+            raise DataError(f"{root}: {len(indexes)} of {encoding.shards[split]} shards are encoded; encode the rest")
+        if not indexes:
+            raise DataError(f"{root}: no {split} shards in it; `clipmill build` makes them")
+        for name in indexes:
+            table = pq.read_table(io.BytesIO(fs.cat_file(name)), columns=[*wanted, *spans]).to_pydict()
+            table |= {"shard": [len(shards)] * len(table["key"]), "dataset": [number] * len(table["key"])}
+            for key, values in table.items():
+                columns.setdefault(key, []).append(np.asarray(values))
+            shards.append(fs.unstrip_protocol(name.removesuffix(".parquet") + ".tar").removeprefix("file://"))
+    joined = {key: np.concatenate(parts) for key, parts in columns.items()}
+    if len(set((joined["media"] == "safetensors").tolist())) > 1:
+        raise DataError("latents of `clipmill encode` and clips cannot be mixed: encode all datasets or none")
+    places = np.stack([joined.pop(c) for c in spans], axis=1).astype(np.int64)
+    return Index(shards=tuple(shards), spans=places, **joined)
+
+
+def shape_table(resolution: int, multiple: tuple[int, int]) -> np.ndarray:
+    """Heights and widths of about resolution^2 pixels at each aspect ratio: (aspects, 2), multiples of `multiple`."""
+    rows = [
+        [max(1, round(resolution * r / m)) * m for r, m in zip((a**-0.5, a**0.5), multiple, strict=True)]
+        for a in ASPECTS
+    ]
+    return np.array(rows)
+
+
+def assign_shapes(index: Index, config: Config, stride: tuple[int, int, int]) -> tuple[np.ndarray, list[Shape]]:
+    """For every sample the number of its shape, -1 for too short, and the shapes.
+
+    A clip takes the largest resolution that it fills without being enlarged (the smallest if it fills none), the aspect
+    ratio nearest its own, and the largest frame count that it is long enough for at the config's rate. Latents have the
+    shape that they were made with.
+    """
+    if index.encoded:
+        made, number = np.unique(np.stack([index.frames, index.height, index.width], 1), axis=0, return_inverse=True)
+        return number.reshape(-1), [Shape(*row) for row in made.tolist()]
+    multiple = (stride[1] * config.patch, stride[2] * config.patch)
+    for frames in config.frame_counts:
+        if (frames - 1) % stride[0]:
+            raise DataError(f"frame_counts: {frames} is not 1 + a multiple of {stride[0]}, which these latents need")
+    aspect = np.abs(np.log(index.width / index.height)[:, None] - np.log(ASPECTS)).argmin(1)
+    resolutions = sorted(config.resolutions)
+    level = np.zeros(len(index), np.int64)
+    for i, resolution in enumerate(resolutions):
+        sizes = shape_table(resolution, multiple)[aspect]
+        level[(index.height >= sizes[:, 0]) & (index.width >= sizes[:, 1])] = i
+    counts = sorted(set(config.frame_counts) | {1})
+    length = np.zeros(len(index), np.int64)
+    for i, frames in enumerate(counts):
+        enough = index.duration + 0.5 / config.fps >= frames / config.fps
+        length[enough & ~index.still & (frames in config.frame_counts)] = i
+    short = ~index.still & (length == 0) & (1 not in config.frame_counts)
+    code = (level * len(counts) + length) * len(ASPECTS) + aspect
+    shapes, number = np.unique(code, return_inverse=True)
+    table = []
+    for value in shapes.tolist():
+        rest, a = divmod(value, len(ASPECTS))
+        i, j = divmod(rest, len(counts))
+        h, w = shape_table(resolutions[i], multiple)[a].tolist()
+        table.append(Shape(counts[j], h, w))
+    number[short] = -1
+    return number, table
+
+
+def make_order(index: Index, config: Config, stride: tuple[int, int, int]) -> Order:
+    """The order of a run over `index`. Raises DataError when no clip is long enough."""
+    number, shapes = assign_shapes(index, config, stride)
+    if (number < 0).all():
+        raise DataError(
+            f"no clip is as long as {min(config.frame_counts)} frames at {config.fps} fps; the longest has "
+            f"{index.duration.max():.1f} s. Lower frame_counts or fps"
+        )
+    weights = [split_weight(d)[1] for d in config.data]
+    streams = []
+    for dataset in np.unique(index.dataset).tolist():
+        inside = (index.dataset == dataset) & (number >= 0)
+        scale = 1.0 if weights[dataset] is None else float(weights[dataset] or 0) / max(1, int(inside.sum()))
+        for i, shape in enumerate(shapes):
+            members = np.flatnonzero(inside & (number == i))
+            share = 1.0 if shape.frames == 1 or config.image_ratio == 0 else 1 - config.image_ratio
+            still = Shape(1, shape.height, shape.width)
+            for part, chance in ((shape, share), (still, 1 - share)):
+                if len(members) and scale and chance:
+                    batch = samples_in(part, config, stride)
+                    streams.append(Stream(part, members, index.shard[members], scale * chance * len(members), batch))
+    if not streams:
+        raise DataError("every dataset has weight 0")
+    return Order(streams, config.seed, config.micro_batches, config.shuffle_shards)
+
+
+def samples_in(shape: Shape, config: Config, stride: tuple[int, int, int]) -> int:
+    """Samples of a shape within a micro-batch's token budget. Raises DataError when not even one fits."""
+    tokens = token_count(shape, config, stride)
+    if tokens > config.tokens:
+        raise DataError(f"one sample of {shape} has {tokens} tokens, over tokens={config.tokens}: raise it")
+    return config.tokens // tokens
+
+
+def token_count(shape: Shape, config: Config, stride: tuple[int, int, int]) -> int:
+    """Latent tokens of one sample."""
+    frames = 1 + (shape.frames - 1) // stride[0]
+    return frames * (shape.height // stride[1] // config.patch) * (shape.width // stride[2] // config.patch)
+
+
+def describe(index: Index, order: Order) -> str:
+    """One line for the log: samples, datasets and shapes."""
+    shapes: Counter[str] = Counter()
+    for stream in order.streams:
+        shapes[str(stream.shape)] += len(stream.members)
+    listed = json.dumps(dict(shapes)).strip("{}").replace('"', "")
+    return f"{len(index)} samples in {len(index.shards)} shards; shapes (frames x height x width): {listed}"
