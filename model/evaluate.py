@@ -1,6 +1,6 @@
-"""How good a trained run is: loss on held-out clips at fixed noise and times, and how consistent its samples are.
+"""How good a trained run is: loss on held-out clips at fixed noise and times, and how its samples compare.
 
-The consistency numbers mean something only beside those of real footage, so real clips are put through the latents and
+The numbers of samples mean something only beside those of real footage, so real clips are put through the latents and
 back and measured in the same way: that is the reference band.
 """
 
@@ -9,24 +9,40 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
+import fsspec
 import numpy as np
 import torch
 
-from model import checkpoint, flow
-from model.config import ConfigError
+from filters.similarity import TextVideoEncoder, load_encoder
+from model import checkpoint, flow, page
+from model.config import ConfigError, read_encoding, split_weight
 from model.data import Clips
 from model.index import DataError, Index, make_order, read_index
-from model.latents import to_bytes, to_signed
+from model.latents import LatentError, encode_batch, to_bytes
+from model.measures import I3D, MeasureError, consistency, frechet, look
 from model.order import Draw
 from model.sample import Guidance, Trained
 from model.text import TextError
 from model.train import draw_noise
+from pipeline.clip_reader import write_mp4
 
 TIMES = tuple((i + 0.5) / 8 for i in range(8))
+SCORES = ("motion", "warp", "flicker", "same", "text", "others")
+ERRORS = (ConfigError, DataError, LatentError, TextError, MeasureError, checkpoint.CheckpointError)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A sampled clip and the real one with its caption, after a round trip: (t, h, w, 3) uint8 each."""
+
+    caption: str
+    sampled: np.ndarray
+    real: np.ndarray
+    scores: Mapping[str, Mapping[str, float]]  # of "sampled" and of "real"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,28 +53,54 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--split", default="val", help="val or train")
     parser.add_argument("--clips", type=int, default=8, help="clips to measure on")
     parser.add_argument("--steps", type=int, default=30, help="of the sampler")
+    parser.add_argument("--i3d", metavar="FILE", help="I3D weights as TorchScript, for the Frechet video distance")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     args = parser.parse_args(argv)
     try:
         trained = Trained(Path(args.run), args.device)
-        index = read_index(args.data or trained.config.data, args.split)
-        result = evaluate(trained, index, args.clips, args.steps)
-    except (ConfigError, DataError, TextError, checkpoint.CheckpointError) as error:
+        data = args.data or trained.config.data
+        i3d = I3D(Path(args.i3d), trained.device) if args.i3d else None
+        result, pairs = evaluate(
+            trained, read_index(data, args.split), args.clips, args.steps, encoder_of(data[0]), i3d
+        )
+    except ERRORS as error:
         print(f"clipmill evaluate: {error}", file=sys.stderr)
         return 2
-    out = Path(args.run) / "evaluation.json"
-    out.write_text(json.dumps(result, indent=1))
-    print(f"{'':10} {'loss':>8} {'flicker':>8} {'warp':>8} {'motion':>8}")
-    print(f"{'held out':10} {result['loss']:8.4f}")
+    out = Path(args.run) / "evaluation"
+    out.mkdir(exist_ok=True)
+    (out / "scores.json").write_text(json.dumps(result, indent=1))
+    if pairs:
+        write_mp4(out / "samples.mp4", page.grid(pairs), trained.config.fps)
+        (out / "index.html").write_text(page.page(result, pairs, trained.config.fps))
+    print(f"loss on {result['clips']} held-out clips {result['loss']:.4f}\n")
+    print(f"{'':8}" + "".join(f"{name:>9}" for name in SCORES))
     for name in ("sampled", "real"):
-        print(f"{name:10} {'':8}" + "".join(f" {result[f'{name}_{k}']:8.4f}" for k in ("flicker", "warp", "motion")))
-    print(f"written to {out}")
+        print(f"{name:8}" + "".join(f"{result.get(f'{name}_{key}', float('nan')):9.4f}" for key in SCORES))
+    if "frechet_video_distance" in result:
+        print(f"\nFrechet video distance of {len(pairs)} clips {result['frechet_video_distance']:.1f}")
+    print(f"\nscores.json, samples.mp4 and index.html are in {out}")
     return 0
 
 
-def evaluate(trained: Trained, index: Index, count: int, steps: int) -> dict[str, float]:
-    """Validation loss, overall and at each of eight times, and `consistency` of samples and of real clips after a round
-    trip through the latents. The same clips, noise and times every time it is called. Raises DataError."""
+def encoder_of(dataset: str) -> TextVideoEncoder:
+    """The encoder that scored a dataset, or the dataset that its latents were made from."""
+    encoding = read_encoding([dataset])
+    root = encoding.source if encoding else split_weight(dataset)[0]
+    fs, path = fsspec.core.url_to_fs(root)
+    name = f"{path}/dataset.json"
+    said = json.loads(fs.cat_file(name))["recipe"]["encoder"] if fs.exists(name) else {}
+    try:
+        return load_encoder(**said)
+    except (KeyError, RuntimeError) as error:
+        raise MeasureError(f"{root} was scored with an encoder that cannot be loaded: {error}") from error
+
+
+def evaluate(
+    trained: Trained, index: Index, count: int, steps: int, encoder: TextVideoEncoder, i3d: I3D | None = None
+) -> tuple[dict[str, float], list[Pair]]:
+    """Scores and the clips that they are of. Validation loss, overall and at each of eight times; means of
+    `measures.consistency` and `measures.look` over samples ("sampled_") and over real clips after a round trip through
+    the latents ("real_"). The same clips, noise and times every time it is called. Raises DataError."""
     config = trained.config
     order = make_order(index, config, trained.latents.stride)
     clips = Clips(index, order, config)
@@ -68,10 +110,11 @@ def evaluate(trained: Trained, index: Index, count: int, steps: int) -> dict[str
             if len(first) < min(count, len(index)):
                 first.setdefault(draw.sample, draw)
     losses: list[list[float]] = [[] for _ in TIMES]
-    scores: dict[str, list[dict[str, float]]] = {"sampled": [], "real": []}
+    captions = [clips.caption(sample) for sample in first]
+    pairs: list[Pair] = []
     for draw in first.values():
         batch = clips[[draw]]
-        x0 = trained.latents.encode(to_signed(batch.video.to(trained.device)))
+        x0 = encode_batch(trained.latents, batch, trained.device)
         text = trained.text(batch.captions)
         for at, values in zip(TIMES, losses, strict=True):
             t = torch.full((1, x0.shape[2]), at, device=trained.device)
@@ -80,42 +123,20 @@ def evaluate(trained: Trained, index: Index, count: int, steps: int) -> dict[str
             with torch.no_grad():
                 loss = flow.loss_per_sample(trained.model(x, t, text), target, torch.ones_like(t))
             values.append(float(loss))
-        if draw.shape.frames > 1:
-            shape = draw.shape
-            made = trained.generate(batch.captions, shape.frames, shape.height, shape.width, Guidance(steps), draw.slot)
-            scores["sampled"].append(consistency(made[0].numpy()))
-            scores["real"].append(consistency(to_bytes(trained.latents.decode(x0))[0].cpu().numpy()))
+        if (shape := draw.shape).frames > 1:
+            caption = batch.captions[0]
+            told = [caption, *(c for c in dict.fromkeys(captions) if c != caption)]
+            made = trained.generate([caption], shape.frames, shape.height, shape.width, Guidance(steps), draw.slot)
+            both = {"sampled": made, "real": to_bytes(trained.latents.decode(x0))}
+            videos = {name: video[0].cpu().numpy() for name, video in both.items()}
+            scores = {name: consistency(video) | look(video, told, encoder) for name, video in videos.items()}
+            pairs.append(Pair(caption, videos["sampled"], videos["real"], scores))
     result = {f"loss_t{at:.3f}": float(np.mean(values)) for at, values in zip(TIMES, losses, strict=True)}
-    result = {"loss": float(np.mean(list(result.values())))} | result
-    for name, rows in scores.items():
-        for key in ("flicker", "warp", "motion"):
-            result[f"{name}_{key}"] = float(np.mean([row[key] for row in rows])) if rows else float("nan")
-    return result
-
-
-def consistency(frames: np.ndarray) -> dict[str, float]:
-    """Of a video (t, h, w, 3) uint8. motion: mean optical flow between frames, picture heights a frame (a frozen video
-    has none). warp: mean absolute difference, 0 to 1, between a frame and its predecessor moved along the flow, where
-    the flow there and back agrees (Lai et al., ECCV 2018). flicker: mean absolute difference, 0 to 1, where nothing
-    moves."""
-    grey = [cv2.cvtColor(f, cv2.COLOR_RGB2GRAY) for f in frames]
-    search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)  # type: ignore[attr-defined]
-    height, width = grey[0].shape
-    x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
-    motion, warp, flicker = [], [], []
-    for i in range(1, len(frames)):
-        back = search.calc(grey[i], grey[i - 1], None)
-        forth = search.calc(grey[i - 1], grey[i], None)
-        at_x, at_y = x + back[..., 0], y + back[..., 1]
-        moved = cv2.remap(frames[i - 1], at_x, at_y, cv2.INTER_LINEAR)
-        returned = back + cv2.remap(forth, at_x, at_y, cv2.INTER_LINEAR)
-        inside = (at_x >= 0) & (at_x <= width - 1) & (at_y >= 0) & (at_y <= height - 1)
-        seen = inside & (np.linalg.norm(returned, axis=2) < 1)
-        speed = np.linalg.norm(back, axis=2)
-        motion.append(float(speed.mean()) / height)
-        difference = np.abs(frames[i].astype(np.float32) - moved).mean(2) / 255
-        warp.append(float(difference[seen].mean()) if seen.any() else 1.0)
-        plain = np.abs(frames[i].astype(np.float32) - frames[i - 1]).mean(2) / 255
-        still = speed < 0.1
-        flicker.append(float(plain[still].mean()) if still.any() else 0.0)
-    return {"motion": float(np.mean(motion)), "warp": float(np.mean(warp)), "flicker": float(np.mean(flicker))}
+    result = {"clips": len(first), "loss": float(np.mean(list(result.values())))} | result
+    for name in ("sampled", "real") if pairs else ():
+        result |= {f"{name}_{key}": float(np.mean([pair.scores[name][key] for pair in pairs])) for key in SCORES}
+    if i3d and len(pairs) > 1:
+        videos_of = ([pair.sampled for pair in pairs], [pair.real for pair in pairs])
+        features = [torch.stack([i3d(video) for video in videos]) for videos in videos_of]
+        result["frechet_video_distance"] = frechet(features[0], features[1])
+    return result, pairs

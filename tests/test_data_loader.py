@@ -12,7 +12,6 @@ from shards import clips_of, still, write_shards
 
 from model import data
 from model.config import Config, from_dict
-from model.evaluate import consistency
 from model.index import DataError, assign_shapes, make_order, read_index
 from model.order import Draw, Shape
 from pipeline.clip_reader import ClipError, read_frames
@@ -136,19 +135,3 @@ def test_remote_shards_are_copied_once(clips, tmp_path):
     loader = data.Clips(index, None, config, tmp_path / "cache")
     assert [loader.caption(i) for i in range(3)] == [c[2] for c in clips]
     assert len(list((tmp_path / "cache").glob("*.tar"))) == 1
-
-
-def test_consistency_of_a_still_a_sliding_and_a_flickering_video():
-    rng = np.random.default_rng(0)
-    wide = np.repeat(np.repeat(rng.integers(0, 255, (12, 40, 3), np.uint8), 8, 0), 8, 1)
-    import cv2
-
-    wide = cv2.GaussianBlur(wide, (0, 0), 3)
-    stillness = consistency(np.stack([wide[:, :160]] * 5))
-    sliding = consistency(np.stack([wide[:, 3 * i : 3 * i + 160] for i in range(5)]))
-    flickering = consistency(
-        np.stack([np.clip(wide[:, :160].astype(int) + 25 * (i % 2), 0, 255).astype(np.uint8) for i in range(5)])
-    )
-    assert stillness == {"motion": 0.0, "warp": 0.0, "flicker": 0.0}
-    assert sliding["motion"] == pytest.approx(3 / 96, rel=0.15)
-    assert sliding["warp"] < 0.02 < flickering["warp"]

@@ -1,0 +1,84 @@
+"""The samples of an evaluation to look at: a film of all, and a page that needs nothing beside it."""
+
+from __future__ import annotations
+
+import base64
+import html
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import cv2
+import numpy as np
+
+from pipeline.clip_reader import write_mp4
+
+HEIGHT = 192  # of a clip as shown, pixels
+
+
+class Shown(Protocol):
+    """What the page shows of a clip; evaluate.Pair is one."""
+
+    @property
+    def caption(self) -> str: ...
+    @property
+    def sampled(self) -> np.ndarray: ...
+    @property
+    def real(self) -> np.ndarray: ...
+    @property
+    def scores(self) -> Mapping[str, Mapping[str, float]]: ...
+
+
+def grid(pairs: Sequence[Shown]) -> np.ndarray:
+    """(t, h, w, 3) uint8: samples above the real clips, as many frames as the shortest has."""
+    frames = min(len(pair.sampled) for pair in pairs)
+    columns = [np.concatenate([_enlarged(v[:frames]) for v in (pair.sampled, pair.real)], axis=1) for pair in pairs]
+    return np.concatenate(columns, axis=2)
+
+
+def page(result: Mapping[str, float], pairs: Sequence[Shown], fps: float) -> str:
+    """HTML with the scores and every pair of clips inside it."""
+    names = list(pairs[0].scores["sampled"])
+    rows = "".join(
+        f"<tr><th>{kind}</th>" + "".join(f"<td>{result[f'{kind}_{name}']:.4f}</td>" for name in names) + "</tr>"
+        for kind in ("sampled", "real")
+    )
+    clips = "".join(
+        f"<figure>{_video(pair.sampled, fps)}{_video(pair.real, fps)}<figcaption>{html.escape(pair.caption)}"
+        f"<small>{_line(pair.scores['sampled'])}</small></figcaption></figure>"
+        for pair in pairs
+    )
+    return f"""<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>Samples</title>
+<style>
+:root {{ color-scheme: light dark; font: 15px/1.5 system-ui, sans-serif }}
+body {{ max-width: 75rem; margin: 2rem auto; padding: 0 1rem }}
+table {{ border-collapse: collapse }} td, th {{ padding: .2rem .8rem; text-align: right }} th {{ font-weight: 600 }}
+main {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(20rem, 1fr)); gap: 1.5rem; margin-top: 1.5rem }}
+figure {{ margin: 0 }} video {{ width: 49%; margin-right: 1% }} small {{ display: block; opacity: .7 }}
+</style>
+<h1>Samples</h1>
+<p>Loss on {result["clips"]:.0f} held-out clips: {result["loss"]:.4f}. Left the sample, right the real clip with the
+same caption, after a round trip through the latents.</p>
+<table><tr><th></th>{"".join(f"<th>{name}</th>" for name in names)}</tr>{rows}</table>
+<main>{clips}</main>
+</html>
+"""
+
+
+def _video(frames: np.ndarray, fps: float) -> str:
+    with tempfile.NamedTemporaryFile(suffix=".mp4") as file:
+        write_mp4(file.name, _enlarged(frames), fps)
+        data = base64.b64encode(Path(file.name).read_bytes()).decode()
+    return f'<video autoplay loop muted playsinline src="data:video/mp4;base64,{data}"></video>'
+
+
+def _enlarged(frames: np.ndarray) -> np.ndarray:
+    size = (round(frames.shape[2] * HEIGHT / frames.shape[1] / 2) * 2, HEIGHT)
+    return np.stack([cv2.resize(frame, size, interpolation=cv2.INTER_CUBIC) for frame in frames])
+
+
+def _line(scores: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
