@@ -13,19 +13,24 @@ from filters.base import ClipView, Score, Track
 SHORT_SIDE = 256  # pixels at which every frame is judged; a smaller source is enlarged, and so counts as soft
 FLAT = 0.5  # mean step between neighbouring pixels, grey levels, below which there is nothing to be sharp
 BLOCK = 16  # pixels
-SHARPEST = 0.75  # quantile of the blocks that the picture is judged by
-REBLUR = 9  # pixels, the box that a frame is blurred with again
+LIVELIEST = 0.25  # share of the blocks that the picture is judged by: those with the most detail
+REBLUR = 9  # pixels, the line along which a frame is blurred again
+DIRECTIONS = ((0, 1), (1, 0), (1, 1), (1, -1))  # rows and columns to the neighbour that a step leads to
+BLURS = [
+    k.astype(np.float32) / REBLUR
+    for k in (np.ones((1, REBLUR)), np.ones((REBLUR, 1)), np.eye(REBLUR), np.eye(REBLUR)[::-1])
+]
 
 
 class Sharpness:
     """Medians over the sampled frames; None for clips without a frame that shows anything."""
 
     name = "sharpness"
-    version = 1
+    version = 2
     needs = frozenset({Track.FRAMES})
     columns: Mapping[str, pa.DataType] = {
         "sharpness_laplacian": pa.float32(),  # variance of the Laplacian, unbounded: grows with detail and contrast
-        "sharpness_detail": pa.float32(),  # 0 to 1: what is lost by blurring again; little depends on the content
+        "sharpness_detail": pa.float32(),  # 0 to 1: what is lost by blurring again; falls with any blur, also of motion
     }
 
     def score(self, clips: Sequence[ClipView]) -> list[dict[str, Score]]:
@@ -49,21 +54,24 @@ def laplacian_variance(grey: np.ndarray) -> float:
 
 
 def reblur_loss(grey: np.ndarray) -> float | None:
-    """Share of the steps between neighbouring pixels that a second blur takes away, in the direction where it takes
-    less: 0 blurred already, 1 all detail (one minus the metric of Crete et al., SPIE 2007). Of (h, w) float32 grey
-    levels, by blocks; the answer is for the sharpest ones, because a background may be out of focus. None where no
-    block holds any steps."""
+    """Share of the steps between neighbouring pixels that a second blur takes away, in the direction out of four where
+    it takes least: 0 blurred already, 1 all detail (one minus the metric of Crete et al., SPIE 2007). Of (h, w) float32
+    grey levels. Only the liveliest quarter of the blocks counts, because a background may be out of focus; what was
+    dragged across the picture lacks steps along its path there too, whatever crosses that. None where nothing has
+    steps."""
     rows, columns = grey.shape[0] // BLOCK, grey.shape[1] // BLOCK
-    losses = []
-    for axis in (0, 1):
-        kernel = (1, REBLUR) if axis == 0 else (REBLUR, 1)
-        steps, soft = (np.abs(np.diff(p, axis=axis, append=0)) for p in (grey, cv2.blur(grey, kernel)))
-        both = cv2.merge([steps, np.maximum(steps - soft, 0)])[: rows * BLOCK, : columns * BLOCK]
-        total, lost = cv2.split(cv2.resize(both, (columns, rows), interpolation=cv2.INTER_AREA)[:-1, :-1])
-        losses.append(np.where(total > 2 * FLAT, lost / np.maximum(total, FLAT), np.nan))
-    known = np.minimum(*losses)
-    known = known[np.isfinite(known)]
-    return float(np.quantile(known, SHARPEST)) if len(known) >= 4 else None
+    found = []
+    for (down, across), blur in zip(DIRECTIONS, BLURS, strict=True):
+        soft = cv2.filter2D(grey, -1, blur)
+        steps, left = (np.abs(p[:-1, 1:-1] - np.roll(p, (-down, -across), (0, 1))[:-1, 1:-1]) for p in (grey, soft))
+        both = cv2.merge([steps, np.maximum(steps - left, 0)])[: rows * BLOCK, : columns * BLOCK]
+        found.append(cv2.resize(both, (columns, rows), interpolation=cv2.INTER_AREA))
+    total, lost = np.moveaxis(np.stack(found), 3, 0)  # (4, rows, columns) each
+    lively = total.sum(axis=0) >= max(len(DIRECTIONS) * FLAT, np.quantile(total.sum(axis=0), 1 - LIVELIEST))
+    if not lively.any():
+        return None
+    shares = lost[:, lively].sum(axis=1) / np.maximum(total[:, lively].sum(axis=1), 1e-6)
+    return float(shares.min())
 
 
 def _judged(rgb: np.ndarray) -> np.ndarray:
