@@ -26,6 +26,7 @@ FILTERS: dict[str, str] = {
     "motion": "filters.motion:Motion",
     "naturalness": "filters.naturalness:Naturalness",
     "noise": "filters.noise:Noise",
+    "nsfw": "filters.nsfw:Nsfw",
     "resolution": "filters.resolution:Resolution",
     "safety": "filters.safety:Safety",
     "sharpness": "filters.sharpness:Sharpness",

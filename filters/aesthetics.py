@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pyarrow as pa
 
-from filters.base import ClipView, Score, Track
+from filters.base import ClipView, Score, Track, unknown
 from filters.similarity import Declared, TextVideoEncoder, usable
 from filters.weights import load_state, weights_file
 
@@ -57,7 +57,7 @@ class Aesthetics:
 
     def _score(self, clip: ClipView) -> dict[str, Score]:
         if not usable(clip.embedding, self.dim):
-            return dict.fromkeys(self.columns)
+            return unknown(self, "no usable embedding")
         ratings = rate(self.layers, clip.embedding)
         return {
             "aesthetics_min": float(ratings.min()),

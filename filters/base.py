@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -74,8 +75,29 @@ class Filter(Protocol):
     columns: Mapping[str, pa.DataType]
 
     def score(self, clips: Sequence[ClipView]) -> list[dict[str, Score]]:
-        """One dict a clip, in order, with every name in `columns`; None where a score could not be computed.
+        """One dict a clip, in order, with every name in `columns`; None where a score could not be computed, and then
+        also a few plain words under `why_null(name)`, which is one more column of the table.
 
         Bad clips (one frame, black, 16 pixels wide) are None, never an exception and never 0 or -1.
         """
         ...
+
+
+def why_null(name: str) -> str:
+    """The column that says why scores of the filter `name` are null."""
+    return f"{name}_null"
+
+
+def unknown(kind: Filter, why: str) -> dict[str, Score]:
+    """The answer of a filter that can say nothing of a clip."""
+    return {**dict.fromkeys(kind.columns), why_null(kind.name): why}
+
+
+def score(kind: Filter, clips: Sequence[ClipView]) -> list[dict[str, Score]]:
+    """`kind.score`, with NaN and infinity made null: what a model gives for a picture that it cannot digest."""
+    answers = kind.score(clips)
+    for answer in answers:
+        broken = [name for name, value in answer.items() if isinstance(value, float) and not math.isfinite(value)]
+        if broken:
+            answer |= {**dict.fromkeys(broken), why_null(kind.name): "not a number"}
+    return answers

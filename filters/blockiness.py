@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pyarrow as pa
 
-from filters.base import ClipView, Score, Track
+from filters.base import ClipView, Score, Track, unknown
 
 PERIOD = 8  # pixels: the transform size of MPEG-2, MPEG-4, JPEG, and a divisor of the newer codecs' sizes
 LEAST = 0.25  # grey levels: mean step below which a patch is too flat to judge
@@ -27,7 +27,9 @@ class Blockiness:
     def _score(self, patches: Sequence[np.ndarray]) -> dict[str, Score]:
         found = [block_steps(patch) for patch in patches if min(patch.shape) >= 8 * PERIOD]
         known = [value for value in found if value is not None]
-        return {"blockiness_grid": float(np.median(known)) if known else None}
+        if not known:
+            return unknown(self, "flat" if found else f"smaller than {8 * PERIOD} pixels")
+        return {"blockiness_grid": float(np.median(known))}
 
 
 def block_steps(patch: np.ndarray) -> float | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from filters.base import ClipView, Score, Track
+from filters.base import ClipView, Score, Track, unknown
 
 TOLERANCE = 8  # grey levels that compression moves a flat border by
 STRAY = 0.03  # share of a border line's samples that may be off (ringing, a speck)
@@ -93,9 +93,5 @@ class Borders:
     columns: Mapping[str, pa.DataType] = {"borders_area": pa.float32()}  # share of the frame inside its borders, 0 to 1
 
     def score(self, clips: Sequence[ClipView]) -> list[dict[str, Score]]:
-        return [{"borders_area": _area(clip.box)} for clip in clips]
-
-
-def _area(box: tuple[float, float, float, float]) -> float | None:
-    area = (box[2] - box[0]) * (box[3] - box[1])
-    return float(area) if 0 < area <= 1 else None
+        areas = [float((x1 - x0) * (y1 - y0)) for x0, y0, x1, y1 in (clip.box for clip in clips)]
+        return [{"borders_area": area} if 0 < area <= 1 else unknown(self, "no picture") for area in areas]

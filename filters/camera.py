@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pyarrow as pa
 
-from filters.base import ClipView, Score, Track
-from filters.global_motion import GlobalMotion, global_motion
+from filters.base import ClipView, Score, Track, unknown, why_null
+from filters.global_motion import GlobalMotion, global_motion, why_unseen
 
 SMOOTH = 0.75  # seconds: half width of the triangle that parts a move from shake
 STILL = 0.01  # picture heights per second: a slower move is none
@@ -42,7 +42,7 @@ class Camera:
     def _score(self, clip: ClipView) -> dict[str, Score]:
         whole = global_motion(clip)
         if whole is None:
-            return dict.fromkeys(self.columns)
+            return unknown(self, why_unseen(clip))
         clear = whole.valid & (whole.support >= SUPPORT)
         move, shake = _move_and_shake(whole, clear, _radius(clip))
         spans = _spans(whole, clear, move, shake)
@@ -65,6 +65,7 @@ class Camera:
             else _confidence(label, spans, move, shake) * held[label] / known,
             "camera_spans": json.dumps(listed),
             "camera_shake": float(np.median(shake[clear])) if clear.any() else None,
+            **({why_null(self.name): "no one move for most of the clip"} if label is None else {}),
         }
 
 

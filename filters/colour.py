@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pyarrow as pa
 
-from filters.base import ClipView, Score, Track
+from filters.base import ClipView, Score, Track, unknown
 
 WIDTH = 128  # pixels at which colours are counted
 
@@ -30,7 +30,7 @@ class Colour:
     def _score(self, frames: Sequence[np.ndarray]) -> dict[str, Score]:
         small = [_small(frame) for frame in frames if min(frame.shape[:2]) > 0]
         if not small:
-            return dict.fromkeys(self.columns)
+            return unknown(self, "no frames")
         return {
             "colour_saturation": float(np.median([float(np.ptp(frame, axis=2).mean() / 255) for frame in small])),
             "colour_fulness": float(np.median([colourfulness(frame) for frame in small])),

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pyarrow as pa
 
-from filters.base import ClipView, Score, Track
+from filters.base import ClipView, Score, Track, unknown
 from filters.similarity import TextVideoEncoder, usable
 
 NEUTRAL = (
@@ -57,7 +57,9 @@ class Concepts:
         return [self._score(clip) for clip in clips]
 
     def _score(self, clip: ClipView) -> dict[str, Score]:
-        if not usable(clip.embedding, self.encoder.dim) or not self.columns:
-            return dict.fromkeys(self.columns)
+        if not self.columns:
+            return {}
+        if not usable(clip.embedding, self.encoder.dim):
+            return unknown(self, "no usable embedding")
         scores = (clip.embedding @ self.directions).mean(axis=0)  # (prompts,)
         return {name: float(value) for name, value in zip(self.columns, scores, strict=True)}

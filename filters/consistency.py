@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 
-from filters.base import ClipView, Score, Track
+from filters.base import ClipView, Score, Track, unknown
 from filters.similarity import usable
 
 
@@ -24,6 +24,6 @@ class Consistency:
 
     def _score(self, clip: ClipView) -> dict[str, Score]:
         if len(clip.appearance) < 2 or not usable(clip.appearance):
-            return dict.fromkeys(self.columns)
+            return unknown(self, "no two usable embeddings")
         cosines = (clip.appearance[1:] * clip.appearance[:-1]).sum(axis=1)
         return {"consistency_min": float(cosines.min()), "consistency_mean": float(cosines.mean())}

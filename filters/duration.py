@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 
-from filters.base import ClipView, Score, Track
+from filters.base import ClipView, Score, Track, unknown
 
 
 class Duration:
@@ -19,8 +19,9 @@ class Duration:
     }
 
     def score(self, clips: Sequence[ClipView]) -> list[dict[str, Score]]:
-        return [{"duration_seconds": _positive(clip.duration), "duration_fps": _positive(clip.fps)} for clip in clips]
-
-
-def _positive(value: float) -> float | None:
-    return float(value) if 0 < value < float("inf") else None
+        return [
+            {"duration_seconds": float(clip.duration), "duration_fps": float(clip.fps)}
+            if clip.duration > 0 and clip.fps > 0
+            else unknown(self, "a single moment")
+            for clip in clips
+        ]

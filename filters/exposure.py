@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pyarrow as pa
 
-from filters.base import ClipView, Score, Track
+from filters.base import ClipView, Score, Track, unknown
 
 SAMPLES = 16  # frames looked at, evenly spread
 CRUSHED, BURNT = 6, 249  # grey levels
@@ -31,7 +31,7 @@ class Exposure:
 
     def _score(self, luma: np.ndarray) -> dict[str, Score]:
         if luma.size == 0:
-            return dict.fromkeys(self.columns)
+            return unknown(self, "no frames")
         picks = np.unique(np.linspace(0, len(luma) - 1, SAMPLES).round().astype(int))
         counts = np.stack([np.bincount(luma[k].ravel(), minlength=256) for k in picks])
         share = counts / counts.sum(axis=1, keepdims=True)

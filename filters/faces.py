@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 import pyarrow as pa
 
-from filters.base import ClipView, Score, Track
+from filters.base import ClipView, Score, Track, unknown
 
 CELL = 12  # pixels that the proposing network sees at once
 STEP = 0.709  # from one size of the pyramid to the next: half the area
@@ -48,10 +48,13 @@ class Faces:
 
     def _score(self, clip: ClipView) -> dict[str, Score]:
         if not len(clip.frames) or min(clip.frames[0].shape[:2]) < 2 * CELL:
-            return dict.fromkeys(self.columns)
+            return unknown(self, f"no frame of {2 * CELL} pixels")
         chosen = np.unique(np.linspace(0, len(clip.frames) - 1, self.frames).round().astype(int))
         frames = [clip.frames[i] for i in chosen]
-        found = [self.detector(frame, self.min_side * min(frame.shape[:2]), self.confidence) for frame in frames]
+        try:
+            found = [self.detector(frame, self.min_side * min(frame.shape[:2]), self.confidence) for frame in frames]
+        except FloatingPointError:
+            return unknown(self, "not a number")
         areas = [
             math.fsum((x1 - x0) * (y1 - y0) for x0, y0, x1, y1, _ in faces) / frame[..., 0].size
             for faces, frame in zip(found, frames, strict=True)
@@ -78,7 +81,7 @@ class FaceDetector:
 
     def __call__(self, rgb: np.ndarray, smallest: float, confidence: float) -> np.ndarray:
         """(n, 5) float32 of x0, y0, x1, y1 in pixels and probability, of faces in (h, w, 3) uint8 RGB that are
-        `smallest` pixels or more."""
+        `smallest` pixels or more. Raises FloatingPointError where a network gives no numbers."""
         picture = (rgb.astype(np.float32) - 127.5) / 128
         boxes = _squares(_distinct(self._proposals(picture, max(smallest, CELL)), 0.7))
         boxes = _squares(_distinct(self._judged(self.refine, picture, boxes, 24, REFINED), 0.7))
@@ -94,6 +97,8 @@ class FaceDetector:
             size = math.ceil(width * scale), math.ceil(height * scale)
             turned = cv2.resize(picture, size, interpolation=cv2.INTER_AREA).transpose(1, 0, 2)[None]
             shifts, chances = self.propose.run(None, {"input_1": np.ascontiguousarray(turned)})
+            if not np.isfinite(chances).all():
+                raise FloatingPointError
             columns, rows = np.nonzero(chances[0, :, :, 1] >= PROPOSED)
             corners = 2 * np.stack([columns, rows, columns, rows], 1) + np.array([1, 1, CELL, CELL])
             boxes = _shift((corners / scale).astype(np.float32), shifts[0, columns, rows])
@@ -107,6 +112,8 @@ class FaceDetector:
             return boxes
         crops = np.stack([_crop(picture, box, side).transpose(1, 0, 2) for box in boxes])
         shifts, *_, chances = network.run(None, {network.get_inputs()[0].name: crops})  # type: ignore[attr-defined]
+        if not np.isfinite(chances).all():
+            raise FloatingPointError
         keep = chances[:, 1] > least
         return np.column_stack([_shift(boxes[keep, :4], shifts[keep]), chances[keep, 1]])
 

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pyarrow as pa
 
-from filters.base import ClipView, Score, Track
+from filters.base import ClipView, Score, Track, unknown
 
 GRID = (16, 9)  # blocks across and down; the median over them ignores what moves
 DARK = 12.0  # grey levels added to both sides of the ratio, so that noise in the dark is no flicker
@@ -23,7 +23,8 @@ class Flicker:
     }
 
     def score(self, clips: Sequence[ClipView]) -> list[dict[str, Score]]:
-        return [{"flicker_luma": _most(brightness_jumps(clip.burst), brightness_jumps(clip.luma))} for clip in clips]
+        jumps = [_most(brightness_jumps(clip.burst), brightness_jumps(clip.luma)) for clip in clips]
+        return [unknown(self, "fewer than five frames") if jump is None else {"flicker_luma": jump} for jump in jumps]
 
 
 def brightness_jumps(frames: np.ndarray) -> float | None:

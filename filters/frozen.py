@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pyarrow as pa
 
-from filters.base import ClipView, Score, Track
+from filters.base import ClipView, Score, Track, unknown, why_null
 
 GRID = (16, 9)  # blocks across and down, in each of which a change must show
 SAME = 0.8  # grey levels: a block's mean difference up to which nothing changed but noise and compression
@@ -32,13 +32,17 @@ class Frozen:
         return [self._score(clip) for clip in clips]
 
     def _score(self, clip: ClipView) -> dict[str, Score]:
-        share = longest = None
-        if len(clip.luma) >= 2:
-            seconds = np.diff(clip.luma_times)
-            still = changes(clip.luma) <= SAME
-            share = float((seconds * still).sum() / seconds.sum()) if seconds.sum() > 0 else None
-            longest = _longest(still, seconds)
-        return {"frozen_share": share, "frozen_longest": longest, "frozen_repeats": _repeats(clip.burst)}
+        seconds = np.diff(clip.luma_times)
+        if not seconds.sum() > 0:
+            return unknown(self, "fewer than two frames")
+        still = changes(clip.luma) <= SAME
+        repeats = _repeats(clip.burst)
+        return {
+            "frozen_share": float((seconds * still).sum() / seconds.sum()),
+            "frozen_longest": _longest(still, seconds),
+            "frozen_repeats": repeats,
+            **({why_null(self.name): "too little moves to tell copies"} if repeats is None else {}),
+        }
 
 
 def changes(frames: np.ndarray) -> np.ndarray:

@@ -58,6 +58,11 @@ def global_motion(clip: ClipView) -> GlobalMotion | None:
 _known: dict[int, tuple[weakref.ref[np.ndarray], weakref.ref[np.ndarray], GlobalMotion | None]] = {}
 
 
+def why_unseen(clip: ClipView) -> str:
+    """In plain words, why `global_motion` is None."""
+    return "too little texture to see motion" if len(clip.flow) else "fewer than two frames"
+
+
 def grid(rows: int, columns: int, aspect: float) -> tuple[np.ndarray, np.ndarray]:
     """Centres of the cells, (rows, columns) float32 each: x and y in picture heights from the picture's centre."""
     x = ((np.arange(columns, dtype=np.float32) + 0.5) / columns - 0.5) * np.float32(aspect)

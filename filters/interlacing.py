@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pyarrow as pa
 
-from filters.base import ClipView, Score, Track
+from filters.base import ClipView, Score, Track, unknown
 
 STEP = 3  # grey levels that neighbouring lines must differ by, to and fro
 
@@ -25,7 +25,7 @@ class Interlacing:
 
     def _score(self, patches: Sequence[np.ndarray]) -> dict[str, Score]:
         large = [patch for patch in patches if min(patch.shape) >= 32]
-        return {"interlacing_combs": max((combs(patch) for patch in large), default=None)}
+        return {"interlacing_combs": max(map(combs, large))} if large else unknown(self, "smaller than 32 pixels")
 
 
 def combs(patch: np.ndarray) -> float:

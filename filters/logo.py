@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pyarrow as pa
 
-from filters.base import ClipView, Score, Track
+from filters.base import ClipView, Score, Track, unknown
 
 SAMPLES = 24  # frames looked at, evenly spread
 EDGE = 6.0  # grey levels per proxy pixel that an edge has on average
@@ -34,7 +34,7 @@ class Logo:
     def _score(self, luma: np.ndarray) -> dict[str, Score]:
         found = gradients(luma)
         if found is None:
-            return dict.fromkeys(self.columns)
+            return unknown(self, "fewer than five frames, or a sliver")
         rows, columns = round(found.strength.shape[0] * CORNER[0]), round(found.strength.shape[1] * CORNER[1])
         middle = found.strength > EDGE
         areas = {}
@@ -47,7 +47,7 @@ class Logo:
             middle[corner] = False
             areas[name] = _covered(found, corner)
         if middle.sum() < SEEN * middle.size or np.median(found.kept[middle]) > MOVES:
-            return dict.fromkeys(self.columns)
+            return unknown(self, "too little moves to tell")
         worst = max(areas, key=lambda name: areas[name])
         return {"logo_area": areas[worst], "logo_corner": worst if areas[worst] > 0 else None}
 

@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import pyarrow as pa
 
-from filters.base import ClipView, Score, Track
-from filters.global_motion import NOISE, GlobalMotion, global_motion, grid
+from filters.base import ClipView, Score, Track, unknown
+from filters.global_motion import NOISE, GlobalMotion, global_motion, grid, why_unseen
 
 BELIEVED = 0.35  # least belief of a cell whose residual counts
 SLOWEST = 0.015  # picture heights per second: residual speed below which nothing moves
@@ -43,7 +43,7 @@ class Motion:
     def _score(self, clip: ClipView) -> dict[str, Score]:
         whole = global_motion(clip)
         if whole is None:
-            return dict.fromkeys(self.columns)
+            return unknown(self, why_unseen(clip))
         known = whole.valid
         speed, moving = object_motion(clip, whole)
         times = whole.times.mean(axis=1) - clip.start

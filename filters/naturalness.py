@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import pyarrow as pa
 
-from filters.base import ClipView, Score, Track
+from filters.base import ClipView, Score, Track, unknown
 
 SIDE = 64  # pixels of the squares whose statistics are taken
 SHAPES = np.arange(0.2, 10, 0.005)  # of the generalised Gaussian, tried
@@ -32,7 +32,8 @@ class Naturalness:
     }
 
     def score(self, clips: Sequence[ClipView]) -> list[dict[str, Score]]:
-        return [{"naturalness_distance": distance(clip.detail)} for clip in clips]
+        found = [distance(clip.detail) for clip in clips]
+        return [unknown(self, "no texture") if one is None else {"naturalness_distance": one} for one in found]
 
 
 def distance(patches: Sequence[np.ndarray]) -> float | None:

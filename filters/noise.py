@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pyarrow as pa
 
-from filters.base import ClipView, Score, Track
+from filters.base import ClipView, Score, Track, unknown
 
 BLOCK = 16  # pixels
 SMOOTHEST = 0.1  # quantile of the blocks that is taken for texture-free
@@ -27,7 +27,7 @@ class Noise:
     def _score(self, patches: Sequence[np.ndarray]) -> dict[str, Score]:
         found = [noise_sigma(patch) for patch in patches if min(patch.shape) >= 2 * BLOCK]
         known = [sigma for sigma in found if sigma is not None]
-        return {"noise_sigma": float(np.median(known)) if known else None}
+        return {"noise_sigma": float(np.median(known))} if known else unknown(self, "all black or white, or too small")
 
 
 def noise_sigma(patch: np.ndarray) -> float | None:

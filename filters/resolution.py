@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 
-from filters.base import ClipView, Score, Track
+from filters.base import ClipView, Score, Track, unknown
 
 
 class Resolution:
@@ -26,7 +26,7 @@ class Resolution:
         x0, y0, x1, y1 = clip.box
         width, height = clip.width * (x1 - x0), clip.height * (y1 - y0)
         if not (width >= 1 and height >= 1):
-            return dict.fromkeys(self.columns)
+            return unknown(self, "no picture")
         return {
             "resolution_width": float(width),
             "resolution_height": float(height),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from filters.base import ClipView, Score, Track
+from filters.base import ClipView, Score, Track, unknown
 
 
 class Safety:
@@ -37,8 +37,6 @@ class Safety:
 
     def _score(self, clip: ClipView) -> dict[str, Score]:
         if not len(clip.frames):
-            return dict.fromkeys(self.columns)
+            return unknown(self, "no frames")
         chances = np.array([self.classifier.classify(np.ascontiguousarray(frame)).nsfw for frame in clip.frames])
-        if not np.isfinite(chances).all():
-            return dict.fromkeys(self.columns)
         return {"safety_nsfw": float(chances.max()), "safety_nsfw_mean": float(chances.mean())}

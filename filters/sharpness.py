@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pyarrow as pa
 
-from filters.base import ClipView, Score, Track
+from filters.base import ClipView, Score, Track, unknown
 
 SHORT_SIDE = 256  # pixels at which every frame is judged; a smaller source is enlarged, and so counts as soft
 FLAT = 0.5  # mean step between neighbouring pixels, grey levels, below which there is nothing to be sharp
@@ -39,12 +39,12 @@ class Sharpness:
     def _score(self, frames: Sequence[np.ndarray]) -> dict[str, Score]:
         grey = [_judged(frame) for frame in frames if min(frame.shape[:2]) >= 32]
         grey = [g for g in grey if np.abs(np.diff(g)).mean() > FLAT]
-        if not grey:
-            return dict.fromkeys(self.columns)
         losses = [loss for loss in map(reblur_loss, grey) if loss is not None]
+        if not losses:
+            return unknown(self, "nothing to be sharp" if len(frames) else "no frames")
         return {
             "sharpness_laplacian": float(np.median([laplacian_variance(g) for g in grey])),
-            "sharpness_detail": float(np.median(losses)) if losses else None,
+            "sharpness_detail": float(np.median(losses)),
         }
 
 

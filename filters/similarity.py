@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import pyarrow as pa
 
-from filters.base import ClipView, Score, Track
+from filters.base import ClipView, Score, Track, unknown, why_null
 
 FrameTags = list[tuple[str, float]]  # labels with probabilities, most likely first
 
@@ -104,17 +104,17 @@ class Similarity:
         return [self._score(clip) for clip in clips]
 
     def _score(self, clip: ClipView) -> dict[str, Score]:
-        scores: dict[str, Score] = dict.fromkeys(self.columns)
-        if not usable(clip.embedding, self.encoder.dim) or not (clip.caption or "").strip():
-            return scores
-        caption = str(clip.caption).strip()
+        caption = (clip.caption or "").strip()
+        if not usable(clip.embedding, self.encoder.dim) or not caption:
+            return unknown(self, "no usable embedding" if caption else "no caption")
         parts = visual_sentences(caption)
         cosines = clip.embedding @ self.encoder.texts([caption, *parts]).T  # (k, 1 + sentences)
-        scores["similarity_clip"] = float(cosines[:, 0].mean())
-        if parts:
-            scores["similarity_sentence_min"] = float(cosines[:, 1:].max(axis=0).min())
-        scores["similarity_encoder"] = self.encoder.id
-        return scores
+        return {
+            "similarity_clip": float(cosines[:, 0].mean()),
+            "similarity_sentence_min": float(cosines[:, 1:].max(axis=0).min()) if parts else None,
+            "similarity_encoder": self.encoder.id,
+            **({} if parts else {why_null(self.name): "no sentence that a frame could show"}),
+        }
 
 
 def usable(embedding: np.ndarray, dim: int | None = None) -> bool:

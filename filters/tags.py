@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 
-from filters.base import ClipView, Score, Track
+from filters.base import ClipView, Score, Track, unknown
 
 
 class Tags:
@@ -34,6 +35,6 @@ class Tags:
             for label, probability in frame:
                 totals[label] += probability / len(clip.tags)
         best = sorted(totals.items(), key=lambda item: (-item[1], item[0]))[: self.count]
-        if not best:
-            return dict.fromkeys(self.columns)
+        if not best or not math.isfinite(best[0][1] + best[-1][1]):
+            return unknown(self, "not a number" if best else "no frames")
         return {"tags_labels": [label for label, _ in best], "tags_probabilities": [p for _, p in best]}

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 import pyarrow as pa
 
-from filters.base import ClipView, Score, Track
+from filters.base import ClipView, Score, Track, unknown
 
 CORE = 0.3  # probability above which a pixel is the core of a line of text
 LIKELY = 0.5  # mean probability that the rectangle around a core must have
@@ -69,10 +69,13 @@ class Text:
 
     def _score(self, clip: ClipView) -> dict[str, Score]:
         if not len(clip.frames) or min(clip.frames[0].shape[:2]) < 32:
-            return dict.fromkeys(self.columns)
+            return unknown(self, "no frame of 32 pixels")
         chosen = np.unique(np.linspace(0, len(clip.frames) - 1, self.frames).round().astype(int))
         pictures = [clip.frames[i] for i in chosen if clip.frames[i].shape == clip.frames[0].shape]
-        lines = [self.detector(picture) for picture in pictures]
+        try:
+            lines = [self.detector(picture) for picture in pictures]
+        except FloatingPointError:
+            return unknown(self, "not a number")
         subtitles = [
             any(is_subtitle(line, picture) for line in found) for found, picture in zip(lines, pictures, strict=True)
         ]
@@ -100,12 +103,15 @@ class TextDetector:
         self.session = onnxruntime.InferenceSession(str(models[-1]), options, providers=["CPUExecutionProvider"])
 
     def __call__(self, rgb: np.ndarray) -> list[Line]:
-        """Lines of text in (h, w, 3) uint8 RGB, at the size given, from top to bottom."""
+        """Lines of text in (h, w, 3) uint8 RGB, at the size given, from top to bottom. Raises FloatingPointError where
+        the network gives no numbers."""
         height, width = rgb.shape[:2]
         size = max(32, round(width / 32) * 32), max(32, round(height / 32) * 32)
         bgr = cv2.resize(rgb, size, interpolation=cv2.INTER_LINEAR)[..., ::-1]
         planes = np.ascontiguousarray(bgr.transpose(2, 0, 1)[None], np.float32) / 127.5 - 1
         probability = self.session.run(None, {self.session.get_inputs()[0].name: planes})[0][0, 0]
+        if not np.isfinite(probability).all():
+            raise FloatingPointError
         outlines, _ = cv2.findContours((probability > CORE).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
         found = [line for outline in outlines if (line := _line(outline, probability, (height, width)))]
         return sorted(found, key=lambda line: (line.y0, line.x0))

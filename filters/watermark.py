@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import pyarrow as pa
 
-from filters.base import ClipView, Score, Track
+from filters.base import ClipView, Score, Track, unknown
 from filters.similarity import one_thread
 from filters.weights import load_state, weights_file
 
@@ -61,14 +61,14 @@ class Watermark:
 
     def _score(self, clip: ClipView) -> dict[str, Score]:
         if not len(clip.frames):
-            return {"watermark_probability": None}
+            return unknown(self, "no frames")
         import torch
 
         batch = torch.from_numpy(np.stack([_input(frame) for frame in clip.frames]))
         with one_thread(), torch.inference_mode():
             device = next(self.model.parameters()).device
             mean = float(self.model(batch.to(device)).softmax(dim=1)[:, 0].mean())
-        return {"watermark_probability": mean if np.isfinite(mean) else None}
+        return {"watermark_probability": mean}
 
 
 def _input(frame: np.ndarray) -> np.ndarray:

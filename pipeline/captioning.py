@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from captioners import load_captioner
 from captioners.audit import AUDIT_COLUMNS, audit
 from captioners.base import Caption, CaptionerDown, CaptionError, ClipFrames, to_json
+from filters.base import score
 from filters.similarity import load_encoder
 from pipeline import passes
 from pipeline.recipe import Recipe
@@ -137,7 +138,7 @@ class CaptionClips:
                     )
                     for row, columns in zip(rows, out, strict=True)
                 ]
-                for columns, scores in zip(out, made.score(views), strict=True):
+                for columns, scores in zip(out, score(made, views), strict=True):
                     columns.update(scores)
         return out
 

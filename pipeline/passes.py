@@ -16,15 +16,15 @@ from captioners import CAPTIONERS, captioner_version
 from captioners.audit import AUDIT_COLUMNS
 from captioners.audit import VERSION as AUDIT_VERSION
 from filters import load_filter
-from filters.base import Filter, Track
+from filters.base import Filter, Track, why_null
 from filters.similarity import Declared
 from pipeline.recipe import Bounds, Recipe, RecipeError, to_dict
 from pipeline.select import check_thresholds
 from pipeline.tables import CLIPS, fingerprint
 
-SCAN_VERSION = 2
-EMBED_VERSION = 2
-CAPTION_VERSION = 1
+SCAN_VERSION = 3
+EMBED_VERSION = 3
+CAPTION_VERSION = 2
 
 SCAN_TRACKS = frozenset({Track.LUMA, Track.FLOW, Track.BURST, Track.DETAIL})
 
@@ -91,8 +91,10 @@ def filters_of(recipe: Recipe, name: str, encoder: object = None) -> dict[str, F
 
 
 def columns_of(recipe: Recipe, name: str) -> dict[str, pa.DataType]:
-    """The score columns that the filters of a pass write."""
-    return {column: kind for made in filters_of(recipe, name).values() for column, kind in made.columns.items()}
+    """The columns that the filters of a pass write: scores, and for each filter why some are null."""
+    filters = filters_of(recipe, name)
+    scores = {column: kind for made in filters.values() for column, kind in made.columns.items()}
+    return {**scores, **{why_null(key): pa.string() for key in filters}}
 
 
 def thresholds_of(recipe: Recipe, columns: Mapping[str, Any]) -> dict[str, Bounds]:

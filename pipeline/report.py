@@ -10,7 +10,7 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from filters.base import why_null
 from pipeline import tables
 from pipeline.canaries import recall
 from pipeline.counterfactual import notches
@@ -175,6 +176,7 @@ def _render(store: Store, clips_shown: int) -> str:
             **{name: _bars(clips[name], keep) for name in labels},
         },
         tags=_top_tags(clips, keep)[:40],
+        unknown=_unknown(clips, keep),
         shown=shown,
         shown_reasons=sorted({reason for clip in shown for reason in clip.reasons}),
         data=[{"id": clip.clip_id, "scores": [asdict(score) for score in clip.scores]} for clip in shown],
@@ -188,7 +190,7 @@ def _score_columns(clips: Columns) -> tuple[list[str], list[str]]:
     """Names of the columns with numbers, and of those with labels: few different short texts."""
     numbers, labels = [], []
     for column in clips.schema:
-        if column.name in tables.CLIPS.names or column.name in LATE_COLUMNS.names:
+        if column.name in tables.CLIPS.names or column.name in LATE_COLUMNS.names or _says_why(column):
             continue
         if pa.types.is_floating(column.type) or pa.types.is_integer(column.type):
             numbers.append(column.name)
@@ -199,6 +201,22 @@ def _score_columns(clips: Columns) -> tuple[list[str], list[str]]:
             if 0 < len(values) <= MAX_LABELS and max(map(len, values)) <= 32:
                 labels.append(column.name)
     return numbers, labels
+
+
+def _says_why(column: pa.Field) -> bool:
+    return column.name.endswith(why_null("")) and pa.types.is_string(column.type)
+
+
+def _unknown(clips: Columns, keep: np.ndarray) -> list[Bar]:
+    """Why scores are null: clips by filter and reason, most frequent first."""
+    whole = [
+        pc.binary_join_element_wise(column.name.removesuffix(why_null("")), clips[column.name], ": ")
+        for column in clips.schema
+        if _says_why(column)
+    ]
+    bars = [bar for reasons in whole for bar in _bars(reasons, keep)]
+    most = max((bar.count for bar in bars), default=1)
+    return sorted((replace(bar, share=bar.count / most) for bar in bars), key=lambda bar: (-bar.count, bar.label))
 
 
 def _floats(column: pa.ChunkedArray) -> np.ndarray:

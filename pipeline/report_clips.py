@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from filters.base import why_null
 from pipeline.histogram import Histogram, number
 from pipeline.report_columns import rows_of
 from pipeline.storage import Store
@@ -135,7 +136,8 @@ def _scores(clip: Mapping[str, Any], histograms: Sequence[Histogram], labels: Se
         value = clip[one.name]
         if value is None or not np.isfinite(value):
             if one.lines:
-                scores.append(Score(one.name, "no score", None, None, one.name in reasons))
+                why = clip.get(why_null(one.name.partition("_")[0])) or "not asked"
+                scores.append(Score(one.name, f"no score: {why}", None, None, one.name in reasons))
             continue
         fails = one.name in reasons
         scores.append(Score(one.name, number(value), float(value), round(one.percentile(value), 4), fails))

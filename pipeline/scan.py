@@ -15,11 +15,12 @@ from typing import Any
 import cv2
 import numpy as np
 
+from filters.base import score
 from filters.borders import content_box
 from pipeline.cascade import Cascade
 from pipeline.exact import ExactFrames
 from pipeline.media import Frame, MediaError, Probe, Video
-from pipeline.passes import filters_of
+from pipeline.passes import columns_of, filters_of
 from pipeline.proxy import Proxy, Shrinker, Still
 from pipeline.recipe import Recipe, RecipeError
 from pipeline.shots import Adaptive, ShotDetector, Stride
@@ -82,7 +83,7 @@ class _Scan:
         self._keyframes: list[float] = []
         self._segment = _opened(segment, video.probe)
         self._cutter = ShotCutter(self._segment)
-        self._filters = filters_of(recipe, "scan")
+        self._filters, self._columns = filters_of(recipe, "scan"), columns_of(recipe, "scan")
         self._seconds: dict[str, float] = defaultdict(float)
         self._clips: list[dict[str, Any]] = []
         self._frames: list[dict[str, Any]] = []
@@ -228,10 +229,10 @@ class _Scan:
             "crop_w": width,
             "crop_h": height,
             "dropped": "duration" if drop else None,
+            **dict.fromkeys(self._columns),
         }
         self._clips.append(row)
         if drop:
-            row |= {column: None for made in self._filters.values() for column in made.columns}
             self._sample(name, kept.stills[len(kept.stills) // 2 :][:1], box)  # for the report to show what it was
             return
         if 0 < len(kept.burst) < LEAST_BURST <= len(kept.times):
@@ -240,7 +241,7 @@ class _Scan:
             view = clip_view(kept, name, end, size, box)
         for key, made in self._filters.items():
             with self._clock(f"filter:{key}"):
-                row |= made.score([view])[0]
+                row |= score(made, [view])[0]
         self._sample(name, sampled(kept, view, self._options.frames_uniform, self._options.frames_peaks), box)
 
     def _sample(self, name: str, stills: Sequence[Still], box: tuple[float, float, float, float]) -> None:

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import pyarrow.parquet as pq
 
-from filters.base import ClipView, Track
+from filters.base import ClipView, Track, score
 from filters.similarity import load_encoder
 from pipeline import passes
 from pipeline.duplicates import frame_hashes
@@ -78,7 +78,7 @@ class Embed:
             if made is None:
                 break
             with costs.measure(name, len(left)):
-                answers = made.score([state.view() for state in left])
+                answers = score(made, [state.view() for state in left])
             for state, answer in zip(left, answers, strict=True):
                 state.take(name, answer)
             before = len(left)

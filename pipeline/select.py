@@ -26,7 +26,7 @@ SELECTED = pa.schema(
         ("split", pa.string()),  # train or val
     ]
 )
-QUALITY = ("sharpness_laplacian", "aesthetics_score")  # which of two copies of one resolution stays
+QUALITY = ("sharpness_laplacian", "aesthetics_mean")  # which of two copies of one resolution stays
 BLOCK = 1 << 18  # rows at a time
 
 

@@ -50,9 +50,7 @@ def test_aesthetics_are_the_layers_of_the_head(small_head: Path) -> None:
     assert scores["aesthetics_min"] == pytest.approx(expected.min(), abs=1e-5)
     assert scores["aesthetics_mean"] == pytest.approx(expected.mean(), abs=1e-5)
     assert scores["aesthetics_median"] == pytest.approx(np.median(expected), abs=1e-5)
-    nan = np.full((2, 8), np.nan, np.float32)
-    for scores in made.score([clip(), clip(embedding=nan), clip(embedding=unit_rows(2, 7))]):
-        assert set(scores.values()) == {None}
+    assert made.score([clip(embedding=unit_rows(2, 7))])[0]["aesthetics_null"] == "no usable embedding"
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -95,10 +93,9 @@ def test_the_standard_recipe_is_the_embedded_one_with_aesthetics() -> None:
 def test_harmless_footage_is_safe_in_any_shape(sample_videos: dict[str, Path]) -> None:
     frames = [f.to_ndarray(format="rgb24") for f in av.open(str(sample_videos["bikes"])).decode(video=0)][::60]
     odd = [np.zeros((1, 1, 3), np.uint8), np.zeros((9, 400, 3), np.uint8)]
-    safe, shapes, empty = load_filter("safety").score([clip(frames=frames), clip(frames=odd), clip()])
+    safe, shapes = load_filter("safety").score([clip(frames=frames), clip(frames=odd)])
     assert 0 <= safe["safety_nsfw_mean"] <= safe["safety_nsfw"] < 0.5
     assert 0 <= shapes["safety_nsfw"] <= 1
-    assert set(empty.values()) == {None}
 
 
 def test_faces_are_counted(sample_videos: dict[str, Path]) -> None:
@@ -107,20 +104,17 @@ def test_faces_are_counted(sample_videos: dict[str, Path]) -> None:
     one = man[:, 270:470]
     crowd = np.ascontiguousarray(np.hstack([one, one[:, ::-1], one]))
     made = load_filter("faces")
-    single, none, three, empty, tiny = made.score(
+    single, none, three = made.score(
         [
             clip(frames=[man, wall]),
             clip(frames=[wall, np.zeros(shape, np.uint8)]),
             clip(frames=[crowd]),
-            clip(),
-            clip(frames=[np.zeros((9, 16, 3), np.uint8)]),
         ]
     )
     assert single["faces_count"] == 1
     assert 0.001 < single["faces_area"] < 0.05
     assert none == {"faces_count": 0, "faces_area": 0}
     assert three["faces_count"] == 3
-    assert set(empty.values()) == set(tiny.values()) == {None}
 
 
 def test_concepts_find_what_they_name(sample_videos: dict[str, Path]) -> None:
@@ -129,11 +123,10 @@ def test_concepts_find_what_they_name(sample_videos: dict[str, Path]) -> None:
     taxi, wall = (encoder.look([frames[i] for i in chosen]).embedding for chosen in ((60, 68, 74), (200, 220, 235)))
     made = load_filter("concepts", {"prompts": {"car": "a car or taxi in traffic", "cat": "a cat on a sofa"}}, encoder)
     assert list(made.columns) == ["concepts_car", "concepts_cat"]
-    cars, bicycle, empty = made.score([clip(embedding=taxi), clip(embedding=wall), clip()])
+    cars, bicycle = made.score([clip(embedding=taxi), clip(embedding=wall)])
     assert cars["concepts_car"] > 0.1
     assert cars["concepts_car"] > bicycle["concepts_car"] + 0.1
     assert cars["concepts_cat"] < cars["concepts_car"] - 0.1
-    assert set(empty.values()) == {None}
     assert load_filter("concepts", {}, encoder).score([clip(embedding=taxi)]) == [{}]
     with pytest.raises(ValueError, match="names a column"):
         load_filter("concepts", {"prompts": {"Talking Head": "x"}}, encoder)
@@ -154,8 +147,32 @@ def test_the_watermark_model_loads_in_laions_format(tmp_path: Path) -> None:
     torch.save(model.state_dict(), tmp_path / "watermark.pt")
     made = load_filter("watermark", {"weights": str(tmp_path / "watermark.pt")})
     frames = [np.zeros((90, 160, 3), np.uint8)]
-    marked, empty = made.score([clip(frames=frames), clip()])
+    (marked,) = made.score([clip(frames=frames)])
     assert marked["watermark_probability"] == pytest.approx(1.0)
-    assert empty["watermark_probability"] is None
     with pytest.raises(ValueError, match="no file"):
         load_filter("watermark", {"weights": str(tmp_path / "missing.pt")})
+
+
+def test_the_nsfw_detector_is_standardised_layers_with_relu_and_a_logistic_end(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    mean, variance = torch.randn(768) * 0.01, torch.rand(768) * 0.001 + 0.0005
+    widths = ((768, 64), (64, 512), (512, 256), (256, 1))  # LAION's for ViT-L/14
+    layers = {f"linear_{i + 1}": torch.nn.Linear(a, b) for i, (a, b) in enumerate(widths)}
+    state = {f"{name}.{k}": v for name, layer in layers.items() for k, v in layer.state_dict().items()}
+    torch.save({"norm.mean": mean, "norm.variance": variance, **state}, tmp_path / "nsfw.pth")
+    rows = unit_rows(5, 768)
+    x = (torch.from_numpy(rows) - mean) / variance.sqrt()
+    *inner, last = layers.values()
+    for layer in inner:
+        x = layer(x).relu()
+    expected = last(x).sigmoid()[:, 0].detach().numpy()
+    made = load_filter("nsfw", {"weights": str(tmp_path / "nsfw.pth")}, CLIP)
+    (scores,) = made.score([clip(embedding=rows)])
+    assert scores == pytest.approx({"nsfw_max": expected.max(), "nsfw_mean": expected.mean()}, abs=1e-5)
+    with pytest.raises(ValueError, match="reads 768 dimensions"):
+        load_filter("nsfw", {"weights": str(tmp_path / "nsfw.pth")}, Declared("openclip:ViT-B-32:openai", 512))
+    with pytest.raises(ValueError, match="reads OpenCLIP embeddings"):
+        load_filter("nsfw", {"weights": str(tmp_path / "nsfw.pth")}, Declared("conse:1", 384))
+    torch.save(state, tmp_path / "bare.pth")
+    with pytest.raises(ValueError, match="not LAION's NSFW detector"):
+        load_filter("nsfw", {"weights": str(tmp_path / "bare.pth")}, CLIP)

@@ -183,29 +183,6 @@ def test_speed_does_not_depend_on_resolution_or_frame_rate() -> None:
     assert speeds == pytest.approx([0.1] * 3, rel=0.1)
 
 
-def bad_clips() -> dict[str, ClipView]:
-    still = clip("static", seconds=1.0)
-    black = np.zeros((24, 90, 160, 3), np.uint8)
-    noise = np.random.default_rng(0).integers(0, 255, (24, 90, 16, 3), dtype=np.uint8)
-    return {
-        "one frame": view(black[:1]),
-        "black": view(black),
-        "16 pixels wide": view(noise),
-        "no tracks": ClipView("empty", 0.0, 1.0, 24.0, 640, 360),
-        "NaN flow": ClipView(**{**still.__dict__, "flow": np.full_like(still.flow, np.nan)}),
-        "no time": ClipView(**{**still.__dict__, "flow_times": np.zeros_like(still.flow_times)}),
-    }
-
-
-@pytest.mark.parametrize("kind", ["one frame", "black", "16 pixels wide", "no tracks", "NaN flow", "no time"])
-def test_bad_clips_have_no_motion_rather_than_none_at_all(kind: str) -> None:
-    for made in (Motion(), Camera()):
-        scores = made.score([bad_clips()[kind]])[0]
-        assert set(scores) == set(made.columns)
-        if kind != "16 pixels wide":
-            assert all(value is None for value in scores.values())
-
-
 def test_a_flat_picture_is_not_called_static() -> None:
     """Fog or a wall shows no motion whatever the camera does."""
     fog = np.full((48, 180, 320, 3), 128, np.uint8) + np.random.default_rng(0).integers(

@@ -266,25 +266,6 @@ def test_resolution_and_duration_describe_the_picture_inside_its_borders() -> No
     assert load_filter("borders").score([clip])[0] == pytest.approx({"borders_area": 0.75})
 
 
-@pytest.mark.parametrize("name", SCAN + EMBED)
-def test_bad_clips_never_raise_and_every_column_is_there(name: str) -> None:
-    kind = load_filter(name)
-    rng = np.random.default_rng(0)
-    black = np.zeros((30, 90, 160, 3), np.uint8)
-    bad = [
-        ClipView("empty", 0.0, 0.0, 0.0, 0, 0),
-        view(black[:1]),
-        view(black),
-        view(rng.integers(0, 255, (30, 90, 16, 3), dtype=np.uint8)),
-        view(rng.integers(0, 255, (30, 2, 2, 3), dtype=np.uint8)),
-    ]
-    for scores in kind.score(bad):
-        assert set(scores) == set(kind.columns)
-        for value in scores.values():
-            assert value is None or isinstance(value, str) or np.isfinite(value)
-    assert all(value is None for key, value in kind.score(bad[:1])[0].items() if key != "borders_area")
-
-
 def test_the_scans_filters_need_nothing_that_the_scan_does_not_have() -> None:
     for name in SCAN + EMBED:
         needs = load_filter(name).needs

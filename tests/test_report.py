@@ -69,6 +69,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     "fps": 25.0, "frames": 50, "width": 640, "height": 272, "crop_w": 640, "crop_h": 272,
                     "keep": kept, "rejected_by": rejected,
                     "motion_object": None if i == 9 else i / 10, "exposure_luma": 0.5 - i / 50,
+                    "motion_null": "too little texture" if i == 9 else None,
                     "camera_label": "pan_left", "tags_labels": ["mountain bike", "street sign"],
                     "caption": f"Clip {i}. {SCRIPT}" if kept else None,
                     "bucket": "16x9-240p", "split": "train", "shard": shard if kept else None,
@@ -163,6 +164,13 @@ def test_kept_clips_play_the_shards_video_and_rejected_ones_their_frames(page: P
     for strip in strips:
         picture = cv2.imdecode(np.frombuffer(base64.b64decode(strip.partition(",")[2]), np.uint8), cv2.IMREAD_COLOR)
         assert picture.shape == (68, 4 * 160, 3)
+
+
+def test_the_page_says_why_scores_are_missing(page: Page) -> None:
+    assert "motion: too little texture" in [text for _, text in page.find("th")]
+    scores = json.loads(next(text for attributes, text in page.find("script") if attributes.get("id") == "data"))
+    values = {s["name"]: s["text"] for clip in scores if clip["id"] == f"{9:020x}" for s in clip["scores"]}
+    assert values["motion_object"] == "no score: too little texture"
 
 
 def test_words_of_the_dataset_never_become_markup(page: Page) -> None:

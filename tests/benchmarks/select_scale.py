@@ -65,7 +65,7 @@ def rows(n: int, hashes: int) -> pa.Table:
                 "exposure_luma",
                 "sharpness_laplacian",
                 "borders_area",
-                "aesthetics_score",
+                "aesthetics_mean",
             )
         },
     }
@@ -82,7 +82,7 @@ def rows(n: int, hashes: int) -> pa.Table:
 
 
 def recipe(duplicates: bool) -> Recipe:
-    low = dict.fromkeys(("motion_object", "sharpness_laplacian", "aesthetics_score"), Bounds(min=0.1))
+    low = dict.fromkeys(("motion_object", "sharpness_laplacian", "aesthetics_mean"), Bounds(min=0.1))
     bounds = {**low, "exposure_luma": Bounds(min=0.05, max=0.95), "camera_label": Bounds(none_of=("handheld",))}
     return Recipe(select=SelectOptions(thresholds=bounds, duplicates=duplicates), pack=PackOptions(shard_mb=256))
 
