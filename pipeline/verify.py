@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import cv2
+import decord
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,6 +25,7 @@ from pipeline.media import MediaError, Video
 from pipeline.shards import BLOCK, INDEX, index_path
 from pipeline.storage import Store
 
+DECORD_READS = ("h264", "hevc")  # its FFmpeg is of 2021 and has no AV1 decoder
 COLUMNS = ("clip_id", "caption", "bucket", "split", "keep", "frames")
 
 
@@ -32,7 +34,8 @@ def verify(dataset: str | Path, workers: int | None = None) -> list[str]:
 
     Compares every shard's checksum with dataset.json, every member's place with the index, every clip's frames and
     size, after decoding all of it, with the index, and every clip with its row of tables/clips: kept, of this bucket
-    and split, with this caption. One process a core, or `workers`.
+    and split, with this caption. Clips of a codec that decord knows, which many trainers read with, must have the same
+    frames there. One process a core, or `workers`.
     """
     store = Store(str(dataset))
     try:
@@ -154,7 +157,16 @@ def _decoded(data: bytes, media: str) -> tuple[int, int, int]:
             raise MediaError("not a JPEG")
         return 1, picture.shape[1], picture.shape[0]
     with Video(BytesIO(data)) as video:
-        return sum(1 for _ in video.frames()), video.probe.width, video.probe.height
+        frames, codec = sum(1 for _ in video.frames()), video.probe.codec
+    if codec in DECORD_READS:
+        try:
+            reader = decord.VideoReader(BytesIO(data), num_threads=1)
+            reader[len(reader) - 1]
+        except (decord.DECORDError, IndexError) as error:
+            raise MediaError(f"decord cannot read it: {error}") from error
+        if len(reader) != frames:
+            raise MediaError(f"decord sees {len(reader)} frames in it, of {frames}")
+    return frames, video.probe.width, video.probe.height
 
 
 def _chosen(clips: pa.Table, keys: pa.ChunkedArray) -> pa.Table:

@@ -22,13 +22,17 @@ RECIPE = Recipe(select=SelectOptions(duplicates=False, val_fraction=0.0), pack=P
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
+    return packed(tmp_path, RECIPE)
+
+
+def packed(folder: Path, recipe: Recipe) -> Path:
     moving = videos.pan(videos.texture(1, 72, 128), 20, 2)
-    source = videos.write_video(tmp_path / "source.mp4", moving)
-    clips = select(rows.clips_table(rows.rows_of(source, [(0, 8), (8, 20)])), RECIPE)
-    folder = tmp_path / "dataset"
-    shards = [write_shard(plan, folder) for plan in plan_shards(clips, RECIPE)]
-    save(folder, [dataclasses.asdict(shard) for shard in shards], clips)
-    return folder
+    source = videos.write_video(folder / "source.mp4", moving)
+    clips = select(rows.clips_table(rows.rows_of(source, [(0, 8), (8, 20)])), recipe)
+    dataset = folder / "dataset"
+    shards = [write_shard(plan, dataset) for plan in plan_shards(clips, recipe)]
+    save(dataset, [dataclasses.asdict(shard) for shard in shards], clips)
+    return dataset
 
 
 def save(folder: Path, shards: list[dict], clips: pa.Table | None = None) -> None:
@@ -50,6 +54,12 @@ def with_column(clips: pa.Table, name: str, values: list) -> pa.Table:
 
 def test_a_dataset_as_it_was_built_has_no_problems(dataset: Path) -> None:
     assert verify(dataset, workers=1) == []
+
+
+@pytest.mark.parametrize("codec", ["h264", "h265", "av1"])
+def test_clips_with_b_frames_have_the_same_frames_for_every_decoder(tmp_path: Path, codec: str) -> None:
+    recipe = dataclasses.replace(RECIPE, pack=PackOptions(codec=codec, preset="small", heights=(64,)))
+    assert verify(packed(tmp_path, recipe), workers=1) == []
 
 
 def test_processes_find_what_one_finds(dataset: Path) -> None:
