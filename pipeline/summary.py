@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline import order
 from pipeline.progress import clock
 
 PASSES = ("sources", "scan", "embed", "caption", "pack")
@@ -21,6 +22,7 @@ def summary(out: str, info: Mapping[str, Any]) -> str:
         *((f"  rejected by {reason}", f"{number:,}") for reason, number in count["rejected_by"].items()),
         ("captions", f"{count['captions']:,}"),
         ("shards", f"{len(shards):,}, {sum(shard['bytes'] for shard in shards) / 1e6:.1f} MB"),
+        *order.lines(info),
         *((("canaries", _canaries(info["canaries"])),) if info.get("canaries") else ()),
         *((f"seconds: {name}", _seconds(info["passes"][name])) for name in PASSES if name in info["passes"]),
     ]
