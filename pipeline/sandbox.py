@@ -20,6 +20,7 @@ import psutil
 
 Result = TypeVar("Result")
 
+TRIES = 3
 POLL = 0.1  # seconds between two looks at the child's memory
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -29,6 +30,10 @@ _starter = ThreadPoolExecutor(1, thread_name_prefix="sandbox")
 
 class SandboxError(Exception):
     """The child did not finish: it took too long, used too much memory, or crashed. The message says which."""
+
+
+class SandboxKilled(SandboxError):
+    """Somebody else ended the child (an operator, the kernel short of memory): that says nothing of what it did."""
 
 
 class Sandbox:
@@ -43,8 +48,15 @@ class Sandbox:
         self._child: subprocess.Popen[bytes] | None = None
 
     def call(self, function: Callable[..., Result], *args: object, deadline: float) -> Result:
-        """`function(*args)` in the child, within `deadline` seconds. Raises what it raises, or SandboxError."""
+        """`function(*args)` in the child, within `deadline` seconds, up to `TRIES` times where others end the child.
+        Raises what it raises, or SandboxError."""
         request = pickle.dumps((function, args))
+        for _ in range(TRIES - 1):
+            with contextlib.suppress(SandboxKilled):
+                return self._call(request, deadline)
+        return self._call(request, deadline)
+
+    def _call(self, request: bytes, deadline: float) -> Any:
         child = self._start()
         try:
             _write(child.stdin, request)
@@ -109,7 +121,8 @@ class Sandbox:
                 continue
             chunk = os.read(child.stdout.fileno(), 1 << 20)
             if not chunk:
-                raise SandboxError(_death(child.wait()))
+                code = child.wait()
+                raise (SandboxKilled if code == -signal.SIGKILL else SandboxError)(_death(code))
             got += chunk
             if len(got) >= 8 and len(got) >= 8 + int.from_bytes(got[:8], "little"):
                 return bytes(got[8:])
@@ -130,7 +143,7 @@ def _write(pipe: IO[bytes] | None, message: bytes) -> None:
         while view:
             view = view[pipe.write(view) or 0 :]
     except BrokenPipeError as error:
-        raise SandboxError("the process ended before it was given its work") from error
+        raise SandboxKilled("the process ended before it was given its work") from error
 
 
 def _read(pipe: IO[bytes], size: int) -> bytes:

@@ -56,6 +56,21 @@ def test_a_hang_or_a_crash_is_a_reason_and_the_next_call_works(sandbox, function
     assert sandbox.call(abs, -2, deadline=20) == 2
 
 
+def test_a_child_that_somebody_else_kills_is_started_again_with_its_work(sandbox, tmp_path):
+    tries = tmp_path / "tries"
+    die_at_first = f"""
+import os, signal
+with open({str(tries)!r}, "a") as file:
+    file.write("x")
+if os.path.getsize({str(tries)!r}) < 3:
+    signal.raise_signal(signal.SIGKILL)
+"""
+    sandbox.call(exec, die_at_first, deadline=20)
+    assert tries.read_text() == "xxx"
+    with pytest.raises(SandboxError, match="crashed .SIGKILL."):
+        sandbox.call(signal.raise_signal, signal.SIGKILL, deadline=20)
+
+
 def test_memory_is_bounded(sandbox):
     with pytest.raises(SandboxError, match="more than 600 MB"):
         sandbox.call(exec, "a = bytearray(b'x') * (700 << 20); import time; time.sleep(30)", deadline=20)
