@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
+import pickle
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,18 +16,24 @@ import pyarrow.compute as pc
 
 from pipeline import canaries, passes, report, stages, state, todo
 from pipeline.captioning import CaptionClips
-from pipeline.dataset import check_folder, finish, lock, sweep
-from pipeline.packing import Pack, pack_units
+from pipeline.dataset import check_folder, finish, is_unchanged, lock, note_unchanged, read_info, sweep
+from pipeline.packing import Pack, pack_units, with_rows
 from pipeline.progress import Progress
 from pipeline.recipe import Recipe
 from pipeline.scoring import Embed
-from pipeline.select import select
+from pipeline.select import SELECTED, select, with_reason
 from pipeline.shards import ShardPlan, ShardResult, listed, plan_shards
 from pipeline.sources import Found, discover
 from pipeline.stages import Machine, Stage
 from pipeline.storage import Store
+from pipeline.tables import read_table
 from pipeline.units import BuildStopped, Done, ScanUnit
 from pipeline.workers import Identify, Scan
+
+DECIDED = (  # what is left of a clip in memory after selection
+    *("clip_id", "source_uri", "start", "end", "frames", "caption"),
+    *(*SELECTED.names, "balance_cluster", "balance_weight"),
+)
 
 
 @dataclass(frozen=True)
@@ -32,8 +41,20 @@ class Built:
     """The finished dataset: what dataset.json holds, and the rows of its sources and clips tables."""
 
     info: dict[str, Any]
-    sources: list[dict[str, Any]]
-    clips: pa.Table
+    store: Store
+
+    @property
+    def sources(self) -> list[dict[str, Any]]:
+        return self._table("sources").to_pylist()
+
+    @property
+    def clips(self) -> pa.Table:
+        return self._table("clips")
+
+    def _table(self, name: str) -> pa.Table:
+        table = read_table(self.store, f"tables/{name}")
+        assert table is not None
+        return table
 
 
 def build(
@@ -50,60 +71,73 @@ def build(
     check_folder(store)
     passes.check(recipe)
     with lock(store):
-        machine = stages.start(address, cores)
+        if is_unchanged(found, store, recipe):
+            return Built(read_info(store), store)
+        machine = functools.cache(lambda: stages.start(address, cores))
         try:
-            return _build(found, store, recipe, machine)
+            built = _build(found, store, recipe, machine)
         finally:
             stages.stop()
+        note_unchanged(found, store, recipe)
+        return built
 
 
-def _build(found: Sequence[Found], store: Store, recipe: Recipe, machine: Machine) -> Built:
+def _build(found: Sequence[Found], store: Store, recipe: Recipe, machine: Callable[[], Machine]) -> Built:
     spent: dict[str, Any] = {}
     late = passes.late_columns(recipe)
 
-    units: Sequence[Any] = todo.identify_units(found, store)
-    run("sources", units, [Stage(Identify, (store, recipe), **machine.scan())], "sources", spent)
+    def stage(worker: Callable[[Store, Recipe], Any], needs: Callable[[Machine], dict[str, Any]]) -> Stage:
+        return Stage(worker, (store, recipe), **needs(machine()))
+
+    run("sources", todo.identify_units(found, store), lambda: [stage(Identify, Machine.scan)], "sources", spent)
     sources = todo.source_rows(found, store)
 
-    parts = todo.parts_of(sources, recipe)
-    done = state.scanned(store, recipe)
-    new = todo.scan_units([part for part in parts if part.key not in done.errors], recipe, machine.cpus)
-    again = todo.embed_units(parts, done, store, recipe)
-    scan, embed = (Stage(w, (store, recipe), **m) for w, m in ((Scan, machine.scan()), (Embed, machine.embed())))
-    if new:
-        run("scan", [*new, *again], [scan, embed], "video", spent)
+    left = todo.not_scanned(todo.parts_of(sources, recipe), state.scanned(store, recipe))
+    units: Iterable[Any] = todo.embed_units(sources, store, recipe)
+    if left.num_rows:
+        units = itertools.chain(todo.scan_units(left, recipe, machine().cpus), units)
+        run("scan", units, lambda: [stage(Scan, Machine.scan), stage(Embed, Machine.embed)], "video", spent)
     else:
-        run("embed", again, [embed], "clips", spent)
+        run("embed", units, lambda: [stage(Embed, Machine.embed)], "clips", spent)
 
-    clips = canaries.mark(select(todo.clip_rows(sources, store, recipe), recipe, late, captioned=False))
+    clips = select(todo.clip_rows(sources, store, recipe), recipe, late, captioned=False)
     units = todo.caption_units(clips, recipe)
-    run("caption", units, [Stage(CaptionClips, (store, recipe), **machine.caption())], "clips", spent)
-    clips = canaries.mark(select(todo.clip_rows(sources, store, recipe), recipe, late))
+    if run("caption", units, lambda: [stage(CaptionClips, Machine.caption)], "clips", spent):
+        clips = todo.clip_rows(sources, store, recipe)
+    clips = select(clips, recipe, late)
+    clips = clips.select([name for name in clips.column_names if name in DECIDED])
 
-    plans = plan_shards(clips.filter(clips["keep"]), recipe)
-    units = pack_units(plans, store)
-    run("pack", units, [Stage(Pack, (store, recipe), **machine.pack())], "clips", spent)
-    clips, shards = with_shards(clips, plans, listed(store))
+    kept = clips.filter(clips["keep"])
+    plans = plan_shards(kept, recipe)
+    rows = (rows.filter(rows["keep"]) for rows in todo.whole_rows(clips, sources, store, recipe))
+    names, units = pack_units(with_rows(plans, kept.num_rows, rows), store)
+    run("pack", units, lambda: [stage(Pack, Machine.pack)], "clips", spent)
+    have = listed(store)
+    clips, shards = with_shards(clips, plans, {path: have[name] for path, name in names.items() if name in have})
 
     sources = with_errors(sources, state.scanned(store, recipe))
-    info = finish(store, recipe, sources, clips, shards, spent)
+    info = finish(store, recipe, sources, clips, todo.whole_rows(clips, sources, store, recipe), shards, spent)
     sweep(store, recipe, sources, shards)
     report.write_report(store.uri)
-    return Built(info, sources, clips)
+    return Built(info, store)
 
 
-def run(name: str, units: Sequence[Any], graph: Sequence[Stage], measure: str, spent: dict[str, Any]) -> None:
-    """Sends `units` through `graph`, with a line of progress, and adds what it took to `spent`.
+def run(
+    name: str, units: Iterable[Any], graph: Callable[[], Sequence[Stage]], measure: str, spent: dict[str, Any]
+) -> bool:
+    """Sends `units` through `graph`, with a line of progress, and adds what it took to `spent`; whether there were any.
 
     Raises BuildStopped where a worker says that it cannot go on.
     """
-    if not units:
-        return
-    progress = Progress(
-        name, sum(unit.amount for unit in units if measure != "video" or isinstance(unit, ScanUnit)), measure
-    )
+    packed, total = [], 0.0
+    for unit in units:
+        packed.append(pickle.dumps(unit))
+        total += unit.amount if measure != "video" or isinstance(unit, ScanUnit) else 0.0
+    if not packed:
+        return False
+    progress = Progress(name, total, measure)
     done: list[Done] = []
-    for answer in stages.run(units, graph):
+    for answer in stages.run(packed, graph()):
         answers: list[Done] = answer if isinstance(answer, list) else [answer]
         done += answers
         progress.add(answers[0].amount if answers[0].of == name else 0.0, answers[0].counts)
@@ -113,34 +147,33 @@ def run(name: str, units: Sequence[Any], graph: Sequence[Stage], measure: str, s
     wall = progress.close()
     for kind in dict.fromkeys(one.of for one in done):
         spent[kind] = _sum([one for one in done if one.of == kind], wall)
+    return True
 
 
 def with_shards(
     clips: pa.Table, plans: Sequence[ShardPlan], have: Mapping[str, ShardResult]
 ) -> tuple[pa.Table, list[dict[str, Any]]]:
-    """`clips` with the path of each clip's shard, and what dataset.json lists. A clip that could not be encoded is not
-    kept after all, for the reason `encoding`."""
-    kept = clips.filter(clips["keep"])["clip_id"].combine_chunks()
-    paths = np.full(len(kept), None, dtype=object)
+    """`clips` with the path of each clip's shard, and what dataset.json lists; `have` are the finished shards by path.
+    A clip that could not be encoded is not kept after all, for the reason `encoding`."""
+    kept = np.flatnonzero(clips["keep"].to_numpy())
+    number = np.full(len(clips), -1, np.int32)
     failed: set[str] = set()
-    for plan in plans:
-        shard = have.get(plan.name)
-        if shard:
-            paths[plan.clips] = shard.path
-        failed |= {clip for clip, _ in shard.failures} if shard else set(plan.rows()["clip_id"].to_pylist())
+    for i, plan in enumerate(plans):
+        if plan.path in have:
+            number[kept[plan.clips]] = i
+            failed |= {clip for clip, _ in have[plan.path].failures}
+        else:
+            failed |= set(plan.rows()["clip_id"].to_pylist())
     if failed:
-        out = pc.is_in(clips["clip_id"], pa.array(sorted(failed)))
-        paths[pc.is_in(kept, pa.array(sorted(failed))).to_numpy(zero_copy_only=False)] = None
-        reasons = [
-            [*before, "encoding"] if lost else before
-            for before, lost in zip(clips["rejected_by"].to_pylist(), out.to_pylist(), strict=True)
-        ]
-        clips = _replaced(clips, "keep", pc.and_(clips["keep"], pc.invert(out)))
-        clips = _replaced(clips, "rejected_by", pa.array(reasons, pa.list_(pa.string())))
-    path = pa.array(paths, pa.string()).take(pc.index_in(clips["clip_id"], kept))
-    written = [have[plan.name] for plan in plans if plan.name in have]
+        out = pc.is_in(clips["clip_id"], pa.array(sorted(failed))).to_numpy()
+        number[out] = -1
+        clips = _replaced(clips, "keep", pa.array(clips["keep"].to_numpy() & ~out))
+        clips = _replaced(clips, "rejected_by", with_reason(clips["rejected_by"], out, "encoding"))
+    path = pa.DictionaryArray.from_arrays(
+        pa.array(number, mask=number < 0), pa.array([p.path for p in plans], pa.string())
+    )
     return clips.append_column("shard", path), [
-        {"path": s.path, "sha256": s.sha256, "bytes": s.bytes, "clips": s.clips} for s in written
+        {"path": s.path, "sha256": s.sha256, "bytes": s.bytes, "clips": s.clips} for s in have.values()
     ]
 
 
@@ -148,23 +181,33 @@ def _replaced(table: pa.Table, name: str, column: pa.Array | pa.ChunkedArray) ->
     return table.set_column(table.schema.get_field_index(name), name, column)
 
 
-def with_errors(sources: Sequence[Mapping[str, Any]], done: state.Scanned) -> list[dict[str, Any]]:
+def with_errors(sources: pa.Table, done: state.Scanned) -> pa.Table:
     """Rows of tables/sources after the scan: a source none of whose parts could be scanned has failed; one that lost
     some of its footage says which."""
+    said = {**done.errors, **done.notes}
     parts: dict[str, list[str]] = defaultdict(list)
-    for key in sorted(done.errors):
+    for key in sorted(said):
         parts[key.partition("@")[0]].append(key)
-    rows = []
-    for row in sources:
-        keys = parts[row["source_id"]] if row["status"] == "ok" else []
-        failed = [key for key in keys if done.errors[key]]
-        lost = [(key, done.errors[key] or done.notes.get(key)) for key in keys]
-        said = [f"{key.partition('@')[2]} s: {why}" if "@" in key else str(why) for key, why in lost if why]
-        if failed and len(failed) == len(keys):
-            rows.append({**row, "status": "failed", "error": done.errors[failed[0]]})
+    if not parts:
+        return sources
+    of = pc.replace_substring_regex(done.keys, "@.*", "")
+    counted = pc.value_counts(of.filter(pc.is_in(of, pa.array(list(parts))))).to_pylist()
+    count = {row["values"]: row["counts"] for row in counted}
+    error, status = {}, {}
+    for source, keys in parts.items():
+        lost = [key for key in keys if key in done.errors]
+        if len(lost) == count[source]:
+            status[source], error[source] = "failed", done.errors[lost[0]]
         else:
-            rows.append({**row, "error": "; ".join(said) or row["error"]})
-    return rows
+            error[source] = "; ".join(
+                f"{key.partition('@')[2]} s: {said[key]}" if "@" in key else said[key] for key in keys
+            )
+    usable = pc.equal(sources["status"], "ok")
+    for name, values in (("error", error), ("status", status)):
+        at = pc.index_in(sources["source_id"], pa.array(list(values), pa.string()))
+        new = pa.array(list(values.values()), pa.string()).take(at)
+        sources = _replaced(sources, name, pc.if_else(usable, pc.coalesce(new, sources[name]), sources[name]))
+    return sources
 
 
 def _sum(done: Sequence[Done], wall: float) -> dict[str, Any]:

@@ -81,26 +81,15 @@ def planted(recipe: Recipe) -> list[str]:
 
 def is_canary(table: pa.Table) -> pa.ChunkedArray:
     """For each row of a table with `source_uri`, whether it is a canary's."""
-    return pc.starts_with(table["source_uri"], SCHEME)
+    uris = table["source_uri"]
+    if not pa.types.is_dictionary(uris.type):
+        return pc.starts_with(uris, SCHEME)
+    uris = uris.combine_chunks()
+    return pa.chunked_array([pc.starts_with(uris.dictionary, SCHEME).take(uris.indices)])
 
 
 def without_canaries(table: pa.Table) -> pa.Table:
     return table.filter(pc.invert(is_canary(table)))
-
-
-def mark(clips: pa.Table) -> pa.Table:
-    """`clips` after a selection, with every canary out, for the reason MARK beside its own."""
-    ours = is_canary(clips).to_numpy()
-    if not ours.any():
-        return clips
-    keep = pc.and_(clips["keep"], pa.array(~ours))
-    reasons = [
-        [*given, MARK] if is_ours else given
-        for given, is_ours in zip(clips["rejected_by"].to_pylist(), ours, strict=True)
-    ]
-    for name, column in (("keep", keep), ("rejected_by", pa.array(reasons, pa.list_(pa.string())))):
-        clips = clips.set_column(clips.column_names.index(name), name, column)
-    return clips
 
 
 def recall(clips: pa.Table, asked: Collection[str] | None = None) -> list[Recall]:

@@ -10,22 +10,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from captioners import load_captioner
-from captioners.audit import AUDIT_COLUMNS, audit
+from captioners.audit import audit
 from captioners.base import Caption, CaptionerDown, CaptionError, ClipFrames, to_json
 from filters.base import score
 from filters.similarity import load_encoder
 from pipeline import passes
 from pipeline.recipe import Recipe
-from pipeline.scoring import Costs, Frames, chunks, clip_view, one_thread
+from pipeline.runs import Runs
+from pipeline.scoring import Costs, Frames, chunks, clip_view, one_thread, rows_in
 from pipeline.state import join
 from pipeline.storage import Store
-from pipeline.tables import fingerprint, read_fragment, table_from, write_fragment
+from pipeline.tables import Span, fingerprint, read_fragment, table_from, write_fragment
 from pipeline.units import CaptionUnit, Done
-
-
-def caption_schema(recipe: Recipe) -> pa.Schema:
-    columns = {**AUDIT_COLUMNS, **passes.columns_of(recipe, "caption")}
-    return pa.schema([*passes.CAPTIONED, *(pa.field(k, v) for k, v in columns.items())])
 
 
 class CaptionClips:
@@ -39,7 +35,7 @@ class CaptionClips:
         if passes.filters_of(recipe, "caption"):
             encoder = load_encoder(recipe.encoder.name, recipe.encoder.model, recipe.encoder.pretrained)
             self._filters = passes.filters_of(recipe, "caption", encoder)
-        self._schema = caption_schema(recipe)
+        self._schema = passes.caption_schema(recipe)
         self._fingerprint = passes.caption_fingerprint(recipe)
 
     def __call__(self, unit: CaptionUnit) -> Done:
@@ -72,11 +68,10 @@ class CaptionClips:
         rows: list[dict[str, Any]] = []
         frames: dict[str, Frames] = {}
         for part in unit.parts:
-            fragment = read_fragment(self._store, part.fragment)
-            embedded = pa.concat_tables([read_fragment(self._store, name).rows(self._store) for name in part.embedded])
-            table = join(fragment.rows(self._store), embedded, passes.embed_schema(self._recipe))
-            table = table.filter(pc.is_in(table["clip_id"], pa.array(part.clip_ids)))
-            for more, pictures in chunks(self._store, fragment, table.to_pylist(), size):
+            with Runs(self._store, [read_fragment(self._store, name) for name in part.embedded]) as runs:
+                embedded = runs.rows(part.clips.span or Span())
+            table = join(rows_in(self._store, part.clips), embedded, passes.embed_schema(self._recipe), "embed_at")
+            for more, pictures in chunks(self._store, part.clips.unit, table.to_pylist(), size):
                 rows, frames = rows + more, frames | pictures
                 if len(rows) >= size:
                     yield rows[:size], frames
@@ -125,7 +120,7 @@ class CaptionClips:
         costs: Costs,
     ) -> list[dict[str, Any]]:
         """Rows of the pass: captions with the scores of the filters that need one."""
-        out = [{"clip_id": row["clip_id"], **answers[row["clip_id"]]} for row in rows]
+        out = [{**{name: row[name] for name in ("clip_id", "source_id")}, **answers[row["clip_id"]]} for row in rows]
         for name, made in self._filters.items():
             with costs.measure(name, len(out)):
                 views = [

@@ -4,25 +4,38 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import importlib.metadata
 import json
 import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
+import captioners
+import filters
+import pipeline
 from pipeline import canaries, passes
+from pipeline.packing import plain
 from pipeline.recipe import Recipe, to_dict
+from pipeline.runs import writer
+from pipeline.sources import Found
 from pipeline.storage import Store
-from pipeline.tables import SOURCES, Fragment, read_fragments, table_from, to_parquet, write_fragment
+from pipeline.tables import DONE, SOURCES, Fragment, frames_of, read_fragments, write_fragment
 
 FORMAT = 1
 ROWS = 500_000  # clips a file of the finished table
 PACKAGES = ("av", "numpy", "opencv-python-headless", "torch", "open_clip_torch", "transformers", "scenedetect-headless")
-INTERNAL = ("fragment", "at", "scored", "frame_embeddings", "caption_dense")  # columns that only a build needs
+INTERNAL = (  # columns that only a build needs
+    *("unit", "scan_at", "embed_at", "captioned", "scored"),
+    *("frame_embeddings", "caption_dense"),
+)
+UNCHANGED = "state/unchanged"  # names all that went into the last build and came out of it
 
 
 class DatasetError(RuntimeError):
@@ -77,22 +90,23 @@ def lock(store: Store) -> Iterator[None]:
 def finish(
     store: Store,
     recipe: Recipe,
-    sources: Sequence[Mapping[str, Any]],
+    sources: pa.Table,
     clips: pa.Table,
+    rows: Iterable[pa.Table],
     shards: Sequence[Mapping[str, Any]],
     spent: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Writes the finished tables, the card and, last of all, dataset.json, whose content it returns."""
+    """Writes the finished tables, the card and, last of all, dataset.json, whose content it returns. `rows` are all of
+    tables/clips, piece by piece; `clips` what of them is counted."""
     old = json.loads(store.read("dataset.json")) if store.exists("dataset.json") else {}
-    _write_table(store, "tables/sources", table_from(sources, SOURCES))
-    final = clips.drop_columns([name for name in INTERNAL if name in clips.column_names])
-    _write_table(store, "tables/clips", final.sort_by([("source_id", "ascending"), ("start_pts", "ascending")]))
+    _write_table(store, "tables/sources", [sources.select(SOURCES.names)])
+    _write_table(store, "tables/clips", (table.drop_columns(_internal(table)) for table in rows))
     info = {
         "format": FORMAT,
         "recipe": to_dict(recipe),
-        "versions": {"clipmill": _version("clipmill")} | {name: _version(name) for name in PACKAGES},
-        "counts": counts(sources, final),
-        "canaries": {one.name: one.result for one in canaries.recall(final, recipe.select.thresholds)},
+        "versions": _versions(),
+        "counts": counts(sources, clips),
+        "canaries": {one.name: one.result for one in canaries.recall(clips, recipe.select.thresholds)},
         "shards": list(shards),
         "passes": {**old.get("passes", {}), **spent},
     }
@@ -101,63 +115,95 @@ def finish(
     return info
 
 
-def sweep(
-    store: Store, recipe: Recipe, sources: Sequence[Mapping[str, Any]], shards: Sequence[Mapping[str, Any]]
-) -> None:
+def _internal(table: pa.Table) -> list[str]:
+    return [name for name in INTERNAL if name in table.column_names]
+
+
+def is_unchanged(found: Sequence[Found], store: Store, recipe: Recipe) -> bool:
+    """Whether the last build was finished and would be the same: sources, recipe, code and packages, and every file of
+    the dataset."""
+    return store.exists(UNCHANGED) and store.read(UNCHANGED) == _all_of_it(found, store, recipe)
+
+
+def note_unchanged(found: Sequence[Found], store: Store, recipe: Recipe) -> None:
+    store.write(UNCHANGED, _all_of_it(found, store, recipe))
+
+
+def _all_of_it(found: Sequence[Found], store: Store, recipe: Recipe) -> bytes:
+    digest = hashlib.sha256(repr([to_dict(recipe), _versions()]).encode())
+    for package in (pipeline, filters, captioners):
+        for path in sorted(Path(package.__path__[0]).rglob("*")):
+            if path.suffix != ".pyc" and path.is_file():
+                digest.update(path.read_bytes())
+    for file in found:
+        digest.update(repr(file).encode())
+    for name, size, stamp in store.stat():
+        if name != UNCHANGED:
+            digest.update(f"{name} {size} {stamp}\n".encode())
+    return digest.hexdigest().encode()
+
+
+def sweep(store: Store, recipe: Recipe, sources: pa.Table, shards: Sequence[Mapping[str, Any]]) -> None:
     """Deletes what no longer belongs to the dataset: scans under other options or of removed sources, with their
     frames, and shards that dataset.json does not list. Runs after dataset.json is written."""
-    current = passes.scan_fingerprint(recipe)
-    wanted = {row["source_id"] for row in sources if row["source_id"]}
+    current, wanted = passes.scan_fingerprint(recipe), sources["source_id"].drop_null().combine_chunks()
     frames = set()
     for fragment in read_fragments(store, "state/scan"):
-        of = {part["source_id"] for part in fragment.done["parts"]}
-        if fragment.done["fingerprint"] == current and of & wanted:
-            frames.add(fragment.done["frames"])
-            if of - wanted:
-                _forget(store, fragment, wanted)
-        else:
+        parts = fragment.done["parts"]
+        of = pa.array([part["key"].partition("@")[0] for part in parts], pa.string())
+        there = pc.is_in(of, wanted).to_pylist()
+        if fragment.done["fingerprint"] != current or not any(there):
             store.delete(fragment.name)
-    for name in store.list("tables/frames"):
-        if name not in frames:
-            store.delete(name)
-    for name in store.list("state/old"):
-        store.delete(name)
+            continue
+        frames |= {frames_of(part["unit"]) for part, good in zip(parts, there, strict=True) if good}
+        if not all(there):
+            _forget(store, fragment, wanted, [part for part, good in zip(parts, there, strict=True) if good])
     listed = {shard["path"] for shard in shards}
-    for name in store.list("shards"):
-        if name.removesuffix(".parquet").removesuffix(".tar") + ".tar" not in listed:
-            store.delete(name)
+    for folder in ("tables/frames", "state/old", "state/pack", "shards"):
+        for name in store.list(folder):
+            if name not in frames and name.removesuffix(".parquet").removesuffix(".tar") + ".tar" not in listed:
+                store.delete(name)
 
 
-def _forget(store: Store, fragment: Fragment, wanted: set[str]) -> None:
-    """Rewrites a scan fragment and its frames without the sources that are not wanted."""
-    rows = fragment.rows(store)
-    rows = rows.filter(pc.is_in(rows["source_id"], pa.array(sorted(wanted))))
-    frames = Fragment(str(fragment.done["frames"]), {})
-    pictures = frames.rows(store)
-    pictures = pictures.filter(pc.is_in(pictures["clip_id"], rows["clip_id"].combine_chunks()))
-    write_fragment(store, frames.name, pictures, {})
-    parts = [part for part in fragment.done["parts"] if part["source_id"] in wanted]
-    write_fragment(store, fragment.name, rows, {**fragment.done, "parts": parts})
+def _forget(store: Store, fragment: Fragment, wanted: pa.Array, parts: Sequence[Mapping[str, Any]]) -> None:
+    """Rewrites a scan fragment, and the frames of its units, without the sources that are not wanted; `parts` stay."""
+    left = [part["key"] for part in parts]
+    mixed = {part["unit"] for part in fragment.done["parts"] if part["key"] not in left}
+    stay: dict[str, list[str]] = {part["unit"]: [] for part in parts if part["unit"] in mixed}
+    with store.open(fragment.name) as file:
+        rows = pq.ParquetFile(file)
+        with writer(store, fragment.name, rows.schema_arrow.remove_metadata()) as out:
+            for batch in rows.iter_batches(ROWS):
+                table = pa.Table.from_batches([batch])
+                table = table.filter(pc.is_in(table["source_id"], wanted))
+                out.write_table(table)
+                for unit, clip in zip(table["unit"].to_pylist(), table["clip_id"].to_pylist(), strict=True):
+                    if unit in stay:
+                        stay[unit].append(clip)
+            done = {**fragment.done, "parts": list(parts)}
+            out.add_key_value_metadata({DONE: json.dumps(done, sort_keys=True).encode()})
+    for unit, clips in stay.items():
+        pictures = Fragment(frames_of(unit), {}).rows(store)
+        there = pc.is_in(pictures["clip_id"], pa.array(clips, pa.string()))
+        write_fragment(store, frames_of(unit), pictures.filter(there), {})
 
 
-def counts(sources: Sequence[Mapping[str, Any]], clips: pa.Table) -> dict[str, Any]:
+def counts(sources: pa.Table, clips: pa.Table) -> dict[str, Any]:
     """Numbers of sources by status, clips, kept, captions, rejections by reason, and hours; canaries count nowhere."""
-    sources = [row for row in sources if not row["source_uri"].startswith(canaries.SCHEME)]
-    clips = canaries.without_canaries(clips)
-    status = [row["status"] for row in sources]
+    sources, clips = canaries.without_canaries(sources), canaries.without_canaries(clips)
+    status = {row["values"]: row["counts"] for row in pc.value_counts(sources["status"]).to_pylist()}
+    usable = sources.filter(pc.equal(sources["status"], "ok"))
     seconds = pc.subtract(clips["end"], clips["start"])
     kept = clips.filter(clips["keep"])
     reasons = pc.value_counts(pc.list_flatten(clips["rejected_by"])).to_pylist()
     return {
-        "sources": len(status),
-        "sources_ok": status.count("ok"),
-        "sources_failed": status.count("failed"),
-        "sources_skipped": status.count("skipped"),
+        "sources": sources.num_rows,
+        **{f"sources_{name}": status.get(name, 0) for name in ("ok", "failed", "skipped")},
         "clips": clips.num_rows,
         "kept": kept.num_rows,
         "captions": clips.num_rows - clips["caption"].null_count,
         "rejected_by": {r["values"]: r["counts"] for r in sorted(reasons, key=lambda r: (-r["counts"], r["values"]))},
-        "hours_sources": round(sum(row["duration"] or 0.0 for row in sources if row["status"] == "ok") / 3600, 4),
+        "hours_sources": round((pc.sum(usable["duration"]).as_py() or 0.0) / 3600, 4),
         "hours_clips": round((pc.sum(seconds).as_py() or 0.0) / 3600, 4),
         "hours_kept": round((pc.sum(pc.subtract(kept["end"], kept["start"])).as_py() or 0.0) / 3600, 4),
     }
@@ -202,14 +248,26 @@ def card(info: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _write_table(store: Store, folder: str, table: pa.Table) -> None:
-    names = []
-    for number, at in enumerate(range(0, max(table.num_rows, 1), ROWS)):
-        names.append(f"{folder}/{number:05}.parquet")
-        store.write(names[-1], to_parquet(table.slice(at, ROWS)))
+def _write_table(store: Store, folder: str, tables: Iterable[pa.Table]) -> None:
+    """`tables`, of one schema, to files of about ROWS rows."""
+    names: list[str] = []
+    with contextlib.ExitStack() as stack:
+        written = ROWS
+        for table in map(plain, tables):
+            if written >= ROWS:
+                stack.close()
+                names.append(f"{folder}/{len(names):05}.parquet")
+                out = stack.enter_context(writer(store, names[-1], table.schema))
+                written = 0
+            out.write_table(table)
+            written += table.num_rows
     for name in store.list(folder):
         if name not in names:
             store.delete(name)
+
+
+def _versions() -> dict[str, str]:
+    return {name: _version(name) for name in ("clipmill", *PACKAGES)}
 
 
 def _version(package: str) -> str:

@@ -2,66 +2,140 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline.recipe import Recipe
-from pipeline.shards import ShardPlan, ShardResult, Stored, index_path, listed, stored_clips, write_shard
+from pipeline.runs import SPAN_ROWS
+from pipeline.samples import INTERNAL
+from pipeline.shards import ShardPlan, index_path, listed, stored_clips, write_shard
 from pipeline.storage import Store
-from pipeline.tables import fingerprint
+from pipeline.tables import Fragment, fingerprint, write_fragment
 from pipeline.units import Done
 
+ROWS = "state/pack"  # rows of the clips of shards that are to be written
 ASIDE = "state/old"  # shards that are not wanted any more, until the build that replaces them is finished
 
 
 @dataclass(frozen=True)
 class PackUnit:
-    """A shard to write; `reuse` says where clips of it lie encoded."""
+    """A shard to write: its clips' rows are the fragment `rows`; some may lie encoded in the shards `lent`."""
 
-    plan: ShardPlan
-    reuse: Mapping[str, Stored] = field(default_factory=dict)
+    path: str
+    rows: str
+    clips: int
+    lent: tuple[str, ...] = ()
 
     @property
     def amount(self) -> float:
-        return len(self.plan.clips)
+        return self.clips
 
 
 class Pack:
     """A plan -> a shard."""
 
     def __init__(self, store: Store, recipe: Recipe) -> None:
-        self._store = store
+        self._store, self._options = store, recipe.pack
 
     def __call__(self, unit: PackUnit) -> Done:
+        table = Fragment(unit.rows, {}).rows(self._store)
+        plan = ShardPlan(unit.path, self._options, table, np.arange(table.num_rows))
+        reuse = stored_clips(self._store, unit.lent, table["clip_id"])
         with self._store.folder("") as folder:
-            result = write_shard(unit.plan, folder, unit.reuse)
+            result = write_shard(plan, folder, reuse)
         counts = {"clips": result.clips, "reused": result.reused, "failed": len(result.failures)}
         return Done("pack", unit.amount, counts=counts, fragment=result.path)
 
 
-def pack_units(plans: Sequence[ShardPlan], store: Store) -> list[PackUnit]:
-    """The shards that are not there yet. Old ones that are not wanted any more are set aside, so that their clips can
-    be taken over while new shards take their names."""
+def with_rows(plans: Sequence[ShardPlan], kept: int, tables: Iterable[pa.Table]) -> Iterator[ShardPlan]:
+    """`plans` with all that their samples say. A plan's clips are numbers of rows, of which there are `kept`; `tables`
+    have these rows, in order, whole. They go through files by groups of shards, so that a few are in memory at once.
+    """
+    shard, group = np.zeros(kept, np.int32), np.zeros(len(plans), np.int64)
+    filled = 0
+    for number, plan in enumerate(plans):
+        shard[plan.clips], group[number] = number, filled // SPAN_ROWS
+        filled += len(plan.clips)
+    with tempfile.TemporaryDirectory(prefix="clipmill-") as scratch:
+        with contextlib.ExitStack() as stack:
+            files: dict[int, pa.RecordBatchFileWriter] = {}
+            at = 0
+            for table in tables:
+                table = table.drop_columns([name for name in INTERNAL if name in table.column_names])
+                table = table.append_column("number", pa.array(shard[at : at + table.num_rows]))
+                at += table.num_rows
+                groups = group[table["number"].to_numpy()]
+                for one in np.unique(groups).tolist():
+                    some = plain(table.filter(pa.array(groups == one)))
+                    if one not in files:
+                        path = f"{scratch}/{one}"
+                        files[one] = stack.enter_context(pa.ipc.new_file(path, some.schema))
+                    files[one].write_table(some)
+        for one in sorted(files):
+            with pa.memory_map(f"{scratch}/{one}") as mapped:
+                table = pa.ipc.open_file(mapped).read_all()
+            numbers, table = table["number"].to_numpy(), table.drop_columns(["number"])
+            for number in np.flatnonzero(group == one).tolist():
+                rows = table.filter(pa.array(numbers == number)).sort_by("clip_id").combine_chunks()
+                yield ShardPlan(plans[number].path, plans[number].options, rows, np.arange(rows.num_rows))
+
+
+def plain(table: pa.Table) -> pa.Table:
+    """`table` without dictionaries."""
+    for i, field in enumerate(table.schema):
+        if pa.types.is_dictionary(field.type):
+            table = table.set_column(i, field.name, table.column(i).cast(field.type.value_type))
+    return table
+
+
+def pack_units(plans: Iterable[ShardPlan], store: Store) -> tuple[dict[str, str], list[PackUnit]]:
+    """The names of all plans by their shards' paths, and the shards that are not there yet. Old ones that are not
+    wanted any more are set aside, so that their clips can be taken over while new shards take their names."""
     have = listed(store)
-    wanted = {plan.name for plan in plans}
-    left = [plan for plan in plans if plan.name not in have]
+    names, left = {}, []
+    for plan in plans:
+        names[plan.path] = plan.name
+        if plan.name not in have:
+            rows = f"{ROWS}/{fingerprint(plan.name)}.parquet"
+            write_fragment(store, rows, plan.rows(), {})
+            ids = plan.rows()["clip_id"]
+            left.append((plan.path, rows, len(plan.clips), ids[0].as_py(), ids[-1].as_py()))
     if not left:
-        return []
+        return names, []
+    wanted = set(names.values())
     for name, shard in have.items():
         if name not in wanted:
-            _set_aside(store, shard)
-    lent = stored_clips(store, [ShardResult("", path) for path in store.list(ASIDE, ".tar")])
-    return [PackUnit(plan, {c: lent[c] for c in plan.rows()["clip_id"].to_pylist() if c in lent}) for plan in left]
+            _set_aside(store, shard.path, name)
+    old = [(path, PurePosixPath(path).parent.name, *_ends(store, path)) for path in store.list(ASIDE, ".tar")]
+    units = []
+    for path, rows, count, first, last in left:
+        bucket = PurePosixPath(path).parent.name
+        lent = tuple(tar for tar, of, least, most in old if of == bucket and least <= last and most >= first)
+        units.append(PackUnit(path, rows, count, lent))
+    return names, units
 
 
-def _set_aside(store: Store, shard: ShardResult) -> None:
+def _ends(store: Store, tar: str) -> tuple[str, str]:
+    """The first and the last clip of a shard."""
+    with store.open(str(index_path(Path(tar)))) as file:
+        keys = pq.read_table(file, columns=["key"])["key"]
+    return (keys[0].as_py(), keys[-1].as_py()) if len(keys) else ("~", "")
+
+
+def _set_aside(store: Store, path: str, name: str) -> None:
     """Only a rename: on an object store, where there is none, such clips are encoded again."""
     if store.local is None:
         return
-    old = store.local / shard.path
-    new = store.local / ASIDE / f"{fingerprint(shard.name)}.tar"
+    old = store.local / path
+    new = store.local / ASIDE / old.parent.name / f"{fingerprint(name)}.tar"
     new.parent.mkdir(parents=True, exist_ok=True)
     os.replace(index_path(old), index_path(Path(new)))
     os.replace(old, new)

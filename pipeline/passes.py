@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from captioners import CAPTIONERS, captioner_version
 from captioners.audit import AUDIT_COLUMNS
@@ -19,7 +21,7 @@ from filters import load_filter
 from filters.base import Filter, Track, why_null
 from filters.similarity import Declared
 from pipeline.recipe import Bounds, Recipe, RecipeError, to_dict
-from pipeline.select import check_thresholds
+from pipeline.select import admitted, check_thresholds, holds
 from pipeline.tables import CLIPS, fingerprint
 
 SCAN_VERSION = 3
@@ -48,6 +50,7 @@ IDENTIFIED = pa.schema(
 EMBEDDED = pa.schema(
     [
         ("clip_id", pa.string()),
+        ("source_id", pa.string()),
         ("scored", pa.list_(pa.string())),  # the filters that ran, which are fewer where a cheap one rejected
         ("embedding", pa.list_(pa.float32())),  # what the clip looks like, mean over the frames, unit norm
         ("frame_embeddings", pa.binary()),  # (frames, d) float16: what each means, to compare with texts
@@ -58,6 +61,7 @@ EMBEDDED = pa.schema(
 CAPTIONED = pa.schema(
     [
         ("clip_id", pa.string()),
+        ("source_id", pa.string()),
         ("caption_short", pa.string()),
         ("caption_dense", pa.string()),
         ("caption_json", pa.string()),
@@ -112,19 +116,21 @@ def in_question(row: Mapping[str, Any], bounds: Mapping[str, Bounds]) -> bool:
     return row["dropped"] is None and all(bound.admit(row[column]) for column, bound in bounds.items())
 
 
-def lacks_scores(
-    row: Mapping[str, Any], filters: Mapping[str, Filter], bounds: Mapping[str, Bounds], recipe: Recipe
-) -> bool:
-    """Whether the embed pass still has something to say of a clip: `row` has its scores so far and `scored`, the
-    filters that ran (None: not embedded yet); `filters` are the pass's, `bounds` the scan's. A clip that an earlier
-    build stopped scoring goes on when today's thresholds let it through."""
-    if not in_question(row, bounds):
-        return False
-    if row["scored"] is None:
-        return True
-    known = [column for name in row["scored"] for column in filters[name].columns]
-    admitted = all(b.admit(row[c]) for c, b in thresholds_of(recipe, dict.fromkeys(known)).items())
-    return (admitted or recipe.score_all) and len(row["scored"]) < len(filters)
+def lack_scores(rows: pa.Table, recipe: Recipe) -> np.ndarray:
+    """(n,) bool: of which clips the embed pass still has something to say. `rows` have `dropped`, the scores so far of
+    the recipe's thresholds, and `scored`, the filters that ran (null: not embedded yet). A clip that an earlier build
+    stopped scoring goes on when today's thresholds let it through."""
+    open_ = rows["dropped"].is_null().to_numpy()
+    for column, bounds in scan_bounds(recipe).items():
+        open_ = open_ & admitted(rows[column], bounds)
+    filters, scored = filters_of(recipe, "embed"), rows["scored"]
+    fresh = scored.is_null().to_numpy()
+    stopped = np.zeros(rows.num_rows, bool)
+    for name, made in ({} if recipe.score_all else filters).items():
+        for column, bounds in thresholds_of(recipe, made.columns).items():
+            stopped |= holds(scored, [name]) & ~admitted(rows[column], bounds)
+    some_left = pc.fill_null(pc.less(pc.list_value_length(scored), len(filters)), False).to_numpy()
+    return open_ & (fresh | (~stopped & some_left))
 
 
 def check(recipe: Recipe) -> None:
@@ -142,11 +148,18 @@ def late_columns(recipe: Recipe) -> set[str]:
 
 
 def scan_schema(recipe: Recipe) -> pa.Schema:
-    return pa.schema([*CLIPS, *(pa.field(k, v) for k, v in columns_of(recipe, "scan").items())])
+    """With `unit`, the name of the unit of work that scanned the clip and of the file with its frames."""
+    columns = {"unit": pa.string(), **columns_of(recipe, "scan")}
+    return pa.schema([*CLIPS, *(pa.field(k, v) for k, v in columns.items())])
 
 
 def embed_schema(recipe: Recipe) -> pa.Schema:
     return pa.schema([*EMBEDDED, *(pa.field(k, v) for k, v in columns_of(recipe, "embed").items())])
+
+
+def caption_schema(recipe: Recipe) -> pa.Schema:
+    columns = {**AUDIT_COLUMNS, **columns_of(recipe, "caption")}
+    return pa.schema([*CAPTIONED, *(pa.field(k, v) for k, v in columns.items())])
 
 
 def limits(recipe: Recipe) -> dict[str, Any]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import canaries, passes, state, todo
 from pipeline.dataset import check_folder, read_info
+from pipeline.packing import with_rows
 from pipeline.progress import clock
 from pipeline.recipe import Recipe
 from pipeline.select import select
@@ -30,27 +32,32 @@ def plan(inputs: Sequence[str], out: str, recipe: Recipe) -> str:
     lines = [_line("sources", new, len(found), "files", "new or changed", info)]
     sources = todo.source_rows(found, store)
     parts = todo.parts_of(sources, recipe)
-    done = state.scanned(store, recipe)
-    left = [part for part in parts if part.key not in done.errors]
-    why = _why(info, left, passes.scan_fingerprint(recipe), store, "state/scan")
-    lines.append(_line("scan", sum(p.seconds for p in left), sum(p.seconds for p in parts), "video", why, info))
-    again = sum(unit.amount for unit in todo.embed_units(parts, done, store, recipe))
+    left = todo.not_scanned(parts, state.scanned(store, recipe))
+    why = _why(info, left.num_rows, passes.scan_fingerprint(recipe), store, "state/scan")
+    lines.append(_line("scan", _sum(left["seconds"]), _sum(parts["seconds"]), "video", why, info))
+    again = sum(unit.amount for unit in todo.embed_units(sources, store, recipe))
 
     late = passes.late_columns(recipe)
-    clips = canaries.mark(select(todo.clip_rows(sources, store, recipe), recipe, late, captioned=False))
+    clips = select(todo.clip_rows(sources, store, recipe), recipe, late, captioned=False)
     why = "not scored yet, or let through by other thresholds"
     lines.append(_line("embed", again, clips.num_rows, "clips", why, info))
     silent = sum(unit.amount for unit in todo.caption_units(clips, recipe))
     kept = pc.sum(clips["keep"]).as_py() or 0
     lines.append(_line("caption", silent, kept, "clips", "kept and without a caption of this captioner", info))
-    final = canaries.mark(select(todo.clip_rows(sources, store, recipe), recipe, late))
-    shards = plan_shards(final.filter(final["keep"]), recipe)
+    clips = select(clips, recipe, late)
+    final = clips.filter(clips["keep"])
+    rows = (rows.filter(rows["keep"]) for rows in todo.whole_rows(clips, sources, store, recipe))
     have = listed(store)
-    missing = [shard for shard in shards if shard.name not in have]
-    lines.append(_line("pack", sum(len(s.clips) for s in missing), final.num_rows, "clips", "in shards to write", info))
-    if new or left:
+    plans = with_rows(plan_shards(final, recipe), final.num_rows, rows)
+    missing = sum(len(plan.clips) for plan in plans if plan.name not in have)
+    lines.append(_line("pack", missing, final.num_rows, "clips", "in shards to write", info))
+    if new or left.num_rows:
         lines.append("later passes: of what is known now; files still to be looked at or scanned add to them")
     return "\n".join(lines)
+
+
+def _sum(column: pa.ChunkedArray) -> float:
+    return float(pc.sum(column).as_py() or 0.0)
 
 
 def _line(name: str, left: float, total: float, measure: str, why: str, info: dict[str, Any]) -> str:
@@ -67,7 +74,7 @@ def _amount(amount: float, measure: str) -> str:
     return f"{clock(amount)} of video" if measure == "video" else f"{amount:,.0f} {measure}"
 
 
-def _why(info: dict[str, Any], left: Sequence[Any], fingerprint: str, store: Store, folder: str) -> str:
+def _why(info: dict[str, Any], left: int, fingerprint: str, store: Store, folder: str) -> str:
     if not info or not left:
         return "not done yet"
     others = any(f.done.get("fingerprint") != fingerprint for f in state.read_fragments(store, folder))

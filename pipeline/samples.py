@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import importlib.metadata
 import json
 import math
@@ -11,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline import encode
 from pipeline.buckets import bucket_size
@@ -19,7 +21,10 @@ from pipeline.tables import fingerprint
 
 SOURCE = ("source_id", "source_uri", "shot_index", "start", "end", "start_pts", "end_pts", "time_base")
 PICTURE = ("width", "height", "crop_x", "crop_y", "crop_w", "crop_h", "fps", "frames")
-INTERNAL = ("fragment", "at", "scored", "embedding", "frame_embeddings", "phash")  # of the build alone
+INTERNAL = (  # of the build alone
+    *("unit", "scan_at", "embed_at", "captioned"),
+    *("scored", "embedding", "frame_embeddings", "phash"),
+)
 DECIDED = ("keep", "rejected_by", "duplicates_of", "dropped", "bucket", "split", "shard")
 SAID = ("clip_id", "metadata", "caption", "caption_short", "caption_dense", "caption_json", "caption_error")
 
@@ -58,8 +63,27 @@ def documents(rows: pa.Table, options: PackOptions) -> list[dict[str, Any]]:
 def content(rows: pa.Table, options: PackOptions) -> str:
     """Names all that `documents` and the media depend on, in a small part of their time; in the order of the rows."""
     left_out = {*INTERNAL, *DECIDED} - {"bucket", "split"}
-    columns = {name: rows[name].to_pylist() for name in sorted(rows.column_names) if name not in left_out}
-    return fingerprint(columns, dataclasses.asdict(options), _versions())
+    digest = hashlib.sha256()
+    for name in sorted(set(rows.column_names) - left_out):
+        digest.update(name.encode())
+        _add(digest, rows[name].combine_chunks())
+    return fingerprint(digest.hexdigest(), dataclasses.asdict(options), _versions())
+
+
+def _add(digest: Any, values: pa.Array) -> None:
+    """Adds values and nulls, however they lie in memory."""
+    kind = values.type
+    if pa.types.is_dictionary(kind):
+        _add(digest, values.cast(kind.value_type))
+    elif pa.types.is_list(kind):
+        digest.update(pc.fill_null(pc.list_value_length(values), -1).to_numpy(zero_copy_only=False))
+        _add(digest, pc.list_flatten(values))
+    elif pa.types.is_string(kind) or pa.types.is_binary(kind):
+        digest.update(pc.fill_null(pc.binary_length(values), -1).to_numpy(zero_copy_only=False))
+        digest.update(b"".join(values.drop_null().cast(pa.binary()).to_pylist()))
+    else:
+        digest.update(values.is_null().to_numpy(zero_copy_only=False))
+        digest.update(values.drop_null().to_numpy(zero_copy_only=False))
 
 
 def encoding(row: Mapping[str, Any], options: PackOptions) -> dict[str, Any]:

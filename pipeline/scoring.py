@@ -14,6 +14,8 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from filters.base import ClipView, Track, score
@@ -22,8 +24,8 @@ from pipeline import passes
 from pipeline.duplicates import frame_hashes
 from pipeline.recipe import Bounds, Recipe
 from pipeline.storage import Store
-from pipeline.tables import Fragment, fingerprint, read_fragment, table_from, write_fragment
-from pipeline.units import Done, EmbedUnit
+from pipeline.tables import Fragment, fingerprint, frames_of, table_from, write_fragment
+from pipeline.units import Done, UnitClips
 
 CHUNK = 16  # clips whose frames are in memory at once
 
@@ -40,24 +42,20 @@ class Embed:
         self._schema = passes.embed_schema(recipe)
         self._fingerprint = passes.embed_fingerprint(recipe)
 
-    def __call__(self, message: tuple[Done | None, EmbedUnit] | EmbedUnit) -> list[Done]:
+    def __call__(self, message: tuple[Done | None, UnitClips] | UnitClips) -> list[Done]:
         """What the scan said of the unit, if it was scanned just now, and what there is to say here."""
-        scanned, unit = (None, message) if isinstance(message, EmbedUnit) else message
-        fragment = read_fragment(self._store, unit.fragment)
-        wanted = [
-            row
-            for row in fragment.rows(self._store).to_pylist()
-            if (unit.clip_ids is None or row["clip_id"] in unit.clip_ids) and passes.in_question(row, self._bounds)
-        ]
+        scanned, unit = (None, message) if isinstance(message, UnitClips) else message
+        rows_found = rows_in(self._store, unit).to_pylist()
+        wanted = [row for row in rows_found if passes.in_question(row, self._bounds)]
         costs = Costs()
         rows = []
-        for chunk, frames in chunks(self._store, fragment, wanted):
+        for chunk, frames in chunks(self._store, unit.unit, wanted):
             rows += self._score(chunk, frames, costs)
         done = Done(
             "embed", len(rows), counts={"clips": len(rows)}, seconds={"total": costs.total}, filters=costs.filters()
         )
         if rows:
-            name = fingerprint(self._fingerprint, unit.fragment, [row["clip_id"] for row in rows])
+            name = fingerprint(self._fingerprint, unit.unit, [row["clip_id"] for row in rows])
             table = table_from(rows, self._schema).sort_by("clip_id")
             write_fragment(self._store, f"state/embed/{name}.parquet", table, {"fingerprint": self._fingerprint})
         return [scanned, done] if scanned else [done]
@@ -142,7 +140,8 @@ class _State:
     appearance: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
 
     def __post_init__(self) -> None:
-        self.out = {"clip_id": self.row["clip_id"], "scored": [], "phash": frame_hashes(self.frames.pictures)}
+        ids = {name: self.row[name] for name in ("clip_id", "source_id")}
+        self.out = {**ids, "scored": [], "phash": frame_hashes(self.frames.pictures)}
 
     def look(self, encoder: Any) -> None:
         """One call a clip, so that what comes out does not depend on which clips share a unit."""
@@ -179,13 +178,22 @@ def clip_view(row: Mapping[str, Any], frames: Frames, scores: Mapping[str, Any],
     )
 
 
+def rows_in(store: Store, clips: UnitClips) -> pa.Table:
+    """The scan's rows of `clips`."""
+    fragment = Fragment(clips.fragment, {})
+    if clips.clip_ids is None:
+        return fragment.rows(store)
+    rows = fragment.rows(store, span=clips.span)
+    return rows.filter(pc.is_in(rows["clip_id"], pa.array(clips.clip_ids)))
+
+
 def chunks(
-    store: Store, fragment: Fragment, rows: Sequence[dict[str, Any]], size: int = CHUNK
+    store: Store, unit: str, rows: Sequence[dict[str, Any]], size: int = CHUNK
 ) -> Iterator[tuple[list[dict[str, Any]], dict[str, Frames]]]:
-    """`rows` of a scan fragment a few at a time, with their sampled frames decoded."""
+    """`rows` of a unit of the scan a few at a time, with their sampled frames decoded."""
     if not rows:
         return
-    with store.open(str(fragment.done["frames"])) as file:
+    with store.open(frames_of(unit)) as file:
         stored = pq.read_table(file).to_pylist()
     jpegs: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for frame in stored:

@@ -10,9 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import balance, duplicates
+from pipeline import balance, canaries, duplicates
 from pipeline.buckets import bucket_names
 from pipeline.recipe import Bounds, Recipe, RecipeError
+from pipeline.tables import hex_words
 
 SELECTED = pa.schema(
     [
@@ -27,6 +28,7 @@ SELECTED = pa.schema(
     ]
 )
 QUALITY = ("sharpness_laplacian", "aesthetics_mean")  # which of two copies of one resolution stays
+RANKED = ("crop_w", "crop_h", "start", "end", "clip_id", "source_uri", *QUALITY)  # what that is decided by
 BLOCK = 1 << 18  # rows at a time
 
 
@@ -64,6 +66,8 @@ def select(clips: pa.Table, recipe: Recipe, late: Collection[str] = frozenset(),
     added: dict[str, pa.Array | pa.ChunkedArray] = {}
     if recipe.select.balance_clusters and "embedding" in clips.column_names:
         added, reasons["balance"] = _balanced(clips, recipe, ~_any(reasons.values(), n))
+    if "source_uri" in clips.column_names and (planted := canaries.is_canary(clips).to_numpy()).any():
+        reasons[canaries.MARK] = planted
     added |= {
         "keep": pa.array(~_any(reasons.values(), n)),
         "rejected_by": _reason_lists(reasons, n),
@@ -104,16 +108,6 @@ def splits(source_ids: pa.ChunkedArray, val_fraction: float) -> pa.Array:
     return pa.DictionaryArray.from_arrays(sides[encoded.indices.to_numpy()], ["train", "val"]).cast(pa.string())
 
 
-def clip_words(clip_ids: pa.ChunkedArray) -> np.ndarray:
-    """The first 16 hex digits of each clip_id as (n,) uint64: evenly spread, and in the order of the ids."""
-    ids = pc.utf8_slice_codeunits(clip_ids, 0, 16).cast(pa.binary()).combine_chunks()
-    digits = np.frombuffer(ids.cast(pa.binary(16)).buffers()[1], np.uint8)[ids.offset * 16 :][: 16 * len(ids)]
-    values = (
-        np.where(digits >= ord("a"), digits - (ord("a") - 10), digits - ord("0")).astype(np.uint8).reshape(-1, 8, 2)
-    )
-    return (values[:, :, 0] << 4 | values[:, :, 1]).copy().view(">u8")[:, 0].astype(np.uint64)
-
-
 def _dropped(clips: pa.Table) -> dict[str, np.ndarray]:
     """What the scan gave up, by its reason."""
     reasons: dict[str, np.ndarray] = {}
@@ -123,12 +117,22 @@ def _dropped(clips: pa.Table) -> dict[str, np.ndarray]:
     return reasons
 
 
+def admitted(scores: pa.ChunkedArray, bounds: Bounds) -> np.ndarray:
+    """(n,) bool: `bounds.admit` of each score."""
+    failed, missing = _judge(scores, bounds)
+    return ~failed & ~missing if bounds.missing != "keep" else ~failed
+
+
+def _judge(scores: pa.ChunkedArray, bounds: Bounds) -> tuple[np.ndarray, np.ndarray]:
+    """Which scores do not meet the bounds, and which are missing."""
+    return (_judge_labels if _is_label(scores.type) else _judge_numbers)(scores, bounds)
+
+
 def _judged(clips: pa.Table, thresholds: Mapping[str, Bounds], open_: np.ndarray) -> dict[str, np.ndarray]:
     """Which rows fail each threshold; for a null only in rows that are still `open_` and fail nothing measured."""
     failed, missing = {}, {}
     for column, bounds in thresholds.items():
-        judge = _judge_labels if _is_label(clips.schema.field(column).type) else _judge_numbers
-        failed[column], missing[column] = judge(clips[column], bounds)
+        failed[column], missing[column] = _judge(clips[column], bounds)
     quiet = open_ & ~_any(failed.values(), len(clips))
     return {
         column: failed[column] | (missing[column] & quiet if bounds.missing != "keep" else False)
@@ -153,11 +157,12 @@ def _judge_labels(labels: pa.ChunkedArray, bounds: Bounds) -> tuple[np.ndarray, 
     failed = np.zeros(len(labels), bool)
     for wanted, names in ((True, bounds.any_of), (False, bounds.none_of)):
         if names is not None:
-            failed |= _holds(labels, names) != wanted
+            failed |= holds(labels, names) != wanted
     return failed & ~missing, missing
 
 
-def _holds(labels: pa.ChunkedArray, names: Collection[str]) -> np.ndarray:
+def holds(labels: pa.ChunkedArray, names: Collection[str]) -> np.ndarray:
+    """(n,) bool: whether each label, or one of each list of labels, is among `names`."""
     wanted = pa.array(list(names), pa.string())
     if not pa.types.is_nested(labels.type):
         return pc.is_in(labels, value_set=wanted).to_numpy()
@@ -171,14 +176,15 @@ def _keepers(clips: pa.Table, recipe: Recipe, candidates: np.ndarray) -> np.ndar
     """(n,) int64: the row of the copy that stays, -1 for a clip that is nobody's copy."""
     keeper = np.full(len(clips), -1)
     rows = np.flatnonzero(candidates)
-    pairs = duplicates.equal_pairs(clip_words(clips["clip_id"])[rows])  # two copies of one file: always, ids are keys
+    pairs = duplicates.equal_pairs(hex_words(clips["clip_id"])[rows])  # two copies of one file: always, ids are keys
     if recipe.select.duplicates:
         pictures = duplicates.pictures(clips, rows)
         near = duplicates.near_pairs(pictures, recipe.select.duplicate_similarity, recipe.select.duplicate_bits)
         pairs = np.concatenate([pairs, near])
     involved = np.unique(pairs)
     rank = np.zeros(len(rows), np.int64)
-    rank[involved] = _rank(clips.take(pa.array(rows[involved])))
+    ranked = clips.select([name for name in clips.column_names if name in RANKED])
+    rank[involved] = _rank(ranked.take(pa.array(rows[involved])))
     best = rows[duplicates.groups(pairs, rank)]
     copies = best != rows
     keeper[rows[copies]] = best[copies]
@@ -190,7 +196,8 @@ def _rank(clips: pa.Table) -> np.ndarray:
     keys = [-_numbers(clips["crop_w"]) * _numbers(clips["crop_h"])]
     keys += [-np.nan_to_num(_numbers(clips[name]), nan=-np.inf) for name in QUALITY if name in clips.column_names]
     keys += [_numbers(clips["start"]) - _numbers(clips["end"])]
-    keys += [pc.rank(clips[name], tiebreaker="dense").to_numpy() for name in ("clip_id", "source_uri")]
+    names = (clips[name].cast(pa.string()) for name in ("clip_id", "source_uri"))
+    keys += [pc.rank(name, tiebreaker="dense").to_numpy() for name in names]
     rank = np.empty(len(clips), np.int64)
     rank[np.lexsort(keys[::-1])] = np.arange(len(clips))
     return rank
@@ -229,6 +236,19 @@ def _reason_lists(reasons: Mapping[str, np.ndarray], n: int) -> pa.ChunkedArray:
         offsets = np.concatenate([[0], marks.sum(axis=1).cumsum()]).astype(np.int32)
         chunks.append(pa.ListArray.from_arrays(offsets, names.take(pa.array(np.nonzero(marks)[1]))))
     return pa.chunked_array(chunks)
+
+
+def with_reason(lists: pa.ChunkedArray, rows: np.ndarray, reason: str) -> pa.ChunkedArray:
+    """Lists of reasons with one more in the `rows` ((n,) bool)."""
+    chunks, at = [], 0
+    for chunk in lists.chunks:
+        more = rows[at : at + len(chunk)]
+        at += len(chunk)
+        if more.any():
+            longer = [[*old, reason] if new else old for old, new in zip(chunk.to_pylist(), more, strict=True)]
+            chunk = pa.array(longer, lists.type)
+        chunks.append(chunk)
+    return pa.chunked_array(chunks, lists.type)
 
 
 def _any(masks: Iterable[np.ndarray], n: int) -> np.ndarray:

@@ -17,6 +17,7 @@ from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import encode
@@ -25,10 +26,9 @@ from pipeline.media import MediaError, Video
 from pipeline.recipe import PackOptions, Recipe
 from pipeline.remux import copy_span
 from pipeline.samples import content, documents, to_json
-from pipeline.select import clip_words
 from pipeline.sources import open_media
 from pipeline.storage import Store, atomic
-from pipeline.tables import to_parquet
+from pipeline.tables import hex_words, to_parquet
 
 INDEX = pa.schema(
     [
@@ -119,7 +119,7 @@ def plan_shards(kept: pa.Table, recipe: Recipe) -> list[ShardPlan]:
     """
     if not len(kept):
         return []
-    words = clip_words(kept["clip_id"])
+    words = hex_words(kept["clip_id"])
     buckets, splits = (kept[name].combine_chunks().dictionary_encode() for name in ("bucket", "split"))
     groups = buckets.indices.to_numpy().astype(np.int64) * len(splits.dictionary) + splits.indices.to_numpy()
     order = np.lexsort((words, groups))
@@ -191,16 +191,16 @@ def listed(store: Store) -> dict[str, ShardResult]:
     return found
 
 
-def stored_clips(store: Store, shards: Sequence[ShardResult]) -> dict[str, Stored]:
-    """Where the clips of finished shards lie, for `write_shard` to reuse."""
+def stored_clips(store: Store, tars: Sequence[str], wanted: pa.ChunkedArray) -> dict[str, Stored]:
+    """Where those of the `wanted` clip ids that are in the finished shards `tars` lie, for `write_shard` to reuse."""
     found = {}
     columns = ("key", "media_offset", "media_size", "json_offset", "json_size")
-    for shard in shards:
-        with store.open(str(index_path(Path(shard.path)))) as file:
+    for tar in tars:
+        with store.open(str(index_path(Path(tar)))) as file:
             index = pq.read_table(file, columns=list(columns))
-        uri = store.path(shard.path)
+        index = index.filter(pc.is_in(index["key"], wanted.combine_chunks()))
         for key, *where in zip(*(index[name].to_pylist() for name in columns), strict=True):
-            found[key] = Stored(uri, *where)
+            found[key] = Stored(store.path(tar), *where)
     return found
 
 

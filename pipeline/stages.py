@@ -33,16 +33,14 @@ class Stage:
     most: int = 1  # workers at once
 
 
-def run(units: Sequence[Any], stages: Sequence[Stage]) -> Iterator[Any]:
-    """Sends every unit through the stages and yields what the last one says of it, in the order of completion.
+def run(units: Sequence[bytes], stages: Sequence[Stage]) -> Iterator[Any]:
+    """Sends every unit (pickled) through the stages and yields what the last says of it, in the order of completion.
 
     A unit whose worker dies is done again elsewhere. Raises BuildStopped where a worker could not load its models,
     OSError where it could not read or write the dataset; anything else that a worker raises is a bug and comes out as
     Ray's report of it.
     """
-    if not units:
-        return
-    rows = [{"unit": pickle.dumps(unit)} for unit in units]
+    rows = [{"unit": unit} for unit in units]
     data: ray.data.Dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
     for stage in stages:
         data = data.map(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,122 +12,145 @@ import pyarrow.compute as pc
 
 from pipeline import passes
 from pipeline.recipe import Recipe
-from pipeline.sources import Found
+from pipeline.runs import LOOSE, Runs, merged, spans
 from pipeline.storage import Store
-from pipeline.tables import Fragment, fingerprint, read_fragments
+from pipeline.tables import Fragment, fingerprint, frames_of, read_fragments, write_fragment
+
+KEYS = ("clip_id", "source_id", "start_pts", "end_pts", "shot_index", "unit")  # that put a row in its place
 
 
 @dataclass
 class Scanned:
-    """Parts that the scan is done with: key -> why it failed (None: it did not), key -> what of it could not be used,
+    """The keys of the parts that the scan is done with; why parts failed and what of others could not be used, by key;
     and the fragments with their rows."""
 
-    errors: dict[str, str | None]
-    notes: dict[str, str]
-    fragments: list[Fragment]
+    keys: pa.Array
+    errors: Mapping[str, str]
+    notes: Mapping[str, str]
+    fragments: Sequence[Fragment]
 
 
-def identified(store: Store, found: Sequence[Found]) -> tuple[dict[str, dict[str, Any]], list[Found]]:
-    """Rows of state/sources by URI for files that have not changed since, and the files that have no such row."""
-    known: dict[tuple[str, int, str], dict[str, Any]] = {}
-    for fragment in read_fragments(store, "state/sources"):
-        for row in fragment.rows(store).to_pylist():
-            known[row["uri"], row["size"], row["stamp"]] = row
-    rows = {f.uri: known[f.uri, f.size, f.stamp] for f in found if (f.uri, f.size, f.stamp) in known}
-    return rows, [f for f in found if f.uri not in rows]
+def identified(store: Store) -> pa.Table:
+    """Rows of passes.IDENTIFIED of every file that a build has looked at. Many small fragments become one."""
+    fragments = read_fragments(store, "state/sources")
+    rows = [fragment.rows(store) for fragment in fragments]
+    if not rows:
+        return passes.IDENTIFIED.empty_table()
+    table = pa.concat_tables(rows)
+    if len(fragments) > LOOSE:
+        name = f"state/sources/{fingerprint([f.name for f in fragments])}.parquet"
+        write_fragment(store, name, table, {})
+        for fragment in fragments:
+            if fragment.name != name:
+                store.delete(fragment.name)
+    return table
 
 
 def scanned(store: Store, recipe: Recipe) -> Scanned:
     """Parts scanned under this recipe. One that failed on a limit is not done when the limits have changed."""
-    wanted, limits = passes.scan_fingerprint(recipe), fingerprint(passes.limits(recipe))
-    errors: dict[str, str | None] = {}
-    notes: dict[str, str] = {}
-    fragments = []
-    for fragment in read_fragments(store, "state/scan"):
-        if fragment.done.get("fingerprint") != wanted or not store.exists(str(fragment.done["frames"])):
-            continue
+    limits, frames = fingerprint(passes.limits(recipe)), set(store.list("tables/frames"))
+    keys, errors, notes, fragments = [], {}, {}, []
+    for fragment in merged(store, "state/scan", passes.scan_fingerprint(recipe)):
         fragments.append(fragment)
+        good = []
         for part in fragment.done["parts"]:
-            if part["error"] is None or part["limits"] == limits:
-                errors.setdefault(part["key"], part["error"])
-                if part["note"]:
-                    notes.setdefault(part["key"], part["note"])
-    return Scanned(errors, notes, fragments)
+            if frames_of(part["unit"]) not in frames:
+                continue
+            if part.get("error"):
+                if part["limits"] == limits:
+                    errors[part["key"]] = part["error"]
+                continue
+            good.append(part["key"])
+            if part.get("note"):
+                notes[part["key"]] = part["note"]
+        keys.append(pa.array(good, pa.string()))
+    done = pa.concat_arrays([*keys, pa.array([], pa.string())])
+    failed = pa.array(list(errors), pa.string())
+    failed = failed.filter(pc.invert(pc.is_in(failed, done)))
+    errors = {key: errors[key] for key in failed.to_pylist()}
+    return Scanned(pa.concat_arrays([done, failed]), errors, notes, fragments)
 
 
-def scan_rows(store: Store, state: Scanned, uris: Mapping[str, str]) -> pa.Table | None:
-    """Every clip of the sources in `uris` (source_id -> URI of today), each once, in order of clip_id, with a column
-    `fragment` that says where its frames are; None where there is no clip."""
-    tables = []
-    for fragment in state.fragments:
-        rows = fragment.rows(store)
-        rows = rows.filter(pc.is_in(rows["source_id"], pa.array(list(uris), pa.string())))
-        if rows.num_rows:
-            tables.append(rows.append_column("fragment", pa.array([fragment.name] * rows.num_rows)))
-    if not tables:
-        return None
-    table = first_of_each(pa.concat_tables(tables).sort_by([("clip_id", "ascending"), ("fragment", "ascending")]))
-    of_today = pa.array([uris[source] for source in table["source_id"].to_pylist()])
-    table = table.set_column(table.schema.get_field_index("source_uri"), "source_uri", of_today)
-    return table.set_column(table.schema.get_field_index("shot_index"), "shot_index", _shot_numbers(table))
+def clips(
+    store: Store, recipe: Recipe, sources: pa.Table, columns: Collection[str] | None = None
+) -> Iterator[pa.Table]:
+    """Every clip of `sources` (with source_id, source_uri, status and metadata) with all that the passes say of it, or
+    the `columns` of that; null where a pass has not seen it yet. Table by table, in order of source_id and place.
+
+    Beside the passes' columns there are `metadata`; `unit`, which names the frames; `scan_at` and `embed_at`, the
+    fragments that hold the rows; and `captioned`, whether the caption pass is done with the clip.
+    """
+    usable = sources.filter(pc.equal(sources["status"], "ok")).select(["source_id", "source_uri", "metadata"])
+    usable = usable.combine_chunks().sort_by("source_id")
+    embed, caption = passes.embed_fingerprint(recipe), passes.caption_fingerprint(recipe)
+    with ExitStack() as stack:
+        scan, *later = (
+            stack.enter_context(Runs(store, fragments))
+            for fragments in (
+                scanned(store, recipe).fragments,
+                merged(store, "state/embed", embed),
+                merged(store, "state/caption", caption),
+            )
+        )
+        schemas = (passes.embed_schema(recipe), passes.caption_schema(recipe))
+        empty = True
+        for span in spans(scan.count):
+            rows = scan.rows(span, columns and {*columns, *KEYS})
+            if rows is not None:
+                empty = False
+                there = [runs.rows(span, columns and {*columns, "clip_id", "source_id", "scored"}) for runs in later]
+                yield _joined(_of_today(rows, usable), there, schemas, columns)
+        if empty:
+            rows = pa.schema([*passes.scan_schema(recipe), ("at", pa.string())]).empty_table()
+            yield _joined(_of_today(rows, usable), (None, None), schemas, columns)
 
 
-def _shot_numbers(table: pa.Table) -> pa.Array:
-    """The number of each clip's shot in its source, int32. The scan counts from zero in every segment; parts of one
-    long shot have one number."""
-    order = pc.sort_indices(table, [("source_id", "ascending"), ("start_pts", "ascending")])
-    source = table["source_id"].combine_chunks().dictionary_encode().indices.take(order).to_numpy()
-    counted = table["shot_index"].combine_chunks().take(order).to_numpy()
+def _joined(
+    rows: pa.Table,
+    later: Sequence[pa.Table | None],
+    schemas: Sequence[pa.Schema],
+    columns: Collection[str] | None,
+) -> pa.Table:
+    for table, schema, at in zip(later, schemas, ("embed_at", "caption_at"), strict=True):
+        rows = join(rows, table, [f for f in schema if columns is None or f.name in columns], at)
+    captioned = pc.is_valid(rows["caption_at"])
+    return rows.drop_columns(["caption_at"]).append_column("captioned", captioned)
+
+
+def _of_today(rows: pa.Table, sources: pa.Table) -> pa.Table:
+    """Rows of a span whose source is among `sources`, with its URI of today and its metadata, and shots numbered."""
+    at = pc.index_in(rows["source_id"], sources["source_id"].combine_chunks())
+    rows, at = rows.filter(pc.is_valid(at)), pc.drop_null(at).combine_chunks()
+    rows = rows.rename_columns({"at": "scan_at"})
+    for name in ("source_id", "source_uri", "metadata"):
+        column = pa.DictionaryArray.from_arrays(at.cast(pa.int32()), sources[name].combine_chunks())
+        found = rows.schema.get_field_index(name)
+        rows = rows.append_column(name, column) if found < 0 else rows.set_column(found, name, column)
+    shots = _shot_numbers(at.to_numpy(), rows["shot_index"].to_numpy())
+    return rows.set_column(rows.schema.get_field_index("shot_index"), "shot_index", shots)
+
+
+def _shot_numbers(sources: np.ndarray, counted: np.ndarray) -> pa.Array:
+    """The number of each clip's shot in its source, int32, for rows in order of source and time: (n,) numbers of their
+    sources, and of their shots as the scan counts them, from zero in every segment. Parts of one long shot have one
+    number."""
     fresh = np.ones(len(counted), bool)
-    fresh[1:] = (source[1:] != source[:-1]) | (counted[1:] != counted[:-1])
+    new = np.ones(len(counted), bool)
+    new[1:] = sources[1:] != sources[:-1]
+    fresh[1:] = new[1:] | (counted[1:] != counted[:-1])
     shots = np.cumsum(fresh) - 1
-    first = np.maximum.accumulate(np.where(np.concatenate([[True], source[1:] != source[:-1]]), shots, 0))
-    numbers = np.empty(len(counted), np.int32)
-    numbers[order.to_numpy()] = shots - first
-    return pa.array(numbers)
+    return pa.array((shots - np.maximum.accumulate(np.where(new, shots, 0))).astype(np.int32))
 
 
-def embed_rows(store: Store, recipe: Recipe) -> pa.Table | None:
-    """Everything embedded under this recipe, a clip once: of several rows, the one that more filters scored."""
-    table = _rows(store, "state/embed", passes.embed_fingerprint(recipe))
-    if table is None:
-        return None
-    table = table.append_column("order", pc.negate(pc.list_value_length(table["scored"])))
-    return first_of_each(table.sort_by([("clip_id", "ascending"), ("order", "ascending")])).drop_columns("order")
-
-
-def caption_rows(store: Store, recipe: Recipe) -> pa.Table | None:
-    """Everything captioned under this recipe, a clip once."""
-    table = _rows(store, "state/caption", passes.caption_fingerprint(recipe))
-    return None if table is None else first_of_each(table.sort_by("clip_id"))
-
-
-def _rows(store: Store, folder: str, wanted: str) -> pa.Table | None:
-    tables = [
-        fragment.rows(store).append_column("at", pa.array([fragment.name] * fragment.rows(store).num_rows))
-        for fragment in read_fragments(store, folder)
-        if fragment.done.get("fingerprint") == wanted
-    ]
-    return pa.concat_tables(tables) if tables else None
-
-
-def first_of_each(table: pa.Table) -> pa.Table:
-    """The first row of every clip_id, of a table sorted by it."""
-    ids = table["clip_id"].combine_chunks()
-    if len(ids) < 2:
-        return table
-    fresh = pc.not_equal(ids.slice(1), ids.slice(0, len(ids) - 1))
-    return table.filter(pa.concat_arrays([pa.array([True]), fresh]))
-
-
-def join(left: pa.Table, right: pa.Table | None, schema: pa.Schema) -> pa.Table:
-    """`left` with the columns of `schema` from the rows of `right` with the same clip_id, null where there is none."""
-    fields = [f for f in schema if f.name not in left.column_names]
+def join(left: pa.Table, right: pa.Table | None, fields: Sequence[pa.Field], at: str) -> pa.Table:
+    """`left` with the columns `fields` that it lacks, from the rows of `right` with the same clip_id, null where there
+    is none; and the column `at` of `right` under that name."""
+    fields = [f for f in fields if f.name not in left.column_names]
     if right is None:
-        columns = [pa.nulls(left.num_rows, f.type) for f in fields]
+        columns = [pa.nulls(left.num_rows, f.type) for f in [*fields, pa.field(at, pa.string())]]
     else:
-        at = pc.index_in(left["clip_id"], right["clip_id"])
-        columns = [right[f.name].take(at) for f in fields]
-    for kind, column in zip(fields, columns, strict=True):
-        left = left.append_column(kind, column)
+        rows = pc.index_in(left["clip_id"], right["clip_id"].combine_chunks())
+        columns = [right[name].take(rows) for name in [*(f.name for f in fields), "at"]]
+    for name, column in zip([*(f.name for f in fields), at], columns, strict=True):
+        left = left.append_column(name, column)
     return left

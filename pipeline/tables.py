@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.storage import Store
@@ -69,6 +71,26 @@ def clip_id(source_id: str, start_pts: int, end_pts: int, time_base: str) -> str
     return hashlib.sha256(f"{source_id} {start_pts} {end_pts} {time_base}".encode()).hexdigest()[:20]
 
 
+def frames_of(unit: str) -> str:
+    """Where the sampled frames of a unit of the scan are."""
+    return f"tables/frames/{unit}.parquet"
+
+
+def hex_words(ids: pa.ChunkedArray) -> np.ndarray:
+    """The first 16 hex digits of each id as (n,) uint64: evenly spread, and in the order of the ids."""
+    words = [_hex_words(chunk) for chunk in ids.chunks if len(chunk)]
+    return np.concatenate(words) if words else np.zeros(0, np.uint64)
+
+
+def _hex_words(ids: pa.Array) -> np.ndarray:
+    fixed = pc.utf8_slice_codeunits(ids.cast(pa.string()), 0, 16).cast(pa.binary()).cast(pa.binary(16))
+    digits = np.frombuffer(fixed.buffers()[1], np.uint8)[fixed.offset * 16 :][: 16 * len(fixed)]
+    values = (
+        np.where(digits >= ord("a"), digits - (ord("a") - 10), digits - ord("0")).astype(np.uint8).reshape(-1, 8, 2)
+    )
+    return (values[:, :, 0] << 4 | values[:, :, 1]).copy().view(">u8")[:, 0].astype(np.uint64)
+
+
 def fingerprint(*parts: Any) -> str:
     """16 hex digits over anything that JSON can hold, the same in every process."""
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), default=str)
@@ -77,27 +99,73 @@ def fingerprint(*parts: Any) -> str:
 
 @dataclass(frozen=True)
 class Fragment:
-    """One committed unit of work: rows, and what was done to get them (`done`, JSON in the file's metadata)."""
+    """Committed rows, `count` of them in about `size` bytes, and what was done to get them (`done`, JSON in the file's
+    metadata). Where rows have a `source_id`, done["sources"] is its least and its greatest value."""
 
     name: str
     done: Mapping[str, Any]
+    count: int = 0
+    size: int = 0
 
-    def rows(self, store: Store, columns: Sequence[str] | None = None) -> pa.Table:
+    def rows(self, store: Store, columns: Collection[str] | None = None, span: Span | None = None) -> pa.Table:
+        """All rows, or those of sources in `span`."""
         with store.open(self.name) as file:
-            return pq.read_table(file, columns=None if columns is None else list(columns))
+            return rows_of(pq.ParquetFile(file), columns, span)
+
+
+@dataclass(frozen=True)
+class Span:
+    """Source ids from `first` (hex digits) up to, and without, `end`; an empty `end` is open."""
+
+    first: str = ""
+    end: str = ""
+
+    def meets(self, least: str, greatest: str) -> bool:
+        return greatest >= self.first and (not self.end or least < self.end)
+
+
+def rows_of(file: pq.ParquetFile, columns: Collection[str] | None = None, span: Span | None = None) -> pa.Table:
+    """Rows of a fragment; of those with sources in `span` only the row groups that may have such are read."""
+    names = None if columns is None else [name for name in file.schema_arrow.names if name in columns]
+    if span is None:
+        return file.read(names)
+    schema = file.schema
+    at = next(i for i in range(len(schema)) if schema.column(i).path == "source_id")
+    groups = []
+    for number in range(file.num_row_groups):
+        found = file.metadata.row_group(number).column(at).statistics
+        if found is None or not found.has_min_max or span.meets(found.min, found.max):
+            groups.append(number)
+    table = file.read_row_groups(groups, None if names is None else [*dict.fromkeys(["source_id", *names])])
+    ids = table["source_id"]
+    inside = pc.greater_equal(ids, span.first)
+    if span.end:
+        inside = pc.and_(inside, pc.less(ids, span.end))
+    return table.filter(inside)
 
 
 def write_fragment(store: Store, name: str, rows: pa.Table, done: Mapping[str, Any]) -> Fragment:
     """Commits `rows` under `name` with `done`: both are there, or neither."""
+    done = with_span(done, rows)
     metadata = {**(rows.schema.metadata or {}), DONE: json.dumps(done, sort_keys=True).encode()}
     store.write(name, to_parquet(rows.replace_schema_metadata(metadata)))
-    return Fragment(name, done)
+    return Fragment(name, done, rows.num_rows)
+
+
+def with_span(done: Mapping[str, Any], rows: pa.Table) -> dict[str, Any]:
+    if "source_id" not in rows.column_names or not rows.num_rows:
+        return dict(done)
+    found = pc.min_max(rows["source_id"]).as_py()
+    return {**done, "sources": [found["min"], found["max"]]}
 
 
 def read_fragment(store: Store, name: str) -> Fragment:
     """The fragment called `name`. Raises OSError, pa.ArrowInvalid or KeyError where it is not a whole one."""
     with store.open(name) as file:
-        return Fragment(name, json.loads(pq.read_schema(file).metadata[DONE]))
+        parquet = pq.ParquetFile(file)
+        about = parquet.metadata
+        size = sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
+        return Fragment(name, json.loads(about.metadata[DONE]), about.num_rows, size)
 
 
 def read_fragments(store: Store, folder: str) -> list[Fragment]:

@@ -1,133 +1,230 @@
-"""What is to be done: the units of each pass that no earlier build has finished. The driver's side, before any work."""
+"""What is to be done: the units of each pass that no earlier build has finished. The driver's side, before any work.
+
+Sources and clips are columns here, never objects: there may be millions. Objects are made for what is left to do.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import tempfile
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import passes, state
-from pipeline.captioning import caption_schema, chosen_text
+from pipeline.captioning import chosen_text
 from pipeline.recipe import Recipe
 from pipeline.scan import segments
+from pipeline.select import QUALITY
 from pipeline.sources import Found, Source
 from pipeline.storage import Store
-from pipeline.units import CaptionPart, CaptionUnit, EmbedUnit, IdentifyUnit, Part, ScanUnit
+from pipeline.tables import Span
+from pipeline.units import CaptionPart, CaptionUnit, IdentifyUnit, Part, ScanUnit, UnitClips
 
 IDENTIFY_UNIT = 32  # sources
-BATCH = 100_000  # rows that are Python objects at once
+BATCH = 10_000  # rows that are Python objects at once
 CAPTION_UNIT = 64  # clips at least
 SMALLEST_UNIT = 10.0  # seconds of video: less is not worth a commit
 OPENING = 1.0  # seconds of video that opening a file costs as much as
+SELECTED_BY = (  # what selection, planning and counting read of a clip, beside the columns that have thresholds
+    *("clip_id", "source_id", "source_uri", "shot_index", "start", "end", "frames", "crop_w", "crop_h", "dropped"),
+    *("unit", "caption_error", *QUALITY),
+)
+HEAVY = ("phash", "embedding")  # what duplicates and clusters are found by
+PARTS = pa.schema(
+    [
+        ("key", pa.string()),  # of Part
+        ("source_id", pa.string()),
+        ("source_uri", pa.string()),
+        ("size", pa.int64()),
+        ("metadata", pa.string()),
+        ("duration", pa.float64()),
+        ("first", pa.float64()),  # seconds: the segment; null for a whole source
+        ("last", pa.float64()),
+        ("seconds", pa.float64()),
+    ]
+)
 
 
-def identify_units(found: Sequence[Found], store: Store) -> list[IdentifyUnit]:
+def found_files(found: Sequence[Found]) -> pa.Table:
+    """`found` as columns: uri, size, stamp, metadata (JSON or null); `key` names a file as it is now."""
+    columns: dict[str, list[Any]] = {name: [getattr(f, name) for f in found] for name in ("uri", "size", "stamp")}
+    said = [json.dumps(dict(f.metadata), sort_keys=True, default=str) if f.metadata else None for f in found]
+    schema = pa.schema([("uri", pa.string()), ("size", pa.int64()), ("stamp", pa.string()), ("metadata", pa.string())])
+    return _with_key(pa.table({**columns, "metadata": said}, schema=schema))
+
+
+def _with_key(files: pa.Table) -> pa.Table:
+    key = pc.binary_join_element_wise(files["uri"], files["size"].cast(pa.string()), files["stamp"], "\0")
+    return files.append_column("key", key)
+
+
+def identify_units(found: Sequence[Found], store: Store) -> Iterator[IdentifyUnit]:
     """Files that no build has looked at since they last changed."""
-    _, missing = state.identified(store, found)
-    return [IdentifyUnit(tuple(missing[at : at + IDENTIFY_UNIT])) for at in range(0, len(missing), IDENTIFY_UNIT)]
+    known = _with_key(state.identified(store))["key"].combine_chunks()
+    new = np.flatnonzero(pc.is_in(found_files(found)["key"], known).to_numpy() == 0)
+    for at in range(0, len(new), IDENTIFY_UNIT):
+        yield IdentifyUnit(tuple(found[i] for i in new[at : at + IDENTIFY_UNIT]))
 
 
-def source_rows(found: Sequence[Found], store: Store) -> list[dict[str, Any]]:
-    """Rows of tables/sources, in order of URI, with `size`. Of several files with one content the first is used;
-    files that are not identified yet are left out."""
-    known, _ = state.identified(store, found)
-    first: dict[str, str] = {}
-    rows = []
-    for item in found:
-        if item.uri not in known:
-            continue
-        row = dict(known[item.uri])
-        row["source_uri"] = row.pop("uri")
-        row["metadata"] = json.dumps(dict(item.metadata), sort_keys=True, default=str) if item.metadata else None
-        if row["status"] == "ok":
-            same = first.setdefault(row["source_id"], item.uri)
-            if same != item.uri:
-                row |= {"status": "skipped", "error": f"the same content as {same}"}
-        rows.append(row)
+def source_rows(found: Sequence[Found], store: Store) -> pa.Table:
+    """Rows of tables/sources, in order of URI, with `size` and `start`. Of several files with one content the first is
+    used; files that are not identified yet are left out."""
+    files, known = found_files(found), _with_key(state.identified(store))
+    at = pc.index_in(files["key"], known["key"].combine_chunks())
+    files, at = files.filter(pc.is_valid(at)), pc.drop_null(at)
+    rows = known.take(at).drop_columns(["stamp", "key"]).rename_columns({"uri": "source_uri"})
+    rows = rows.append_column("metadata", files["metadata"]).combine_chunks()
+    good = np.flatnonzero(pc.equal(rows["status"], "ok").to_numpy())
+    ids = rows["source_id"].take(pa.array(good)).combine_chunks().dictionary_encode().indices.to_numpy()
+    first = good[np.unique(ids, return_index=True)[1]][ids] if len(good) else good
+    original = np.arange(rows.num_rows)
+    original[good] = first
+    copy = pa.array(original != np.arange(rows.num_rows))
+    why = pc.binary_join_element_wise("the same content as ", rows["source_uri"].take(pa.array(original)), "")
+    for name, value in (("status", pa.scalar("skipped")), ("error", why)):
+        column = pc.if_else(copy, value, rows[name])
+        rows = rows.set_column(rows.schema.get_field_index(name), name, column)
     return rows
 
 
-def parts_of(sources: Sequence[dict[str, Any]], recipe: Recipe) -> list[Part]:
-    """What there is to scan: every usable source, long ones in segments; in order of source_id and time."""
-    parts = []
-    for row in sorted((r for r in sources if r["status"] == "ok"), key=lambda r: str(r["source_id"])):
-        metadata = json.loads(row["metadata"]) if row["metadata"] else {}
-        source = Source(row["source_id"], row["source_uri"], row["size"], metadata)
+def parts_of(sources: pa.Table, recipe: Recipe) -> pa.Table:
+    """What there is to scan, rows of PARTS: every usable source, long ones in segments; in order of source_id and
+    time."""
+    rows = sources.filter(pc.equal(sources["status"], "ok"))
+    long = pc.greater(rows["duration"], recipe.scan.segment_seconds)
+    split = []
+    for row in rows.filter(long).to_pylist():
         spans = segments(row["start"], row["duration"], recipe.scan.segment_seconds)
-        parts += [Part(source, row["duration"], span if len(spans) > 1 else None) for span in spans]
-    return parts
+        for span in spans if len(spans) > 1 else [None]:
+            part = Part(Source(row["source_id"], ""), row["duration"], span)
+            first, last = span or (None, None)
+            split.append({**row, "key": part.key, "seconds": part.seconds, "first": first, "last": last})
+    short = rows.filter(pc.invert(long))
+    short = short.append_column("key", short["source_id"]).append_column("seconds", short["duration"])
+    for name in ("first", "last"):
+        short = short.append_column(name, pa.nulls(short.num_rows, pa.float64()))
+    parts = pa.concat_tables([pa.Table.from_pylist(split, schema=PARTS), short.select(PARTS.names).cast(PARTS)])
+    return parts.sort_by([("source_id", "ascending"), ("first", "ascending")])
 
 
-def scan_units(parts: Sequence[Part], recipe: Recipe, workers: int) -> list[ScanUnit]:
+def not_scanned(parts: pa.Table, done: state.Scanned) -> pa.Table:
+    return parts.filter(pc.invert(pc.is_in(parts["key"], done.keys)))
+
+
+def scan_units(parts: pa.Table, recipe: Recipe, workers: int) -> Iterator[ScanUnit]:
     """Parts grouped to units of up to `segment_seconds` of video, and small enough that every worker gets some."""
-    spread = sum(part.seconds for part in parts) / max(1, 2 * workers)
+    spread = (pc.sum(parts["seconds"]).as_py() or 0.0) / max(1, 2 * workers)
     size = min(recipe.scan.segment_seconds, max(spread, SMALLEST_UNIT))
-    units: list[list[Part]] = []
-    filled = size
-    for part in parts:
-        if filled + part.seconds > size:
-            units.append([])
-            filled = 0.0
-        units[-1].append(part)
+    unit: list[Part] = []
+    filled = 0.0
+    for part in _objects(parts):
+        if unit and filled + part.seconds > size:
+            yield ScanUnit(tuple(unit))
+            unit, filled = [], 0.0
+        unit.append(part)
         filled += part.seconds + OPENING
-    return [ScanUnit(tuple(unit)) for unit in units]
+    if unit:
+        yield ScanUnit(tuple(unit))
 
 
-def embed_units(parts: Sequence[Part], done: state.Scanned, store: Store, recipe: Recipe) -> list[EmbedUnit]:
-    """Clips of earlier scans that are still in question and lack a score, by the fragment that has their frames."""
-    rows = state.scan_rows(store, done, {part.source.source_id: part.source.uri for part in parts})
-    if rows is None:
-        return []
-    rows = state.join(rows, state.embed_rows(store, recipe), passes.embed_schema(recipe))
-    filters, bounds = passes.filters_of(recipe, "embed"), passes.scan_bounds(recipe)
-    asked = (
-        "clip_id",
-        "dropped",
-        "fragment",
-        "scored",
-        *passes.thresholds_of(recipe, dict.fromkeys(rows.schema.names)),
-    )
-    by_fragment: dict[str, list[str]] = defaultdict(list)
-    for batch in rows.select(list(dict.fromkeys(asked))).to_batches(max_chunksize=BATCH):
+def _objects(parts: pa.Table) -> Iterator[Part]:
+    for batch in parts.to_batches(max_chunksize=BATCH):
         for row in batch.to_pylist():
-            if passes.lacks_scores(row, filters, bounds, recipe):
-                by_fragment[row["fragment"]].append(row["clip_id"])
-    return [EmbedUnit(name, tuple(clips)) for name, clips in sorted(by_fragment.items())]
+            metadata = json.loads(row["metadata"]) if row["metadata"] else {}
+            source = Source(row["source_id"], row["source_uri"], row["size"], metadata)
+            yield Part(source, row["duration"], None if row["first"] is None else (row["first"], row["last"]))
 
 
-def clip_rows(sources: Sequence[dict[str, Any]], store: Store, recipe: Recipe) -> pa.Table:
-    """Every clip of the sources with all that the passes say of it; null where a pass has not seen it (yet)."""
-    uris = {row["source_id"]: row["source_uri"] for row in sources if row["status"] == "ok"}
-    rows = state.scan_rows(store, state.scanned(store, recipe), uris)
-    if rows is None:
-        rows = passes.scan_schema(recipe).append(pa.field("fragment", pa.string())).empty_table()
-    said = {row["source_id"]: row["metadata"] for row in sources if row["status"] == "ok"}
-    rows = rows.append_column("metadata", pa.array([said[s] for s in rows["source_id"].to_pylist()], pa.string()))
-    embed = passes.embed_schema(recipe).append(pa.field("at", pa.string()))
-    rows = state.join(rows, state.embed_rows(store, recipe), embed)
-    rows = state.join(rows, state.caption_rows(store, recipe), caption_schema(recipe))
-    return rows.append_column("caption", chosen_text(rows, recipe.caption.text))
+def embed_units(sources: pa.Table, store: Store, recipe: Recipe) -> Iterator[UnitClips]:
+    """Clips of earlier scans that are still in question and lack a score, by the unit that has their frames."""
+    kinds = {**passes.columns_of(recipe, "scan"), **passes.columns_of(recipe, "embed")}
+    columns = {"dropped", "scored", *passes.thresholds_of(recipe, kinds)}
+    for rows in state.clips(store, recipe, sources, columns):
+        left = rows.filter(pa.array(passes.lack_scores(rows, recipe)))
+        yield from _by_unit(_columns(left, ("scan_at", "unit", "source_id", "clip_id")))
 
 
-def caption_units(clips: pa.Table, recipe: Recipe) -> list[CaptionUnit]:
-    """Kept clips that have neither a caption nor a reason for none, by the fragments that have their frames."""
-    silent = pc.and_(pc.is_null(clips["caption_json"]), pc.is_null(clips["caption_error"]))
-    left = clips.filter(pc.and_(clips["keep"], silent))
-    rows = sorted(zip(*(left[name].to_pylist() for name in ("fragment", "clip_id", "at")), strict=True))
+def clip_rows(sources: pa.Table, store: Store, recipe: Recipe) -> pa.Table:
+    """Every clip of the sources with what selection reads of it, in the order of `state.clips`. Texts are left out:
+    `caption` is empty where there is one. Embeddings and hashes are on disk, and read from there where they are used.
+    """
+    wanted = recipe.select.duplicates or recipe.select.balance_clusters
+    heavy = HEAVY if wanted else ()
+    columns = {*SELECTED_BY, *recipe.select.thresholds, *heavy}
+    slim = []
+    with tempfile.NamedTemporaryFile(suffix=".arrow") as file:
+        with contextlib.ExitStack() as stack:
+            spill: pa.RecordBatchFileWriter | None = None
+            for rows in state.clips(store, recipe, sources, columns):
+                apart = rows.select(heavy)
+                spill = spill or stack.enter_context(pa.ipc.new_file(file.name, apart.schema))
+                spill.write_table(apart)
+                slim.append(_slim(rows.drop_columns(heavy)))
+        table = pa.concat_tables(slim).unify_dictionaries()
+        with pa.memory_map(file.name) as mapped:
+            apart = pa.ipc.open_file(mapped).read_all()
+    for name in heavy:
+        table = table.append_column(name, apart[name])
+    return table
+
+
+def _slim(rows: pa.Table) -> pa.Table:
+    texts = pc.if_else(pc.and_(rows["captioned"], pc.is_null(rows["caption_error"])), "", pa.scalar(None, pa.string()))
+    rows = rows.append_column("caption", texts)
+    rows = rows.drop_columns(["start_pts", "end_pts", "metadata", "caption_error"])
+    for name in ("unit", "scan_at", "embed_at"):
+        column = rows[name].combine_chunks()
+        if not pa.types.is_dictionary(column.type):
+            rows = rows.set_column(rows.schema.get_field_index(name), name, column.dictionary_encode())
+    return rows.combine_chunks()
+
+
+def caption_units(clips: pa.Table, recipe: Recipe) -> Iterator[CaptionUnit]:
+    """Kept clips that have neither a caption nor a reason for none, by the units that have their frames."""
+    left = clips.filter(pc.and_(clips["keep"], pc.invert(clips["captioned"])))
     size = max(recipe.caption.batch, CAPTION_UNIT)
-    return [CaptionUnit(_parts(rows[at : at + size])) for at in range(0, len(rows), size)]
+    rows = _columns(left, ("source_id", "clip_id", "scan_at", "unit", "embed_at"))
+    rows = rows.sort_by([("source_id", "ascending"), ("clip_id", "ascending")])
+    for at in range(0, rows.num_rows, size):
+        some = rows.slice(at, size)
+        parts = []
+        for clips_ in _by_unit(some):
+            mine = some.filter(pc.is_in(some["clip_id"], pa.array(clips_.clip_ids)))
+            parts.append(CaptionPart(clips_, tuple(sorted(set(mine["embed_at"].to_pylist())))))
+        yield CaptionUnit(tuple(parts))
 
 
-def _parts(rows: Sequence[tuple[str, str, str]]) -> tuple[CaptionPart, ...]:
-    """`rows` are (scan fragment, clip_id, embed fragment), sorted."""
-    by_fragment: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    for fragment, clip, at in rows:
-        by_fragment[fragment].append((clip, at))
-    return tuple(
-        CaptionPart(fragment, tuple(sorted({at for _, at in pairs})), tuple(clip for clip, _ in pairs))
-        for fragment, pairs in by_fragment.items()
-    )
+def _columns(rows: pa.Table, names: Sequence[str]) -> pa.Table:
+    """Some columns as plain strings."""
+    return pa.table({name: rows[name].cast(pa.string()) for name in names})
+
+
+def _by_unit(rows: pa.Table) -> Iterator[UnitClips]:
+    """`rows` (scan_at, unit, source_id, clip_id) by the unit, in the order in which units begin."""
+    found: dict[tuple[str, str], list[tuple[str, str]]] = defaultdict(list)
+    columns = (rows[name].to_pylist() for name in ("scan_at", "unit", "source_id", "clip_id"))
+    for at, unit, source, clip in zip(*columns, strict=True):
+        found[at, unit].append((source, clip))
+    for (at, unit), clips in found.items():
+        sources = [source for source, _ in clips]
+        yield UnitClips(unit, at, tuple(clip for _, clip in clips), Span(min(sources), max(sources) + "~"))
+
+
+def whole_rows(clips: pa.Table, sources: pa.Table, store: Store, recipe: Recipe) -> Iterator[pa.Table]:
+    """All that is known of every clip, table by table: `clips` are their `clip_rows` after selection, whose columns are
+    added."""
+    at = 0
+    for rows in state.clips(store, recipe, sources):
+        rows = rows.append_column("caption", chosen_text(rows, recipe.caption.text))
+        decided = clips.slice(at, rows.num_rows)
+        at += rows.num_rows
+        for name in decided.column_names:
+            if name not in rows.column_names:
+                rows = rows.append_column(name, decided[name])
+        yield rows

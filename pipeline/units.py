@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pipeline.sources import Found, Source
+from pipeline.tables import Span
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,14 @@ class ScanUnit:
 
 
 @dataclass(frozen=True)
-class EmbedUnit:
-    """Clips of a scan fragment that are to be scored; None for all of it."""
+class UnitClips:
+    """Clips that one unit of the scan found: `clip_ids` of them, None for all; their sources are in `span`. Their rows
+    are in `fragment`, alone or with those of other units; their frames go by the name of the `unit`."""
 
+    unit: str
     fragment: str
     clip_ids: tuple[str, ...] | None = None
+    span: Span | None = None
 
     @property
     def amount(self) -> float:
@@ -61,11 +65,10 @@ class EmbedUnit:
 
 @dataclass(frozen=True)
 class CaptionPart:
-    """Clips of one scan fragment; their scores are in the fragments `embedded` too."""
+    """Clips of one unit of the scan; their scores are in the fragments `embedded` too."""
 
-    fragment: str
+    clips: UnitClips
     embedded: tuple[str, ...]
-    clip_ids: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ class CaptionUnit:
 
     @property
     def amount(self) -> float:
-        return sum(len(part.clip_ids) for part in self.parts)
+        return sum(part.clips.amount for part in self.parts)
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from pipeline.sandbox import Sandbox, SandboxError
 from pipeline.scan import Scanned, scan
 from pipeline.sources import Found, content_id, open_media, suffix
 from pipeline.storage import Store
-from pipeline.tables import FRAMES, fingerprint, table_from, write_fragment
-from pipeline.units import Done, EmbedUnit, IdentifyUnit, Part, ScanUnit
+from pipeline.tables import FRAMES, fingerprint, frames_of, table_from, write_fragment
+from pipeline.units import Done, IdentifyUnit, Part, ScanUnit, UnitClips
 
 
 class Identify:
@@ -72,42 +72,39 @@ class Scan:
         self._schema = passes.scan_schema(recipe)
         self._fingerprint = passes.scan_fingerprint(recipe)
 
-    def __call__(self, unit: ScanUnit | EmbedUnit) -> tuple[Done | None, EmbedUnit]:
+    def __call__(self, unit: ScanUnit | UnitClips) -> tuple[Done | None, UnitClips]:
         """What the embed pass has to do next; clips that are scanned already pass through."""
-        if isinstance(unit, EmbedUnit):
+        if isinstance(unit, UnitClips):
             return None, unit
         done = self._unit(unit.parts)
-        return done, EmbedUnit(done.fragment)
+        return done, UnitClips(done.fragment.rpartition("/")[2].removesuffix(".parquet"), done.fragment)
 
     def _unit(self, unit: Sequence[Part]) -> Done:
         clips: list[dict[str, Any]] = []
         frames: list[dict[str, Any]] = []
         parts = []
+        name = fingerprint(self._fingerprint, [part.key for part in unit])
         seconds: dict[str, float] = defaultdict(float)
         for part in unit:
             started = time.perf_counter()
             scanned, error = self._scan(part)
             clips += scanned.clips
             frames += scanned.frames
-            for name, value in scanned.stats.items():
-                seconds[name] += value
-            parts.append(
-                {
-                    "key": part.key,
-                    "source_id": part.source.source_id,
-                    "error": error,  # why nothing of it could be used
-                    "note": scanned.source.get("error"),  # what of it could not
-                    "limits": self._limits(),
-                }
-            )
+            for step, value in scanned.stats.items():
+                seconds[step] += value
+            said: dict[str, str] = {"key": part.key, "unit": name}
+            if error:  # why nothing of it could be used
+                said |= {"error": error, "limits": self._limits()}
+            elif note := scanned.source.get("error"):  # what of it could not
+                said["note"] = note
+            parts.append(said)
             seconds["total"] += time.perf_counter() - started
-        name = fingerprint(self._fingerprint, [part.key for part in unit])
         table = table_from(frames, FRAMES).sort_by([("clip_id", "ascending"), ("index", "ascending")])
-        write_fragment(self._store, f"tables/frames/{name}.parquet", table, {})
-        rows = table_from(clips, self._schema).sort_by("clip_id")
-        done = {"fingerprint": self._fingerprint, "parts": parts, "frames": f"tables/frames/{name}.parquet"}
+        write_fragment(self._store, frames_of(name), table, {})
+        rows = table_from([{**clip, "unit": name} for clip in clips], self._schema).sort_by("clip_id")
+        done = {"fingerprint": self._fingerprint, "parts": parts}
         write_fragment(self._store, f"state/scan/{name}.parquet", rows, done)
-        failed = sum(part["error"] is not None for part in parts)
+        failed = sum("error" in part for part in parts)
         filters = {
             key.removeprefix("filter:"): {"seconds": value, "clips": len(clips)}
             for key, value in seconds.items()

@@ -14,7 +14,7 @@ from pipeline.media import Video
 from pipeline.scan import scan
 from pipeline.select import select
 from pipeline.summary import summary
-from pipeline.tables import CLIPS
+from pipeline.tables import SOURCES
 
 RECIPE = recipe.from_dict(
     {
@@ -43,7 +43,7 @@ def judged() -> pa.Table:
     rows.append({**clean, "clip_id": "f" * 20, "source_uri": "/raw/real.mp4"})
     table = pa.Table.from_pylist(rows)
     dropped = table.column_names.index("dropped")
-    return canaries.mark(select(table.set_column(dropped, "dropped", table["dropped"].cast(pa.string())), RECIPE))
+    return select(table.set_column(dropped, "dropped", table["dropped"].cast(pa.string())), RECIPE)
 
 
 def test_each_defect_is_caught_by_its_filter_and_the_clean_clip_is_not(judged: pa.Table) -> None:
@@ -65,13 +65,6 @@ def test_no_canary_is_kept_and_every_other_clip_is_as_it_was(judged: pa.Table) -
     assert real["rejected_by"].to_pylist() == [[]]
     planted = judged.filter(canaries.is_canary(judged))
     assert all(canaries.MARK in reasons for reasons in planted["rejected_by"].to_pylist())
-
-
-def test_a_table_without_canaries_is_left_alone() -> None:
-    row = dict.fromkeys(CLIPS.names) | {"source_uri": "/raw/a.mp4", "keep": True, "rejected_by": ["x"]}
-    table = pa.Table.from_pylist([row])
-    assert canaries.mark(table) is table
-    assert canaries.recall(table) == []
 
 
 @pytest.mark.parametrize(("kept_copy", "rejected"), [("clean", "copy"), ("copy", "clean")])
@@ -132,13 +125,14 @@ def test_a_build_plants_them_only_when_asked_and_counts_them_nowhere(judged: pa.
     assert [found.uri for found in sources.discover(asked)] == sorted(asked)
     rows = [{"source_uri": uri, "status": "ok", "duration": 2.5} for uri in ["/raw/real.mp4", *asked]]
     table = judged.append_column("caption", pa.nulls(len(judged), pa.string()))
-    found = counts(rows, table)
+    found = counts(pa.Table.from_pylist(rows), table)
     assert (found["sources"], found["clips"], found["kept"], found["rejected_by"]) == (1, 1, 1, {})
 
 
 def test_a_builds_closing_table_says_what_was_caught(judged: pa.Table) -> None:
     results = {one.name: one.result for one in canaries.recall(judged, RECIPE.select.thresholds)}
-    info = {"counts": counts([], judged.append_column("caption", pa.nulls(len(judged), pa.string()))),
+    clips = judged.append_column("caption", pa.nulls(len(judged), pa.string()))
+    info = {"counts": counts(SOURCES.empty_table(), clips),
             "shards": [], "passes": {}, "canaries": results}  # fmt: skip
     lines = [line for line in summary("out", info).splitlines() if line.startswith("canaries")]
     assert lines == ["canaries  5 of 5 caught by the filter meant for them"]

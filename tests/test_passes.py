@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import pyarrow as pa
 import pytest
 
 from pipeline import passes
 from pipeline.recipe import Recipe, load_recipe
 
 ROW = {"dropped": None, "exposure_luma": 0.5, "scored": None, "sharpness_detail": None, "text_overlay": None}
+
+KINDS = pa.schema(
+    [
+        ("dropped", pa.string()),
+        ("scored", pa.list_(pa.string())),
+        *((name, pa.float32()) for name in ("exposure_luma", "sharpness_detail", "text_overlay")),
+    ]
+)
 
 
 @pytest.fixture
@@ -19,8 +28,8 @@ def recipe() -> Recipe:
 
 
 def lacks(recipe: Recipe, **scores: object) -> bool:
-    filters = passes.filters_of(recipe, "embed")
-    return passes.lacks_scores({**ROW, **scores}, filters, passes.scan_bounds(recipe), recipe)
+    table = pa.Table.from_pylist([{**ROW, **scores}], schema=KINDS)
+    return bool(passes.lack_scores(table, recipe)[0])
 
 
 def test_a_scanned_clip_that_was_not_scored_yet_is_scored_unless_the_scan_speaks_against_it(recipe):

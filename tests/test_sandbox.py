@@ -67,7 +67,7 @@ if os.path.getsize({str(tries)!r}) < 3:
 """
     sandbox.call(exec, die_at_first, deadline=20)
     assert tries.read_text() == "xxx"
-    with pytest.raises(SandboxError, match="crashed .SIGKILL."):
+    with pytest.raises(SandboxError, match=r"crashed .SIGKILL."):
         sandbox.call(signal.raise_signal, signal.SIGKILL, deadline=20)
 
 

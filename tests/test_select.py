@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from pipeline import balance
 from pipeline.buckets import ASPECTS, bucket_names, bucket_size
 from pipeline.recipe import Bounds, Recipe, RecipeError, SelectOptions
-from pipeline.select import clip_words, select, splits
+from pipeline.select import select, splits
+from pipeline.tables import hex_words
 
 HEIGHTS = (1080, 720, 480, 360, 240)
 
@@ -212,12 +213,12 @@ def test_bucket_sizes_keep_their_aspect_ratio() -> None:
         assert width / height == pytest.approx(a / b, rel=0.03)
 
 
-def test_clip_words_keep_the_order_of_ids() -> None:
+def test_hex_words_keep_the_order_of_ids() -> None:
     ids = sorted(hashlib.sha256(str(i).encode()).hexdigest()[:20] for i in range(100))
-    words = clip_words(pa.chunked_array([ids[:30], ids[30:]]))
+    words = hex_words(pa.chunked_array([ids[:30], ids[30:]]))
     assert (np.diff(words.astype(object)) > 0).all()
     assert [int(w) for w in words] == [int(i[:16], 16) for i in ids]
-    assert len(clip_words(pa.chunked_array([pa.array([], pa.string())]))) == 0
+    assert len(hex_words(pa.chunked_array([pa.array([], pa.string())]))) == 0
 
 
 def test_clusters_find_groups_and_weights_even_them_out() -> None:

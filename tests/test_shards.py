@@ -136,7 +136,7 @@ def test_clips_of_a_finished_shard_are_copied_and_the_result_is_the_same(
     clips: pa.Table, dataset: Path, tmp_path: Path
 ) -> None:
     store = Store(str(dataset))
-    reuse = stored_clips(store, list(listed(store).values()))
+    reuse = stored_clips(store, store.list("shards", ".tar"), clips["clip_id"])
     for plan in plan_shards(clips, RECIPE):
         result = write_shard(plan, tmp_path, reuse)
         assert result.reused == result.clips == len(plan.clips)
@@ -147,7 +147,7 @@ def test_what_is_encoded_otherwise_or_no_longer_there_is_not_copied(
     clips: pa.Table, dataset: Path, tmp_path: Path
 ) -> None:
     store = Store(str(dataset))
-    reuse = stored_clips(store, list(listed(store).values()))
+    reuse = stored_clips(store, store.list("shards", ".tar"), clips["clip_id"])
     few = clips.slice(0, 2)
     (plan,) = plan_shards(few, Recipe(pack=PackOptions(heights=(96,), preset="small")))
     assert write_shard(plan, tmp_path / "a", reuse).reused == 0
