@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 
+from pipeline.duplicates import Vectors
+
 SAMPLE = 64  # clips a cluster that its centre is fitted on
 ROUNDS = 20
 BLOCK = 1 << 14
 
 
-def clusters(embedding: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
+def clusters(embedding: np.ndarray | Vectors, count: int, seed: int = 0) -> np.ndarray:
     """(n,) int32: the cluster of each row of `embedding` ((n, d) float, unit rows), -1 where the row is not finite.
 
     Spherical k-means (Dhillon and Modha 2001), started from distinct random rows and fitted on a sample, so that the
     cost of fitting does not grow with n. The same rows, in the same order, always get the same clusters.
     """
-    known = np.flatnonzero(np.isfinite(embedding).all(axis=1))
+    blocks = [slice(i, i + BLOCK) for i in range(0, len(embedding), BLOCK)]
+    finite = [np.isfinite(embedding[block]).all(axis=1) for block in blocks]
+    known = np.flatnonzero(np.concatenate([*finite, np.zeros(0, bool)]))
     labels = np.full(len(embedding), -1, np.int32)
     if not len(known):
         return labels

@@ -9,6 +9,7 @@ card.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ NEIGHBOURS = 4  # with which an entry is compared among those of the same prefix
 FLAT = 4.0  # standard deviation of grey values below which a picture says nothing
 SHARE = 0.5  # of frames that must match where there is no embedding to ask
 CHUNK = 1 << 18  # pairs compared at a time
+VECTORS = 1 << 15  # embeddings in memory at a time
 
 
 def frame_hashes(frames: Sequence[np.ndarray]) -> list[int]:
@@ -49,6 +51,20 @@ def _frame_hash(rgb: np.ndarray) -> int:
 
 
 @dataclass(frozen=True)
+class Vectors:
+    """`rows` of a big (m, d) array, most of which stays on disk; indexed like an array by numbers of its own rows."""
+
+    values: np.ndarray
+    rows: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, which: np.ndarray | slice) -> np.ndarray:
+        return self.values[self.rows[which]]
+
+
+@dataclass(frozen=True)
 class Pictures:
     """What is known of n clips: hashes of clip i are `hashes[offsets[i]:offsets[i + 1]]` (uint64), `embedding` is
     (n, d) float of any scale, or None; a row of NaN or zeros has none. `shot` is (n,) int64: clips with the same number
@@ -56,7 +72,7 @@ class Pictures:
 
     hashes: np.ndarray
     offsets: np.ndarray
-    embedding: np.ndarray | None
+    embedding: np.ndarray | Vectors | None
     shot: np.ndarray
 
     def __len__(self) -> int:
@@ -73,8 +89,9 @@ def near_pairs(pictures: Pictures, similarity: float, bits: int) -> np.ndarray:
     n = len(pictures)
     if n < 2:
         return np.zeros((0, 2), np.int64)
-    found = [*_hash_candidates(pictures), *_embedding_candidates(pictures.embedding)]
-    codes = np.unique(np.concatenate(found)) if found else np.zeros(0, np.uint64)
+    codes = np.zeros(0, np.uint64)
+    for found in itertools.chain(_hash_candidates(pictures), _embedding_candidates(pictures.embedding)):
+        codes = np.union1d(codes, found)
     pairs = np.stack([codes // np.uint64(n), codes % np.uint64(n)], axis=1).astype(np.int64)
     pairs = pairs[pictures.shot[pairs[:, 0]] != pictures.shot[pairs[:, 1]]]
     same = [_same(pictures, pairs[i : i + CHUNK], similarity, bits) for i in range(0, len(pairs), CHUNK)]
@@ -119,21 +136,24 @@ def _hash_candidates(pictures: Pictures) -> Iterator[np.ndarray]:
         yield _neighbours(_turned(pictures.hashes[known], turn), owners, len(pictures))
 
 
-def _embedding_candidates(embedding: np.ndarray | None) -> Iterator[np.ndarray]:
+def _embedding_candidates(embedding: np.ndarray | Vectors | None) -> Iterator[np.ndarray]:
     """Neighbours by the signs of 64 random projections of the embedding, less the corpus's mean: embeddings of one
     encoder lie in a narrow cone, and seen from the origin all would have the same signs."""
     if embedding is None:
         return
-    owners = np.flatnonzero(_present(embedding)).astype(np.int32)
-    normals = np.random.default_rng(0).standard_normal((embedding.shape[1], 64)).astype(np.float32)
-    sample = _unit(embedding[owners[:: len(owners) // CHUNK + 1]])
+    n = len(embedding)
+    sample = embedding[slice(0, n, n // VECTORS + 1)]
+    sample = _unit(sample[_present(sample)])
     centre = sample.mean(axis=0) if len(sample) else 0
-    signs = np.zeros(len(owners), np.uint64)
-    for i in range(0, len(owners), CHUNK):
-        above = (_unit(embedding[owners[i : i + CHUNK]]) - centre) @ normals > 0
-        signs[i : i + CHUNK] = np.packbits(above, axis=1).view(np.uint64)[:, 0]
+    normals = np.random.default_rng(0).standard_normal((sample.shape[1], 64)).astype(np.float32)
+    signs, owners = [], []
+    for i in range(0, n, VECTORS):
+        some = embedding[slice(i, i + VECTORS)]
+        there = _present(some)
+        owners.append((i + np.flatnonzero(there)).astype(np.int32))
+        signs.append(np.packbits((_unit(some[there]) - centre) @ normals > 0, axis=1).view(np.uint64)[:, 0])
     for turn in EMBEDDING_TURNS:
-        yield _neighbours(_turned(signs, turn), owners, len(embedding))
+        yield _neighbours(_turned(np.concatenate(signs), turn), np.concatenate(owners), n)
 
 
 def _neighbours(keys: np.ndarray, owners: np.ndarray, n: int) -> np.ndarray:
@@ -172,12 +192,17 @@ def _same(pictures: Pictures, pairs: np.ndarray, similarity: float, bits: int) -
     by_hash = (matched >= np.maximum(1, SHARE * fewer)) & (fewer > 0)
     if pictures.embedding is None:
         return by_hash
-    left, right = pictures.embedding[pairs[:, 0]], pictures.embedding[pairs[:, 1]]
-    both = _present(left) & _present(right)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        alike = (_unit(left) * _unit(right)).sum(axis=1) >= similarity
     no_hashes = ~((a != 0).any(axis=1) | (b != 0).any(axis=1))
-    return np.where(both, alike & ((matched > 0) | no_hashes), by_hash)
+    asked = np.flatnonzero((matched > 0) | no_hashes)
+    same = by_hash
+    for i in range(0, len(asked), VECTORS):
+        some = asked[i : i + VECTORS]
+        left, right = (pictures.embedding[pairs[some, side]] for side in (0, 1))
+        both = _present(left) & _present(right)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            alike = (_unit(left) * _unit(right)).sum(axis=1) >= similarity
+        same[some] = np.where(both, alike, by_hash[some])
+    return same
 
 
 def _padded(pictures: Pictures, clips: np.ndarray) -> np.ndarray:
@@ -203,35 +228,45 @@ def _present(embedding: np.ndarray) -> np.ndarray:
 
 def pictures(clips: pa.Table, rows: np.ndarray) -> Pictures:
     """What near_pairs reads of `rows` ((m,) int64, rising) of a clips table: `phash` (list of 64-bit integers) and
-    `embedding` (list of floats) where there are such columns."""
-    chosen = clips.select([c for c in ("phash", "source_id", "shot_index") if c in clips.column_names]).take(
-        pa.array(rows)
-    )
+    `embedding` (see `vectors`) where there are such columns."""
+    chosen = np.zeros(len(clips), bool)
+    chosen[rows] = True  # filtered, not taken: that would put all pieces of the table together first
+    known = clips.select([c for c in ("phash", "source_id", "shot_index") if c in clips.column_names])
+    known = known.filter(pa.array(chosen))
     hashes, offsets = np.zeros(0, np.uint64), np.zeros(len(rows) + 1, np.int64)
-    if "phash" in chosen.column_names and len(rows):
-        column = chosen["phash"].combine_chunks()
-        offsets[1:] = np.cumsum(pc.fill_null(pc.list_value_length(column), 0).to_numpy())
-        hashes = pc.list_flatten(column).to_numpy(zero_copy_only=False).astype(np.int64, copy=False).view(np.uint64)
-    source = chosen["source_id"].combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
-    shot = source * (1 << 32) + pc.fill_null(chosen["shot_index"], 0).to_numpy()
-    return Pictures(
-        hashes, offsets, matrix(clips["embedding"], rows) if "embedding" in clips.column_names else None, shot
-    )
+    if "phash" in known.column_names and len(rows):
+        offsets[1:] = np.cumsum(pc.fill_null(pc.list_value_length(known["phash"]), 0).to_numpy())
+        lists = [pc.list_flatten(chunk).to_numpy(zero_copy_only=False) for chunk in known["phash"].chunks]
+        hashes = np.concatenate(lists).astype(np.int64, copy=False).view(np.uint64)
+    source = known["source_id"].combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
+    shot = source * (1 << 32) + pc.fill_null(known["shot_index"], 0).to_numpy()
+    return Pictures(hashes, offsets, vectors(clips, rows), shot)
 
 
-def matrix(column: pa.ChunkedArray, rows: np.ndarray) -> np.ndarray | None:
-    """`rows` of a column of lists of numbers as (m, d), NaN where null; in the column's own precision, because ten
-    million rows have to fit. None where every row is null."""
-    chosen = column.take(pa.array(rows)).combine_chunks()
-    lengths = pc.list_value_length(chosen)
-    width = pc.max(lengths).as_py()
+def vectors(clips: pa.Table, rows: np.ndarray) -> Vectors | None:
+    """`rows` of the column `embedding`, lists of numbers: of one fixed length, or of any, where those that are null or
+    not as long as the longest are NaN. None where there is no such column, or no value in it."""
+    if "embedding" not in clips.column_names:
+        return None
+    column = clips["embedding"]
+    column = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    if pa.types.is_fixed_size_list(column.type):
+        width = column.type.list_size
+        return Vectors(column.values.to_numpy()[column.offset * width :].reshape(-1, width), rows) if width else None
+    values = matrix(column)
+    return None if values is None else Vectors(values, rows)
+
+
+def matrix(column: pa.Array) -> np.ndarray | None:
+    """Lists of numbers as (n, d), NaN where there is none of the greatest length; None where there is none at all."""
+    lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
+    width = int(lengths.max(initial=0))
     if not width:
         return None
-    flat = pc.list_flatten(chosen).to_numpy(zero_copy_only=False)
-    full = pc.fill_null(pc.equal(lengths, width), False).to_numpy(zero_copy_only=False)
+    flat = pc.list_flatten(column).to_numpy(zero_copy_only=False)
+    full = lengths == width
     if full.all():
         return flat.reshape(-1, width)
-    result = np.full((len(rows), width), np.nan, np.float32)
-    owners = np.repeat(np.arange(len(rows)), pc.fill_null(lengths, 0).to_numpy(zero_copy_only=False))
-    result[full] = flat[full[owners]].reshape(-1, width)
+    result = np.full((len(column), width), np.nan, np.float32)
+    result[full] = flat[np.repeat(full, lengths)].reshape(-1, width)
     return result

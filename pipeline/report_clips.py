@@ -18,6 +18,7 @@ from filters.base import why_null
 from pipeline.histogram import Histogram, number
 from pipeline.report_columns import rows_of
 from pipeline.storage import Store
+from pipeline.tables import Fragment, frames_of
 
 JOIN = "\x1f"  # between reasons
 KEPT_LOOKED_AT = 5000
@@ -147,9 +148,19 @@ def _scores(clip: Mapping[str, Any], histograms: Sequence[Histogram], labels: Se
 def _strips(store: Store, wanted: set[str]) -> dict[str, tuple[bytes, int, float]]:
     """Clip id to (JPEG, frames in it, width over height of one)."""
     frames: dict[str, list[tuple[float, bytes]]] = defaultdict(list)
-    for row in rows_of(store, "tables/frames", wanted):
+    for row in rows_of(store, _frames_with(store, wanted), wanted):
         frames[row["clip_id"]].append((row["time"], row["jpeg"]))
     return {clip: strip for clip in sorted(frames) if (strip := _strip([jpeg for _, jpeg in sorted(frames[clip])]))}
+
+
+def _frames_with(store: Store, wanted: set[str]) -> list[str]:
+    """The files with frames of these clips, where the scans of the build are there to say so; else all."""
+    names, units = store.list("state/scan", ".parquet"), set[str]()
+    for name in names:
+        rows = Fragment(name, {}).rows(store, ["clip_id", "unit"])
+        units |= set(rows.filter(pc.is_in(rows["clip_id"], pa.array(sorted(wanted))))["unit"].to_pylist())
+    files = store.list("tables/frames", ".parquet")
+    return [file for file in files if file in map(frames_of, units)] if names else files
 
 
 def _strip(jpegs: Sequence[bytes]) -> tuple[bytes, int, float] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -47,27 +47,30 @@ class Columns:
 
     def canaries(self) -> pa.Table:
         """All columns of the canaries."""
-        found = matching(self._store, self._folder, "source_uri", lambda uris: pc.starts_with(uris, SCHEME))
+        found = matching(self._store, self._files(), "source_uri", lambda uris: pc.starts_with(uris, SCHEME))
         return pa.concat_tables([self.schema.empty_table(), *found], promote_options="permissive")
 
     def rows(self, clip_ids: Collection[str]) -> dict[str, dict[str, Any]]:
         """All columns of these clips, by clip_id."""
         blank = dict.fromkeys(self.schema.names)
-        return {row["clip_id"]: {**blank, **row} for row in rows_of(self._store, self._folder, clip_ids)}
+        return {row["clip_id"]: {**blank, **row} for row in rows_of(self._store, self._files(), clip_ids)}
+
+    def _files(self) -> list[str]:
+        return self._store.list(self._folder, ".parquet")
 
 
-def rows_of(store: Store, folder: str, clip_ids: Collection[str]) -> list[dict[str, Any]]:
-    """The rows of these clips, in the table's order."""
+def rows_of(store: Store, files: Sequence[str], clip_ids: Collection[str]) -> list[dict[str, Any]]:
+    """The rows of these clips, in the order of the files."""
     wanted = pa.array(sorted(clip_ids), pa.string())
-    found = matching(store, folder, "clip_id", lambda ids: pc.is_in(ids, value_set=wanted))
+    found = matching(store, files, "clip_id", lambda ids: pc.is_in(ids, value_set=wanted))
     return [row for table in found for row in table.to_pylist()]
 
 
 def matching(
-    store: Store, folder: str, column: str, wanted: Callable[[pa.ChunkedArray], pa.ChunkedArray]
+    store: Store, files: Sequence[str], column: str, wanted: Callable[[pa.ChunkedArray], pa.ChunkedArray]
 ) -> Iterator[pa.Table]:
     """Rows that are wanted for their `column`. Reads that column first: most row groups hold none of them."""
-    for name in store.list(folder, ".parquet"):
+    for name in files:
         with store.open(name) as file:
             parquet = pq.ParquetFile(file)
             for group in range(parquet.num_row_groups):

@@ -207,7 +207,7 @@ def _balanced(clips: pa.Table, recipe: Recipe, keep: np.ndarray) -> tuple[dict[s
     rows = np.flatnonzero(keep)
     order = pc.rank(clips["clip_id"].take(pa.array(rows)), tiebreaker="first").to_numpy().astype(np.int64)
     rows = rows[np.argsort(order)]  # clusters depend on which clips there are, not on the order of their rows
-    embedding = duplicates.matrix(clips["embedding"], rows)
+    embedding = duplicates.vectors(clips, rows)
     labels = (
         balance.clusters(embedding, recipe.select.balance_clusters) if embedding is not None else np.full(len(rows), -1)
     )

@@ -5,7 +5,6 @@ Sources and clips are columns here, never objects: there may be millions. Object
 
 from __future__ import annotations
 
-import contextlib
 import json
 import tempfile
 from collections import defaultdict
@@ -18,6 +17,7 @@ import pyarrow.compute as pc
 
 from pipeline import passes, state
 from pipeline.captioning import chosen_text
+from pipeline.duplicates import matrix
 from pipeline.recipe import Recipe
 from pipeline.scan import segments
 from pipeline.select import QUALITY
@@ -35,7 +35,6 @@ SELECTED_BY = (  # what selection, planning and counting read of a clip, beside 
     *("clip_id", "source_id", "source_uri", "shot_index", "start", "end", "frames", "crop_w", "crop_h", "dropped"),
     *("unit", "caption_error", *QUALITY),
 )
-HEAVY = ("phash", "embedding")  # what duplicates and clusters are found by
 PARTS = pa.schema(
     [
         ("key", pa.string()),  # of Part
@@ -152,25 +151,29 @@ def embed_units(sources: pa.Table, store: Store, recipe: Recipe) -> Iterator[Uni
 
 def clip_rows(sources: pa.Table, store: Store, recipe: Recipe) -> pa.Table:
     """Every clip of the sources with what selection reads of it, in the order of `state.clips`. Texts are left out:
-    `caption` is empty where there is one. Embeddings and hashes are on disk, and read from there where they are used.
-    """
-    wanted = recipe.select.duplicates or recipe.select.balance_clusters
-    heavy = HEAVY if wanted else ()
-    columns = {*SELECTED_BY, *recipe.select.thresholds, *heavy}
+    `caption` is empty where there is one. Embeddings are on disk, and read from there where they are used."""
+    alike = recipe.select.duplicates or recipe.select.balance_clusters
+    columns = {*SELECTED_BY, *recipe.select.thresholds, *(("phash", "embedding") if alike else ())}
     slim = []
-    with tempfile.NamedTemporaryFile(suffix=".arrow") as file:
-        with contextlib.ExitStack() as stack:
-            spill: pa.RecordBatchFileWriter | None = None
-            for rows in state.clips(store, recipe, sources, columns):
-                apart = rows.select(heavy)
-                spill = spill or stack.enter_context(pa.ipc.new_file(file.name, apart.schema))
-                spill.write_table(apart)
-                slim.append(_slim(rows.drop_columns(heavy)))
+    with tempfile.TemporaryFile() as file:
+        width = unknown = 0
+        for rows in state.clips(store, recipe, sources, columns):
+            if "embedding" in rows.column_names:
+                values = matrix(rows["embedding"].combine_chunks())
+                if values is None:
+                    values = np.full((rows.num_rows, width), np.nan, np.float32)
+                    unknown += 0 if width else rows.num_rows
+                elif not width:
+                    width = values.shape[1]
+                    file.write(np.full((unknown, width), np.nan, np.float32).tobytes())
+                file.write(np.ascontiguousarray(values, np.float32).tobytes())
+                rows = rows.drop_columns(["embedding"])
+            slim.append(_slim(rows))
         table = pa.concat_tables(slim).unify_dictionaries()
-        with pa.memory_map(file.name) as mapped:
-            apart = pa.ipc.open_file(mapped).read_all()
-    for name in heavy:
-        table = table.append_column(name, apart[name])
+        if width:
+            file.flush()
+            values = pa.array(np.memmap(file, np.float32, "r"))
+            table = table.append_column("embedding", pa.FixedSizeListArray.from_arrays(values, width))
     return table
 
 

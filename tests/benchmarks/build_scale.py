@@ -38,7 +38,7 @@ from pipeline.recipe import Recipe, load_recipe
 from pipeline.runs import GROUP, MERGED, writer
 from pipeline.sources import Found
 from pipeline.storage import Store
-from pipeline.tables import DONE, Fragment, table_from, write_fragment
+from pipeline.tables import DONE, FRAMES, Fragment, table_from, to_parquet, write_fragment
 from pipeline.units import CaptionUnit, Done
 
 OPTIONS = (
@@ -46,7 +46,7 @@ OPTIONS = (
     *("select.thresholds={}", "select.thresholds.exposure_luma.min=0.3", "select.thresholds.motion_object.min=0.4"),
     *("select.thresholds.sharpness_laplacian.min=0.5", "select.balance_clusters=64", "caption.batch=1024"),
 )
-PER_SOURCE, PER_UNIT, HASHES, DIMENSIONS = 10, 120, 4, 16
+PER_SOURCE, PER_UNIT, HASHES, DIMENSIONS = 10, 120, 4, 64
 FILE, LOOSE = 500_000, 240  # rows of a merged file; small fragments
 SIZES = np.array([[1920, 1080], [1280, 720], [640, 360], [1080, 1920], [960, 720]], np.int32)
 
@@ -82,6 +82,7 @@ def make(store: Store, recipe: Recipe, clips: int) -> None:
         }
         table = pa.table(columns).cast(passes.IDENTIFIED)
         write_fragment(store, f"state/sources/{at:09}.parquet", table, {})
+    nothing = to_parquet(FRAMES.empty_table())
     pictures = random.integers(1, 2**63, (clips // 20, HASHES), np.int64)
     small = LOOSE * PER_UNIT // PER_SOURCE  # the sources of the loose fragments: the last ones
     edges = [*range(0, count - small, FILE // PER_SOURCE), count - small]
@@ -102,7 +103,7 @@ def make(store: Store, recipe: Recipe, clips: int) -> None:
         for unit in {part["unit"] for part in parts}:
             path = Path(store.path(f"tables/frames/{unit}.parquet"))
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
+            path.write_bytes(nothing)
 
 
 def rows(
@@ -136,9 +137,9 @@ def rows(
     hashes = random.integers(1, 2**63, (n, HASHES), np.int64)
     copies = random.random(n) < 0.05
     hashes[copies] = pictures[random.integers(0, len(pictures), int(copies.sum()))] ^ (1 << random.integers(0, 60))
-    looks = random.standard_normal((n, DIMENSIONS), np.float32)
+    looks = random.random((n, DIMENSIONS), np.float32) - 0.5
     looks /= np.linalg.norm(looks, axis=1, keepdims=True)
-    looks[copies] = 0.25
+    looks[copies] = DIMENSIONS**-0.5
     filters = list(passes.filters_of(recipe, "embed"))
     lists = np.arange(n + 1, dtype=np.int32)
     scored = pa.DictionaryArray.from_arrays(np.tile(np.arange(len(filters), dtype=np.int8), n), filters)
