@@ -20,6 +20,7 @@ from pipeline.dataset import check_folder, finish, is_unchanged, lock, note_unch
 from pipeline.packing import Pack, pack_units, with_rows
 from pipeline.progress import Progress
 from pipeline.recipe import Recipe
+from pipeline.samples import INTERNAL
 from pipeline.scoring import Embed
 from pipeline.select import SELECTED, select, with_reason
 from pipeline.shards import ShardPlan, ShardResult, listed, plan_shards
@@ -109,7 +110,8 @@ def _build(found: Sequence[Found], store: Store, recipe: Recipe, machine: Callab
 
     kept = clips.filter(clips["keep"])
     plans = plan_shards(kept, recipe)
-    rows = (rows.filter(rows["keep"]) for rows in todo.whole_rows(clips, sources, store, recipe))
+    whole = todo.whole_rows(clips, sources, store, recipe, without=INTERNAL)
+    rows = (rows.filter(rows["keep"]) for rows in whole)
     names, units = pack_units(with_rows(plans, kept.num_rows, rows), store)
     run("pack", units, lambda: [stage(Pack, Machine.pack)], "clips", spent)
     have = listed(store)

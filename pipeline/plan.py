@@ -13,6 +13,7 @@ from pipeline.dataset import check_folder, read_info
 from pipeline.packing import with_rows
 from pipeline.progress import clock
 from pipeline.recipe import Recipe
+from pipeline.samples import INTERNAL
 from pipeline.select import select
 from pipeline.shards import listed, plan_shards
 from pipeline.sources import discover
@@ -46,7 +47,8 @@ def plan(inputs: Sequence[str], out: str, recipe: Recipe) -> str:
     lines.append(_line("caption", silent, kept, "clips", "kept and without a caption of this captioner", info))
     clips = select(clips, recipe, late)
     final = clips.filter(clips["keep"])
-    rows = (rows.filter(rows["keep"]) for rows in todo.whole_rows(clips, sources, store, recipe))
+    whole = todo.whole_rows(clips, sources, store, recipe, without=INTERNAL)
+    rows = (rows.filter(rows["keep"]) for rows in whole)
     have = listed(store)
     plans = with_rows(plan_shards(final, recipe), final.num_rows, rows)
     missing = sum(len(plan.clips) for plan in plans if plan.name not in have)

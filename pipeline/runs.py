@@ -91,7 +91,8 @@ def each_once(table: pa.Table) -> pa.Table:
     order = np.lexsort(keys)
     fresh = np.ones(len(order), bool)
     fresh[1:] = words[order[1:]] != words[order[:-1]]
-    return table.take(pa.array(order[fresh]))
+    order = order[fresh]
+    return table if np.array_equal(order, np.arange(table.num_rows)) else table.take(pa.array(order))
 
 
 def merged(store: Store, folder: str, made_by: str) -> list[Fragment]:

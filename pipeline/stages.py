@@ -18,8 +18,16 @@ from typing import Any
 
 import ray
 import ray.data
+from ray.data._internal.execution.backpressure_policy import (
+    ENABLED_BACKPRESSURE_POLICIES,
+    ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY,
+    BackpressurePolicy,
+)
+from ray.data._internal.execution.interfaces import PhysicalOperator
 
 from pipeline.units import BuildStopped
+
+AHEAD = 16  # finished units that may wait for the next stage
 
 
 @dataclass(frozen=True)
@@ -83,6 +91,15 @@ class _Worker:
         return {"unit": pickle.dumps(answer)}
 
 
+class _NotFarAhead(BackpressurePolicy):
+    """A stage waits while AHEAD units that it has finished lie before the next one. Ray's own limits are of bytes in
+    the object store, of which our records take next to none, whatever a unit holds on disk."""
+
+    def can_add_input(self, op: PhysicalOperator) -> bool:
+        waiting = (self._topology[later].total_enqueued_input_blocks() for later in op.output_dependencies)
+        return all(count < AHEAD for count in waiting)
+
+
 @dataclass(frozen=True)
 class Machine:
     """What Ray has to give: of this machine, or of a whole cluster."""
@@ -121,6 +138,8 @@ def start(address: str | None = None, cores: int | None = None) -> Machine:
         ray.init(**options)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+    policies = [*ENABLED_BACKPRESSURE_POLICIES, _NotFarAhead]
+    context.set_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, policies)
     for name in ("ray.data", "ray.data._internal"):
         logging.getLogger(name).setLevel(logging.ERROR)
     found = ray.cluster_resources()

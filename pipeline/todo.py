@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -219,11 +219,15 @@ def _by_unit(rows: pa.Table) -> Iterator[UnitClips]:
         yield UnitClips(unit, at, tuple(clip for _, clip in clips), Span(min(sources), max(sources) + "~"))
 
 
-def whole_rows(clips: pa.Table, sources: pa.Table, store: Store, recipe: Recipe) -> Iterator[pa.Table]:
-    """All that is known of every clip, table by table: `clips` are their `clip_rows` after selection, whose columns are
-    added."""
+def whole_rows(
+    clips: pa.Table, sources: pa.Table, store: Store, recipe: Recipe, without: Collection[str] = ()
+) -> Iterator[pa.Table]:
+    """All that is known of every clip but the columns `without`, table by table: `clips` are their `clip_rows` after
+    selection, whose columns are added."""
     at = 0
-    for rows in state.clips(store, recipe, sources):
+    schemas = (passes.scan_schema(recipe), passes.embed_schema(recipe), passes.caption_schema(recipe))
+    columns = {name for schema in schemas for name in schema.names} - set(without)
+    for rows in state.clips(store, recipe, sources, columns):
         rows = rows.append_column("caption", chosen_text(rows, recipe.caption.text))
         decided = clips.slice(at, rows.num_rows)
         at += rows.num_rows

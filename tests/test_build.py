@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -195,3 +196,24 @@ def test_a_dataset_of_another_format_is_refused(copied, footage):
     (copied / "dataset.json").write_text(json.dumps({**info, "format": 99}))
     with pytest.raises(DatasetError, match="has format 99"):
         build([str(footage)], str(copied), load_recipe("embedded", OPTIONS))
+
+
+def test_a_stage_does_not_run_far_ahead_of_a_slow_one(tmp_path, monkeypatch):
+    class Quick:
+        def __call__(self, unit: int) -> int:
+            (tmp_path / f"quick {unit}").touch()
+            return unit
+
+    class Slow:
+        def __call__(self, unit: int) -> int:
+            """How far ahead the quick stage is."""
+            time.sleep(0.05)
+            (tmp_path / f"slow {unit}").touch()
+            names = os.listdir(tmp_path)
+            return sum(name.startswith("quick") for name in names) - sum(name.startswith("slow") for name in names)
+
+    monkeypatch.setattr(stages, "AHEAD", 4)
+    graph = [stages.Stage(worker, (), 0.5) for worker in (Quick, Slow)]
+    ahead = list(stages.run([pickle.dumps(i) for i in range(60)], graph))
+    assert len(ahead) == 60
+    assert max(ahead) <= 4 + 2 * 2  # and two with each of the stages' workers

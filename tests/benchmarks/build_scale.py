@@ -43,8 +43,8 @@ from pipeline.units import CaptionUnit, Done
 
 OPTIONS = (
     *("filters={}", "filters.exposure={}", "filters.motion={}", "filters.camera={}", "filters.sharpness={}"),
-    *("select.thresholds={}", "select.thresholds.exposure_luma.min=0.3", "select.thresholds.motion_object.min=0.4"),
-    *("select.thresholds.sharpness_laplacian.min=0.5", "select.balance_clusters=64", "caption.batch=1024"),
+    *("select.thresholds={}", "select.thresholds.exposure_luma.min=0.7", "select.thresholds.motion_object.min=0.7"),
+    *("select.thresholds.sharpness_laplacian.min=0.6", "select.balance_clusters=64", "caption.batch=1024"),
 )
 PER_SOURCE, PER_UNIT, HASHES, DIMENSIONS = 10, 120, 4, 64
 FILE, LOOSE = 500_000, 240  # rows of a merged file; small fragments
@@ -128,6 +128,9 @@ def rows(
         "end_pts": ((start + seconds) * 1000).astype(np.int64),
         "time_base": pa.DictionaryArray.from_arrays(np.zeros(n, np.int8), ["1/1000"]),
         "frames": (seconds * 30).astype(np.int32),
+        "fps": np.full(n, 30.0),
+        "width": shown[:, 0],
+        "height": shown[:, 1],
         "crop_w": shown[:, 0],
         "crop_h": shown[:, 1],
         "dropped": pa.array(["duration"]).take(pa.array(np.zeros(n, np.int8), mask=random.random(n) > 0.1)),
@@ -282,7 +285,7 @@ def main() -> None:
         if args.part in ("all", "again"):
             whole(folder, args.clips)
         if args.part in ("all", "changed"):
-            whole(folder, args.clips, "select.thresholds.motion_object.min=0.45")
+            whole(folder, args.clips, "select.thresholds.motion_object.min=0.75")
         if args.part in ("all", "units"):
             units()
 
