@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 ASPECTS = ("21x9", "2x1", "16x9", "3x2", "4x3", "5x4", "1x1", "4x5", "3x4", "2x3", "9x16", "1x2", "9x21")
 MULTIPLE = 16  # both sides are multiples: 8 of a latent's stride times 2 of a patch
@@ -41,12 +42,23 @@ def bucket_names(width: np.ndarray, height: np.ndarray, still: np.ndarray, heigh
     return pa.DictionaryArray.from_arrays(indices, pa.array(names)).cast(pa.string())
 
 
+def with_durations(names: pa.Array, seconds: np.ndarray, still: np.ndarray, edges: Sequence[float]) -> pa.Array:
+    """The bucket `names` of clips that last (n,) `seconds`, with the last of the `edges` that a clip reaches: with (4,
+    8), "16x9-720p-0s" below four seconds, "16x9-720p-4s", and "16x9-720p-8s". Stills have no duration."""
+    if not edges:
+        return names
+    lower = np.array([0.0, *sorted(edges)])
+    ends = pa.array(["", *(f"-{edge:g}s" for edge in lower)])
+    number = np.where(still, 0, np.searchsorted(lower, seconds, side="right"))
+    return pc.binary_join_element_wise(names, ends.take(pa.array(number)), "")
+
+
 def bucket_size(name: str) -> tuple[int, int]:
-    """(width, height) in pixels of the clips in a bucket, both multiples of 16: (1280, 720) for "16x9-720p",
-    (1904, 1072) for "16x9-1080p"."""
-    aspect, side = name.removesuffix("-still").removesuffix("p").split("-")
+    """(width, height) in pixels of the clips in a bucket, both multiples of 16: (1280, 720) for "16x9-720p" and
+    "16x9-720p-4s", (1904, 1072) for "16x9-1080p"."""
+    aspect, side = name.split("-")[:2]
     ratio = _ratio(aspect)
-    short = int(side) // MULTIPLE * MULTIPLE
+    short = int(side.removesuffix("p")) // MULTIPLE * MULTIPLE
     long = int(short * max(ratio, 1 / ratio) / MULTIPLE) * MULTIPLE  # not rounded: 426x240 is a usual size
     return (long, short) if ratio >= 1 else (short, long)
 

@@ -110,6 +110,7 @@ class CaptionClips:
             "caption_dense": answer.dense,
             "caption_json": to_json(answer),
             "caption_error": None,
+            "caption_by": self._captioner.id,
         }
 
     def _score(

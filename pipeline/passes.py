@@ -24,9 +24,9 @@ from pipeline.recipe import Bounds, Recipe, RecipeError, to_dict
 from pipeline.select import admitted, check_thresholds, holds
 from pipeline.tables import CLIPS, fingerprint
 
-SCAN_VERSION = 3
-EMBED_VERSION = 3
-CAPTION_VERSION = 2
+SCAN_VERSION = 4
+EMBED_VERSION = 4
+CAPTION_VERSION = 3
 
 SCAN_TRACKS = frozenset({Track.LUMA, Track.FLOW, Track.BURST, Track.DETAIL})
 
@@ -66,6 +66,7 @@ CAPTIONED = pa.schema(
         ("caption_dense", pa.string()),
         ("caption_json", pa.string()),
         ("caption_error", pa.string()),
+        ("caption_by", pa.string()),  # the captioner's id: model and prompt
     ]
 )
 

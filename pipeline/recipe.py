@@ -88,8 +88,9 @@ class CaptionOptions:
 @dataclass(frozen=True)
 class PackOptions:
     codec: str = "h264"  # h264, h265, av1 or copy
-    preset: str = "fast_loading"  # fast_loading or small
+    preset: str = "fast_loading"  # fast_loading (a keyframe a second, no B-frames) or small (a keyframe in 250 frames)
     heights: tuple[int, ...] = (1080, 720, 480, 360, 240)  # a clip is scaled down to the nearest, never up
+    durations: tuple[float, ...] = ()  # seconds: buckets also by length, as (4, 8) makes them; () makes one
     fps: float | None = None  # constant frame rate; None keeps the source's
     shard_mb: float = 256.0
 

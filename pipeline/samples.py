@@ -26,7 +26,17 @@ INTERNAL = (  # of the build alone
     *("scored", "embedding", "frame_embeddings", "phash"),
 )
 DECIDED = ("keep", "rejected_by", "duplicates_of", "dropped", "bucket", "split", "shard")
-SAID = ("clip_id", "metadata", "caption", "caption_short", "caption_dense", "caption_json", "caption_error")
+LICENCES = ("licence", "license", "rights")  # columns of the user's lists that say it
+SAID = (
+    "clip_id",
+    "metadata",
+    "caption",
+    "caption_by",
+    "caption_short",
+    "caption_dense",
+    "caption_json",
+    "caption_error",
+)
 
 
 def documents(rows: pa.Table, options: PackOptions) -> list[dict[str, Any]]:
@@ -48,6 +58,7 @@ def documents(rows: pa.Table, options: PackOptions) -> list[dict[str, Any]]:
             {
                 "clip_id": values["clip_id"],
                 **{name: values[name] for name in SAID if name in values},
+                **_licence(values.get("metadata")),
                 "bucket": values["bucket"],
                 "split": values["split"],
                 "source": {name: values[name] for name in SOURCE if name in values},
@@ -58,6 +69,13 @@ def documents(rows: pa.Table, options: PackOptions) -> list[dict[str, Any]]:
             }
         )
     return result
+
+
+def _licence(metadata: str | None) -> dict[str, str]:
+    """What the user's list says of a source's licence, if anything."""
+    said = json.loads(metadata) if metadata else {}
+    found = [str(said[name]) for name in LICENCES if said.get(name)]
+    return {"licence": found[0]} if found else {}
 
 
 def content(rows: pa.Table, options: PackOptions) -> str:

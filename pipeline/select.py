@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import balance, canaries, duplicates
-from pipeline.buckets import bucket_names
+from pipeline.buckets import bucket_names, with_durations
 from pipeline.recipe import Bounds, Recipe, RecipeError
 from pipeline.tables import hex_words
 
@@ -49,6 +49,8 @@ def select(clips: pa.Table, recipe: Recipe, late: Collection[str] = frozenset(),
     n = len(clips)
     still = _numbers(clips["frames"]) == 1
     buckets = bucket_names(_numbers(clips["crop_w"]), _numbers(clips["crop_h"]), still, recipe.pack.heights)
+    seconds = _numbers(clips["end"]) - _numbers(clips["start"])
+    buckets = with_durations(buckets, seconds, still, recipe.pack.durations)
     reasons = {**_dropped(clips), "resolution": buckets.is_null().to_numpy(zero_copy_only=False)}
     reasons |= _judged(clips, {k: b for k, b in thresholds.items() if k not in late}, ~_any(reasons.values(), n))
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import balance
-from pipeline.buckets import ASPECTS, bucket_names, bucket_size
+from pipeline.buckets import ASPECTS, bucket_names, bucket_size, with_durations
 from pipeline.recipe import Bounds, Recipe, RecipeError, SelectOptions
 from pipeline.select import select, splits
 from pipeline.tables import hex_words
@@ -204,6 +204,14 @@ def test_a_bucket_never_enlarges_and_cuts_off_little(width: int, height: int, st
     if 9 / 21 <= width / height <= 21 / 9 and min(width, height) >= 240:
         scale = max(w / width, h / height)
         assert (w * h) / (width * height * scale * scale) > 0.85
+
+
+def test_buckets_by_duration_say_from_how_many_seconds_on() -> None:
+    names, still = pa.array(["16x9-720p", "4x3-240p", "1x1-96p-still", None]), np.array([False, False, True, False])
+    timed = with_durations(names, np.array([4.0, 3.9, 0.0, 9.0]), still, (8, 4))
+    assert timed.to_pylist() == ["16x9-720p-4s", "4x3-240p-0s", "1x1-96p-still", None]
+    assert bucket_size("16x9-720p-4s") == bucket_size("16x9-720p")
+    assert with_durations(names, np.zeros(4), still, ()) is names
 
 
 def test_bucket_sizes_keep_their_aspect_ratio() -> None:

@@ -41,7 +41,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
     cv2 = pytest.importorskip("cv2")
     cv2.imwrite(str(folder / "still.png"), videos.texture(9, 108, 192))
     found += rows.rows_of(folder / "still.png", [(0, 1)])
-    table = select(rows.clips_table(found), RECIPE)
+    table = select(rows.clips_table([row | {"metadata": '{"license": "CC-BY"}'} for row in found]), RECIPE)
     assert table["keep"].to_pylist() == [True] * 10
     return table
 
@@ -96,6 +96,7 @@ def test_the_index_finds_every_member_without_reading_the_tar(clips: pa.Table, d
         assert (said["source"]["start_pts"], said["source"]["end_pts"]) == (clip["start_pts"], clip["end_pts"])
         known = {"motion_object": clip["motion_object"], "camera_label": clip["camera_label"]}
         assert said["scores"] == {name: value for name, value in known.items() if value is not None}
+        assert said["licence"] == "CC-BY"
         assert (row["width"], row["height"]) == bucket_size("16x9-96p") == (160, 96)
         if clip["frames"] > 1:
             with Video(io.BytesIO(member["media"])) as video:
