@@ -90,6 +90,7 @@ def _build(found: Sequence[Found], store: Store, recipe: Recipe, machine: Callab
     def stage(worker: Callable[[Store, Recipe], Any], needs: Callable[[Machine], dict[str, Any]]) -> Stage:
         return Stage(worker, (store, recipe), **needs(machine()))
 
+    state.merge(store, recipe)
     run("sources", todo.identify_units(found, store), lambda: [stage(Identify, Machine.scan)], "sources", spent)
     sources = todo.source_rows(found, store)
 
@@ -101,9 +102,11 @@ def _build(found: Sequence[Found], store: Store, recipe: Recipe, machine: Callab
     else:
         run("embed", units, lambda: [stage(Embed, Machine.embed)], "clips", spent)
 
+    state.merge(store, recipe)
     clips = select(todo.clip_rows(sources, store, recipe), recipe, late, captioned=False)
     units = todo.caption_units(clips, recipe)
     if run("caption", units, lambda: [stage(CaptionClips, Machine.caption)], "clips", spent):
+        state.merge(store, recipe)
         clips = todo.clip_rows(sources, store, recipe)
     clips = select(clips, recipe, late)
     clips = clips.select([name for name in clips.column_names if name in DECIDED])

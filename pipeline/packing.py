@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -46,13 +47,15 @@ class Pack:
         self._store, self._options = store, recipe.pack
 
     def __call__(self, unit: PackUnit) -> Done:
+        started = time.perf_counter()
         table = Fragment(unit.rows, {}).rows(self._store)
         plan = ShardPlan(unit.path, self._options, table, np.arange(table.num_rows))
         reuse = stored_clips(self._store, unit.lent, table["clip_id"])
         with self._store.folder("") as folder:
             result = write_shard(plan, folder, reuse)
         counts = {"clips": result.clips, "reused": result.reused, "failed": len(result.failures)}
-        return Done("pack", unit.amount, counts=counts, fragment=result.path)
+        seconds = {"total": time.perf_counter() - started, "video": result.seconds}
+        return Done("pack", unit.amount, counts=counts, seconds=seconds, fragment=result.path)
 
 
 def with_rows(plans: Sequence[ShardPlan], kept: int, tables: Iterable[pa.Table]) -> Iterator[ShardPlan]:

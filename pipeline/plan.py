@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -16,8 +16,9 @@ from pipeline.recipe import Recipe
 from pipeline.samples import INTERNAL
 from pipeline.select import select
 from pipeline.shards import listed, plan_shards
-from pipeline.sources import discover
+from pipeline.sources import Found, discover
 from pipeline.storage import Store
+from pipeline.tables import read_table
 
 
 def plan(inputs: Sequence[str], out: str, recipe: Recipe) -> str:
@@ -32,6 +33,8 @@ def plan(inputs: Sequence[str], out: str, recipe: Recipe) -> str:
     new = sum(unit.amount for unit in todo.identify_units(found, store))
     lines = [_line("sources", new, len(found), "files", "new or changed", info)]
     sources = todo.source_rows(found, store)
+    if gone := _gone(found, store, info):
+        lines.append(f"         {gone:,} files of the dataset are no longer among the sources: their clips go")
     parts = todo.parts_of(sources, recipe)
     left = todo.not_scanned(parts, state.scanned(store, recipe))
     why = _why(info, left.num_rows, passes.scan_fingerprint(recipe), store, "state/scan")
@@ -55,21 +58,37 @@ def plan(inputs: Sequence[str], out: str, recipe: Recipe) -> str:
     lines.append(_line("pack", missing, final.num_rows, "clips", "in shards to write", info))
     if new or left.num_rows:
         lines.append("later passes: of what is known now; files still to be looked at or scanned add to them")
+    amounts = {"sources": new, "scan": _sum(left["seconds"]), "embed": again, "caption": silent, "pack": missing}
+    times = [_estimate(info, name, amount) for name, amount in amounts.items() if amount]
+    if times and None not in times:
+        lines.append(f"about {clock(sum(filter(None, times)))} in all, at the last builds' rates")
     return "\n".join(lines)
+
+
+def _gone(found: Sequence[Found], store: Store, info: Mapping[str, Any]) -> int:
+    before = read_table(store, "tables/sources", lambda field: field.name == "source_uri") if info else None
+    if before is None:
+        return 0
+    there = pc.is_in(before["source_uri"], pa.array([file.uri for file in found]))
+    return before.num_rows - (pc.sum(there).as_py() or 0)
 
 
 def _sum(column: pa.ChunkedArray) -> float:
     return float(pc.sum(column).as_py() or 0.0)
 
 
-def _line(name: str, left: float, total: float, measure: str, why: str, info: dict[str, Any]) -> str:
+def _line(name: str, left: float, total: float, measure: str, why: str, info: Mapping[str, Any]) -> str:
     if not left:
         return f"{name:<8} nothing to do ({_amount(total, measure)} done)"
-    spent = info.get("passes", {}).get(name)
-    about = ""
-    if spent and spent["amount"] and spent["seconds"]:
-        about = f", about {clock(left * spent['seconds'] / spent['amount'])} at the last build's rate"
+    seconds = _estimate(info, name, left)
+    about = "" if seconds is None else f", about {clock(seconds)}"
     return f"{name:<8} {_amount(left, measure)} of {_amount(total, measure)}: {why}{about}"
+
+
+def _estimate(info: Mapping[str, Any], name: str, amount: float) -> float | None:
+    """Seconds, at the rate of the last build that had such a pass; None where there was none."""
+    spent = info.get("passes", {}).get(name)
+    return amount * spent["seconds"] / spent["amount"] if spent and spent["amount"] and spent["seconds"] else None
 
 
 def _amount(amount: float, measure: str) -> str:

@@ -95,27 +95,31 @@ def each_once(table: pa.Table) -> pa.Table:
     return table if np.array_equal(order, np.arange(table.num_rows)) else table.take(pa.array(order))
 
 
-def merged(store: Store, folder: str, made_by: str) -> list[Fragment]:
-    """The fragments of `folder` with the fingerprint `made_by`, after loose ones were merged if there were more than
-    LOOSE. With them are merged the files that are not larger than all of them, so that a row is written again a few
-    times only, however often a build is run."""
-    found = [f for f in read_fragments(store, folder) if f.done.get("fingerprint") == made_by]
+def current(store: Store, folder: str, made_by: str) -> list[Fragment]:
+    """The fragments of `folder` with the fingerprint `made_by`."""
+    return [f for f in read_fragments(store, folder) if f.done.get("fingerprint") == made_by]
+
+
+def merge(store: Store, folder: str, made_by: str) -> None:
+    """Merges the loose fragments with the fingerprint `made_by` if there are more than LOOSE. With them are merged the
+    files that are not larger than all of them, so that a row is written again a few times only, however often a build
+    is run."""
+    found = current(store, folder, made_by)
     taken = [f for f in found if MERGED not in f.done]
     if len(taken) <= LOOSE:
-        return found
+        return
     for file in sorted((f for f in found if MERGED in f.done), key=lambda f: f.count):
         if file.count <= min(sum(f.count for f in taken), FULL_ROWS // 2) and file.size <= FULL_BYTES // 2:
             taken.append(file)
     made = _merge(store, folder, taken, made_by)
-    for fragment in taken:
-        if fragment.name not in {file.name for file in made}:
-            store.delete(fragment.name)
-    return sorted([*made, *(f for f in found if f not in taken)], key=lambda f: f.name)
+    for name in {fragment.name for fragment in taken} - made:
+        store.delete(name)
 
 
-def _merge(store: Store, folder: str, taken: Sequence[Fragment], made_by: str) -> list[Fragment]:
+def _merge(store: Store, folder: str, taken: Sequence[Fragment], made_by: str) -> set[str]:
+    """The names of the files written."""
     parts = sorted((part for f in taken for part in f.done.get("parts", ())), key=lambda part: str(part["key"]))
-    key, made = fingerprint(sorted(f.name for f in taken)), list[Fragment]()
+    key, made = fingerprint(sorted(f.name for f in taken)), set[str]()
     with Runs(store, taken) as runs, store.open(taken[0].name) as file:
         schema = pq.ParquetFile(file).schema_arrow.remove_metadata()
         left = spans(runs.count, sum(f.size for f in taken))
@@ -134,7 +138,7 @@ def _merge(store: Store, folder: str, taken: Sequence[Fragment], made_by: str) -
                 if parts:
                     done["parts"] = own
                 out.add_key_value_metadata({DONE: json.dumps(done, sort_keys=True).encode()})
-            made.append(Fragment(name, done, rows, size))
+            made.add(name)
     return made
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import passes
+from pipeline import passes, runs
 from pipeline.recipe import Recipe
-from pipeline.runs import LOOSE, Runs, merged, spans
+from pipeline.runs import Runs, spans
 from pipeline.storage import Store
 from pipeline.tables import Fragment, fingerprint, frames_of, read_fragments, write_fragment
 
@@ -30,27 +30,34 @@ class Scanned:
     fragments: Sequence[Fragment]
 
 
-def identified(store: Store) -> pa.Table:
-    """Rows of passes.IDENTIFIED of every file that a build has looked at. Many small fragments become one."""
+def merge(store: Store, recipe: Recipe) -> None:
+    """Merges small fragments where they have become many. For the one build that writes to the dataset."""
+    for folder, made_by in (
+        ("state/scan", passes.scan_fingerprint(recipe)),
+        ("state/embed", passes.embed_fingerprint(recipe)),
+        ("state/caption", passes.caption_fingerprint(recipe)),
+    ):
+        runs.merge(store, folder, made_by)
     fragments = read_fragments(store, "state/sources")
-    rows = [fragment.rows(store) for fragment in fragments]
-    if not rows:
-        return passes.IDENTIFIED.empty_table()
-    table = pa.concat_tables(rows)
-    if len(fragments) > LOOSE:
+    if len(fragments) > runs.LOOSE:
         name = f"state/sources/{fingerprint([f.name for f in fragments])}.parquet"
-        write_fragment(store, name, table, {})
+        write_fragment(store, name, pa.concat_tables([f.rows(store) for f in fragments]), {})
         for fragment in fragments:
             if fragment.name != name:
                 store.delete(fragment.name)
-    return table
+
+
+def identified(store: Store) -> pa.Table:
+    """Rows of passes.IDENTIFIED of every file that a build has looked at."""
+    rows = [fragment.rows(store) for fragment in read_fragments(store, "state/sources")]
+    return pa.concat_tables([passes.IDENTIFIED.empty_table(), *rows])
 
 
 def scanned(store: Store, recipe: Recipe) -> Scanned:
     """Parts scanned under this recipe. One that failed on a limit is not done when the limits have changed."""
     limits, frames = fingerprint(passes.limits(recipe)), set(store.list("tables/frames"))
     keys, errors, notes, fragments = [], {}, {}, []
-    for fragment in merged(store, "state/scan", passes.scan_fingerprint(recipe)):
+    for fragment in runs.current(store, "state/scan", passes.scan_fingerprint(recipe)):
         fragments.append(fragment)
         good = []
         for part in fragment.done["parts"]:
@@ -88,8 +95,8 @@ def clips(
             stack.enter_context(Runs(store, fragments))
             for fragments in (
                 scanned(store, recipe).fragments,
-                merged(store, "state/embed", embed),
-                merged(store, "state/caption", caption),
+                runs.current(store, "state/embed", embed),
+                runs.current(store, "state/caption", caption),
             )
         )
         schemas = (passes.embed_schema(recipe), passes.caption_schema(recipe))
@@ -98,7 +105,7 @@ def clips(
             rows = scan.rows(span, columns and {*columns, *KEYS})
             if rows is not None:
                 empty = False
-                there = [runs.rows(span, columns and {*columns, "clip_id", "source_id", "scored"}) for runs in later]
+                there = [one.rows(span, columns and {*columns, "clip_id", "source_id", "scored"}) for one in later]
                 yield _joined(_of_today(rows, usable), there, schemas, columns)
         if empty:
             rows = pa.schema([*passes.scan_schema(recipe), ("at", pa.string())]).empty_table()

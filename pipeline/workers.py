@@ -32,12 +32,14 @@ class Identify:
         self._sandbox = Sandbox(recipe.scan.memory_mb)
 
     def __call__(self, unit: IdentifyUnit) -> Done:
+        started = time.perf_counter()
         rows = [self._row(found) for found in unit.found]
         keys = [(f.uri, f.size, f.stamp) for f in unit.found]
         name = f"state/sources/{fingerprint(keys)}.parquet"
         write_fragment(self._store, name, pa.Table.from_pylist(rows, schema=passes.IDENTIFIED), {})
         failed = sum(row["status"] != "ok" for row in rows)
-        return Done("sources", len(rows), counts={"sources": len(rows), "failed": failed}, fragment=name)
+        seconds = {"total": time.perf_counter() - started}
+        return Done("sources", len(rows), {"sources": len(rows), "failed": failed}, seconds, fragment=name)
 
     def _row(self, found: Found) -> dict[str, Any]:
         row: dict[str, Any] = {"uri": found.uri, "size": found.size, "stamp": found.stamp}

@@ -21,6 +21,7 @@ from videos import pan, texture, write_video
 from pipeline import stages
 from pipeline.build import Built, build
 from pipeline.dataset import DatasetError
+from pipeline.plan import plan
 from pipeline.recipe import load_recipe
 from pipeline.storage import Store
 from pipeline.tables import read_table
@@ -133,6 +134,9 @@ def test_a_new_source_is_scanned_alone_and_a_removed_one_disappears(copied, foot
     folder = Path(shutil.copytree(footage, tmp_path / "footage"))
     write_video(folder / "tilt.mp4", pan(texture(2, 700, 400), 60, 0.0, 3.0), fps=25)
     (folder / "pan.mkv").unlink()
+    planned = plan([str(folder)], str(copied), load_recipe("embedded", OPTIONS)).splitlines()
+    assert planned[0].startswith("sources  8 files of 8 files: new or changed, about 0:")
+    assert planned[1].endswith("8 files of the dataset are no longer among the sources: their clips go")
     result = build([str(folder)], str(copied), load_recipe("embedded", OPTIONS))
     scan = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("scan"))
     assert "0:02 video" in scan

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pytest
 
 from pipeline import runs
-from pipeline.runs import Runs, merged, spans
+from pipeline.runs import Runs, current, merge, spans
 from pipeline.storage import Store
-from pipeline.tables import Span, read_fragments, write_fragment
+from pipeline.tables import Fragment, Span, write_fragment
 
 
 def name(*words: object) -> str:
@@ -36,11 +36,16 @@ def commit(store: Store, sources: range, again: str = "") -> None:
 
 def everything(store: Store) -> tuple[list[dict[str, object]], set[str]]:
     """Rows, span by span, and the keys of parts."""
-    fragments = [f for f in read_fragments(store, "state/scan") if f.done["fingerprint"] == "now"]
+    fragments = current(store, "state/scan", "now")
     with Runs(store, fragments) as opened:
         tables = [opened.rows(span) for span in spans(200)]
     rows = [row for table in tables if table is not None for row in table.drop_columns(["at"]).to_pylist()]
     return rows, {part["key"] for fragment in fragments for part in fragment.done["parts"]}
+
+
+def merged(store: Store) -> list[Fragment]:
+    merge(store, "state/scan", "now")
+    return current(store, "state/scan", "now")
 
 
 @pytest.fixture
@@ -62,11 +67,11 @@ def test_merged_fragments_hold_every_clip_once_and_every_part(store):
     before = everything(store)
     assert len(before[0]) == 120
     assert [row["source_id"] for row in before[0]] == sorted(row["source_id"] for row in before[0])
-    files = merged(store, "state/scan", "now")
+    files = merged(store)
     assert 3 <= len(files) <= 5
     assert sum(file.count for file in files) == 120
     assert everything(store) == before
-    assert [file.name for file in files] == [f.name for f in merged(store, "state/scan", "now")]
+    assert [file.name for file in files] == [f.name for f in merged(store)]
     assert store.exists("state/scan/other.parquet")
 
 
@@ -74,7 +79,7 @@ def test_a_span_reads_its_sources_and_no_others(store):
     rows, _ = everything(store)
     span = Span(str(rows[30]["source_id"]), str(rows[60]["source_id"]))
     for _ in range(2):
-        with Runs(store, merged(store, "state/scan", "now")) as opened:
+        with Runs(store, merged(store)) as opened:
             table = opened.rows(span)
         assert table is not None
         assert table.drop_columns(["at"]).to_pylist() == rows[30:60]
@@ -85,11 +90,11 @@ def test_merging_that_was_stopped_is_done_again(store, left, tmp_path):
     """After the merged files, and `left` of the loose ones, are written and not yet deleted."""
     before = everything(store)
     loose = shutil.copytree(store.path("state/scan"), tmp_path / "loose")
-    merged(store, "state/scan", "now")
+    merged(store)
     for path in sorted(loose.iterdir())[:left]:
         shutil.copy(path, store.path("state/scan"))
     assert everything(store) == before
-    merged(store, "state/scan", "now")
+    merged(store)
     assert everything(store) == before
 
 
@@ -97,7 +102,7 @@ def test_small_increments_are_written_again_a_few_times_only(store):
     sizes = []
     for first in range(40, 400, 4):
         commit(store, range(first, first + 4))
-        sizes.append(len(merged(store, "state/scan", "now")))
+        sizes.append(len(merged(store)))
     assert max(sizes) < 45
     assert len(everything(store)[0]) == 1200
     assert np.unique([row["clip_id"] for row in everything(store)[0]]).size == 1200

@@ -231,7 +231,8 @@ def whole(folder: Path, clips: int, *more: str) -> None:
     build.discover = lambda _: found
     build.CaptionClips, build.Pack = Captions, DummyPack
     timed(todo, "source_rows", "sources, as columns")
-    timed(state, "scanned", "what is scanned (merging small fragments at first)")
+    timed(state, "merge", "small fragments merged")
+    timed(state, "scanned", "what is scanned")
     timed(todo, "parts_of", "what there is to scan")
     timed(todo, "clip_rows", "columns that selection reads")
     timed(build, "select", "selection, duplicates, clusters")
