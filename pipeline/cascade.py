@@ -24,7 +24,7 @@ RATE = 12.5  # moments a second that are judged, where there are as many frames
 WIDTH = 32
 DILATIONS = (1, 2, 4, 8)
 CONTEXT = REACH + 1 + sum(DILATIONS)  # moments on either side that a judgement depends on
-BLOCK = 32  # moments judged at once
+BLOCK = 64  # moments judged at once
 CUT, SPAN = 0.15, 0.75  # probabilities that make a transition certain
 EDGE = 0.02  # and the one down to which it reaches
 
@@ -78,6 +78,7 @@ class Cascade:
         self._frames: list[Proxy] = []  # all that came, from the first that is still needed
         self._beats: list[Proxy] = []  # of those, the ones that are judged
         self._judged = 0  # how many of those have been
+        self._seen: np.ndarray | None = None  # features of the last moments that were judged, and of their context
         self._event: _Event | None = None
         self._cell: int | None = None
         self.settled = float("-inf")
@@ -98,11 +99,13 @@ class Cascade:
 
     def _judge(self, count: int) -> list[Transition]:
         """Takes the next `count` moments; forgets those that are no context to what comes."""
-        begin, end = self._judged, self._judged + count
-        rows = np.clip(np.arange(begin - CONTEXT, end + CONTEXT), 0, len(self._beats) - 1)
+        begin, end, margin = self._judged, self._judged + count, CONTEXT - REACH
+        first = begin - CONTEXT if self._seen is None else begin + margin - REACH
+        rows = np.clip(np.arange(first, end + CONTEXT), 0, len(self._beats) - 1)
         chosen = [self._beats[i] for i in rows]
         seen = features(np.stack([p.colour for p in chosen]), np.array([p.time for p in chosen]))
-        margin = CONTEXT - REACH
+        seen = seen if self._seen is None else np.concatenate([self._seen, seen])
+        self._seen = seen[-2 * margin :]
         found: list[Transition] = []
         for beat, (cut, span) in zip(range(begin, end), judge(seen)[margin : margin + count], strict=True):
             found += self._moment(beat, float(cut) if beat else 0.0, float(span))

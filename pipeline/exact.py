@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from typing import TypeVar
 
 from pipeline.media import Frame, MediaError, Video
-from pipeline.proxy import Proxy, Shrinker
 from pipeline.sources import open_media
+
+Made = TypeVar("Made")
 
 AHEAD = 1.0  # seconds: a decoder may have passed over frames this far ahead of the last one that it gave
 
@@ -16,8 +18,8 @@ class ExactFrames:
     """All frames of short spans of a source, in order of time mostly; a context manager that opens the file when first
     asked."""
 
-    def __init__(self, uri: str, shrinker: Shrinker):
-        self._uri, self._shrinker = uri, shrinker
+    def __init__(self, uri: str):
+        self._uri = uri
         self._stack = ExitStack()
         self._video: Video | None = None
         self._frames: Iterator[Frame] | None = None
@@ -30,8 +32,8 @@ class ExactFrames:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def between(self, after: float, before: float, keyframe: float) -> list[Proxy]:
-        """The frames with after < time < before. `keyframe` is the time of the last keyframe up to `after`: decoding
+    def between(self, after: float, before: float, keyframe: float, make: Callable[[Frame], Made]) -> list[Made]:
+        """What `make` makes of the frames with after < time < before. `keyframe` is the time of the last keyframe up to `after`: decoding
         goes on from where it stands if that is nearer. Empty where the file cannot be read again."""
         try:
             if self._video is None:
@@ -44,7 +46,7 @@ class ExactFrames:
                 if frame.time >= before:
                     break
                 if frame.time > after:
-                    found.append(self._shrinker.proxy(frame))
+                    found.append(make(frame))
             else:
                 self._frames = None
             return found

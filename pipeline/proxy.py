@@ -15,12 +15,10 @@ TINY = (48, 27)  # width, height that TransNetV2 was trained on (Soucek and Loko
 
 @dataclass(frozen=True)
 class Proxy:
-    """A frame as the detectors and filters see it: `luma` (h, w) uint8, full range, as displayed; `colour` (27, 48, 3)
-    uint8 RGB, as coded."""
+    """A frame as the detectors see it: `colour` (27, 48, 3) uint8 RGB, as coded."""
 
     pts: int
     time: float
-    luma: np.ndarray
     colour: np.ndarray
 
 
@@ -52,8 +50,7 @@ class Still:
 class Shrinker:
     """Makes proxies and sampled pictures of one stream's frames.
 
-    Planes are halved by area as often as possible (each halving is one vectorised pass over a quarter of the pixels of
-    the last), then brought to size by area. Shapes follow the probe's displayed size, also when frames change theirs.
+    Shapes follow the probe's displayed size, also when frames change theirs.
     """
 
     def __init__(self, probe: Probe):
@@ -65,11 +62,12 @@ class Shrinker:
         self._turns = probe.rotation // 90
 
     def proxy(self, frame: Frame) -> Proxy:
-        y, u, v = frame.planes()
-        luma = shrink(y, self._size)
-        tiny = (shrink(luma, TINY), shrink(u, TINY), shrink(v, TINY))
-        colour = rgb_from_yuv(*tiny, frame.full_range, frame.bt709)
-        return Proxy(frame.pts, frame.time, self._turn(widen(luma, frame.full_range)), colour)
+        y, u, v = (shrink(plane, TINY) for plane in frame.planes())
+        return Proxy(frame.pts, frame.time, rgb_from_yuv(y, u, v, frame.full_range, frame.bt709))
+
+    def luma(self, frame: Frame) -> np.ndarray:
+        """(h, w) uint8 luma, full range, as displayed."""
+        return self._turn(widen(shrink(frame.planes()[0], self._size), frame.full_range))
 
     def still(self, frame: Frame, long_side: int) -> Still:
         """The frame at `long_side` pixels at most, to be made a picture of if it is chosen."""
@@ -88,15 +86,21 @@ class Shrinker:
 
 
 def shrink(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(h, w) uint8 to `size` (width, height) by area; enlarged linearly where it is smaller."""
+    """(h, w) uint8 to `size` (width, height); enlarged linearly where it is smaller.
+
+    Of much larger planes only some rows are read, at least four for each row of the result: reading them all costs more
+    than all else that a scan does with a frame. What is left is halved by area as often as possible, each halving one
+    vectorised pass, then brought to size by area, or linearly where that reads every pixel too.
+    """
     width, height = size
+    plane = plane[:: max(1, plane.shape[0] // (4 * height))]
     while plane.shape[0] >= 2 * height and plane.shape[1] >= 2 * width:
         rows, columns = plane.shape[0] // 2, plane.shape[1] // 2
         plane = cv2.resize(plane[: 2 * rows, : 2 * columns], (columns, rows), interpolation=cv2.INTER_AREA)
     if plane.shape == (height, width):
         return plane.copy() if plane.base is not None else plane
-    smaller = plane.shape[0] >= height and plane.shape[1] >= width
-    return cv2.resize(plane, size, interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)
+    half = plane.shape[0] < 2 * height and plane.shape[1] < 2 * width
+    return cv2.resize(plane, size, interpolation=cv2.INTER_LINEAR if half else cv2.INTER_AREA)
 
 
 def crop(picture: np.ndarray, box: tuple[float, float, float, float]) -> np.ndarray:

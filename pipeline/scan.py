@@ -18,10 +18,10 @@ import numpy as np
 from filters.base import score
 from filters.borders import content_box
 from pipeline.cascade import Cascade
-from pipeline.exact import ExactFrames
+from pipeline.exact import ExactFrames, Made
 from pipeline.media import Frame, MediaError, Probe, Video
 from pipeline.passes import columns_of, filters_of
-from pipeline.proxy import Proxy, Shrinker, Still
+from pipeline.proxy import Shrinker, Still
 from pipeline.recipe import Recipe, RecipeError
 from pipeline.shots import Adaptive, ShotDetector, Stride
 from pipeline.sources import Source, open_media
@@ -59,7 +59,7 @@ def scan(source: Source, recipe: Recipe, segment: tuple[float, float] | None = N
     cv2.setNumThreads(1)  # a process a core, and the same bytes on any number of them
     with Video(open_media(source.uri)) as video:
         shrinker = Shrinker(video.probe)
-        with ExactFrames(source.uri, shrinker) as exact:
+        with ExactFrames(source.uri) as exact:
             return _Scan(source, recipe, video, shrinker, exact, segment).run()
 
 
@@ -141,7 +141,7 @@ class _Scan:
             self._keyframes = [*self._keyframes[-200:], frame.time]
         with self._clock("proxy"):
             proxy = self._shrinker.proxy(frame)
-            self._tracks.add(frame, proxy)
+            self._tracks.add(frame)
         with self._clock("shots"):
             shots = self._cutter.push(self._detector.push(proxy), self._detector.settled)
         for shot in shots:
@@ -150,7 +150,7 @@ class _Scan:
 
     def _make_detector(self) -> ShotDetector:
         kinds: dict[str, Callable[[], ShotDetector]] = {
-            "cascade": lambda: Cascade(self._probe.fps, self._between),
+            "cascade": lambda: Cascade(self._probe.fps, lambda a, b: self._between(a, b, self._shrinker.proxy)),
             "adaptive": Adaptive,
             "transnetv2": TransNet,
             "stride": lambda: Stride(self._options.max_seconds),
@@ -165,14 +165,14 @@ class _Scan:
         dense = self._probe.fps >= LEAST_FPS
         return self._tracks.in_burst if self._options.shots == "cascade" and dense else None
 
-    def _between(self, after: float, before: float) -> list[Proxy]:
-        """All frames between two that were decoded, when some were left out; none when the second is a keyframe that
+    def _between(self, after: float, before: float, make: Callable[[Frame], Made]) -> list[Made]:
+        """What `make` makes of all frames between two that were decoded, when some were left out; none when the second is a keyframe that
         came out of turn: an encoder that puts one there has seen the cut at exactly this frame."""
         if not self._tracks.skipped(after, before) or self._out_of_turn(before):
             return []
         keyframe = max((k for k in self._keyframes if k <= after), default=-math.inf)
         with self._clock("exact"):
-            return self._exact.between(after, before, keyframe)
+            return self._exact.between(after, before, keyframe, make)
 
     def _out_of_turn(self, time: float) -> bool:
         """Whether there is a keyframe at this time, and not at the distance of the keyframes before or after it."""
@@ -186,7 +186,7 @@ class _Scan:
 
     def _image(self) -> str | None:
         frame = next(self._video.frames())
-        self._tracks.add(frame, self._shrinker.proxy(frame))
+        self._tracks.add(frame)
         kept = self._tracks.span(-math.inf, math.inf)
         self._clip(kept, frame.pts + 1, 0.0, self._box(kept), drop=False)
         return None
@@ -254,8 +254,9 @@ class _Scan:
         """With neighbouring frames of its middle, for a clip that no burst of the grid falls into."""
         first = max(0, (len(kept.times) - BURST_FRAMES) // 2)
         last = min(len(kept.times), first + BURST_FRAMES) - 1
-        exact = self._between(float(kept.times[first]) - 1e-6, float(kept.times[last]) + 1e-6)
-        return replace(kept, burst=np.stack([p.luma for p in exact])) if exact else kept
+        span = float(kept.times[first]) - 1e-6, float(kept.times[last]) + 1e-6
+        exact = self._between(*span, self._shrinker.luma)
+        return replace(kept, burst=np.stack(exact)) if exact else kept
 
     def _box(self, kept: Kept) -> tuple[float, float, float, float]:
         with self._clock("borders"):

@@ -12,7 +12,7 @@ import numpy as np
 from filters.base import ClipView
 from filters.flow import coarse_flow
 from pipeline.media import Frame, Probe
-from pipeline.proxy import Proxy, Shrinker, Still, crop
+from pipeline.proxy import Shrinker, Still, crop
 
 LUMA_RATE = 8.0  # frames a second of the luma track; flow is between neighbours of it
 STILL_RATE = 3.0  # candidates a second for sampled frames
@@ -23,6 +23,14 @@ DETAIL_PATCHES = 4
 PEAK_APART = 0.5  # seconds between two motion peaks
 
 Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Grey:
+    """The small luma of a frame, (h, w) uint8."""
+
+    time: float
+    luma: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -46,26 +54,30 @@ class Tracks:
         self._times: list[float] = []  # of all frames of the source, also those that were not decoded
         self._pts: list[int] = []
         self._decoded: list[float] = []
-        self._luma: list[Proxy] = []
+        self._luma: list[Grey] = []
         self._stills: list[Still] = []
-        self._bursts: list[list[Proxy]] = []
+        self._bursts: list[list[Grey]] = []
         self._filling = False
 
-    def add(self, frame: Frame, proxy: Proxy) -> None:
+    def add(self, frame: Frame) -> None:
         last = self._decoded[-1] if self._decoded else None
         self.pass_over(frame.passed)
-        self._decoded.append(proxy.time)
-        if _crossed(last, proxy.time, LUMA_RATE):
-            self._luma.append(proxy)
-        if _crossed(last, proxy.time, STILL_RATE):
+        self._decoded.append(frame.time)
+        if _crossed(last, frame.time, STILL_RATE):
             self._stills.append(self._shrinker.still(frame, self._side))
-        if _crossed(last, proxy.time, 1 / BURST_EVERY):
+        if _crossed(last, frame.time, 1 / BURST_EVERY):
             self._bursts.append([])
             self._filling = True
         elif self._filling and len(frame.passed) > 1:
             self._filling = False  # frames are missing: what follows is no neighbour
+        seen = _crossed(last, frame.time, LUMA_RATE)
+        if not seen and not self._filling:
+            return
+        grey = Grey(frame.time, self._shrinker.luma(frame))
+        if seen:
+            self._luma.append(grey)
         if self._filling:
-            self._bursts[-1].append(proxy)
+            self._bursts[-1].append(grey)
             self._filling = len(self._bursts[-1]) < BURST_FRAMES
 
     def pass_over(self, pts: Sequence[int]) -> None:

@@ -104,7 +104,7 @@ def detect(detector, frames, times=None, of=None) -> list[Transition]:
     found = []
     for index in range(len(frames)) if of is None else of:
         small = cv2.resize(frames[index], (48, 27), interpolation=cv2.INTER_AREA)
-        found += detector.push(Proxy(index, float(times[index]), small[..., 0], small))
+        found += detector.push(Proxy(index, float(times[index]), small))
     return found + detector.finish()
 
 
@@ -123,7 +123,7 @@ def test_cuts_between_reference_frames_are_placed_among_all_frames():
 
     def between(after, before):
         asked.append(before - after)
-        return [Proxy(i, i / 25, s[..., 0], s) for i, s in enumerate(small) if after < i / 25 < before]
+        return [Proxy(i, i / 25, s) for i, s in enumerate(small) if after < i / 25 < before]
 
     found = detect(Cascade(25.0, between), frames, of=range(0, len(frames), 4))
     assert found == [Transition(2.0, 2.0), Transition(4.48, 4.48)]
