@@ -140,11 +140,12 @@ class Cascade:
             return [Transition(math.nextafter(event.before.time, math.inf), event.end.time)]
         if event.cuts == 0 or event.gap is None:
             return []
-        before, after = event.gap
-        frames = [p for p in self._frames if before.time < p.time < after.time]
+        before, after = _largest([p for p in self._frames if event.gap[0].time <= p.time <= event.gap[1].time])
         if self._between is not None:
-            frames = list(self._between(before.time, after.time)) or frames
-        row = [before, *frames, after]
-        change = [np.abs(b.colour.astype(int) - a.colour).mean() for a, b in pairwise(row)]
-        time = row[int(np.argmax(change)) + 1].time
-        return [Transition(time, time)]
+            before, after = _largest([before, *self._between(before.time, after.time), after])
+        return [Transition(after.time, after.time)]
+
+
+def _largest(row: Sequence[Proxy]) -> tuple[Proxy, Proxy]:
+    """The two neighbours in a row that differ most."""
+    return max(pairwise(row), key=lambda pair: float(np.abs(pair[1].colour.astype(int) - pair[0].colour).mean()))

@@ -15,7 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from filters.base import score
+from filters.base import Track, score
 from filters.borders import content_box
 from pipeline.cascade import Cascade
 from pipeline.exact import ExactFrames, Made
@@ -78,12 +78,13 @@ class _Scan:
         self._source, self._options = source, recipe.scan
         self._video, self._probe = video, video.probe
         self._shrinker, self._exact = shrinker, exact
-        self._tracks = Tracks(shrinker, recipe.scan.frame_side, video.probe)
+        self._filters, self._columns = filters_of(recipe, "scan"), columns_of(recipe, "scan")
+        bursts = any(Track.BURST in made.needs for made in self._filters.values())
+        self._tracks = Tracks(shrinker, recipe.scan.frame_side, video.probe, bursts)
         self._detector = self._make_detector()
         self._keyframes: list[float] = []
         self._segment = _opened(segment, video.probe)
         self._cutter = ShotCutter(self._segment)
-        self._filters, self._columns = filters_of(recipe, "scan"), columns_of(recipe, "scan")
         self._seconds: dict[str, float] = defaultdict(float)
         self._clips: list[dict[str, Any]] = []
         self._frames: list[dict[str, Any]] = []

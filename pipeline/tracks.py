@@ -48,9 +48,10 @@ class Kept:
 class Tracks:
     """Collects tracks frame by frame, on grids of absolute time, so that they do not depend on where decoding began."""
 
-    def __init__(self, shrinker: Shrinker, frame_side: int, probe: Probe):
+    def __init__(self, shrinker: Shrinker, frame_side: int, probe: Probe, bursts: bool):
         self._shrinker, self._side = shrinker, frame_side
-        self._base, self._burst_seconds = probe.time_base, (BURST_FRAMES + 0.5) / max(probe.fps, 1.0)
+        self._base, self._wants_bursts = probe.time_base, bursts
+        self._burst_seconds = (BURST_FRAMES + 0.5) / max(probe.fps, 1.0) if bursts else 0.0
         self._times: list[float] = []  # of all frames of the source, also those that were not decoded
         self._pts: list[int] = []
         self._decoded: list[float] = []
@@ -65,7 +66,7 @@ class Tracks:
         self._decoded.append(frame.time)
         if _crossed(last, frame.time, STILL_RATE):
             self._stills.append(self._shrinker.still(frame, self._side))
-        if _crossed(last, frame.time, 1 / BURST_EVERY):
+        if self._wants_bursts and _crossed(last, frame.time, 1 / BURST_EVERY):
             self._bursts.append([])
             self._filling = True
         elif self._filling and len(frame.passed) > 1:
@@ -100,7 +101,9 @@ class Tracks:
         luma = [p for p in self._luma if start <= p.time < end]
         bursts = [[p for p in burst if start <= p.time < end] for burst in self._bursts]
         middle = (self._times[first] + self._times[max(first, last - 1)]) / 2
-        best = max(bursts, key=lambda b: (len(b) >= LEAST_BURST, -abs(b[0].time - middle)) if b else (False, -1e9))
+        best = max(
+            bursts, key=lambda b: (len(b) >= LEAST_BURST, -abs(b[0].time - middle)) if b else (False, -1e9), default=[]
+        )
         return Kept(
             times=np.array(self._times[first:last]),
             pts=np.array(self._pts[first:last], np.int64),
