@@ -26,7 +26,7 @@ DILATIONS = (1, 2, 4, 8)
 CONTEXT = REACH + 1 + sum(DILATIONS)  # moments on either side that a judgement depends on
 BLOCK = 64  # moments judged at once
 CUT, SPAN = 0.15, 0.75  # probabilities that make a transition certain
-EDGE = 0.02  # and the one down to which it reaches
+EDGE = 0.05  # and the one down to which it reaches
 
 
 def beats(times: np.ndarray) -> np.ndarray:
@@ -110,12 +110,12 @@ class Cascade:
         for beat, (cut, span) in zip(range(begin, end), judge(seen)[margin : margin + count], strict=True):
             found += self._moment(beat, float(cut) if beat else 0.0, float(span))
         last = self._beats[end - 1]
-        self.settled = last.time if self._event is None else math.nextafter(self._event.before.time, math.inf)
+        needed = (last if self._event is None else self._event.before).time
+        self.settled = needed if self._event is None else math.nextafter(needed, math.inf)
         forget = max(0, end - CONTEXT)
         del self._beats[:forget]
         self._judged = end - forget
-        keep = min(self.settled, last.time)
-        self._frames = [p for p in self._frames if p.time >= keep]
+        self._frames = [p for p in self._frames if p.time >= needed]
         return found
 
     def _moment(self, beat: int, cut: float, span: float) -> list[Transition]:

@@ -29,7 +29,7 @@ def features(colour: np.ndarray, times: np.ndarray) -> np.ndarray:
     """
     count, reach = len(colour), REACH
     luma = (colour.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)).reshape(count, -1)
-    grid = _grid(colour)
+    cells = _grid(colour)
     histogram = _histograms(colour)
     middle = np.arange(reach, count - reach)
     mean, deviation = luma.mean(axis=1), luma.std(axis=1)
@@ -38,7 +38,7 @@ def features(colour: np.ndarray, times: np.ndarray) -> np.ndarray:
     columns = [mean[middle] / 255, deviation[middle] / 64, saturation[middle] / 64]
     for lag in PAIRS:
         a, b = middle - (lag + 1) // 2, middle + lag // 2
-        columns.append(np.abs(grid[a] - grid[b]).mean(axis=1) / 32)
+        columns.append(np.abs(cells[a] - cells[b]).mean(axis=1) / 32)
         product = (centred[a] * centred[b]).mean(axis=1)
         columns.append(1 - (product + 4) / (deviation[a] * deviation[b] + 4))
         columns.append(np.abs(histogram[a] - histogram[b]).sum(axis=1))
@@ -48,7 +48,7 @@ def features(colour: np.ndarray, times: np.ndarray) -> np.ndarray:
         columns += [blocks.mean(axis=1) / 32, blocks.max(axis=1) / 64]
     for lag in BLENDS:
         a, b = middle - lag // 2, middle + lag // 2
-        step, gone = grid[b] - grid[a], grid[middle] - grid[a]
+        step, gone = cells[b] - cells[a], cells[middle] - cells[a]
         length = (step * step).sum(axis=1) + 2000  # about two grey levels in every cell: noise is no direction
         place = np.clip((gone * step).sum(axis=1) / length, -0.5, 1.5)
         left = gone - place[:, None] * step
