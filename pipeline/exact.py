@@ -33,8 +33,8 @@ class ExactFrames:
         self._stack.close()
 
     def between(self, after: float, before: float, keyframe: float, make: Callable[[Frame], Made]) -> list[Made]:
-        """What `make` makes of the frames with after < time < before. `keyframe` is the time of the last keyframe up to `after`: decoding
-        goes on from where it stands if that is nearer. Empty where the file cannot be read again."""
+        """What `make` makes of the frames with after < time < before. `keyframe` is the time of the last keyframe up to
+        `after`: decoding goes on from where it stands if that is nearer. Empty where the file cannot be read again."""
         try:
             if self._video is None:
                 self._video = self._stack.enter_context(Video(open_media(self._uri)))

@@ -129,8 +129,8 @@ class Video:
 
         Timestamps are repaired: a missing one is the last plus one frame, a repeated or slightly earlier frame is left
         out, and decoding ends where time jumps back by more than a second. Corrupt packets are skipped. Raises
-        MediaError("truncated: ...") at the end when the file stops short of what it promised, after the frames that
-        are there.
+        MediaError("truncated: ...") at the end when the file stops short of what it promised or its picture changes
+        size, after the frames that are there.
         """
         natives, self._unread = self._unread, None
         if start is not None and start > self.probe.start and not self.probe.image:
@@ -151,6 +151,10 @@ class Video:
                     return
                 continue
             passed = {p for p in self._skipped if last is not None and last < p < pts}
+            if (native.width, native.height) != (self.probe.coded_width, self.probe.coded_height):
+                self._skipped = sorted(passed)
+                sizes = f"{self.probe.coded_width}x{self.probe.coded_height} to {native.width}x{native.height}"
+                raise MediaError(f"truncated: the picture changes size from {sizes} at {float(pts * base):.2f} s")
             self._skipped = [p for p in self._skipped if p > pts]
             last = pts
             yield Frame(

@@ -50,7 +50,7 @@ class Still:
 class Shrinker:
     """Makes proxies and sampled pictures of one stream's frames.
 
-    Shapes follow the probe's displayed size, also when frames change theirs.
+    Shapes follow the probe's displayed size.
     """
 
     def __init__(self, probe: Probe):

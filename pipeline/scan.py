@@ -167,8 +167,8 @@ class _Scan:
         return self._tracks.in_burst if self._options.shots == "cascade" and dense else None
 
     def _between(self, after: float, before: float, make: Callable[[Frame], Made]) -> list[Made]:
-        """What `make` makes of all frames between two that were decoded, when some were left out; none when the second is a keyframe that
-        came out of turn: an encoder that puts one there has seen the cut at exactly this frame."""
+        """What `make` makes of all frames between two that were decoded, when some were left out; nothing when the
+        second is a keyframe that came out of turn: an encoder that puts one there has seen the cut at that frame."""
         if not self._tracks.skipped(after, before) or self._out_of_turn(before):
             return []
         keyframe = max((k for k in self._keyframes if k <= after), default=-math.inf)

@@ -153,6 +153,15 @@ def test_a_truncated_film_gives_what_is_there(tmp_path):
     assert spans(scanned)[-1][1] < 150
 
 
+def test_a_film_is_used_up_to_where_its_picture_changes_size(tmp_path):
+    path = write_video(tmp_path / "film.ts", film([50]), FPS)
+    small = write_video(tmp_path / "small.ts", film([50], 90, 160), FPS, times=[2 + i / FPS for i in range(50)])
+    path.write_bytes(path.read_bytes() + small.read_bytes())
+    scanned = scan(Source("id", str(path)), recipe())
+    assert [c["frames"] for c in scanned.clips] == [50]
+    assert "320x180 to 160x90" in scanned.source["error"]
+
+
 def test_damage_in_the_middle_costs_no_more_than_the_middle(tmp_path):
     path = write_video(tmp_path / "film.ts", film([80, 80]), FPS, g="10")
     data = bytearray(path.read_bytes())
