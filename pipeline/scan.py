@@ -25,11 +25,13 @@ from pipeline.proxy import Shrinker, Still
 from pipeline.recipe import Recipe, RecipeError
 from pipeline.shots import Adaptive, ShotDetector, Stride
 from pipeline.sources import Source, open_media
-from pipeline.spans import Shot, ShotCutter, equal_parts
+from pipeline.spans import Shot, ShotCutter, Transition, equal_parts
+from pipeline.stitch import same_scene
 from pipeline.tables import clip_id
 from pipeline.tracks import BURST_FRAMES, LEAST_BURST, Kept, Tracks, clip_view, jpeg, sampled
 from pipeline.transnet import TransNet
 
+WHOLE = (0.0, 0.0, 1.0, 1.0)
 LEAST_FPS = 20.0  # below it, frames that are left out would be missed
 
 
@@ -89,6 +91,7 @@ class _Scan:
         self._clips: list[dict[str, Any]] = []
         self._frames: list[dict[str, Any]] = []
         self._shots = 0
+        self._entered = -math.inf  # where the last transition ended
 
     def run(self) -> Scanned:
         problem = self._image() if self._probe.image else self._film()
@@ -128,7 +131,7 @@ class _Scan:
         _, last = self._tracks.last
         end = last + (1 / self._probe.fps if self._probe.fps else 0)
         with self._clock("shots"):
-            shots = self._cutter.push(self._detector.finish(), end) + self._cutter.finish()
+            shots = self._cutter.push(self._stitched(self._detector.finish()), end) + self._cutter.finish()
         for shot in shots:
             self._finish(shot)
         promised = self._probe.start + self._probe.duration
@@ -144,10 +147,21 @@ class _Scan:
             proxy = self._shrinker.proxy(frame)
             self._tracks.add(frame)
         with self._clock("shots"):
-            shots = self._cutter.push(self._detector.push(proxy), self._detector.settled)
+            shots = self._cutter.push(self._stitched(self._detector.push(proxy)), self._detector.settled)
         for shot in shots:
             self._finish(shot)
         return self._cutter.done
+
+    def _stitched(self, found: Sequence[Transition]) -> list[Transition]:
+        """Without hard cuts inside one scene. A stride is cut whatever it shows."""
+        kept = []
+        for transition in found:
+            hard = transition.leave == transition.enter and self._options.shots != "stride"
+            beside = self._tracks.beside(transition.enter, self._entered) if hard else None
+            if beside is None or not same_scene(*(still.rgb(WHOLE) for still in beside)):
+                kept.append(transition)
+                self._entered = transition.enter
+        return kept
 
     def _make_detector(self) -> ShotDetector:
         kinds: dict[str, Callable[[], ShotDetector]] = {

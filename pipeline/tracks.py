@@ -113,6 +113,13 @@ class Tracks:
             burst=_stack([p.luma for p in best]),
         )
 
+    def beside(self, time: float, since: float) -> tuple[Still, Still] | None:
+        """The candidates next to a cut at `time`; none where there is none between it and `since`, or after it."""
+        index = bisect_left(self._stills, time, key=lambda still: still.time)
+        if not 0 < index < len(self._stills) or self._stills[index - 1].time < since:
+            return None
+        return self._stills[index - 1], self._stills[index]
+
     def forget(self, before: float) -> None:
         """Drops what lies before a time that no later span will reach."""
         gone = bisect_left(self._times, before)

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from videos import pan, texture
 
 from pipeline.cascade import Cascade
+from pipeline.media import Video
 from pipeline.proxy import Proxy
 from pipeline.shots import Adaptive, Stride
 from pipeline.spans import LONGEST, Shot, ShotCutter, Transition, equal_parts
+from pipeline.stitch import same_scene
 
 END = 400.0
 
@@ -169,3 +171,11 @@ def test_transnet_finds_exact_cuts():
     frames = shot(0, 60) + shot(1, 55) + shot(2, 60)
     whole = detect(TransNet(), frames)
     assert whole == [Transition(t, t) for t in (60 / 25, 115 / 25)]
+
+
+def test_pictures_of_one_scene_are_told_from_those_across_a_cut(sample_videos):
+    with Video(str(sample_videos["bikes"])) as video:
+        pictures = [frame.rgb() for frame in video.frames()]
+    for cut in (30, 76, 137, 187, 242):
+        assert not same_scene(pictures[cut - 2], pictures[cut + 2])
+    assert sum(same_scene(pictures[i], pictures[i + 4]) for i in (10, 50, 100, 160, 210)) >= 3  # a car passes in the others
