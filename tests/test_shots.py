@@ -178,4 +178,4 @@ def test_pictures_of_one_scene_are_told_from_those_across_a_cut(sample_videos):
         pictures = [frame.rgb() for frame in video.frames()]
     for cut in (30, 76, 137, 187, 242):
         assert not same_scene(pictures[cut - 2], pictures[cut + 2])
-    assert sum(same_scene(pictures[i], pictures[i + 4]) for i in (10, 50, 100, 160, 210)) >= 3  # a car passes in the others
+    assert sum(same_scene(pictures[i], pictures[i + 4]) for i in (10, 50, 100, 160, 210)) >= 3  # cars pass
