@@ -169,7 +169,7 @@ def clip_rows(sources: pa.Table, store: Store, recipe: Recipe) -> pa.Table:
                 file.write(np.ascontiguousarray(values, np.float32).tobytes())
                 rows = rows.drop_columns(["embedding"])
             slim.append(_slim(rows))
-        table = pa.concat_tables(slim).unify_dictionaries()
+        table = pa.concat_tables(slim)
         if width:
             file.flush()
             values = pa.array(np.memmap(file, np.float32, "r"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
@@ -11,9 +12,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from datasets_compared import snapshot
 from videos import pan, texture, write_video
@@ -171,6 +174,51 @@ def test_killed_in_the_middle_and_started_again_gives_the_same_bytes(built, foot
     process.wait()
     assert not (dataset / "dataset.json").exists()
     build([str(footage)], str(dataset), load_recipe("embedded", OPTIONS))
+    assert snapshot(dataset) == snapshot(built[0])
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 MB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "test", str(place)], capture_output=True).returncode:
+        pytest.skip("may not mount a file system")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def kill(words: str) -> None:
+    """The first process of this one's family that has `words` in its command."""
+    while True:
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if any(words in word for word in process.cmdline()):
+                    process.kill()
+                    return
+        time.sleep(0.01)
+
+
+def test_a_full_disk_and_killed_processes_change_nothing(built, footage, small_disk):
+    dataset, ballast = small_disk / "dataset", small_disk / "ballast"
+
+    def fill() -> None:
+        while not list((dataset / "state" / "scan").glob("*.parquet")):
+            time.sleep(0.01)
+        with open(ballast, "wb", buffering=0) as file, contextlib.suppress(OSError):
+            while file.write(bytes(1 << 20)):
+                pass
+
+    with ThreadPoolExecutor() as threads:
+        threads.submit(fill)
+        with pytest.raises(OSError, match="No space left on device"):
+            build([str(footage)], str(dataset), load_recipe("embedded", OPTIONS))
+        ballast.unlink()
+        for name in (dataset / "state" / "scan").glob("*.parquet"):
+            name.unlink()  # scan again
+        killed = [threads.submit(kill, words) for words in ("pipeline.sandbox", "ray::MapWorker")]
+        build([str(footage)], str(dataset), load_recipe("embedded", OPTIONS))
+        assert [one.result() for one in killed] == [None, None]
     assert snapshot(dataset) == snapshot(built[0])
 
 
