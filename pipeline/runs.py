@@ -76,14 +76,13 @@ def spans(rows: int, size: int = 0) -> list[Span]:
 
 
 def each_once(table: pa.Table) -> pa.Table:
-    """`table` in order of source_id, place and clip_id, each clip once: of several rows the one that more filters
-    scored, then that of the unit with the least name."""
+    """`table` in order of source_id, and of place where rows have one, each clip once: of several rows the one that
+    more filters scored, then that of the unit with the least name."""
     words, sources = hex_words(table["clip_id"]), hex_words(table["source_id"])
-    keys = [
-        words,
-        *(table[name].to_numpy() for name in ("end_pts", "start_pts") if name in table.column_names),
-        sources,
-    ]
+    keys = [table[name].to_numpy() for name in ("end_pts", "start_pts") if name in table.column_names]
+    if not keys and (sources[1:] >= sources[:-1]).all() and len(np.unique(words)) == len(words):
+        return table
+    keys = [words, *keys, sources]
     if "unit" in table.column_names:
         keys.insert(0, hex_words(table["unit"]))
     if "scored" in table.column_names:
