@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from pipeline import passes, runs
 from pipeline.recipe import Recipe
 from pipeline.runs import Runs, spans
 from pipeline.storage import Store
-from pipeline.tables import Fragment, fingerprint, frames_of, read_fragments, write_fragment
+from pipeline.tables import Fragment, Span, fingerprint, frames_of, read_fragments, write_fragment
 
 KEYS = ("clip_id", "source_id", "start_pts", "end_pts", "shot_index", "unit")  # that put a row in its place
 
@@ -88,7 +89,7 @@ def clips(
     fragments that hold the rows; and `captioned`, whether the caption pass is done with the clip.
     """
     usable = sources.filter(pc.equal(sources["status"], "ok")).select(["source_id", "source_uri", "metadata"])
-    usable = usable.combine_chunks().sort_by("source_id")
+    usable = usable.sort_by("source_id").combine_chunks()
     embed, caption = passes.embed_fingerprint(recipe), passes.caption_fingerprint(recipe)
     with ExitStack() as stack:
         scan, *later = (
@@ -106,10 +107,10 @@ def clips(
             if rows is not None:
                 empty = False
                 there = [one.rows(span, columns and {*columns, "clip_id", "source_id", "scored"}) for one in later]
-                yield _joined(_of_today(rows, usable), there, schemas, columns)
+                yield _joined(_of_today(rows, usable, span), there, schemas, columns)
         if empty:
             rows = pa.schema([*passes.scan_schema(recipe), ("at", pa.string())]).empty_table()
-            yield _joined(_of_today(rows, usable), (None, None), schemas, columns)
+            yield _joined(_of_today(rows, usable, Span()), (None, None), schemas, columns)
 
 
 def _joined(
@@ -124,13 +125,16 @@ def _joined(
     return rows.drop_columns(["caption_at"]).append_column("captioned", captioned)
 
 
-def _of_today(rows: pa.Table, sources: pa.Table) -> pa.Table:
-    """Rows of a span whose source is among `sources`, with its URI of today and its metadata, and shots numbered."""
-    at = pc.index_in(rows["source_id"], sources["source_id"].combine_chunks())
-    rows, at = rows.filter(pc.is_valid(at)), pc.drop_null(at).combine_chunks()
+def _of_today(rows: pa.Table, sources: pa.Table, span: Span) -> pa.Table:
+    """Rows of a span whose source is among `sources` (in order of source_id), with its URI of today and its metadata,
+    and shots numbered."""
+    ids = sources["source_id"].chunk(0)
+    first, end = (bisect.bisect_left(ids, edge, key=pa.StringScalar.as_py) for edge in (span.first, span.end or "~"))
+    at = pc.index_in(rows["source_id"], ids.slice(first, end - first))
+    rows, at = rows.filter(pc.is_valid(at)), pc.add(pc.drop_null(at), first).combine_chunks()
     rows = rows.rename_columns({"at": "scan_at"})
     for name in ("source_id", "source_uri", "metadata"):
-        column = pa.DictionaryArray.from_arrays(at.cast(pa.int32()), sources[name].combine_chunks())
+        column = pa.DictionaryArray.from_arrays(at.cast(pa.int32()), sources[name].chunk(0))
         found = rows.schema.get_field_index(name)
         rows = rows.append_column(name, column) if found < 0 else rows.set_column(found, name, column)
     shots = _shot_numbers(at.to_numpy(), rows["shot_index"].to_numpy())
