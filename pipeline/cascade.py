@@ -27,6 +27,7 @@ CONTEXT = REACH + 1 + sum(DILATIONS)  # moments on either side that a judgement 
 BLOCK = 64  # moments judged at once
 CUT, SPAN = 0.15, 0.75  # probabilities that make a transition certain
 EDGE = 0.05  # and the one down to which it reaches
+SURE = 0.95  # of a hard cut: on joined films 65 true ones had at least 0.991, false ones at most 0.893
 
 
 def beats(times: np.ndarray) -> np.ndarray:
@@ -143,7 +144,7 @@ class Cascade:
         before, after = _largest([p for p in self._frames if event.gap[0].time <= p.time <= event.gap[1].time])
         if self._between is not None:
             before, after = _largest([before, *self._between(before.time, after.time), after])
-        return [Transition(after.time, after.time)]
+        return [Transition(after.time, after.time, doubtful=event.cut < SURE)]
 
 
 def _largest(row: Sequence[Proxy]) -> tuple[Proxy, Proxy]:

@@ -153,11 +153,10 @@ class _Scan:
         return self._cutter.done
 
     def _stitched(self, found: Sequence[Transition]) -> list[Transition]:
-        """Without hard cuts inside one scene. A stride is cut whatever it shows."""
+        """Without doubtful cuts inside one scene."""
         kept = []
         for transition in found:
-            hard = transition.leave == transition.enter and self._options.shots != "stride"
-            beside = self._tracks.beside(transition.enter, self._entered) if hard else None
+            beside = self._tracks.beside(transition.enter, self._entered) if transition.doubtful else None
             if beside is None or not same_scene(*(still.rgb(WHOLE) for still in beside)):
                 kept.append(transition)
                 self._entered = transition.enter

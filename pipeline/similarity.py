@@ -30,7 +30,7 @@ def features(colour: np.ndarray, times: np.ndarray) -> np.ndarray:
     count, reach = len(colour), REACH
     luma = (colour.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)).reshape(count, -1)
     cells = _grid(colour)
-    histogram = histograms(colour)
+    histogram = _histograms(colour)
     middle = np.arange(reach, count - reach)
     mean, deviation = luma.mean(axis=1), luma.std(axis=1)
     saturation = (colour.max(axis=3).astype(np.float32) - colour.min(axis=3)).mean(axis=(1, 2))
@@ -64,7 +64,7 @@ def _grid(colour: np.ndarray) -> np.ndarray:
     )
 
 
-def histograms(colour: np.ndarray) -> np.ndarray:
+def _histograms(colour: np.ndarray) -> np.ndarray:
     """(n, 125) float32 shares of pixels by five levels of red, green and blue."""
     levels = (colour.astype(np.int32) * 5) >> 8
     codes = (levels[..., 0] * 25 + levels[..., 1] * 5 + levels[..., 2]).reshape(len(colour), -1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 LONGEST = 60.0  # seconds: without a transition for a whole cell of this grid, a shot is cut at the cell's end
 
@@ -16,6 +16,7 @@ class Transition:
 
     leave: float
     enter: float
+    doubtful: bool = field(default=False, compare=False)  # a hard cut that may be none
 
 
 @dataclass(frozen=True)
