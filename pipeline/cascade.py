@@ -25,7 +25,7 @@ WIDTH = 32
 DILATIONS = (1, 2, 4, 8)
 CONTEXT = REACH + 1 + sum(DILATIONS)  # moments on either side that a judgement depends on
 BLOCK = 64  # moments judged at once
-CUT, SPAN = 0.15, 0.75  # probabilities that make a transition certain
+CUT, SPAN = 0.15, 0.85  # probabilities that make a transition certain
 EDGE = 0.05  # and the one down to which it reaches
 SURE = 0.95  # of a hard cut: on joined films 65 true ones had at least 0.991, false ones at most 0.893
 
@@ -62,11 +62,12 @@ class _Event:
     """What may turn out to be a transition: moments and gaps in a row that look like one."""
 
     before: Proxy  # the last frame that is certainly of the old shot
+    leave: float  # the time from which frames may be of none
     span: float = 0.0  # the highest probability of a moment inside
     cut: float = 0.0  # and of a gap inside, which lies between two frames
     gap: tuple[Proxy, Proxy] | None = None
     cuts: int = 0  # gaps that are certain
-    end: Proxy | None = None  # the first frame after it, while the next gap is not known yet
+    enter: float | None = None  # the time from which they are of the new shot, while the next gap is not known yet
 
 
 class Cascade:
@@ -76,11 +77,13 @@ class Cascade:
     def __init__(self, fps: float, between: Callable[[float, float], Sequence[Proxy]] | None = None) -> None:
         self.reach = (CONTEXT + 2) * 2 / RATE if fps >= RATE / 2 else (CONTEXT + 2) * 2 / max(fps, 0.1)
         self._between = between
+        self._frame = 1 / max(fps, 0.1)  # seconds, left out more at the end: the last mixed frame is the faintest
         self._frames: list[Proxy] = []  # all that came, from the first that is still needed
         self._beats: list[Proxy] = []  # of those, the ones that are judged
         self._judged = 0  # how many of those have been
         self._seen: np.ndarray | None = None  # features of the last moments that were judged, and of their context
         self._event: _Event | None = None
+        self._span = 0.0  # the last moment's probability of being inside a gradual transition
         self._cell: int | None = None
         self.settled = float("-inf")
 
@@ -94,7 +97,7 @@ class Cascade:
     def finish(self) -> list[Transition]:
         """Judges what is left, its last frame repeated as context."""
         found = self._judge(len(self._beats) - self._judged) if len(self._beats) > self._judged else []
-        if self._event is not None and self._event.end is not None:
+        if self._event is not None and self._event.enter is not None:
             found += self._close(self._event)
         return found
 
@@ -122,29 +125,39 @@ class Cascade:
     def _moment(self, beat: int, cut: float, span: float) -> list[Transition]:
         """One more moment with the gap before it: an event begins, goes on or ends."""
         event, found = self._event, []
-        if event is not None and event.end is not None and cut < EDGE:
+        if event is not None and event.enter is not None and cut < EDGE:
             found, event = self._close(event), None
+        last, self._span = self._span, span
+        before, after = self._beats[max(0, beat - 1)], self._beats[beat]
+        edge = before.time + _crossing(last, span) * (after.time - before.time)
         if event is None and max(cut, span) >= EDGE:
-            event = _Event(self._beats[max(0, beat - 1)])
+            event = _Event(before, math.nextafter(edge if cut < EDGE and span < 0.5 else before.time, math.inf))
         if event is not None:
             if cut > event.cut:
-                event.cut, event.gap = cut, (self._beats[beat - 1], self._beats[beat])
+                event.cut, event.gap = cut, (before, after)
             event.cuts += cut >= CUT
             event.span = max(event.span, span)
-            event.end = self._beats[beat] if span < EDGE else None
+            enter = min(after.time, edge + self._frame) if cut < EDGE and last < 0.5 else after.time
+            event.enter = None if span >= EDGE else enter
         self._event = event
         return found
 
     def _close(self, event: _Event) -> list[Transition]:
-        assert event.end is not None
+        assert event.enter is not None
         if event.span >= SPAN or event.cuts > 1:
-            return [Transition(math.nextafter(event.before.time, math.inf), event.end.time)]
+            return [Transition(event.leave, event.enter)]
         if event.cuts == 0 or event.gap is None:
             return []
         before, after = _largest([p for p in self._frames if event.gap[0].time <= p.time <= event.gap[1].time])
         if self._between is not None:
             before, after = _largest([before, *self._between(before.time, after.time), after])
         return [Transition(after.time, after.time, doubtful=event.cut < SURE)]
+
+
+def _crossing(p: float, q: float) -> float:
+    """How far from a moment with probability p to one with q the probability passes EDGE; 0 to 1, even in log odds."""
+    edge, first, second = (math.log(max(x, 1e-4) / (1 - min(x, 0.9999))) for x in (EDGE, p, q))
+    return min(1.0, max(0.0, (edge - first) / (second - first))) if first != second else 0.0
 
 
 def _largest(row: Sequence[Proxy]) -> tuple[Proxy, Proxy]:
