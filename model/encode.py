@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         encoder = Encoder(out, config)
         for number, shard in enumerate(left):
             began = time.monotonic()
-            made, failed = encoder(shard)
+            _, made, failed = encoder.encode(shard)
             rate = made / (time.monotonic() - began)
             print(f"{number + 1} of {len(left)}  {shard}  {made} samples, {failed} failed, {rate:.1f}/s", flush=True)
     except ERRORS as error:
@@ -137,9 +137,9 @@ class Encoder:
         self.latents = load_latents(config.latents, self.folder / "latents").to(self.place.device)
         self.text = TextEncoder(config.text, config.text_tokens, str(self.place.device))
 
-    def __call__(self, shard: str) -> tuple[int, int]:
-        """Writes one shard; returns how many samples it has and how many could not be decoded. Raises DataError when
-        the dataset's shard is gone."""
+    def encode(self, shard: str) -> tuple[str, int, int]:
+        """Writes one shard; returns it, its number of samples and of those that cannot be decoded. Raises DataError
+        when the dataset's shard is gone."""
         index = read_index([self.source], shard=shard)
         samples = list(windows(index, self.config, self.latents.stride))
         clips = Windows(Clips(index, None, self.config, self.folder / "cache"), samples)
@@ -155,7 +155,7 @@ class Encoder:
         table = pa.Table.from_pylist(rows, schema=INDEX).replace_schema_metadata({MARK: shards_of(self.source)[shard]})
         with whole(target.with_suffix(".parquet")) as part:
             pq.write_table(table, part)
-        return len(rows), len(samples) - len(rows)
+        return shard, len(rows), len(samples) - len(rows)
 
     def _add(self, tar: tarfile.TarFile, key: str, frames: Tensor, caption: str) -> dict[str, object]:
         """Encodes one sample into the tar; its row of the index."""

@@ -164,8 +164,13 @@ def samples_in(shape: Shape, config: Config, stride: tuple[int, int, int]) -> in
 
 def token_count(shape: Shape, config: Config, stride: tuple[int, int, int]) -> int:
     """Latent tokens of one sample."""
-    frames = 1 + (shape.frames - 1) // stride[0]
-    return frames * (shape.height // stride[1] // config.patch) * (shape.width // stride[2] // config.patch)
+    frames, height, width = latent_size(shape, stride)
+    return frames * (height // config.patch) * (width // config.patch)
+
+
+def latent_size(shape: Shape, stride: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Frames, height and width of a sample's latents."""
+    return 1 + (shape.frames - 1) // stride[0], shape.height // stride[1], shape.width // stride[2]
 
 
 def describe(index: Index, order: Order) -> str:

@@ -7,13 +7,14 @@ becomes one latent frame, so a video of 1 + 4k frames has 1 + k latent frames an
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
 import fsspec
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -66,31 +67,33 @@ class Pixels:
 
 
 class PCA:
-    """Principal components of blocks of 4 frames x 8 x 8 pixels, fitted on the dataset in one pass; no network.
+    """Principal components of blocks of 4 frames x 8 x 8 pixels, fitted on the dataset in two passes; no network.
 
     The first frame counts as a block of four equal frames, so that a channel means the same in every latent frame.
     Component i is divided by its deviation to the power `whiten`: all of it would make the model spend itself on the
-    faint components, none of it would drown them in noise.
+    faint components, none of it would drown them in noise. A block is decoded from its own components and those of the
+    eight around it, by least squares, so that the picture does not fall into blocks.
     """
 
     stride = (4, 8, 8)
     whiten = 0.5
 
-    def __init__(self, basis: Tensor, mean: Tensor, deviation: Tensor) -> None:
-        """basis (768, c) with orthonormal columns, mean (768,), deviation (c,) of the components."""
-        self.basis, self.mean, self.deviation = basis, mean, deviation
-        self.channels = basis.shape[1]
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        """basis (768, c) with orthonormal columns, mean (768,), deviation (c,) of the components, decoder (9c, 768)."""
+        self.tensors = dict(tensors)
+        deviation = tensors["deviation"]
+        self.channels = len(deviation)
         scale = deviation**self.whiten
-        self.scale = scale * (deviation / scale).square().mean().sqrt()
-        digest = hashlib.sha256(basis.numpy().tobytes() + mean.numpy().tobytes() + deviation.numpy().tobytes())
+        self.tensors["scale"] = scale * (deviation / scale).square().mean().sqrt()
+        digest = hashlib.sha256(b"".join(tensors[name].numpy().tobytes() for name in sorted(tensors)))
         self.id = f"pca{self.channels}-{digest.hexdigest()[:12]}"
 
     @classmethod
-    def fit(cls, videos: Iterable[Tensor], channels: int) -> PCA:
-        """From videos (b, 3, t, h, w) in [-1, 1] of any shapes that divide into blocks."""
+    def fit(cls, videos: Callable[[], Iterable[Tensor]], channels: int) -> PCA:
+        """From videos (b, 3, t, h, w) in [-1, 1] of any shapes that divide into blocks, the same on every call."""
         size = 3 * cls.stride[0] * cls.stride[1] * cls.stride[2]
         total, square, count = torch.zeros(size).double(), torch.zeros(size, size).double(), 0
-        for video in videos:
+        for video in videos():
             rows = to_blocks(video, cls.stride).movedim(1, -1).reshape(-1, size).double()
             total += rows.sum(0)
             square += rows.T @ rows
@@ -102,37 +105,55 @@ class PCA:
         order = values.argsort(descending=True)[:channels]
         basis = vectors[:, order]
         basis = basis * torch.where(basis.sum(0) < 0, -1.0, 1.0)  # an eigenvector's sign is arbitrary
-        return cls(basis.float(), mean.float(), values[order].clamp_min(1e-6).sqrt().float())
+        deviation = values[order].clamp_min(1e-6).sqrt()
+        seen = torch.zeros(9 * len(order), 9 * len(order)).double()
+        wanted = torch.zeros(9 * len(order), size).double()
+        for video in videos():
+            rows = to_blocks(video, cls.stride).movedim(1, -1).double() - mean
+            near = around((rows @ basis).movedim(-1, 1)).flatten(0, -2)
+            seen += near.T @ near
+            wanted += near.T @ rows.reshape(-1, size)
+        ridge = 1e-3 * seen.diagonal().mean() * torch.eye(len(seen)).double()
+        decoder = torch.linalg.solve(seen + ridge, wanted)
+        found = {"basis": basis, "mean": mean, "deviation": deviation, "decoder": decoder}
+        return cls({name: tensor.float().contiguous() for name, tensor in found.items()})
 
     def encode(self, video: Tensor) -> Tensor:
-        blocks = to_blocks(video, self.stride).movedim(1, -1) - self.mean
-        return ((blocks @ self.basis) / self.scale).movedim(-1, 1).contiguous()
+        blocks = to_blocks(video, self.stride).movedim(1, -1) - self.tensors["mean"]
+        return ((blocks @ self.tensors["basis"]) / self.tensors["scale"]).movedim(-1, 1).contiguous()
 
     def decode(self, latents: Tensor) -> Tensor:
-        blocks = (latents.movedim(1, -1) * self.scale) @ self.basis.T + self.mean
-        return from_blocks(blocks.movedim(-1, 1), self.stride)
+        near = around(latents * self.tensors["scale"].view(-1, 1, 1, 1))
+        return from_blocks((near @ self.tensors["decoder"] + self.tensors["mean"]).movedim(-1, 1), self.stride)
 
     def to(self, device: torch.device) -> PCA:
-        self.basis, self.mean, self.scale = (x.to(device) for x in (self.basis, self.mean, self.scale))
+        self.tensors = {name: tensor.to(device) for name, tensor in self.tensors.items()}
         return self
 
     def save(self, folder: Path) -> None:
-        tensors = {"basis": self.basis.contiguous(), "mean": self.mean, "deviation": self.deviation}
+        tensors = {name: tensor for name, tensor in self.tensors.items() if name != "scale"}
         save_file(tensors, folder / "pca.safetensors")
 
     @classmethod
     def load(cls, folder: Path) -> PCA:
-        tensors = load_file(folder / "pca.safetensors")
-        return cls(tensors["basis"], tensors["mean"], tensors["deviation"])
+        return cls(load_file(folder / "pca.safetensors"))
 
 
-def make_latents(config: Config, videos: Callable[[tuple[int, int, int]], Iterable[Tensor]]) -> Latents:
-    """New latents for a run; `videos(stride)` yields what principal components are fitted on. Raises LatentError."""
+def around(latents: Tensor) -> Tensor:
+    """(b, c, t, h, w) to (b, t, h, w, 9c): a latent pixel beside those around it in its frame, edges repeated."""
+    height, width = latents.shape[3:]
+    padded = F.pad(latents, (1, 1, 1, 1, 0, 0), mode="replicate")
+    near = [padded[..., y : y + height, x : x + width] for y in range(3) for x in range(3)]
+    return torch.cat(near, dim=1).movedim(1, -1)
+
+
+def make_latents(config: Config, videos: Callable[[], Iterable[Tensor]]) -> Latents:
+    """New latents for a run; `videos()` yields what principal components are fitted on. Raises LatentError."""
     kind, _, source = config.latents.partition(":")
     if kind == "pixel":
         return Pixels()
     if kind == "pca":
-        return PCA.load(_saved(source, "pca")) if source else PCA.fit(videos(PCA.stride), config.latent_channels)
+        return PCA.load(_saved(source, "pca")) if source else PCA.fit(videos, config.latent_channels)
     if kind == "vae":
         return VAELatents.load(_saved(source, "vae"))
     if kind == "diffusers":
@@ -148,7 +169,7 @@ def latent_stride(config: Config) -> tuple[int, int, int]:
     if encoding := read_encoding(config.data):
         a, b, c = encoding.stride
         return a, b, c
-    return PCA.stride if config.latents == "pca" else make_latents(config, lambda _: ()).stride
+    return PCA.stride if config.latents == "pca" else make_latents(config, tuple).stride
 
 
 def load_latents(name: str, folder: Path) -> Latents:
@@ -184,7 +205,7 @@ def settle_latents(config: Config, out: Path, place: Place, index: Index) -> Lat
             for name in fs.ls(f"{path}/latents", detail=False):
                 fs.get_file(name, str(folder / Path(name).name))
         else:
-            made = make_latents(config, lambda stride: fitting_videos(config, index, stride))
+            made = make_latents(config, lambda: fitting_videos(config, index))
             made.save(folder)
             (folder / "id").write_text(made.id)
     if place.world > 1:
@@ -195,9 +216,9 @@ def settle_latents(config: Config, out: Path, place: Place, index: Index) -> Lat
     return latents if encoding else latents.to(place.device)
 
 
-def fitting_videos(config: Config, index: Index, stride: tuple[int, int, int]) -> Iterator[Tensor]:
-    """Videos (b, 3, t, h, w) of up to 256 clips, in the order of the run, for fitting latents on."""
-    order = make_order(index, config, stride)
+def fitting_videos(config: Config, index: Index) -> Iterator[Tensor]:
+    """Videos (b, 3, t, h, w) of up to 256 clips, in the order of the run, for fitting principal components on."""
+    order = make_order(index, config, PCA.stride)
     clips = Clips(index, order, config)
     seen: set[str] = set()
     for step in range(256):

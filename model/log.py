@@ -82,7 +82,7 @@ class Log:
             self._writer.add_scalar(f"train/{key}", value, step)
         with (self.out / "log.jsonl").open("a") as file:
             file.write(json.dumps({"step": step, "seconds": elapsed} | row) + "\n")
-        mfu = f"  MFU {row['mfu']:.3f}" if peak else ""
+        mfu = f"  MFU {row['mfu']:.3f}  {row['memory_gb']:.0f} GB" if peak else ""
         print(
             f"step {step:6d}  loss {row['loss']:.4f}  norm {norm:.3f}  {row['tokens_per_second']:,.0f} tokens/s"
             f"{mfu}  waiting for data {row['data_wait']:.0%}",

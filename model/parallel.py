@@ -49,12 +49,8 @@ def join(device: str) -> Place:
 def spread(model: DiT, config: Config, place: Place) -> nn.Module:
     """The model as it is trained, on the place's device: what to call, with the same parameters' names underneath."""
     model.to(place.device)
-    if config.train_only == "temporal":
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(".temporal." in name)
-    for i, block in enumerate(model.blocks):
-        if config.recompute and i % config.recompute == 0:
-            model.blocks[i] = block = checkpoint_wrapper(block)
+    choose_kept(model, config)
+    for block in model.blocks:
         if config.compile:
             block.compile(fullgraph=not config.recompute, dynamic=False)
     if place.world == 1:
@@ -72,6 +68,16 @@ def spread(model: DiT, config: Config, place: Place) -> nn.Module:
         fully_shard(block, mp_policy=policy)
     fully_shard(model, mp_policy=policy)
     return model
+
+
+def choose_kept(model: DiT, config: Config) -> None:
+    """Which weights are trained, and which blocks keep no activations for the backward pass."""
+    if config.train_only == "temporal":
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(".temporal." in name)
+    for i, block in enumerate(model.blocks):
+        if config.recompute and i % config.recompute == 0:
+            model.blocks[i] = checkpoint_wrapper(block)
 
 
 def choose_kernels(config: Config) -> None:

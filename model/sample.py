@@ -134,6 +134,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--guidance", type=float, default=2.0, help="1 follows the text plainly, more follows it harder"
     )
+    parser.add_argument(
+        "--interval", type=float, nargs=2, default=(0.0, 1.0), metavar=("FROM", "TO"), help="of t, where guidance acts"
+    )
+    parser.add_argument("--rescale", type=float, default=0.0, help="0 to 1: undo the contrast that guidance adds")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     args = parser.parse_args(argv)
@@ -154,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ConfigError, checkpoint.CheckpointError) as error:
         print(f"clipmill sample: {error}", file=sys.stderr)
         return 2
-    guidance = Guidance(args.steps, args.sampler, args.guidance)
+    guidance = Guidance(args.steps, args.sampler, args.guidance, tuple(args.interval), args.rescale)
     videos = trained.generate(args.prompt, frames, height, width, guidance, args.seed, first)
     row = np.concatenate(list(videos.numpy()), axis=2)  # side by side
     enlarge = args.enlarge or max(1, 256 // row.shape[1])

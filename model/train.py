@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import signal
 import sys
 import time
@@ -32,9 +33,10 @@ from model.config import (
 )
 from model.data import Batch, Clips, MicroBatches, make_loader
 from model.dit import SIZES, DiT, inflate
-from model.index import DataError, describe, make_order, read_index
+from model.index import DataError, describe, latent_size, make_order, read_index
 from model.latents import LatentError, encode_batch, latent_stride, settle_latents
 from model.log import Log
+from model.memory import check_memory
 from model.optimise import ClipRule, clipped_step, global_norm, learning_rate, make_optimizer, update_ema
 from model.order import Draw
 from model.parallel import Place, autocast, choose_kernels, join, spread
@@ -87,6 +89,8 @@ def train(config: Config, out: Path) -> dict[str, float]:
 
     text = None if encoding else TextEncoder(config.text, config.text_tokens, str(place.device))
     width = text.width if text else encoding.text_width if encoding else 0
+    shapes = ((s.batch, latents.channels, *latent_size(s.shape, latents.stride)) for s in order.streams)
+    needed = check_memory(config, width, max(shapes, key=math.prod), place)
     torch.manual_seed(config.seed)  # of the initial weights
     model = DiT(SIZES[config.size], latents.channels, width, config.patch, config.attention)
     last = checkpoint.latest(out)
@@ -99,6 +103,7 @@ def train(config: Config, out: Path) -> dict[str, float]:
         f"{config.size}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} million parameters on "
         f"{place.world} x {place.device.type}, latents {latents.id}, {latents.channels} channels",
     )
+    say(place, f"a process needs about {needed}, and some for temporary tensors")
     optimizer = make_optimizer(parameters, config)
     ema = {name: p.detach().clone() for name, p in model.named_parameters()}
     clip = ClipRule(config, place.device)

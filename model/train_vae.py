@@ -16,7 +16,7 @@ from torch import Tensor
 
 from model.config import Config, load_config
 from model.data import Clips, MicroBatches, make_loader
-from model.index import make_order, read_index
+from model.index import DataError, latent_size, make_order, read_index
 from model.latents import to_signed
 from model.optimise import learning_rate
 from model.parallel import autocast, join
@@ -64,6 +64,8 @@ def train_vae(config: Config, out: Path, width: int) -> float:
     place = join(config.device)
     config = dataclasses.replace(config, patch=1, micro_batches=1)
     index = read_index(config.data)
+    if index.encoded:
+        raise DataError("an autoencoder is trained on clips; these datasets hold latents")
     order = make_order(index, config, VideoVAE.stride)
     torch.manual_seed(config.seed)
     vae = VideoVAE(width).to(place.device)
@@ -77,7 +79,8 @@ def train_vae(config: Config, out: Path, width: int) -> float:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
         video = to_signed(batch.video.to(place.device))
-        noise = torch.stack([draw_noise(config.seed, d, latent_shape(video), place.device) for d in batch.draws])
+        shape = (CHANNELS, *latent_size(batch.draws[0].shape, VideoVAE.stride))
+        noise = torch.stack([draw_noise(config.seed, d, shape, place.device) for d in batch.draws])
         with autocast(config, place):
             loss, rebuilt = vae_loss(vae, video, noise)
         loss.backward()
@@ -94,7 +97,7 @@ def train_vae(config: Config, out: Path, width: int) -> float:
         if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
             psnr = peak_signal(rebuilt.detach().float(), video)
             print(
-                f"step {step + 1:6d}  loss {float(loss):.4f}  PSNR {psnr:.1f} dB  {time.monotonic() - began:.0f} s",
+                f"step {step + 1:6d}  loss {loss.item():.4f}  PSNR {psnr:.1f} dB  {time.monotonic() - began:.0f} s",
                 flush=True,
             )
     mean = total / count
@@ -103,12 +106,6 @@ def train_vae(config: Config, out: Path, width: int) -> float:
     VAELatents(vae.cpu(), mean, deviation).save(out / "latents")
     print(f"the autoencoder is in {out}; train with latents=vae:{out}")
     return psnr
-
-
-def latent_shape(video: Tensor) -> tuple[int, int, int, int]:
-    """Of one sample's latents."""
-    st, sh, sw = VideoVAE.stride
-    return CHANNELS, 1 + (video.shape[2] - 1) // st, video.shape[3] // sh, video.shape[4] // sw
 
 
 def peak_signal(a: Tensor, b: Tensor) -> float:

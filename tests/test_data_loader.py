@@ -124,14 +124,16 @@ def test_a_shard_that_vanishes_stops_the_run_with_its_name(clips, tmp_path):
         data.Clips(index, None, config).read(0, 0)
 
 
-def test_remote_shards_are_copied_once(clips, tmp_path):
+def test_remote_shards_are_copied_once_and_the_oldest_make_room(clips, tmp_path):
     import fsspec
 
-    root = write_shards(tmp_path / "here", [clips])
+    root = write_shards(tmp_path / "here", [[clip] for clip in clips])
     memory = fsspec.filesystem("memory")
     memory.put(str(root / "shards"), "/set/shards", recursive=True)
-    config = setting(root, data=["memory://set"])
-    index = read_index(config.data)
-    loader = data.Clips(index, None, config, tmp_path / "cache")
-    assert [loader.caption(i) for i in range(3)] == [c[2] for c in clips]
-    assert len(list((tmp_path / "cache").glob("*.tar"))) == 1
+    index = read_index(["memory://set"])
+    size = Path(root / "shards" / "16x9-90p" / "train-000000.tar").stat().st_size
+    for room, kept in ((3.5, 3), (1.5, 1)):
+        config = setting(root, data=["memory://set"], cache_gb=room * size / 1e9)
+        loader = data.Clips(index, None, config, tmp_path / str(kept))
+        assert [loader.caption(i) for i in (0, 1, 2, 0)] == [clips[i][2] for i in (0, 1, 2, 0)]
+        assert len(list((tmp_path / str(kept)).glob("*.tar"))) == kept

@@ -18,6 +18,7 @@ import psutil
 import pytest
 import yaml
 
+from model.index import read_index
 from pipeline.dataset import read_info
 from pipeline.storage import Store
 
@@ -103,9 +104,11 @@ def test_a_dataset_is_built_by_a_submitted_job_and_built_again_for_nothing(clust
     assert "x real time" not in again
     assert read_info(Store(str(dataset))) == info
 
-    run = tmp_path / "run"
-    words = ["jobs/train.py", str(dataset), "--out", str(run), "steps=2", "warmup=1", "tokens=128"]
-    submit(cluster, *words)
+    latents, run = tmp_path / "latents", tmp_path / "run"
+    submit(cluster, "jobs/encode.py", str(dataset), "--out", str(latents))
+    encoded, clips = ({key[:20] for key in read_index([str(d)]).key.tolist()} for d in (latents, dataset))
+    assert encoded == clips
+    submit(cluster, "jobs/train.py", str(latents), "--out", str(run), "steps=2", "warmup=1", "tokens=128")
     assert (run / "checkpoints" / "latest").exists()
 
 

@@ -31,7 +31,7 @@ def test_pixels_come_back_exactly():
 
 def test_principal_components_keep_a_smooth_video_and_have_unit_scale():
     video = moving()
-    pca = lat.PCA.fit([video, moving(5)], 16)
+    pca = lat.PCA.fit(lambda: [video, moving(5)], 16)
     z = pca.encode(video)
     assert z.shape == (1, 16, 3, 4, 6)
     assert z.square().mean() == pytest.approx(1.0, abs=0.35)
@@ -41,7 +41,7 @@ def test_principal_components_keep_a_smooth_video_and_have_unit_scale():
 
 
 def test_saved_components_are_the_same_latents(tmp_path):
-    pca = lat.PCA.fit([moving()], 8)
+    pca = lat.PCA.fit(lambda: [moving()], 8)
     pca.save(tmp_path)
     again = lat.load_latents("pca", tmp_path)
     assert again.id == pca.id
@@ -84,12 +84,12 @@ def test_an_autoencoder_trained_on_shards_serves_as_latents(sample_videos, tmp_p
     root = write_shards(tmp_path / "data", [clips_of(sample_videos["bikes"], 2)])
     options = ["resolutions=32", "steps=30", "tokens=128", "workers=0", "device=cpu", "lr=3e-3", "fps=8"]
     assert train_vae.main([str(root), "--out", str(tmp_path / "vae"), "--width", "8", *options]) == 0
-    made = lat.make_latents(from_dict({"latents": f"vae:{tmp_path / 'vae'}"}), lambda _: ())
+    made = lat.make_latents(from_dict({"latents": f"vae:{tmp_path / 'vae'}"}), tuple)
     assert isinstance(made, VAELatents)
     video = moving(5)
     assert train_vae.peak_signal(made.decode(made.encode(video)), video) > 10
     with pytest.raises(lat.LatentError, match="train-vae"):
-        lat.make_latents(from_dict({"latents": f"vae:{tmp_path}"}), lambda _: ())
+        lat.make_latents(from_dict({"latents": f"vae:{tmp_path}"}), tuple)
 
 
 @pytest.mark.parametrize("kind", ["wan", "image"])
@@ -110,7 +110,7 @@ def test_autoencoders_in_the_hubs_format_are_latents(kind, tmp_path):
         expected, stride = (1, 4, 5, 16, 24), (1, 2, 2)
     vae.save_pretrained(tmp_path / "vae")
     config: Config = from_dict({"latents": f"diffusers:{tmp_path}"})
-    made = lat.make_latents(config, lambda _: ())
+    made = lat.make_latents(config, tuple)
     assert made.stride == stride == lat.latent_stride(config)
     video = moving(5)
     z = made.encode(video)
@@ -121,4 +121,4 @@ def test_autoencoders_in_the_hubs_format_are_latents(kind, tmp_path):
     assert again.id == made.id
     assert np.allclose(again.encode(video), z)
     with pytest.raises(lat.LatentError, match="cannot load"):
-        lat.make_latents(from_dict({"latents": f"diffusers:{tmp_path / 'nothing'}"}), lambda _: ())
+        lat.make_latents(from_dict({"latents": f"diffusers:{tmp_path / 'nothing'}"}), tuple)

@@ -16,8 +16,10 @@ from shards import clips_of, still, write_shards
 from model import checkpoint, data, sample, train
 from model import latents as lat
 from model.config import Config, ConfigError, load_config
+from model.dit import SIZES, DiT
 from model.index import make_order, read_index
 from model.latents import to_signed
+from model.memory import need
 
 torch.set_num_threads(1)
 TINY = (
@@ -159,6 +161,7 @@ def test_what_cannot_be_trained_is_said_before_the_first_step(dataset, tmp_path,
 
     assert "no clip is as long" in status("frame_counts=81")[1]
     assert "no train shards" in status(data=tmp_path)[1]
+    assert "GB are free: lower tokens" in status("tokens=30000000", "latents=pixel", out="greedy")[1]
     code, message = status("setps=3", out="other")
     assert code == 2
     assert "did you mean 'steps'" in message
@@ -175,6 +178,17 @@ def test_what_cannot_be_trained_is_said_before_the_first_step(dataset, tmp_path,
         == 2
     )
     assert "latents" in capsys.readouterr().err
+
+
+def test_the_memory_needed_grows_with_tokens_and_shrinks_by_recomputing_and_sharding():
+    sizes = load_config(None, ["size=S"])
+    once, twice = (need(sizes, 384, (n, 16, 3, 16, 16), 1) for n in (1, 2))
+    saving = load_config(None, ["size=S", "recompute=1"])
+    assert twice.activations == pytest.approx(2 * once.activations, rel=0.05)
+    assert need(saving, 384, (1, 16, 3, 16, 16), 1).activations < once.activations / 5
+    assert need(sizes, 384, (1, 16, 3, 16, 16), 4).state == once.state // 4
+    model = DiT(SIZES["S"], 16, 384)
+    assert once.state == 20 * sum(p.numel() for p in model.parameters())
 
 
 def test_a_video_is_sampled_to_the_asked_length_from_text_or_from_a_picture(dataset, tmp_path, sample_videos):
