@@ -113,8 +113,11 @@ def datasets(
     said = {}
     for name, given, by in (("kept", sources, recipe), ("all", sources, unfiltered), ("heldout", heldout, unfiltered)):
         if name == "all" and not (out / name).exists():  # it has the same scan and the same captions
-            for part in ("state", "tables"):
-                shutil.copytree(out / "kept" / part, out / name / part)
+            part = out / "all.part"
+            shutil.rmtree(part, ignore_errors=True)
+            for folder in ("state", "tables"):
+                shutil.copytree(out / "kept" / folder, part / folder)
+            part.rename(out / name)
         counts = build(given, str(out / name), by, address).info["counts"]
         said[name] = f"{counts['kept']} clips, {3600 * counts['hours_kept']:.0f} s"
     return said

@@ -118,12 +118,13 @@ def options(config: Config) -> dict[str, object]:
 
 
 def shards_of(source: str) -> dict[str, str]:
-    """ "BUCKET/SPLIT-NNNNNN" of the dataset's shards in order, with a hash of each one's index."""
+    """ "BUCKET/SPLIT-NNNNNN" of the dataset's shards that hold clips, in order, with a hash of each one's index."""
     fs, path = fsspec.core.url_to_fs(source)
     found = {}
     for name in sorted(fs.glob(f"{path}/shards/*/*.parquet")):
-        bucket, file = name.split("/")[-2:]
-        found[f"{bucket}/{file.removesuffix('.parquet')}"] = hashlib.sha256(fs.cat_file(name)).hexdigest()
+        data = fs.cat_file(name)
+        if pq.read_metadata(io.BytesIO(data)).num_rows:
+            found["/".join(name.split("/")[-2:]).removesuffix(".parquet")] = hashlib.sha256(data).hexdigest()
     return found
 
 

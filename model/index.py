@@ -70,10 +70,14 @@ def read_index(datasets: Sequence[str], split: str = "train", shard: str = "") -
             raise DataError(f"{root}: no {split} shards in it; `clipmill build` makes them")
         for name in indexes:
             table = pq.read_table(io.BytesIO(fs.cat_file(name)), columns=[*wanted, *spans]).to_pydict()
+            if not table["key"]:  # none of its clips could be encoded
+                continue
             table |= {"shard": [len(shards)] * len(table["key"]), "dataset": [number] * len(table["key"])}
             for key, values in table.items():
                 columns.setdefault(key, []).append(np.asarray(values))
             shards.append(fs.unstrip_protocol(name.removesuffix(".parquet") + ".tar").removeprefix("file://"))
+    if not shards:
+        raise DataError(f"{' and '.join(datasets)}: no sample in the {split} shards")
     joined = {key: np.concatenate(parts) for key, parts in columns.items()}
     if len(set((joined["media"] == "safetensors").tolist())) > 1:
         raise DataError("latents of `clipmill encode` and clips cannot be mixed: encode all datasets or none")

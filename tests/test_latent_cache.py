@@ -24,7 +24,10 @@ OPTIONS = ("resolutions=48", "frame_counts=5", "fps=8", "latent_channels=8", "de
 def dataset(sample_videos, tmp_path_factory) -> Path:
     clips = clips_of(sample_videos["bigbuckbunny"], 3)  # 1.6 s each: two samples of 5 frames at 8 a second
     broken = ("mp4", b"\0" * 500, "broken", clips[0][3])
-    return write_shards(tmp_path_factory.mktemp("dataset"), [clips[:2], [broken, clips[2], still(0)]])
+    root = write_shards(tmp_path_factory.mktemp("dataset"), [clips[:2], [broken, clips[2], still(0)]])
+    index = next(root.glob("shards/*/train-000000.parquet"))
+    pq.write_table(pq.read_table(index).slice(0, 0), index.with_name("train-000002.parquet"))  # all of its clips failed
+    return root
 
 
 @pytest.fixture(scope="module")
