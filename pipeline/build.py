@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
 import pickle
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,6 +18,7 @@ import pyarrow.compute as pc
 from pipeline import canaries, passes, report, stages, state, todo
 from pipeline.captioning import CaptionClips
 from pipeline.dataset import check_folder, finish, is_unchanged, lock, note_unchanged, read_info, sweep
+from pipeline.metrics import publish, publish_left
 from pipeline.packing import Pack, pack_units, with_rows
 from pipeline.progress import Progress
 from pipeline.recipe import Recipe
@@ -31,6 +33,7 @@ from pipeline.tables import read_table
 from pipeline.units import BuildStopped, Done, ScanUnit
 from pipeline.workers import Identify, Scan
 
+NOTED = 20.0  # seconds between two writings of stats/PASS.json
 DECIDED = (  # what is left of a clip in memory after selection
     *("clip_id", "source_uri", "start", "end", "frames", "caption"),
     *(*SELECTED.names, "balance_cluster", "balance_weight"),
@@ -67,23 +70,27 @@ def build(
     Raises SourceError, RecipeError or DatasetError before any work starts, BuildStopped or OSError where a pass cannot
     go on. What was committed by then is found again by the next build.
     """
-    found = discover([*inputs, *canaries.planted(recipe)])
+    found = discover([*inputs, *canaries.planted(recipe)], recipe.sources)
     store = Store(out)
     check_folder(store)
     passes.check(recipe)
-    with lock(store):
+    with lock(store) as still_ours:
         if is_unchanged(found, store, recipe):
             return Built(read_info(store), store)
         machine = functools.cache(lambda: stages.start(address, cores))
         try:
-            built = _build(found, store, recipe, machine)
+            return _build(found, store, recipe, machine, still_ours)
         finally:
             stages.stop()
-        note_unchanged(found, store, recipe)
-        return built
 
 
-def _build(found: Sequence[Found], store: Store, recipe: Recipe, machine: Callable[[], Machine]) -> Built:
+def _build(
+    found: Sequence[Found],
+    store: Store,
+    recipe: Recipe,
+    machine: Callable[[], Machine],
+    still_ours: Callable[[], None],
+) -> Built:
     spent: dict[str, Any] = {}
     late = passes.late_columns(recipe)
 
@@ -91,21 +98,21 @@ def _build(found: Sequence[Found], store: Store, recipe: Recipe, machine: Callab
         return Stage(worker, (store, recipe), **needs(machine()))
 
     state.merge(store, recipe)
-    run("sources", todo.identify_units(found, store), lambda: [stage(Identify, Machine.scan)], "sources", spent)
+    run(store, "sources", todo.identify_units(found, store), lambda: [stage(Identify, Machine.scan)], "sources", spent)
     sources = todo.source_rows(found, store)
 
     left = todo.not_scanned(todo.parts_of(sources, recipe), state.scanned(store, recipe))
     units: Iterable[Any] = todo.embed_units(sources, store, recipe)
     if left.num_rows:
         units = itertools.chain(todo.scan_units(left, recipe, machine().cpus), units)
-        run("scan", units, lambda: [stage(Scan, Machine.scan), stage(Embed, Machine.embed)], "video", spent)
+        run(store, "scan", units, lambda: [stage(Scan, Machine.scan), stage(Embed, Machine.embed)], "video", spent)
     else:
-        run("embed", units, lambda: [stage(Embed, Machine.embed)], "clips", spent)
+        run(store, "embed", units, lambda: [stage(Embed, Machine.embed)], "clips", spent)
 
     state.merge(store, recipe)
     clips = select(todo.clip_rows(sources, store, recipe), recipe, late, captioned=False)
     units = todo.caption_units(clips, recipe)
-    if run("caption", units, lambda: [stage(CaptionClips, Machine.caption)], "clips", spent):
+    if run(store, "caption", units, lambda: [stage(CaptionClips, Machine.caption)], "clips", spent):
         state.merge(store, recipe)
         clips = todo.clip_rows(sources, store, recipe)
     clips = select(clips, recipe, late)
@@ -115,22 +122,33 @@ def _build(found: Sequence[Found], store: Store, recipe: Recipe, machine: Callab
     plans = plan_shards(kept, recipe)
     whole = todo.whole_rows(clips, sources, store, recipe, without=INTERNAL)
     rows = (rows.filter(rows["keep"]) for rows in whole)
+    still_ours()  # what comes now replaces and deletes; rows of the passes before are the same whoever writes them
     names, units = pack_units(with_rows(plans, kept.num_rows, rows), store)
-    run("pack", units, lambda: [stage(Pack, Machine.pack)], "clips", spent)
+    run(store, "pack", units, lambda: [stage(Pack, Machine.pack)], "clips", spent)
     have = listed(store)
     clips, shards = with_shards(clips, plans, {path: have[name] for path, name in names.items() if name in have})
 
-    sources = with_errors(sources, state.scanned(store, recipe))
+    scanned = state.scanned(store, recipe)
+    sources = with_errors(sources, scanned)
+    still_ours()
     info = finish(store, recipe, sources, clips, todo.whole_rows(clips, sources, store, recipe), shards, spent)
     sweep(store, recipe, sources, shards)
     report.write_report(store.uri)
+    if not (scanned.unreachable or state.UNREACHABLE in state.identified(store)["status"].to_pylist()):
+        note_unchanged(found, store, recipe)
     return Built(info, store)
 
 
 def run(
-    name: str, units: Iterable[Any], graph: Callable[[], Sequence[Stage]], measure: str, spent: dict[str, Any]
+    store: Store,
+    name: str,
+    units: Iterable[Any],
+    graph: Callable[[], Sequence[Stage]],
+    measure: str,
+    spent: dict[str, Any],
 ) -> bool:
-    """Sends `units` through `graph`, with a line of progress, and adds what it took to `spent`; whether there were any.
+    """Sends `units` through `graph`, with a line of progress, and adds what it took to `spent`, which is in
+    stats/PASS.json too while it runs; whether there were any units.
 
     Raises BuildStopped where a worker says that it cannot go on.
     """
@@ -140,18 +158,30 @@ def run(
         total += unit.amount if measure != "video" or isinstance(unit, ScanUnit) else 0.0
     if not packed:
         return False
-    progress = Progress(name, total, measure)
+    progress, noted = Progress(name, total, measure), 0.0
     done: list[Done] = []
+
+    def note() -> None:
+        for kind in dict.fromkeys(one.of for one in done):
+            spent[kind] = _sum([one for one in done if one.of == kind], progress.seconds)
+            said = spent[kind] | ({"total": total, "measure": measure} if kind == name else {})
+            store.write(f"stats/{kind}.json", json.dumps(said, indent=2, sort_keys=True).encode())
+
     for answer in stages.run(packed, graph()):
         answers: list[Done] = answer if isinstance(answer, list) else [answer]
         done += answers
+        for one in answers:
+            publish(one)
         progress.add(answers[0].amount if answers[0].of == name else 0.0, answers[0].counts)
+        publish_left(name, total - progress.amount)
         if problem := next((one.problem for one in answers if one.problem), ""):
             progress.close()
             raise BuildStopped(problem)
-    wall = progress.close()
-    for kind in dict.fromkeys(one.of for one in done):
-        spent[kind] = _sum([one for one in done if one.of == kind], wall)
+        if progress.seconds - noted > NOTED:
+            note()
+            noted = progress.seconds
+    progress.close()
+    note()
     return True
 
 
@@ -189,20 +219,22 @@ def _replaced(table: pa.Table, name: str, column: pa.Array | pa.ChunkedArray) ->
 def with_errors(sources: pa.Table, done: state.Scanned) -> pa.Table:
     """Rows of tables/sources after the scan: a source none of whose parts could be scanned has failed; one that lost
     some of its footage says which."""
-    said = {**done.errors, **done.notes}
+    errors = {**done.errors, **done.unreachable}
+    said = {**errors, **done.notes}
     parts: dict[str, list[str]] = defaultdict(list)
     for key in sorted(said):
         parts[key.partition("@")[0]].append(key)
     if not parts:
         return sources
-    of = pc.replace_substring_regex(done.keys, "@.*", "")
+    keys_of_all = pa.concat_arrays([done.keys, pa.array(list(done.unreachable), pa.string())])
+    of = pc.replace_substring_regex(keys_of_all, "@.*", "")
     counted = pc.value_counts(of.filter(pc.is_in(of, pa.array(list(parts))))).to_pylist()
     count = {row["values"]: row["counts"] for row in counted}
     error, status = {}, {}
     for source, keys in parts.items():
-        lost = [key for key in keys if key in done.errors]
+        lost = [key for key in keys if key in errors]
         if len(lost) == count[source]:
-            status[source], error[source] = "failed", done.errors[lost[0]]
+            status[source], error[source] = "failed", errors[lost[0]]
         else:
             error[source] = "; ".join(
                 f"{key.partition('@')[2]} s: {said[key]}" if "@" in key else said[key] for key in keys
@@ -216,10 +248,13 @@ def with_errors(sources: pa.Table, done: state.Scanned) -> pa.Table:
 
 
 def _sum(done: Sequence[Done], wall: float) -> dict[str, Any]:
-    """One pass of dataset.json's `passes`."""
+    """One pass of dataset.json's `passes`, and stats/PASS.json."""
     parts: dict[str, float] = defaultdict(float)
     filters: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    results: dict[str, int] = defaultdict(int)
     for one in done:
+        for key, count in one.counts.items():
+            results[key] += count
         for key, value in one.seconds.items():
             parts[key] += value
         for key, values in one.filters.items():
@@ -229,6 +264,7 @@ def _sum(done: Sequence[Done], wall: float) -> dict[str, Any]:
         "seconds": round(wall, 3),
         "amount": round(sum(one.amount for one in done), 3),
         "units": len(done),
+        "results": dict(results),
         "parts": {key: round(value, 3) for key, value in sorted(parts.items())},
         "filters": {key: {kind: round(v, 4) for kind, v in values.items()} for key, values in filters.items()},
     }

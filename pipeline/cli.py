@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pipeline.dataset import DatasetError, read_info
+from pipeline.dataset import DatasetError, read_info, read_whole
 from pipeline.recipe import RecipeError, from_dict, load_recipe, presets
 from pipeline.sources import SourceError
 from pipeline.storage import StorageError, Store
@@ -91,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
             "words",
             nargs="+",
             metavar="SOURCE | key=value",
-            help="folders, files, globs, lists (.csv .jsonl .parquet), .tar, URLs; recipe options (scan.max_seconds=8)",
+            help="folder, file, glob, list (.csv .jsonl .parquet), .tar, URL, ytdlp:URL; options (scan.max_seconds=8)",
         )
         made.add_argument("--out", required=True, metavar="DATASET", help="folder of the dataset, or s3:// gs:// az://")
         made.add_argument("--recipe", default="embedded", help=f"{', '.join(presets())}, or a YAML file")
@@ -137,17 +137,21 @@ def _plan(args: argparse.Namespace) -> None:
 def _report(args: argparse.Namespace) -> None:
     from pipeline.report import write_report
 
-    read_info(Store(args.dataset))
+    read_whole(Store(args.dataset))
     print(write_report(args.dataset))
 
 
 def _verify(args: argparse.Namespace) -> int:
     from pipeline.verify import verify
 
-    problems = verify(_local(args.dataset))
+    read_info(Store(args.dataset))
+    problems = verify(args.dataset)
     for problem in problems:
         print(problem)
-    print(f"{len(problems)} problems" if problems else "everything is as it should be")
+    if problems:
+        print(f"{len(problems)} problems: delete the shards named above and build again; only they are made anew")
+    else:
+        print("everything is as it should be")
     return 1 if problems else 0
 
 
@@ -155,7 +159,7 @@ def _select(args: argparse.Namespace) -> None:
     from pipeline.counterfactual import what_if
 
     dataset = _local(args.dataset)
-    print(what_if(dataset, from_dict(read_info(Store(args.dataset))["recipe"]), args.overrides))
+    print(what_if(dataset, from_dict(read_whole(Store(args.dataset))["recipe"]), args.overrides))
 
 
 def _calibrate(args: argparse.Namespace) -> None:
@@ -179,7 +183,7 @@ def _doctor(args: argparse.Namespace) -> None:
 def _local(dataset: str) -> Path:
     """The folder of a local dataset. Raises DatasetError where there is none."""
     store = Store(dataset)
-    read_info(store)
+    read_whole(store)
     if store.local is None:
         raise DatasetError(f"{dataset}: this command reads local datasets; copy it here first")
     return store.local

@@ -9,7 +9,7 @@ import importlib.metadata
 import json
 import os
 import socket
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import captioners
 import filters
 import pipeline
 from pipeline import canaries, passes
+from pipeline.lease import FOLDER, LeaseError, lease
 from pipeline.packing import plain
 from pipeline.recipe import Recipe, to_dict
 from pipeline.runs import writer
@@ -29,6 +30,7 @@ from pipeline.storage import Store
 from pipeline.tables import DONE, SOURCES, Fragment, frames_of, read_fragments, write_fragment
 
 FORMAT = 1
+PAGES = ("README.md", "report.html")
 ROWS = 500_000  # clips a file of the finished table
 PACKAGES = ("av", "numpy", "opencv-python-headless", "torch", "open_clip_torch", "transformers", "scenedetect-headless")
 INTERNAL = (  # columns that only a build needs
@@ -48,7 +50,7 @@ def check_folder(store: Store) -> None:
         read_info(store)
         return
     names = store.list("")
-    strange = [n for n in names if not n.startswith(("state/", "tables/", "shards/"))]
+    strange = [n for n in names if not n.startswith(("state/", "stats/", "tables/", "shards/", *PAGES))]
     if strange or (names and not any(n.startswith("state/") for n in names)):
         raise DatasetError(f"{store.uri} holds something else ({(strange or names)[0]}): give an empty or new folder")
 
@@ -67,12 +69,41 @@ def read_info(store: Store) -> dict[str, Any]:
     return dict(info)
 
 
+def damage(store: Store, info: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the finished tables of a dataset whose dataset.json says `info`."""
+    problems = []
+    for table, wanted in info.get("rows", {}).items():
+        rows = 0
+        for name in store.list(f"tables/{table}", ".parquet"):
+            try:
+                with store.open(name) as file:
+                    rows += pq.read_metadata(file).num_rows
+            except (OSError, pa.ArrowException) as error:
+                problems.append(f"{name} cannot be read ({str(error).splitlines()[0][:100]})")
+        if rows != wanted:
+            problems.append(f"tables/{table} has {rows:,} rows, where dataset.json says {wanted:,}")
+    return problems
+
+
+def read_whole(store: Store) -> dict[str, Any]:
+    """What dataset.json says of a dataset whose tables are all there. Raises DatasetError."""
+    info = read_info(store)
+    if problems := damage(store, info):
+        raise DatasetError(f"{store.uri}: {problems[0]}: run its build again, which makes anew only what is missing")
+    return info
+
+
 @contextlib.contextmanager
-def lock(store: Store) -> Iterator[None]:
-    """Keeps a second build out of a local folder for as long as this one lives. Raises DatasetError when another is
-    there. An object store has no such lock: there, builds into one folder are the user's to keep apart."""
+def lock(store: Store) -> Iterator[Callable[[], None]]:
+    """Keeps a second build out of a dataset for as long as this one lives: by a lock of the file system, or a lease on
+    an object store. Yields a function that raises DatasetError when it was lost; so does this where another build is
+    there."""
     if store.local is None:
-        yield
+        try:
+            with lease(store) as check:
+                yield check
+        except LeaseError as error:
+            raise DatasetError(str(error)) from error
         return
     store.local.mkdir(parents=True, exist_ok=True)
     with open(store.local / ".lock", "a+") as file:
@@ -84,7 +115,7 @@ def lock(store: Store) -> Iterator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
-        yield
+        yield lambda: None
 
 
 def finish(
@@ -106,6 +137,7 @@ def finish(
         "recipe": to_dict(recipe),
         "versions": _versions(),
         "counts": counts(sources, clips),
+        "rows": {"sources": sources.num_rows, "clips": clips.num_rows},
         "canaries": {one.name: one.result for one in canaries.recall(clips, recipe.select.thresholds)},
         "shards": list(shards),
         "passes": {**old.get("passes", {}), **spent},
@@ -138,7 +170,7 @@ def _all_of_it(found: Sequence[Found], store: Store, recipe: Recipe) -> bytes:
     for file in found:
         digest.update(repr(file).encode())
     for name, size, stamp in store.stat():
-        if name != UNCHANGED:
+        if name != UNCHANGED and not name.startswith(FOLDER):
             digest.update(f"{name} {size} {stamp}\n".encode())
     return digest.hexdigest().encode()
 
@@ -170,6 +202,7 @@ def _forget(store: Store, fragment: Fragment, wanted: pa.Array, parts: Sequence[
     left = [part["key"] for part in parts]
     mixed = {part["unit"] for part in fragment.done["parts"] if part["key"] not in left}
     stay: dict[str, list[str]] = {part["unit"]: [] for part in parts if part["unit"] in mixed}
+    parts = [{**part, "frames_bytes": None} if part["unit"] in mixed else part for part in parts]
     with store.open(fragment.name) as file:
         rows = pq.ParquetFile(file)
         with writer(store, fragment.name, rows.schema_arrow.remove_metadata()) as out:

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from typing import TypeVar
 
 from pipeline.media import Frame, MediaError, Video
+from pipeline.recipe import SourceOptions
 from pipeline.sources import open_media
 
 Made = TypeVar("Made")
@@ -18,8 +19,8 @@ class ExactFrames:
     """All frames of short spans of a source, in order of time mostly; a context manager that opens the file when first
     asked."""
 
-    def __init__(self, uri: str):
-        self._uri = uri
+    def __init__(self, uri: str, options: SourceOptions | None = None):
+        self._uri, self._options = uri, options
         self._stack = ExitStack()
         self._video: Video | None = None
         self._frames: Iterator[Frame] | None = None
@@ -37,7 +38,7 @@ class ExactFrames:
         `after`: decoding goes on from where it stands if that is nearer. Empty where the file cannot be read again."""
         try:
             if self._video is None:
-                self._video = self._stack.enter_context(Video(open_media(self._uri)))
+                self._video = self._stack.enter_context(Video(open_media(self._uri, self._options)))
             if self._frames is None or not max(keyframe, self._at + AHEAD) <= after or keyframe > self._at:
                 self._frames = self._video.frames(after, lambda time: self._span[0] < time < self._span[1])
             self._span, found = (after, before), []

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.dataset import DatasetError, read_info
+from pipeline.dataset import DatasetError, read_whole
 from pipeline.storage import Store, atomic
 from pipeline.tables import read_table
 
@@ -20,7 +20,7 @@ def export(store: Store, out: Path) -> int:
 
     Embeddings and hashes are left out of the text formats. Raises DatasetError for another ending.
     """
-    read_info(store)
+    read_whole(store)
     table = read_table(store, "tables/clips")
     if table is None:
         raise DatasetError(f"{store.uri} has no tables/clips: build it again")

@@ -13,6 +13,8 @@ from typing import Any, BinaryIO
 import av
 import numpy as np
 
+from pipeline.storage import Unreachable
+
 av.logging.set_level(av.logging.PANIC)  # what FFmpeg has to say about a broken file becomes a MediaError
 
 IMAGE_FORMATS = {"image2", "png_pipe", "jpeg_pipe", "webp_pipe", "bmp_pipe", "tiff_pipe", "webp", "mjpeg_pipe"}
@@ -86,7 +88,7 @@ class Frame:
 class Video:
     """An open file, to be used as a context manager. Decodes on `threads` threads (one: the same bytes at any load).
 
-    Raises MediaError from everything it does.
+    Raises MediaError from everything it does, or Unreachable where the file lies elsewhere and the way there is lost.
     """
 
     def __init__(self, file: str | BinaryIO, threads: int = 1):
@@ -183,6 +185,8 @@ class Video:
         while True:
             try:
                 packet = next(packets, None)
+            except Unreachable:
+                raise
             except (av.error.FFmpegError, OSError) as error:
                 raise MediaError(f"truncated: reading stopped ({_words(error)})") from error
             if packet is None:
@@ -303,6 +307,8 @@ def _open(file: str | BinaryIO) -> Any:
             raise MediaError("empty file")
     try:
         return av.open(file, mode="r", metadata_errors="ignore")
+    except Unreachable:
+        raise
     except PermissionError as error:
         raise MediaError("not allowed to read the file") from error
     except av.error.InvalidDataError as error:

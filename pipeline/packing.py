@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -44,15 +43,16 @@ class Pack:
     """A plan -> a shard."""
 
     def __init__(self, store: Store, recipe: Recipe) -> None:
-        self._store, self._options = store, recipe.pack
+        self._store, self._options, self._sources = store, recipe.pack, recipe.sources
 
     def __call__(self, unit: PackUnit) -> Done:
         started = time.perf_counter()
         table = Fragment(unit.rows, {}).rows(self._store)
         plan = ShardPlan(unit.path, self._options, table, np.arange(table.num_rows))
         reuse = stored_clips(self._store, unit.lent, table["clip_id"])
+        self._store.delete(str(index_path(Path(unit.path))))  # no index of an old shard beside a new tar
         with self._store.folder("") as folder:
-            result = write_shard(plan, folder, reuse)
+            result = write_shard(plan, folder, reuse, self._sources)
         counts = {"clips": result.clips, "reused": result.reused, "failed": len(result.failures)}
         seconds = {"total": time.perf_counter() - started, "video": result.seconds}
         return Done("pack", unit.amount, counts=counts, seconds=seconds, fragment=result.path)
@@ -134,11 +134,7 @@ def _ends(store: Store, tar: str) -> tuple[str, str]:
 
 
 def _set_aside(store: Store, path: str, name: str) -> None:
-    """Only a rename: on an object store, where there is none, such clips are encoded again."""
-    if store.local is None:
-        return
-    old = store.local / path
-    new = store.local / ASIDE / old.parent.name / f"{fingerprint(name)}.tar"
-    new.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(index_path(old), index_path(Path(new)))
-    os.replace(old, new)
+    old = Path(path)
+    new = Path(ASIDE) / old.parent.name / f"{fingerprint(name)}.tar"
+    for before, after in ((index_path(old), index_path(new)), (old, new)):
+        store.move(str(before), str(after))

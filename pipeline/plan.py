@@ -24,7 +24,7 @@ from pipeline.tables import read_table
 def plan(inputs: Sequence[str], out: str, recipe: Recipe) -> str:
     """One line a pass: how much is done, how much is left, why, and about how long that takes. Raises what a build
     raises before it starts."""
-    found = discover([*inputs, *canaries.planted(recipe)])
+    found = discover([*inputs, *canaries.planted(recipe)], recipe.sources)
     store = Store(out)
     check_folder(store)
     passes.check(recipe)

@@ -15,11 +15,11 @@ class Progress:
         self._name, self._total, self._measure = name, total, measure
         self._out = out or sys.stdout
         self._started = time.monotonic()
-        self._amount = 0.0
+        self.amount = 0.0
         self._counts: dict[str, int] = {}
 
     def add(self, amount: float, counts: Mapping[str, int]) -> None:
-        self._amount += amount
+        self.amount += amount
         for key, value in counts.items():
             self._counts[key] = self._counts.get(key, 0) + value
         if self._out.isatty():
@@ -39,14 +39,14 @@ class Progress:
 
     def _line(self) -> str:
         counts = ", ".join(f"{value:,} {key}" for key, value in self._counts.items() if value or key != "failed")
-        rate = self._amount / max(self.seconds, 1e-6)
-        return f"{self._name:<9} {_amount(self._amount, self._measure):>12}  {counts}  ({RATES[self._measure](rate)})"
+        rate = self.amount / max(self.seconds, 1e-6)
+        return f"{self._name:<9} {_amount(self.amount, self._measure):>12}  {counts}  ({RATES[self._measure](rate)})"
 
     def _left(self) -> str:
-        if not self._amount:
+        if not self.amount:
             return ""
-        left = self.seconds * (self._total - self._amount) / self._amount
-        return f"  {100 * self._amount / max(self._total, 1e-9):.0f}%, {clock(max(left, 0))} left"
+        left = self.seconds * (self._total - self.amount) / self.amount
+        return f"  {100 * self.amount / max(self._total, 1e-9):.0f}%, {clock(max(left, 0))} left"
 
 
 RATES: dict[str, Callable[[float], str]] = {

@@ -24,6 +24,17 @@ class RecipeError(ValueError):
 
 
 @dataclass(frozen=True)
+class SourceOptions:
+    """How sources behind http://, https:// and ytdlp: are read; none of it changes what a scan finds."""
+
+    robots: bool = True  # follow robots.txt
+    connections: int = 4  # to one host at once, from one machine
+    delay: float = 0.0  # seconds between two requests to one host, from one machine; robots.txt may ask for more
+    max_gb: float = 20.0  # a larger file is not read
+    cache_gb: float = 50.0  # of a machine's temporary folder, for files that cannot be read by ranges
+
+
+@dataclass(frozen=True)
 class ScanOptions:
     shots: str = "cascade"  # cascade, adaptive, transnetv2 or stride
     min_seconds: float = 2.0  # a shorter shot is a row with `rejected_by: duration`
@@ -98,6 +109,7 @@ class PackOptions:
 @dataclass(frozen=True)
 class Recipe:
     name: str = "embedded"
+    sources: SourceOptions = field(default_factory=SourceOptions)
     scan: ScanOptions = field(default_factory=ScanOptions)
     filters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # name -> its options; cheap before dear
     canaries: bool = False  # plant clips with known defects, to see which filters catch them; they are never shipped

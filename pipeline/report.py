@@ -76,7 +76,9 @@ def write_report(dataset: Path | str, clips_shown: int = 60) -> str:
     clips and half rejected ones, where there are enough of each. Raises OSError where there is no finished dataset.
     """
     store = Store(str(dataset))
-    store.write("report.html", _render(store, clips_shown).encode())
+    with store.fetched("tables/clips") as near:
+        page = _render(store, Columns(near, "tables/clips", pa.schema([*tables.CLIPS, *LATE_COLUMNS])), clips_shown)
+    store.write("report.html", page.encode())
     return store.path("report.html")
 
 
@@ -121,14 +123,13 @@ def filter_costs(passes: Mapping[str, Any], reasons: Mapping[tuple[str, ...], in
     return rows
 
 
-def _render(store: Store, clips_shown: int) -> str:
+def _render(store: Store, clips: Columns, clips_shown: int) -> str:
     info = json.loads(store.read("dataset.json"))
     sources = Columns(store, "tables/sources", tables.SOURCES).table()
     unused = sources.filter(pc.not_equal(sources["status"], "ok"))
     recipe, passes = info.get("recipe", {}), info.get("passes", {})
     thresholds: Mapping[str, Mapping[str, Any]] = recipe.get("select", {}).get("thresholds", {})
 
-    clips = Columns(store, "tables/clips", pa.schema([*tables.CLIPS, *LATE_COLUMNS]))
     some = clips.table("clip_id", "source_id", "start", "end", "keep", "rejected_by")
     keep = pc.fill_null(some["keep"], False).to_numpy(zero_copy_only=False).astype(bool)
     seconds = pc.subtract(some["end"], some["start"]).to_numpy()
@@ -148,7 +149,7 @@ def _render(store: Store, clips_shown: int) -> str:
     environment.filters.update(number=number, duration=_duration, clock=_clock, size=_size)
     script, style = _asset("report.js"), _asset("report.css")
     return environment.get_template("report.html").render(
-        name=PurePosixPath(store.uri).name,
+        name=PurePosixPath(store.uri.partition("?")[0]).name,
         info=info,
         recipe=recipe,
         sources=sources.num_rows,

@@ -23,11 +23,11 @@ import pyarrow.parquet as pq
 from pipeline import encode
 from pipeline.buckets import bucket_size
 from pipeline.media import MediaError, Video
-from pipeline.recipe import PackOptions, Recipe
+from pipeline.recipe import PackOptions, Recipe, SourceOptions
 from pipeline.remux import copy_span
 from pipeline.samples import content, documents, to_json
 from pipeline.sources import open_media
-from pipeline.storage import Store, atomic
+from pipeline.storage import Store, Unreachable, atomic
 from pipeline.tables import hex_words, to_parquet
 
 INDEX = pa.schema(
@@ -136,12 +136,14 @@ def plan_shards(kept: pa.Table, recipe: Recipe) -> list[ShardPlan]:
     return sorted(plans, key=lambda plan: plan.path)
 
 
-def write_shard(plan: ShardPlan, folder: Path, reuse: Mapping[str, Stored] | None = None) -> ShardResult:
+def write_shard(
+    plan: ShardPlan, folder: Path, reuse: Mapping[str, Stored] | None = None, sources: SourceOptions | None = None
+) -> ShardResult:
     """Encodes the clips of `plan` and writes its tar and index below `folder`, each whole or not at all.
 
     Members are KEY.mp4 (or KEY.jpg), KEY.txt and KEY.json, without times or owners. Media in `reuse` that was encoded
     the same way is copied; where it is no longer what it was, the clip is encoded. A clip that cannot be encoded is
-    left out and reported. Raises OSError when the shard cannot be written.
+    left out and reported. Raises OSError when the shard cannot be written, or a source not be reached.
     """
     table = plan.rows()
     said = {document["clip_id"]: document for document in documents(table, plan.options)}
@@ -154,7 +156,8 @@ def write_shard(plan: ShardPlan, folder: Path, reuse: Mapping[str, Stored] | Non
             if key in said and (found := _read_stored(stored, key, said[key]["encoding"])):
                 media[key] = _spool(spool, found)
         reused = len(media)
-        for key, answer in _encode_all([row for row in table.to_pylist() if row["clip_id"] not in media], plan.options):
+        left = [row for row in table.to_pylist() if row["clip_id"] not in media]
+        for key, answer in _encode_all(left, plan.options, sources):
             if isinstance(answer, str):
                 failures.append((key, answer))
             else:
@@ -242,22 +245,28 @@ def _estimated_bytes(clips: pa.Table, options: PackOptions) -> np.ndarray:
     return pixels * np.where(frames > 1, frames, STILL) * BITS_A_PIXEL[options.preset] / 8 + 4 * BLOCK
 
 
-def _encode_all(rows: list[dict[str, Any]], options: PackOptions) -> Iterator[tuple[str, encode.Encoded | str]]:
+def _encode_all(
+    rows: list[dict[str, Any]], options: PackOptions, sources: SourceOptions | None
+) -> Iterator[tuple[str, encode.Encoded | str]]:
     """Each clip's media, or why there is none; source by source in order of time, so that each is opened once."""
     by_source: dict[str, list[dict[str, Any]]] = {}
     for row in sorted(rows, key=lambda row: (row["source_uri"], row["start_pts"], row["end_pts"])):
         by_source.setdefault(row["source_uri"], []).append(row)
     for uri, clips in by_source.items():
         try:
-            with Video(open_media(uri)) as video:
+            with Video(open_media(uri, sources)) as video:
                 reader = encode.SpanReader(video)
                 for row in clips:
-                    yield row["clip_id"], _encode(reader, row, options)
+                    yield row["clip_id"], _encode(reader, row, options, sources)
+        except Unreachable:
+            raise
         except (MediaError, OSError) as error:
             yield from ((row["clip_id"], f"the source cannot be opened: {error}") for row in clips)
 
 
-def _encode(reader: encode.SpanReader, row: Mapping[str, Any], options: PackOptions) -> encode.Encoded | str:
+def _encode(
+    reader: encode.SpanReader, row: Mapping[str, Any], options: PackOptions, sources: SourceOptions | None
+) -> encode.Encoded | str:
     cut = encode.Cut(
         start_pts=row["start_pts"],
         end_pts=row["end_pts"],
@@ -271,8 +280,10 @@ def _encode(reader: encode.SpanReader, row: Mapping[str, Any], options: PackOpti
             return encode.encode_image(reader, cut)
         result = None
         if options.codec == "copy" and not options.fps:
-            result = copy_span(open_media(row["source_uri"]), cut, reader.video.probe)
+            result = copy_span(open_media(row["source_uri"], sources), cut, reader.video.probe)
         result = result or encode.encode_span(reader, cut, options)
+    except Unreachable:
+        raise
     except (MediaError, OSError) as error:
         return str(error)
     if not options.fps and result.frames != row["frames"]:

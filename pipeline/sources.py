@@ -1,27 +1,30 @@
 """Sources: what the user names on the command line, turned into videos that can be opened.
 
-A source is named by a folder, a file, a glob, a list with metadata (CSV, JSONL, Parquet), a tar of videos, or a URL.
+A source is named by a folder, a file, a glob, a list with metadata (CSV, JSONL, Parquet), a tar of videos, a URL, or
+ytdlp:URL for the videos of a page.
 """
 
 from __future__ import annotations
 
-import csv
+import functools
 import glob
 import hashlib
 import io
-import json
 import os
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 import fsspec
-import pyarrow.parquet as pq
 
-from pipeline import canaries
-from pipeline.storage import REMOTE, Store, buffered, locate
+from pipeline import canaries, web
+from pipeline.downloads import YTDLP, look_at_page, open_page
+from pipeline.lists import list_rows, members
+from pipeline.recipe import SourceOptions
+from pipeline.storage import PIECE, REMOTE, Store, locate, ranged, refuse_secrets
 
 VIDEOS = frozenset(
     ".3gp .asf .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .ts .vob .webm .wmv .y4m".split()  # noqa: SIM905
@@ -30,6 +33,9 @@ IMAGES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"))
 LISTS = frozenset((".csv", ".jsonl", ".ndjson", ".parquet"))
 URI_COLUMNS = ("uri", "url", "path", "video", "file", "video_path", "source_uri")
 MEMBER = "#"  # archive.tar#folder/clip.mp4
+WEB = ("http://", "https://")
+UNSEEN = "unseen"  # the stamp of a file that no server was asked for yet
+LOOKS = 32  # servers that are asked at once
 
 
 class SourceError(ValueError):
@@ -48,7 +54,8 @@ class Source:
 
 @dataclass(frozen=True)
 class Found:
-    """A file that may be a source: not opened yet. `stamp` changes when the file does (time of change, or ETag)."""
+    """A file that may be a source: not opened yet. `stamp` changes when the file does (time of change, or ETag); where
+    it cannot be used, `size` is -1 and `stamp` says why."""
 
     uri: str
     size: int
@@ -61,12 +68,12 @@ class Found:
         return self.named or suffix(self.uri) in VIDEOS | IMAGES
 
 
-def discover(inputs: Sequence[str]) -> list[Found]:
+def discover(inputs: Sequence[str], options: SourceOptions | None = None) -> list[Found]:
     """Every file that the inputs name, sorted by URI, each once. Raises SourceError for an input that is not there,
     and where nothing is found at all."""
     found: dict[str, Found] = {}
     for text in inputs:
-        there = list(_expand(text))
+        there = list(_looked(list(_expand(text)), options or SourceOptions()))
         if not there:
             raise SourceError(f"{text}: nothing found there")
         for item in there:
@@ -76,27 +83,32 @@ def discover(inputs: Sequence[str]) -> list[Found]:
     return [found[uri] for uri in sorted(found)]
 
 
-def open_media(uri: str) -> str | BinaryIO:
-    """What a decoder opens: a local path, or a seekable binary file for a URL or a member of a tar. Raises OSError."""
+def open_media(uri: str, options: SourceOptions | None = None) -> str | BinaryIO:
+    """What a decoder opens: a local path, or a seekable binary file for a URL or a member of a tar. Raises OSError,
+    or Unreachable where another try later may do."""
     archive, member = split_member(uri)
     if member:
-        return _open_member(archive, member)
+        return _open_member(archive, member, options or SourceOptions())
     if uri.startswith(canaries.SCHEME):
         return io.BytesIO(canaries.video(uri.removeprefix(canaries.SCHEME)))
     if uri.startswith(REMOTE):
         store, name = locate(uri)
         return store.open(name)
+    if uri.startswith(WEB):
+        return web.open_url(uri, options or SourceOptions())
+    if uri.startswith(YTDLP):
+        return open_page(uri, options or SourceOptions())
     if "://" in uri and not uri.startswith("file://"):
         return fsspec.open(uri, "rb").open()
     return uri.removeprefix("file://")
 
 
-def content_id(uri: str) -> str:
+def content_id(uri: str, options: SourceOptions | None = None) -> str:
     """32 hex digits: SHA-256 of the bytes behind `uri`, read in pieces. Raises OSError."""
-    opened = open_media(uri)
+    opened = open_media(uri, options)
     digest = hashlib.sha256()
     with open(opened, "rb") if isinstance(opened, str) else opened as file:
-        while chunk := file.read(4 << 20):
+        while chunk := file.read(PIECE):
             digest.update(chunk)
     return digest.hexdigest()[:32]
 
@@ -114,20 +126,20 @@ def split_member(uri: str) -> tuple[str, str]:
 
 
 def _expand(text: str) -> Iterator[Found]:
+    refuse_secrets(text)
     if text.startswith(canaries.SCHEME):
         yield Found(text, 0, str(canaries.VERSION))
-        return
-    if text.startswith(REMOTE):
-        yield from _expand_store(text)
     elif "://" in text and not text.startswith("file://"):
-        yield from _expand_url(text, {})
+        yield from _expand_url(text)
     else:
         yield from _expand_local(text.removeprefix("file://"))
 
 
 def _expand_local(text: str) -> Iterator[Found]:
     path = Path(text).expanduser()
-    if path.is_dir():
+    if text.startswith(YTDLP):
+        yield Found(text, 0, UNSEEN)
+    elif path.is_dir():
         for folder, names, files in os.walk(path):
             names[:] = sorted(n for n in names if not n.startswith("."))
             for name in sorted(files):
@@ -146,7 +158,7 @@ def _expand_file(path: Path, in_folder: bool) -> Iterator[Found]:
     if path.suffix.lower() == ".tar":
         yield from _members(str(path), open(path, "rb"))
     elif path.suffix.lower() in LISTS and not in_folder:
-        yield from _listed(str(path), path.read_bytes(), base=str(path.parent))
+        yield from _listed(str(path), path.read_bytes(), base=str(path))
     else:
         yield _local(path, {}, named=not in_folder)
 
@@ -157,156 +169,126 @@ def _local(path: Path, metadata: Mapping[str, Any], named: bool = True) -> Found
     try:
         stat = path.stat()
     except OSError:
-        return Found(str(path), -1, "missing", metadata, named)
+        return Found(str(path), -1, "no such file", metadata, named)
     return Found(str(path), stat.st_size, str(stat.st_mtime_ns), metadata, named)
 
 
-def _expand_store(text: str) -> Iterator[Found]:
+def _expand_url(text: str) -> Iterator[Found]:
     kind = suffix(text.rstrip("/"))
     if kind in LISTS:
-        store, name = locate(text)
-        yield from _listed(text, store.read(name), base=store.path(""))
+        with open_media(text) as file:  # type: ignore[union-attr]
+            yield from _listed(text, file.read(), base=text)
     elif kind == ".tar":
-        store, name = locate(text)
-        yield from _members(text, store.open(name))
-    elif kind in VIDEOS | IMAGES:
-        yield _stored(text, {})
-    else:
+        yield from _members(text, open_media(text))  # type: ignore[arg-type]
+    elif text.startswith(REMOTE) and kind not in VIDEOS | IMAGES:
         store = Store(text)
         for name, size, stamp in store.stat():
-            yield Found(store.path(name), size, stamp, named=False)
+            if suffix(name) == ".tar":
+                yield from _members(store.path(name), store.open(name))
+            else:
+                yield Found(store.path(name), size, stamp, named=False)
+    else:
+        yield _at(text, {})
 
 
-def _stored(url: str, metadata: Mapping[str, Any]) -> Found:
-    store, name = locate(url)
-    size, stamp = store.info(name) or (-1, "missing")
-    return Found(url, size, stamp, metadata)
+def _at(uri: str, metadata: Mapping[str, Any]) -> Found:
+    """A file that is named by its URL. Those of the web are not looked at yet."""
+    if uri.startswith(REMOTE):
+        store, name = locate(uri)
+        size, stamp = store.info(name) or (-1, "no such file")
+        return Found(uri, size, stamp, metadata)
+    return Found(uri, 0, UNSEEN, metadata)
 
 
-def _expand_url(text: str, metadata: Mapping[str, Any]) -> Iterator[Found]:
-    kind = suffix(text)
-    if kind in LISTS:
-        with fsspec.open(text, "rb") as file:
-            yield from _listed(text, file.read(), base=text.rpartition("/")[0])
-        return
+def _looked(found: Sequence[Found], options: SourceOptions) -> Iterator[Found]:
+    """`found`, with what the servers of the unseen say of them; several at a time."""
+
+    def look(item: Found) -> list[Found]:
+        if item.stamp != UNSEEN:
+            return [item]
+        if item.uri.startswith(YTDLP):
+            return _pages(item, options)
+        size, stamp = web.look(item.uri, options) if item.uri.startswith(WEB) else _look_elsewhere(item.uri)
+        return [replace(item, size=size, stamp=stamp)]
+
+    with ThreadPoolExecutor(LOOKS) as pool:
+        for items in pool.map(look, found):
+            yield from items
+
+
+def _pages(item: Found, options: SourceOptions) -> list[Found]:
     try:
-        filesystem, path = fsspec.core.url_to_fs(text)
+        videos = look_at_page(item.uri, options)
+    except OSError as error:
+        return [replace(item, size=-1, stamp=str(error))]
+    return [replace(item, uri=uri, stamp=YTDLP, metadata={**said, **item.metadata}) for uri, said in videos]
+
+
+def _look_elsewhere(uri: str) -> tuple[int, str]:
+    """Size and stamp of a file behind any other protocol that fsspec knows; (-1, why) where there is none."""
+    try:
+        filesystem, path = fsspec.core.url_to_fs(uri)
         info = filesystem.info(path)
     except FileNotFoundError:
-        yield Found(text, -1, "missing", metadata)
-        return
-    stamp = str(info.get("ETag") or info.get("etag") or info.get("mtime") or info.get("size"))
-    yield Found(text, int(info.get("size") or 0), stamp, metadata)
+        return -1, "no such file"
+    except (OSError, ValueError, ImportError) as error:
+        return -1, str(error)
+    stamp = next((info[key] for key in ("ETag", "etag", "mtime", "created") if info.get(key)), info.get("size"))
+    return int(info.get("size") or 0), str(stamp)
 
 
 def _listed(name: str, data: bytes, base: str) -> Iterator[Found]:
     """The rows of a list. Relative paths are meant from the list's own folder."""
-    for number, row in enumerate(_rows(name, data), start=1):
+    folder, options = base.partition("?")[0].rpartition("/")[0], "".join(base.partition("?")[1:])
+    try:
+        rows = list_rows(suffix(name), data)
+    except ValueError as error:
+        raise SourceError(f"{name} cannot be read as {suffix(name)[1:].upper()}: {error}") from error
+    for number, row in enumerate(rows, start=1):
         uri = next((str(row[c]) for c in URI_COLUMNS if row.get(c)), None)
         if uri is None:
             raise SourceError(f"{name}, row {number}: no column of {', '.join(URI_COLUMNS)} names the video")
-        metadata = {k: v for k, v in row.items() if v is not None and str(row.get(k)) != uri}
-        if uri.startswith(REMOTE):
-            yield _stored(uri, metadata)
-        elif base.startswith(REMOTE):
-            yield _stored(Store(base).path(uri), metadata)
-        elif "://" in uri and not uri.startswith("file://"):
-            yield from _expand_url(uri, metadata)
+        refuse_secrets(uri)
+        metadata = {k: v for k, v in row.items() if v is not None and str(v) != uri}
+        if "://" in uri and not uri.startswith("file://"):
+            yield _at(uri, metadata)
         elif "://" in base:
-            yield from _expand(f"{base}/{uri}")
+            yield _at(f"{folder}/{uri}{options}", metadata)
         else:
-            yield _local(Path(base) / uri.removeprefix("file://"), metadata)
-
-
-def _rows(name: str, data: bytes) -> Iterable[dict[str, Any]]:
-    kind = suffix(name)
-    try:
-        if kind == ".parquet":
-            return pq.read_table(io.BytesIO(data)).to_pylist()
-        text = data.decode("utf-8-sig")
-        if kind == ".csv":
-            return list(csv.DictReader(io.StringIO(text)))
-        return [json.loads(line) for line in text.splitlines() if line.strip()]
-    except (ValueError, OSError) as error:
-        raise SourceError(f"{name} cannot be read as {kind[1:].upper()}: {error}") from error
+            yield _local(Path(base).parent / uri.removeprefix("file://"), metadata)
 
 
 def _members(uri: str, file: BinaryIO) -> Iterator[Found]:
-    """Videos and images of a WebDataset tar; the .json and .txt of the same key become metadata."""
-    media: list[tuple[tarfile.TarInfo, str]] = []
-    beside: dict[str, dict[str, Any]] = {}
+    name = uri if "://" in uri else str(Path(uri).absolute())
     try:
-        with file, tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in tar:
-                key, kind = _webdataset_key(member.name)
-                if kind in VIDEOS | IMAGES:
-                    media.append((member, key))
-                elif kind in (".json", ".txt") and member.size < 1 << 20:
-                    content = tar.extractfile(member)
-                    beside.setdefault(key, {}).update(_sidecar(kind, content.read() if content else b""))
+        for member, metadata in members(file, VIDEOS | IMAGES):
+            stamp = f"{member.offset_data}:{member.mtime}"
+            yield Found(f"{name}{MEMBER}{member.name}", member.size, stamp, metadata)
     except tarfile.TarError as error:
         raise SourceError(f"{uri} is not a readable tar: {error}") from error
-    name = uri if "://" in uri else str(Path(uri).absolute())
-    for member, key in media:
-        stamp = f"{member.offset_data}:{member.mtime}"
-        yield Found(f"{name}{MEMBER}{member.name}", member.size, stamp, beside.get(key, {}))
 
 
-def _webdataset_key(name: str) -> tuple[str, str]:
-    """WebDataset's rule: the key is the path up to the first dot of the file name."""
-    folder, slash, file = name.rpartition("/")
-    stem, dot, ending = file.partition(".")
-    return f"{folder}{slash}{stem}", f"{dot}{ending}".lower()
-
-
-def _sidecar(kind: str, data: bytes) -> dict[str, Any]:
-    if kind == ".txt":
-        return {"text": data.decode("utf-8", "replace")}
-    try:
-        value = json.loads(data)
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {"json": value}
-
-
-def _open_member(archive: str, member: str) -> BinaryIO:
-    opened = open_media(archive)
+def _open_member(archive: str, member: str, options: SourceOptions) -> BinaryIO:
+    where = _index(archive, options).get(member)
+    if where is None:
+        raise FileNotFoundError(f"no member {member!r} in {archive}")
+    offset, size = where
+    opened = open_media(archive, options)
     file = open(opened, "rb") if isinstance(opened, str) else opened
+
+    def fetch(count: int, at: int) -> bytes:
+        file.seek(offset + at)
+        return file.read(count)
+
+    return ranged(size, fetch)
+
+
+@functools.lru_cache(maxsize=64)
+def _index(archive: str, options: SourceOptions) -> dict[str, tuple[int, int]]:
+    """Offset and size of every member; kept, because a tar is read through for it."""
+    opened = open_media(archive, options)
     try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            info = tar.getmember(member)
-    except (tarfile.TarError, KeyError) as error:
-        file.close()
-        raise FileNotFoundError(f"no member {member!r} in {archive}") from error
-    return buffered(_Window(file, info.offset_data, info.size))
-
-
-class _Window(io.RawIOBase):
-    """`size` bytes of `file` from `offset` as a file of their own."""
-
-    def __init__(self, file: BinaryIO, offset: int, size: int) -> None:
-        self._file, self._offset, self._size, self._at = file, offset, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence])
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        self._file.seek(self._offset + self._at)
-        data = self._file.read(min(len(buffer), max(0, self._size - self._at)))
-        buffer[: len(data)] = data
-        self._at += len(data)
-        return len(data)
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
+        with open(opened, "rb") if isinstance(opened, str) else opened as file, tarfile.open(fileobj=file) as tar:
+            return {member.name: (member.offset_data, member.size) for member in tar}
+    except tarfile.TarError as error:
+        raise FileNotFoundError(f"{archive} is not a readable tar: {error}") from error

@@ -19,14 +19,17 @@ from pipeline.tables import Fragment, Span, fingerprint, frames_of, read_fragmen
 
 KEYS = ("clip_id", "source_id", "start_pts", "end_pts", "shot_index", "unit")  # that put a row in its place
 
+UNREACHABLE = "unreachable"  # the status of a source, and in place of the limits of a part, that is to be tried again
+
 
 @dataclass
 class Scanned:
     """The keys of the parts that the scan is done with; why parts failed and what of others could not be used, by key;
-    and the fragments with their rows."""
+    and the fragments with their rows. Not done are parts that were out of reach."""
 
     keys: pa.Array
     errors: Mapping[str, str]
+    unreachable: Mapping[str, str]
     notes: Mapping[str, str]
     fragments: Sequence[Fragment]
 
@@ -42,30 +45,38 @@ def merge(store: Store, recipe: Recipe) -> None:
     fragments = read_fragments(store, "state/sources")
     if len(fragments) > runs.LOOSE:
         name = f"state/sources/{fingerprint([f.name for f in fragments])}.parquet"
-        write_fragment(store, name, pa.concat_tables([f.rows(store) for f in fragments]), {})
+        write_fragment(store, name, identified(store), {})
         for fragment in fragments:
             if fragment.name != name:
                 store.delete(fragment.name)
 
 
 def identified(store: Store) -> pa.Table:
-    """Rows of passes.IDENTIFIED of every file that a build has looked at."""
-    rows = [fragment.rows(store) for fragment in read_fragments(store, "state/sources")]
-    return pa.concat_tables([passes.IDENTIFIED.empty_table(), *rows])
+    """Rows of passes.IDENTIFIED of every file that a build has looked at; first those that it could reach."""
+    rows = [fragment.rows(store).replace_schema_metadata() for fragment in read_fragments(store, "state/sources")]
+    table = pa.concat_tables(
+        [passes.IDENTIFIED.empty_table(), *(one for one in rows if one.schema == passes.IDENTIFIED)]
+    )
+    lost = pc.equal(table["status"], UNREACHABLE)
+    return pa.concat_tables([table.filter(pc.invert(lost)), table.filter(lost)])
 
 
 def scanned(store: Store, recipe: Recipe) -> Scanned:
     """Parts scanned under this recipe. One that failed on a limit is not done when the limits have changed."""
-    limits, frames = fingerprint(passes.limits(recipe)), set(store.list("tables/frames"))
-    keys, errors, notes, fragments = [], {}, {}, []
+    limits = fingerprint(passes.limits(recipe))
+    frames = {name: size for name, size, _ in store.stat("tables/frames")}
+    keys, errors, unreachable, notes, fragments = [], {}, {}, {}, []
     for fragment in runs.current(store, "state/scan", passes.scan_fingerprint(recipe)):
         fragments.append(fragment)
         good = []
         for part in fragment.done["parts"]:
-            if frames_of(part["unit"]) not in frames:
-                continue
+            size = frames.get(frames_of(part["unit"]))
+            if size is None or part["frames_bytes"] not in (size, None):
+                continue  # gone, or cut off
             if part.get("error"):
-                if part["limits"] == limits:
+                if part["limits"] == UNREACHABLE:
+                    unreachable[part["key"]] = part["error"]
+                elif part["limits"] == limits:
                     errors[part["key"]] = part["error"]
                 continue
             good.append(part["key"])
@@ -76,7 +87,10 @@ def scanned(store: Store, recipe: Recipe) -> Scanned:
     failed = pa.array(list(errors), pa.string())
     failed = failed.filter(pc.invert(pc.is_in(failed, done)))
     errors = {key: errors[key] for key in failed.to_pylist()}
-    return Scanned(pa.concat_arrays([done, failed]), errors, notes, fragments)
+    known = pa.concat_arrays([done, failed])
+    lost = pa.array(list(unreachable), pa.string())
+    lost = lost.filter(pc.invert(pc.is_in(lost, known))).to_pylist()
+    return Scanned(known, errors, {key: unreachable[key] for key in lost}, notes, fragments)
 
 
 def clips(

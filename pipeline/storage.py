@@ -1,26 +1,53 @@
 """Where bytes lie: local folders and object stores behind the few operations that a build needs.
 
 Writes appear under their final name at once and whole: locally by a temporary name, fsync and rename; on an object
-store because an upload becomes visible when it is complete.
+store because an upload becomes visible when it is complete. Requests to an object store are repeated with growing
+pauses before they fail.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
+import random
+import re
+import shutil
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+from urllib.parse import parse_qsl, urlsplit
 
+import pyarrow as pa
 from pyarrow import fs
 
 REMOTE = ("s3://", "gs://", "gcs://", "az://", "abfs://", "abfss://")
+PIECE = 8 << 20  # bytes of one request at most: what a cut connection costs again
+LEAST = 256 << 10  # and at least
+PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before another try
+SECRET = re.compile(
+    r"://[^/@]*:[^/@]*@|[?&][^=&]*(secret|password|credential|access_?key|account_key|token)[^=&]*=", re.I
+)
+S3_OPTIONS: dict[str, Callable[[str], Any]] = {  # what may follow an s3:// URL, as ?name=value
+    "region": str,
+    "endpoint_override": str,
+    "scheme": str,
+    "anonymous": lambda text: text.lower() in ("1", "true"),
+    "connect_timeout": float,
+    "request_timeout": float,
+}
 
 
 class StorageError(ValueError):
     """A place that cannot be used; the message says why."""
+
+
+class Unreachable(OSError):
+    """What could not be read because of the network or a server, not because of the file: worth another try later."""
 
 
 class Store:
@@ -31,8 +58,7 @@ class Store:
     """
 
     def __init__(self, uri: str) -> None:
-        if uri.startswith(REMOTE) and "@" in uri.split("://")[1].split("/")[0]:
-            raise StorageError("credentials in a URL end up in tables: put them into the environment instead")
+        refuse_secrets(uri)
         self.uri = uri.rstrip("/") or "/"
         self.local = None if uri.startswith(REMOTE) else Path(uri.removeprefix("file://")).absolute()
         self._remote: tuple[fs.FileSystem, str] | None = None
@@ -50,22 +76,48 @@ class Store:
     def read(self, name: str) -> bytes:
         if self.local:
             return (self.local / name).read_bytes()
-        with self._fs.open_input_file(self._key(name)) as file:
-            return bytes(file.read())
+        with self.open(name) as file:
+            return file.read()
 
     def open(self, name: str) -> BinaryIO:
-        """A seekable reader; on an object store it reads by ranges."""
+        """A seekable reader; on an object store it reads by ranges, and raises Unreachable where that cannot be."""
         if self.local:
             return open(self.local / name, "rb")
-        return buffered(self._fs.open_input_file(self._key(name)))
+        with _reachable():
+            file = self._fs.open_input_file(self._key(name))
+
+        def fetch(count: int, offset: int) -> bytes:
+            """Arrow gives up at once where a server's error is longer than the range asked for: here it does not."""
+            for pause in PAUSES:
+                try:
+                    return bytes(file.read_at(count, offset))
+                except OSError as error:
+                    if "response stream" not in str(error):
+                        raise
+                    if not self.exists(name):
+                        raise FileNotFoundError(errno.ENOENT, "deleted while it was read", self.path(name)) from error
+                    time.sleep(pause * random.uniform(0.5, 1))
+            return bytes(file.read_at(count, offset))
+
+        return ranged(file.size(), fetch)
 
     def write(self, name: str, data: bytes) -> None:
         if self.local:
             with atomic(self.local / name) as temporary:
                 temporary.write_bytes(data)
             return
-        with self._fs.open_output_stream(self._key(name)) as file:
-            file.write(data)
+        self._upload(name, pa.py_buffer(data))
+
+    def _upload(self, name: str, data: pa.Buffer) -> None:
+        """All of it in one call and in a thread, which Ctrl-C does not reach: Arrow completes a stream that an
+        exception leaves with what it has by then."""
+
+        def put() -> None:
+            with self._fs.open_output_stream(self._key(name)) as sink:
+                sink.write(data)
+
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(put).result()
 
     def list(self, folder: str, suffix: str = "") -> list[str]:
         """Names of the files at any depth below `folder`, sorted; empty where there is no such folder. Temporary
@@ -111,6 +163,15 @@ class Store:
         elif self.exists(name):
             self._fs.delete_file(self._key(name))
 
+    def move(self, name: str, target: str) -> None:
+        """Renames a file; on an object store the server copies it."""
+        if self.local:
+            (self.local / target).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(self.local / name, self.local / target)
+        else:
+            self._fs.copy_file(self._key(name), self._key(target))  # Azure has no move
+            self._fs.delete_file(self._key(name))
+
     @contextlib.contextmanager
     def folder(self, name: str) -> Iterator[Path]:
         """A local folder to write finished files into; on leaving, they are under `name` in this store."""
@@ -122,16 +183,26 @@ class Store:
         with tempfile.TemporaryDirectory(prefix="clipmill-") as scratch:
             yield Path(scratch)
             for file in sorted(p for p in Path(scratch).rglob("*") if p.is_file()):
-                relative = file.relative_to(scratch).as_posix()
-                key = self._key(f"{name}/{relative}" if name else relative)
-                with open(file, "rb") as source, self._fs.open_output_stream(key) as sink:
-                    while chunk := source.read(8 << 20):
-                        sink.write(chunk)
+                with pa.memory_map(str(file)) as mapped:
+                    self._upload(f"{name}/{file.relative_to(scratch).as_posix()}".lstrip("/"), mapped.read_buffer())
+
+    @contextlib.contextmanager
+    def fetched(self, folder: str) -> Iterator[Store]:
+        """A store near at hand with the files of `folder`, for reading them many times: this one where it is local."""
+        if self.local:
+            yield self
+            return
+        with tempfile.TemporaryDirectory(prefix="clipmill-") as scratch:
+            near = Store(scratch)
+            for name in self.list(folder):
+                with self.open(name) as source, atomic(Path(scratch, name)) as target, open(target, "wb") as sink:
+                    shutil.copyfileobj(source, sink, PIECE)
+            yield near
 
     @property
     def _fs(self) -> fs.FileSystem:
         if self._remote is None:
-            self._remote = fs.FileSystem.from_uri(self.uri)
+            self._remote = filesystem(self.uri)
         return self._remote[0]
 
     def _key(self, name: str) -> str:
@@ -162,6 +233,86 @@ def atomic(path: Path) -> Iterator[Path]:
         raise
 
 
-def buffered(file: object) -> BinaryIO:
-    """A reader with a megabyte of look-ahead over a pyarrow or fsspec file, so that small reads make few requests."""
-    return io.BufferedReader(file, buffer_size=1 << 20)  # type: ignore[type-var]
+def ranged(size: int, fetch: Callable[[int, int], bytes]) -> BinaryIO:
+    """A seekable file of `size` bytes, of which `fetch(count, offset)` gets some. While it is read in order it asks for
+    more and more than is read, so that there are few requests."""
+    return io.BufferedReader(_Ranged(size, fetch))  # type: ignore[type-var]
+
+
+class _Ranged(io.RawIOBase):
+    def __init__(self, size: int, fetch: Callable[[int, int], bytes]) -> None:
+        self._size, self._fetch, self._at = size, fetch, 0
+        self._piece, self._from, self._next = b"", 0, LEAST
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence])
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readall(self) -> bytes:
+        pieces = []
+        while piece := self.read(PIECE):
+            pieces.append(piece)
+        return b"".join(pieces)
+
+    def readinto(self, buffer: Any) -> int:
+        if not self._from <= self._at < self._from + len(self._piece):
+            in_order = self._at == self._from + len(self._piece)
+            self._next = min(2 * self._next, PIECE) if in_order else LEAST
+            count = min(max(min(len(buffer), PIECE), self._next), max(0, self._size - self._at))
+            with _reachable():
+                self._piece = self._fetch(count, self._at) if count else b""
+            self._from = self._at
+        data = self._piece[self._at - self._from :][: len(buffer)]
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
+@contextlib.contextmanager
+def _reachable() -> Iterator[None]:
+    """Arrow's errors of network and server, which have no number, as Unreachable."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None and not isinstance(error, Unreachable):
+            raise Unreachable(f"could not be read ({str(error).splitlines()[0][:200]})") from error
+        raise
+
+
+def refuse_secrets(uri: str) -> None:
+    """Raises StorageError for a URL with a password or key in it: URLs are written to tables."""
+    if "://" in uri and SECRET.search(uri):
+        where = urlsplit(uri).hostname
+        raise StorageError(f"{where}: credentials in a URL end up in tables: put them into the environment instead")
+
+
+def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
+    """The object store of a URL and the key in it. Raises StorageError for a URL that says too little or too much."""
+    url = urlsplit(uri)
+    if url.scheme == "s3":
+        given = dict(parse_qsl(url.query))
+        if unknown := given.keys() - S3_OPTIONS.keys():
+            raise StorageError(f"{uri}: unknown option {min(unknown)!r}; there are {', '.join(S3_OPTIONS)}")
+        options = {"connect_timeout": 10.0, "request_timeout": 20.0}
+        options |= {name: S3_OPTIONS[name](value) for name, value in given.items()}
+        if not {"region", "endpoint_override"} & options.keys():
+            options["region"] = fs.resolve_s3_region(url.netloc)
+        patient = fs.AwsStandardS3RetryStrategy(max_attempts=8)  # about 50 s, in growing steps with some chance in them
+        return fs.S3FileSystem(retry_strategy=patient, allow_delayed_open=True, **options), url.netloc + url.path
+    try:
+        if url.scheme == "az" and "@" not in url.netloc:  # az://container/path, as fsspec writes it
+            return fs.AzureFileSystem(os.environ["AZURE_STORAGE_ACCOUNT_NAME"]), url.netloc + url.path
+        return fs.FileSystem.from_uri(re.sub("^az:", "abfs:", uri))
+    except KeyError as error:
+        raise StorageError(f"{uri}: set AZURE_STORAGE_ACCOUNT_NAME, or write az://CONTAINER@ACCOUNT/...") from error
+    except pa.ArrowInvalid as error:
+        raise StorageError(f"{uri}: {error}") from error

@@ -148,8 +148,9 @@ def write_fragment(store: Store, name: str, rows: pa.Table, done: Mapping[str, A
     """Commits `rows` under `name` with `done`: both are there, or neither."""
     done = with_span(done, rows)
     metadata = {**(rows.schema.metadata or {}), DONE: json.dumps(done, sort_keys=True).encode()}
-    store.write(name, to_parquet(rows.replace_schema_metadata(metadata)))
-    return Fragment(name, done, rows.num_rows)
+    data = to_parquet(rows.replace_schema_metadata(metadata))
+    store.write(name, data)
+    return Fragment(name, done, rows.num_rows, len(data))
 
 
 def with_span(done: Mapping[str, Any], rows: pa.Table) -> dict[str, Any]:

@@ -65,7 +65,8 @@ def _with_key(files: pa.Table) -> pa.Table:
 
 def identify_units(found: Sequence[Found], store: Store) -> Iterator[IdentifyUnit]:
     """Files that no build has looked at since they last changed."""
-    known = _with_key(state.identified(store))["key"].combine_chunks()
+    rows = _with_key(state.identified(store))
+    known = rows.filter(pc.not_equal(rows["status"], state.UNREACHABLE))["key"].combine_chunks()
     new = np.flatnonzero(pc.is_in(found_files(found)["key"], known).to_numpy() == 0)
     for at in range(0, len(new), IDENTIFY_UNIT):
         yield IdentifyUnit(tuple(found[i] for i in new[at : at + IDENTIFY_UNIT]))
@@ -86,6 +87,8 @@ def source_rows(found: Sequence[Found], store: Store) -> pa.Table:
     original[good] = first
     copy = pa.array(original != np.arange(rows.num_rows))
     why = pc.binary_join_element_wise("the same content as ", rows["source_uri"].take(pa.array(original)), "")
+    lost = pc.equal(rows["status"], state.UNREACHABLE)
+    rows = rows.set_column(rows.schema.get_field_index("status"), "status", pc.if_else(lost, "failed", rows["status"]))
     for name, value in (("status", pa.scalar("skipped")), ("error", why)):
         column = pc.if_else(copy, value, rows[name])
         rows = rows.set_column(rows.schema.get_field_index(name), name, column)

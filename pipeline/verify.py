@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.dataset import damage
 from pipeline.media import MediaError, Video
 from pipeline.shards import BLOCK, INDEX, index_path
 from pipeline.storage import Store
@@ -41,6 +42,8 @@ def verify(dataset: str | Path, workers: int | None = None) -> list[str]:
     try:
         info = json.loads(store.read("dataset.json"))
         shards, fps = info["shards"], info["recipe"]["pack"]["fps"]
+        if problems := damage(store, info):
+            return problems
         clips = _kept(store)
     except (OSError, ValueError, KeyError) as error:
         return [f"the dataset cannot be read: {error}"]

@@ -15,20 +15,23 @@ import pyarrow as pa
 
 from pipeline import passes
 from pipeline.media import MediaError, Probe, probe
-from pipeline.recipe import Recipe
+from pipeline.recipe import Recipe, SourceOptions
 from pipeline.sandbox import Sandbox, SandboxError
 from pipeline.scan import Scanned, scan
 from pipeline.sources import Found, content_id, open_media, suffix
-from pipeline.storage import Store
+from pipeline.state import UNREACHABLE
+from pipeline.storage import Store, Unreachable
 from pipeline.tables import FRAMES, fingerprint, frames_of, table_from, write_fragment
 from pipeline.units import Done, IdentifyUnit, Part, ScanUnit, UnitClips
+
+SLOWEST = 2e6  # bytes a second at which a source is read at least, to know its content
 
 
 class Identify:
     """Sources -> rows of state/sources: content id, what the container says, or why it cannot be used."""
 
     def __init__(self, store: Store, recipe: Recipe) -> None:
-        self._store, self._deadline = store, recipe.scan.deadline_seconds
+        self._store, self._options, self._deadline = store, recipe.sources, recipe.scan.deadline_seconds
         self._sandbox = Sandbox(recipe.scan.memory_mb)
 
     def __call__(self, unit: IdentifyUnit) -> Done:
@@ -46,14 +49,16 @@ class Identify:
         if not found.worth_opening:
             return row | {"status": "skipped", "error": f"not a video by its name ({suffix(found.uri) or 'no ending'})"}
         if found.size == -1:
-            return row | {"status": "failed", "error": "no such file"}
-        if found.size == 0 and "://" not in found.uri:
+            return row | {"status": "failed", "error": found.stamp}
+        if found.size == 0 and ":" not in found.uri:
             return row | {"status": "failed", "error": "empty file"}
         try:
-            seen: Probe = self._sandbox.call(probe_uri, found.uri, deadline=self._deadline)
-            row["source_id"] = content_id(found.uri)
+            seen, row["source_id"] = self._sandbox.call(
+                identify, found.uri, self._options, deadline=self._deadline + found.size / SLOWEST
+            )
         except (MediaError, SandboxError, OSError) as error:
-            return row | {"status": "failed", "error": plain(error)}
+            status = UNREACHABLE if isinstance(error, Unreachable) else "failed"
+            return row | {"status": status, "error": plain(error)}
         return row | {
             "status": "ok",
             "duration": seen.duration,
@@ -89,22 +94,23 @@ class Scan:
         seconds: dict[str, float] = defaultdict(float)
         for part in unit:
             started = time.perf_counter()
-            scanned, error = self._scan(part)
+            scanned, problem = self._scan(part)
             clips += scanned.clips
             frames += scanned.frames
             for step, value in scanned.stats.items():
                 seconds[step] += value
-            said: dict[str, str] = {"key": part.key, "unit": name}
-            if error:  # why nothing of it could be used
-                said |= {"error": error, "limits": self._limits()}
+            said: dict[str, Any] = {"key": part.key, "unit": name}
+            if problem:  # why nothing of it could be used
+                limits = UNREACHABLE if isinstance(problem, Unreachable) else fingerprint(passes.limits(self._recipe))
+                said |= {"error": plain(problem), "limits": limits}
             elif note := scanned.source.get("error"):  # what of it could not
                 said["note"] = note
             parts.append(said)
             seconds["total"] += time.perf_counter() - started
         table = table_from(frames, FRAMES).sort_by([("clip_id", "ascending"), ("index", "ascending")])
-        write_fragment(self._store, frames_of(name), table, {})
+        size = write_fragment(self._store, frames_of(name), table, {}).size
         rows = table_from([{**clip, "unit": name} for clip in clips], self._schema).sort_by("clip_id")
-        done = {"fingerprint": self._fingerprint, "parts": parts}
+        done = {"fingerprint": self._fingerprint, "parts": [{**part, "frames_bytes": size} for part in parts]}
         write_fragment(self._store, f"state/scan/{name}.parquet", rows, done)
         failed = sum("error" in part for part in parts)
         filters = {
@@ -121,21 +127,18 @@ class Scan:
             fragment=f"state/scan/{name}.parquet",
         )
 
-    def _limits(self) -> str:
-        return fingerprint(passes.limits(self._recipe))
-
-    def _scan(self, part: Part) -> tuple[Scanned, str | None]:
+    def _scan(self, part: Part) -> tuple[Scanned, Exception | None]:
         options = self._recipe.scan
         deadline = options.deadline_seconds + options.deadline_factor * part.seconds
         try:
             return self._sandbox.call(scan, part.source, self._recipe, part.segment, deadline=deadline), None
         except (MediaError, SandboxError, OSError) as error:
-            return Scanned(source={}, clips=[], frames=[], stats={}), plain(error)
+            return Scanned(source={}, clips=[], frames=[], stats={}), error
 
 
-def probe_uri(uri: str) -> Probe:
-    """`media.probe` of what lies behind `uri`; runs in the sandbox."""
-    return probe(open_media(uri))
+def identify(uri: str, options: SourceOptions) -> tuple[Probe, str]:
+    """What a container says, and its content id; runs in the sandbox."""
+    return probe(open_media(uri, options)), content_id(uri, options)
 
 
 def plain(error: Exception) -> str:

@@ -23,6 +23,7 @@ from videos import pan, texture, write_video
 
 from pipeline import stages
 from pipeline.build import Built, build
+from pipeline.cli import main
 from pipeline.dataset import DatasetError
 from pipeline.plan import plan
 from pipeline.recipe import load_recipe
@@ -151,13 +152,48 @@ def test_a_new_source_is_scanned_alone_and_a_removed_one_disappears(copied, foot
     assert verify(copied) == []
 
 
-def test_damage_is_mended_by_doing_only_that_again(copied, footage, built):
-    shard = next((copied / "shards").rglob("*.tar"))
-    shard.write_bytes(shard.read_bytes()[:1000])
-    next((copied / "state" / "scan").glob("*.parquet")).write_bytes(b"half a file")
-    next((copied / "tables" / "clips").glob("*.parquet")).unlink()
+def halved(dataset: Path, pattern: str) -> Path:
+    """The first file of `pattern`, which has lost its second half."""
+    path = sorted(dataset.glob(pattern))[0]
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("patterns", "again"),
+    [
+        (["shards/*/*.tar", "state/sources/*.parquet", "tables/clips/*.parquet"], ["sources", "pack"]),
+        (["shards/*/*.parquet", "state/caption/*.parquet"], ["caption", "pack"]),
+        (["tables/frames/*.parquet"], ["scan"]),
+    ],
+)
+def test_what_is_cut_off_is_made_anew_and_nothing_else(copied, footage, built, capsys, patterns, again):
+    for pattern in patterns:
+        halved(copied, pattern)
+    build([str(footage)], str(copied), load_recipe("embedded", OPTIONS))
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == again
+    assert snapshot(copied) == snapshot(built[0])
+
+
+def test_tables_and_states_that_are_gone_are_made_anew(copied, footage, built):
+    halved(copied, "state/scan/*.parquet")
+    for name in ("state/embed", "tables/clips", "tables/sources"):
+        shutil.rmtree(copied / name)
+    (copied / "dataset.json").unlink()  # README.md and report.html are there still
     build([str(footage)], str(copied), load_recipe("embedded", OPTIONS))
     assert snapshot(copied) == snapshot(built[0])
+
+
+def test_a_dataset_that_lost_part_of_a_table_is_not_read_as_if_it_were_whole(copied, capsys):
+    lost = halved(copied, "tables/clips/*.parquet")
+    for words in (["report"], ["select", "select.thresholds.motion_object.min=0.5"], ["export", "--out", "x.csv"]):
+        assert main([words[0], str(copied), *words[1:]]) == 2
+        said = capsys.readouterr().err
+        assert str(lost.relative_to(copied)) in said
+        assert "run its build again" in said
+    lost.unlink()
+    assert main(["verify", str(copied)]) == 1
+    assert "tables/clips has 0 rows, where dataset.json says" in capsys.readouterr().out
 
 
 def command(footage: Path, dataset: Path, *more: str) -> list[str]:
@@ -246,7 +282,10 @@ def test_a_folder_that_holds_something_else_is_left_alone(footage, tmp_path):
 def test_a_dataset_of_another_format_is_refused(copied, footage):
     info = json.loads((copied / "dataset.json").read_text())
     (copied / "dataset.json").write_text(json.dumps({**info, "format": 99}))
-    with pytest.raises(DatasetError, match="has format 99"):
+    with pytest.raises(DatasetError, match="has format 99, this clipmill writes 1: build into a new folder"):
+        build([str(footage)], str(copied), load_recipe("embedded", OPTIONS))
+    (copied / "dataset.json").write_text("{")
+    with pytest.raises(DatasetError, match="is damaged: delete it and build again"):
         build([str(footage)], str(copied), load_recipe("embedded", OPTIONS))
 
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import csv
-import http.server
 import json
 import tarfile
-import threading
 from pathlib import Path
-from typing import ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -104,50 +101,3 @@ def test_a_broken_tar_is_named(tmp_path):
     (tmp_path / "x.tar").write_bytes(b"not a tar" * 100)
     with pytest.raises(SourceError, match=r"x\.tar is not a readable tar"):
         discover([str(tmp_path / "x.tar")])
-
-
-class Ranges(http.server.BaseHTTPRequestHandler):
-    """Serves one film, by ranges, and notes how much of it was asked for."""
-
-    film = bytes(range(256)) * 40_000
-    sent: ClassVar[list[int]] = []
-
-    def do_HEAD(self) -> None:
-        self._head(200 if self.path == "/film.mp4" else 404, len(self.film))
-
-    def do_GET(self) -> None:
-        if self.path != "/film.mp4":
-            return self._head(404, 0)
-        first, _, last = self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")
-        part = self.film[int(first) : int(last) + 1 if last else None]
-        self._head(206, len(part), f"bytes {first}-{int(first) + len(part) - 1}/{len(self.film)}")
-        self.sent.append(len(part))
-        self.wfile.write(part)
-        return None
-
-    def _head(self, status: int, size: int, span: str = "") -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(size))
-        self.send_header("Accept-Ranges", "bytes")
-        self.send_header("ETag", '"one"')
-        if span:
-            self.send_header("Content-Range", span)
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None:
-        """Not on the test's output."""
-
-
-def test_a_film_behind_http_is_found_and_read_by_ranges():
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Ranges) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        base = f"http://127.0.0.1:{server.server_port}"
-        (found,) = discover([f"{base}/film.mp4"])
-        assert (found.size, found.stamp) == (len(Ranges.film), '"one"')
-        with open_media(found.uri) as file:
-            file.seek(-4, 2)
-            assert file.read() == Ranges.film[-4:]
-        assert sum(Ranges.sent) < len(Ranges.film)
-        (missing,) = discover([f"{base}/none.mp4"])
-        assert missing.size == -1
-        server.shutdown()

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 
-from pipeline.state import _shot_numbers, join
+from pipeline import passes
+from pipeline.build import with_errors
+from pipeline.recipe import Recipe
+from pipeline.sources import Found
+from pipeline.state import _shot_numbers, join, scanned
+from pipeline.storage import Store
+from pipeline.tables import FRAMES, table_from, write_fragment
+from pipeline.todo import identify_units, source_rows
 
 
 def test_shots_are_numbered_through_a_source_whatever_the_segments():
@@ -24,3 +33,40 @@ def test_a_join_keeps_every_row_and_fills_what_is_not_known_with_nulls():
         {"clip_id": "b", "tags": None, "score": None, "where": None},
     ]
     assert join(left, None, fields, "where")["score"].null_count == 3
+
+
+def test_what_was_out_of_reach_is_a_failed_row_and_is_tried_again(tmp_path: Path):
+    store, recipe = Store(str(tmp_path)), Recipe()
+    far, near = Found("s3://films/far.mp4", 5, "one"), Found("s3://films/near.mp4", 5, "one")
+
+    def identify(name: str, *rows: dict) -> None:
+        write_fragment(store, f"state/sources/{name}.parquet", table_from(rows, passes.IDENTIFIED), {})
+
+    def said(sources: pa.Table) -> list[tuple[str, str | None]]:
+        return [(row["status"], row["error"]) for row in sources.to_pylist()]
+
+    same = {"size": 5, "stamp": "one", "start": 0.0, "duration": 1.0}
+    lost = {**same, "uri": far.uri, "status": "unreachable", "error": "no answer"}
+    identify("a", {**same, "uri": near.uri, "source_id": "n", "status": "ok"}, lost)
+    assert [unit.found for unit in identify_units([far, near], store)] == [(far,)]
+    assert said(source_rows([far, near], store)) == [("failed", "no answer"), ("ok", None)]
+    identify("b", {**lost, "source_id": "f", "status": "ok", "error": None})
+    assert list(identify_units([far, near], store)) == []
+    sources = source_rows([far, near], store)
+    assert said(sources) == [("ok", None), ("ok", None)]
+
+    def scan(unit: str, **part: object) -> None:
+        size = write_fragment(store, f"tables/frames/{unit}.parquet", table_from([], FRAMES), {}).size
+        done = {"fingerprint": passes.scan_fingerprint(recipe), "parts": [{"unit": unit, "frames_bytes": size, **part}]}
+        write_fragment(store, f"state/scan/{unit}.parquet", table_from([], passes.scan_schema(recipe)), done)
+
+    scan("b", key="f", error="no answer", limits="unreachable")
+    scan("c", key="n")
+    done = scanned(store, recipe)
+    assert (done.keys.to_pylist(), done.errors, done.unreachable) == (["n"], {}, {"f": "no answer"})
+    assert said(with_errors(sources, done)) == [("failed", "no answer"), ("ok", None)]
+    scan("a", key="f")
+    assert said(with_errors(sources, scanned(store, recipe))) == [("ok", None), ("ok", None)]
+    frames = tmp_path / "tables" / "frames" / "c.parquet"
+    frames.write_bytes(frames.read_bytes()[:-1])
+    assert scanned(store, recipe).keys.to_pylist() == ["f"]

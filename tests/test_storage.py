@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -14,24 +17,38 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from faulty import Proxy, proxy
+from pyarrow.fs import AwsStandardS3RetryStrategy
 
+from pipeline import stages
 from pipeline.cli import main
 from pipeline.dataset import read_info
+from pipeline.lease import LeaseError, lease
+from pipeline.media import Video, probe
 from pipeline.sources import content_id, discover, open_media
-from pipeline.storage import Store, atomic
+from pipeline.storage import PIECE, StorageError, Store, Unreachable, atomic, filesystem
 from pipeline.tables import read_fragments, read_table, write_fragment
+
+ROOT = Path(__file__).parents[1]
+KEYS = {"AWS_ACCESS_KEY_ID": "AKIATHISISATEST", "AWS_SECRET_ACCESS_KEY": "a-key-that-is-in-no-file"}
+ILLS = ["500", "503", "refused", "cut", "lost"]
+DIES = """
+import os, signal, sys
+from pipeline.lease import lease
+from pipeline.storage import Store
+with lease(Store(sys.argv[1])):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
 
 
 @pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    """The query string that leads an s3:// URL to a server on loopback, with a bucket `films`."""
+def network() -> Iterator[Proxy]:
+    """The way to a real S3 server on loopback with a bucket `films`: as good or bad as a test wants it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    before = {name: os.environ.get(name) for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
-    os.environ |= dict.fromkeys(before, "test")
     try:
         for _ in range(200):
             try:
@@ -40,12 +57,22 @@ def s3() -> Iterator[str]:
                 break
             except OSError:
                 time.sleep(0.1)
-        yield f"?endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1"
+        with proxy(port) as made, pytest.MonkeyPatch.context() as patch:
+            for name in KEYS:
+                patch.setenv(name, KEYS[name])
+            yield made
     finally:
         server.kill()
         server.wait()
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+@pytest.fixture
+def s3(network: Proxy) -> Iterator[str]:
+    """The query string that leads an s3:// URL to the server."""
+    network.seen.clear()
+    network.befell.clear()
+    yield f"?endpoint_override=127.0.0.1:{network.port}&scheme=http&region=us-east-1&request_timeout=3"
+    network.fault = lambda *_: ""
 
 
 @pytest.fixture(params=["disk", "s3"])
@@ -121,20 +148,173 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
     assert path.read_bytes() == b"old"
 
 
-def test_a_dataset_on_an_object_store_is_built_from_there_and_again_for_nothing(s3, tmp_path, sample_videos, capsys):
+@pytest.mark.parametrize("faults", [["500"], ILLS])
+def test_what_a_bad_network_does_to_a_request_is_made_good(network, s3, tmp_path, faults):
+    store, kinds = Store(f"s3://films/{tmp_path.name}{s3}"), itertools.cycle(faults)
+    network.fault = lambda method, path, times: next(kinds) if times < 1 else ""
+    large = bytes(range(256)) * 50_000  # two parts of an upload, two pieces of a read
+    store.write("small", b"small")
+    store.write("large", large)
+    assert store.read("large") == large
+    with store.open("large") as file:
+        file.seek(-10, 2)
+        assert file.read() == large[-10:]
+    assert store.list("") == ["large", "small"]
+    assert sum(network.befell[fault] for fault in faults) >= 9
+
+
+def test_a_read_that_is_cut_goes_on_by_ranges(network, s3, tmp_path):
+    store = Store(f"s3://films/{tmp_path.name}{s3}")
+    data = bytes(range(256)) * 100_000
+    store.write("film.mp4", data)
+    network.fault = lambda method, path, times: "cut" if method == "GET" and times < 1 else ""
+    assert store.read("film.mp4") == data
+    spans = [path.partition("bytes=")[2] for method, path in network.seen if method == "GET"]
+    assert spans[0] == f"0-{PIECE - 1}"
+    assert len(spans) == -(-len(data) // PIECE)  # no piece more than was asked for, and none from the start again
+
+
+def test_an_upload_that_fails_or_is_interrupted_leaves_nothing_half_written(network, s3, tmp_path, monkeypatch):
+    store = Store(f"s3://films/{tmp_path.name}{s3}")
+    monkeypatch.setattr("pyarrow.fs.AwsStandardS3RetryStrategy", lambda max_attempts: AwsStandardS3RetryStrategy(2))
+    network.fault = lambda method, path, times: "500" if "partNumber=2" in path else ""
+    with pytest.raises(OSError, match="UploadPart"):
+        store.write("large", bytes(12_000_000))
+    assert not store.exists("large")
+
+    network.fault = lambda *_: ""
+    for after in (0.01, 0.05, 0.1):
+        threading.Timer(after, os.kill, (os.getpid(), signal.SIGINT)).start()
+        with pytest.raises(KeyboardInterrupt):
+            store.write("large", bytes(12_000_000))
+    assert store.info("large")[0] == 12_000_000
+
+
+def test_what_cannot_be_reached_is_said_and_is_no_fault_of_the_file(network, s3, tmp_path, monkeypatch, sample_videos):
+    monkeypatch.setattr("pyarrow.fs.AwsStandardS3RetryStrategy", lambda max_attempts: AwsStandardS3RetryStrategy(2))
+    url = f"s3://films/{tmp_path.name}/film.mp4"
+    Store(f"s3://films/{tmp_path.name}{s3}").write("film.mp4", sample_videos["bigbuckbunny"].read_bytes())
+    with Video(open_media(url + s3)) as video:
+        network.fault = lambda *_: "500"
+        with pytest.raises(Unreachable, match="INTERNAL_FAILURE"):
+            sum(1 for _ in video.frames())
+    with pytest.raises(Unreachable):
+        probe(open_media(url + s3))
+    network.fault = lambda *_: ""
+    with pytest.raises(FileNotFoundError):
+        open_media(url.replace("film", "gone") + s3)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://key:secret@bucket/in",
+        "s3://bucket/in?region=x&secret_key=abc",
+        "abfss://container@account.dfs.core.windows.net/in?sas_token=abc",
+        "https://me:word@example.com/film.mp4",
+    ],
+)
+def test_credentials_in_a_url_are_refused(url):
+    with pytest.raises(StorageError, match="credentials"):
+        discover([url])
+
+
+def test_urls_of_every_provider_are_understood_or_say_what_is_missing(monkeypatch):
+    monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
+    with pytest.raises(StorageError, match="AZURE_STORAGE_ACCOUNT_NAME"):
+        filesystem("az://container/in")
+    with pytest.raises(StorageError, match="unknown option 'regoin'"):
+        filesystem("s3://bucket/in?regoin=eu-west-1")
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
+    for url, kind, path in (
+        ("az://container/in", "abfs", "container/in"),
+        ("az://container@account.dfs.core.windows.net/in", "abfs", "container/in"),
+        ("gs://bucket/in", "gcs", "bucket/in"),
+        ("s3://bucket/in?region=eu-west-1", "s3", "bucket/in"),
+    ):
+        made, key = filesystem(url)
+        assert (made.type_name, key) == (kind, path)
+
+
+def test_of_builds_that_start_at_once_one_holds_the_dataset(s3, tmp_path):
+    store = Store(f"s3://films/{tmp_path.name}{s3}")
+    held, refused, together = [], [], threading.Barrier(3)
+
+    def start() -> None:
+        together.wait()
+        try:
+            with lease(store, beat=0.05, silent=2) as still_ours:
+                held.append(1)
+                time.sleep(1.0)
+                still_ours()
+        except LeaseError as error:
+            refused.append(str(error))
+
+    threads = [threading.Thread(target=start) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(held), len(refused)) == (1, 2)
+    assert all(f"process {os.getpid()} on" in text for text in refused)
+    assert store.list("state/lock") == []
+
+
+def test_a_dead_build_gives_way_and_one_that_slept_too_long_stops(tmp_path, capsys):
+    store = Store(str(tmp_path))
+    dead = subprocess.run([sys.executable, "-c", DIES, str(tmp_path)], cwd=ROOT, check=False)
+    assert dead.returncode == -signal.SIGKILL
+    assert len(store.list("state/lock")) == 1
+    with lease(store, beat=0.05, silent=0.4) as still_ours:
+        assert "was building here" in capsys.readouterr().err
+        assert len(store.list("state/lock")) == 1
+        still_ours()
+        monkey = pytest.MonkeyPatch()
+        now = time.monotonic()
+        monkey.setattr("pipeline.lease.time.monotonic", lambda: now + 10)
+        with pytest.raises(LeaseError, match="out of touch"):
+            still_ours()
+        monkey.undo()
+
+
+def test_a_build_from_and_to_an_object_store_gets_through_a_bad_network_with_the_same_bytes(
+    network, s3, tmp_path, sample_videos, capsys, monkeypatch
+):
     store = Store(f"s3://films/{tmp_path.name}{s3}")
     store.write("in/bikes.mp4", sample_videos["bikes"].read_bytes())
-    out = f"s3://films/{tmp_path.name}/out{s3}"
-    words = ["build", f"s3://films/{tmp_path.name}/in{s3}", "--out", out, "scan.shots=adaptive", "scan.min_seconds=1"]
-    assert main(words) == 0
-    assert "scan " in capsys.readouterr().out
-    dataset = Store(out)
-    info = read_info(dataset)
+    options = ["scan.shots=adaptive", "scan.min_seconds=1"]
+    machine = stages.start()
+    monkeypatch.setattr(stages, "start", lambda *_: machine)
+    monkeypatch.setattr(stages, "stop", lambda: None)
+
+    def build(out: str) -> tuple[dict, str]:
+        assert main(["build", f"s3://films/{tmp_path.name}/in{s3}", "--out", out, *options]) == 0
+        return read_info(Store(out)), capsys.readouterr().out
+
+    try:
+        calm, _ = build(str(tmp_path / "calm"))
+        remote = f"s3://films/{tmp_path.name}/out{s3}"
+        network.befell.clear()
+        every_tenth = itertools.cycle([kind for ill in ILLS for kind in [*[""] * 9, ill]])
+        network.fault = lambda *_: next(every_tenth)
+        info, said = build(remote)
+        assert sum(network.befell.values()) - network.befell[""] >= 10
+        assert "scan " in said
+        again, said = build(remote)
+        assert "x real time" not in said
+    finally:
+        monkeypatch.undo()
+        stages.stop()
+    assert again == info
+    assert {k: v for k, v in info.items() if k != "passes"} == {k: v for k, v in calm.items() if k != "passes"}
     assert info["counts"]["kept"] == sum(shard["clips"] for shard in info["shards"]) >= 3
+    dataset = Store(remote)
     for shard in info["shards"]:
         assert hashlib.sha256(dataset.read(shard["path"])).hexdigest() == shard["sha256"]
     assert dataset.read("report.html").startswith(b"<!doctype html>")
-    assert "secret" not in str(read_table(dataset, "tables/clips")).lower()
-    assert main(words) == 0
-    assert "x real time" not in capsys.readouterr().out
-    assert read_info(dataset) == info
+    for name in dataset.list(""):
+        text = dataset.read(name)
+        assert not any(value.encode() in text for value in KEYS.values()), name
+    for name in ("clips", "sources", "frames"):
+        rows = str(read_table(dataset, f"tables/{name}").to_pylist())
+        assert not any(value in rows for value in KEYS.values())

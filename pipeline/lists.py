@@ -1,0 +1,69 @@
+"""Lists of sources with metadata, and tars of them in WebDataset's form: their rows and members."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import tarfile
+from collections.abc import Collection, Iterator
+from typing import Any, BinaryIO
+
+import pyarrow.parquet as pq
+
+
+def list_rows(kind: str, data: bytes) -> list[dict[str, Any]]:
+    """The rows of a list; `kind` is its ending. Raises ValueError where it is no such list."""
+    if kind == ".parquet":
+        return list(pq.read_table(io.BytesIO(data)).to_pylist())
+    text = data.decode("utf-8-sig")
+    if kind == ".csv":
+        try:
+            return list(csv.DictReader(io.StringIO(text)))
+        except csv.Error as error:
+            raise ValueError(str(error)) from error
+    return [_object(line, number) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
+
+
+def _object(line: str, number: int) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"line {number}: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"line {number} is no object")
+    return value
+
+
+def members(file: BinaryIO, endings: Collection[str]) -> Iterator[tuple[tarfile.TarInfo, dict[str, Any]]]:
+    """Members of a WebDataset tar with one of `endings`, in its order; the .json and .txt of the same key are their
+    metadata. Closes the file. Raises tarfile.TarError."""
+    media: list[tuple[tarfile.TarInfo, str]] = []
+    beside: dict[str, dict[str, Any]] = {}
+    with file, tarfile.open(fileobj=file, mode="r:") as tar:
+        for member in tar:
+            key, kind = _webdataset_key(member.name)
+            if kind in endings:
+                media.append((member, key))
+            elif kind in (".json", ".txt") and member.size < 1 << 20:
+                content = tar.extractfile(member)
+                beside.setdefault(key, {}).update(_sidecar(kind, content.read() if content else b""))
+    for member, key in media:
+        yield member, beside.get(key, {})
+
+
+def _webdataset_key(name: str) -> tuple[str, str]:
+    """WebDataset's rule: the key is the path up to the first dot of the file name."""
+    folder, slash, file = name.rpartition("/")
+    stem, dot, ending = file.partition(".")
+    return f"{folder}{slash}{stem}", f"{dot}{ending}".lower()
+
+
+def _sidecar(kind: str, data: bytes) -> dict[str, Any]:
+    if kind == ".txt":
+        return {"text": data.decode("utf-8", "replace")}
+    try:
+        value = json.loads(data)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {"json": value}

@@ -1,0 +1,278 @@
+"""The web: files behind real servers on loopback, good, bad and slow, read politely and within bounds."""
+
+from __future__ import annotations
+
+import http.server
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import web
+from pipeline.downloads import downloaded
+from pipeline.media import probe
+from pipeline.recipe import SourceOptions
+from pipeline.sources import content_id, discover, open_media
+from pipeline.storage import Unreachable
+
+FILM = bytes(range(256)) * 40_000
+OPTIONS = SourceOptions()
+
+
+class Site(http.server.ThreadingHTTPServer):
+    """One film, behind as many faults as there are folders; it notes who asks for what, and how many at once."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Page)
+        self.film, self.robots, self.kind = FILM, b"", "video/mp4"
+        self.asked: list[tuple[str, str, str, str]] = []  # method, path, range, user agent
+        self.times: Counter[str] = Counter()
+        self.now = self.most = 0
+        self.lock = threading.Lock()
+        self.base = f"http://127.0.0.1:{self.server_port}"
+
+    def spans(self, path: str) -> list[str]:
+        return [span for method, asked, span, _ in self.asked if asked == path and method == "GET"]
+
+    def handle_error(self, *_: Any) -> None:
+        """A client that hangs up is none."""
+
+
+class Page(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Site
+
+    def do_GET(self) -> None:
+        site, span = self.server, self.headers.get("Range", "")
+        with site.lock:
+            site.asked.append((self.command, self.path, span, self.headers.get("User-Agent", "")))
+            times = site.times[self.path + span]
+            site.times[self.path + span] += 1
+            site.now += 1
+            site.most = max(site.most, site.now)
+        try:
+            self.answer(self.path.split("/")[1], span, times)
+        finally:
+            site.now -= 1
+
+    do_HEAD = do_GET
+
+    def answer(self, fault: str, span: str, times: int) -> None:
+        film = self.server.film
+        if fault == "robots.txt":
+            return self.give(200 if self.server.robots else 404, self.server.robots)
+        if fault == "page":
+            return self.give(200, b'<video><source src="/film.mp4" type="video/mp4"></video>', kind="text/html")
+        if fault in ("404", "403", "410"):
+            return self.give(int(fault))
+        if fault in ("500", "429", "503") and times < 2:
+            return self.give(int(fault), headers={"Retry-After": "1"} if "=0-" in span and times == 1 else {})
+        if fault == "down":
+            return self.give(503)
+        if fault == "moved":
+            return self.give(302, headers={"Location": "/film.mp4"})
+        if fault == "headless" and self.command == "HEAD":
+            return self.give(405)
+        if fault == "slow":
+            time.sleep(0.1)
+        if fault == "endless":
+            self.send_response(200)
+            self.end_headers()
+            while self.command == "GET":
+                self.wfile.write(film)
+        if fault in ("whole", "short", "hasty"):
+            cut = fault == "short" or (fault == "hasty" and times < 1 and self.command == "GET")
+            return self.give(200, film, sent=len(film) // 2 if cut else None)
+        if not span:
+            return self.give(200, film, headers={"ETag": '"one"'})
+        first, _, last = span.removeprefix("bytes=").partition("-")
+        part = film[int(first) : int(last) + 1]
+        headers = {"ETag": f'"{times if fault == "changing" and first != "0" else "one"}"'}
+        headers["Content-Range"] = f"bytes {first}-{int(first) + len(part) - 1}/{len(film)}"
+        return self.give(206, part, headers, sent=len(part) // 2 if fault == "cut" and len(part) > 1000 else None)
+
+    def give(
+        self, status: int, data: bytes = b"", headers: dict[str, str] | None = None, sent: int | None = None, kind=None
+    ) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Type": kind or self.server.kind, **(headers or {})}.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(data[:sent])
+        self.close_connection = sent is not None
+
+    def log_message(self, *_: object) -> None:
+        """Not on the test's output."""
+
+
+@pytest.fixture
+def site(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Site]:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(web, "PAUSE", 0.01)
+    with Site() as made:
+        threading.Thread(target=made.serve_forever, args=(0.02,), daemon=True).start()
+        yield made
+        made.shutdown()
+
+
+def read(url: str, options: SourceOptions = OPTIONS) -> bytes:
+    with open_media(url, options) as file:
+        return file.read()
+
+
+def test_a_film_is_found_and_read_by_ranges(site):
+    (found,) = discover([f"{site.base}/film.mp4"])
+    assert (found.size, found.stamp) == (len(FILM), '"one"')
+    with open_media(found.uri) as file:
+        file.seek(-4, 2)
+        assert file.read() == FILM[-4:]
+        file.seek(5_000_000)
+        assert file.read(10) == FILM[5_000_000:5_000_010]
+    ends = [tuple(map(int, span.removeprefix("bytes=").split("-"))) for span in site.spans("/film.mp4")]
+    assert sum(end - start + 1 for start, end in ends) < len(FILM) / 5
+    assert {agent for *_, agent in site.asked} == {web.AGENT}
+    assert web.AGENT.startswith("clipmill/")
+
+
+def test_reading_in_order_takes_few_requests(site):
+    with open_media(f"{site.base}/film.mp4") as file:
+        pieces = list(iter(lambda: file.read(32 << 10), b""))
+    assert b"".join(pieces) == FILM
+    assert len(site.spans("/film.mp4")) <= 8
+
+
+@pytest.mark.parametrize(
+    ("path", "size", "stamp"),
+    [
+        ("404/x.mp4", -1, "no such file"),
+        ("403/x.mp4", -1, "the server does not allow it (status 403)"),
+        ("headless/x.mp4", len(FILM), '"one"'),
+        ("500/x.mp4", len(FILM), '"one"'),
+        ("moved/x.mp4", len(FILM), '"one"'),
+        ("whole/x.mp4", len(FILM), str(len(FILM))),
+        ("down/x.mp4", -1, "127.0.0.1:{port} does not answer (status 503)"),
+    ],
+)
+def test_what_a_server_says_of_a_file_is_its_row(site, path, size, stamp):
+    (found,) = discover([f"{site.base}/{path}"])
+    assert (found.size, found.stamp) == (size, stamp.format(port=site.server_port))
+
+
+@pytest.mark.parametrize("path", ["500", "503", "429", "cut", "moved", "whole", "hasty", "headless"])
+def test_the_bytes_are_right_whatever_a_server_does_on_the_way(site, path):
+    begun = time.monotonic()
+    assert read(f"{site.base}/{path}/film.mp4") == FILM
+    assert time.monotonic() - begun > (1 if path == "429" else 0)  # it asked for a second of rest
+
+
+def test_a_cut_connection_costs_only_what_was_not_sent(site):
+    read(f"{site.base}/cut/film.mp4")
+    starts = [int(span.removeprefix("bytes=").split("-")[0]) for span in site.spans("/cut/film.mp4")]
+    assert starts[1:] == sorted(starts[1:])
+    assert len(set(starts[1:])) == len(starts[1:])
+
+
+@pytest.mark.parametrize(
+    ("path", "error", "words"),
+    [
+        ("404", FileNotFoundError, "no such file"),
+        ("410", FileNotFoundError, "no such file"),
+        ("403", PermissionError, "does not allow it"),
+        ("down", Unreachable, "does not answer"),
+        ("short", Unreachable, "ends every answer early"),
+        ("changing", OSError, "changed while it was read"),
+        ("endless", OSError, "larger than 0.05 GB"),
+    ],
+)
+def test_what_cannot_be_read_says_why(site, monkeypatch, path, error, words):
+    monkeypatch.setattr(web, "TRIES", 2)
+    with pytest.raises(error, match=words):
+        read(f"{site.base}/{path}/film.mp4", SourceOptions(max_gb=0.05))
+    assert not list(Path(tempfile.gettempdir()).rglob("*.tmp"))
+
+
+def test_a_host_that_is_not_there_is_unreachable_and_a_large_file_is_left(site, monkeypatch):
+    monkeypatch.setattr(web, "TRIES", 2)
+    with pytest.raises(Unreachable, match="does not answer"):
+        read("http://127.0.0.1:9/film.mp4")
+    small = SourceOptions(max_gb=0.001)
+    (found,) = discover([f"{site.base}/film.mp4"], small)
+    assert (found.size, found.stamp) == (-1, "larger than 0.001 GB (sources.max_gb)")
+    with pytest.raises(OSError, match="larger than"):
+        read(f"{site.base}/film.mp4", small)
+
+
+def test_robots_txt_is_followed_unless_told_otherwise(site):
+    site.robots = b"User-agent: clipmill\nDisallow: /film.mp4\nUser-agent: *\nDisallow:\n"
+    (found,) = discover([f"{site.base}/film.mp4"])
+    assert (found.size, found.stamp) == (-1, "robots.txt asks to leave it alone (sources.robots)")
+    with pytest.raises(PermissionError, match=r"robots\.txt"):
+        read(f"{site.base}/film.mp4")
+    assert read(f"{site.base}/other.mp4") == FILM
+    assert read(f"{site.base}/film.mp4", SourceOptions(robots=False)) == FILM
+
+
+def test_a_crawl_delay_is_kept_and_means_one_download_for_all_readers(site):
+    site.robots = b"User-agent: *\nCrawl-delay: 1\n"
+    begun = time.monotonic()
+    with ThreadPoolExecutor(2) as pool:
+        assert set(pool.map(read, [f"{site.base}/film.mp4"] * 2)) == {FILM}
+    assert len([span for span in site.spans("/film.mp4") if not span]) == 1  # and a look at its head for each
+    assert time.monotonic() - begun > 2
+
+
+def test_no_more_connections_to_a_host_than_agreed(site):
+    with ThreadPoolExecutor(8) as pool:
+        urls = [f"{site.base}/slow/{i}.mp4" for i in range(8)]
+        sizes = pool.map(lambda url: web.look(url, SourceOptions(connections=2, robots=False)), urls)
+    assert [size for size, _ in sizes] == [len(FILM)] * 8
+    assert site.most == 2
+
+
+def test_downloads_make_room_for_new_ones_but_not_under_a_reader(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    first = downloaded("one", lambda path: path.write_bytes(b"1" * 600), 1e-6)
+    downloaded("two", lambda path: path.write_bytes(b"2" * 600), 1e-6).close()
+    assert first.read() == b"1" * 600
+    assert [p.stat().st_size for p in tmp_path.rglob("*") if p.is_file() and p.suffix != ".lock"] == [600]
+    with pytest.raises(OSError, match="no"):
+        downloaded("three", lambda path: (_ for _ in ()).throw(OSError("no")), 1e-6)
+
+
+def test_lists_and_tars_behind_urls_lead_to_their_films(site):
+    site.film = f"url,licence\n{site.base}/film.mp4,CC0\nother.mp4,CC-BY\n".encode()
+    found = discover([f"{site.base}/in/list.csv"])
+    assert [(item.uri.removeprefix(site.base), item.metadata["licence"]) for item in found] == [
+        ("/film.mp4", "CC0"),
+        ("/in/other.mp4", "CC-BY"),
+    ]
+
+
+def test_yt_dlp_brings_a_page_s_video(site, sample_videos):
+    pytest.importorskip("yt_dlp")
+    site.film = sample_videos["bikes"].read_bytes()
+    (found,) = discover([f"ytdlp:{site.base}/page/of/bikes"])
+    assert found.size >= 0
+    with open_media(found.uri) as file:
+        assert probe(file).width == 640
+    assert content_id(found.uri) == content_id(str(sample_videos["bikes"]))
+    before = len(site.asked)
+    content_id(found.uri)
+    assert len(site.asked) == before
+    (gone,) = discover([f"ytdlp:{site.base}/404/x.mp4"])
+    assert gone.size == -1
+    assert "404" in gone.stamp
+
+
+def test_yt_dlp_is_asked_for_where_it_is_missing(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "yt_dlp", None)
+    (found,) = discover(["ytdlp:http://127.0.0.1:9/page"])
+    assert found.stamp == "yt-dlp is not installed: pip install 'clipmill[download]'"
