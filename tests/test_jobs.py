@@ -155,9 +155,8 @@ def test_a_job_that_is_stopped_and_submitted_again_builds_a_dataset_once(cluster
     assert (run / "checkpoints" / "latest").exists()
 
 
-FIELDS: dict[
-    str, Any
-] = {  # of ray.io/v1 RayJob and what it holds, as far as the manifest may use them: (type, must be there)
+# Of ray.io/v1 RayJob, as far as the manifest may use it: type or fields, and whether it must be there.
+FIELDS: dict[str, Any] = {
     "apiVersion": (str, True),
     "kind": (str, True),
     "metadata": ({"name": (str, True)}, True),
