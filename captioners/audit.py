@@ -13,12 +13,12 @@ import pyarrow as pa
 
 from captioners.base import Action, Caption, ClipFrames
 from captioners.claims import Claim, claims, sentences
-from captioners.facts import Facts, contradiction, facts_of, order_error
+from captioners.facts import Facts, contradiction, facts_of, only_still, order_error
 from captioners.form import check_form, tells_order, unusable, vague_share
 from captioners.measured import CAMERA
 from captioners.phases import motion_peaks
 
-VERSION = 1
+VERSION = 2
 AUDIT_COLUMNS: Mapping[str, pa.DataType] = {
     "audit_defects": pa.int32(),  # of form, found in short and dense
     "audit_vague": pa.float32(),  # share of the dense caption's sentences without a concrete subject and an action
@@ -58,7 +58,7 @@ def audit(caption: Caption, clip: ClipFrames, prompt: str = "") -> Audited:
     if rejected:
         return Audited(None, score, rejected)
 
-    true_dense, reasons = _without_contradictions(dense.text, facts)
+    true_dense, reasons = _without_contradictions(dense.text, facts, whole=True)
     true_short, more = _without_contradictions(short.text, facts)
     late = order_error(claims(dense.text), facts)
     order = [f"order: {late[1]}"] if late else _order_of_actions(dense.text, caption.actions)
@@ -94,13 +94,16 @@ def _camera(caption: Caption, facts: Facts) -> tuple[str, list[str]]:
     return (_measured_camera(facts) if reasons else caption.camera), reasons
 
 
-def _without_contradictions(text: str, facts: Facts) -> tuple[str, list[str]]:
+def _without_contradictions(text: str, facts: Facts, whole: bool = False) -> tuple[str, list[str]]:
     """`text` without the clauses (set off by a semicolon or "while") or sentences that are contradicted, with a true
-    sentence of the camera where a wrong one stood; and the reasons."""
+    sentence of the camera where a wrong one stood; and the reasons. A `whole` text leaves nothing out that matters."""
     reasons: list[str] = []
     kept: list[str] = []
-    for sentence in sentences(text):
+    still = only_still(claims(text), facts) if whole else None
+    for index, sentence in enumerate(sentences(text)):
         wrong = [(claim, why) for claim in claims(sentence) if (why := contradiction(claim, facts))]
+        if still and still[0].sentence == index and all(claim.kind != "camera" for claim, _ in wrong):
+            wrong.append(still)
         if not wrong:
             kept.append(sentence)
             continue

@@ -1,21 +1,22 @@
 """Continuous batching for vision-language models: static rows, one step of all rows as one CUDA graph.
 
 `model.generate` launches some thousand kernels a token from Python; a graph launches them all at once. Rows are
-refilled as soon as their answer ends, so that long answers do not hold up short ones. Works with any model that
-transformers loads through `AutoModelForImageTextToText` whose decoder attends to all that came before (no sliding
-windows).
+refilled as soon as their answer ends, so that long answers do not hold up short ones. The tokens that all prompts of a
+batch begin with are read once for all of them. Works with any model that transformers loads through
+`AutoModelForImageTextToText` whose decoder attends to all that came before (no sliding windows).
 """
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
-from transformers.cache_utils import Cache
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, DynamicCache
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,6 +31,7 @@ class Prompts:
 
     keys: Sequence[str]
     inputs: Mapping[str, Tensor]
+    shared: int = 0  # tokens that all begin with alike, before the first picture
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ class Answer:
 
 
 class Rows(Cache):
-    """Keys and values of every layer, (rows, heads, length, dim), written in place."""
+    """Keys and values of every layer, (rows, heads, length, dim), written in place. `shared` are those of the tokens
+    before what a prefill reads, (1, heads, n, dim) a layer."""
 
     def __init__(self, config: Any, rows: int, length: int, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__(layers=[])
@@ -49,16 +52,23 @@ class Rows(Cache):
         self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_hidden_layers)]
         self.values = [torch.zeros_like(keys) for keys in self.keys]
         self.lengths = torch.zeros(rows, dtype=torch.long, device=device)  # tokens in each row
+        for keys in self.keys:
+            keys.lengths = self.lengths  # type: ignore[attr-defined]  # row_attention looks for it
+        self.shared: list[tuple[Tensor, Tensor]] = []
         self.every = torch.arange(rows, device=device)
         self.filling: Tensor | None = None  # rows that a prefill writes; None in a decoding step
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
-        """Stores (b, heads, n, dim) and returns what to attend to: the new states alone in a prefill, the whole rows in
-        a step."""
+        """Stores (b, heads, n, dim) and returns what to attend to: the shared and the new states in a prefill, the
+        whole rows in a step."""
         keys, values = self.keys[layer_idx], self.values[layer_idx]
         if self.filling is not None:
+            if self.shared:
+                before = [x.expand(len(key_states), -1, -1, -1) for x in self.shared[layer_idx]]
+                key_states = torch.cat([before[0], key_states], 2)
+                value_states = torch.cat([before[1], value_states], 2)
             keys[self.filling, :, : key_states.shape[2]] = key_states
             values[self.filling, :, : value_states.shape[2]] = value_states
             return key_states, value_states
@@ -100,7 +110,7 @@ class Decoder:
         self.count = torch.zeros(rows, dtype=torch.long, device=device)
         self.answers = torch.zeros(rows, limit, dtype=torch.long, device=device)
         self.ends = torch.tensor(list(ends) or [-1], device=device)
-        self.slots = torch.arange(length, device=device)
+        self.shared = torch.zeros(0, dtype=torch.long)  # the tokens whose states `cache.shared` holds
         self.graph: torch.cuda.CUDAGraph | None = None
 
     @torch.inference_mode()
@@ -134,6 +144,9 @@ class Decoder:
         if longest + self.limit > self.length:
             raise ValueError(f"a prompt of {longest} tokens and {self.limit} new ones do not fit rows of {self.length}")
         at = torch.tensor(rows, device=self.token.device)
+        tokens = batch.inputs["input_ids"][0, : batch.shared]
+        if not torch.equal(tokens, self.shared):
+            self.shared, self.cache.shared = tokens, states_of(self.model, batch) if batch.shared else []
         self.cache.filling = at
         try:
             last = read(self.model, batch, self.cache)
@@ -185,11 +198,8 @@ class Decoder:
         """One token for every active row; nothing here waits for the GPU."""
         lengths = self.cache.lengths
         positions = (lengths + self.shift)[:, None]
-        mask = torch.zeros(self.rows, self.length, device=positions.device, dtype=self.cache.keys[0].dtype)
-        mask = mask.masked_fill(self.slots > lengths[:, None], float("-inf"))[:, None, None]
         hidden = self.decoder(
             inputs_embeds=self.model.get_input_embeddings()(self.token[:, None]),
-            attention_mask=mask,
             position_ids=positions.expand(3, -1, -1) if self.grids else positions,
             past_key_values=self.cache,
             use_cache=True,
@@ -204,38 +214,110 @@ class Decoder:
         self.active &= ~(token[:, None] == self.ends).any(1) & (self.count < self.limit)
 
 
+class LastTokenMlp(nn.Module):
+    """The last layer's MLP: while a prompt is read, nobody looks at what it makes of any but the last token."""
+
+    def __init__(self, mlp: nn.Module) -> None:
+        super().__init__()
+        self.mlp = mlp
+        self.only: tuple[Tensor, Tensor] | None = None  # row and index of the tokens that are looked at
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        if self.only is None:
+            return self.mlp(hidden)
+        out = torch.zeros_like(hidden)
+        out[self.only] = self.mlp(hidden[self.only][:, None])[:, 0]
+        return out
+
+
+def trim_last_layer(model: PreTrainedModel) -> None:
+    layer = model.get_decoder().layers[-1]
+    layer.mlp = LastTokenMlp(layer.mlp)
+
+
+@contextlib.contextmanager
+def read_only_last(model: PreTrainedModel, rows: Tensor, last: Tensor) -> Iterator[None]:
+    """While it lasts, only the hidden state of token `last` in each of `rows` comes out right, if the last layer of
+    `model` is trimmed."""
+    mlp = model.get_decoder().layers[-1].mlp
+    if not isinstance(mlp, LastTokenMlp):
+        yield
+        return
+    mlp.only = rows, last
+    try:
+        yield
+    finally:
+        mlp.only = None
+
+
 @torch.inference_mode()
-def read(model: PreTrainedModel, batch: Prompts, cache: Cache | None = None) -> Tensor:
-    """Logits (b, vocabulary) of what would be said first after each prompt; keys and values go to `cache`. Padding is
-    on the right, where causal attention never looks: no mask is needed, so the fast attention kernels serve."""
+def read(model: PreTrainedModel, batch: Prompts, cache: Rows | None = None) -> Tensor:
+    """Logits (b, vocabulary) of what would be said first after each prompt; keys and values go to `cache`, whose
+    `shared` states stand for the first `batch.shared` tokens. Padding is on the right, where causal attention never
+    looks: no mask is needed, so the fast attention kernels serve."""
+    tokens, begin = batch.inputs["input_ids"], 0 if cache is None else batch.shared
     inputs = {
         name: value.to(model.device, model.dtype if value.is_floating_point() else None, non_blocking=True)
-        for name, value in batch.inputs.items()
+        for name, value in _from(begin, batch.inputs).items()
         if name not in ("attention_mask", "rope_deltas")
     }
-    hidden = model.base_model(**inputs, past_key_values=cache, use_cache=cache is not None).last_hidden_state
-    last = (batch.inputs["attention_mask"].sum(1) - 1).to(hidden.device, non_blocking=True)
-    return model.get_output_embeddings()(hidden[torch.arange(len(last), device=last.device), last])
+    for name in inputs:
+        if name.endswith("grid_thw"):  # sizes of pictures, see kernels.remember_geometry
+            inputs[name].on_cpu = batch.inputs[name].cpu()  # type: ignore[attr-defined]
+    last = (batch.inputs["attention_mask"].sum(1) - 1 - begin).to(model.device, non_blocking=True)
+    rows = torch.arange(len(tokens), device=last.device)
+    with read_only_last(model, rows, last):
+        hidden = model.base_model(**inputs, past_key_values=cache, use_cache=cache is not None).last_hidden_state
+    return model.get_output_embeddings()(hidden[rows, last])
+
+
+@torch.inference_mode()
+def states_of(model: PreTrainedModel, batch: Prompts) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values, (1, heads, shared, dim) a layer, of the tokens that the batch's prompts begin with."""
+    cache: Any = DynamicCache()
+    inputs = {
+        name: batch.inputs[name][..., :1, : batch.shared].to(model.device) for name in ("input_ids", "position_ids")
+    }
+    model.base_model(**inputs, past_key_values=cache, use_cache=True)
+    return [(layer.keys, layer.values) for layer in cache.layers]
+
+
+def _from(begin: int, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inputs without the first `begin` tokens of every prompt."""
+    tokens = inputs["input_ids"].shape
+    return {name: value[..., begin:] if value.shape[-2:] == tokens else value for name, value in inputs.items()}
 
 
 def with_positions(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`inputs` with the positions in time, height and width that Qwen-VL and its kin give to tokens of pictures. The
-    model would compute them in a Python loop over pictures, with the GPU waiting; here a thread can do it ahead."""
+    """`inputs` with the positions of tokens: in time, height and width for Qwen-VL and its kin, which would compute
+    them in a Python loop over pictures, with the GPU waiting; here a thread can do it ahead."""
     base: Any = model.base_model
     if not hasattr(base, "get_rope_index"):
-        return dict(inputs)
+        tokens = inputs["input_ids"]
+        return {**inputs, "position_ids": torch.arange(tokens.shape[1]).expand(tokens.shape)}
     wanted = inspect.signature(base.get_rope_index).parameters
     positions, deltas = base.get_rope_index(**{name: inputs[name] for name in wanted if name in inputs})
     return {**inputs, "position_ids": positions, "rope_deltas": deltas}
 
 
+def shared_tokens(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> int:
+    """How many tokens all prompts begin with alike, before the first picture; none where tokens of one type attend to
+    each other in both directions (PaliGemma)."""
+    picture = getattr(model.config, "image_token_id", None)
+    if picture is None or "token_type_ids" in inputs:
+        return 0
+    tokens = inputs["input_ids"]
+    alike = (tokens == tokens[0]).all(0) & (tokens[0] != picture)
+    return int(alike.int().cumprod(0)[:-1].sum())
+
+
 def rows_that_fit(model: PreTrainedModel, length: int) -> int:
-    """How many rows of `length` tokens the GPU's free memory holds, with 40% left for the work; many on a CPU."""
+    """How many rows of `length` tokens the GPU's free memory holds, with 30% left for the work; many on a CPU."""
     if model.device.type != "cuda":
         return 1 << 20
     config = model.config.get_text_config(decoder=True)
     values = 2 * config.num_hidden_layers * config.num_key_value_heads * _head_dim(config) * length
-    return int(0.6 * torch.cuda.mem_get_info(model.device)[0] / (values * model.dtype.itemsize))
+    return int(0.7 * torch.cuda.mem_get_info(model.device)[0] / (values * model.dtype.itemsize))
 
 
 def _head_dim(config: Any) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,9 @@ ALSO = {"dolly_in": "zoom_in", "dolly_out": "zoom_out"}
 SURE = 0.6  # confidence of the camera label under which it contradicts nothing
 PAUSE = 0.5  # seconds without motion that "stops" may mean
 CLEAR = 0.1  # picture heights a second: motion above this is no stillness
+MOVES, STIRS = 0.4, 0.2  # shares of the time in which something moves that "still" and "completely still" do not allow
+ALTOGETHER = re.compile(r"completely|perfectly|entirely|motionless|\bno\b|nothing", re.IGNORECASE)
+MOVED = 0.4  # share of the time in which the camera moves that a text may not call still and say no more of
 DARK, BRIGHT = 0.12, 0.45  # mean luma of a clip, 0 to 1
 
 
@@ -57,8 +61,7 @@ def contradiction(claim: Claim, facts: Facts, start: float = 0.0, end: float | N
     if claim.kind == "light":
         return _light(claim, facts)
     if claim.kind == "camera":
-        labels = [label for label, a, b in facts.camera or () if a < end and b > start]
-        return _camera(claim, labels)
+        return _camera(claim, [label for label, a, b in facts.camera or () if a < end and b > start])
     if facts.phases is None:
         return None
     phases = [phase for phase in facts.phases if phase.start < end and phase.end > start]
@@ -74,11 +77,21 @@ def contradiction(claim: Claim, facts: Facts, start: float = 0.0, end: float | N
             return f"{claim.words!r}, but what moves is on the left"
     if claim.kind == "still":
         moving = sum(min(p.end, end) - max(p.start, start) for p in phases if p.speed > CLEAR)
-        if moving > 0.4 * (end - start):
+        if moving > (STIRS if ALTOGETHER.search(claim.words) else MOVES) * (end - start):
             return f"{claim.words!r}, but part of the picture moves for {moving:.1f} s"
     if claim.kind == "motion" and not phases:
         return f"{claim.words!r}, but nothing moves"
     return None
+
+
+def only_still(said: Sequence[Claim], facts: Facts) -> tuple[Claim, str] | None:
+    """The claim that the camera is still, and why it is wrong, where a text says nothing else of a camera that moves
+    for much of the clip."""
+    told = [claim for claim in said if claim.kind == "camera"]
+    moved = sum(b - a for label, a, b in facts.camera or () if label != "static")
+    if not told or any(claim.value != "static" for claim in told) or moved < MOVED * facts.duration:
+        return None
+    return told[0], f"{told[0].words!r}, but the camera moves for {moved:.1f} of {facts.duration:.1f} s"
 
 
 def order_error(said: Sequence[Claim], facts: Facts) -> tuple[Claim, str] | None:

@@ -1,26 +1,31 @@
-"""The same model with faster kernels: attention by blocks, aligned matrices, fused element-wise work.
+"""The same model with faster kernels: attention by blocks and rows, aligned matrices, fused element-wise work.
 
-Measured on Qwen2.5-VL-7B's geometry on an H200: of 61 ms of kernels a clip to read a prompt of 1,261 tokens, 14 were
-matrix products whose width of 3,420 is no multiple of 8, and more than 13 element-wise kernels; 39 ms are left.
-Attention in windows, without the flash-attention
-package, is one launch a window in transformers, tens of thousands for a batch of clips; here all windows of a length
-are one batch. All three leave the function as it is; tests hold them against the plain model.
+Attention in windows, without the flash-attention package, is one launch a window in transformers, tens of thousands for
+a batch of clips; here all windows of a length are one batch. A width of 3,420, Qwen2.5-VL's, is no multiple of 8: its
+matrix products are slow until it is padded. All of this leaves the function as it is; tests hold it against the plain
+model.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from captioners import row_attention
 
 # transformers hands block boundaries only to implementations that have "flash" in their name.
 NAME = "clipmill_block_flash"
+MOST_GEOMETRIES = 64
 
 
 def block_attention(
@@ -37,9 +42,7 @@ def block_attention(
     if cu_seq_lens_q is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     lengths = cu_seq_lens_q.diff()
-    distinct = getattr(cu_seq_lens_q, "distinct_lengths", None)
-    if distinct is None:  # once for all layers: it waits for the GPU
-        distinct = cu_seq_lens_q.distinct_lengths = lengths.unique().tolist()  # type: ignore[attr-defined]
+    distinct = getattr(cu_seq_lens_q, "on_cpu", cu_seq_lens_q).diff().unique().tolist()
     states = [x[0].transpose(0, 1) for x in (query, key, value)]  # (n, heads, dim)
     if len(distinct) == 1:
         return _attend(states, distinct[0], scaling).reshape(1, *states[0].shape), None
@@ -60,6 +63,76 @@ def use_block_attention(model: PreTrainedModel) -> bool:
             model.set_attn_implementation({key: NAME})
             return True
     return False
+
+
+def use_row_attention(model: PreTrainedModel) -> None:
+    """Switches the decoder of `model` to `row_attention`; where attention is causal, it gets no mask."""
+    AttentionInterface.register(row_attention.NAME, row_attention.row_attention)
+    AttentionMaskInterface.register(row_attention.NAME, sdpa_mask)
+    text = model.config.get_text_config(decoder=True)
+    key = next((key for key in model.config.sub_configs if getattr(model.config, key) is text), "")
+    model.set_attn_implementation({key: row_attention.NAME})
+
+
+def remember_geometry(model: PreTrainedModel) -> None:
+    """What a tower derives from the sizes of its pictures is computed on the CPU, and once for batches of the same
+    sizes: on the GPU it is a Python loop over pictures that waits for all work before it. `read` says the sizes."""
+    for home in _homes(model):
+        functions = vars(sys.modules[home])
+        for name in [n for n in functions if n.startswith("get_vision_") or n == "get_max_seqlen"]:
+            if not hasattr(functions[name], "__wrapped__"):
+                functions[name] = _remembered(functions[name])
+
+
+def _remembered(function: Callable[..., Any]) -> Callable[..., Any]:
+    known: dict[Any, Any] = {}
+
+    @functools.wraps(function)
+    def recall(of: Tensor, *args: Any, kwargs: dict[str, Any] | None = None, **options: Any) -> Any:
+        there = getattr(of, "on_cpu", None)
+        if there is None:
+            return function(of, *args, kwargs=kwargs, **options)
+        plain = tuple(x if isinstance(x, (int, str)) else id(x) for x in (*args, *options.values()))
+        key = (there.numpy().tobytes(), of.device, plain)
+        if key not in known:
+            if len(known) >= MOST_GEOMETRIES:
+                known.clear()
+            made = function(there, *args, **options)
+            known[key] = tuple(_moved(x, of) for x in made) if isinstance(made, tuple) else _moved(made, of)
+        return known[key]
+
+    return recall
+
+
+def _moved(made: Any, beside: Tensor) -> Any:
+    return with_cpu_copy(made, beside.device) if isinstance(made, Tensor) else made
+
+
+def with_cpu_copy(tensor: Tensor, device: torch.device) -> Tensor:
+    """`tensor` on `device`, which remembers what it was on the CPU."""
+    moved = tensor.to(device, non_blocking=True).view_as(tensor)
+    moved.on_cpu = tensor  # type: ignore[attr-defined]
+    return moved
+
+
+def _homes(model: PreTrainedModel) -> set[str]:
+    """The modules of transformers that the parts of `model` are written in."""
+    return {type(module).__module__ for module in model.modules() if "transformers" in type(module).__module__}
+
+
+def linear_patches(model: PreTrainedModel) -> int:
+    """Makes matrix products of 3D convolutions that see one patch at a time; returns how many."""
+    found = [m for m in model.modules() if isinstance(m, nn.Conv3d) and m.kernel_size == m.stride and m.groups == 1]
+    for conv in found:
+        conv.forward = functools.partial(_patch_product, conv)  # type: ignore[method-assign]
+    return len(found)
+
+
+def _patch_product(conv: nn.Conv3d, patches: Tensor) -> Tensor:
+    """(n, channels, *kernel) -> (n, out, 1, 1, 1)."""
+    if patches.shape[2:] != conv.kernel_size:
+        return nn.Conv3d.forward(conv, patches)
+    return F.linear(patches.flatten(1), conv.weight.flatten(1), conv.bias)[..., None, None, None]
 
 
 def align_projections(model: PreTrainedModel, multiple: int = 64) -> int:
@@ -89,7 +162,7 @@ def fuse_elementwise(model: PreTrainedModel) -> None:
     for module in model.modules():
         if hasattr(module, "gate_proj") or type(module).__name__.endswith("RMSNorm"):
             module.compile(dynamic=True)
-    for home in {type(module).__module__ for module in model.modules() if "transformers" in type(module).__module__}:
+    for home in _homes(model):
         functions = vars(sys.modules[home])
         for name in [name for name in functions if name.startswith("apply_rotary_pos_emb")]:
             if not hasattr(functions[name], "_torchdynamo_orig_callable"):

@@ -47,6 +47,7 @@ GENERAL: dict[str, Sequence[tuple[int, int]]] = {
     "vehicle": [span for name in ("car", "truck", "bus", "train", "bicycle", "motorcycle") for span in KINDS[name]]
     + [(407, 408), (475, 475), (479, 479), (581, 581), (603, 603), (612, 612), (734, 734), (757, 757), (866, 866)],
 }
+MOSTLY = 0.8  # share of the listed probability that has to be animals
 SPECIFIC = 0.45  # probability from which one class is said by its own name
 
 
@@ -66,9 +67,13 @@ def with_kinds(tags: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
 
 
 def in_general(tags: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
-    """(name, probability) of "animal" and "vehicle", likelier first: sums over the classes in `tags`, lower bounds."""
+    """(name, probability) of "animal" and "vehicle", likelier first: sums over the classes in `tags`, lower bounds.
+    Two classes in five are animals, so they add up on pictures of anything: one is only told where `tags` hold little
+    else."""
+    listed = sum(p for _, p in tags)
     sums = {name: sum(p for tag, p in tags if tag in members) for name, members in _members().items()}
-    return sorted(sums.items(), key=lambda pair: -pair[1])
+    told = {name: p for name, p in sums.items() if name != "animal" or p >= MOSTLY * listed}
+    return sorted(told.items(), key=lambda pair: -pair[1])
 
 
 @functools.cache

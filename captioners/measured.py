@@ -1,15 +1,17 @@
-"""The `measured` captioner: says only what the filters measured, and less when they measured less."""
+"""The `measured` captioner: says only what was measured, and less when less was."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from captioners.base import Action, Caption, CaptionError, ClipFrames
+from captioners.colours import colours
 from captioners.kinds import in_general, with_kinds
 from captioners.phases import Phase, camera_spans, motion_phases
 
-VERSION = 3  # raise it when the same measurements would be told in other words
+VERSION = 4  # raise it when the same measurements would be told in other words
 CAMERA = {
     "static": "holds still",
     "pan_left": "pans left",
@@ -41,6 +43,8 @@ PLACES = {
 TOGETHER = 0.6  # seconds: events that begin nearer than this are told in one sentence
 DARK, BRIGHT = 0.12, 0.72  # mean luma, 0 to 1
 LATE = 0.6  # seconds without motion that are worth a word
+LETTERED = 0.004  # fraction of the picture that writing covers
+NUMBERS = ("no", "a", "two", "three", "four", "five")
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,8 @@ class Event:
 
 
 class Measured:
-    """Captions from the columns of `tags`, `camera` and `motion`; needs no model, and is the same on every machine.
+    """Captions from the columns of `tags`, `camera`, `motion`, `faces`, `text` and `exposure`, and from the frames'
+    colours; needs no model, and is the same on every machine.
 
     Tags under `least` probability are not said. `confidence` says a tag's probability in words (perhaps under 0.45,
     probably under 0.7) or, with "numbers", as "(0.61)".
@@ -69,7 +74,8 @@ class Measured:
 
     def _one(self, clip: ClipFrames) -> Caption | CaptionError:
         tags = self._tags(clip)
-        things = [_with_article(name) for name, _ in tags if name not in PLACES]
+        seen = _seen(clip.scores)
+        things = [*seen, *(_with_article(name) for name, _ in tags if name not in PLACES)]
         places = [PLACES[name] for name, _ in tags if name in PLACES]
         cameras = [
             Event(start, end, f"the camera {CAMERA[label]}")
@@ -79,27 +85,30 @@ class Measured:
         phases = motion_phases(clip.scores, clip.duration)
         wide = (clip.scores.get("motion_area") or 0.0) > 0.5
         actions = [Event(p.start, p.end, _movement(p, wide)) for p in phases or []]
-        said = self._tag_sentence(tags)
+        said = self._tag_sentence(seen, tags)
+        style = _style(colours(clip.frames))
         story = _story(cameras, actions, phases, clip.duration)
-        if not said and not story:
+        if not said and not story and not style:
             return CaptionError(clip.clip_id, "nothing was measured that could be said of this clip")
         light = _light(clip.scores.get("exposure_luma"))
         provenance = {
             "light": "measured: exposure" if light else "",
-            "subjects": _origin([p for name, p in tags if name not in PLACES]),
+            "subjects": _origin([p for name, p in tags if name not in PLACES]) or ("measured" if seen else ""),
+            "style": "measured: colours" if style else "",
             "setting": _origin([p for name, p in tags if name in PLACES]),
             "camera": "measured: camera" if cameras else "",
             "actions": "measured: motion" if actions else "",
         }
         return Caption(
             clip_id=clip.clip_id,
-            short=_short(said, cameras, actions, phases),
-            dense=" ".join(part for part in (said, story, light) if part),
+            short=_short(said, cameras, actions, phases) or _sentence(style),
+            dense=" ".join(part for part in (said, story, _sentence(style), light) if part),
             subjects=tuple(things),
             actions=tuple(Action(e.text, e.start, e.end) for e in actions),
             camera=_camera(cameras, clip.duration),
             setting=", ".join(places),
             light=light,
+            style=style,
             provenance={"short": "measured", "dense": "measured"} | {k: v for k, v in provenance.items() if v},
         )
 
@@ -112,8 +121,8 @@ class Measured:
         narrow = [(name.split(" (")[0], p) for name, p in with_kinds(pairs)[: self.most_tags] if p >= self.least]
         return narrow or [(name, p) for name, p in in_general(pairs)[:1] if p >= self.least]
 
-    def _tag_sentence(self, tags: Sequence[tuple[str, float]]) -> str:
-        things = [self._hedge(_with_article(name), p) for name, p in tags if name not in PLACES]
+    def _tag_sentence(self, seen: Sequence[str], tags: Sequence[tuple[str, float]]) -> str:
+        things = [*seen, *(self._hedge(_with_article(name), p) for name, p in tags if name not in PLACES)]
         places = [self._hedge(PLACES[name], p) for name, p in tags if name in PLACES]
         return _sentence(", ".join([_list(things), *places[:1]] if things else places[:1]))
 
@@ -121,6 +130,18 @@ class Measured:
         if self.confidence == "numbers":
             return f"{text} ({probability:.2f})"
         return ("" if probability >= 0.7 else "probably " if probability >= 0.45 else "perhaps ") + text
+
+
+def _seen(scores: Mapping[str, Any]) -> list[str]:
+    """What was found rather than guessed: faces and writing."""
+    faces, lettered = int(scores.get("faces_count") or 0), (scores.get("text_area") or 0.0) >= LETTERED
+    found = [f"{NUMBERS[faces]} face{'s' * (faces > 1)}" if faces < len(NUMBERS) else "many faces"] if faces else []
+    return found + ["some writing"] * lettered
+
+
+def _style(named: Sequence[tuple[str, float]]) -> str:
+    """What the picture looks like, of (colour, share) pairs."""
+    return f"the picture is mostly {_list([name for name, _ in named])}" if named else ""
 
 
 def _origin(probabilities: Sequence[float]) -> str:
@@ -153,7 +174,10 @@ def _place(x: float, y: float) -> str:
 
 def _story(cameras: list[Event], actions: list[Event], phases: list[Phase] | None, duration: float) -> str:
     """Camera and motion in order of time, as sentences."""
-    told = [Event(e.start, e.end, e.text + _stop(i, actions, phases, duration)) for i, e in enumerate(actions)]
+    told = []
+    for i, event in enumerate(actions):
+        again = " again" if i and actions[i - 1].text == event.text else ""
+        told.append(Event(event.start, event.end, event.text + again + _stop(i, actions, phases, duration)))
     groups: list[list[Event]] = []
     for event in sorted([*cameras, *told], key=lambda e: e.start):
         if groups and event.start - groups[-1][0].start < TOGETHER:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from captioners.base import Caption, CaptionerDown, CaptionError, ClipFrames
 from captioners.chat import ChatClient, Refused, Unreachable
-from captioners.prompt import SCHEMA, VERSION, prompt_for, read_answer
+from captioners.prompt import INSTRUCTIONS, SCHEMA, VERSION, question_for, read_answer
 
 FORMAT = {"type": "json_schema", "json_schema": {"name": "caption", "strict": True, "schema": SCHEMA}}
 SYSTEMATIC = 8  # rejected clips in a row, after which it is not the clips
@@ -114,7 +114,7 @@ class Server:
             self._failed.clear()
             self._rejected = 0
         usage = self._usage(reply) | {"seconds": round(time.monotonic() - started, 3), "attempts": attempts}
-        return _read(clip, reply, usage), True
+        return read_reply(clip, reply, usage), True
 
     def _post(self, body: dict[str, Any]) -> tuple[Mapping[str, Any], int]:
         """The reply, asked for with a JSON schema as long as the server takes one."""
@@ -128,18 +128,8 @@ class Server:
         return self.client.post(body)
 
     def _content(self, clip: ClipFrames) -> list[dict[str, Any]]:
-        content: list[dict[str, Any]] = []
-        for index in np.unique(np.linspace(0, len(clip.frames) - 1, self.most_frames).round().astype(int)):
-            picture = Image.fromarray(clip.frames[index])
-            picture.thumbnail((self.frame_side, self.frame_side))
-            encoded = io.BytesIO()
-            picture.save(encoded, "JPEG", quality=90)
-            url = "data:image/jpeg;base64," + base64.b64encode(encoded.getvalue()).decode()
-            content += [
-                {"type": "text", "text": f"{clip.times[index]:.1f} s:"},
-                {"type": "image_url", "image_url": {"url": url}},
-            ]
-        return [*content, {"type": "text", "text": prompt_for(clip)}]
+        shown = pictures(clip, self.most_frames, self.frame_side)
+        return [{"type": "text", "text": INSTRUCTIONS}, *shown, {"type": "text", "text": question_for(clip)}]
 
     def _usage(self, reply: Mapping[str, Any]) -> dict[str, float]:
         counts = reply.get("usage") or {}
@@ -152,7 +142,25 @@ class Server:
         return usage
 
 
-def _read(clip: ClipFrames, reply: Mapping[str, Any], usage: dict[str, float]) -> Caption | CaptionError:
+def pictures(clip: ClipFrames, most: int, side: int) -> list[dict[str, Any]]:
+    """Up to `most` of the clip's frames, no longer than `side` pixels, as parts of a message, each after its time."""
+    parts: list[dict[str, Any]] = []
+    shown = np.linspace(0, len(clip.frames) - 1, most if len(clip.frames) else 0).round().astype(int)
+    for index in np.unique(shown):
+        picture = Image.fromarray(clip.frames[index])
+        picture.thumbnail((side, side))
+        encoded = io.BytesIO()
+        picture.save(encoded, "JPEG", quality=90)
+        url = "data:image/jpeg;base64," + base64.b64encode(encoded.getvalue()).decode()
+        parts += [
+            {"type": "text", "text": f"{clip.times[index]:.1f} s:"},
+            {"type": "image_url", "image_url": {"url": url}},
+        ]
+    return parts
+
+
+def read_reply(clip: ClipFrames, reply: Mapping[str, Any], usage: Mapping[str, float]) -> Caption | CaptionError:
+    """The caption in a chat completion, or why there is none."""
     try:
         choice = reply["choices"][0]
         message = choice["message"]

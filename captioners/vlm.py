@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 import threading
 from collections import deque
@@ -10,14 +11,23 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import cv2
 import numpy as np
 import torch
-from PIL import Image
 
 from captioners.base import Caption, CaptionError, ClipFrames
-from captioners.decode import Answer, Decoder, Prompts, read, rows_that_fit, with_positions
+from captioners.decode import (
+    Answer,
+    Decoder,
+    Prompts,
+    read,
+    rows_that_fit,
+    shared_tokens,
+    trim_last_layer,
+    with_positions,
+)
 from captioners.judge import judged
-from captioners.prompt import VERSION, prompt_for, read_answer
+from captioners.prompt import INSTRUCTIONS, VERSION, question_for, read_answer
 from filters.torchvision_ops import ensure_torchvision
 
 if TYPE_CHECKING:
@@ -63,11 +73,10 @@ class Vlm:
         else:
             name = model.config.name_or_path or type(model).__name__
         assert processor is not None, "a model that is already loaded comes with its processor"
-        processor.tokenizer.padding_side = "right"
         if hasattr(processor.image_processor, "do_image_splitting"):
             processor.image_processor.do_image_splitting = False  # tiles of stills: a clip's frames are enough tokens
         _speed_up(model)
-        self.model, self.processor = model, processor
+        self.model, self.processor, self.device = model, processor, model.device
         self.ends = _end_tokens(model, processor)
         self.max_new_tokens, self.most_frames = max_new_tokens, most_frames
         self.frame_pixels = frame_tokens * token_side**2
@@ -128,35 +137,52 @@ class Vlm:
 
         def length(clip: ClipFrames) -> tuple[int, int]:
             height, width = self._size(clip)
-            return min(len(clip.frames), self.most_frames) * height * width, len(prompt_for(clip))
+            return min(len(clip.frames), self.most_frames) * height * width, len(question_for(clip))
 
         ranked = sorted(clips, key=length, reverse=True)
         return [ranked[i : i + self.prefill] for i in range(0, len(ranked), self.prefill)]
 
     def _prepared(self, clips: Sequence[ClipFrames]) -> Prompts:
-        """What `_prompts` gives, ready to be copied to the GPU; runs in a thread."""
-        made = self._prompts(clips, [prompt_for(clip) for clip in clips])
-        if self.model.device.type != "cuda":
-            return made
-        small = {k: v.to(self.model.dtype) if v.is_floating_point() else v for k, v in made.inputs.items()}
-        return Prompts(made.keys, {k: v.pin_memory() for k, v in small.items()})
+        """What `_prompts` gives, where the model can use it at once; runs in a thread, beside the GPU's other work."""
+        asked = [question_for(clip) for clip in clips]
+        if self.device.type != "cuda":
+            return self._prompts(clips, asked, INSTRUCTIONS)
+        stream = torch.cuda.Stream(self.device, priority=-1)  # its small kernels do not queue behind a prefill
+        with torch.cuda.stream(stream):
+            made = self._prompts(clips, asked, INSTRUCTIONS)
+            inputs = {k: v.to(self.model.dtype) if v.is_floating_point() else v for k, v in made.inputs.items()}
+        stream.synchronize()
+        for name, value in inputs.items():
+            if value.is_cuda:
+                value.record_stream(torch.cuda.current_stream(self.device))
+            else:
+                inputs[name] = value.pin_memory()
+        return dataclasses.replace(made, inputs=inputs)
 
-    def _prompts(self, clips: Sequence[ClipFrames], asked: Sequence[str]) -> Prompts:
+    def _prompts(self, clips: Sequence[ClipFrames], asked: Sequence[str], shared: str = "") -> Prompts:
         if not hasattr(self._own, "processor"):
             self._own.processor = copy.deepcopy(self.processor)  # fast tokenizers cannot be shared by threads
         processor = self._own.processor
-        texts, images = [], []
+        texts, pictures = [], []
         for clip, text in zip(clips, asked, strict=True):
             chosen = np.unique(np.linspace(0, len(clip.frames) - 1, self.most_frames).round().astype(int))
-            content: list[dict[str, str]] = []  # interleaved: any model that takes several pictures sees the times
+            # What all prompts share comes first; pictures lie between their times, which any model understands.
+            content: list[dict[str, str]] = [{"type": "text", "text": shared + "\n"}] if shared else []
             for index in chosen:
                 content += [{"type": "text", "text": f"{clip.times[index]:.1f} s: "}, {"type": "image"}]
             message: Any = {"role": "user", "content": [*content, {"type": "text", "text": "\n" + text}]}
             texts.append(processor.apply_chat_template([message], add_generation_prompt=True, tokenize=False))
-            height, width = self._size(clip)
-            images.append([Image.fromarray(clip.frames[i]).resize((width, height)) for i in chosen])
-        inputs = processor(text=texts, images=images, padding=True, return_tensors="pt")
-        return Prompts([clip.clip_id for clip in clips], with_positions(self.model, inputs))
+            pictures.append([self._picture(clip.frames[i], self._size(clip)) for i in chosen])
+        # Some processors (InternVL's) pad on the left, whatever their tokenizer says.
+        inputs = processor(text=texts, images=pictures, padding=True, padding_side="right", return_tensors="pt")
+        given = with_positions(self.model, inputs)
+        return Prompts([clip.clip_id for clip in clips], given, shared_tokens(self.model, given))
+
+    def _picture(self, frame: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
+        """(3, h, w) uint8 on the model's device, where the processor does the rest with it."""
+        if frame.shape[:2] != size:
+            frame = cv2.resize(frame, size[::-1], interpolation=cv2.INTER_AREA)
+        return torch.from_numpy(np.ascontiguousarray(frame)).to(self.device).permute(2, 0, 1)
 
     def _size(self, clip: ClipFrames) -> tuple[int, int]:
         """Height and width to show a frame at: at most `frame_pixels`, never enlarged."""
@@ -169,7 +195,7 @@ class Vlm:
         decoder = self._decoders.get(temperature)
         if decoder is None or decoder.length < length:
             self._decoders.clear()  # the caches of one decoder fill the GPU
-            rows = min(self.rows, max(self.prefill, rows_that_fit(self.model, length)))
+            rows = min(self.rows, max(1, rows_that_fit(self.model, length) // self.prefill) * self.prefill)
             decoder = Decoder(self.model, rows, length, self.max_new_tokens, self.ends, temperature)
             self._decoders[temperature] = decoder
         return decoder
@@ -191,12 +217,16 @@ def load(model: str, device: str, dtype: torch.dtype) -> tuple[PreTrainedModel, 
 
 
 def _speed_up(model: PreTrainedModel) -> None:
-    from captioners.kernels import align_projections, fuse_elementwise, use_block_attention  # imports torchvision
+    from captioners import kernels  # imports torchvision
 
-    use_block_attention(model)
+    kernels.use_block_attention(model)
+    kernels.use_row_attention(model)
+    kernels.remember_geometry(model)
+    kernels.linear_patches(model)
+    trim_last_layer(model)
     if model.device.type == "cuda":
-        align_projections(model)
-        fuse_elementwise(model)
+        kernels.align_projections(model)
+        kernels.fuse_elementwise(model)
 
 
 def ahead(work: Callable[[T], U], items: Iterable[T], threads: int, depth: int) -> Iterator[U]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -39,12 +40,19 @@ class CaptionClips:
         self._fingerprint = passes.caption_fingerprint(recipe)
 
     def __call__(self, unit: CaptionUnit) -> Done:
-        costs, rows, problem = Costs(), [], ""
-        for chunk, frames in self._batches(unit):
-            answers, problem = self._ask(chunk, frames, costs)
-            rows += self._score([row for row in chunk if row["clip_id"] in answers], frames, answers, costs)
-            if problem:
-                break
+        costs, problem = Costs(), ""
+        rows: list[dict[str, Any]] = []
+        following = batches(self._store, self._recipe, unit)
+        # While the captioner (a GPU, a server) has one batch, the next one's frames are decoded, the last one scored.
+        with ThreadPoolExecutor(2) as pool:
+            coming, scored = pool.submit(next, following, None), None
+            while not problem and (batch := coming.result()):
+                coming = pool.submit(next, following, None)
+                clips = {row["clip_id"]: clip_frames(row, batch[1][row["clip_id"]]) for row in batch[0]}
+                answers, problem = self._ask(clips, costs)
+                rows += scored.result() if scored else []
+                scored = pool.submit(self._score, *batch, clips, answers, costs)
+            rows += scored.result() if scored else []
         name = ""
         if rows:
             key = fingerprint(self._fingerprint, [row["clip_id"] for row in rows])
@@ -62,37 +70,13 @@ class CaptionClips:
             problem=problem,
         )
 
-    def _batches(self, unit: CaptionUnit) -> Iterator[tuple[list[dict[str, Any]], dict[str, Frames]]]:
-        """The unit's rows with their frames, as many at once as the recipe says, across fragments."""
-        size = self._recipe.caption.batch
-        rows: list[dict[str, Any]] = []
-        frames: dict[str, Frames] = {}
-        for part in unit.parts:
-            with Runs(self._store, [read_fragment(self._store, name) for name in part.embedded]) as runs:
-                embedded = runs.rows(part.clips.span or Span())
-            table = join(rows_in(self._store, part.clips), embedded, passes.embed_schema(self._recipe), "embed_at")
-            for more, pictures in chunks(self._store, part.clips.unit, table.to_pylist(), size):
-                rows, frames = rows + more, frames | pictures
-                if len(rows) >= size:
-                    yield rows[:size], frames
-                    rows = rows[size:]
-                    frames = {row["clip_id"]: frames[row["clip_id"]] for row in rows}
-        if rows:
-            yield rows, frames
-
-    def _ask(
-        self, rows: Sequence[dict[str, Any]], frames: Mapping[str, Frames], costs: Costs
-    ) -> tuple[dict[str, dict[str, Any]], str]:
-        """Caption columns by clip_id, and what stopped the captioner, if anything did."""
-        clips = {row["clip_id"]: _clip_frames(row, frames[row["clip_id"]]) for row in rows}
-        problem = ""
+    def _ask(self, clips: Mapping[str, ClipFrames], costs: Costs) -> tuple[Sequence[Caption | CaptionError], str]:
+        """The captioner's answers, and what stopped it, if anything did."""
         with costs.measure("captioner", len(clips)):
             try:
-                answers: Sequence[Caption | CaptionError] = self._captioner.caption(list(clips.values()))
+                return self._captioner.caption(list(clips.values())), ""
             except CaptionerDown as down:
-                answers, problem = down.done, str(down)
-        with costs.measure("audit", len(answers)):
-            return {answer.clip_id: self._columns(answer, clips[answer.clip_id]) for answer in answers}, problem
+                return down.done, str(down)
 
     def _columns(self, answer: Caption | CaptionError, clip: ClipFrames) -> dict[str, Any]:
         if isinstance(answer, CaptionError):
@@ -117,11 +101,16 @@ class CaptionClips:
         self,
         rows: Sequence[dict[str, Any]],
         frames: Mapping[str, Frames],
-        answers: Mapping[str, dict[str, Any]],
+        clips: Mapping[str, ClipFrames],
+        answers: Sequence[Caption | CaptionError],
         costs: Costs,
     ) -> list[dict[str, Any]]:
-        """Rows of the pass: captions with the scores of the filters that need one."""
-        out = [{**{name: row[name] for name in ("clip_id", "source_id")}, **answers[row["clip_id"]]} for row in rows]
+        """Rows of the pass, of the clips that were answered: captions, audited, with the scores of the filters that
+        need one."""
+        with costs.measure("audit", len(answers)):
+            said = {answer.clip_id: self._columns(answer, clips[answer.clip_id]) for answer in answers}
+        rows = [row for row in rows if row["clip_id"] in said]
+        out = [{**{name: row[name] for name in ("clip_id", "source_id")}, **said[row["clip_id"]]} for row in rows]
         for name, made in self._filters.items():
             with costs.measure(name, len(out)):
                 views = [
@@ -139,6 +128,27 @@ class CaptionClips:
         return out
 
 
+def batches(
+    store: Store, recipe: Recipe, unit: CaptionUnit
+) -> Iterator[tuple[list[dict[str, Any]], dict[str, Frames]]]:
+    """The unit's rows with their frames, as many at once as the recipe says, across fragments."""
+    size = recipe.caption.batch
+    rows: list[dict[str, Any]] = []
+    frames: dict[str, Frames] = {}
+    for part in unit.parts:
+        with Runs(store, [read_fragment(store, name) for name in part.embedded]) as runs:
+            embedded = runs.rows(part.clips.span or Span())
+        table = join(rows_in(store, part.clips), embedded, passes.embed_schema(recipe), "embed_at")
+        for more, pictures in chunks(store, part.clips.unit, table.to_pylist(), size):
+            rows, frames = rows + more, frames | pictures
+            if len(rows) >= size:
+                yield rows[:size], frames
+                rows = rows[size:]
+                frames = {row["clip_id"]: frames[row["clip_id"]] for row in rows}
+    if rows:
+        yield rows, frames
+
+
 def chosen_text(rows: pa.Table, text: str) -> pa.ChunkedArray:
     """What goes into each clip's .txt: its short or its dense caption, or with `mix` one of the two by clip_id; null
     where there is no caption."""
@@ -149,7 +159,7 @@ def chosen_text(rows: pa.Table, text: str) -> pa.ChunkedArray:
     return pc.coalesce(short, dense) if text == "short" else pc.coalesce(dense, short)
 
 
-def _clip_frames(row: Mapping[str, Any], frames: Frames) -> ClipFrames:
+def clip_frames(row: Mapping[str, Any], frames: Frames) -> ClipFrames:
     return ClipFrames(
         clip_id=row["clip_id"],
         duration=row["end"] - row["start"],

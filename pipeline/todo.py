@@ -29,6 +29,7 @@ from pipeline.units import CaptionPart, CaptionUnit, IdentifyUnit, Part, ScanUni
 IDENTIFY_UNIT = 32  # sources
 BATCH = 10_000  # rows that are Python objects at once
 CAPTION_UNIT = 64  # clips at least
+CAPTION_BATCHES = 4  # of a unit: a batch's frames are decoded while the one before is captioned
 SMALLEST_UNIT = 10.0  # seconds of video: less is not worth a commit
 OPENING = 1.0  # seconds of video that opening a file costs as much as
 SELECTED_BY = (  # what selection, planning and counting read of a clip, beside the columns that have thresholds
@@ -194,7 +195,7 @@ def _slim(rows: pa.Table) -> pa.Table:
 def caption_units(clips: pa.Table, recipe: Recipe) -> Iterator[CaptionUnit]:
     """Kept clips that have neither a caption nor a reason for none, by the units that have their frames."""
     left = clips.filter(pc.and_(clips["keep"], pc.invert(clips["captioned"])))
-    size = max(recipe.caption.batch, CAPTION_UNIT)
+    size = max(CAPTION_BATCHES * recipe.caption.batch, CAPTION_UNIT)
     rows = _columns(left, ("source_id", "clip_id", "scan_at", "unit", "embed_at"))
     rows = rows.sort_by([("source_id", "ascending"), ("clip_id", "ascending")])
     for at in range(0, rows.num_rows, size):

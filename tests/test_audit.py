@@ -37,6 +37,12 @@ def right_then_left(t):
 
 WALK = clip(lambda t: (0.1 + 0.14 * t, 0.5, 0.2), camera_label="static", camera_confidence=0.95, exposure_luma=0.55)
 PAN = clip(camera_label="pan_left", camera_confidence=0.95)
+PAN_THEN_STILL = clip(
+    camera_label="pan_left",
+    camera_confidence=0.95,
+    camera_spans=json.dumps([{"label": "pan_left", "start": 0, "end": 4}, {"label": "static", "start": 4, "end": 6}]),
+)
+SHORT_WALK = clip(lambda t: (0.1 + 0.3 * t, 0.5, 0.4) if t < 2 else None)
 TWO = clip(right_then_left, camera_label="static", camera_confidence=0.95)
 GOOD = Caption(
     "clip",
@@ -113,6 +119,10 @@ def test_other_uses_of_the_same_words_are_no_claims(text):
         ("A wide street lies empty. A static camera shows it.", PAN, "camera"),
         ("A dog stays completely still on a lawn. A fence stands behind it.", WALK, "still"),
         ("A cyclist rides past a house. The house has a red door.", PAN, "motion"),
+        ("An empty room. The camera stays still, then it stops at a window.", PAN_THEN_STILL, "camera"),
+        ("An empty room. The camera pans left, then stays still.", PAN_THEN_STILL, None),
+        ("A dog runs over a lawn. It stays completely still.", SHORT_WALK, "still"),
+        ("A dog runs over a lawn. A tree stands still.", SHORT_WALK, None),
         ("A dog walks over a lawn. Then the scene cuts to a beach.", WALK, "scenes"),
         ("A dog walks over a lawn. It is a street at night.", WALK, "light"),
         ("A dog moves over on the right of the lawn, where it is moving on the left.", TWO, None),

@@ -193,3 +193,48 @@ def test_where_no_kind_is_likely_an_animal_is_still_an_animal():
         "tags_probabilities": [0.2, 0.1, 0.15, 0.1, 0.05],
     }
     assert say(ClipFrames("clip", 4.0, [], np.zeros(0), tags)).short == "Probably an animal."
+
+
+def test_animals_that_only_add_up_are_not_said():
+    tags = {
+        "tags_labels": ["stretcher", "Giant Schnauzer", "sea lion", "monitor", "axolotl", "parallel bars"],
+        "tags_probabilities": [0.15, 0.15, 0.15, 0.1, 0.1, 0.1],
+    }
+    assert isinstance(say(ClipFrames("clip", 4.0, [], np.zeros(0), tags)), CaptionError)
+
+
+def test_faces_and_writing_are_said_and_counted():
+    caption = say(clip(leftwards, faces_count=2.0, text_area=0.02))
+    assert caption.dense.startswith("Two faces and some writing. Something crosses")
+    assert caption.subjects == ("two faces", "some writing")
+    assert say(clip(leftwards, faces_count=9.0)).subjects == ("many faces",)
+    assert say(clip(leftwards, faces_count=0.0, text_area=None)).subjects == ()
+
+
+@pytest.mark.parametrize(
+    ("parts", "style"),
+    [
+        ([((40, 160, 50), 1.0)], "the picture is mostly green"),
+        ([((120, 170, 250), 0.4), ((40, 160, 50), 0.3), ((10, 10, 10), 0.3)], "the picture is mostly blue and green"),
+        ([((128, 128, 128), 0.6), ((250, 40, 40), 0.4)], "the picture is mostly grey"),
+        ([((10, 10, 10), 0.7), ((40, 160, 50), 0.3)], ""),
+        ([((150, 140, 130), 1.0)], ""),  # between grey and a colour
+        ([((110, 70, 30), 1.0)], "the picture is mostly brown"),
+    ],
+)
+def test_colours_are_said_where_they_fill_the_picture(parts, style):
+    frame = np.zeros((60, 100, 3), np.uint8)
+    at = 0
+    for colour, share in parts:
+        frame[:, at : at + round(100 * share)] = colour
+        at += round(100 * share)
+    given = ClipFrames("clip", 4.0, [frame], np.zeros(1), clip(leftwards).scores)
+    caption = say(given)
+    assert caption.style == style
+    assert caption.provenance.get("style") == ("measured: colours" if style else None)
+    assert caption.dense.endswith(style.capitalize() + ".")
+
+
+def test_what_happens_twice_happens_again():
+    caption = say(clip(lambda t: (0.5, 0.5, 0.3) if t < 1 or t > 2.5 else None))
+    assert caption.dense == "Something moves in the middle, then stops. Then something moves in the middle again."

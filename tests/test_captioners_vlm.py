@@ -1,24 +1,25 @@
 """The vlm captioner loads real models in the hub's format and says what plain generate says, faster."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from benchmarks import caption_models as models
 
 from captioners import load_captioner
 from captioners.base import Caption, CaptionError, ClipFrames
 from captioners.decode import Decoder, read
 from captioners.judge import judged
-from captioners.prompt import prompt_for
+from captioners.row_attention import attend_rows_plainly
 from captioners.vlm import Vlm, ahead
 
 torch.set_num_threads(1)
-SPEC = importlib.util.spec_from_file_location("caption_models", Path(__file__).parent / "benchmarks/caption_models.py")
-models = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(models)
-FAMILIES = {"qwen": models.tiny_qwen, "qwen3": models.tiny_qwen3, "llava": models.tiny_llava}
+FAMILIES = {
+    "qwen": models.tiny_qwen,
+    "qwen3": models.tiny_qwen3,
+    "llava": models.tiny_llava,
+    "smolvlm": models.tiny_smolvlm,
+    "internvl": models.tiny_internvl,
+}
 
 
 @pytest.fixture(scope="session")
@@ -47,7 +48,7 @@ def test_answers_are_those_of_plain_generate(saved, family):
     assert set(answers) == {clip.clip_id for clip in given}
     plain, _ = FAMILIES[family]()
     for clip in given:
-        inputs = dict(captioner._prompts([clip], [prompt_for(clip)]).inputs)
+        inputs = dict(captioner._prepared([clip]).inputs)
         for ours in ("position_ids", "rope_deltas"):
             inputs.pop(ours, None)
         told = plain.generate(**inputs, max_new_tokens=12, do_sample=False, pad_token_id=0)
@@ -130,6 +131,28 @@ def test_work_ahead_keeps_order_and_hands_on_errors():
     assert list(ahead(lambda x: x * x, range(20), threads=3, depth=4)) == [x * x for x in range(20)]
     with pytest.raises(ZeroDivisionError):
         list(ahead(lambda x: 1 // x, [1, 0, 1], threads=2, depth=2))
+
+
+def test_what_a_model_says_becomes_the_caption():
+    text = "A brown dog runs over the wet lawn."
+    told = Vlm(*models.speaking_qwen(text), max_new_tokens=20, rows=2, prefill=2, frame_tokens=8).caption(clips(3))
+    assert [answer.dense for answer in told] == [text] * 3
+    assert told[0].usage["completion_tokens"] == len(text.split()) + 1
+
+
+@pytest.mark.parametrize("shape", [(3, 28, 4, 128, 200), (2, 6, 6, 80, 33), (1, 4, 1, 16, 64)])
+def test_a_step_attends_to_what_its_row_holds(shape):
+    rows, heads, groups, dim, length = shape
+    torch.manual_seed(0)
+    query = torch.randn(rows, heads, 1, dim)
+    key, value = (torch.randn(rows, groups, length, dim) for _ in range(2))
+    lengths = torch.randint(0, length, (rows,))
+    told = attend_rows_plainly(query, key, value, lengths, dim**-0.5)
+    for row in range(rows):
+        seen = slice(0, int(lengths[row]) + 1)
+        keys, values = (x[row, :, seen].repeat_interleave(heads // groups, 0) for x in (key, value))
+        alone = (query[row] @ keys.transpose(1, 2) * dim**-0.5).softmax(-1) @ values
+        assert torch.allclose(told[row], alone, atol=1e-5)
 
 
 def test_a_caption_can_be_asked_back(saved):

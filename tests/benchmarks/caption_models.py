@@ -19,6 +19,9 @@ SPECIAL = (
     "<|video_pad|>",
     "<image>",
     "<video>",
+    "<fake_token_around_image>",
+    "<global-img>",
+    "<end_of_utterance>",
 )
 QWEN_CHAT = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% for c in m['content'] %}{% if c['type'] == 'image' %}"
@@ -36,8 +39,9 @@ TINY = {
 }
 
 
-def tokenizer(words: str = "") -> Any:
-    """Bytes, the special tokens (265 in all: every text can be written in them), and the words of a text."""
+def tokenizer(words: str = "", named: dict[str, str] | None = None) -> Any:
+    """Bytes, the special tokens (every text can be written in them), and the words of a text; `named` are attributes
+    that name special tokens."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -46,10 +50,12 @@ def tokenizer(words: str = "") -> Any:
     core = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     if words:
-        core.train_from_iterator([words] * 4, trainers.BpeTrainer(vocab_size=4000, show_progress=False))
+        trainer = trainers.BpeTrainer(vocab_size=4000, show_progress=False, initial_alphabet=letters)
+        core.train_from_iterator([words] * 4, trainer)
     core.decoder = decoders.ByteLevel()
     core.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL])
-    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    ends = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+    return PreTrainedTokenizerFast(tokenizer_object=core, extra_special_tokens=named or {}, **ends)
 
 
 def qwen(
@@ -81,12 +87,28 @@ def qwen(
     return config, processor
 
 
-def tiny_qwen() -> tuple[Any, Any]:
+def tiny_qwen(training: str = "") -> tuple[Any, Any]:
     """Qwen2.5-VL with 2 layers, and its processor."""
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
     vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "fullatt_block_indexes": [1]}
-    config, processor = qwen({**TINY, "rope_parameters": rope}, vision)
+    config, processor = qwen({**TINY, "rope_parameters": rope}, vision, training=training)
     return model(config), processor
+
+
+def speaking_qwen(text: str) -> tuple[Any, Any]:
+    """A tiny Qwen2.5-VL that says `text` whatever it is asked, and its processor: its layers pass on the last token
+    alone, and each word's row of the output matrix is the embedding of the word before it. No word may come twice."""
+    made, processor = tiny_qwen(text)
+    encode = processor.tokenizer.encode
+    said = encode(f"\n{text}<|im_end|>")  # a prompt ends with a new line
+    assert len(set(said)) == len(said), "a word comes twice"
+    for layer in made.get_decoder().layers:
+        layer.self_attn.o_proj.weight.data.zero_()
+        layer.mlp.down_proj.weight.data.zero_()
+    head = torch.zeros_like(made.lm_head.weight)
+    head[said[1:]] = made.get_input_embeddings().weight[said[:-1]]
+    made.lm_head.weight = torch.nn.Parameter(head)
+    return made, processor
 
 
 def tiny_qwen3() -> tuple[Any, Any]:
@@ -161,6 +183,82 @@ def tiny_llava() -> tuple[Any, Any]:
         num_image_tokens=16,
         vision_feature_select_strategy="full",
         chat_template=LLAVA_CHAT,
+    )
+    return model(config), processor
+
+
+def tiny_smolvlm() -> tuple[Any, Any]:
+    """SmolVLM2 with 2 layers, and its processor."""
+    ensure_torchvision()
+    from transformers import SmolVLMConfig, SmolVLMImageProcessor, SmolVLMProcessor, SmolVLMVideoProcessor
+
+    words = tokenizer()
+    token = words.convert_tokens_to_ids
+    config = SmolVLMConfig(
+        text_config={
+            "model_type": "llama",
+            "vocab_size": len(words),
+            "eos_token_id": token("<|im_end|>"),
+            "pad_token_id": token("<|endoftext|>"),
+            **TINY,
+        },
+        vision_config={
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": 56,
+            "patch_size": 7,
+        },
+        image_token_id=token("<image>"),
+        scale_factor=2,
+        pad_token_id=token("<|endoftext|>"),
+    )
+    size = {"longest_edge": 56}
+    processor = SmolVLMProcessor(
+        SmolVLMImageProcessor(size=size, max_image_size=size),
+        words,
+        SmolVLMVideoProcessor(size=size, max_image_size=size, video_sampling={"max_frames": 8, "fps": 1}),
+        image_seq_len=16,
+        chat_template=LLAVA_CHAT,
+    )
+    return model(config), processor
+
+
+def tiny_internvl() -> tuple[Any, Any]:
+    """InternVL with 2 layers, and its processor."""
+    ensure_torchvision()
+    from transformers import GotOcr2ImageProcessor, InternVLConfig, InternVLProcessor, InternVLVideoProcessor
+
+    named = {
+        "start_image_token": "<|vision_start|>",
+        "end_image_token": "<|vision_end|>",
+        "context_image_token": "<|image_pad|>",
+        "video_token": "<|video_pad|>",
+    }
+    words = tokenizer(named=named)
+    token = words.convert_tokens_to_ids
+    config = InternVLConfig(
+        text_config={"model_type": "qwen2", "vocab_size": len(words), "eos_token_id": token("<|im_end|>"), **TINY},
+        vision_config={
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": [28, 28],
+            "patch_size": [7, 7],
+        },
+        image_token_id=token("<|image_pad|>"),
+        image_seq_length=4,
+        downsample_ratio=0.5,
+    )
+    size = {"height": 28, "width": 28}
+    processor = InternVLProcessor(
+        GotOcr2ImageProcessor(size=size, crop_to_patches=False),
+        words,
+        InternVLVideoProcessor(size=size),
+        image_seq_length=4,
+        chat_template=LLAVA_CHAT.replace("<image>", "<|image_pad|>"),
     )
     return model(config), processor
 

@@ -1,15 +1,18 @@
 """Captioning speed of the `vlm` captioner beside plain `model.generate`, in one run, with Qwen2.5-VL-7B's geometry.
 
-    python tests/benchmarks/caption_speed.py [--tiny] [--clips 512] [--new 96]
+    python tests/benchmarks/caption_speed.py [--tiny] [--clips 1024] [--rows 512] [--plain 32 128] [--profile]
 
 Weights are random (speed does not depend on them) and answers are not allowed to end early. Both sides get the same
-prompts: 8 frames of 448x224, 1,024 visual tokens a clip. Ours includes what the CPU does to frames and prompts; plain
-generate is given its inputs ready. Needs a GPU with 60 GB; --tiny runs the same code with a toy model on the CPU.
+prompts: 8 frames of 448x224, 1,024 visual tokens a clip, 96 new tokens. Plain generate is the model as transformers
+loads it, with its inputs ready on the GPU; ours includes what the CPU does to frames and prompts. The bound is the
+floating-point work of a clip at the rate of the model's own largest matrix product, measured in the same run. Needs a
+GPU with 80 GB; --tiny runs the same code with a toy model on the CPU.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import statistics
 import sys
 import threading
@@ -25,7 +28,7 @@ sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
 import caption_models  # noqa: E402
 
 from captioners.base import ClipFrames  # noqa: E402
-from captioners.prompt import ASK, prompt_for  # noqa: E402
+from captioners.prompt import INSTRUCTIONS, QUESTION  # noqa: E402
 from captioners.vlm import Vlm  # noqa: E402
 
 TEXT_7B = {
@@ -49,7 +52,7 @@ VISION_7B = {
 def build(tiny: bool, device: str) -> tuple[Any, Any]:
     if tiny:
         return caption_models.tiny_qwen()
-    config, processor = caption_models.qwen(TEXT_7B, VISION_7B, vocabulary=152064, training=ASK)
+    config, processor = caption_models.qwen(TEXT_7B, VISION_7B, vocabulary=152064, training=INSTRUCTIONS + QUESTION)
     return caption_models.model(config, device, torch.bfloat16), processor
 
 
@@ -134,53 +137,102 @@ def parts(captioner: Vlm, clips: list[ClipFrames]) -> None:
     )
 
 
+def work(model: Any, inputs: dict[str, torch.Tensor], new: int, shared: int = 0, trimmed: bool = False) -> float:
+    """Floating-point operations of a clip: linear layers and attention; `shared` tokens are read once for all clips,
+    and `trimmed` leaves out the last layer's MLP for all tokens but the last."""
+    config, clips = model.config, len(inputs["input_ids"])
+    text, vision = config.get_text_config(decoder=True), config.vision_config
+    prompt = inputs["input_ids"].shape[1]
+    patches = len(inputs["pixel_values"]) / clips
+    frames = len(inputs["image_grid_thw"]) / clips
+    weights = {name: m.weight.numel() for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+    tower = sum(n for name, n in weights.items() if "visual.blocks" in name)
+    merger = sum(n for name, n in weights.items() if "merger" in name) / vision.spatial_merge_size**2
+    layers = sum(n for name, n in weights.items() if "language_model.layers" in name)
+    read = prompt - shared
+    linear = (tower + merger) * patches + layers * (read + new - 1) + weights["lm_head"] * new
+    if trimmed:
+        last = f"language_model.layers.{text.num_hidden_layers - 1}.mlp"
+        linear -= (read - 1) * sum(n for name, n in weights.items() if last in name)
+    pairs = read * (shared + read / 2) + new * prompt
+    seen = frames * (patches / frames) ** 2 * len(vision.fullatt_block_indexes)  # windows are small beside it
+    return 2 * linear + 4 * text.hidden_size * text.num_hidden_layers * pairs + 4 * vision.hidden_size * seen
+
+
+def ceiling(model: Any) -> float:
+    """Operations a second of the decoder's widest matrix product over a prefill's tokens, sustained for a second."""
+    if not torch.cuda.is_available():
+        return float("nan")
+    weight = next(m.weight for name, m in model.named_modules() if name.endswith("gate_proj"))
+    states = torch.randn(32 * 1024, weight.shape[1], device=weight.device, dtype=weight.dtype)
+    start, done = 0.0, -20  # the first 20 warm up
+    while done <= 0 or time.perf_counter() - start < 1.0:
+        for _ in range(20):
+            torch.nn.functional.linear(states, weight)
+        synchronize()
+        done += 20
+        start = start if done else time.perf_counter()
+    return 2 * states.shape[0] * weight.numel() * done / (time.perf_counter() - start)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--tiny", action="store_true")
-    parser.add_argument("--clips", type=int, default=512)
-    parser.add_argument("--rows", type=int, default=256)
+    parser.add_argument("--clips", type=int, default=1024)
+    parser.add_argument("--rows", type=int, default=512)
     parser.add_argument("--prefill", type=int, default=32)
     parser.add_argument("--new", type=int, default=96)
-    parser.add_argument("--plain-batch", type=int, default=32)
+    parser.add_argument("--plain", type=int, nargs="+", default=[32, 128], help="batch sizes of plain generate")
     parser.add_argument("--profile", action="store_true")
     given = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_num_threads(1)  # as in the caption pass: threads that prepare clips share the cores
     started = time.perf_counter()
     model, processor = build(given.tiny, device)
     name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
     print(f"{name}, torch {torch.__version__}, model in {time.perf_counter() - started:.0f} s", flush=True)
     clips = make_clips(given.clips)
+    rows, said, needed = [], [], 0.0
+    blank = Vlm(caption_models.model(copy.deepcopy(model.config), "meta"), processor)  # makes prompts, never answers
+    blank.device = model.device
+    for batch in given.plain:
+        made = blank._prepared(clips[:batch])
+        ours = ("position_ids", "rope_deltas")  # what we compute ahead, generate computes itself
+        inputs = {name: value.to(device) for name, value in made.inputs.items() if name not in ours}
+        took, tokens = plain(model, inputs, given.new, 1)
+        rows.append(("model.generate", batch, batch * given.new / min(took), 3600 * batch / min(took), "-"))
+        said, needed = said or tokens, work(model, inputs, given.new)
+        print(f"  plain generate {batch} clips in {', '.join(f'{t:.2f}' for t in took)} s", flush=True)
+    less = work(model, inputs, given.new, made.shared, trimmed=True)
+    rate = ceiling(model)
+    del inputs
+    if device == "cuda":
+        torch.cuda.empty_cache()
 
-    model_attention = model.config.vision_config._attn_implementation
     captioner = Vlm(model, processor, max_new_tokens=given.new, rows=given.rows, prefill=given.prefill)
     captioner.ends = []
-    block_attention = model.config.vision_config._attn_implementation
-    some = clips[: given.plain_batch]  # prompts of one length: no padding on either side
-    made = captioner._prompts(some, [prompt_for(clip) for clip in some])
-    ours = ("position_ids", "rope_deltas")  # what we compute ahead, generate computes itself
-    inputs = {name: value.to(device) for name, value in made.inputs.items() if name not in ours}
-    model.set_attn_implementation({"vision_config": model_attention})
-    took, said = plain(model, inputs, given.new, 2 if device == "cuda" else 1)
-    reference = given.plain_batch * given.new / min(took)
-    rows = [("model.generate", given.plain_batch, reference, 3600 * given.plain_batch / min(took), "-")]
-    print(f"  plain generate {given.plain_batch} clips in {', '.join(f'{t:.2f}' for t in took)} s", flush=True)
-
-    model.set_attn_implementation({"vision_config": block_attention})
     parts(captioner, clips)
     if given.profile:
         profile(captioner, clips)
-    for _ in range(2):
+    for count in (given.prefill, given.clips):  # the first one warms up
         start = time.perf_counter()
         with Busy() as busy:
-            answers = {answer.key: answer.tokens for answer in captioner.answers(clips)}
+            answers = {answer.key: answer.tokens for answer in captioner.answers(clips[:count])}
         seconds = time.perf_counter() - start
-        tokens = sum(map(len, answers.values()))
-        rows.append(("clipmill vlm", given.rows, tokens / seconds, 3600 * len(clips) / seconds, str(busy)))
-    same = [answers[clip.clip_id][0] == told[0] for clip, told in zip(some, said, strict=True)]
+    speed = sum(map(len, answers.values())) / seconds
+    rows.append(("clipmill vlm", given.rows, speed, 3600 * len(clips) / seconds, str(busy)))
+    same = [answers[clip.clip_id][0] == told[0] for clip, told in zip(clips, said, strict=False)]
     print(f"  the same first word as plain generate for {sum(same)} of {len(same)} clips (near ties turn in bf16)")
-    print(f"{'':16}{'batch':>7}{'tokens/s':>10}{'clips/h':>10}{'ratio':>7}{'GPU busy':>10}")
+    bound = given.new * rate / less
+    print(
+        f"  TFLOP a clip: {needed / 1e12:.1f}, {less / 1e12:.1f} with {made.shared} tokens shared and a layer trimmed"
+    )
+    print(f"  bound at {rate / 1e12:.0f} TFLOP/s of matrix products {bound:.0f} tokens/s: {speed / bound:.0%} reached")
+    against = "".join(f"{f'x {batch}':>8}" for _, batch, *_ in rows[:-1])
+    print(f"{'':16}{'batch':>7}{'tokens/s':>10}{'clips/h':>10}{against}{'GPU busy':>10}")
     for label, batch, speed, hourly, used in rows:
-        print(f"{label:16}{batch:7d}{speed:10.0f}{hourly:10.0f}{speed / reference:7.2f}{used:>10}", flush=True)
+        ratios = "".join(f"{speed / reference[2]:8.2f}" for reference in rows[:-1])
+        print(f"{label:16}{batch:7d}{speed:10.0f}{hourly:10.0f}{ratios}{used:>10}", flush=True)
 
 
 def profile(captioner: Vlm, clips: list[ClipFrames]) -> None:

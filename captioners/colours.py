@@ -1,0 +1,53 @@
+"""The colours of a clip's frames, in words that anybody would use for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+SIDE = 64  # pixels of the longer side that are looked at
+GREY, COLOURED, BRIGHT, WHITE = 0.13, 0.25, 0.2, 0.85  # saturations and values, 0 to 1, that bound what has a name
+BROWN = 0.6  # value under which orange is brown
+# Degrees of hue from and to; what lies between two names has none.
+HUES = {
+    "orange": (18, 40),
+    "yellow": (46, 62),
+    "green": (75, 160),
+    "turquoise": (168, 195),
+    "blue": (200, 255),
+    "purple": (262, 290),
+    "pink": (300, 335),
+}
+RED = (345, 12)
+MOSTLY, EACH = 0.5, 0.15  # shares of the pixels that one or two colours fill together, and each of the two
+
+
+def colours(frames: Sequence[np.ndarray]) -> list[tuple[str, float]]:
+    """(name, share) of the one or two colours that fill at least half of the frames, (h, w, 3) uint8 RGB, the larger
+    first; empty when no two do. Dark pixels have no name: how dark a picture is, its exposure says."""
+    shares: dict[str, float] = {}
+    for frame in frames:
+        scale = SIDE / max(frame.shape[:2])
+        small = cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else frame
+        for name, share in _named(small).items():
+            shares[name] = shares.get(name, 0.0) + share / len(frames)
+    ranked = sorted(shares.items(), key=lambda pair: (-pair[1], pair[0]))
+    for most in (ranked[:1], ranked[:2]):
+        if most and most[-1][1] >= EACH and sum(share for _, share in most) >= MOSTLY:
+            return most
+    return []
+
+
+def _named(rgb: np.ndarray) -> dict[str, float]:
+    hue, saturation, value = np.moveaxis(cv2.cvtColor(rgb.astype(np.float32) / 255, cv2.COLOR_RGB2HSV), 2, 0)
+    plain = (value >= BRIGHT) & (saturation <= GREY)
+    coloured = (value >= BRIGHT) & (saturation >= COLOURED)
+    masks = {"white": plain & (value >= WHITE), "grey": plain & (value < WHITE)}
+    masks["red"] = coloured & ((hue >= RED[0]) | (hue < RED[1]))
+    for name, (low, high) in HUES.items():
+        masks[name] = coloured & (hue >= low) & (hue < high)
+    masks["brown"] = masks["orange"] & (value < BROWN)
+    masks["orange"] &= value >= BROWN
+    return {name: float(mask.mean()) for name, mask in masks.items()}
