@@ -217,18 +217,16 @@ def settle_latents(config: Config, out: Path, place: Place, index: Index) -> Lat
 
 
 def fitting_videos(config: Config, index: Index) -> Iterator[Tensor]:
-    """Videos (b, 3, t, h, w) of up to 256 clips, in the order of the run, for fitting principal components on."""
+    """256 videos (b, 3, t, h, w) in the order of the run, for fitting principal components on."""
     order = make_order(index, config, PCA.stride)
     clips = Clips(index, order, config)
-    seen: set[str] = set()
-    for step in range(256):
+    step, left = 0, 256
+    while left:
         for draws in order.step(step):
-            fresh = [d for d in draws if index.key[d.sample] not in seen]
-            seen.update(str(index.key[d.sample]) for d in fresh)
-            if fresh:
-                yield to_signed(clips[fresh].video)
-        if len(seen) >= min(256, len(index)):
-            return
+            if few := draws[:left]:
+                yield to_signed(clips[few].video)
+            left -= len(few)
+        step += 1
 
 
 def encode_batch(latents: Latents, batch: Batch, device: torch.device) -> Tensor:

@@ -37,7 +37,7 @@ def need(config: Config, text_width: int, shape: tuple[int, ...], world: int) ->
         return tensor
 
     here = Place(torch.device("cpu"), 0, 1)
-    with FakeTensorMode():
+    with FakeTensorMode(allow_fallback_kernels=False):
         model = DiT(SIZES[config.size], shape[1], text_width, config.patch, config.attention)
         choose_kept(model, config)
         x, t = torch.zeros(shape), torch.zeros(shape[0], shape[2])
