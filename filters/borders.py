@@ -17,6 +17,9 @@ STEP_PAIR = 0.3  # share of columns that must light up just inside, when both si
 STEP_ALONE = 0.9  # ... and when only one side has a border: a night sky ends raggedly, padding in a straight line
 SMALLEST = 0.2  # of the frame: less than this is a dark scene, not a picture in a border
 SAMPLES = 24  # frames looked at
+CHANGES = 12  # grey levels between a pixel's darkest and brightest moment, above which it moves
+FILLED = 0.85  # share of a framed picture, and of its outermost lines, that must move
+FRAMED = 0.9  # most of the frame that may move where there is a frame drawn around a picture
 
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 
@@ -25,9 +28,10 @@ def content_box(luma: np.ndarray) -> tuple[float, float, float, float]:
     """The picture inside flat borders: (x0, y0, x1, y1) as fractions of the frame, from (n, h, w) uint8 small luma
     frames of one clip or source.
 
-    A border is a band of lines along an edge that hold one grey level in every frame and end in a straight step.
-    Both must be seen over the whole clip; where that is doubtful (dark scenes, flat backgrounds) the answer is the
-    whole frame. A line that is half border is cut off too, so the box errs inwards by at most one proxy pixel.
+    A border is a band of lines along an edge that hold one grey level in every frame and end in a straight step. Both
+    must be seen over the whole clip; where that is doubtful (dark scenes, flat backgrounds) the answer is the whole
+    frame. A line that is half border is cut off too, so the box errs inwards by at most one proxy pixel. A drawn frame
+    around a picture (picture in picture) is one of any pattern that never changes while the picture moves everywhere.
     """
     if luma.ndim != 3 or min(luma.shape) < 1 or min(luma.shape[1:]) < 16:
         return WHOLE
@@ -39,7 +43,32 @@ def content_box(luma: np.ndarray) -> tuple[float, float, float, float]:
         top, bottom = _bands(frames[:, :, left : frames.shape[2] - right])
     height, width = frames.shape[1:]
     box = (left / width, top / height, 1 - right / width, 1 - bottom / height)
+    if box == WHOLE:
+        box = _framed(frames)
     return box if (box[2] - box[0]) * (box[3] - box[1]) >= SMALLEST else WHOLE
+
+
+def _framed(frames: np.ndarray) -> tuple[float, float, float, float]:
+    """The rectangle in which a picture moves while everything around it stands; WHOLE where there is none: under a
+    still camera what moves is no rectangle."""
+    moves = (np.ptp(frames, axis=0) > CHANGES).astype(np.uint8)
+    share = moves.mean()
+    if not 0 < share < FRAMED:
+        return WHOLE
+    rows, columns = (np.flatnonzero(moves.mean(axis=axis) > STRAY) for axis in (1, 0))
+    if len(rows) == 0 or len(columns) == 0:
+        return WHOLE
+    top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+    inside = moves[top:bottom, left:right]
+    sides = (inside[0], inside[-1], inside[:, 0], inside[:, -1])
+    if (
+        inside.mean() < FILLED
+        or min(side.mean() for side in sides) < FILLED
+        or inside.sum() < (1 - STRAY) * moves.sum()
+    ):
+        return WHOLE
+    height, width = moves.shape
+    return (float(left / width), float(top / height), float(right / width), float(bottom / height))
 
 
 @dataclass(frozen=True)
@@ -88,7 +117,7 @@ def _edge(frames: np.ndarray) -> Edge:
 
 class Borders:
     name = "borders"
-    version = 1
+    version = 2
     needs = frozenset({Track.LUMA})
     columns: Mapping[str, pa.DataType] = {"borders_area": pa.float32()}  # share of the frame inside its borders, 0 to 1
 

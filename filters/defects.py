@@ -26,6 +26,20 @@ def pillarbox(video: np.ndarray, share: float = 0.4, level: int = 0) -> np.ndarr
     return letterbox(video.transpose(0, 2, 1, 3), share, level).transpose(0, 2, 1, 3)
 
 
+def framed(video: np.ndarray, share: float = 0.6) -> np.ndarray:
+    """Picture in picture: the video, `share` of its size, on a drawn backdrop that stands still."""
+    height, width = video.shape[1:3]
+    y, x = np.mgrid[:height, :width]
+    backdrop = (90 + 60 * np.sin(x / 23 + np.sin(y / 31)) + 40 * ((x // 17 + y // 17) % 2)).astype(np.uint8)
+    out = np.repeat(np.repeat(backdrop[..., None], 3, axis=2)[None], len(video), axis=0)
+    size = (round(width * share), round(height * share))
+    top, left = (height - size[1]) // 2, (width - size[0]) // 2
+    for frame, picture in zip(out, video, strict=True):
+        small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+        frame[top : top + size[1], left : left + size[0]] = small
+    return out
+
+
 def underexpose(video: np.ndarray, gain: float = 0.06) -> np.ndarray:
     return (video * gain).astype(np.uint8)
 

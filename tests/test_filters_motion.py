@@ -18,7 +18,7 @@ from filters.camera import Camera
 from filters.flow import coarse_flow
 from filters.global_motion import global_motion
 from filters.motion import Motion
-from filters.synthetic import camera_move, paste, view
+from filters.synthetic import camera_move, dolly, paste, view
 
 MOVES: dict[str, dict[str, Callable[[float], float]]] = {
     "static": {},
@@ -113,6 +113,28 @@ def test_a_camera_over_an_object_keeps_its_label() -> None:
     assert Camera().score([view(video)])[0]["camera_label"] == "pan_right"
 
 
+def test_a_camera_that_jerks_is_told_from_one_that_goes_as_fast() -> None:
+    steady, abrupt = (
+        Camera().score([view(camera_move(frames()[1], seconds=3, pan=path))])[0]["camera_jerk"]
+        for path in (lambda t: 0.3 * t - 0.4, lambda t: 0.3 * np.floor(2 * t) / 2 - 0.4)
+    )
+    assert steady < 0.3
+    assert abrupt > 1
+
+
+def test_a_camera_that_travels_is_told_from_a_zoom_by_parallax() -> None:
+    """Of ten some show too little of it and stay zooms; none is told the wrong way."""
+    labels = []
+    for seed in range(5):
+        for speed in (0.4, -0.4):
+            film = dolly(frames()[seed % 4], [*frames()[seed % 4 + 1 :], *frames()], speed, seed=seed)
+            labels.append(
+                str(Camera().score([view(film)])[0]["camera_label"]).replace("_in", "_+").replace("_out", "_-")
+            )
+            assert labels[-1].endswith("+" if speed > 0 else "-")
+    assert sum(label.startswith("dolly") for label in labels) >= 6
+
+
 def test_two_moves_in_one_clip_are_two_spans_and_no_label() -> None:
     video = camera_move(frames()[2], seconds=4, pan=lambda t: 0.12 * min(t, 2), tilt=lambda t: 0.1 * max(0, t - 2))
     scores = Camera().score([view(video)])[0]
@@ -120,6 +142,7 @@ def test_two_moves_in_one_clip_are_two_spans_and_no_label() -> None:
     assert [span["label"] for span in spans] == ["pan_right", "tilt_down"]
     assert spans[0]["end"] == pytest.approx(2, abs=0.5)
     assert spans[1]["start"] == pytest.approx(2, abs=0.5)
+    assert all(0.5 <= span["confidence"] <= 1 for span in spans)
     assert scores["camera_label"] is None
 
 

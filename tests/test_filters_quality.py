@@ -17,7 +17,7 @@ from filters import load_filter
 from filters.base import ClipView, Filter, Track
 from filters.blockiness import block_steps
 from filters.borders import WHOLE, content_box
-from filters.defects import DEFECTS, freeze, grain, interlace, letterbox, pillarbox, repeat_frames, watermark
+from filters.defects import DEFECTS, framed, freeze, grain, interlace, letterbox, pillarbox, repeat_frames, watermark
 from filters.flicker import brightness_jumps
 from filters.interlacing import combs
 from filters.naturalness import asymmetric_gaussian, distance
@@ -99,6 +99,14 @@ def test_letterbox_and_pillarbox_are_measured_to_a_proxy_pixel() -> None:
 def test_a_windowboxed_picture_loses_all_four_borders() -> None:
     box = looked(letterbox(pillarbox(shots()[0], 0.3), 0.3)).box
     assert box == pytest.approx((0.15, 0.15, 0.85, 0.85), abs=0.02)
+
+
+def test_a_picture_in_a_drawn_frame_is_cut_out_of_it() -> None:
+    for shot in shots():
+        moving = camera_move(shot[0], seconds=3, pan=lambda t: 0.15 * t, tilt=lambda t: 0.1 * t)
+        assert looked(framed(moving)).box == pytest.approx((0.2, 0.2, 0.8, 0.8), abs=0.02)
+        assert looked(moving).box == WHOLE
+        assert looked(shot).box == WHOLE
 
 
 @pytest.mark.parametrize("gain", [0.0, 0.03, 0.1])
