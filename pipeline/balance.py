@@ -63,12 +63,13 @@ def over_cap(labels: np.ndarray, order: np.ndarray, cap: int) -> np.ndarray:
     return over
 
 
-def distribution(labels: np.ndarray) -> dict[str, float]:
-    """What a report says of clusters: how many, the largest's share, and how even they are (entropy of the sizes over
-    its maximum, 1 when all are equal)."""
-    sizes = np.bincount(labels[labels >= 0]) if (labels >= 0).any() else np.zeros(0, np.int64)
-    shares = sizes[sizes > 0] / max(1, sizes.sum())
-    entropy = float(-(shares * np.log(shares)).sum()) if len(shares) > 1 else 0.0
+def distribution(labels: np.ndarray, weight: np.ndarray | None = None) -> dict[str, float]:
+    """What a report says of clusters, where each clip counts by its `weight`: how many, the largest's share, and how
+    even they are (entropy of the shares over its maximum, 1 when all are equal)."""
+    inside = labels >= 0
+    sizes = np.bincount(labels[inside], None if weight is None else weight[inside]) if inside.any() else np.zeros(0)
+    shares = sizes[sizes > 0] / max(1e-9, sizes.sum())
+    entropy = float(-(shares * np.log(shares)).sum())
     even = entropy / float(np.log(len(shares))) if len(shares) > 1 else 1.0
     return {"clusters": float(len(shares)), "largest": float(shares.max(initial=0.0)), "evenness": even}
 

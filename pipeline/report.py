@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from filters.base import why_null
-from pipeline import tables
+from pipeline import balance, tables
 from pipeline.canaries import recall
 from pipeline.counterfactual import notches
 from pipeline.histogram import histogram, number
@@ -44,6 +44,7 @@ IN_SHARDS = {"Buckets": "bucket", "Split": "split"}  # said of kept clips only
 FAILURES = 200  # sources that could not be used are listed up to here
 PASSES = ("sources", "scan", "embed", "caption", "pack")
 TRIED_CLIPS = 20_000  # above this the page tries no other thresholds: each is a selection over all clips
+LARGEST = 12  # clusters shown
 MAX_LABELS = 24  # a text column with more values than this holds no labels
 
 
@@ -177,6 +178,7 @@ def _render(store: Store, clips: Columns, clips_shown: int) -> str:
             **{name: _bars(clips[name], keep) for name in labels},
         },
         tags=_top_tags(clips, keep)[:40],
+        balance=_balance(clips, keep),
         unknown=_unknown(clips, keep),
         shown=shown,
         shown_reasons=sorted({reason for clip in shown for reason in clip.reasons}),
@@ -191,7 +193,12 @@ def _score_columns(clips: Columns) -> tuple[list[str], list[str]]:
     """Names of the columns with numbers, and of those with labels: few different short texts."""
     numbers, labels = [], []
     for column in clips.schema:
-        if column.name in tables.CLIPS.names or column.name in LATE_COLUMNS.names or _says_why(column):
+        if (
+            column.name in tables.CLIPS.names
+            or column.name in LATE_COLUMNS.names
+            or _says_why(column)
+            or column.name == "balance_cluster"
+        ):
             continue
         if pa.types.is_floating(column.type) or pa.types.is_integer(column.type):
             numbers.append(column.name)
@@ -236,6 +243,28 @@ def _top_tags(clips: Columns, keep: np.ndarray) -> list[Bar]:
         return []
     lists = pc.list_slice(clips["tags_labels"], 0, 1).combine_chunks()
     return _bars(pc.list_flatten(lists), keep[pc.list_parent_indices(lists).to_numpy(zero_copy_only=False)])
+
+
+def _balance(clips: Columns, keep: np.ndarray) -> dict[str, Any] | None:
+    """The clusters of alike clips: as found, as kept with their weights, and the largest, each with its commonest tag.
+    None where the recipe asks for none."""
+    if "balance_cluster" not in clips:
+        return None
+    labels = pc.fill_null(clips["balance_cluster"], -1).to_numpy()
+    weight = np.nan_to_num(_floats(clips["balance_weight"])) * keep
+    tags: Any = np.full(len(labels), None)
+    if "tags_labels" in clips:
+        lists = pc.list_slice(clips["tags_labels"], 0, 1).combine_chunks()
+        tags[pc.list_parent_indices(lists).to_numpy()] = pc.list_flatten(lists).to_pylist()
+    bars = []
+    sizes = np.bincount(labels[labels >= 0], minlength=1)
+    for cluster in np.argsort(-sizes, kind="stable")[:LARGEST]:
+        mine = labels == cluster
+        common = Counter(tag for tag in tags[mine] if tag).most_common(1)
+        name = f"{cluster}: {common[0][0]}" if common else str(cluster)
+        bars.append(Bar(name, int(sizes[cluster]), int(keep[mine].sum()), sizes[cluster] / max(1, sizes.max())))
+    kept = balance.distribution(np.where(weight > 0, labels, -1), weight)
+    return {"found": balance.distribution(labels), "kept": kept, "bars": [bar for bar in bars if bar.count]}
 
 
 def _bars(column: pa.ChunkedArray | pa.Array, keep: np.ndarray) -> list[Bar]:

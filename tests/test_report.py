@@ -69,6 +69,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     "fps": 25.0, "frames": 50, "width": 640, "height": 272, "crop_w": 640, "crop_h": 272,
                     "keep": kept, "rejected_by": rejected,
                     "motion_object": None if i == 9 else i / 10, "exposure_luma": 0.5 - i / 50,
+                    "balance_cluster": i % 3 if kept else None, "balance_weight": 1.0 if kept else None,
                     "motion_null": "too little texture" if i == 9 else None,
                     "camera_label": "pan_left", "tags_labels": ["mountain bike", "street sign"],
                     "caption": f"Clip {i}. {SCRIPT}" if kept else None,
@@ -171,6 +172,12 @@ def test_the_page_says_why_scores_are_missing(page: Page) -> None:
     scores = json.loads(next(text for attributes, text in page.find("script") if attributes.get("id") == "data"))
     values = {s["name"]: s["text"] for clip in scores if clip["id"] == f"{9:020x}" for s in clip["scores"]}
     assert values["motion_object"] == "no score: too little texture"
+
+
+def test_the_page_says_how_even_the_clusters_are(page: Page) -> None:
+    (note,) = [text for _, text in page.find("p", "note") if "clusters" in text]
+    assert note.startswith("3 clusters. The largest holds 33% of the clips, and 33% of what is kept by balance_weight")
+    assert "0: mountain bike" in [text for _, text in page.find("th")]
 
 
 def test_words_of_the_dataset_never_become_markup(page: Page) -> None:

@@ -241,3 +241,5 @@ def test_clusters_find_groups_and_weights_even_them_out() -> None:
     assert weights[499] / weights[0] == pytest.approx(np.sqrt(400 / 20))
     assert balance.over_cap(labels, np.arange(500), 50).sum() == 350 + 30
     assert balance.distribution(labels)["largest"] == pytest.approx(0.8)
+    roots = np.sqrt([400, 80, 20])
+    assert balance.distribution(labels, weights)["largest"] == pytest.approx(roots[0] / roots.sum(), rel=1e-5)
