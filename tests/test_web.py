@@ -54,12 +54,7 @@ class Page(http.server.BaseHTTPRequestHandler):
             site.asked.append((self.command, self.path, span, self.headers.get("User-Agent", "")))
             times = site.times[self.path + span]
             site.times[self.path + span] += 1
-            site.now += 1
-            site.most = max(site.most, site.now)
-        try:
-            self.answer(self.path.split("/")[1], span, times)
-        finally:
-            site.now -= 1
+        self.answer(self.path.split("/")[1], span, times)
 
     do_HEAD = do_GET
 
@@ -80,7 +75,12 @@ class Page(http.server.BaseHTTPRequestHandler):
         if fault == "headless" and self.command == "HEAD":
             return self.give(405)
         if fault == "slow":
+            with self.server.lock:
+                self.server.now += 1
+                self.server.most = max(self.server.most, self.server.now)
             time.sleep(0.1)
+            with self.server.lock:
+                self.server.now -= 1
         if fault == "endless":
             self.send_response(200)
             self.end_headers()
