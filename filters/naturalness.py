@@ -1,7 +1,8 @@
 """Naturalness: how far the fine structure of the picture is from that of undistorted photographs.
 
 A no-reference quality in the way of NIQE: statistics of contrast-normalised luma at two scales, compared with a model
-of good pictures (`naturalness.npz`, made by `fit`).
+of good pictures (`naturalness.npz`, made by `fit`). Blur and blocks are far from them. White grain is not: contrast
+normalisation divides it out, and fine texture has the same statistics; `noise` is the score for that.
 """
 
 from __future__ import annotations
