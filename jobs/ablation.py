@@ -91,16 +91,18 @@ def footage(folder: Path) -> tuple[list[str], list[str]]:
     for name in ("train", "heldout"):
         (folder / name).mkdir(exist_ok=True)
     for path in sorted(clean.glob("*.mp4")):
+        if (folder / "heldout" / path.name).exists():
+            continue
         with av.open(str(path)) as container:
             fps = float(container.streams.video[0].average_rate or 25)
             frames = np.concatenate(
                 [fit(f.to_ndarray(format="rgb24")[None], 360, 640) for f in container.decode(video=0)]
             )
         end = len(frames) * 2 // 3
-        write_mp4(folder / "heldout" / path.name, frames[end:], fps)
         write_mp4(folder / "train" / path.name, frames[:end], fps)
         for name, (defect, _, _) in DEFECTS.items():
             write_mp4(folder / "train" / f"{path.stem} {name}.mp4", defect(frames[:end]), fps)
+        write_mp4(folder / "heldout" / path.name, frames[end:], fps)
     return [str(folder / "train")], [str(folder / "heldout")]
 
 
