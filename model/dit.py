@@ -12,10 +12,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+KERNELS = find_spec("triton") is not None
+if KERNELS:
+    from model import kernels, word_attention
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ SIZES = {
 TIME_FEATURES = 256
 PLACE_FEATURES = 16
 
-Rope = tuple[Tensor, Tensor]  # cosines and sines, (tokens, head_dim / 2) float32 each
+Rope = tuple[Tensor, Tensor]  # of `rotation`, (tokens, head_dim) float32 each
 
 
 class RMSNorm(nn.Module):
@@ -64,10 +69,7 @@ class SelfAttention(nn.Module):
         self.out = nn.Linear(width, width, bias=False)
 
     def forward(self, x: Tensor, rope: Rope) -> Tensor:  # (B, N, d)
-        q, k, v = self.qkv(x).chunk(3, dim=-1)
-        q = rotate(split_heads(self.q_norm(q), self.heads), rope)
-        k = rotate(split_heads(self.k_norm(k), self.heads), rope)
-        return self.out(attend(q, k, split_heads(v, self.heads)))
+        return self.out(attend(*split_qkv(self.qkv(x), self.q_norm, self.k_norm, self.heads, rope)))
 
 
 class CrossAttention(nn.Module):
@@ -84,7 +86,7 @@ class CrossAttention(nn.Module):
     def forward(self, x: Tensor, text: Tensor) -> Tensor:  # (B, N, d), (B, L, d)
         k, v = self.kv(text).chunk(2, dim=-1)
         q = split_heads(self.q_norm(self.q(x)), self.heads)
-        return self.out(attend(q, split_heads(self.k_norm(k), self.heads), split_heads(v, self.heads)))
+        return self.out(attend_words(q, split_heads(self.k_norm(k), self.heads), split_heads(v, self.heads)))
 
 
 class Block(nn.Module):
@@ -107,20 +109,16 @@ class Block(nn.Module):
         self.table = nn.Parameter(torch.zeros(6, size.width))
 
     def forward(self, x: Tensor, modulation: Tensor, text: Tensor, rope: Rope, time_rope: Rope) -> Tensor:
-        shift1, scale1, gate1, shift2, scale2, gate2 = (modulation + self.table.float()).unsqueeze(2).unbind(3)
-        y = (norm(x) * (1 + scale1) + shift1).to(x.dtype)
+        shift1, scale1, gate1, shift2, scale2, gate2 = (modulation + self.table.float()).unbind(2)
+        x, y = add_norm(x, shift=shift1, scale=scale1)
         if self.temporal is None:
-            y = self.attention(y.flatten(1, 2), rope).view_as(x)
+            x, y = add_norm(x, self.attention(y.flatten(1, 2), rope).view_as(x), gate1)
         else:
-            y = self.attention(y.flatten(0, 1), rope).view_as(x)
-        x = (x + gate1 * y).to(x.dtype)
-        if self.temporal is not None:
-            y = norm(x).to(x.dtype).transpose(1, 2)  # (B, S, T, d)
-            x = x + self.temporal(y.flatten(0, 1), time_rope).view_as(y).transpose(1, 2)
-        y = norm(x).to(x.dtype)
-        x = x + self.cross(y.flatten(1, 2), text).view_as(x)
-        y = (norm(x) * (1 + scale2) + shift2).to(x.dtype)
-        return (x + gate2 * self.mlp(y)).to(x.dtype)
+            x, y = add_norm(x, self.attention(y.flatten(0, 1), rope).view_as(x), gate1)
+            y = y.transpose(1, 2)  # (B, S, T, d)
+            x, y = add_norm(x, self.temporal(y.flatten(0, 1), time_rope).view_as(y).transpose(1, 2))
+        x, y = add_norm(x, self.cross(y.flatten(1, 2), text).view_as(x), shift=shift2, scale=scale2)
+        return x + (gate2.unsqueeze(2) * self.mlp(y)).to(x.dtype)
 
 
 class TimeEmbedding(nn.Module):
@@ -234,24 +232,46 @@ class DiT(nn.Module):
         """
         pairs = self.head_dim // 2
         side = self.head_dim // 6  # pairs for height and for width; the rest is for time
-        spans = (torch.zeros(1) if self.factorised else torch.arange(frames), torch.arange(height), torch.arange(width))
-        parts = [axis_angles(span, count) for span, count in zip(spans, (pairs - 2 * side, side, side), strict=True)]
-        shape = [len(span) for span in spans]
-        grid = [
-            part.view(*[n if i == axis else 1 for i, n in enumerate(shape)], -1).expand(*shape, -1)
-            for axis, part in enumerate(parts)
-        ]
-        space = torch.cat(grid, dim=-1).flatten(0, 2)
-        time = axis_angles(torch.arange(frames), pairs)
-        return (
-            (space.cos().float().to(device), space.sin().float().to(device)),
-            (time.cos().float().to(device), time.sin().float().to(device)),
+        shape = (1 if self.factorised else frames, height, width)
+        t, y, x = (
+            axis_angles(torch.arange(n, device=device), count)
+            for n, count in zip(shape, (pairs - 2 * side, side, side), strict=True)
         )
+        grid = (t[:, None, None], y[None, :, None], x[None, None])
+        space = torch.cat([part.expand(*shape, -1) for part in grid], dim=-1).flatten(0, 2)
+        return rotation(space), rotation(axis_angles(torch.arange(frames, device=device), pairs))
 
 
 def norm(x: Tensor) -> Tensor:
     """LayerNorm without weights, in and out of fp32."""
     return F.layer_norm(x.float(), x.shape[-1:], eps=1e-6)
+
+
+def add_norm(
+    x: Tensor,
+    update: Tensor | None = None,
+    gate: Tensor | None = None,
+    shift: Tensor | None = None,
+    scale: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """x + gate * update; and its norm * (1 + scale) + shift. x and update (B, T, S, d), the rest (B, T, d) fp32."""
+    if on_kernels(x):
+        return kernels.add_norm(x, update, gate, shift, scale)[:2]
+    if update is not None:
+        x = x + (update if gate is None else gate.unsqueeze(2) * update).to(x.dtype)
+    y = norm(x)
+    if shift is not None and scale is not None:
+        y = y * (1 + scale.unsqueeze(2)) + shift.unsqueeze(2)
+    return x, y.to(x.dtype)
+
+
+def split_qkv(qkv: Tensor, q_norm: RMSNorm, k_norm: RMSNorm, heads: int, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, N, 3d) to normalised and rotated queries and keys, and values, (B, N, h, c) each."""
+    if on_kernels(qkv):
+        return kernels.split_qkv(qkv, q_norm.weight, k_norm.weight, *rope)[:3]
+    q, k, v = qkv.chunk(3, dim=-1)
+    q, k = (rotate(split_heads(n(y), heads), rope) for n, y in ((q_norm, q), (k_norm, k)))
+    return q, k, split_heads(v, heads)
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -265,9 +285,21 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
+def attend_words(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """`attend` to a caption, which is short."""
+    if on_kernels(q) and k.shape[1] <= word_attention.MOST_WORDS:
+        return word_attention.attend_words(q, k, v).flatten(2)
+    return attend(q, k, v)
+
+
+def on_kernels(x: Tensor) -> bool:
+    """Whether the Triton kernels take x; otherwise the plain code here does."""
+    return KERNELS and x.is_cuda and x.dtype == torch.bfloat16
+
+
 def axis_angles(positions: Tensor, pairs: int) -> Tensor:
     """(n,) positions to (n, pairs) angles, float64 (Su et al., RoFormer, 2021)."""
-    frequencies = 10_000.0 ** (-torch.arange(pairs, dtype=torch.float64) / pairs)
+    frequencies = 10_000.0 ** (-torch.arange(pairs, dtype=torch.float64, device=positions.device) / pairs)
     return positions.double()[:, None] * frequencies
 
 
@@ -282,11 +314,17 @@ def places(height: int, width: int, device: torch.device) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(2).flatten(0, 1)
 
 
+def rotation(angles: Tensor) -> Rope:
+    """(N, c/2) angles to the factors of a head's channels and of their partners in `rotate`, (N, c) float32 each."""
+    cos, sin = angles.cos().float(), angles.sin().float()
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
+
+
 def rotate(x: Tensor, rope: Rope) -> Tensor:
     """Turns the pairs (channel i, channel i + c/2) of x (B, N, h, c) by their token's angles."""
-    cos, sin = (table[:, None].to(x.device) for table in rope)  # (N, 1, c/2)
-    a, b = x.float().chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).to(x.dtype)
+    own, partner = (table[:, None] for table in rope)  # (N, 1, c)
+    swapped = x.float().unflatten(-1, (2, -1)).flip(-2).flatten(-2)
+    return (x.float() * own + swapped * partner).to(x.dtype)
 
 
 def inflate(model: DiT, image_weights: Mapping[str, Tensor]) -> None:

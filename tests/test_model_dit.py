@@ -8,7 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from filters.torchvision_ops import ensure_torchvision
-from model.dit import SIZES, Block, DiT, Size, axis_angles, inflate, rotate
+from model.dit import SIZES, Block, DiT, Size, axis_angles, inflate, rotate, rotation
 
 torch.set_num_threads(1)  # how threads share a sum out changes its last bits
 
@@ -79,8 +79,7 @@ def test_a_frame_is_told_its_own_timestep_and_frames_see_each_other():
 
 
 def test_rotation_keeps_products_of_tokens_equally_far_apart():
-    angles = axis_angles(torch.arange(12), 8)
-    rope = (angles.cos().float(), angles.sin().float())
+    rope = rotation(axis_angles(torch.arange(12), 8))
     q, k = torch.randn(2, 16)
     turned = [rotate(v.expand(1, 12, 1, 16), rope)[0, :, 0] for v in (q, k)]
     products = turned[0] @ turned[1].T
