@@ -1,15 +1,17 @@
 """Several GPUs against one: the same losses, and how fast.
 
-    torchrun --nproc-per-node 2 tests/benchmarks/train_parallel.py [--parallel fsdp|ddp] [--size XL] [--thousands 8]
+    torchrun --nproc-per-node 2 tests/benchmarks/train_parallel.py [--parallel fsdp,ddp] [--size XL] [--thousands 8]
 
 Each process first runs ten steps of a small fp32 model alone on the whole batch, then all together on their shares, and
-compares the losses; then it times bf16 steps of the asked size. Works on CPUs too (gloo), with a tiny model.
+compares the losses; then it times bf16 steps of the asked size, each GPU alone on its share and all together. Works on
+CPUs too (gloo), with a tiny model.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import gc
 import statistics
 import sys
 import time
@@ -59,33 +61,47 @@ def losses_of(config: Config, place: Place, shape: tuple[int, ...], steps: int) 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parallel", default="fsdp", choices=["fsdp", "ddp"])
+    parser.add_argument("--parallel", default="fsdp,ddp")
     parser.add_argument("--size", default="XL")
     parser.add_argument("--thousands", type=int, default=8)
     args = parser.parse_args()
     place = join("auto")
+    alone = Place(place.device, 0, 1)
     cuda = place.device.type == "cuda"
-    config = Config(size="S" if cuda else "tiny", lr=1e-3, parallel=args.parallel, attention_kernel="auto")
-    small = (2 * place.world, 16, 3, 16, 16)
-    alone, _, _ = losses_of(config, Place(place.device, 0, 1), small, 10)
-    together, _, _ = losses_of(config, place, small, 10)
-    worst = max(abs(a - b) / a for a, b in zip(alone, together, strict=True))
-    if place.main:
-        print(f"{args.parallel} on {place.world} x {place.device.type}: ten fp32 losses differ by at most {worst:.1e}")
-        print("  alone   ", *(f"{v:.6f}" for v in alone))
-        print("  together", *(f"{v:.6f}" for v in together), flush=True)
-    if cuda:
-        config = dataclasses.replace(config, size=args.size, precision="bf16", compile=True, attention_kernel="cudnn")
-        choose_kernels(config)
-        shape = (32 // args.thousands * place.world, 16, args.thousands, 64, 64)
-        _, seconds, flops = losses_of(config, place, shape, 8)
-        step = statistics.median(seconds[3:])
+
+    def say(line: str) -> None:
         if place.main:
-            print(
-                f"{args.parallel} {args.size} {args.thousands}k tokens, {shape[0]} samples on {place.world} GPUs: "
-                f"{step * 1e3:.0f} ms a step, MFU {3 * flops / step / place.world / 989e12:.3f}, "
-                f"{torch.cuda.max_memory_allocated() / 1e9:.0f} GB"
+            print(line, flush=True)
+
+    config = Config(size="S" if cuda else "tiny", lr=1e-3)
+    small = (2 * place.world, 16, 3, 16, 16)
+    wanted, _, _ = losses_of(config, alone, small, 10)
+    say(f"ten fp32 losses on one {place.device.type}: " + " ".join(f"{v:.6f}" for v in wanted))
+    for parallel in args.parallel.split(","):
+        got, _, _ = losses_of(dataclasses.replace(config, parallel=parallel), place, small, 10)
+        worst = max(abs(a - b) / a for a, b in zip(wanted, got, strict=True))
+        say(f"{parallel} on {place.world}: they differ by at most {worst:.1e}")
+    if cuda:
+        config = dataclasses.replace(config, size=args.size, precision="bf16", compile=True)
+        choose_kernels(config)
+        share = (32 // args.thousands, 16, args.thousands, 64, 64)
+        single = 0.0
+        for parallel in ("alone", *args.parallel.split(",")):
+            where = alone if parallel == "alone" else place
+            config = dataclasses.replace(config, parallel="fsdp" if parallel == "alone" else parallel)
+            torch.cuda.reset_peak_memory_stats()
+            shape = (share[0] * where.world, *share[1:])
+            _, seconds, flops = losses_of(config, where, shape, 9)
+            step = statistics.median(seconds[3:])
+            single = single or step
+            say(
+                f"{parallel} {args.size} {args.thousands}k tokens, {shape[0]} samples on {where.world}: "
+                f"{step * 1e3:.0f} ms a step, MFU {3 * flops / step / where.world / 989e12:.3f}, "
+                f"{single / step:.1%} of one GPU's speed each, {torch.cuda.max_memory_allocated() / 1e9:.0f} GB"
             )
+            gc.collect()
+            torch.cuda.empty_cache()
+            torch._dynamo.reset()
     dist.destroy_process_group()
 
 
