@@ -182,6 +182,7 @@ def add_norm(
     x: Tensor, update: Tensor | None, gate: Tensor | None, shift: Tensor | None, scale: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dit.add_norm, and each row's mean and inverse deviation; x, update (B, T, S, d), the rest (B, T, d) fp32."""
+    x, update = x.contiguous(), None if update is None else update.contiguous()
     stream, normed = torch.empty_like(x), torch.empty_like(x)
     width, tokens = x.shape[-1], x.shape[2]
     moments = torch.empty(*x.shape[:3], 2, device=x.device)
@@ -198,6 +199,7 @@ def add_norm_backward(
     moments: Tensor, d_stream: Tensor, d_normed: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of x and of a gated update, and partial sums (3, B, T, parts, d) of those of gate, shift and scale."""
+    update = None if update is None else update.contiguous()
     b, frames, tokens, width = stream.shape
     parts = triton.cdiv(tokens, ROWS)
     dx = torch.empty_like(stream)

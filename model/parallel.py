@@ -81,12 +81,9 @@ def choose_kept(model: DiT, config: Config) -> None:
 
 
 def choose_kernels(config: Config) -> None:
-    """Attention kernel and determinism, process-wide. Left alone, torch takes flash attention, slower on Hopper."""
-    kernel = config.attention_kernel
-    if kernel == "auto" and torch.cuda.is_available() and not config.deterministic:
-        kernel = "cudnn" if torch.cuda.get_device_capability()[0] == 9 else "auto"
-    torch.backends.cuda.enable_flash_sdp(kernel != "cudnn")
-    torch.backends.cuda.enable_cudnn_sdp(kernel != "flash")
+    """Attention kernel and determinism, process-wide."""
+    torch.backends.cuda.enable_flash_sdp(config.attention_kernel != "cudnn")
+    torch.backends.cuda.enable_cudnn_sdp(config.attention_kernel != "flash")
     torch.use_deterministic_algorithms(config.deterministic)
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -58,7 +58,10 @@ def main() -> None:
         x = torch.randn(*shape)
         return x.cuda().to(torch.bfloat16) if cuda else x
 
-    x, update = data(2, 2, 67, 192), data(2, 2, 67, 192)  # neither a power of two nor a multiple of a program's rows
+    x, update = (
+        data(2, 2, 67, 192),
+        data(2, 67, 2, 192).transpose(1, 2),
+    )  # neither a power of two nor a multiple of a program's rows
     gate, shift, scale = torch.randn(2, 2, 6, 192, device=x.device).unbind(2)[:3]
     none = None
     for given in (

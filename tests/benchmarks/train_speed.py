@@ -158,12 +158,9 @@ def main() -> None:
     rows = [f"{header} {'attention':>9} {'GB':>6}"]
     for (name, thousands), kernel in itertools.product(cases, args.kernels.split(",")):
         public = name in ("Wan", "Users")
+        kernel = "auto" if name == "Users" else kernel
         config = Config(precision="bf16", compile=cuda, attention_kernel=kernel, device=place.device.type)
         choose_kernels(config)
-        if name == "Users":
-            kernel = "torch's"
-            torch.backends.cuda.enable_flash_sdp(True)
-            torch.backends.cuda.enable_cudnn_sdp(True)
         torch.manual_seed(0)
         size = SIZES["XXL" if public else name]
         size = dataclasses.replace(size, depth=args.depth or size.depth)
