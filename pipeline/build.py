@@ -114,6 +114,7 @@ def _build(
     units = todo.caption_units(clips, recipe)
     if run(store, "caption", units, lambda: [stage(CaptionClips, Machine.caption)], "clips", spent):
         state.merge(store, recipe)
+        del clips  # before there are two of them
         clips = todo.clip_rows(sources, store, recipe)
     clips = select(clips, recipe, late)
     clips = clips.select([name for name in clips.column_names if name in DECIDED])
