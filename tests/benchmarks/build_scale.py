@@ -21,6 +21,7 @@ import resource
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,8 @@ from pipeline.recipe import Recipe, load_recipe
 from pipeline.runs import GROUP, MERGED, writer
 from pipeline.sources import Found
 from pipeline.storage import Store
-from pipeline.tables import DONE, FRAMES, Fragment, table_from, to_parquet, write_fragment
-from pipeline.units import CaptionUnit, Done
+from pipeline.tables import DONE, FRAMES, Fragment, Span, table_from, to_parquet, write_fragment
+from pipeline.units import CaptionUnit, Done, UnitClips
 
 OPTIONS = (
     *("filters={}", "filters.exposure={}", "filters.motion={}", "filters.camera={}", "filters.sharpness={}"),
@@ -183,10 +184,16 @@ class Captions:
             "caption_dense": "A bird sits on a branch, then flies off.",
             "caption_json": "{}",
         }
-        given: list[dict[str, Any]] = []
+        by_fragment: dict[str, list[UnitClips]] = defaultdict(list)
         for part in unit.parts:
-            rows = Fragment(part.clips.fragment, {}).rows(self._store, ["clip_id"], part.clips.span)
-            rows = rows.filter(pc.is_in(rows["clip_id"], pa.array(part.clips.clip_ids)))
+            by_fragment[part.clips.fragment].append(part.clips)
+        given: list[dict[str, Any]] = []
+        for fragment, parts in by_fragment.items():
+            edges = [part.span for part in parts if part.span]
+            whole = Span(min(span.first for span in edges), max(span.end for span in edges))
+            rows = Fragment(fragment, {}).rows(self._store, ["clip_id"], whole)
+            wanted = pa.array([clip for part in parts for clip in part.clip_ids or ()])
+            rows = rows.filter(pc.is_in(rows["clip_id"], wanted))
             given += [{**row, **texts} for row in rows.to_pylist()]
         table = table_from(given, passes.caption_schema(self._recipe))
         done = {"fingerprint": passes.caption_fingerprint(self._recipe)}
