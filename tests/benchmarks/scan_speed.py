@@ -155,7 +155,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if options.memory:
             memory(options.footage, Path(folder))
-        for kind in [] if options.memory else options.kinds.split(","):
+            return
+        for kind in options.kinds.split(","):
             seconds = 600 if kind == "h264-1080" else 60
             path = make(kind, options.footage, seconds, Path(folder))
             print(f"{kind}: {seconds} s, {path.stat().st_size / 2**20:.1f} MB", flush=True)
