@@ -11,6 +11,7 @@ CAPTIONERS: dict[str, str] = {
     "measured": "captioners.measured:Measured",
     "vlm": "captioners.vlm:Vlm",
     "server": "captioners.server:Server",
+    "ray_llm": "captioners.ray_llm:RayLlm",
 }
 
 

@@ -112,7 +112,7 @@ def _build(
     state.merge(store, recipe)
     clips = select(todo.clip_rows(sources, store, recipe), recipe, late, captioned=False)
     units = todo.caption_units(clips, recipe)
-    if run(store, "caption", units, lambda: [stage(CaptionClips, Machine.caption)], "clips", spent):
+    if run(store, "caption", units, lambda: [caption_stage(store, recipe, machine())], "clips", spent):
         state.merge(store, recipe)
         del clips  # before there are two of them
         clips = todo.clip_rows(sources, store, recipe)
@@ -140,11 +140,20 @@ def _build(
     return Built(info, store)
 
 
+def caption_stage(store: Store, recipe: Recipe, machine: Machine) -> stages.AnyStage:
+    """What captions: workers that hold the captioner, or, for `ray_llm`, Ray's processor between workers."""
+    if recipe.caption.captioner == "ray_llm":
+        from pipeline.ray_llm import AskRay  # takes seconds to import
+
+        return AskRay(store, recipe, cpus=0.5, most=machine.cpus)
+    return Stage(CaptionClips, (store, recipe), **machine.caption())
+
+
 def run(
     store: Store,
     name: str,
     units: Iterable[Any],
-    graph: Callable[[], Sequence[Stage]],
+    graph: Callable[[], Sequence[stages.AnyStage]],
     measure: str,
     spent: dict[str, Any],
 ) -> bool:

@@ -28,10 +28,10 @@ from pipeline.units import CaptionUnit, Done
 class CaptionClips:
     """A unit -> a fragment of captions. A clip without a caption is a row that says why."""
 
-    def __init__(self, store: Store, recipe: Recipe) -> None:
+    def __init__(self, store: Store, recipe: Recipe, captioner: Any = None) -> None:
         one_thread()
         self._store, self._recipe = store, recipe
-        self._captioner = load_captioner(recipe.caption.captioner, recipe.caption.options)
+        self._captioner = captioner or load_captioner(recipe.caption.captioner, recipe.caption.options)
         self._filters: Mapping[str, Any] = {}
         if passes.filters_of(recipe, "caption"):
             encoder = load_encoder(recipe.encoder.name, recipe.encoder.model, recipe.encoder.pretrained)

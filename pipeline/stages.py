@@ -1,5 +1,5 @@
-"""The Ray Data stages: what a worker of each pass does with one unit, and how stages are wired. The only file that
-touches ray.data.
+"""The Ray Data stages: what a worker of each pass does with one unit, and how stages are wired. Only this file and
+ray_llm.py touch ray.data.
 
 Work goes in as small pickled records and comes out as small ones; what a pass makes it writes to the dataset itself, so
 that a unit is there or it is not, whatever happens to the worker, and nothing large crosses the object store.
@@ -14,10 +14,11 @@ import os
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 import ray.data
+import ray.exceptions
 from ray.data._internal.execution.backpressure_policy import (
     ENABLED_BACKPRESSURE_POLICIES,
     ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY,
@@ -40,8 +41,30 @@ class Stage:
     gpus: float = 0.0
     most: int = 1  # workers at once
 
+    def through(self, data: ray.data.Dataset, units: int) -> ray.data.Dataset:
+        """`data` sent through the pool."""
+        return data.map(
+            _Worker,  # type: ignore[arg-type]
+            fn_constructor_args=(self.worker, self.args),
+            num_cpus=self.cpus,
+            num_gpus=self.gpus or None,
+            compute=ray.data.ActorPoolStrategy(
+                min_size=1, max_size=max(1, min(self.most, units)), max_tasks_in_flight_per_actor=2
+            ),
+        )
 
-def run(units: Sequence[bytes], stages: Sequence[Stage]) -> Iterator[Any]:
+    def explain(self, error: Exception) -> None:
+        """A failed task of a worker is a bug: Ray's report says it best."""
+
+
+class AnyStage(Protocol):
+    """What Ray Data does with units; `explain` raises BuildStopped where a failed task is no bug."""
+
+    def through(self, data: ray.data.Dataset, units: int) -> ray.data.Dataset: ...
+    def explain(self, error: Exception) -> None: ...
+
+
+def run(units: Sequence[bytes], stages: Sequence[AnyStage]) -> Iterator[Any]:
     """Sends every unit (pickled) through the stages and yields what the last says of it, in the order of completion.
 
     A unit whose worker dies is done again elsewhere. Raises BuildStopped where a worker could not load its models,
@@ -51,20 +74,17 @@ def run(units: Sequence[bytes], stages: Sequence[Stage]) -> Iterator[Any]:
     rows = [{"unit": unit} for unit in units]
     data: ray.data.Dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
     for stage in stages:
-        data = data.map(
-            _Worker,  # type: ignore[arg-type]
-            fn_constructor_args=(stage.worker, stage.args),
-            num_cpus=stage.cpus,
-            num_gpus=stage.gpus or None,
-            compute=ray.data.ActorPoolStrategy(
-                min_size=1, max_size=max(1, min(stage.most, len(rows))), max_tasks_in_flight_per_actor=2
-            ),
-        )
-    for row in data.iter_rows():
-        answer = pickle.loads(row["unit"])
-        if isinstance(answer, (OSError, BuildStopped)):
-            raise answer
-        yield answer
+        data = stage.through(data, len(rows))
+    try:
+        for row in data.iter_rows():
+            answer = pickle.loads(row["unit"])
+            if isinstance(answer, (OSError, BuildStopped)):
+                raise answer
+            yield answer
+    except ray.exceptions.RayError as error:
+        for stage in stages:
+            stage.explain(error)
+        raise
 
 
 class _Worker:
