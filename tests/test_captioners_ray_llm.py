@@ -12,11 +12,13 @@ from videos import pan, texture, write_video
 from captioners.ray_llm import RayLlm
 from pipeline import stages
 from pipeline.build import build
+from pipeline.ray_llm import AskRay
 from pipeline.recipe import from_dict
+from pipeline.storage import Store
 from pipeline.tables import read_table
 from pipeline.units import BuildStopped
 
-LENGTHS = (1.2, 1.6, 2.0, 2.4, 2.8)  # seconds: they name the clips in the questions
+LENGTHS = (1.2, 1.6, 2.0, 2.8)  # seconds: they name the clips in the questions
 
 
 @pytest.fixture(scope="module")
@@ -68,15 +70,12 @@ def captions(built):
 
 
 def good(body, _):
-    time.sleep(0.3 if clip_of(body) in ("1.2", "2.4") else 0.0)
+    time.sleep(0.3 if clip_of(body) in ("1.2", "2.0") else 0.0)
     return reply(json.dumps(dict(GOOD, short=f"A dog runs in clip {clip_of(body)}.")))
 
 
 def test_a_pass_that_stopped_goes_on_and_answers_find_their_clips(one_ray, footage, endpoint, tmp_path):
     out = str(tmp_path / "out")
-    with pytest.raises(BuildStopped, match="vLLM is not installed"):
-        build([footage], out, recipe(model=str(tmp_path)))
-
     down = endpoint(lambda body, before: good(body, before) if len(down.requests) <= 2 else (503, {"error": "busy"}))
     with pytest.raises(BuildStopped, match=r"no answer from .*run the same command again"):
         build([footage], out, recipe(base_url=down.url))
@@ -85,7 +84,7 @@ def test_a_pass_that_stopped_goes_on_and_answers_find_their_clips(one_ray, foota
     up = endpoint(lambda body, before: strange.get(clip_of(body)) or good(body, before))
     told = captions(build([footage], out, recipe(base_url=up.url)))
     assert told.pop("1.6") == "the model rejects this clip: too many pictures"
-    assert told.pop("2.8") == "the model rejects this clip: status 500 without a JSON object"
+    assert told.pop("2.8") == "the model rejects this clip: 500 without a JSON object"
     assert told == {f"{s:.1f}": f"A dog runs in clip {s:.1f}." for s in LENGTHS if s not in (1.6, 2.8)}
 
     body, headers = up.requests[0]
@@ -97,9 +96,18 @@ def test_a_pass_that_stopped_goes_on_and_answers_find_their_clips(one_ray, foota
         assert KEY.encode() not in file.read_bytes(), file
 
 
+def test_an_engine_that_is_not_installed_is_said_in_one_line(one_ray, tmp_path):
+    given = recipe(model=str(tmp_path))
+    stage = RayLlm(str(tmp_path)).processor().get_stage_by_name("PrepareMultimodalStage")
+    with pytest.raises(ImportError) as missing:
+        stage.fn(data_column="", expected_input_keys=[], **stage.fn_constructor_kwargs)
+    with pytest.raises(BuildStopped, match="vLLM is not installed where Ray's workers run"):
+        AskRay(Store(str(tmp_path)), given, cpus=1.0, most=1).explain(missing.value)
+
+
 def test_an_engines_row_is_read_as_a_completion(one_ray, tmp_path):
     llm = RayLlm(str(tmp_path), max_tokens=50)
-    assert llm.processor().list_stage_names()[0] == "PrepareMultimodalStage"
+    assert llm.processor().list_stage_names()[-2:] == ["vLLMEngineStage", "DetokenizeStage"]
     row = {"generated_text": "A dog", "num_generated_tokens": 50, "num_input_tokens": 900}
     told = json.loads(llm.reply(row))
     assert told["choices"][0]["finish_reason"] == "length"
