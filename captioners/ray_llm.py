@@ -83,7 +83,7 @@ class RayLlm:
         if row.get("__inference_error__"):
             return json.dumps({"error": {"message": str(row["__inference_error__"])[:200]}})
         if self.base_url is not None:
-            return json.dumps(row["http_response"], default=str)
+            return json.dumps(row["http_response"], default=_from_arrow)
         told = int(row["num_generated_tokens"])
         return json.dumps(
             {
@@ -133,6 +133,11 @@ class RayLlm:
                 http_request_stage={"num_cpus": 0.01},  # it waits, mostly
             )
         return build_processor(config, postprocess=_without_question)
+
+
+def _from_arrow(value: Any) -> Any:
+    """Lists and numbers come back from Ray's blocks as numpy's."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
 def _without_question(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,11 +4,13 @@ import json
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import ray
 from chat_endpoint import GOOD, KEY, Endpoint, clip_of, reply
 from videos import pan, texture, write_video
 
+from captioners.base import ClipFrames
 from captioners.ray_llm import RayLlm
 from pipeline import stages
 from pipeline.build import build
@@ -113,3 +115,13 @@ def test_an_engines_row_is_read_as_a_completion(one_ray, tmp_path):
     assert told["choices"][0]["finish_reason"] == "length"
     assert told["usage"] == {"prompt_tokens": 900, "completion_tokens": 50}
     assert "engine died" in llm.reply({"__inference_error__": "engine died"})
+
+
+def test_replies_that_went_through_arrow_are_read_all_the_same():
+    message = {"role": "assistant", "content": "A dog runs over a lawn."}
+    choices = np.array([{"message": message, "finish_reason": "stop"}], dtype=object)
+    llm = RayLlm("m", base_url="http://127.0.0.1/v1")
+    told = llm.reply({"http_response": {"choices": choices, "usage": {"prompt_tokens": np.int64(9)}, "error": None}})
+    clip = ClipFrames("clip", 4.0, [np.zeros((8, 8, 3), np.uint8)], np.zeros(1))
+    assert llm.read(clip, told).short == "A dog runs over a lawn."
+    assert llm.read(clip, told).usage["prompt_tokens"] == 9
