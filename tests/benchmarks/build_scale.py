@@ -235,7 +235,7 @@ def peak() -> float:
 def whole(folder: Path, clips: int, *more: str) -> None:
     recipe = load_recipe("embedded", [*OPTIONS, *more])
     found = [Found(uri(i), 10**7, "1") for i in range(clips // PER_SOURCE)]
-    build.discover = lambda _: found
+    build.discover = lambda *_: found
     build.CaptionClips, build.Pack = Captions, DummyPack
     timed(todo, "source_rows", "sources, as columns")
     timed(state, "merge", "small fragments merged")
