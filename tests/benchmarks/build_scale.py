@@ -109,7 +109,7 @@ def make(store: Store, recipe: Recipe, clips: int) -> None:
 
 def rows(
     sources: np.ndarray, number: int, recipe: Recipe, pictures: np.ndarray, random: np.random.Generator
-) -> tuple[pa.Table, pa.Table, list[dict[str, str]]]:
+) -> tuple[pa.Table, pa.Table, list[dict[str, Any]]]:
     n = len(sources) * PER_SOURCE
     owner = np.repeat(np.arange(len(sources)), PER_SOURCE)
     units = [f"{number:08x}{i:08x}" for i in range(-(-n // PER_UNIT))]
@@ -158,7 +158,8 @@ def rows(
         pa.table({f.name: filled(known, f, n, random) for f in schema}, schema=schema)
         for known, schema in ((given, passes.scan_schema(recipe)), (embedded, passes.embed_schema(recipe)))
     ]
-    parts = [{"key": s, "unit": units[i * PER_SOURCE // PER_UNIT]} for i, s in enumerate(sources)]
+    size = len(to_parquet(FRAMES.empty_table()))
+    parts = [{"key": s, "unit": units[i * PER_SOURCE // PER_UNIT], "frames_bytes": size} for i, s in enumerate(sources)]
     return tables[0], tables[1], parts
 
 
@@ -243,7 +244,7 @@ def whole(folder: Path, clips: int, *more: str) -> None:
     timed(todo, "parts_of", "what there is to scan")
     timed(todo, "clip_rows", "columns that selection reads")
     timed(build, "select", "selection, duplicates, clusters")
-    timed(build, "run", lambda name, *_: f"pass: {name}")
+    timed(build, "run", lambda _, name, *__: f"pass: {name}")
     timed(build, "plan_shards", "shard plan")
     timed(build, "pack_units", "whole rows by shard, names of shards")
     timed(build, "finish", "tables written")
@@ -264,7 +265,7 @@ class Nothing:
         return unit
 
 
-def units(count: int = 5000) -> None:
+def units(count: int = 1000) -> None:
     """Milliseconds of wall time and of the driver's CPU that a unit costs when its work is nothing."""
     stages.start(cores=2)
     for n in (10, count):
