@@ -12,6 +12,7 @@ from chat_endpoint import GOOD, KEY, Endpoint, clip_of, reply
 
 from captioners import load_captioner
 from captioners.base import Caption, CaptionerDown, CaptionError, ClipFrames
+from filters.torchvision_ops import ensure_torchvision
 
 
 @pytest.fixture
@@ -228,6 +229,8 @@ def test_writing_in_a_frame_cannot_change_format_or_other_clips(serve):
 
 def test_transformers_serve_answers_with_what_its_model_says(tmp_path):
     import torch
+
+    ensure_torchvision()
     import transformers.image_processing_backends as backends
     from transformers.cli.serve import Serve
     from transformers.image_utils import load_image
