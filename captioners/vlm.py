@@ -69,6 +69,8 @@ class Vlm:
             device = device or ("cuda" if torch.cuda.is_available() else "cpu")
             dtype = dtype or ("bfloat16" if device.startswith("cuda") else "float32")
             name = model
+            if (card := torch.device(device).index) is not None:
+                torch.cuda.set_device(card)  # where graphs are captured and kernels run
             model, processor = load(name, device, getattr(torch, dtype))
         else:
             name = model.config.name_or_path or type(model).__name__

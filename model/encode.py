@@ -84,8 +84,8 @@ def arguments(name: str, argv: Sequence[str] | None) -> tuple[Path, Config]:
 
 
 def plan(folder: Path, config: Config) -> list[str]:
-    """Settles the latents, writes encoding.json, deletes shards that the dataset no longer has, and returns those that
-    are still to encode ("BUCKET/SPLIT-NNNNNN"). Raises one of ERRORS."""
+    """Settles the latents, writes encoding.json, deletes shards of what the dataset no longer has, and returns those
+    that are still to encode ("BUCKET/SPLIT-NNNNNN"). Raises one of ERRORS."""
     source, path = config.data[0], folder / "encoding.json"
     if folder.exists() and any(folder.iterdir()) and not (folder / "latents").exists():
         raise ConfigError(f"{folder} holds something else; give an empty or new folder")
@@ -106,7 +106,7 @@ def plan(folder: Path, config: Config) -> list[str]:
     with whole(path) as part:
         part.write_text(json.dumps(dataclasses.asdict(made), indent=1))
     for old_index in folder.glob("shards/*/*.parquet"):
-        if f"{old_index.parent.name}/{old_index.stem}" not in there:
+        if there.get(f"{old_index.parent.name}/{old_index.stem}") != _mark(old_index):
             old_index.unlink()
             old_index.with_suffix(".tar").unlink(missing_ok=True)
     return [name for name, mark in there.items() if mark != _mark(folder / "shards" / f"{name}.parquet")]
@@ -117,11 +117,12 @@ def options(config: Config) -> dict[str, object]:
     return {key: value for key, value in to_dict(config).items() if key in ENCODED}
 
 
-def shards_of(source: str) -> dict[str, str]:
-    """ "BUCKET/SPLIT-NNNNNN" of the dataset's shards that hold clips, in order, with a hash of each one's index."""
+def shards_of(source: str, shard: str = "*/*") -> dict[str, str]:
+    """ "BUCKET/SPLIT-NNNNNN" of the dataset's shards that hold clips, in order, with a hash of each one's index; or of
+    one shard."""
     fs, path = fsspec.core.url_to_fs(source)
     found = {}
-    for name in sorted(fs.glob(f"{path}/shards/*/*.parquet")):
+    for name in sorted(fs.glob(f"{path}/shards/{shard}.parquet")):
         data = fs.cat_file(name)
         if pq.read_metadata(io.BytesIO(data)).num_rows:
             found["/".join(name.split("/")[-2:]).removesuffix(".parquet")] = hashlib.sha256(data).hexdigest()
@@ -141,6 +142,7 @@ class Encoder:
     def encode(self, shard: str) -> tuple[str, int, int]:
         """Writes one shard; returns it, its number of samples and of those that cannot be decoded. Raises DataError
         when the dataset's shard is gone."""
+        mark = shards_of(self.source, shard).get(shard, "")  # before it is read: a change from now on is seen later
         index = read_index([self.source], shard=shard)
         samples = list(windows(index, self.config, self.latents.stride))
         clips = Windows(Clips(index, None, self.config, self.folder / "cache"), samples)
@@ -153,7 +155,7 @@ class Encoder:
                 if frames is not None:
                     row = self._add(tar, f"{index.key[sample]}-{number:02d}", frames, caption)
                     rows.append({**row, **_picture(shape, self.config.fps)})
-        table = pa.Table.from_pylist(rows, schema=INDEX).replace_schema_metadata({MARK: shards_of(self.source)[shard]})
+        table = pa.Table.from_pylist(rows, schema=INDEX).replace_schema_metadata({MARK: mark})
         with whole(target.with_suffix(".parquet")) as part:
             pq.write_table(table, part)
         return shard, len(rows), len(samples) - len(rows)

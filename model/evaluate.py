@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -68,7 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     out = Path(args.run) / "evaluation"
     out.mkdir(exist_ok=True)
-    (out / "scores.json").write_text(json.dumps(result, indent=1))
+    known = {name: value if math.isfinite(value) else None for name, value in result.items()}
+    (out / "scores.json").write_text(json.dumps(known, indent=1))
     if pairs:
         write_mp4(out / "samples.mp4", page.grid(pairs), trained.config.fps)
         (out / "index.html").write_text(page.page(result, pairs, trained.config.fps))

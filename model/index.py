@@ -64,8 +64,9 @@ def read_index(datasets: Sequence[str], split: str = "train", shard: str = "") -
         fs, path = fsspec.core.url_to_fs(root)
         indexes = sorted(fs.glob(f"{path}/shards/{shard or f'*/{split}-*'}.parquet"))
         encoding = read_encoding([dataset])
-        if encoding is not None and len(indexes) < encoding.shards[split]:
-            raise DataError(f"{root}: {len(indexes)} of {encoding.shards[split]} shards are encoded; encode the rest")
+        count = encoding.shards.get(split, 0) if encoding else 0
+        if len(indexes) < count:
+            raise DataError(f"{root}: {len(indexes)} of {count} shards are encoded; encode the rest")
         if not indexes:
             raise DataError(f"{root}: no {split} shards in it; `clipmill build` makes them")
         for name in indexes:

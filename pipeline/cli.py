@@ -106,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     made = command("select", _select, "what other thresholds would add or drop; computes no score again")
     made.add_argument("dataset")
     made.add_argument("overrides", nargs="+", metavar="key=value", help="e.g. select.thresholds.motion_object.min=0.02")
+    made.add_argument("--dry-run", action="store_true", help="as it is without: nothing is written, `build` does that")
     made = command("calibrate", _calibrate, "percentiles of every score; precision and recall where labels exist")
     made.add_argument("dataset")
     made.add_argument("--labels", metavar="CSV", help="clip_id,label with label good or bad")

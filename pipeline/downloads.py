@@ -24,12 +24,18 @@ def downloaded(key: str, fetch: Callable[[Path], None], limit_gb: float) -> Bina
     path = folder / hashlib.sha256(key.encode()).hexdigest()[:32]
     with open(folder / f"{path.name[:2]}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not path.exists():
+        try:
+            file = open(path, "rb")
+        except FileNotFoundError:
             with atomic(path) as temporary:
                 fetch(temporary)
-            _make_room(folder, path, limit_gb * 1e9)
-        os.utime(path)
-        return open(path, "rb")
+            file = open(path, "rb")
+            with open(folder / "room.lock", "w") as room:  # one at a time: the others' files may be the oldest
+                fcntl.flock(room, fcntl.LOCK_EX)
+                if path.exists():
+                    _make_room(folder, path, limit_gb * 1e9)
+        os.utime(file.fileno())
+        return file
 
 
 def _make_room(folder: Path, newest: Path, limit: float) -> None:

@@ -19,10 +19,13 @@ def list_rows(kind: str, data: bytes) -> list[dict[str, Any]]:
     text = data.decode("utf-8-sig")
     if kind == ".csv":
         try:
-            return list(csv.DictReader(io.StringIO(text)))
+            rows = list(csv.DictReader(io.StringIO(text)))
         except csv.Error as error:
             raise ValueError(str(error)) from error
-    return [_object(line, number) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
+        if long := [number for number, row in enumerate(rows, start=1) if None in row]:
+            raise ValueError(f"row {long[0]} has more fields than the header; texts with commas want quotes")
+        return rows
+    return [_object(line, number) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
 
 
 def _object(line: str, number: int) -> dict[str, Any]:

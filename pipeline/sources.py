@@ -24,7 +24,7 @@ from pipeline import canaries, web
 from pipeline.downloads import YTDLP, look_at_page, open_page
 from pipeline.lists import list_rows, members
 from pipeline.recipe import SourceOptions
-from pipeline.storage import PIECE, REMOTE, Store, locate, ranged, refuse_secrets
+from pipeline.storage import PIECE, REMOTE, Store, Unreachable, locate, ranged, refuse_secrets
 
 VIDEOS = frozenset(
     ".3gp .asf .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .ts .vob .webm .wmv .y4m".split()  # noqa: SIM905
@@ -219,6 +219,8 @@ def _looked(found: Sequence[Found], options: SourceOptions) -> Iterator[Found]:
 def _pages(item: Found, options: SourceOptions) -> list[Found]:
     try:
         videos = look_at_page(item.uri, options)
+    except Unreachable:
+        return [replace(item, size=0, stamp="")]
     except OSError as error:
         return [replace(item, size=-1, stamp=str(error))]
     return [replace(item, uri=uri, stamp=YTDLP, metadata={**said, **item.metadata}) for uri, said in videos]

@@ -30,7 +30,9 @@ PIECE = 8 << 20  # bytes of one request at most: what a cut connection costs aga
 LEAST = 256 << 10  # and at least
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before another try
 SECRET = re.compile(
-    r"://[^/@]*:[^/@]*@|[?&][^=&]*(secret|password|credential|access_?key|account_key|token)[^=&]*=", re.I
+    r"://[^/@]*:[^/@]*@|https?://[^/?#@]*@|"
+    r"[?&]([^=&]*(secret|password|credential|access_?key|account_key|api_?key|token|signature)[^=&]*|sig)=",
+    re.I,
 )
 S3_OPTIONS: dict[str, Callable[[str], Any]] = {  # what may follow an s3:// URL, as ?name=value
     "region": str,

@@ -41,8 +41,12 @@ _local = threading.local()
 
 
 def look(url: str, options: SourceOptions) -> tuple[int, str]:
-    """Size (bytes; 0 where the server does not say) and a stamp that changes with the file; (-1, why) where it cannot
-    be used."""
+    """Size (bytes; 0 where the server does not say, or not answer) and a stamp that changes with the file; (-1, why)
+    where it cannot be used."""
+    try:
+        urlsplit(url)
+    except ValueError as error:
+        return -1, f"not a URL: {error}"
     try:
         with _ask("HEAD", url, options) as answer:
             headers, size = answer.headers, int(answer.headers.get("Content-Length") or 0)
@@ -53,6 +57,8 @@ def look(url: str, options: SourceOptions) -> tuple[int, str]:
         _refuse(answer, url)
     except FileNotFoundError:
         return -1, "no such file"
+    except Unreachable:
+        return 0, ""  # whoever opens it will say so, and the next build tries again
     except OSError as error:
         return -1, error.strerror or str(error)
     if size > options.max_gb * 1e9:
@@ -160,8 +166,9 @@ def _sleep(attempt: int, asked: str | None) -> None:
     """For as long as the server asked (seconds or a date), else longer with every attempt."""
     seconds = PAUSE * 2**attempt * random.uniform(0.5, 1.0)
     if asked:
-        when = email.utils.parsedate_to_datetime(asked).timestamp() - time.time() if not asked.isdigit() else int(asked)
-        seconds = max(seconds, min(float(when), LONGEST))
+        with contextlib.suppress(ValueError, OverflowError):  # neither
+            when = int(asked) if asked.isdigit() else email.utils.parsedate_to_datetime(asked).timestamp() - time.time()
+            seconds = max(seconds, min(float(when), LONGEST))
     time.sleep(seconds)
 
 

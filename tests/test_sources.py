@@ -65,6 +65,14 @@ def test_a_list_gives_metadata_and_keeps_missing_files_for_their_row(folder, end
     assert found["gone.mp4"].size == -1
 
 
+def test_a_list_whose_captions_hold_separators_is_read_or_says_which_row_is_wrong(folder):
+    (folder / "list.jsonl").write_text(json.dumps({"path": "a.mp4", "caption": "one\u2028two"}, ensure_ascii=False))
+    assert discover([str(folder / "list.jsonl")])[0].metadata == {"caption": "one\u2028two"}
+    (folder / "list.csv").write_text("path,caption\na.mp4,A man, running\n")
+    with pytest.raises(SourceError, match="row 1 has more fields"):
+        discover([str(folder / "list.csv")])
+
+
 def test_a_list_without_a_column_for_the_video_says_so(folder):
     (folder / "list.csv").write_text("title,licence\nx,CC0\n")
     with pytest.raises(SourceError, match=r"row 1: no column of uri, url, path"):

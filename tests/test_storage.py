@@ -218,6 +218,8 @@ def test_what_cannot_be_reached_is_said_and_is_no_fault_of_the_file(network, s3,
         "s3://bucket/in?region=x&secret_key=abc",
         "abfss://container@account.dfs.core.windows.net/in?sas_token=abc",
         "https://me:word@example.com/film.mp4",
+        "https://token@example.com/film.mp4",
+        "https://account.blob.core.windows.net/c/film.mp4?sv=1&sig=abc",
     ],
 )
 def test_credentials_in_a_url_are_refused(url):
