@@ -7,6 +7,7 @@ and resumed, at any number of processes that divides `micro_batches`, sees the s
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import signal
@@ -14,6 +15,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -177,6 +179,7 @@ def train(config: Config, out: Path) -> dict[str, float]:
     if step > first:
         save()
     saves.finish()
+    stop.release()
     say(
         place,
         f"step {step} of {config.steps} saved in {out}" + ("" if step == config.steps else "; run again to go on"),
@@ -228,11 +231,15 @@ class StopRequest:
     def __init__(self) -> None:
         self.asked = False
         self.reason: DataError | None = None
-        try:
+        self._before: dict[int, Any] = {}
+        with contextlib.suppress(ValueError):  # not the main thread, as under Ray Train: its own signals end the run
             for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, self._ask)
-        except ValueError:
-            pass  # not the main thread, as under Ray Train: its own signals end the run
+                self._before[number] = signal.signal(number, self._ask)
+
+    def release(self) -> None:
+        """Gives the signals back to whoever had them."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _ask(self, *_: object) -> None:
         self.asked = True

@@ -130,6 +130,7 @@ def test_a_run_whose_shards_vanish_midway_stops_with_its_state_saved(dataset, tm
     monkeypatch.setattr(train, "update_ema", vanishing)
     words = [str(root), "--out", str(tmp_path / "run"), *TINY, "steps=9", "tokens=48", "memory_mb=0"]
     assert train.main(words) == 2
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler  # a run gives the signals back
     assert "in a row cannot be read" in capsys.readouterr().err
     assert checkpoint.read_state(tmp_path / "run")["step"] == 3
     shutil.copytree(dataset, root, dirs_exist_ok=True)
