@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import signal
 import sys
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from hypothesis import settings
 
 settings.register_profile("same", derandomize=True, deadline=None)  # the same examples on every machine and run
 settings.load_profile("same")
+
+# A suite that a script starts in the background inherits that Ctrl-C is ignored; some tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 sys.path.insert(0, str(Path(__file__).parent))  # so that tests can import videos.py, also in importlib mode
 
