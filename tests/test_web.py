@@ -117,6 +117,7 @@ class Page(http.server.BaseHTTPRequestHandler):
 def site(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Site]:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(web, "PAUSE", 0.01)
+    web._robots.cache_clear()  # of an earlier site at the same port
     with Site() as made:
         threading.Thread(target=made.serve_forever, args=(0.02,), daemon=True).start()
         yield made
