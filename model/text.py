@@ -29,6 +29,8 @@ class TextEncoder:
         ensure_torchvision()
         import transformers
 
+        transformers.utils.logging.disable_progress_bar()  # among the lines of a run
+
         folder = _minilm_folder() if name == "minilm" else name.removeprefix("hf:")
         if name != "minilm" and not name.startswith("hf:"):
             raise TextError(f"no text encoder called {name!r}: minilm, or hf:FOLDER_OR_REPO")
