@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from pipeline.dataset import DatasetError, read_info, read_whole
+from pipeline.lease import give_back
 from pipeline.recipe import RecipeError, from_dict, load_recipe, presets
 from pipeline.sources import SourceError
 from pipeline.storage import StorageError, Store
@@ -35,11 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv and argv[0] in TRAINER:
         return int(importlib.import_module(TRAINER[argv[0]][0]).main(argv[1:]) or 0)
     args = _parse(argv)
-    signal.signal(signal.SIGTERM, _interrupt)
     try:
         return int(args.run(args) or 0)
     except KeyboardInterrupt:
-        print("\nstopped; what is done is kept: run the same command again to go on", file=sys.stderr)
+        print("\nstopped", file=sys.stderr)
         return 130
     except (RecipeError, SourceError, StorageError, DatasetError) as error:
         print(f"clipmill: {error}", file=sys.stderr)
@@ -52,10 +54,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.run is _build:
             print("what is done is kept: run the same command again to go on", file=sys.stderr)
         return 1
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -124,8 +122,44 @@ def _build(args: argparse.Namespace) -> None:
     from pipeline.build import build
     from pipeline.summary import summary
 
-    built = build(args.sources, args.out, recipe, args.address, args.cores)
+    with _left_by_signals():
+        built = build(args.sources, args.out, recipe, args.address, args.cores)
     print(summary(args.out, built.info))
+
+
+@contextlib.contextmanager
+def _left_by_signals() -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the process at once, whatever it is doing.
+
+    An exception would surface at any line, often one of Ray's, which may swallow it or leave a lock held. There is
+    nothing to unwind: what is committed is whole at any moment, and Ray's processes end with this one.
+    """
+    leaving = (signal.SIGINT, signal.SIGTERM)
+    numbers, write = os.pipe()
+    stderr = os.dup(2)  # which is silent while Ray starts
+
+    def leave() -> None:
+        while (number := os.read(numbers, 1)[0]) not in leaving:
+            if number == 0:
+                return
+        os.write(stderr, b"\nstopped; what is done is kept: run the same command again to go on\n")
+        give_back()
+        os._exit(130)
+
+    os.set_blocking(write, False)
+    before = signal.set_wakeup_fd(write), {number: signal.signal(number, lambda *_: None) for number in leaving}
+    thread = threading.Thread(target=leave, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before[0])
+        for number, handler in before[1].items():
+            signal.signal(number, handler)
+        os.write(write, b"\0")
+        thread.join()
+        for descriptor in (numbers, write, stderr):
+            os.close(descriptor)
 
 
 def _plan(args: argparse.Namespace) -> None:

@@ -25,6 +25,8 @@ FOLDER = "state/lock"
 BEAT = 5.0  # seconds between two signs of life
 SILENT = 60.0  # seconds without one after which a build is dead
 
+_claims: list[_Claim] = []  # of this process
+
 
 class LeaseError(RuntimeError):
     """The dataset is another build's; the message says whose."""
@@ -43,6 +45,7 @@ def lease(store: Store, beat: float = BEAT, silent: float = SILENT) -> Iterator[
             claim.renew()
 
     claim.write()
+    _claims.append(claim)
     thread = threading.Thread(target=live, daemon=True)
     thread.start()
     try:
@@ -51,8 +54,14 @@ def lease(store: Store, beat: float = BEAT, silent: float = SILENT) -> Iterator[
     finally:
         stopped.set()
         thread.join()
-        with contextlib.suppress(OSError):  # it will be silent
-            store.delete(claim.name)
+        claim.withdraw()
+        _claims.remove(claim)
+
+
+def give_back() -> None:
+    """Withdraws what this process holds, so that others need not wait to see that it is dead."""
+    for claim in _claims:
+        claim.withdraw()
 
 
 class _Claim:
@@ -79,6 +88,10 @@ class _Claim:
         with contextlib.suppress(OSError):  # there may be luck with the next
             self.write()
             self._lost = self._holds and any(other["holds"] for other in self.others().values())
+
+    def withdraw(self) -> None:
+        with contextlib.suppress(OSError):  # it will be silent
+            self.store.delete(self.name)
 
     def others(self) -> dict[str, dict[str, Any]]:
         """The claims of other builds, by name."""

@@ -69,7 +69,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     nodes: list[subprocess.Popen[bytes]] = []
 
     def start(number: int, *options: str) -> None:
-        words = [RAY, "start", *common, f"--metrics-export-port={exports[number]}", *options]
+        agent = f"--dashboard-agent-listen-port={free_port()}"  # the default is one port for all nodes of a machine
+        words = [RAY, "start", *common, f"--metrics-export-port={exports[number]}", agent, *options]
         nodes.append(subprocess.Popen(words, stdout=open(log, "a"), stderr=subprocess.STDOUT, env=environment))
 
     try:

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-CAPTIONS = 69_865  # clips an hour, Qwen2.5-VL-7B's shape, 1,024 visual tokens, one H200: caption_speed.py
+CAPTIONS = 82_887  # clips an hour, Qwen2.5-VL-7B's shape, 1,024 visual tokens, one H100: caption_speed.py
 IMAGES = 2_609  # a second, OpenCLIP ViT-L/14, one H100, eager
 FRAMES = 8  # a clip
-DRIVER_BYTES = 300  # a clip in the driver's memory: build_scale.py
-UNIT_SECONDS = 0.004  # of the driver's time a unit of work: build_scale.py
+DRIVER_BYTES = 370  # a clip in the driver's memory: build_scale.py
+UNIT_SECONDS = 0.0064  # of the driver's time a unit of work: build_scale.py
 FOOTAGE_GB = 2.0  # an hour of source, 1080p at 4.5 Mbit/s, where the sources are not there to be looked at
 BOX = 64  # cores of the machines that the table speaks of
 DAY = 24
@@ -50,7 +50,7 @@ def main() -> None:
     }
     gpu = {
         "embed with OpenCLIP ViT-L/14, on H100s": clips * FRAMES / IMAGES / 3600,
-        "caption with a 7B model, on H200s": kept / CAPTIONS,
+        "caption with a 7B model, on H100s": kept / CAPTIONS,
     }
     print(
         f"Measured on {hours:.2f} hours: {clips:,.0f} clips an hour of source, {kept:,.0f} kept, "
