@@ -70,11 +70,12 @@ def build(
     Raises SourceError, RecipeError or DatasetError before any work starts, BuildStopped or OSError where a pass cannot
     go on. What was committed by then is found again by the next build.
     """
-    found = discover([*inputs, *canaries.planted(recipe)], recipe.sources)
+    there = discover([*inputs, *canaries.planted(recipe)], recipe.sources)
     store = Store(out)
     check_folder(store)
     passes.check(recipe)
     with lock(store) as still_ours:
+        found = todo.as_last_seen(there, store)
         if is_unchanged(found, store, recipe):
             return Built(read_info(store), store)
         machine = functools.cache(lambda: stages.start(address, cores))

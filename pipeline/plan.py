@@ -24,10 +24,11 @@ from pipeline.tables import read_table
 def plan(inputs: Sequence[str], out: str, recipe: Recipe) -> str:
     """One line a pass: how much is done, how much is left, why, and about how long that takes. Raises what a build
     raises before it starts."""
-    found = discover([*inputs, *canaries.planted(recipe)], recipe.sources)
+    there = discover([*inputs, *canaries.planted(recipe)], recipe.sources)
     store = Store(out)
     check_folder(store)
     passes.check(recipe)
+    found = todo.as_last_seen(there, store)
     info: dict[str, Any] = read_info(store) if store.exists("dataset.json") else {}
 
     new = sum(unit.amount for unit in todo.identify_units(found, store))

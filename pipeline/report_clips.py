@@ -158,7 +158,7 @@ def _frames_with(store: Store, wanted: set[str]) -> list[str]:
     names, units = store.list("state/scan", ".parquet"), set[str]()
     for name in names:
         rows = Fragment(name, {}).rows(store, ["clip_id", "unit"])
-        units |= set(rows.filter(pc.is_in(rows["clip_id"], pa.array(sorted(wanted))))["unit"].to_pylist())
+        units |= set(rows.filter(pc.is_in(rows["clip_id"], pa.array(sorted(wanted), pa.string())))["unit"].to_pylist())
     files = store.list("tables/frames", ".parquet")
     return [file for file in files if file in map(frames_of, units)] if names else files
 

@@ -220,7 +220,7 @@ def _pages(item: Found, options: SourceOptions) -> list[Found]:
     try:
         videos = look_at_page(item.uri, options)
     except Unreachable:
-        return [replace(item, size=0, stamp="")]
+        return [replace(item, size=0, stamp=web.SILENT)]
     except OSError as error:
         return [replace(item, size=-1, stamp=str(error))]
     return [replace(item, uri=uri, stamp=YTDLP, metadata={**said, **item.metadata}) for uri, said in videos]

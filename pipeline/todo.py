@@ -6,9 +6,11 @@ Sources and clips are columns here, never objects: there may be millions. Object
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,8 +25,9 @@ from pipeline.scan import segments
 from pipeline.select import QUALITY
 from pipeline.sources import Found, Source
 from pipeline.storage import Store
-from pipeline.tables import Span
+from pipeline.tables import Span, read_table
 from pipeline.units import CaptionPart, CaptionUnit, IdentifyUnit, Part, ScanUnit, UnitClips
+from pipeline.web import SILENT
 
 IDENTIFY_UNIT = 32  # sources
 BATCH = 10_000  # rows that are Python objects at once
@@ -49,6 +52,25 @@ PARTS = pa.schema(
         ("seconds", pa.float64()),
     ]
 )
+
+
+def as_last_seen(found: Sequence[Found], store: Store) -> Sequence[Found]:
+    """`found`, with the files of servers that do not answer now as the last build saw them; says so on stderr."""
+    silent = pa.array([file.uri for file in found if file.stamp == SILENT], pa.string())
+    rows = read_table(store, "tables/sources", lambda field: field.name in ("source_uri", "source_id"))
+    if not len(silent) or rows is None:
+        return found
+    rows = rows.filter(pc.is_in(rows["source_uri"], silent))
+    used = set(zip(rows["source_uri"].to_pylist(), rows["source_id"].to_pylist(), strict=True))
+    known = state.identified(store)
+    known = known.filter(pc.and_(pc.is_in(known["uri"], silent), pc.not_equal(known["status"], state.UNREACHABLE)))
+    seen = {row["uri"]: row for row in known.to_pylist() if (row["uri"], row["source_id"]) in used}
+    if seen:
+        print(f"{len(seen):,} files are used as last seen: their servers do not answer", file=sys.stderr)
+    return [
+        replace(file, size=seen[file.uri]["size"], stamp=seen[file.uri]["stamp"]) if file.uri in seen else file
+        for file in found
+    ]
 
 
 def found_files(found: Sequence[Found]) -> pa.Table:

@@ -34,6 +34,7 @@ TRIES = 6  # of one request, without a byte of progress
 PAUSE = 0.5  # seconds before the second try; doubled for each further one, with some chance in it
 LONGEST = 120.0  # seconds that a server's Retry-After is followed
 TIMEOUT = (10.0, 30.0)  # seconds to connect, and between two packets
+SILENT = ""  # the stamp of a file whose server does not answer
 SLOWEST = 20_000  # bytes a second: a server that gives less is as good as gone
 ROBOTS = 500_000  # bytes of a robots.txt that are read, as in RFC 9309
 
@@ -41,8 +42,8 @@ _local = threading.local()
 
 
 def look(url: str, options: SourceOptions) -> tuple[int, str]:
-    """Size (bytes; 0 where the server does not say, or not answer) and a stamp that changes with the file; (-1, why)
-    where it cannot be used."""
+    """Size (bytes; 0 where the server does not say) and a stamp that changes with the file; (0, SILENT) where it does
+    not answer, (-1, why) where the file cannot be used."""
     try:
         urlsplit(url)
     except ValueError as error:
@@ -58,7 +59,7 @@ def look(url: str, options: SourceOptions) -> tuple[int, str]:
     except FileNotFoundError:
         return -1, "no such file"
     except Unreachable:
-        return 0, ""  # whoever opens it will say so, and the next build tries again
+        return 0, SILENT  # whoever opens it will say so, and the next build tries again
     except OSError as error:
         return -1, error.strerror or str(error)
     if size > options.max_gb * 1e9:

@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from videos import pan, texture, write_video
 
 from pipeline import web
+from pipeline.build import build
 from pipeline.downloads import downloaded
 from pipeline.media import probe
-from pipeline.recipe import SourceOptions
+from pipeline.recipe import SourceOptions, load_recipe
 from pipeline.sources import content_id, discover, open_media
 from pipeline.storage import Unreachable
+from pipeline.verify import verify
 
 FILM = bytes(range(256)) * 40_000
 OPTIONS = SourceOptions()
@@ -263,6 +266,25 @@ def test_lists_and_tars_behind_urls_lead_to_their_films(site):
         ("/film.mp4", "CC0"),
         ("/in/other.mp4", "CC-BY"),
     ]
+
+
+def test_a_server_that_is_down_takes_nothing_from_a_dataset(site, tmp_path, capsys):
+    write_video(tmp_path / "pan.mp4", pan(texture(1, 400, 800), 60, 3.0), fps=25)
+    site.film, out = (tmp_path / "pan.mp4").read_bytes(), tmp_path / "dataset"
+    options = ("scan.shots=stride", "scan.min_seconds=1", "select.thresholds={}")
+
+    def built(*more: str) -> tuple[bool, str]:
+        """Whether the film's one clip is there and all is well; and its shard's split."""
+        done = build([f"{site.base}/film.mp4"], str(out), load_recipe("embedded", [*options, *more]))
+        (shard,) = done.info["shards"]
+        well = done.clips["keep"].to_pylist() == [True] and verify(str(out)) == []
+        return well, shard["path"].split("/")[-1].split("-")[0]
+
+    assert built() == (True, "train")
+    site.shutdown()
+    site.server_close()
+    assert built("select.val_fraction=1") == (True, "val")
+    assert "1 files are used as last seen: their servers do not answer" in capsys.readouterr().err
 
 
 def test_yt_dlp_brings_a_page_s_video(site, sample_videos):
