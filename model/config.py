@@ -123,6 +123,7 @@ class Encoding:
     """encoding.json of a dataset of latents: what `clipmill encode` made them with. A run on them uses the same."""
 
     source: str  # the dataset of clips
+    encoder: Mapping[str, Any]  # that scored it: the recipe's
     latents: str  # id
     stride: tuple[int, int, int]  # theirs
     text: str  # id of the captions' encoder
@@ -146,6 +147,13 @@ def read_encoding(datasets: Sequence[str]) -> Encoding | None:
     if len(made) > 1:
         raise ConfigError(f"{' and '.join(datasets)} were not encoded with the same latents, texts and options")
     return found[0] if found else None
+
+
+def scored_by(dataset: str) -> dict[str, Any]:
+    """The encoder in the recipe of a dataset of clips; empty where it has no dataset.json."""
+    fs, path = fsspec.core.url_to_fs(dataset)
+    name = f"{path}/dataset.json"
+    return dict(json.loads(fs.cat_file(name))["recipe"]["encoder"]) if fs.exists(name) else {}
 
 
 def check_encoding(config: Config, encoding: Encoding | None) -> None:

@@ -30,7 +30,7 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from model.config import ENCODED, Config, ConfigError, Encoding, load_config, to_dict
+from model.config import ENCODED, Config, ConfigError, Encoding, load_config, scored_by, to_dict
 from model.data import Clips
 from model.index import DataError, Index, assign_shapes, make_order, read_index
 from model.latents import latent_stride, load_latents, settle_latents, to_signed
@@ -97,7 +97,7 @@ def plan(folder: Path, config: Config) -> list[str]:
     latents = settle_latents(config, folder, join(config.device), index)
     text = TextEncoder(config.text, config.text_tokens)
     counts = {split: sum(f"/{split}-" in name for name in there) for split in SPLITS}
-    made = Encoding(source, latents.id, latents.stride, text.id, text.width, options(config), counts)
+    made = Encoding(source, scored_by(source), latents.id, latents.stride, text.id, text.width, options(config), counts)
     if path.exists():
         old = json.loads(path.read_text())
         new = json.loads(json.dumps(dataclasses.asdict(made)))

@@ -14,13 +14,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import fsspec
 import numpy as np
 import torch
 
 from filters.similarity import TextVideoEncoder, load_encoder
 from model import checkpoint, flow, page
-from model.config import ConfigError, read_encoding, split_weight
+from model.config import ConfigError, read_encoding, scored_by, split_weight
 from model.data import Clips
 from model.index import DataError, Index, make_order, read_index
 from model.latents import LatentError, encode_batch, to_bytes
@@ -85,16 +84,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def encoder_of(dataset: str) -> TextVideoEncoder:
-    """The encoder that scored a dataset, or the dataset that its latents were made from."""
+    """The encoder that scored a dataset, or the dataset that its latents were made from. Raises MeasureError."""
     encoding = read_encoding([dataset])
-    root = encoding.source if encoding else split_weight(dataset)[0]
-    fs, path = fsspec.core.url_to_fs(root)
-    name = f"{path}/dataset.json"
-    said = json.loads(fs.cat_file(name))["recipe"]["encoder"] if fs.exists(name) else {}
+    said = encoding.encoder if encoding else scored_by(split_weight(dataset)[0])
     try:
         return load_encoder(**said)
     except (KeyError, RuntimeError) as error:
-        raise MeasureError(f"{root} was scored with an encoder that cannot be loaded: {error}") from error
+        raise MeasureError(f"{dataset} was scored with an encoder that cannot be loaded: {error}") from error
 
 
 def evaluate(

@@ -128,7 +128,6 @@ def train(config: Config, out: Path) -> dict[str, float]:
     )
     saves = checkpoint.Checkpoints(out, config.keep)
     log = Log(out, place, first)
-    stop = StopRequest()
     rounds = config.micro_batches // place.world
     step, started = first, time.monotonic()
 
@@ -136,50 +135,55 @@ def train(config: Config, out: Path) -> dict[str, float]:
         state = {"latents": latents.id, "skipped": int(skipped), "replaced": replaced, "clip": clip.moments.tolist()}
         saves.save(step, checkpoint.training_tensors(trained, optimizer, ema), state)
 
-    while step < config.steps:
-        waited = time.monotonic()
-        try:
-            batches = [next(loader) for _ in range(rounds)]
-        except DataError as error:  # a shard is gone: the processes stop together, with their state saved
-            stop.reason = error
-        log.wait(time.monotonic() - waited)
-        if stop.agreed(place, config.max_seconds, started):
-            break
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config, step)
-        for i, batch in enumerate(batches):
-            last_round = i == rounds - 1
-            if isinstance(trained, nn.parallel.DistributedDataParallel):
-                trained.require_backward_grad_sync = last_round
-            elif place.world > 1:
-                trained.set_requires_gradient_sync(last_round)  # type: ignore[operator]
-            video = encode_batch(latents, batch, place.device)
-            samples = order.samples_per_step(order.streams[batch.draws[0].stream])
-            x, t, target, weight, told = make_noisy(video, batch, samples, config)
-            words = text(batch.captions) if text else pad(batch.vectors or [], config.text_tokens, width)
-            with autocast(config, place):
-                prediction = trained(x, t, words.to(place.device) * told)
-                losses = flow.loss_per_sample(prediction, target, weight)
-            (losses.sum() * place.world / samples).backward()
-            log.losses(losses.detach(), t.amax(1), samples)
-            log.count(len(losses), model.forward_flops(video.shape, config.text_tokens), model.tokens(video.shape))
-            replaced += batch.replaced
-        norm = global_norm(parameters)
-        skipped = skipped + clipped_step(optimizer, norm, clip.limit(norm))
-        update_ema(ema, model, min(config.ema, (1 + step) / (10 + step)))
-        optimizer.zero_grad(set_to_none=True)
-        step += 1
-        if step % config.log_every == 0 or step == config.steps:
-            log.write(
-                step, float(norm), learning_rate(config, step - 1), int(skipped), replaced, time.monotonic() - started
-            )
-        if step % config.save_every == 0 and step < config.steps:
-            save()
+    with StopRequest() as stop:
+        while step < config.steps:
+            waited = time.monotonic()
+            try:
+                batches = [next(loader) for _ in range(rounds)]
+            except DataError as error:  # a shard is gone: the processes stop together, with their state saved
+                stop.reason = error
+            log.wait(time.monotonic() - waited)
+            if stop.agreed(place, config.max_seconds, started):
+                break
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(config, step)
+            for i, batch in enumerate(batches):
+                last_round = i == rounds - 1
+                if isinstance(trained, nn.parallel.DistributedDataParallel):
+                    trained.require_backward_grad_sync = last_round
+                elif place.world > 1:
+                    trained.set_requires_gradient_sync(last_round)  # type: ignore[operator]
+                video = encode_batch(latents, batch, place.device)
+                samples = order.samples_per_step(order.streams[batch.draws[0].stream])
+                x, t, target, weight, told = make_noisy(video, batch, samples, config)
+                words = text(batch.captions) if text else pad(batch.vectors or [], config.text_tokens, width)
+                with autocast(config, place):
+                    prediction = trained(x, t, words.to(place.device) * told)
+                    losses = flow.loss_per_sample(prediction, target, weight)
+                (losses.sum() * place.world / samples).backward()
+                log.losses(losses.detach(), t.amax(1), samples)
+                log.count(len(losses), model.forward_flops(video.shape, config.text_tokens), model.tokens(video.shape))
+                replaced += batch.replaced
+            norm = global_norm(parameters)
+            skipped = skipped + clipped_step(optimizer, norm, clip.limit(norm))
+            update_ema(ema, model, min(config.ema, (1 + step) / (10 + step)))
+            optimizer.zero_grad(set_to_none=True)
+            step += 1
+            if step % config.log_every == 0 or step == config.steps:
+                log.write(
+                    step,
+                    float(norm),
+                    learning_rate(config, step - 1),
+                    int(skipped),
+                    replaced,
+                    time.monotonic() - started,
+                )
+            if step % config.save_every == 0 and step < config.steps:
+                save()
 
-    if step > first:
-        save()
-    saves.finish()
-    stop.release()
+        if step > first:
+            save()
+        saves.finish()
     say(
         place,
         f"step {step} of {config.steps} saved in {out}" + ("" if step == config.steps else "; run again to go on"),
@@ -232,12 +236,14 @@ class StopRequest:
         self.asked = False
         self.reason: DataError | None = None
         self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
         with contextlib.suppress(ValueError):  # not the main thread, as under Ray Train: its own signals end the run
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._before[number] = signal.signal(number, self._ask)
+        return self
 
-    def release(self) -> None:
-        """Gives the signals back to whoever had them."""
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
