@@ -20,7 +20,7 @@ from av.video.frame import PictureType
 from pipeline.media import Frame, MediaError, Video
 from pipeline.recipe import PackOptions
 
-VERSION = 2  # of the bytes that this file makes: raise it when the same span would be encoded to others
+VERSION = 3  # of the bytes that this file makes: raise it when the same span would be encoded to others
 CONTINUE = 2.0  # seconds: a span that starts this soon after the last one is reached by decoding on, not by seeking
 JPEG_QUALITY = 95
 # x264's AVX-512 code was seen to give other bytes than the rest of it, and now and then others for the same frames.
@@ -28,7 +28,7 @@ AVX512 = cv2.checkHardwareSupport(13)  # CV_CPU_AVX_512F
 X264 = {"x264-params": "asm=MMX2,SSE2Fast,SSSE3,SSE4.2,AVX,FMA3,BMI1,BMI2,AVX2,LZCNT"} if AVX512 else {}
 SVT = "lp=1:asm=avx2" if AVX512 else "lp=1"
 X265 = "pools=none:frame-threads=1:log-level=none:"
-SPARSE = {"bf": "3", "b-adapt": "0", "b-pyramid": "none"}
+SPARSE = {"bf": "3", "b_strategy": "0", "b-pyramid": "none"}
 ENCODERS: dict[str, tuple[str, dict[str, str]]] = {
     # One thread, and nothing that differs from run to run. `fast_loading` trades bytes for a short way from any frame
     # back to a keyframe; of its H.264 three frames of four are referred to by none, so that the loader, which wants few

@@ -15,6 +15,7 @@ from model.config import Config, from_dict
 from model.index import DataError, assign_shapes, make_order, read_index
 from model.order import Draw, Shape
 from pipeline.clip_reader import ClipError, read_frames
+from pipeline.encode import ENCODERS
 
 torch.set_num_threads(1)
 
@@ -28,10 +29,12 @@ def setting(root: Path, **options: object) -> Config:
     return from_dict({"data": [str(root)], "resolutions": 48, "frame_counts": 5, "fps": 8, "tokens": 48} | options)
 
 
-SETTINGS = {
-    "no keyframe but the first": {"g": "250"},
-    "frames that none refers to": {"g": "12", "bf": "3", "b-adapt": "0", "b-pyramid": "none"},
-    "keyframes that later frames are shown before": {"g": "8", "bf": "3", "x264-params": "open-gop=1:scenecut=0"},
+SETTINGS = ENCODERS | {
+    "no keyframe but the first": ("libx264", {"g": "250"}),
+    "keyframes that later frames are shown before": (
+        "libx264",
+        {"g": "8", "bf": "3", "x264-params": "open-gop=1:scenecut=0"},
+    ),
 }
 
 
@@ -39,9 +42,9 @@ SETTINGS = {
 def test_a_few_frames_are_those_of_a_whole_decode(name, sample_videos):
     with av.open(str(sample_videos["bikes"])) as container:
         pictures = [f.to_ndarray(format="rgb24") for f in itertools.islice(container.decode(video=0), 60)]
-    file = io.BytesIO()
+    file, (encoder, options) = io.BytesIO(), SETTINGS[name]
     with av.open(file, "w", format="mp4") as mp4:
-        stream = mp4.add_stream("libx264", rate=25, options=SETTINGS[name])
+        stream = mp4.add_stream(encoder, rate=25, options=options)
         stream.height, stream.width, stream.pix_fmt = *pictures[0].shape[:2], "yuv420p"
         for picture in pictures:
             mp4.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))

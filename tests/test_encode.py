@@ -201,6 +201,14 @@ def test_the_same_span_gives_the_same_bytes(codec: str, preset: str, tmp_path: P
     assert results[0].data.index(b"moov") < results[0].data.index(b"mdat")
 
 
+def test_most_frames_of_what_is_packed_for_loading_are_needed_by_no_other(tmp_path: Path) -> None:
+    path = videos.write_video(tmp_path / "a.mp4", (coded(i) for i in range(25)))
+    with Video(str(path)) as video:
+        encoded = encode_span(SpanReader(video), cut_of(video, 0, 1), PackOptions(preset="fast_loading"))
+    kinds = "".join(av.video.frame.PictureType(frame.pict_type).name for frame in decoded(encoded))
+    assert kinds.count("B") >= 17
+
+
 def test_an_image_becomes_a_jpeg_of_the_size(tmp_path: Path) -> None:
     picture = videos.texture(9, 200, 300)
     cv2.imwrite(str(tmp_path / "a.png"), picture[:, :, ::-1])
