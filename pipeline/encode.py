@@ -28,19 +28,23 @@ AVX512 = cv2.checkHardwareSupport(13)  # CV_CPU_AVX_512F
 X264 = {"x264-params": "asm=MMX2,SSE2Fast,SSSE3,SSE4.2,AVX,FMA3,BMI1,BMI2,AVX2,LZCNT"} if AVX512 else {}
 SVT = "lp=1:asm=avx2" if AVX512 else "lp=1"
 X265 = "pools=none:frame-threads=1:log-level=none:"
-SPARSE = {"bf": "3", "b_strategy": "0", "b-pyramid": "none"}
+SPARSE = {"bf": "5", "b_strategy": "0", "b-pyramid": "none", "refs": "1"}
 ENCODERS: dict[str, tuple[str, dict[str, str]]] = {
     # One thread, and nothing that differs from run to run. `fast_loading` trades bytes for a short way from any frame
-    # back to a keyframe; of its H.264 three frames of four are referred to by none, so that the loader, which wants few
-    # frames, need not decode them. tests/benchmarks/pack_speed.py and load_speed.py have the figures.
+    # back to a keyframe; five of six frames of its H.264 and H.265 are referred to by none, so that the loader, which
+    # wants few frames, need not decode them. tests/benchmarks/pack_speed.py and load_speed.py have the figures.
     "h264 fast_loading": ("libx264", {"preset": "medium", "crf": "24", "g": "24", **SPARSE, "coder": "cavlc", **X264}),
     "h264 small": ("libx264", {"preset": "slow", "crf": "23", "g": "250", **X264}),
     "h265 fast_loading": (
         "libx265",
-        {"preset": "medium", "crf": "23", "x265-params": X265 + "keyint=24:bframes=0:ref=1"},
+        {
+            "preset": "medium",
+            "crf": "24",
+            "x265-params": X265 + "keyint=24:bframes=5:b-adapt=0:no-b-pyramid=1:ref=1",
+        },
     ),
     "h265 small": ("libx265", {"preset": "medium", "crf": "26", "x265-params": X265 + "keyint=250"}),
-    "av1 fast_loading": ("libsvtav1", {"preset": "8", "crf": "30", "g": "24", "svtav1-params": SVT + ":pred-struct=1"}),
+    "av1 fast_loading": ("libsvtav1", {"preset": "8", "crf": "32", "g": "24", "svtav1-params": SVT + ":fast-decode=2"}),
     "av1 small": ("libsvtav1", {"preset": "6", "crf": "34", "g": "240", "svtav1-params": SVT}),
 }
 LEVELS = np.arange(256)
