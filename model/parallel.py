@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from dataclasses import dataclass
 
@@ -38,12 +39,18 @@ def join(device: str) -> Place:
             dist.init_process_group(backend)
         else:  # asynchronous checkpoints want a group, if only of one
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        atexit.register(_leave)
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     if not cuda:
         return Place(torch.device("cpu"), rank, world)
     local = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     torch.cuda.set_device(local)
     return Place(local, rank, world)
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def spread(model: DiT, config: Config, place: Place) -> nn.Module:
