@@ -59,9 +59,9 @@ def _decode(context: av.VideoCodecContext, packets: Sequence[av.Packet], wanted:
     for at in np.flatnonzero(asked):  # a frame shown before the keyframe that it follows needs the keyframe before, too
         start = keys[(keys <= at) & (pts[keys] <= pts[at])]
         needed[start[-1] if len(start) else 0 : at + 1] = True
-    unwanted = "DEFAULT" if context.codec.name == "libdav1d" else "NONREF"  # dav1d keeps to what it was first told
+    all_or_none = context.codec.name == "libdav1d"  # which keeps to what it was first told
     for at in np.flatnonzero(needed):
-        context.skip_frame = "DEFAULT" if asked[at] else unwanted
+        context.skip_frame = "DEFAULT" if asked[at] or all_or_none else "NONREF"
         yield from (frame for frame in context.decode(packets[int(at)]) if frame.pts in wanted)
     yield from (frame for frame in context.decode(None) if frame.pts in wanted)
 

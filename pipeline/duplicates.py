@@ -22,6 +22,7 @@ HASH_TURNS = (0, 16, 32, 48)  # bits by which a hash is turned before its prefix
 EMBEDDING_TURNS = (0, 8, 16, 24, 32, 40, 48, 56)
 NEIGHBOURS = 4  # with which an entry is compared among those of the same prefix
 FLAT = 4.0  # standard deviation of grey values below which a picture says nothing
+CROPPED_BITS = 16  # of 64 by which a cropped copy's hash may differ, where the embeddings leave little doubt
 SHARE = 0.5  # of frames that must match where there is no embedding to ask
 CHUNK = 1 << 18  # pairs compared at a time
 VECTORS = 1 << 15  # embeddings in memory at a time
@@ -83,8 +84,9 @@ def near_pairs(pictures: Pictures, similarity: float, bits: int) -> np.ndarray:
     """(m, 2) int64 pairs of clips that are duplicates, i < j, sorted.
 
     Two clips are duplicates when the cosine of their embeddings is at least `similarity` and some frame of one is
-    within `bits` of some frame of the other; or, where one has no embedding, when half of the frames of the one with
-    fewer are; or, where one has no hashes at all, by cosine alone if neither has any.
+    within `bits` of some frame of the other, or within CROPPED_BITS and the cosine is halfway from `similarity` to 1;
+    or, where one has no embedding, when half of the frames of the one with fewer are within `bits`; or, where one has
+    no hashes at all, by cosine alone if neither has any.
     """
     n = len(pictures)
     if n < 2:
@@ -185,22 +187,24 @@ def _neighbours(keys: np.ndarray, owners: np.ndarray, n: int) -> np.ndarray:
 def _same(pictures: Pictures, pairs: np.ndarray, similarity: float, bits: int) -> np.ndarray:
     """(m,) bool: which candidates are duplicates, by the rule of `near_pairs`."""
     a, b = (_padded(pictures, pairs[:, side]) for side in (0, 1))
-    near = np.bitwise_count(a[:, :, None] ^ b[:, None, :]) <= bits
-    near &= (a != 0)[:, :, None] & (b != 0)[:, None, :]
+    apart = np.bitwise_count(a[:, :, None] ^ b[:, None, :])
+    apart[(a == 0)[:, :, None] | (b == 0)[:, None, :]] = 64
+    near = apart <= bits
     fewer = np.minimum((a != 0).sum(axis=1), (b != 0).sum(axis=1))
     matched = np.minimum(near.any(axis=2).sum(axis=1), near.any(axis=1).sum(axis=1))
     by_hash = (matched >= np.maximum(1, SHARE * fewer)) & (fewer > 0)
     if pictures.embedding is None:
         return by_hash
     no_hashes = ~((a != 0).any(axis=1) | (b != 0).any(axis=1))
-    asked = np.flatnonzero((matched > 0) | no_hashes)
+    asked = np.flatnonzero((apart <= CROPPED_BITS).any(axis=(1, 2)) | (matched > 0) | no_hashes)
+    least = np.where((matched > 0) | no_hashes, similarity, (1 + similarity) / 2)
     same = by_hash
     for i in range(0, len(asked), VECTORS):
         some = asked[i : i + VECTORS]
         left, right = (pictures.embedding[pairs[some, side]] for side in (0, 1))
         both = _present(left) & _present(right)
         with np.errstate(invalid="ignore", divide="ignore"):
-            alike = (_unit(left) * _unit(right)).sum(axis=1) >= similarity
+            alike = (_unit(left) * _unit(right)).sum(axis=1) >= least[some]
         same[some] = np.where(both, alike, by_hash[some])
     return same
 

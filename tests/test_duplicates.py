@@ -97,6 +97,17 @@ def test_embedding_and_hash_must_agree() -> None:
     assert near_pairs(pictures(hashes, apart), 0.96, 10).tolist() == []
 
 
+@pytest.mark.parametrize(
+    ("bits", "cosine", "same"), [(14, 0.9, True), (14, 0.8, False), (20, 0.9, False), (9, 0.8, True)]
+)
+def test_a_crop_may_move_a_hash_further_where_embeddings_leave_little_doubt(
+    bits: int, cosine: float, same: bool
+) -> None:
+    first = 0x9E3779B97F4A7C15
+    embedding = np.array([[1, 0], [cosine, (1 - cosine**2) ** 0.5]], np.float32)
+    assert len(near_pairs(pictures([[first], [first ^ ((1 << bits) - 1)]], embedding), 0.75, 10)) == same
+
+
 def test_parts_of_one_shot_are_not_copies_of_each_other() -> None:
     hashes = [[77 << 40]] * 3
     assert near_pairs(pictures(hashes, shot=np.array([5, 5, 6])), 0.96, 10).tolist() == [[0, 2], [1, 2]]

@@ -48,8 +48,8 @@ from filters.borders import content_box
 from filters.defects import DEFECTS
 from filters.similarity import load_encoder
 from filters.synthetic import dolly, view
-from pipeline.duplicates import frame_hashes
-from pipeline.recipe import load_recipe
+from pipeline.duplicates import CROPPED_BITS, frame_hashes
+from pipeline.recipe import SelectOptions, load_recipe
 
 SCAN = ("duration", "resolution", "borders", "exposure", "motion", "camera", "frozen", "flicker", "interlacing")
 SCAN += ("blockiness", "noise", "logo", "naturalness")
@@ -180,7 +180,7 @@ def copies_table(split: Split) -> None:
         text = ""
         for name, copies in by_split.items():
             originals = seen["exact"][name]
-            pairs = [[likeness(a, b, select.duplicate_bits) for b in copies] for a in originals]
+            pairs = [[likeness(a, b, select) for b in copies] for a in originals]
             same = np.array([pairs[i][i] for i in range(len(pairs))])
             other = np.array([pairs[i][j] for i in range(len(pairs)) for j in range(len(pairs)) if i != j])
             wrong[name] += (other[:, 0] >= select.duplicate_similarity).tolist()
@@ -201,11 +201,14 @@ def pictured(video: np.ndarray, encoder: object) -> tuple[np.ndarray, list[int]]
     return mean / np.linalg.norm(mean), frame_hashes(frames)
 
 
-def likeness(a: tuple[np.ndarray, list[int]], b: tuple[np.ndarray, list[int]], bits: int) -> tuple[float, float, float]:
+def likeness(
+    a: tuple[np.ndarray, list[int]], b: tuple[np.ndarray, list[int]], select: SelectOptions
+) -> tuple[float, float, float]:
     """Score, cosine, and the least distance of two hashes."""
     cosine = float(a[0] @ b[0])
     nearest = min(((x ^ y).bit_count() for x in a[1] for y in b[1] if x and y), default=64)
-    return cosine - (nearest > bits), cosine, nearest
+    sure = cosine >= (1 + select.duplicate_similarity) / 2
+    return cosine - (nearest > (CROPPED_BITS if sure else select.duplicate_bits)), cosine, nearest
 
 
 def cost_table(split: Split) -> None:
