@@ -231,8 +231,11 @@ def changed(old: Config, new: Config) -> list[str]:
 
 def _typed(kind: Any, value: Any, key: str) -> Any:
     if isinstance(kind, types.GenericAlias):
+        (inner,) = (other for other in typing.get_args(kind) if other is not Ellipsis)
+        if isinstance(value, str) and inner is int:  # 5,9 on the command line
+            value = [int(item) if item.strip().isdecimal() else item for item in value.split(",")]
         items = value if isinstance(value, (list, tuple)) else [value]
-        return tuple(_typed(typing.get_args(kind)[0], item, key) for item in items)
+        return tuple(_typed(inner, item, key) for item in items)
     if kind is float and isinstance(value, str):  # YAML reads 1e-3 as text
         try:
             value = float(value)
