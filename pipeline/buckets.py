@@ -39,7 +39,7 @@ def bucket_names(width: np.ndarray, height: np.ndarray, still: np.ndarray, heigh
         level = level - over
     number = (np.asarray(still) * len(ASPECTS) + aspect) * len(sizes) + level
     indices = pa.array(number, pa.int32(), mask=level < 0)
-    return pa.DictionaryArray.from_arrays(indices, pa.array(names)).cast(pa.string())
+    return pa.DictionaryArray.from_arrays(indices, pa.array(names))
 
 
 def with_durations(names: pa.Array, seconds: np.ndarray, still: np.ndarray, edges: Sequence[float]) -> pa.Array:

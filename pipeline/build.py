@@ -111,13 +111,15 @@ def _build(
         run(store, "embed", units, lambda: [stage(Embed, Machine.embed)], "clips", spent)
 
     state.merge(store, recipe)
-    clips = select(todo.clip_rows(sources, store, recipe), recipe, late, captioned=False)
+    clips, embeddings = todo.clip_rows(sources, store, recipe)
+    clips = select(clips, recipe, late, captioned=False, embeddings=embeddings)
     units = todo.caption_units(clips, recipe)
     if run(store, "caption", units, lambda: [caption_stage(store, recipe, machine())], "clips", spent):
         state.merge(store, recipe)
         del clips  # before there are two of them
-        clips = todo.clip_rows(sources, store, recipe)
-    clips = select(clips, recipe, late)
+        clips, embeddings = todo.clip_rows(sources, store, recipe)
+    clips = select(clips, recipe, late, embeddings=embeddings)
+    del embeddings
     clips = clips.select([name for name in clips.column_names if name in DECIDED])
 
     kept = clips.filter(clips["keep"])

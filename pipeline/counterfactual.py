@@ -122,7 +122,7 @@ def _changed(recipe: Recipe, overrides: Sequence[str]) -> tuple[Recipe, tuple[st
 def _compare(clips: pa.Table, before: pa.Table, changed: Recipe, overrides: tuple[str, ...]) -> WhatIf:
     after = _selected(clips, changed)
     was, keeps = (table["keep"].to_numpy(zero_copy_only=False) for table in (before, after))
-    reasons = [pc.binary_join(table["rejected_by"], ",") for table in (before, after)]
+    reasons = [pc.binary_join(table["rejected_by"].cast(pa.list_(pa.string())), ",") for table in (before, after)]
     uncaptioned = pc.equal(reasons[1], "caption").to_numpy() & ~pc.equal(reasons[0], "caption").to_numpy()
     unscored = np.zeros(len(clips), bool)
     for row in np.flatnonzero(pc.not_equal(*reasons).to_numpy() & ~keeps & ~uncaptioned):

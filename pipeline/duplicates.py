@@ -10,8 +10,10 @@ card.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import IO
 
 import cv2
 import numpy as np
@@ -53,16 +55,25 @@ def _frame_hash(rgb: np.ndarray) -> int:
 
 @dataclass(frozen=True)
 class Vectors:
-    """`rows` of a big (m, d) array, most of which stays on disk; indexed like an array by numbers of its own rows."""
+    """`rows` of a (m, width) float32 array in a file; indexed like an array by numbers of its own rows."""
 
-    values: np.ndarray
+    file: IO[bytes]
+    width: int
     rows: np.ndarray
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, which: np.ndarray | slice) -> np.ndarray:
-        return self.values[self.rows[which]]
+        rows = self.rows[which]
+        found = np.empty((len(rows), self.width), np.float32)
+        edges = np.flatnonzero(np.diff(rows, prepend=-2, append=-2) != 1).tolist()  # of neighbours, read at once
+        for first, end in itertools.pairwise(edges):
+            os.preadv(self.file.fileno(), [found[first:end].data], int(rows[first]) * found.strides[0])
+        return found
+
+
+Embeddings = Callable[[np.ndarray], np.ndarray | Vectors]  # those of rows of a clips table, by their numbers
 
 
 @dataclass(frozen=True)
@@ -230,9 +241,9 @@ def _present(embedding: np.ndarray) -> np.ndarray:
     return np.isfinite(embedding).all(axis=1) & (embedding != 0).any(axis=1)
 
 
-def pictures(clips: pa.Table, rows: np.ndarray) -> Pictures:
-    """What near_pairs reads of `rows` ((m,) int64, rising) of a clips table: `phash` (list of 64-bit integers) and
-    `embedding` (see `vectors`) where there are such columns."""
+def pictures(clips: pa.Table, rows: np.ndarray, embeddings: Embeddings | None) -> Pictures:
+    """What near_pairs reads of `rows` ((m,) int64, rising) of a clips table: `phash` (list of 64-bit integers) where
+    there is such a column, and the rows' `embeddings`."""
     chosen = np.zeros(len(clips), bool)
     chosen[rows] = True  # filtered, not taken: that would put all pieces of the table together first
     known = clips.select([c for c in ("phash", "source_id", "shot_index") if c in clips.column_names])
@@ -244,21 +255,16 @@ def pictures(clips: pa.Table, rows: np.ndarray) -> Pictures:
         hashes = np.concatenate(lists).astype(np.int64, copy=False).view(np.uint64)
     source = known["source_id"].combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
     shot = source * (1 << 32) + pc.fill_null(known["shot_index"], 0).to_numpy()
-    return Pictures(hashes, offsets, vectors(clips, rows), shot)
+    return Pictures(hashes, offsets, embeddings and embeddings(rows), shot)
 
 
-def vectors(clips: pa.Table, rows: np.ndarray) -> Vectors | None:
-    """`rows` of the column `embedding`, lists of numbers: of one fixed length, or of any, where those that are null or
-    not as long as the longest are NaN. None where there is no such column, or no value in it."""
+def embeddings_of(clips: pa.Table) -> Embeddings | None:
+    """The column `embedding`, lists of numbers, NaN for those that are null or not as long as the longest. None where
+    there is no such column, or no value in it."""
     if "embedding" not in clips.column_names:
         return None
-    column = clips["embedding"]
-    column = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-    if pa.types.is_fixed_size_list(column.type):
-        width = column.type.list_size
-        return Vectors(column.values.to_numpy()[column.offset * width :].reshape(-1, width), rows) if width else None
-    values = matrix(column)
-    return None if values is None else Vectors(values, rows)
+    values = matrix(clips["embedding"].combine_chunks())
+    return None if values is None else values.__getitem__
 
 
 def matrix(column: pa.Array) -> np.ndarray | None:

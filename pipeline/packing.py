@@ -94,8 +94,12 @@ def with_rows(plans: Sequence[ShardPlan], kept: int, tables: Iterable[pa.Table])
 def plain(table: pa.Table) -> pa.Table:
     """`table` without dictionaries."""
     for i, field in enumerate(table.schema):
-        if pa.types.is_dictionary(field.type):
-            table = table.set_column(i, field.name, table.column(i).cast(field.type.value_type))
+        kind = field.type
+        if pa.types.is_list(kind) and pa.types.is_dictionary(kind.value_type):
+            kind = pa.list_(kind.value_type.value_type)
+        elif pa.types.is_dictionary(kind):
+            kind = kind.value_type
+        table = table.set_column(i, field.name, table.column(i).cast(kind))
     return table
 
 

@@ -43,13 +43,14 @@ def plan(inputs: Sequence[str], out: str, recipe: Recipe) -> str:
     again = sum(unit.amount for unit in todo.embed_units(sources, store, recipe))
 
     late = passes.late_columns(recipe)
-    clips = select(todo.clip_rows(sources, store, recipe), recipe, late, captioned=False)
+    clips, embeddings = todo.clip_rows(sources, store, recipe)
+    clips = select(clips, recipe, late, captioned=False, embeddings=embeddings)
     why = "not scored yet, or let through by other thresholds"
     lines.append(_line("embed", again, clips.num_rows, "clips", why, info))
     silent = sum(unit.amount for unit in todo.caption_units(clips, recipe))
     kept = pc.sum(clips["keep"]).as_py() or 0
     lines.append(_line("caption", silent, kept, "clips", "kept and without a caption of this captioner", info))
-    clips = select(clips, recipe, late)
+    clips = select(clips, recipe, late, embeddings=embeddings)
     final = clips.filter(clips["keep"])
     whole = todo.whole_rows(clips, sources, store, recipe, without=INTERNAL)
     rows = (rows.filter(rows["keep"]) for rows in whole)

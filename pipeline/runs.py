@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -31,7 +31,7 @@ GROUP = 8192  # rows of a row group: the least that can be read
 class Runs:
     """Fragments, to be read by span; a context manager that keeps the merged ones open."""
 
-    def __init__(self, store: Store, fragments: Sequence[Fragment]) -> None:
+    def __init__(self, store: Store, fragments: Iterable[Fragment]) -> None:
         self._store, self.fragments = store, [f for f in fragments if f.count]
         self._open: dict[str, pq.ParquetFile] = {}
         self._stack = contextlib.ExitStack()
@@ -94,16 +94,16 @@ def each_once(table: pa.Table) -> pa.Table:
     return table if np.array_equal(order, np.arange(table.num_rows)) else table.take(pa.array(order))
 
 
-def current(store: Store, folder: str, made_by: str) -> list[Fragment]:
+def current(store: Store, folder: str, made_by: str) -> Iterator[Fragment]:
     """The fragments of `folder` with the fingerprint `made_by`."""
-    return [f for f in read_fragments(store, folder) if f.done.get("fingerprint") == made_by]
+    return (f for f in read_fragments(store, folder) if f.done.get("fingerprint") == made_by)
 
 
 def merge(store: Store, folder: str, made_by: str) -> None:
     """Merges the loose fragments with the fingerprint `made_by` if there are more than LOOSE. With them are merged the
     files that are not larger than all of them, so that a row is written again a few times only, however often a build
     is run."""
-    found = current(store, folder, made_by)
+    found = list(current(store, folder, made_by))
     taken = [f for f in found if MERGED not in f.done]
     if len(taken) <= LOOSE:
         return

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from pipeline import balance, canaries, duplicates
 from pipeline.buckets import bucket_names, with_durations
+from pipeline.duplicates import Embeddings
 from pipeline.recipe import Bounds, Recipe, RecipeError
 from pipeline.tables import hex_words
 
@@ -32,13 +33,21 @@ RANKED = ("crop_w", "crop_h", "start", "end", "clip_id", "source_uri", *QUALITY)
 BLOCK = 1 << 18  # rows at a time
 
 
-def select(clips: pa.Table, recipe: Recipe, late: Collection[str] = frozenset(), captioned: bool = True) -> pa.Table:
-    """`clips` with the columns of SELECTED, and with `balance_cluster` and `balance_weight` where the recipe asks for
-    clusters; the rows in the same order.
+def select(
+    clips: pa.Table,
+    recipe: Recipe,
+    late: Collection[str] = frozenset(),
+    captioned: bool = True,
+    embeddings: Embeddings | None = None,
+) -> pa.Table:
+    """`clips` with the columns of SELECTED (texts of few values as dictionaries), and with `balance_cluster` and
+    `balance_weight` where the recipe asks for clusters; the rows in the same order.
 
     `late` names the columns that the caption pass writes. Before that pass (`captioned=False`) their thresholds are not
     asked; after it they decide among the clips that were captioned, and a clip whose `caption` is null is out. Either
     way duplicates are decided among the clips that the other thresholds keep, so that both calls agree on them.
+
+    `embeddings` are the clips', where they are not a column `embedding`.
 
     A null or NaN does not meet a threshold unless its bounds say `missing: keep`. Nulls are listed as reasons only
     where nothing measured speaks against the clip, because dear filters skip what cheap ones reject. Raises RecipeError
@@ -46,7 +55,7 @@ def select(clips: pa.Table, recipe: Recipe, late: Collection[str] = frozenset(),
     """
     thresholds = {k: b for k, b in recipe.select.thresholds.items() if captioned or k not in late}
     check_thresholds(thresholds, clips.schema)
-    n = len(clips)
+    n, embeddings = len(clips), embeddings or duplicates.embeddings_of(clips)
     still = _numbers(clips["frames"]) == 1
     buckets = bucket_names(_numbers(clips["crop_w"]), _numbers(clips["crop_h"]), still, recipe.pack.heights)
     seconds = _numbers(clips["end"]) - _numbers(clips["start"])
@@ -55,7 +64,7 @@ def select(clips: pa.Table, recipe: Recipe, late: Collection[str] = frozenset(),
     reasons |= _judged(clips, {k: b for k, b in thresholds.items() if k not in late}, ~_any(reasons.values(), n))
 
     candidates = ~_any(reasons.values(), n)
-    keeper = _keepers(clips, recipe, candidates)
+    keeper = _keepers(clips, recipe, candidates, embeddings)
     reasons["duplicates"] = keeper >= 0
     if captioned:
         chosen = candidates & (keeper < 0)
@@ -66,8 +75,8 @@ def select(clips: pa.Table, recipe: Recipe, late: Collection[str] = frozenset(),
         reasons |= {column: failed & answered for column, failed in late_reasons.items()}
 
     added: dict[str, pa.Array | pa.ChunkedArray] = {}
-    if recipe.select.balance_clusters and "embedding" in clips.column_names:
-        added, reasons["balance"] = _balanced(clips, recipe, ~_any(reasons.values(), n))
+    if recipe.select.balance_clusters and embeddings:
+        added, reasons["balance"] = _balanced(clips, embeddings, recipe, ~_any(reasons.values(), n))
     if "source_uri" in clips.column_names and (planted := canaries.is_canary(clips).to_numpy()).any():
         reasons[canaries.MARK] = planted
     added |= {
@@ -107,7 +116,7 @@ def splits(source_ids: pa.ChunkedArray, val_fraction: float) -> pa.Array:
     encoded = source_ids.combine_chunks().dictionary_encode()
     hashes = np.array([zlib.crc32(name) for name in encoded.dictionary.cast(pa.binary()).to_pylist()], np.uint64)
     sides = (hashes < round(val_fraction * 2**32)).astype(np.int8)
-    return pa.DictionaryArray.from_arrays(sides[encoded.indices.to_numpy()], ["train", "val"]).cast(pa.string())
+    return pa.DictionaryArray.from_arrays(sides[encoded.indices.to_numpy()], ["train", "val"])
 
 
 def _dropped(clips: pa.Table) -> dict[str, np.ndarray]:
@@ -174,13 +183,13 @@ def holds(labels: pa.ChunkedArray, names: Collection[str]) -> np.ndarray:
     return result
 
 
-def _keepers(clips: pa.Table, recipe: Recipe, candidates: np.ndarray) -> np.ndarray:
+def _keepers(clips: pa.Table, recipe: Recipe, candidates: np.ndarray, embeddings: Embeddings | None) -> np.ndarray:
     """(n,) int64: the row of the copy that stays, -1 for a clip that is nobody's copy."""
     keeper = np.full(len(clips), -1)
     rows = np.flatnonzero(candidates)
     pairs = duplicates.equal_pairs(hex_words(clips["clip_id"])[rows])  # two copies of one file: always, ids are keys
     if recipe.select.duplicates:
-        pictures = duplicates.pictures(clips, rows)
+        pictures = duplicates.pictures(clips, rows, embeddings)
         near = duplicates.near_pairs(pictures, recipe.select.duplicate_similarity, recipe.select.duplicate_bits)
         pairs = np.concatenate([pairs, near])
     involved = np.unique(pairs)
@@ -205,14 +214,13 @@ def _rank(clips: pa.Table) -> np.ndarray:
     return rank
 
 
-def _balanced(clips: pa.Table, recipe: Recipe, keep: np.ndarray) -> tuple[dict[str, pa.Array], np.ndarray]:
+def _balanced(
+    clips: pa.Table, embeddings: Embeddings, recipe: Recipe, keep: np.ndarray
+) -> tuple[dict[str, pa.Array], np.ndarray]:
     rows = np.flatnonzero(keep)
     order = pc.rank(clips["clip_id"].take(pa.array(rows)), tiebreaker="first").to_numpy().astype(np.int64)
     rows = rows[np.argsort(order)]  # clusters depend on which clips there are, not on the order of their rows
-    embedding = duplicates.vectors(clips, rows)
-    labels = (
-        balance.clusters(embedding, recipe.select.balance_clusters) if embedding is not None else np.full(len(rows), -1)
-    )
+    labels = balance.clusters(embeddings(rows), recipe.select.balance_clusters)
     over = np.zeros(len(rows), bool)
     if recipe.select.balance_cap:
         over = balance.over_cap(labels, np.arange(len(rows)), recipe.select.balance_cap)
@@ -236,7 +244,8 @@ def _reason_lists(reasons: Mapping[str, np.ndarray], n: int) -> pa.ChunkedArray:
     for i in range(0, max(n, 1), BLOCK):
         marks = np.stack([mask[i : i + BLOCK] for mask in reasons.values()], axis=1)
         offsets = np.concatenate([[0], marks.sum(axis=1).cumsum()]).astype(np.int32)
-        chunks.append(pa.ListArray.from_arrays(offsets, names.take(pa.array(np.nonzero(marks)[1]))))
+        said = pa.DictionaryArray.from_arrays(np.nonzero(marks)[1].astype(np.int8), names)
+        chunks.append(pa.ListArray.from_arrays(offsets, said))
     return pa.chunked_array(chunks)
 
 

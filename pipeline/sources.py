@@ -52,7 +52,7 @@ class Source:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Found:
     """A file that may be a source: not opened yet. `stamp` changes when the file does (time of change, or ETag); where
     it cannot be used, `size` is -1 and `stamp` says why."""

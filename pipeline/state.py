@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -42,7 +42,7 @@ def merge(store: Store, recipe: Recipe) -> None:
         ("state/caption", passes.caption_fingerprint(recipe)),
     ):
         runs.merge(store, folder, made_by)
-    fragments = read_fragments(store, "state/sources")
+    fragments = list(read_fragments(store, "state/sources"))
     if len(fragments) > runs.LOOSE:
         name = f"state/sources/{fingerprint([f.name for f in fragments])}.parquet"
         write_fragment(store, name, identified(store), {})
@@ -67,7 +67,8 @@ def scanned(store: Store, recipe: Recipe) -> Scanned:
     frames = {name: size for name, size, _ in store.stat("tables/frames")}
     keys, errors, unreachable, notes, fragments = [], {}, {}, {}, []
     for fragment in runs.current(store, "state/scan", passes.scan_fingerprint(recipe)):
-        fragments.append(fragment)
+        said = {key: value for key, value in fragment.done.items() if key != "parts"}
+        fragments.append(replace(fragment, done=said))
         good = []
         for part in fragment.done["parts"]:
             size = frames.get(frames_of(part["unit"]))
@@ -122,6 +123,7 @@ def clips(
                 empty = False
                 there = [one.rows(span, columns and {*columns, "clip_id", "source_id", "scored"}) for one in later]
                 yield _joined(_of_today(rows, usable, span), there, schemas, columns)
+                pa.default_memory_pool().release_unused()  # else it keeps as much as is in use
         if empty:
             rows = pa.schema([*passes.scan_schema(recipe), ("at", pa.string())]).empty_table()
             yield _joined(_of_today(rows, usable, Span()), (None, None), schemas, columns)

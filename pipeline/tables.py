@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -169,16 +169,14 @@ def read_fragment(store: Store, name: str) -> Fragment:
         return Fragment(name, json.loads(about.metadata[DONE]), about.num_rows, size)
 
 
-def read_fragments(store: Store, folder: str) -> list[Fragment]:
-    """Every fragment of `folder`, in order of name. One that is truncated or not ours is deleted: its unit is then
-    simply not done."""
-    found = []
+def read_fragments(store: Store, folder: str) -> Iterator[Fragment]:
+    """Every fragment of `folder`, in order of name, one at a time: `done` may be long. One that is truncated or not
+    ours is deleted: its unit is then simply not done."""
     for name in store.list(folder, ".parquet"):
         try:
-            found.append(read_fragment(store, name))
+            yield read_fragment(store, name)
         except (pa.ArrowInvalid, KeyError, TypeError, json.JSONDecodeError):
             store.delete(name)
-    return found
 
 
 def to_parquet(table: pa.Table) -> bytes:

@@ -5,6 +5,7 @@ Sources and clips are columns here, never objects: there may be millions. Object
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 import tempfile
@@ -19,7 +20,7 @@ import pyarrow.compute as pc
 
 from pipeline import passes, state
 from pipeline.captioning import chosen_text
-from pipeline.duplicates import matrix
+from pipeline.duplicates import Embeddings, Vectors, matrix
 from pipeline.recipe import Recipe
 from pipeline.scan import segments
 from pipeline.select import QUALITY
@@ -175,32 +176,27 @@ def embed_units(sources: pa.Table, store: Store, recipe: Recipe) -> Iterator[Uni
         yield from _by_unit(_columns(left, ("scan_at", "unit", "source_id", "clip_id")))
 
 
-def clip_rows(sources: pa.Table, store: Store, recipe: Recipe) -> pa.Table:
-    """Every clip of the sources with what selection reads of it, in the order of `state.clips`. Texts are left out:
-    `caption` is empty where there is one. Embeddings are on disk, and read from there where they are used."""
+def clip_rows(sources: pa.Table, store: Store, recipe: Recipe) -> tuple[pa.Table, Embeddings | None]:
+    """Every clip of the sources with what selection reads of it, in the order of `state.clips`, and the clips'
+    embeddings, which stay on disk. Texts are left out: `caption` is empty where there is one."""
     alike = recipe.select.duplicates or recipe.select.balance_clusters
     columns = {*SELECTED_BY, *recipe.select.thresholds, *(("phash", "embedding") if alike else ())}
-    slim = []
-    with tempfile.TemporaryFile() as file:
-        width = unknown = 0
-        for rows in state.clips(store, recipe, sources, columns):
-            if "embedding" in rows.column_names:
-                values = matrix(rows["embedding"].combine_chunks())
-                if values is None:
-                    values = np.full((rows.num_rows, width), np.nan, np.float32)
-                    unknown += 0 if width else rows.num_rows
-                elif not width:
-                    width = values.shape[1]
-                    file.write(np.full((unknown, width), np.nan, np.float32).tobytes())
-                file.write(np.ascontiguousarray(values, np.float32).tobytes())
-                rows = rows.drop_columns(["embedding"])
-            slim.append(_slim(rows))
-        table = pa.concat_tables(slim)
-        if width:
-            file.flush()
-            values = pa.array(np.memmap(file, np.float32, "r"))
-            table = table.append_column("embedding", pa.FixedSizeListArray.from_arrays(values, width))
-    return table
+    slim, file = [], tempfile.TemporaryFile()  # for as long as somebody holds the embeddings
+    width = unknown = 0
+    for rows in state.clips(store, recipe, sources, columns):
+        if "embedding" in rows.column_names:
+            values = matrix(rows["embedding"].combine_chunks())
+            if values is None:
+                values = np.full((rows.num_rows, width), np.nan, np.float32)
+                unknown += 0 if width else rows.num_rows
+            elif not width:
+                width = values.shape[1]
+                file.write(np.full((unknown, width), np.nan, np.float32).tobytes())
+            file.write(np.ascontiguousarray(values, np.float32).tobytes())
+            rows = rows.drop_columns(["embedding"])
+        slim.append(_slim(rows))
+    file.flush()
+    return pa.concat_tables(slim), functools.partial(Vectors, file, width) if width else None
 
 
 def _slim(rows: pa.Table) -> pa.Table:

@@ -36,7 +36,7 @@ def commit(store: Store, sources: range, again: str = "") -> None:
 
 def everything(store: Store) -> tuple[list[dict[str, object]], set[str]]:
     """Rows, span by span, and the keys of parts."""
-    fragments = current(store, "state/scan", "now")
+    fragments = list(current(store, "state/scan", "now"))
     with Runs(store, fragments) as opened:
         tables = [opened.rows(span) for span in spans(200)]
     rows = [row for table in tables if table is not None for row in table.drop_columns(["at"]).to_pylist()]
@@ -45,7 +45,7 @@ def everything(store: Store) -> tuple[list[dict[str, object]], set[str]]:
 
 def merged(store: Store) -> list[Fragment]:
     merge(store, "state/scan", "now")
-    return current(store, "state/scan", "now")
+    return list(current(store, "state/scan", "now"))
 
 
 @pytest.fixture
