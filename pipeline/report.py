@@ -131,9 +131,9 @@ def _render(store: Store, clips: Columns, clips_shown: int) -> str:
     recipe, passes = info.get("recipe", {}), info.get("passes", {})
     thresholds: Mapping[str, Mapping[str, Any]] = recipe.get("select", {}).get("thresholds", {})
 
-    some = clips.table("clip_id", "source_id", "start", "end", "keep", "rejected_by")
+    seconds = pc.subtract(clips["end"], clips["start"]).to_numpy()
+    some = clips.table("clip_id", "source_id", "keep", "rejected_by")
     keep = pc.fill_null(some["keep"], False).to_numpy(zero_copy_only=False).astype(bool)
-    seconds = pc.subtract(some["end"], some["start"]).to_numpy()
     reasons = _reasons(some)
     ids = choose(some, clips_shown)
     del some

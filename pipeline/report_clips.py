@@ -66,14 +66,14 @@ def choose(clips: pa.Table, count: int) -> list[str]:
     from their first reasons in turn, within each by id, so that a rare reason shows and the choice is the same every
     time. Of many kept clips only the first by id are looked at."""
     keep = pc.fill_null(clips["keep"], False)
-    rows = clips.select(["clip_id", "source_id"])
+    ids = clips.select(["clip_id"])
     kept: dict[str, list[str]] = defaultdict(list)
-    for row in _first(rows.filter(keep), KEPT_LOOKED_AT).to_pylist():
+    for row in _first(clips.select(["clip_id", "source_id"]).filter(keep), KEPT_LOOKED_AT).to_pylist():
         kept[row["source_id"]].append(row["clip_id"])
     joined = pc.fill_null(pc.binary_join(clips["rejected_by"], JOIN), "")
     first = pc.struct_field(pc.extract_regex(joined, f"^(?P<first>[^{JOIN}]*)"), "first")
     rejected = {
-        reason: _first(rows.filter(pc.and_(pc.invert(keep), pc.equal(first, reason))), count)["clip_id"].to_pylist()
+        reason: _first(ids.filter(pc.and_(pc.invert(keep), pc.equal(first, reason))), count)["clip_id"].to_pylist()
         for reason in pc.unique(first).to_pylist()
     }
     some, others = in_turn(kept), in_turn(rejected)

@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 
 from pipeline.canaries import SCHEME, is_canary
 from pipeline.storage import Store
-from pipeline.tables import read_table
 
 
 class Columns:
@@ -26,18 +25,21 @@ class Columns:
                 found.append(pq.read_schema(file).remove_metadata())
         self.schema = pa.unify_schemas([*found, expected], promote_options="permissive")
         self._ours: pa.ChunkedArray | None = None
-        self._ours = is_canary(self.table("source_uri"))
+        self._ours = pc.invert(is_canary(self.table("source_uri")))
 
     def table(self, *names: str) -> pa.Table:
         """The rows that are not canaries, with these columns, or with all."""
-        wanted = names or tuple(self.schema.names)
-        table = read_table(self._store, self._folder, lambda field: field.name in wanted)
-        if table is None:
-            return pa.table({name: pa.array([], self.schema.field(name).type) for name in wanted})
-        for name in wanted:
-            if name not in table.column_names:
-                table = table.append_column(name, pa.nulls(len(table), self.schema.field(name).type))
-        return table if self._ours is None else table.filter(pc.invert(self._ours))
+        wanted, at = pa.schema([self.schema.field(name) for name in names or self.schema.names]), 0
+        found = [wanted.empty_table()]
+        for name in self._files():
+            with self._store.open(name) as file:
+                parquet = pq.ParquetFile(file)
+                table = parquet.read([field.name for field in parquet.schema_arrow if field.name in wanted.names])
+            if self._ours is not None:
+                at += table.num_rows
+                table = table.filter(self._ours.slice(at - table.num_rows, table.num_rows))
+            found.append(table)
+        return pa.concat_tables(found, promote_options="permissive")
 
     def __getitem__(self, name: str) -> pa.ChunkedArray:
         return self.table(name)[name]
