@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 import av
 import numpy as np
 
+from pipeline.references import is_spare
 from pipeline.storage import Unreachable
 
 av.logging.set_level(av.logging.PANIC)  # what FFmpeg has to say about a broken file becomes a MediaError
@@ -54,6 +55,7 @@ class Frame:
     native: av.VideoFrame
     rotation: int  # degrees counter-clockwise, as in `Probe`
     passed: tuple[int, ...]  # pts of this frame and of the source's frames between the last one given and it
+    spare: bool  # no frame refers to it: it is given only because it was `wanted`
 
     def planes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Y, U and V as views of the decoder's memory (valid while the frame lives), 8 bits, as coded: not rotated.
@@ -95,6 +97,7 @@ class Video:
         self._file, self._threads = file, threads
         self._wanted: Callable[[float], bool] | None = None
         self._skipped: list[int] = []  # pts of packets that were not decoded, in any order
+        self._spare: set[int] = set()  # pts of packets that could have been left out
         self._open()
         try:
             self._unread: Iterator[av.VideoFrame] | None = self._decode()
@@ -152,17 +155,16 @@ class Video:
                     self._skipped.clear()
                     return
                 continue
-            passed = {p for p in self._skipped if last is not None and last < p < pts}
+            passed = sorted(p for p in self._skipped if last is not None and last < p < pts)
             if (native.width, native.height) != (self.probe.coded_width, self.probe.coded_height):
-                self._skipped = sorted(passed)
+                self._skipped = passed
                 sizes = f"{self.probe.coded_width}x{self.probe.coded_height} to {native.width}x{native.height}"
                 raise MediaError(f"truncated: the picture changes size from {sizes} at {float(pts * base):.2f} s")
             self._skipped = [p for p in self._skipped if p > pts]
             last = pts
-            yield Frame(
-                pts, float(pts * base), bool(native.key_frame), native, self.probe.rotation, (*sorted(passed), pts)
-            )
-        self._skipped = sorted({p for p in self._skipped if last is not None and p > last})
+            spare, key = pts in self._spare, bool(native.key_frame)
+            yield Frame(pts, float(pts * base), key, native, self.probe.rotation, (*passed, pts), spare)
+        self._skipped = sorted(p for p in self._skipped if last is not None and p > last)
 
     @property
     def skips(self) -> bool:
@@ -181,7 +183,8 @@ class Video:
         context, clean = self._stream.codec_context, False
         packets, base = self._container.demux(self._stream), self._stream.time_base
         errors = 0
-        self._skipped = []
+        self._skipped, self._spare = [], set()
+        codec, header = context.codec.canonical_name, context.extradata
         while True:
             try:
                 packet = next(packets, None)
@@ -191,11 +194,12 @@ class Video:
                 raise MediaError(f"truncated: reading stopped ({_words(error)})") from error
             if packet is None:
                 return
-            if self._wanted is not None:
-                skip = packet.pts is not None and not self._wanted(float(packet.pts * base))
-                context.skip_frame = "NONREF" if skip else "DEFAULT"
-                if skip and packet.size and not packet.is_discard:
-                    self._skipped.append(packet.pts)
+            if self._wanted is not None and packet.pts is not None and is_spare(memoryview(packet), codec, header):
+                if self._wanted(float(packet.pts * base)):
+                    self._spare.add(packet.pts)
+                else:
+                    self._skipped += [] if packet.is_discard else [packet.pts]
+                    continue
             try:
                 frames = context.decode(packet if packet.size else None)
             except av.error.EOFError:
@@ -256,7 +260,7 @@ class Video:
             coded_width=width,
             coded_height=height,
             rotation=rotation,
-            codec=context.codec.canonical_name if hasattr(context.codec, "canonical_name") else context.name,
+            codec=context.codec.canonical_name,
             pix_fmt=first.format.name,
             time_base=base,
             start=0.0 if image else start,

@@ -144,8 +144,10 @@ class _Scan:
         if frame.key:
             self._keyframes = [*self._keyframes[-200:], frame.time]
         with self._clock("proxy"):
-            proxy = self._shrinker.proxy(frame)
             self._tracks.add(frame)
+            if frame.spare:  # here only for a burst: a file has the same shots whatever its filters
+                return False
+            proxy = self._shrinker.proxy(frame)
         with self._clock("shots"):
             shots = self._cutter.push(self._stitched(self._detector.push(proxy)), self._detector.settled)
         for shot in shots:

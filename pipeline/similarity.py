@@ -14,18 +14,21 @@ PAIRS = (1, 2, 3, 4, 6, 8, 12, 16, 24)  # frames between the two of a pair, cent
 MOVED = (1, 2, 4)  # of those, the ones also compared after block matching
 BLENDS = (2, 4, 8, 12, 16, 24)  # of those, the ones whose middle is tried as a mix of the two
 REACH = 12
-FEATURES = 3 + 3 * len(PAIRS) + 2 * len(MOVED) + 2 * len(BLENDS) + 1
+FEATURES = 3 + 4 * len(PAIRS) + 2 * len(MOVED) + 4 * len(BLENDS) + 1
+GRID = (16, 9)  # cells of 3x3 pixels
+NOISE = 24.0  # squared length of about three grey levels in each colour of a cell: noise is no direction
 
 
 def features(colour: np.ndarray, times: np.ndarray) -> np.ndarray:
     """(n, 27, 48, 3) uint8 RGB frames at `times` (n,) seconds -> (n - 2 * REACH, FEATURES) float32, of frames REACH up
     to n - REACH. Row t speaks of frame t, and of the gap between it and frame t - 1.
 
-    Per frame: mean, deviation and saturation. Per pair: mean difference of a 7x12 grid of colours; one minus the
-    correlation of luma (blind to light); difference of colour histograms (blind to motion). Per moved pair: mean and
-    largest difference of 3x4 blocks of luma after the best shift of up to 3 pixels. Per blend: where the middle frame
-    lies on the line between the two in colour space, 0 to 1, and its distance from that line relative to theirs from
-    each other; in a dissolve the first goes from 0 to 1 and the second is near 0.
+    Per frame: mean, deviation and saturation. Per pair: mean and largest difference of a 9x16 grid of colours; one
+    minus the correlation of luma (blind to light); difference of colour histograms (blind to motion). Per moved pair:
+    mean and largest difference of 3x4 blocks of luma after the best shift of up to 3 pixels. Per blend: where the
+    middle frame lies on the line between the two in colour space, 0 to 1, and its distance from that line relative to
+    theirs from each other; in a dissolve the first goes from 0 to 1 and the second is near 0. And the same place cell
+    by cell, -0.5 to 0.5, least and greatest: a wipe's first cells are there before the picture as a whole has left.
     """
     count, reach = len(colour), REACH
     luma = (colour.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)).reshape(count, -1)
@@ -38,7 +41,8 @@ def features(colour: np.ndarray, times: np.ndarray) -> np.ndarray:
     columns = [mean[middle] / 255, deviation[middle] / 64, saturation[middle] / 64]
     for lag in PAIRS:
         a, b = middle - (lag + 1) // 2, middle + lag // 2
-        columns.append(np.abs(cells[a] - cells[b]).mean(axis=1) / 32)
+        apart = np.abs(cells[a] - cells[b]).mean(axis=2)
+        columns += [apart.mean(axis=1) / 32, apart.max(axis=1) / 64]
         product = (centred[a] * centred[b]).mean(axis=1)
         columns.append(1 - (product + 4) / (deviation[a] * deviation[b] + 4))
         columns.append(np.abs(histogram[a] - histogram[b]).sum(axis=1))
@@ -49,19 +53,23 @@ def features(colour: np.ndarray, times: np.ndarray) -> np.ndarray:
     for lag in BLENDS:
         a, b = middle - lag // 2, middle + lag // 2
         step, gone = cells[b] - cells[a], cells[middle] - cells[a]
-        length = (step * step).sum(axis=1) + 2000  # about two grey levels in every cell: noise is no direction
-        place = np.clip((gone * step).sum(axis=1) / length, -0.5, 1.5)
-        left = gone - place[:, None] * step
-        columns += [place, np.sqrt((left * left).sum(axis=1) / length).clip(0, 4)]
+        lengths, shares = (step * step).sum(axis=2), (gone * step).sum(axis=2)
+        length = lengths.sum(axis=1) + NOISE * cells.shape[1]
+        place = np.clip(shares.sum(axis=1) / length, -0.5, 1.5)
+        left = gone - place[:, None, None] * step
+        columns += [place, np.sqrt((left * left).sum(axis=(1, 2)) / length).clip(0, 4)]
+        places = ((shares - lengths / 2) / (lengths + 12 * NOISE)).clip(-1, 1)
+        columns += [places.min(axis=1), places.max(axis=1)]
     columns.append(np.log2(np.maximum(np.diff(times)[middle - 1], 1e-3) / 0.08).clip(-3, 4))
     return np.stack(columns, axis=1).astype(np.float32)
 
 
 def _grid(colour: np.ndarray) -> np.ndarray:
-    """(n, 7 * 12 * 3) float32 mean colours of cells."""
-    return np.stack([cv2.resize(c, (12, 7), interpolation=cv2.INTER_AREA).reshape(-1) for c in colour]).astype(
-        np.float32
-    )
+    """(n, 9 * 16, 3) float32 mean colours of cells."""
+    count, (columns, rows) = len(colour), GRID
+    stacked = np.ascontiguousarray(colour).reshape(count * colour.shape[1], colour.shape[2], 3)
+    small = cv2.resize(stacked, (columns, count * rows), interpolation=cv2.INTER_AREA)
+    return small.reshape(count, rows * columns, 3).astype(np.float32)
 
 
 def _histograms(colour: np.ndarray) -> np.ndarray:

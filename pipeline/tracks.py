@@ -54,24 +54,30 @@ class Tracks:
         self._burst_seconds = (BURST_FRAMES + 0.5) / max(probe.fps, 1.0) if bursts else 0.0
         self._times: list[float] = []  # of all frames of the source, also those that were not decoded
         self._pts: list[int] = []
-        self._decoded: list[float] = []
+        self._analysed: list[
+            float
+        ] = []  # of those that are decoded whatever the recipe: all but bursts depends on them
+        self._last: float | None = None  # the time of the last frame that was decoded
         self._luma: list[Grey] = []
         self._stills: list[Still] = []
         self._bursts: list[list[Grey]] = []
         self._filling = False
 
     def add(self, frame: Frame) -> None:
-        last = self._decoded[-1] if self._decoded else None
+        before, self._last = self._last, frame.time
         self.pass_over(frame.passed)
-        self._decoded.append(frame.time)
-        if _crossed(last, frame.time, STILL_RATE):
-            self._stills.append(self._shrinker.still(frame, self._side))
-        if self._wants_bursts and _crossed(last, frame.time, 1 / BURST_EVERY):
+        if self._wants_bursts and _crossed(before, frame.time, 1 / BURST_EVERY):
             self._bursts.append([])
             self._filling = True
         elif self._filling and len(frame.passed) > 1:
             self._filling = False  # frames are missing: what follows is no neighbour
-        seen = _crossed(last, frame.time, LUMA_RATE)
+        seen = False
+        if not frame.spare:
+            last = self._analysed[-1] if self._analysed else None
+            self._analysed.append(frame.time)
+            if _crossed(last, frame.time, STILL_RATE):
+                self._stills.append(self._shrinker.still(frame, self._side))
+            seen = _crossed(last, frame.time, LUMA_RATE)
         if not seen and not self._filling:
             return
         grey = Grey(frame.time, self._shrinker.luma(frame))
@@ -91,8 +97,8 @@ class Tracks:
         return time % BURST_EVERY < self._burst_seconds
 
     def skipped(self, after: float, before: float) -> bool:
-        """Whether the source has frames with after < time < before that were not decoded."""
-        every, seen = (bisect_left(t, before) - bisect_right(t, after) for t in (self._times, self._decoded))
+        """Whether the source has frames with after < time < before that are not analysed."""
+        every, seen = (bisect_left(t, before) - bisect_right(t, after) for t in (self._times, self._analysed))
         return every > seen
 
     def span(self, start: float, end: float) -> Kept:
@@ -124,7 +130,7 @@ class Tracks:
         """Drops what lies before a time that no later span will reach."""
         gone = bisect_left(self._times, before)
         del self._times[:gone], self._pts[:gone]
-        del self._decoded[: bisect_left(self._decoded, before)]
+        del self._analysed[: bisect_left(self._analysed, before)]
         self._luma = [p for p in self._luma if p.time >= before]
         self._stills = [s for s in self._stills if s.time >= before]
         while len(self._bursts) > 1 and self._bursts[0][-1].time < before:

@@ -25,20 +25,22 @@ sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
 
 from joined_films import Film, footage, join  # noqa: E402
 
-from pipeline.cascade import DILATIONS, WIDTH, beats  # noqa: E402
+from pipeline.cascade import DILATIONS, TICK, WIDTH, beats  # noqa: E402
 from pipeline.similarity import FEATURES, REACH, features  # noqa: E402
 
 SIZE = (96, 54)
+QUANTILE = 0.9  # how often a limit must not lie further out than predicted
+NEAR = 12  # ticks: moments further inside than that say nothing of a limit
 
 
 class Net(nn.Module):
-    """The same network as pipeline.cascade.Judge, to be trained. (b, FEATURES, n) -> (b, 2, n) logits."""
+    """The network of pipeline.cascade.judge, to be trained. (b, FEATURES, n) -> (b, 4, n): logits and ticks."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first = nn.Conv1d(FEATURES, WIDTH, 1)
         self.blocks = nn.ModuleList(nn.Conv1d(WIDTH, WIDTH, 3, dilation=d, padding=d) for d in DILATIONS)
-        self.last = nn.Conv1d(WIDTH, 2, 1)
+        self.last = nn.Conv1d(WIDTH, 4, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = functional.relu(self.first(x))
@@ -58,7 +60,8 @@ def analysed(film: Film, random: np.random.Generator) -> np.ndarray:
 
 
 def example(film: Film, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Features (n, FEATURES) and targets (n, 2): a cut in the gap before this frame, this frame inside a transition."""
+    """Features (n, FEATURES) and targets (n, 4): a cut in the gap before this frame, this frame inside a transition,
+    and ticks since that began and until it ends, NaN outside."""
     fps = float(random.choice([24, 25, 30, 30, 50]))
     frames = analysed(film, random) if fps < 50 else np.arange(len(film.frames))
     times = frames / fps
@@ -68,16 +71,27 @@ def example(film: Film, random: np.random.Generator) -> tuple[np.ndarray, np.nda
         tiny = np.clip(tiny + random.normal(0, random.uniform(1, 5), tiny.shape), 0, 255).astype(np.uint8)
     rows = np.clip(np.arange(-REACH, len(tiny) + REACH), 0, len(tiny) - 1)
     seen = features(tiny[rows], (chosen / fps)[rows])
-    target = np.zeros((len(chosen), 2), np.float32)
+    target = np.tile(np.array([0, 0, np.nan, np.nan], np.float32), (len(chosen), 1))
     for kind, first, last in film.joins:
         if kind == "cut":
             target[np.searchsorted(chosen, first) % len(chosen), 0] = 1
         else:
             inside = (chosen >= first) & (chosen < last)
             target[inside, 1] = 1
+            target[inside, 2] = (chosen[inside] - (first - 0.5)) / fps / TICK
+            target[inside, 3] = (last - 0.5 - chosen[inside]) / fps / TICK
             if not inside.any():
                 target[np.searchsorted(chosen, first) % len(chosen), 0] = 1
     return seen, target
+
+
+def limit_loss(said: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
+    """The pinball loss of QUANTILE, in ticks, over moments in a transition; the nearer a limit, the more it counts."""
+    near = true <= NEAR  # NaN is not
+    true = torch.where(near, true, said.detach())
+    short = true - said
+    weight = near / (1 + true.abs())
+    return (torch.maximum(QUANTILE * short, (QUANTILE - 1) * short) * weight).sum() / weight.sum().clamp(min=1)
 
 
 def main() -> None:
@@ -125,7 +139,9 @@ def train(examples: list[tuple[np.ndarray, np.ndarray]], steps: int, out: Path) 
         batch = [(x, y) for x, y in batch if len(x) == length]
         x = torch.from_numpy((np.stack([x for x, _ in batch]) - mean) / deviation).transpose(1, 2)
         y = torch.from_numpy(np.stack([y for _, y in batch])).transpose(1, 2)
-        loss = functional.binary_cross_entropy_with_logits(net(x), y, pos_weight=torch.tensor([[2.0], [1.0]]))
+        said, weight = net(x), torch.tensor([[2.0], [1.0]])
+        loss = functional.binary_cross_entropy_with_logits(said[:, :2], y[:, :2], pos_weight=weight)
+        loss += 0.1 * limit_loss(said[:, 2:], y[:, 2:])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
