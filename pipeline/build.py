@@ -136,6 +136,7 @@ def _build(
     sources = with_errors(sources, scanned)
     still_ours()
     info = finish(store, recipe, sources, clips, todo.whole_rows(clips, sources, store, recipe), shards, spent)
+    del clips, kept, plans  # the report reads columns of its own
     report.write_report(store.uri)
     if not (scanned.unreachable or state.UNREACHABLE in state.identified(store)["status"].to_pylist()):
         sweep(store, recipe, sources, shards)  # what a server does not give today may be wanted tomorrow

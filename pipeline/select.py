@@ -29,7 +29,7 @@ SELECTED = pa.schema(
     ]
 )
 QUALITY = ("sharpness_laplacian", "aesthetics_mean")  # which of two copies of one resolution stays
-RANKED = ("crop_w", "crop_h", "start", "end", "clip_id", "source_uri", *QUALITY)  # what that is decided by
+RANKED = ("frames", "crop_w", "crop_h", "start", "end", "clip_id", "source_uri", *QUALITY)  # what that is decided by
 BLOCK = 1 << 18  # rows at a time
 
 
@@ -203,8 +203,9 @@ def _keepers(clips: pa.Table, recipe: Recipe, candidates: np.ndarray, embeddings
 
 
 def _rank(clips: pa.Table) -> np.ndarray:
-    """(n,) int64: 0 for the best copy: resolution, then QUALITY, then length, then clip_id and address."""
-    keys = [-_numbers(clips["crop_w"]) * _numbers(clips["crop_h"])]
+    """(n,) int64: 0 for the best copy: video before stills taken of it, then resolution, QUALITY, length, clip_id and
+    address."""
+    keys = [_numbers(clips["frames"]) == 1, -_numbers(clips["crop_w"]) * _numbers(clips["crop_h"])]
     keys += [-np.nan_to_num(_numbers(clips[name]), nan=-np.inf) for name in QUALITY if name in clips.column_names]
     keys += [_numbers(clips["start"]) - _numbers(clips["end"])]
     names = (clips[name].cast(pa.string()) for name in ("clip_id", "source_uri"))

@@ -28,7 +28,9 @@ from ray.data._internal.execution.interfaces import PhysicalOperator
 
 from pipeline.units import BuildStopped
 
-AHEAD = 16  # finished units that may wait for the next stage
+AHEAD = 16  # finished blocks of units that may wait for the next stage
+BLOCK = 4  # units that go through Ray together, at most: a block costs the driver some milliseconds
+SHARE = 16  # blocks a core, at least, before there is more than one unit in a block
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Stage:
     gpus: float = 0.0
     most: int = 1  # workers at once
 
-    def through(self, data: ray.data.Dataset, units: int) -> ray.data.Dataset:
+    def through(self, data: ray.data.Dataset, blocks: int) -> ray.data.Dataset:
         """`data` sent through the pool."""
         return data.map(
             _Worker,  # type: ignore[arg-type]
@@ -49,7 +51,7 @@ class Stage:
             num_cpus=self.cpus,
             num_gpus=self.gpus or None,
             compute=ray.data.ActorPoolStrategy(
-                min_size=1, max_size=max(1, min(self.most, units)), max_tasks_in_flight_per_actor=2
+                min_size=1, max_size=max(1, min(self.most, blocks)), max_tasks_in_flight_per_actor=2
             ),
         )
 
@@ -60,21 +62,22 @@ class Stage:
 class AnyStage(Protocol):
     """What Ray Data does with units; `explain` raises BuildStopped where a failed task is no bug."""
 
-    def through(self, data: ray.data.Dataset, units: int) -> ray.data.Dataset: ...
+    def through(self, data: ray.data.Dataset, blocks: int) -> ray.data.Dataset: ...
     def explain(self, error: Exception) -> None: ...
 
 
 def run(units: Sequence[bytes], stages: Sequence[AnyStage]) -> Iterator[Any]:
     """Sends every unit (pickled) through the stages and yields what the last says of it, in the order of completion.
 
-    A unit whose worker dies is done again elsewhere. Raises BuildStopped where a worker could not load its models,
-    OSError where it could not read or write the dataset; anything else that a worker raises is a bug and comes out as
-    Ray's report of it.
+    The units of a block whose worker dies are done again elsewhere. Raises BuildStopped where a worker could not load
+    its models, OSError where it could not read or write the dataset; anything else that a worker raises is a bug and
+    comes out as Ray's report of it.
     """
-    rows = [{"unit": unit} for unit in units]
-    data: ray.data.Dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+    cores = max(1, math.floor(ray.cluster_resources().get("CPU", 1)))
+    blocks = -(-len(units) // max(1, min(BLOCK, len(units) // (SHARE * cores))))
+    data: ray.data.Dataset = ray.data.from_items([{"unit": unit} for unit in units], override_num_blocks=blocks)
     for stage in stages:
-        data = stage.through(data, len(rows))
+        data = stage.through(data, blocks)
     try:
         for row in data.iter_rows():
             answer = pickle.loads(row["unit"])
@@ -112,7 +115,7 @@ class _Worker:
 
 
 class _NotFarAhead(BackpressurePolicy):
-    """A stage waits while AHEAD units that it has finished lie before the next one. Ray's own limits are of bytes in
+    """A stage waits while AHEAD blocks that it has finished lie before the next one. Ray's own limits are of bytes in
     the object store, of which our records take next to none, whatever a unit holds on disk."""
 
     def can_add_input(self, op: PhysicalOperator) -> bool:

@@ -29,7 +29,7 @@ from pipeline.cascade import DILATIONS, TICK, WIDTH, beats  # noqa: E402
 from pipeline.similarity import FEATURES, REACH, features  # noqa: E402
 
 SIZE = (96, 54)
-QUANTILE = 0.9  # how often a limit must not lie further out than predicted
+QUANTILE = 0.93  # how often a limit must not lie further out than predicted
 NEAR = 12  # ticks: moments further inside than that say nothing of a limit
 
 
