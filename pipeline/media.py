@@ -180,9 +180,8 @@ class Video:
         return max(1, round(1 / (self.probe.fps * self.probe.time_base))) if self.probe.fps else 1
 
     def _decode(self) -> Iterator[av.VideoFrame]:
-        context, clean = self._stream.codec_context, False
+        context, clean, errors = self._stream.codec_context, False, 0
         packets, base = self._container.demux(self._stream), self._stream.time_base
-        errors = 0
         self._skipped, self._spare = [], set()
         codec, header = context.codec.canonical_name, context.extradata
         while True:
@@ -246,8 +245,7 @@ class Video:
         base = Fraction(stream.time_base or Fraction(1, 1000))
         rotation = round(first.rotation / 90) * 90 % 360
         aspect = Fraction(stream.sample_aspect_ratio or context.sample_aspect_ratio or 1) or Fraction(1)
-        width, height = first.width, first.height
-        shown = (max(1, round(width * aspect)), height)
+        shown = (max(1, round(first.width * aspect)), first.height)
         if rotation % 180:
             shown = shown[::-1]
         fps = 0.0 if image else float(stream.average_rate or stream.guessed_rate or 0)
@@ -257,8 +255,8 @@ class Video:
             fps=fps if 0 < fps < 1000 else 0.0 if image else 25.0,
             width=shown[0],
             height=shown[1],
-            coded_width=width,
-            coded_height=height,
+            coded_width=first.width,
+            coded_height=first.height,
             rotation=rotation,
             codec=context.codec.canonical_name,
             pix_fmt=first.format.name,
@@ -280,8 +278,7 @@ class Video:
 
     def _duration(self, base: Fraction, start: float) -> float:
         if self._stream.duration:
-            first = self._stream.start_time or 0
-            return max(0.0, float((self._stream.duration + first) * base) - start)
+            return max(0.0, float((self._stream.duration + (self._stream.start_time or 0)) * base) - start)
         if self._container.duration:
             zero = "matroska" in self._container.format.name  # which counts from 0 rather than from its first frame
             first = 0 if zero else self._container.start_time or 0
@@ -345,9 +342,7 @@ def _planar(native: av.VideoFrame) -> tuple[av.VideoFrame, int]:
 
 def _plane(plane: Any, size: int) -> np.ndarray:
     rows = np.frombuffer(plane, np.uint8).reshape(-1, abs(plane.line_size))[: plane.height]
-    if size == 2:
-        return rows.view(np.uint16)[:, : plane.width]
-    return rows[:, : plane.width]
+    return (rows.view(np.uint16) if size == 2 else rows)[:, : plane.width]
 
 
 def _words(error: BaseException) -> str:
