@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 CAPTIONS = 82_887  # clips an hour, Qwen2.5-VL-7B's shape, 1,024 visual tokens, one H100: caption_speed.py
 IMAGES = 2_609  # a second, OpenCLIP ViT-L/14, one H100, eager
 FRAMES = 8  # a clip
-DRIVER_BYTES = 370  # a clip in the driver's memory: build_scale.py
-UNIT_SECONDS = 0.0064  # of the driver's time a unit of work: build_scale.py
+DRIVER_BYTES = 420  # a clip in the driver's memory: build_scale.py
+UNIT_SECONDS = 0.0014  # of the driver's time a unit of work: build_scale.py
 FOOTAGE_GB = 2.0  # an hour of source, 1080p at 4.5 Mbit/s, where the sources are not there to be looked at
 BOX = 64  # cores of the machines that the table speaks of
 DAY = 24
