@@ -147,14 +147,15 @@ def _left_by_signals() -> Iterator[None]:
         os._exit(130)
 
     os.set_blocking(write, False)
-    before = signal.set_wakeup_fd(write), {number: signal.signal(number, lambda *_: None) for number in leaving}
+    descriptor_before = signal.set_wakeup_fd(write)
+    handlers_before = {number: signal.signal(number, lambda *_: None) for number in leaving}
     thread = threading.Thread(target=leave, daemon=True)
     thread.start()
     try:
         yield
     finally:
-        signal.set_wakeup_fd(before[0])
-        for number, handler in before[1].items():
+        signal.set_wakeup_fd(descriptor_before)
+        for number, handler in handlers_before.items():
             signal.signal(number, handler)
         os.write(write, b"\0")
         thread.join()

@@ -207,8 +207,9 @@ def _same(pictures: Pictures, pairs: np.ndarray, similarity: float, bits: int) -
     if pictures.embedding is None:
         return by_hash
     no_hashes = ~((a != 0).any(axis=1) | (b != 0).any(axis=1))
-    asked = np.flatnonzero((apart <= CROPPED_BITS).any(axis=(1, 2)) | (matched > 0) | no_hashes)
-    least = np.where((matched > 0) | no_hashes, similarity, (1 + similarity) / 2)
+    usual = (matched > 0) | no_hashes
+    asked = np.flatnonzero(usual | (apart <= CROPPED_BITS).any(axis=(1, 2)))
+    least = np.where(usual, similarity, (1 + similarity) / 2)
     same = by_hash
     for i in range(0, len(asked), VECTORS):
         some = asked[i : i + VECTORS]

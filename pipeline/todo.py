@@ -58,8 +58,10 @@ PARTS = pa.schema(
 def as_last_seen(found: Sequence[Found], store: Store) -> Sequence[Found]:
     """`found`, with the files of servers that do not answer now as the last build saw them; says so on stderr."""
     silent = pa.array([file.uri for file in found if file.stamp == SILENT], pa.string())
+    if not len(silent):
+        return found
     rows = read_table(store, "tables/sources", lambda field: field.name in ("source_uri", "source_id"))
-    if not len(silent) or rows is None:
+    if rows is None:
         return found
     rows = rows.filter(pc.is_in(rows["source_uri"], silent))
     used = set(zip(rows["source_uri"].to_pylist(), rows["source_id"].to_pylist(), strict=True))

@@ -54,9 +54,7 @@ class Tracks:
         self._burst_seconds = (BURST_FRAMES + 0.5) / max(probe.fps, 1.0) if bursts else 0.0
         self._times: list[float] = []  # of all frames of the source, also those that were not decoded
         self._pts: list[int] = []
-        self._analysed: list[
-            float
-        ] = []  # of those that are decoded whatever the recipe: all but bursts depends on them
+        self._analysed: list[float] = []  # of those that are not spare: all but bursts is made of them
         self._last: float | None = None  # the time of the last frame that was decoded
         self._luma: list[Grey] = []
         self._stills: list[Still] = []
