@@ -35,16 +35,17 @@ def features(colour: np.ndarray, times: np.ndarray) -> np.ndarray:
     cells = _grid(colour)
     histogram = _histograms(colour)
     middle = np.arange(reach, count - reach)
-    mean, deviation = luma.mean(axis=1), luma.std(axis=1)
-    saturation = (colour.max(axis=3).astype(np.float32) - colour.min(axis=3)).mean(axis=(1, 2))
+    mean = luma.mean(axis=1)
     centred = luma - mean[:, None]
+    deviation = np.sqrt(_products(centred, centred))
+    red, green, blue = np.moveaxis(colour.reshape(count, -1, 3), 2, 0)
+    saturation = (np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)).mean(axis=1)
     columns = [mean[middle] / 255, deviation[middle] / 64, saturation[middle] / 64]
     for lag in PAIRS:
         a, b = middle - (lag + 1) // 2, middle + lag // 2
-        apart = np.abs(cells[a] - cells[b]).mean(axis=2)
+        apart = np.abs(cells[a] - cells[b]).mean(axis=1)
         columns += [apart.mean(axis=1) / 32, apart.max(axis=1) / 64]
-        product = (centred[a] * centred[b]).mean(axis=1)
-        columns.append(1 - (product + 4) / (deviation[a] * deviation[b] + 4))
+        columns.append(1 - (_products(centred[a], centred[b]) + 4) / (deviation[a] * deviation[b] + 4))
         columns.append(np.abs(histogram[a] - histogram[b]).sum(axis=1))
     small = luma.reshape(count, 27, 48).round().astype(np.uint8)
     for lag in MOVED:
@@ -53,8 +54,8 @@ def features(colour: np.ndarray, times: np.ndarray) -> np.ndarray:
     for lag in BLENDS:
         a, b = middle - lag // 2, middle + lag // 2
         step, gone = cells[b] - cells[a], cells[middle] - cells[a]
-        lengths, shares = (step * step).sum(axis=2), (gone * step).sum(axis=2)
-        length = lengths.sum(axis=1) + NOISE * cells.shape[1]
+        lengths, shares = (step * step).sum(axis=1), (gone * step).sum(axis=1)
+        length = lengths.sum(axis=1) + NOISE * cells.shape[2]
         place = np.clip(shares.sum(axis=1) / length, -0.5, 1.5)
         left = gone - place[:, None, None] * step
         columns += [place, np.sqrt((left * left).sum(axis=(1, 2)) / length).clip(0, 4)]
@@ -64,32 +65,43 @@ def features(colour: np.ndarray, times: np.ndarray) -> np.ndarray:
     return np.stack(columns, axis=1).astype(np.float32)
 
 
+def _products(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(n,) mean products of the rows of two (n, k) arrays."""
+    return np.einsum("ij,ij->i", a, b) / a.shape[1]
+
+
 def _grid(colour: np.ndarray) -> np.ndarray:
-    """(n, 9 * 16, 3) float32 mean colours of cells."""
+    """(n, 3, 9 * 16) float32 mean colours of cells."""
     count, (columns, rows) = len(colour), GRID
     stacked = np.ascontiguousarray(colour).reshape(count * colour.shape[1], colour.shape[2], 3)
     small = cv2.resize(stacked, (columns, count * rows), interpolation=cv2.INTER_AREA)
-    return small.reshape(count, rows * columns, 3).astype(np.float32)
+    return np.ascontiguousarray(small.reshape(count, rows * columns, 3).transpose(0, 2, 1), np.float32)
 
 
 def _histograms(colour: np.ndarray) -> np.ndarray:
     """(n, 125) float32 shares of pixels by five levels of red, green and blue."""
-    levels = (colour.astype(np.int32) * 5) >> 8
-    codes = (levels[..., 0] * 25 + levels[..., 1] * 5 + levels[..., 2]).reshape(len(colour), -1)
-    codes += np.arange(len(colour))[:, None] * 125
-    counts = np.bincount(codes.reshape(-1), minlength=len(colour) * 125).reshape(len(colour), 125)
+    count = len(colour)
+    codes = cv2.transform(cv2.LUT(colour.reshape(count, -1, 3), _LEVELS), np.ones((1, 3), np.float32))
+    codes = codes.reshape(count, -1) + 125 * np.arange(count, dtype=np.int32)[:, None]
+    counts = np.bincount(codes.reshape(-1), minlength=count * 125).reshape(count, 125)
     return (counts / codes.shape[1]).astype(np.float32)
 
 
 def _moved(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(n, 12) mean difference of 3x4 blocks of (n, 27, 48) uint8 pictures after each block's best shift."""
+    """(n, 12) mean difference of 3x4 blocks of (n, 27, 48) uint8 pictures after each block's best shift.
+
+    The pictures lie below each other, nine rows apart, so that a shift of all of them is one view.
+    """
     count = len(a)
-    padded = np.pad(b, ((0, 0), (2, 2), (3, 3)), mode="edge")
-    best = np.full((count, 12), np.inf, np.float32)
-    flat = np.ascontiguousarray(a).reshape(count * 27, 48)
+    still = np.pad(a, ((0, 0), (0, 9), (0, 0))).reshape(-1, 48)
+    edged = np.pad(np.pad(b, ((0, 0), (2, 2), (3, 3)), mode="edge"), ((0, 0), (0, 5), (0, 0))).reshape(-1, 54)
+    edged = np.pad(edged, ((0, 4), (0, 0)))
+    best = np.full((count * 4, 4), 255, np.uint8)
     for dy in range(5):
         for dx in range(7):
-            shifted = np.ascontiguousarray(padded[:, dy : dy + 27, dx : dx + 48]).reshape(count * 27, 48)
-            blocks = cv2.resize(cv2.absdiff(flat, shifted), (4, count * 3), interpolation=cv2.INTER_AREA)
-            np.minimum(best, blocks.reshape(count, 12), out=best)
-    return best
+            apart = cv2.absdiff(still, edged[dy : dy + len(still), dx : dx + 48])
+            np.minimum(best, cv2.resize(apart, (4, count * 4), interpolation=cv2.INTER_AREA), out=best)
+    return best.reshape(count, 4, 4)[:, :3].reshape(count, 12).astype(np.float32)
+
+
+_LEVELS = (((np.arange(256) * 5) >> 8)[:, None] * np.array([25, 5, 1])).astype(np.uint8)[None]
