@@ -110,11 +110,12 @@ def _looks() -> tuple[Any, torch.Tensor]:
     return _efficientnet(), _projection()
 
 
-def appearance(frame: np.ndarray) -> np.ndarray:
-    """What `Looked.appearance` holds of one frame, (h, w, 3) uint8 RGB, without asking for its meaning."""
+def appearance(frame: np.ndarray, side: int = SIDE) -> np.ndarray:
+    """What `Looked.appearance` holds of one frame, (h, w, 3) uint8 RGB, without asking for its meaning; of fewer pixels
+    it is cheaper, and not comparable."""
     network, projection = _looks()
     with one_thread(), torch.inference_mode():
-        return _appearance(network.extract_features(_input(frame)).mean(dim=(2, 3))[0], projection)
+        return _appearance(network.extract_features(_input(frame, side)).mean(dim=(2, 3))[0], projection)
 
 
 def _projection() -> torch.Tensor:
@@ -131,13 +132,13 @@ def _appearance(features: torch.Tensor, projection: torch.Tensor) -> np.ndarray:
     return F.normalize((roots - roots.mean()) @ projection, dim=0).numpy()
 
 
-def _input(frame: np.ndarray) -> torch.Tensor:
-    """(h, w, 3) uint8 -> (1, 3, 260, 260) float32: the middle square, scaled as the Lite models were trained,
+def _input(frame: np.ndarray, side: int = SIDE) -> torch.Tensor:
+    """(h, w, 3) uint8 -> (1, 3, side, side) float32: the middle square, scaled as the Lite models were trained,
     (x - 127) / 128."""
     height, width = frame.shape[:2]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    square = frame[top : top + side, left : left + side]
-    small = cv2.resize(square, (SIDE, SIDE), interpolation=cv2.INTER_AREA if side > SIDE else cv2.INTER_LINEAR)
+    short = min(height, width)
+    top, left = (height - short) // 2, (width - short) // 2
+    square = frame[top : top + short, left : left + short]
+    small = cv2.resize(square, (side, side), interpolation=cv2.INTER_AREA if short > side else cv2.INTER_LINEAR)
     x = torch.from_numpy(small).permute(2, 0, 1)[None].float()
     return ((x - 127) / 128).contiguous(memory_format=torch.channels_last)

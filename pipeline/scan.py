@@ -59,7 +59,7 @@ def scan(source: Source, recipe: Recipe, segment: tuple[float, float] | None = N
     """Scans a source, or the shots of it that start inside `segment` (seconds). Raises MediaError when nothing of it
     can be used; where a part can, that is used and `source["error"]` says what is missing."""
     cv2.setNumThreads(1)  # a process a core, and the same bytes on any number of them
-    with Video(open_media(source.uri, recipe.sources)) as video:
+    with Video(open_media(source.uri, recipe.sources), rough=True) as video:
         shrinker = Shrinker(video.probe)
         with ExactFrames(source.uri, recipe.sources) as exact:
             return _Scan(source, recipe, video, shrinker, exact, segment).run()

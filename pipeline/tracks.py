@@ -58,6 +58,7 @@ class Tracks:
         self._last: float | None = None  # the time of the last frame that was decoded
         self._luma: list[Grey] = []
         self._stills: list[Still] = []
+        self._due = False  # a still, of the next frame that is no B-frame
         self._bursts: list[list[Grey]] = []
         self._filling = False
 
@@ -73,8 +74,10 @@ class Tracks:
         if not frame.spare:
             last = self._analysed[-1] if self._analysed else None
             self._analysed.append(frame.time)
-            if _crossed(last, frame.time, STILL_RATE):
+            late, self._due = self._due, self._due or _crossed(last, frame.time, STILL_RATE)
+            if self._due and (not frame.b or (late and _crossed(last, frame.time, STILL_RATE))):
                 self._stills.append(self._shrinker.still(frame, self._side))
+                self._due = False
             seen = _crossed(last, frame.time, LUMA_RATE)
         if not seen and not self._filling:
             return
