@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import json
 import pickle
@@ -62,10 +61,16 @@ class Built:
 
 
 def build(
-    inputs: Sequence[str], out: str, recipe: Recipe, address: str | None = None, cores: int | None = None
+    inputs: Sequence[str],
+    out: str,
+    recipe: Recipe,
+    address: str | None = None,
+    cores: int | None = None,
+    gpus: bool = False,
 ) -> Built:
     """Builds the dataset `out` from `inputs`, doing only what is not done yet, on the Ray cluster at `address` or on
-    `cores` of this machine.
+    `cores` of this machine. Passes that can use a GPU do where there is one when they begin; with `gpus` they wait for
+    one.
 
     Raises SourceError, RecipeError or DatasetError before any work starts, BuildStopped or OSError where a pass cannot
     go on. What was committed by then is found again by the next build.
@@ -78,9 +83,8 @@ def build(
         found = todo.as_last_seen(there, store)
         if is_unchanged(found, store, recipe):
             return Built(read_info(store), store)
-        machine = functools.cache(lambda: stages.start(address, cores))
         try:
-            return _build(found, store, recipe, machine, still_ours)
+            return _build(found, store, recipe, lambda: stages.machine(address, cores, gpus), still_ours)
         finally:
             stages.stop()
 
@@ -95,11 +99,11 @@ def _build(
     spent: dict[str, Any] = {}
     late = passes.late_columns(recipe)
 
-    def stage(worker: Callable[[Store, Recipe], Any], needs: Callable[[Machine], dict[str, Any]]) -> Stage:
+    def stage(worker: Callable[[Store, Recipe], Any], needs: Callable[[Machine], dict[str, float]]) -> Stage:
         return Stage(worker, (store, recipe), **needs(machine()))
 
     state.merge(store, recipe)
-    run(store, "sources", todo.identify_units(found, store), lambda: [stage(Identify, Machine.scan)], "sources", spent)
+    run(store, "sources", todo.identify_units(found, store), lambda: [stage(Identify, Machine.other)], "sources", spent)
     sources = todo.source_rows(found, store)
 
     left = todo.not_scanned(todo.parts_of(sources, recipe), state.scanned(store, recipe))
@@ -128,7 +132,7 @@ def _build(
     rows = (rows.filter(rows["keep"]) for rows in whole)
     still_ours()  # what comes now replaces and deletes; rows of the passes before are the same whoever writes them
     names, units = pack_units(with_rows(plans, kept.num_rows, rows), store)
-    run(store, "pack", units, lambda: [stage(Pack, Machine.pack)], "clips", spent)
+    run(store, "pack", units, lambda: [stage(Pack, Machine.other)], "clips", spent)
     have = listed(store)
     clips, shards = with_shards(clips, plans, {path: have[name] for path, name in names.items() if name in have})
 
@@ -149,7 +153,7 @@ def caption_stage(store: Store, recipe: Recipe, machine: Machine) -> stages.AnyS
     if recipe.caption.captioner == "ray_llm":
         from pipeline.ray_llm import AskRay  # takes seconds to import
 
-        return AskRay(store, recipe, cpus=0.5, most=machine.cpus)
+        return AskRay(store, recipe, cpus=0.5)
     return Stage(CaptionClips, (store, recipe), **machine.caption())
 
 

@@ -97,6 +97,9 @@ def _parser() -> argparse.ArgumentParser:
         "--address", metavar="RAY", help="join this Ray cluster (auto: the one this runs in); default: this machine"
     )
     commands.choices["build"].add_argument("--cores", type=int, metavar="N", help="of this machine; default: all")
+    commands.choices["build"].add_argument(
+        "--gpus", action="store_true", help="embed and caption wait for a GPU; default: on one if there is one then"
+    )
     made = command("report", _report, "write the dataset's page again")
     made.add_argument("dataset")
     made = command("verify", _verify, "check every checksum, decode every clip, compare with the tables")
@@ -123,7 +126,7 @@ def _build(args: argparse.Namespace) -> None:
     from pipeline.summary import summary
 
     with _left_by_signals():
-        built = build(args.sources, args.out, recipe, args.address, args.cores)
+        built = build(args.sources, args.out, recipe, args.address, args.cores, args.gpus)
     print(summary(args.out, built.info))
 
 

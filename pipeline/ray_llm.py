@@ -30,17 +30,16 @@ from pipeline.units import BuildStopped, CaptionPart, CaptionUnit
 
 @dataclass(frozen=True)
 class AskRay:
-    """A stage like `stages.Stage`: `most` workers read clips and keep answers, between them is the processor."""
+    """A stage like `stages.Stage`: workers read clips, others keep answers, between them is the processor."""
 
     store: Store
     recipe: Recipe
     cpus: float
-    most: int
 
-    def through(self, data: ray.data.Dataset, _: int) -> ray.data.Dataset:
+    def through(self, data: ray.data.Dataset, blocks: int) -> ray.data.Dataset:
         for name in ("exceptions", "_internal.execution.streaming_executor_state"):  # print whole requests
             logging.getLogger(f"ray.data.{name}").setLevel(logging.CRITICAL)
-        pool = ray.data.ActorPoolStrategy(min_size=1, max_size=self.most)
+        pool = ray.data.ActorPoolStrategy(min_size=1, max_size=blocks)
         given: dict[str, Any] = {
             "fn_constructor_args": (self.store, self.recipe),
             "num_cpus": self.cpus,

@@ -12,7 +12,8 @@ import logging
 import math
 import os
 import pickle
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -30,18 +31,18 @@ from pipeline.units import BuildStopped
 
 AHEAD = 16  # finished blocks of units that may wait for the next stage
 BLOCK = 4  # units that go through Ray together, at most: a block costs the driver some milliseconds
-SHARE = 16  # blocks a core, at least, before there is more than one unit in a block
+MANY = 256  # blocks, at least, before there is more than one unit in a block
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A pool of workers: `worker(*args)` is made once per process, then called with a record for each unit."""
+    """A pool of workers, as many as there is work and room for, also on nodes that join later. `worker(*args)` is made
+    once per process, then called with a record for each unit. A worker takes `cpus` and `gpus` of what Ray has."""
 
     worker: Callable[..., Any]
     args: tuple[Any, ...]
     cpus: float
     gpus: float = 0.0
-    most: int = 1  # workers at once
 
     def through(self, data: ray.data.Dataset, blocks: int) -> ray.data.Dataset:
         """`data` sent through the pool."""
@@ -50,9 +51,7 @@ class Stage:
             fn_constructor_args=(self.worker, self.args),
             num_cpus=self.cpus,
             num_gpus=self.gpus or None,
-            compute=ray.data.ActorPoolStrategy(
-                min_size=1, max_size=max(1, min(self.most, blocks)), max_tasks_in_flight_per_actor=2
-            ),
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=blocks, max_tasks_in_flight_per_actor=2),
         )
 
     def explain(self, error: Exception) -> None:
@@ -66,15 +65,14 @@ class AnyStage(Protocol):
     def explain(self, error: Exception) -> None: ...
 
 
-def run(units: Sequence[bytes], stages: Sequence[AnyStage]) -> Iterator[Any]:
+def run(units: Sequence[bytes], stages: Sequence[AnyStage]) -> Generator[Any]:
     """Sends every unit (pickled) through the stages and yields what the last says of it, in the order of completion.
 
     The units of a block whose worker dies are done again elsewhere. Raises BuildStopped where a worker could not load
     its models, OSError where it could not read or write the dataset; anything else that a worker raises is a bug and
     comes out as Ray's report of it.
     """
-    cores = max(1, math.floor(ray.cluster_resources().get("CPU", 1)))
-    blocks = -(-len(units) // max(1, min(BLOCK, len(units) // (SHARE * cores))))
+    blocks = -(-len(units) // max(1, min(BLOCK, len(units) // MANY)))
     data: ray.data.Dataset = ray.data.from_items([{"unit": unit} for unit in units], override_num_blocks=blocks)
     for stage in stages:
         data = stage.through(data, blocks)
@@ -125,30 +123,48 @@ class _NotFarAhead(BackpressurePolicy):
 
 @dataclass(frozen=True)
 class Machine:
-    """What Ray has to give: of this machine, or of a whole cluster."""
+    """What Ray has to give, of this machine or of a whole cluster, when a pass begins; and what a worker takes of it.
+
+    Each stage of a pass may use an even share of the cores, Ray Data's allocator sees to that.
+    """
 
     cpus: int
-    gpus: int
+    gpus: bool
 
-    def scan(self) -> dict[str, Any]:
-        return {"cpus": 1.0 if self.gpus else 0.5, "most": self.cpus}
+    def scan(self) -> dict[str, float]:
+        return {"cpus": 1.0 if self.gpus else 0.5}
 
-    def embed(self) -> dict[str, Any]:
-        """On a GPU where there is one, several workers to each; else beside the scan on the same cores."""
-        if self.gpus:
-            return {"cpus": 1.0, "gpus": 0.5, "most": 2 * self.gpus}
-        return {"cpus": 0.5, "most": max(1, self.cpus // 2)}
+    def embed(self) -> dict[str, float]:
+        """On a GPU where there is one, two workers to each, beside whatever the cores of its node do; else beside the
+        scan on the same cores."""
+        return {"cpus": 0.0, "gpus": 0.5} if self.gpus else {"cpus": 0.5}
 
-    def caption(self) -> dict[str, Any]:
-        if self.gpus:
-            return {"cpus": 1.0, "gpus": 1.0, "most": self.gpus}
-        return {"cpus": 1.0, "most": max(1, self.cpus // 2)}
+    def caption(self) -> dict[str, float]:
+        return {"cpus": 1.0, "gpus": 1.0 if self.gpus else 0.0}
 
-    def pack(self) -> dict[str, Any]:
-        return {"cpus": 1.0, "most": self.cpus}
+    def other(self) -> dict[str, float]:
+        return {"cpus": 1.0}
 
 
-def start(address: str | None = None, cores: int | None = None) -> Machine:
+def machine(address: str | None = None, cores: int | None = None, gpus: bool = False) -> Machine:
+    """What there is now: a cluster may have grown since the last pass. Starts or joins Ray where this process has not.
+    With `gpus` there is a GPU, even if a cluster has yet to start the node.
+
+    Raises BuildStopped where there is to be a GPU on this machine and is none.
+    """
+    joined = ray.is_initialized()
+    if not joined:
+        start(address, cores)
+    found = ray.cluster_resources()
+    there = found.get("GPU", 0) >= 1
+    if gpus and not there and not joined:
+        if address is None:
+            raise BuildStopped("--gpus, and this machine has no GPU that Ray sees")
+        print("the cluster has no GPU yet: embed and caption wait until there is one", file=sys.stderr)
+    return Machine(cpus=max(1, math.floor(found.get("CPU", 1))), gpus=gpus or there)
+
+
+def start(address: str | None = None, cores: int | None = None) -> None:
     """Starts Ray on this machine with `cores` (default: all), or joins the cluster at `address` ("auto": the one that
     this process belongs to). Ray's own chatter goes to its log files."""
     logging.getLogger("ray").setLevel(logging.ERROR)
@@ -161,12 +177,12 @@ def start(address: str | None = None, cores: int | None = None) -> Machine:
         ray.init(**options)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+    context.op_resource_reservation_ratio = 1.0  # a half that is not reserved would go to who asks first
+    context.execution_no_progress_timeout_s = -1  # a unit has a deadline of its own, a node may take long to come
     policies = [*ENABLED_BACKPRESSURE_POLICIES, _NotFarAhead]
     context.set_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, policies)
     for name in ("ray.data", "ray.data._internal"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    found = ray.cluster_resources()
-    return Machine(cpus=max(1, math.floor(found.get("CPU", 1))), gpus=math.floor(found.get("GPU", 0)))
 
 
 @contextlib.contextmanager

@@ -34,6 +34,7 @@ IDENTIFY_UNIT = 32  # sources
 BATCH = 10_000  # rows that are Python objects at once
 CAPTION_UNIT = 64  # clips at least
 CAPTION_BATCHES = 4  # of a unit: a batch's frames are decoded while the one before is captioned
+FEW = 32  # workers: what a build on less may yet get
 SMALLEST_UNIT = 10.0  # seconds of video: less is not worth a commit
 OPENING = 1.0  # seconds of video that opening a file costs as much as
 SELECTED_BY = (  # what selection, planning and counting read of a clip, beside the columns that have thresholds
@@ -146,8 +147,9 @@ def not_scanned(parts: pa.Table, done: state.Scanned) -> pa.Table:
 
 
 def scan_units(parts: pa.Table, recipe: Recipe, workers: int) -> Iterator[ScanUnit]:
-    """Parts grouped to units of up to `segment_seconds` of video, and small enough that every worker gets some."""
-    spread = (pc.sum(parts["seconds"]).as_py() or 0.0) / max(1, 2 * workers)
+    """Parts grouped to units of up to `segment_seconds` of video, and small enough that every worker gets some, also
+    those that join later."""
+    spread = (pc.sum(parts["seconds"]).as_py() or 0.0) / (2 * max(FEW, workers))
     size = min(recipe.scan.segment_seconds, max(spread, SMALLEST_UNIT))
     unit: list[Part] = []
     filled = 0.0

@@ -37,9 +37,8 @@ OPTIONS = ("scan.shots=adaptive", "scan.min_seconds=1", "scan.segment_seconds=8"
 @pytest.fixture(scope="module", autouse=True)
 def one_ray() -> Iterator[None]:
     """Ray is started once for this file; builds inside this process find it running."""
-    machine = stages.start()
+    stages.start()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, "start", lambda *_: machine)
         patch.setattr(stages, "stop", lambda: None)
         yield
     patch.undo()
@@ -304,7 +303,8 @@ def test_a_stage_does_not_run_far_ahead_of_a_slow_one(tmp_path, monkeypatch):
             return sum(name.startswith("quick") for name in names) - sum(name.startswith("slow") for name in names)
 
     monkeypatch.setattr(stages, "AHEAD", 4)
-    graph = [stages.Stage(worker, (), 0.5) for worker in (Quick, Slow)]
+    half = stages.machine().cpus / 2  # one worker each
+    graph = [stages.Stage(worker, (), half) for worker in (Quick, Slow)]
     ahead = list(stages.run([pickle.dumps(i) for i in range(60)], graph))
     assert len(ahead) == 60
     assert max(ahead) <= 4 + 2 * 2  # and two with each of the stages' workers

@@ -25,6 +25,7 @@ import pytest
 import ray
 import yaml
 from ray.cluster_utils import Cluster
+from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import _AutoscalingCoordinatorActor
 
 from model.index import read_index
 from pipeline import stages
@@ -260,20 +261,36 @@ class Where:
         return [*unit, ray.get_runtime_context().get_node_id()]
 
 
-def test_passes_that_want_a_gpu_run_where_there_is_one_and_the_others_anywhere():
+class Attentive(_AutoscalingCoordinatorActor):
+    """Ray Data's view of its cluster, which is brought up to date more often than every 20 seconds."""
+
+    TICK_INTERVAL_S = 1
+
+
+def test_pools_grow_onto_nodes_that_join_and_a_gpu_that_comes_is_used_by_the_next_pass():
     """Nodes that only say they have GPUs: Ray's placement is what is tested."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 0})
-    gpu = cluster.add_node(num_cpus=2, num_gpus=1).node_id
     try:
-        machine = stages.start(cluster.address)
-        assert (machine.cpus, machine.gpus) == (4, 1)
+        machine = stages.machine(cluster.address)
+        name = {"name": "AutoscalingCoordinator", "namespace": "AutoscalingCoordinator"}
+        ray.remote(num_cpus=0)(Attentive).options(**name, lifetime="detached").remote()
+        assert (machine.cpus, machine.gpus) == (2, False)
+        head = ray.get_runtime_context().get_node_id()
+
+        went = stages.run([pickle.dumps([])] * 500, [Stage(Where, (), **machine.other())])
+        assert {node for (node,) in itertools.islice(went, 4)} == {head}
+        gpu = cluster.add_node(num_cpus=2, num_gpus=1).node_id
+        assert any(node == gpu for (node,) in went), "none of the workers is on the new node"
+        went.close()
+
+        machine = stages.machine(cluster.address)
+        assert (machine.cpus, machine.gpus) == (4, True)
         scan, embed, caption = (
             Stage(Where, (), **pools) for pools in (machine.scan(), machine.embed(), machine.caption())
         )
-        went = list(stages.run([pickle.dumps([])] * 12, [scan, embed]))
-        scanned, embedded = (set(nodes) for nodes in zip(*went, strict=True))
+        scanned, embedded = map(set, zip(*stages.run([pickle.dumps([])] * 16, [scan, embed]), strict=True))
         assert embedded == {gpu} == {node for (node,) in stages.run([pickle.dumps([])] * 2, [caption])}
-        assert scanned - {gpu}
+        assert head in scanned
     finally:
         stages.stop()
         cluster.shutdown()

@@ -270,7 +270,7 @@ def units(count: int = 1000) -> None:
     stages.start(cores=2)
     for n in (10, count):
         start = time.perf_counter(), time.process_time()
-        answers = list(stages.run([pickle.dumps(i) for i in range(n)], [stages.Stage(Nothing, (), 1.0, most=2)]))
+        answers = list(stages.run([pickle.dumps(i) for i in range(n)], [stages.Stage(Nothing, (), 1.0)]))
         wall, cpu = time.perf_counter() - start[0], time.process_time() - start[1]
         assert sorted(answers) == list(range(n))
         print(f"{n} empty units: {1000 * wall / n:.1f} ms of wall time a unit, {1000 * cpu / n:.1f} ms of CPU")
