@@ -18,7 +18,7 @@ from pipeline import canaries, passes, report, stages, state, todo
 from pipeline.captioning import CaptionClips
 from pipeline.dataset import check_folder, finish, is_unchanged, lock, note_unchanged, read_info, sweep
 from pipeline.metrics import publish, publish_left
-from pipeline.packing import Pack, pack_units, with_rows
+from pipeline.packing import Pack, pack_units, set_aside, with_rows
 from pipeline.progress import Progress
 from pipeline.recipe import Recipe
 from pipeline.samples import INTERNAL
@@ -137,13 +137,17 @@ def _build(
     clips, shards = with_shards(clips, plans, {path: have[name] for path, name in names.items() if name in have})
 
     scanned = state.scanned(store, recipe)
+    unread = todo.not_scanned(todo.parts_of(sources, recipe), scanned).num_rows > 0
+    unread = unread or any(todo.identify_units(found, store))
     sources = with_errors(sources, scanned)
     still_ours()
     info = finish(store, recipe, sources, clips, todo.whole_rows(clips, sources, store, recipe), shards, spent)
     del clips, kept, plans  # the report reads columns of its own
     report.write_report(store.uri)
-    if not (scanned.unreachable or state.UNREACHABLE in state.identified(store)["status"].to_pylist()):
-        sweep(store, recipe, sources, shards)  # what a server does not give today may be wanted tomorrow
+    if unread:
+        set_aside(store, have, names.values())  # what a server does not give today may be wanted tomorrow
+    else:
+        sweep(store, recipe, sources, shards)
         note_unchanged(found, store, recipe)
     return Built(info, store)
 

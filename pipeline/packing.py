@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -16,13 +16,13 @@ import pyarrow.parquet as pq
 from pipeline.recipe import Recipe
 from pipeline.runs import SPAN_ROWS
 from pipeline.samples import INTERNAL
-from pipeline.shards import ShardPlan, index_path, listed, stored_clips, write_shard
+from pipeline.shards import ShardPlan, ShardResult, index_path, listed, stored_clips, write_shard
 from pipeline.storage import Store
 from pipeline.tables import Fragment, fingerprint, write_fragment
 from pipeline.units import Done
 
 ROWS = "state/pack"  # rows of the clips of shards that are to be written
-ASIDE = "state/old"  # shards that are not wanted any more, until the build that replaces them is finished
+ASIDE = "state/old"  # shards that are not wanted now, until a build is finished for which no source was out of reach
 
 
 @dataclass(frozen=True)
@@ -117,10 +117,7 @@ def pack_units(plans: Iterable[ShardPlan], store: Store) -> tuple[dict[str, str]
             left.append((plan.path, rows, len(plan.clips), ids[0].as_py(), ids[-1].as_py()))
     if not left:
         return names, []
-    wanted = set(names.values())
-    for name, shard in have.items():
-        if name not in wanted:
-            _set_aside(store, shard.path, name)
+    set_aside(store, have, names.values())
     old = [(path, PurePosixPath(path).parent.name, *_ends(store, path)) for path in store.list(ASIDE, ".tar")]
     units = []
     for path, rows, count, first, last in left:
@@ -137,8 +134,13 @@ def _ends(store: Store, tar: str) -> tuple[str, str]:
     return (keys[0].as_py(), keys[-1].as_py()) if len(keys) else ("~", "")
 
 
-def _set_aside(store: Store, path: str, name: str) -> None:
-    old = Path(path)
-    new = Path(ASIDE) / old.parent.name / f"{fingerprint(name)}.tar"
-    for before, after in ((index_path(old), index_path(new)), (old, new)):
-        store.move(str(before), str(after))
+def set_aside(store: Store, have: Mapping[str, ShardResult], wanted: Collection[str]) -> None:
+    """Moves the shards of `have` (by the names of their plans) that are not `wanted` to where no reader finds them."""
+    for name in have.keys() - set(wanted):
+        old = Path(have[name].path)
+        new = Path(ASIDE) / old.parent.name / f"{fingerprint(name)}.tar"
+        if not have[name].clips:  # none could be encoded: there is no tar
+            store.delete(str(index_path(old)))
+            continue
+        for before, after in ((index_path(old), index_path(new)), (old, new)):
+            store.move(str(before), str(after))

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from videos import pan, texture, write_video
 
-from pipeline import web
-from pipeline.build import build
+from pipeline import stages, web
+from pipeline.build import Built, build
 from pipeline.downloads import downloaded
 from pipeline.media import probe
 from pipeline.recipe import SourceOptions, load_recipe
@@ -98,7 +98,8 @@ class Page(http.server.BaseHTTPRequestHandler):
         part = film[int(first) : int(last) + 1]
         headers = {"ETag": f'"{times if fault == "changing" and first != "0" else "one"}"'}
         headers["Content-Range"] = f"bytes {first}-{int(first) + len(part) - 1}/{len(film)}"
-        return self.give(206, part, headers, sent=len(part) // 2 if fault == "cut" and len(part) > 1000 else None)
+        sent = {"mute": 0, "cut": len(part) // 2 if len(part) > 1000 else None}.get(fault)
+        return self.give(206, part, headers, sent=sent)
 
     def give(
         self, status: int, data: bytes = b"", headers: dict[str, str] | None = None, sent: int | None = None, kind=None
@@ -268,23 +269,31 @@ def test_lists_and_tars_behind_urls_lead_to_their_films(site):
     ]
 
 
-def test_a_server_that_is_down_takes_nothing_from_a_dataset(site, tmp_path, capsys):
+def test_a_server_that_is_down_takes_nothing_from_a_dataset(site, tmp_path, capsys, monkeypatch):
     write_video(tmp_path / "pan.mp4", pan(texture(1, 400, 800), 60, 3.0), fps=25)
     site.film, out = (tmp_path / "pan.mp4").read_bytes(), tmp_path / "dataset"
     options = ("scan.shots=stride", "scan.min_seconds=1", "select.thresholds={}")
+    monkeypatch.setattr(stages, "stop", lambda: None)
 
-    def built(*more: str) -> tuple[bool, str]:
-        """Whether the film's one clip is there and all is well; and its shard's split."""
-        done = build([f"{site.base}/film.mp4"], str(out), load_recipe("embedded", [*options, *more]))
-        (shard,) = done.info["shards"]
-        well = done.clips["keep"].to_pylist() == [True] and verify(str(out)) == []
-        return well, shard["path"].split("/")[-1].split("-")[0]
+    def built(film: str, *more: str) -> Built:
+        done = build([f"{site.base}/{film}"], str(out), load_recipe("embedded", [*options, *more]))
+        assert verify(str(out)) == []
+        return done
 
-    assert built() == (True, "train")
-    site.shutdown()
-    site.server_close()
-    assert built("select.val_fraction=1") == (True, "val")
-    assert "1 files are used as last seen: their servers do not answer" in capsys.readouterr().err
+    try:
+        assert built("film.mp4").clips["keep"].to_pylist() == [True]
+        assert not built("mute/film.mp4").clips.num_rows
+        assert [tar.relative_to(out).parts[0] for tar in out.rglob("*.tar")] == ["state"], "it may be wanted again"
+        done = built("film.mp4")
+        assert (done.info["counts"]["kept"], done.info["passes"]["pack"]["results"]["reused"]) == (1, 1)
+        assert [tar.relative_to(out).parts[0] for tar in out.rglob("*.tar")] == ["shards"]
+        site.shutdown()
+        site.server_close()
+        assert built("film.mp4", "select.val_fraction=1").clips["shard"].to_pylist()[0].endswith("val-000001.tar")
+        assert "1 files are used as last seen: their servers do not answer" in capsys.readouterr().err
+    finally:
+        monkeypatch.undo()
+        stages.stop()
 
 
 def test_yt_dlp_brings_a_page_s_video(site, sample_videos):
