@@ -27,7 +27,7 @@ from pipeline.recipe import Recipe, to_dict
 from pipeline.runs import writer
 from pipeline.sources import Found
 from pipeline.storage import Store
-from pipeline.tables import DONE, SOURCES, Fragment, frames_of, read_fragments, write_fragment
+from pipeline.tables import DONE, SOURCES, Fragment, frames_of, read_fragments, write_frames
 
 FORMAT = 1
 PAGES = ("README.md", "report.html")
@@ -218,7 +218,7 @@ def _forget(store: Store, fragment: Fragment, wanted: pa.Array, parts: Sequence[
     for unit, clips in stay.items():
         pictures = Fragment(frames_of(unit), {}).rows(store)
         there = pc.is_in(pictures["clip_id"], pa.array(clips, pa.string()))
-        write_fragment(store, frames_of(unit), pictures.filter(there), {})
+        write_frames(store, unit, pictures.filter(there))
 
 
 def counts(sources: pa.Table, clips: pa.Table) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from pipeline import passes
 from pipeline.duplicates import frame_hashes
 from pipeline.recipe import Bounds, Recipe
 from pipeline.storage import Store
-from pipeline.tables import Fragment, fingerprint, frames_of, table_from, write_fragment
+from pipeline.tables import Fragment, fingerprint, frames_of, read_frames, table_from, write_fragment
 from pipeline.units import Done, UnitClips
 
 CHUNK = 16  # clips whose frames are in memory at once
@@ -190,17 +190,17 @@ def rows_in(store: Store, clips: UnitClips) -> pa.Table:
 def chunks(
     store: Store, unit: str, rows: Sequence[dict[str, Any]], size: int = CHUNK
 ) -> Iterator[tuple[list[dict[str, Any]], dict[str, Frames]]]:
-    """`rows` of a unit of the scan a few at a time, with their sampled frames decoded."""
+    """`rows` of a unit of the scan a few at a time, with their sampled frames read and decoded."""
     if not rows:
         return
     with store.open(frames_of(unit)) as file:
-        stored = pq.read_table(file).to_pylist()
-    jpegs: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for frame in stored:
-        jpegs[frame["clip_id"]].append(frame)
-    for at in range(0, len(rows), size):
-        chunk = list(rows[at : at + size])
-        yield chunk, {row["clip_id"]: _decode(jpegs[row["clip_id"]]) for row in chunk}
+        stored = pq.ParquetFile(file)
+        for at in range(0, len(rows), size):
+            chunk = list(rows[at : at + size])
+            jpegs: dict[str, list[dict[str, Any]]] = {row["clip_id"]: [] for row in chunk}
+            for frame in read_frames(stored, jpegs).to_pylist():
+                jpegs[frame["clip_id"]].append(frame)
+            yield chunk, {clip: _decode(frames) for clip, frames in jpegs.items()}
 
 
 def _decode(stored: Sequence[Mapping[str, Any]]) -> Frames:

@@ -76,6 +76,32 @@ def frames_of(unit: str) -> str:
     return f"tables/frames/{unit}.parquet"
 
 
+def write_frames(store: Store, unit: str, rows: pa.Table) -> int:
+    """Commits the sampled frames of a unit, rows of FRAMES; returns the bytes of the file. A clip is a row group, so
+    that those of a few clips can be read alone."""
+    rows = rows.sort_by([("clip_id", "ascending"), ("index", "ascending")])
+    sink = io.BytesIO()
+    # JPEGs do not get smaller, and of what is read to choose by there are only clip ids.
+    options = {"compression": {"jpeg": "none"}, "use_dictionary": False, "write_statistics": ["clip_id"]}
+    with pq.ParquetWriter(sink, FRAMES, **options) as out:
+        for count in pc.value_counts(rows["clip_id"]).field("counts").to_pylist():
+            out.write_table(rows.slice(0, count))
+            rows = rows.slice(count)
+    store.write(frames_of(unit), sink.getvalue())
+    return sink.tell()
+
+
+def read_frames(file: pq.ParquetFile, clips: Collection[str]) -> pa.Table:
+    """The sampled frames of these clips; only the row groups that may have some are read."""
+    groups = []
+    for number in range(file.num_row_groups):
+        found = file.metadata.row_group(number).column(0).statistics
+        if any(found.min <= clip <= found.max for clip in clips):
+            groups.append(number)
+    rows = file.read_row_groups(groups)
+    return rows.filter(pc.is_in(rows["clip_id"], pa.array(sorted(clips), pa.string())))
+
+
 def hex_words(ids: pa.ChunkedArray) -> np.ndarray:
     """The first 16 hex digits of each id as (n,) uint64: evenly spread, and in the order of the ids."""
     words = [_hex_words(chunk) for chunk in ids.chunks if len(chunk)]

@@ -21,7 +21,7 @@ from pipeline.scan import Scanned, scan
 from pipeline.sources import Found, content_id, open_media, suffix
 from pipeline.state import UNREACHABLE
 from pipeline.storage import Store, Unreachable
-from pipeline.tables import FRAMES, fingerprint, frames_of, table_from, write_fragment
+from pipeline.tables import FRAMES, fingerprint, table_from, write_fragment, write_frames
 from pipeline.units import Done, IdentifyUnit, Part, ScanUnit, UnitClips
 
 SLOWEST = 2e6  # bytes a second at which a source is read at least, to know its content
@@ -107,8 +107,7 @@ class Scan:
                 said["note"] = note
             parts.append(said)
             seconds["total"] += time.perf_counter() - started
-        table = table_from(frames, FRAMES).sort_by([("clip_id", "ascending"), ("index", "ascending")])
-        size = write_fragment(self._store, frames_of(name), table, {}).size
+        size = write_frames(self._store, name, table_from(frames, FRAMES))
         rows = table_from([{**clip, "unit": name} for clip in clips], self._schema).sort_by("clip_id")
         done = {"fingerprint": self._fingerprint, "parts": [{**part, "frames_bytes": size} for part in parts]}
         write_fragment(self._store, f"state/scan/{name}.parquet", rows, done)

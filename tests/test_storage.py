@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
 import os
 import signal
@@ -15,6 +16,8 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pyarrow as pa
 import pytest
 from faulty import Proxy, proxy
@@ -25,9 +28,10 @@ from pipeline.cli import main
 from pipeline.dataset import read_info
 from pipeline.lease import LeaseError, lease
 from pipeline.media import Video, probe
+from pipeline.scoring import chunks
 from pipeline.sources import content_id, discover, open_media
 from pipeline.storage import PIECE, StorageError, Store, Unreachable, atomic, filesystem
-from pipeline.tables import read_fragments, read_table, write_fragment
+from pipeline.tables import FRAMES, read_fragments, read_table, table_from, write_fragment, write_frames
 
 ROOT = Path(__file__).parents[1]
 KEYS = {"AWS_ACCESS_KEY_ID": "AKIATHISISATEST", "AWS_SECRET_ACCESS_KEY": "a-key-that-is-in-no-file"}
@@ -117,6 +121,45 @@ def test_fragments_say_what_was_done_and_a_damaged_one_is_as_if_not_there(store)
     assert fragment.done == {"fingerprint": "f", "parts": ["p"]}
     assert fragment.rows(store).to_pylist() == rows.to_pylist()
     assert store.list("state/scan") == ["state/scan/one.parquet"]
+
+
+def test_the_frames_of_a_few_clips_are_read_without_those_of_the_others(store, network, monkeypatch):
+    random, read = np.random.default_rng(1), []
+    pictures = {f"{i:020x}": [random.integers(0, 256, (160, 160, 3), np.uint8) for _ in range(4)] for i in range(40)}
+    rows = [
+        {"clip_id": clip, "index": i, "time": i / 2, "jpeg": cv2.imencode(".jpg", some[i])[1].tobytes()}
+        for clip, some in reversed(pictures.items())
+        for i in (2, 0, 3, 1)
+    ]
+    size = write_frames(store, "unit", table_from(rows, FRAMES))
+    assert size == store.info("tables/frames/unit.parquet")[0] < 1.02 * sum(len(row["jpeg"]) for row in rows)
+
+    class Counted(io.FileIO):
+        def read(self, size: int = -1) -> bytes:
+            read.append(size)
+            return super().read(size)
+
+    def bytes_for(*numbers: int) -> int:
+        """Read for these clips, two at a time, after a look at what came out."""
+        read.clear()
+        network.seen.clear()
+        some = [{"clip_id": f"{i:020x}"} for i in numbers]
+        found = {}
+        for _, frames in chunks(store, "unit", some, size=2):
+            assert len(frames) <= 2
+            found |= frames
+        assert list(found) == [row["clip_id"] for row in some]
+        for clip, frames in found.items():
+            assert frames.times.tolist() == [0, 0.5, 1, 1.5]
+            for there, wanted in zip(frames.pictures, pictures[clip], strict=True):
+                assert np.corrcoef(there[:, :, 1].ravel(), wanted[:, :, 1].ravel())[0, 1] > 0.8
+        ranges = [path.partition("bytes=")[2].split("-") for method, path in network.seen if method == "GET"]
+        return sum(read) + sum(int(last) - int(first) + 1 for first, last in ranges)
+
+    if store.local:
+        monkeypatch.setattr(store, "open", lambda name: Counted(store.path(name)))
+    assert bytes_for(5, 30) < size / 5
+    assert bytes_for(*range(40)) < 1.1 * size
 
 
 def test_sources_on_an_object_store_are_found_and_read_by_ranges(s3, tmp_path):
