@@ -157,7 +157,7 @@ def caption_stage(store: Store, recipe: Recipe, machine: Machine) -> stages.AnyS
     if recipe.caption.captioner == "ray_llm":
         from pipeline.ray_llm import AskRay  # takes seconds to import
 
-        return AskRay(store, recipe, cpus=0.5)
+        return AskRay(store, recipe)
     return Stage(CaptionClips, (store, recipe), **machine.caption())
 
 

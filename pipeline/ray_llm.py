@@ -34,7 +34,6 @@ class AskRay:
 
     store: Store
     recipe: Recipe
-    cpus: float
 
     def through(self, data: ray.data.Dataset, blocks: int) -> ray.data.Dataset:
         for name in ("exceptions", "_internal.execution.streaming_executor_state"):  # print whole requests
@@ -42,7 +41,7 @@ class AskRay:
         pool = ray.data.ActorPoolStrategy(min_size=1, max_size=blocks)
         given: dict[str, Any] = {
             "fn_constructor_args": (self.store, self.recipe),
-            "num_cpus": self.cpus,
+            "num_cpus": 0.5,
             "compute": pool,
         }
         asked = data.flat_map(_Ask, **given)  # type: ignore[arg-type]

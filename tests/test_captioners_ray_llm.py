@@ -103,7 +103,7 @@ def test_an_engine_that_is_not_installed_is_said_in_one_line(one_ray, tmp_path):
     with pytest.raises(ImportError) as missing:
         stage.fn(data_column="", expected_input_keys=[], **stage.fn_constructor_kwargs)
     with pytest.raises(BuildStopped, match="vLLM is not installed where Ray's workers run"):
-        AskRay(Store(str(tmp_path)), given, cpus=1.0, most=1).explain(missing.value)
+        AskRay(Store(str(tmp_path)), given).explain(missing.value)
 
 
 def test_an_engines_row_is_read_as_a_completion(one_ray, tmp_path):
