@@ -17,10 +17,11 @@ import numpy as np
 from av.codec.context import Flags
 from av.video.frame import PictureType
 
-from pipeline.media import Frame, MediaError, Video
+from pipeline.frame import Frame
+from pipeline.media import MediaError, Video
 from pipeline.recipe import PackOptions
 
-VERSION = 3  # of the bytes that this file makes: raise it when the same span would be encoded to others
+VERSION = 4  # of the bytes that this file makes: raise it when the same span would be encoded to others
 CONTINUE = 2.0  # seconds: a span that starts this soon after the last one is reached by decoding on, not by seeking
 JPEG_QUALITY = 95
 # x264's AVX-512 code was seen to give other bytes than the rest of it, and now and then others for the same frames.
@@ -202,11 +203,10 @@ def _picture(frame: Frame, cut: Cut) -> av.VideoFrame:
         native.pict_type = PictureType.NONE  # else the encoder would repeat the source's choice of keyframes
         return native
     planes = [np.rot90(plane, frame.rotation // 90) for plane in frame.planes()]
-    full = frame.full_range and not frame.native.format.name.startswith(("rgb", "bgr", "gbr", "pal"))
     fitted = []
     for plane, size, table in zip(planes, ((width, height), *[(width // 2, height // 2)] * 2), LIMITED, strict=False):
         plane = _fit(plane, cut.part(), size, 2 if plane is planes[0] else 1)
-        fitted.append(cv2.LUT(plane, table) if full else plane)
+        fitted.append(cv2.LUT(plane, table) if frame.full_range else plane)
     data = np.concatenate([np.ascontiguousarray(plane).ravel() for plane in fitted])
     return av.VideoFrame.from_ndarray(data.reshape(height * 3 // 2, width), format="yuv420p")
 

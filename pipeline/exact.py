@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import TypeVar
 
-from pipeline.media import Frame, MediaError, Video
+from pipeline.frame import Frame
+from pipeline.media import MediaError, Video
 from pipeline.recipe import SourceOptions
 from pipeline.sources import open_media
 

@@ -1,4 +1,4 @@
-"""Video files: probing them and decoding them, in presentation order. With encode.py the only user of PyAV."""
+"""Video files and still images: probing them and decoding them, in presentation order."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from typing import Any, BinaryIO
 import av
 import numpy as np
 
+from pipeline.frame import Frame, is_mirrored
 from pipeline.references import is_spare
 from pipeline.storage import Unreachable
 
 av.logging.set_level(av.logging.PANIC)  # what FFmpeg has to say about a broken file becomes a MediaError
 
 IMAGE_FORMATS = {"image2", "png_pipe", "jpeg_pipe", "webp_pipe", "bmp_pipe", "tiff_pipe", "webp", "mjpeg_pipe"}
+HEAD = 1 << 16  # bytes of a JPEG, of which EXIF is the first part
 JUMP_BACK = 1.0  # seconds: timestamps that go back further than this start another timeline, which cannot be addressed
 
 
@@ -45,49 +47,6 @@ class Probe:
     format: str = ""
 
 
-@dataclass(frozen=True)
-class Frame:
-    """A decoded frame. `pts` counts in the stream's time base and is unique and rising within a decode."""
-
-    pts: int
-    time: float  # seconds
-    key: bool
-    native: av.VideoFrame
-    rotation: int  # degrees counter-clockwise, as in `Probe`
-    b: bool  # a B-frame: of lower quality than its neighbours
-    passed: tuple[int, ...]  # pts of this frame and of the source's frames between the last one given and it
-    spare: bool  # no frame refers to it: it is given only because it was `wanted`
-
-    def planes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Y, U and V as views of the decoder's memory (valid while the frame lives), 8 bits, as coded: not rotated.
-
-        (h, w) uint8 and chroma of whatever subsampling the format has; deeper formats are shifted down to 8 bits.
-        """
-        native, depth = _planar(self.native)
-        views = [_plane(plane, 2 if depth > 8 else 1) for plane in native.planes[:3]]
-        if len(views) < 3:  # grey
-            views += [np.full((1, 1), 128, np.uint8)] * 2
-        if depth > 8:
-            views = [v if v.dtype == np.uint8 else (v >> (depth - 8)).astype(np.uint8) for v in views]
-        return views[0], views[1], views[2]
-
-    def rgb(self) -> np.ndarray:
-        """The frame as displayed but for its pixel aspect: (h, w, 3) uint8, rotated."""
-        return np.ascontiguousarray(np.rot90(self.native.to_ndarray(format="rgb24"), self.rotation // 90))
-
-    @property
-    def full_range(self) -> bool:
-        """Whether luma uses 0-255 rather than 16-235."""
-        name = self.native.format.name
-        return int(self.native.color_range) == 2 or name.startswith(("yuvj", "gray", "rgb", "bgr", "gbr", "pal"))
-
-    @property
-    def bt709(self) -> bool:
-        """Whether colours are of ITU-R BT.709 or BT.2020 rather than BT.601; by size where the stream does not say."""
-        space = int(self.native.colorspace)
-        return space in (1, 9, 10) or (space == 2 and self.native.height >= 720)
-
-
 class Video:
     """An open file, to be used as a context manager. Decodes on `threads` threads (one: the same bytes at any load).
     `rough` leaves H.264's B-frames without the filter that smooths their blocks, a twelfth of a decode.
@@ -107,6 +66,7 @@ class Video:
             self._fields = bool(first.interlaced_frame)  # two packets may make one frame
             self._unread = chain([first], self._unread)  # a first decode goes on from there
             self.probe = self._probe(first)
+            self._mirrored = self.probe.image and self.probe.codec == "mjpeg" and is_mirrored(self._head())
         except BaseException:
             self._container.close()
             raise
@@ -121,6 +81,8 @@ class Video:
         context = self._stream.codec_context
         if self._rough and context.codec.canonical_name == "h264":  # P-frames may refer to others' B-frames in H.265
             context.options = {"skip_loop_filter": "bidir"}
+        if self._container.format.name in IMAGE_FORMATS and context.codec.canonical_name == "mjpeg":
+            context.options = {"err_detect": "explode"}  # else half a JPEG is a picture, and its other half green
         context.thread_count = self._threads
         context.thread_type = "AUTO" if self._threads != 1 else "NONE"
 
@@ -169,6 +131,8 @@ class Video:
             last = pts
             spare, key = pts in self._spare, bool(native.key_frame)
             b = int(native.pict_type) == 3  # AV_PICTURE_TYPE_B
+            if self._mirrored:
+                native = av.VideoFrame.from_ndarray(np.flipud(native.to_ndarray(format="rgb24")), format="rgb24")
             yield Frame(pts, float(pts * base), key, native, self.probe.rotation, b, (*passed, pts), spare)
         self._skipped = sorted(p for p in self._skipped if last is not None and p > last)
 
@@ -181,6 +145,17 @@ class Video:
     def remaining(self) -> list[int]:
         """pts of the source's frames after the last one that was given, when `frames` is through."""
         return self._skipped
+
+    def _head(self) -> bytes:
+        """The first bytes, where a camera notes how it was held."""
+        if isinstance(self._file, str):
+            with open(self._file, "rb") as file:
+                return file.read(HEAD)
+        at = self._file.tell()
+        self._file.seek(0)
+        head = self._file.read(HEAD)
+        self._file.seek(at)
+        return head
 
     def _step(self) -> int:
         return max(1, round(1 / (self.probe.fps * self.probe.time_base))) if self.probe.fps else 1
@@ -333,22 +308,6 @@ def _video_stream(container: Any) -> Any:
             return stream
     kinds = sorted({s.type for s in container.streams})
     raise MediaError("no video stream" + (f" (only {', '.join(kinds)})" if kinds else ""))
-
-
-def _planar(native: av.VideoFrame) -> tuple[av.VideoFrame, int]:
-    """The frame itself where its planes can be used as they are, else converted to 8-bit 4:4:4; and its bit depth."""
-    name = native.format.name
-    for prefix in ("yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p", "yuv440p", "gray"):
-        if name == prefix:
-            return native, 8
-        if name.startswith(prefix) and name.endswith("le") and name[len(prefix) : -2] in ("9", "10", "12"):
-            return native, int(name[len(prefix) : -2])
-    return native.reformat(format="yuv444p"), 8
-
-
-def _plane(plane: Any, size: int) -> np.ndarray:
-    rows = np.frombuffer(plane, np.uint8).reshape(-1, abs(plane.line_size))[: plane.height]
-    return (rows.view(np.uint16) if size == 2 else rows)[:, : plane.width]
 
 
 def _words(error: BaseException) -> str:

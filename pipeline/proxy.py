@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from pipeline.media import Frame, Probe
+from pipeline.frame import Frame
+from pipeline.media import Probe
 
 SHORT_SIDE = 90  # pixels of a proxy's luma: high enough for flow and letterbox, 14 kB at 16:9
 TINY = (48, 27)  # width, height that TransNetV2 was trained on (Soucek and Lokoc, arXiv 2008.04838)

@@ -19,7 +19,8 @@ from filters.base import Track, score
 from filters.borders import content_box
 from pipeline.cascade import Cascade
 from pipeline.exact import ExactFrames, Made
-from pipeline.media import Frame, MediaError, Probe, Video
+from pipeline.frame import Frame
+from pipeline.media import MediaError, Probe, Video
 from pipeline.passes import columns_of, filters_of
 from pipeline.proxy import Shrinker, Still
 from pipeline.recipe import Recipe, RecipeError

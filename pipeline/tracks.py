@@ -11,7 +11,8 @@ import numpy as np
 
 from filters.base import ClipView
 from filters.flow import coarse_flow
-from pipeline.media import Frame, Probe
+from pipeline.frame import Frame
+from pipeline.media import Probe
 from pipeline.proxy import Shrinker, Still, crop
 
 LUMA_RATE = 8.0  # frames a second of the luma track; flow is between neighbours of it
