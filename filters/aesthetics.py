@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -52,10 +52,7 @@ class Aesthetics:
                 "with ViT-L-14, 512 with ViT-B-32"
             )
 
-    def score(self, clips: Sequence[ClipView]) -> list[dict[str, Score]]:
-        return [self._score(clip) for clip in clips]
-
-    def _score(self, clip: ClipView) -> dict[str, Score]:
+    def score(self, clip: ClipView) -> dict[str, Score]:
         if not usable(clip.embedding, self.dim):
             return unknown(self, "no usable embedding")
         ratings = rate(self.layers, clip.embedding)

@@ -74,9 +74,10 @@ class Filter(Protocol):
     needs: frozenset[Track]
     columns: Mapping[str, pa.DataType]
 
-    def score(self, clips: Sequence[ClipView]) -> list[dict[str, Score]]:
-        """One dict a clip, in order, with every name in `columns`; None where a score could not be computed, and then
-        also a few plain words under `why_null(name)`, which is one more column of the table.
+    def score(self, clip: ClipView) -> dict[str, Score]:
+        """Every name in `columns`; None where a score could not be computed, and then also a few plain words under
+        `why_null(name)`, which is one more column of the table. One clip at a time: what a clip scores does not depend
+        on which others share its unit of work.
 
         Bad clips (one frame, black, 16 pixels wide) are None, never an exception and never 0 or -1.
         """
@@ -93,9 +94,14 @@ def unknown(kind: Filter, why: str) -> dict[str, Score]:
     return {**dict.fromkeys(kind.columns), why_null(kind.name): why}
 
 
+def evenly(count: int, most: int) -> np.ndarray:
+    """Indices of up to `most` of `count` items, evenly spread, with the first and the last."""
+    return np.unique(np.linspace(0, count - 1, most).round().astype(int))
+
+
 def score(kind: Filter, clips: Sequence[ClipView]) -> list[dict[str, Score]]:
-    """`kind.score`, with NaN and infinity made null: what a model gives for a picture that it cannot digest."""
-    answers = kind.score(clips)
+    """One answer a clip, with NaN and infinity made null: what a model gives for a picture that it cannot digest."""
+    answers = [kind.score(clip) for clip in clips]
     for answer in answers:
         broken = [name for name, value in answer.items() if isinstance(value, float) and not math.isfinite(value)]
         if broken:

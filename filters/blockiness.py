@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -21,11 +21,8 @@ class Blockiness:
         "blockiness_grid": pa.float32(),  # how much larger steps are on the grid than beside it; 0 none, 1 twice
     }
 
-    def score(self, clips: Sequence[ClipView]) -> list[dict[str, Score]]:
-        return [self._score(clip.detail) for clip in clips]
-
-    def _score(self, patches: Sequence[np.ndarray]) -> dict[str, Score]:
-        found = [block_steps(patch) for patch in patches if min(patch.shape) >= 8 * PERIOD]
+    def score(self, clip: ClipView) -> dict[str, Score]:
+        found = [block_steps(patch) for patch in clip.detail if min(patch.shape) >= 8 * PERIOD]
         known = [value for value in found if value is not None]
         if not known:
             return unknown(self, "flat" if found else f"smaller than {8 * PERIOD} pixels")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
-from filters.base import ClipView, Score, Track, unknown
+from filters.base import ClipView, Score, Track, evenly, unknown
 
 TOLERANCE = 8  # grey levels that compression moves a flat border by
 STRAY = 0.03  # share of a border line's samples that may be off (ringing, a speck)
@@ -35,7 +35,7 @@ def content_box(luma: np.ndarray) -> tuple[float, float, float, float]:
     """
     if luma.ndim != 3 or min(luma.shape) < 1 or min(luma.shape[1:]) < 16:
         return WHOLE
-    frames = luma[np.unique(np.linspace(0, len(luma) - 1, SAMPLES).round().astype(int))]
+    frames = luma[evenly(len(luma), SAMPLES)]
     top, bottom = _bands(frames)
     inner = frames[:, top : frames.shape[1] - bottom]
     left, right = _bands(inner.transpose(0, 2, 1))
@@ -121,6 +121,7 @@ class Borders:
     needs = frozenset({Track.LUMA})
     columns: Mapping[str, pa.DataType] = {"borders_area": pa.float32()}  # share of the frame inside its borders, 0 to 1
 
-    def score(self, clips: Sequence[ClipView]) -> list[dict[str, Score]]:
-        areas = [float((x1 - x0) * (y1 - y0)) for x0, y0, x1, y1 in (clip.box for clip in clips)]
-        return [{"borders_area": area} if 0 < area <= 1 else unknown(self, "no picture") for area in areas]
+    def score(self, clip: ClipView) -> dict[str, Score]:
+        x0, y0, x1, y1 = clip.box
+        area = float((x1 - x0) * (y1 - y0))
+        return {"borders_area": area} if 0 < area <= 1 else unknown(self, "no picture")

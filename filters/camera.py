@@ -7,14 +7,14 @@ named: what it shows is what a camera shows that pans along with a subject that 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import cv2
 import numpy as np
 import pyarrow as pa
 
 from filters.base import ClipView, Score, Track, unknown, why_null
-from filters.global_motion import GlobalMotion, global_motion, grid, why_unseen
+from filters.global_motion import GlobalMotion, aspect, global_motion, grid, why_unseen
 
 SMOOTH = 0.75  # seconds: half width of the triangle that parts a move from shake
 STILL = 0.01  # picture heights per second: a slower move is none
@@ -47,10 +47,7 @@ class Camera:
         "camera_jerk": pa.float32(),  # 95th percentile of how fast its motion changes, picture heights/s^2
     }
 
-    def score(self, clips: Sequence[ClipView]) -> list[dict[str, Score]]:
-        return [self._score(clip) for clip in clips]
-
-    def _score(self, clip: ClipView) -> dict[str, Score]:
+    def score(self, clip: ClipView) -> dict[str, Score]:
         whole = global_motion(clip)
         if whole is None:
             return unknown(self, why_unseen(clip))
@@ -91,8 +88,7 @@ class Camera:
 
 def _radius(clip: ClipView) -> float:
     """Root mean square distance from the picture's centre, in heights: what turns rad/s and 1/s into heights/s."""
-    shape = clip.luma.shape if len(clip.luma) else clip.flow.shape
-    return float(np.sqrt(((shape[2] / shape[1]) ** 2 + 1) / 12))
+    return float(np.sqrt((aspect(clip) ** 2 + 1) / 12))
 
 
 def _speeds(whole: GlobalMotion, radius: float) -> np.ndarray:
@@ -139,8 +135,7 @@ def _travels(clip: ClipView, whole: GlobalMotion, first: int, last: int, label: 
     part = slice(first, last + 1)
     if not label.startswith("zoom") or whole.seconds[part].sum() < TRAVEL:
         return label
-    shape = clip.luma.shape if len(clip.luma) else clip.flow.shape
-    x, y = grid(whole.belief.shape[1], whole.belief.shape[2], shape[2] / shape[1])
+    x, y = grid(whole.belief.shape[1], whole.belief.shape[2], aspect(clip))
     zoom, roll = whole.zoom[part, None, None], whole.roll[part, None, None]
     right, down = whole.residual[part, ..., 0] + zoom * x - roll * y, whole.residual[part, ..., 1] + zoom * y + roll * x
     weight = whole.belief[part] * (whole.seconds * whole.valid)[part, None, None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import cv2
 import numpy as np
@@ -24,11 +24,8 @@ class Colour:
         "colour_fulness": pa.float32(),  # Hasler and Suesstrunk's colourfulness; 0 grey, about 40 ordinary, 100 garish
     }
 
-    def score(self, clips: Sequence[ClipView]) -> list[dict[str, Score]]:
-        return [self._score(clip.frames) for clip in clips]
-
-    def _score(self, frames: Sequence[np.ndarray]) -> dict[str, Score]:
-        small = [_small(frame) for frame in frames if min(frame.shape[:2]) > 0]
+    def score(self, clip: ClipView) -> dict[str, Score]:
+        small = [_small(frame) for frame in clip.frames if min(frame.shape[:2]) > 0]
         if not small:
             return unknown(self, "no frames")
         return {

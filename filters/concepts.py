@@ -53,10 +53,7 @@ class Concepts:
         against = self.encoder.texts(list(self.neutral)).mean(axis=0)
         return (self.encoder.texts([str(text) for text in self.prompts.values()]) - against).T
 
-    def score(self, clips: Sequence[ClipView]) -> list[dict[str, Score]]:
-        return [self._score(clip) for clip in clips]
-
-    def _score(self, clip: ClipView) -> dict[str, Score]:
+    def score(self, clip: ClipView) -> dict[str, Score]:
         if not self.columns:
             return {}
         if not usable(clip.embedding, self.encoder.dim):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import pyarrow as pa
 
@@ -19,10 +19,7 @@ class Consistency:
     needs = frozenset({Track.EMBEDDING})
     columns: Mapping[str, pa.DataType] = {"consistency_min": pa.float32(), "consistency_mean": pa.float32()}
 
-    def score(self, clips: Sequence[ClipView]) -> list[dict[str, Score]]:
-        return [self._score(clip) for clip in clips]
-
-    def _score(self, clip: ClipView) -> dict[str, Score]:
+    def score(self, clip: ClipView) -> dict[str, Score]:
         if len(clip.appearance) < 2 or not usable(clip.appearance):
             return unknown(self, "no two usable embeddings")
         cosines = (clip.appearance[1:] * clip.appearance[:-1]).sum(axis=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import pyarrow as pa
 
@@ -18,10 +18,7 @@ class Duration:
         "duration_fps": pa.float32(),  # mean source frames per second
     }
 
-    def score(self, clips: Sequence[ClipView]) -> list[dict[str, Score]]:
-        return [
-            {"duration_seconds": float(clip.duration), "duration_fps": float(clip.fps)}
-            if clip.duration > 0 and clip.fps > 0
-            else unknown(self, "a single moment")
-            for clip in clips
-        ]
+    def score(self, clip: ClipView) -> dict[str, Score]:
+        if not (clip.duration > 0 and clip.fps > 0):
+            return unknown(self, "a single moment")
+        return {"duration_seconds": float(clip.duration), "duration_fps": float(clip.fps)}

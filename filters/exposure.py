@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import pyarrow as pa
 
-from filters.base import ClipView, Score, Track, unknown
+from filters.base import ClipView, Score, Track, evenly, unknown
 
 SAMPLES = 16  # frames looked at, evenly spread
 CRUSHED, BURNT = 6, 249  # grey levels
@@ -26,14 +26,11 @@ class Exposure:
         "exposure_contrast": pa.float32(),  # spread between the 5th and the 95th percentile of luma, 0 to 1
     }
 
-    def score(self, clips: Sequence[ClipView]) -> list[dict[str, Score]]:
-        return [self._score(clip.luma) for clip in clips]
-
-    def _score(self, luma: np.ndarray) -> dict[str, Score]:
+    def score(self, clip: ClipView) -> dict[str, Score]:
+        luma = clip.luma
         if luma.size == 0:
             return unknown(self, "no frames")
-        picks = np.unique(np.linspace(0, len(luma) - 1, SAMPLES).round().astype(int))
-        counts = np.stack([np.bincount(luma[k].ravel(), minlength=256) for k in picks])
+        counts = np.stack([np.bincount(luma[k].ravel(), minlength=256) for k in evenly(len(luma), SAMPLES)])
         share = counts / counts.sum(axis=1, keepdims=True)
         below = share.cumsum(axis=1)
         low, high = (below >= 0.05).argmax(axis=1), (below >= 0.95).argmax(axis=1)

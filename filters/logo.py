@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import pyarrow as pa
 
-from filters.base import ClipView, Score, Track, unknown
+from filters.base import ClipView, Score, Track, evenly, unknown
 
 SAMPLES = 24  # frames looked at, evenly spread
 EDGE = 6.0  # grey levels per proxy pixel that an edge has on average
@@ -28,11 +28,8 @@ class Logo:
         "logo_corner": pa.string(),  # top_left, top_right, bottom_left or bottom_right; null where there is none
     }
 
-    def score(self, clips: Sequence[ClipView]) -> list[dict[str, Score]]:
-        return [self._score(clip.luma) for clip in clips]
-
-    def _score(self, luma: np.ndarray) -> dict[str, Score]:
-        found = gradients(luma)
+    def score(self, clip: ClipView) -> dict[str, Score]:
+        found = gradients(clip.luma)
         if found is None:
             return unknown(self, "fewer than five frames, or a sliver")
         rows, columns = round(found.strength.shape[0] * CORNER[0]), round(found.strength.shape[1] * CORNER[1])
@@ -65,7 +62,7 @@ def gradients(luma: np.ndarray) -> Gradients | None:
     """Of (n, h, w) uint8 frames; None for fewer than five frames and for slivers."""
     if len(luma) < 5 or min(luma.shape[1:]) < 32:
         return None
-    picks = np.unique(np.linspace(0, len(luma) - 1, SAMPLES).round().astype(int))
+    picks = evenly(len(luma), SAMPLES)
     strength, right, down = (np.zeros(luma.shape[1:], np.float32) for _ in range(3))
     for k in picks:
         x, y = (part.astype(np.float32) / 8 for part in cv2.spatialGradient(luma[k]))  # Sobel's kernel sums to 8

@@ -1,8 +1,9 @@
 """Naturalness: how far the fine structure of the picture is from that of undistorted photographs.
 
 A no-reference quality in the way of NIQE: statistics of contrast-normalised luma at two scales, compared with a model
-of good pictures (`naturalness.npz`, made by `fit`). Blur and blocks are far from them. White grain is not: contrast
-normalisation divides it out, and fine texture has the same statistics; `noise` is the score for that.
+of good pictures (naturalness.npz, made by tests/benchmarks/fit_naturalness.py). Blur and blocks are far from them.
+White grain is not: contrast normalisation divides it out, and fine texture has the same statistics; `noise` is the
+score for that.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ class Naturalness:
         "naturalness_distance": pa.float32(),  # Mahalanobis, 0 like a good photograph; blur and blocks are far
     }
 
-    def score(self, clips: Sequence[ClipView]) -> list[dict[str, Score]]:
-        found = [distance(clip.detail) for clip in clips]
-        return [unknown(self, "no texture") if one is None else {"naturalness_distance": one} for one in found]
+    def score(self, clip: ClipView) -> dict[str, Score]:
+        found = distance(clip.detail)
+        return unknown(self, "no texture") if found is None else {"naturalness_distance": found}
 
 
 def distance(patches: Sequence[np.ndarray]) -> float | None:
@@ -109,12 +110,6 @@ def _moments() -> np.ndarray:
     """Of each of `SHAPES`, rising: the squared mean of the absolute value over the mean square."""
     log = [2 * math.lgamma(2 / s) - math.lgamma(1 / s) - math.lgamma(3 / s) for s in SHAPES]
     return np.exp(np.array(log))
-
-
-def fit(pictures: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean (36,) and covariance (36, 36) of the features of good pictures, (h, w) uint8 luma each."""
-    rows = np.array([row for picture in pictures for row in square_features(picture)])
-    return rows.mean(axis=0), np.cov(rows, rowvar=False)
 
 
 @functools.cache

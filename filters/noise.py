@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import cv2
 import numpy as np
@@ -21,11 +21,8 @@ class Noise:
     needs = frozenset({Track.DETAIL})
     columns: Mapping[str, pa.DataType] = {"noise_sigma": pa.float32()}  # standard deviation, grey levels of 255
 
-    def score(self, clips: Sequence[ClipView]) -> list[dict[str, Score]]:
-        return [self._score(clip.detail) for clip in clips]
-
-    def _score(self, patches: Sequence[np.ndarray]) -> dict[str, Score]:
-        found = [noise_sigma(patch) for patch in patches if min(patch.shape) >= 2 * BLOCK]
+    def score(self, clip: ClipView) -> dict[str, Score]:
+        found = [noise_sigma(patch) for patch in clip.detail if min(patch.shape) >= 2 * BLOCK]
         known = [sigma for sigma in found if sigma is not None]
         return {"noise_sigma": float(np.median(known))} if known else unknown(self, "all black or white, or too small")
 

@@ -36,10 +36,7 @@ class Nsfw:
         if encoder.dim not in (0, self.detector.dim):
             raise ValueError(f"{weights} reads {self.detector.dim} dimensions, and {encoder.id} has {encoder.dim}")
 
-    def score(self, clips: Sequence[ClipView]) -> list[dict[str, Score]]:
-        return [self._score(clip) for clip in clips]
-
-    def _score(self, clip: ClipView) -> dict[str, Score]:
+    def score(self, clip: ClipView) -> dict[str, Score]:
         if not usable(clip.embedding, self.detector.dim):
             return unknown(self, "no usable embedding")
         chances = self.detector(clip.embedding)

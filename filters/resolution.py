@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import pyarrow as pa
 
@@ -19,10 +19,7 @@ class Resolution:
         "resolution_aspect": pa.float32(),  # width / height
     }
 
-    def score(self, clips: Sequence[ClipView]) -> list[dict[str, Score]]:
-        return [self._score(clip) for clip in clips]
-
-    def _score(self, clip: ClipView) -> dict[str, Score]:
+    def score(self, clip: ClipView) -> dict[str, Score]:
         x0, y0, x1, y1 = clip.box
         width, height = clip.width * (x1 - x0), clip.height * (y1 - y0)
         if not (width >= 1 and height >= 1):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -32,10 +32,7 @@ class Safety:
 
         return NSFWClassifier(providers=["CPUExecutionProvider"], intra_op_num_threads=1)
 
-    def score(self, clips: Sequence[ClipView]) -> list[dict[str, Score]]:
-        return [self._score(clip) for clip in clips]
-
-    def _score(self, clip: ClipView) -> dict[str, Score]:
+    def score(self, clip: ClipView) -> dict[str, Score]:
         if not len(clip.frames):
             return unknown(self, "no frames")
         chances = np.array([self.classifier.classify(np.ascontiguousarray(frame)).nsfw for frame in clip.frames])

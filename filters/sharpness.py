@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import cv2
 import numpy as np
@@ -33,15 +33,12 @@ class Sharpness:
         "sharpness_detail": pa.float32(),  # 0 to 1: what is lost by blurring again; falls with any blur, also of motion
     }
 
-    def score(self, clips: Sequence[ClipView]) -> list[dict[str, Score]]:
-        return [self._score(clip.frames) for clip in clips]
-
-    def _score(self, frames: Sequence[np.ndarray]) -> dict[str, Score]:
-        grey = [_judged(frame) for frame in frames if min(frame.shape[:2]) >= 32]
+    def score(self, clip: ClipView) -> dict[str, Score]:
+        grey = [_judged(frame) for frame in clip.frames if min(frame.shape[:2]) >= 32]
         grey = [g for g in grey if np.abs(np.diff(g)).mean() > FLAT]
         losses = [loss for loss in map(reblur_loss, grey) if loss is not None]
         if not losses:
-            return unknown(self, "nothing to be sharp" if len(frames) else "no frames")
+            return unknown(self, "nothing to be sharp" if len(clip.frames) else "no frames")
         return {
             "sharpness_laplacian": float(np.median([laplacian_variance(g) for g in grey])),
             "sharpness_detail": float(np.median(losses)),

@@ -100,10 +100,7 @@ class Similarity:
     def __init__(self, encoder: TextVideoEncoder):
         self.encoder = encoder
 
-    def score(self, clips: Sequence[ClipView]) -> list[dict[str, Score]]:
-        return [self._score(clip) for clip in clips]
-
-    def _score(self, clip: ClipView) -> dict[str, Score]:
+    def score(self, clip: ClipView) -> dict[str, Score]:
         caption = (clip.caption or "").strip()
         if not usable(clip.embedding, self.encoder.dim) or not caption:
             return unknown(self, "no usable embedding" if caption else "no caption")

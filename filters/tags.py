@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import pyarrow as pa
 
@@ -26,10 +26,7 @@ class Tags:
     def __init__(self, count: int = 10):
         self.count = count
 
-    def score(self, clips: Sequence[ClipView]) -> list[dict[str, Score]]:
-        return [self._score(clip) for clip in clips]
-
-    def _score(self, clip: ClipView) -> dict[str, Score]:
+    def score(self, clip: ClipView) -> dict[str, Score]:
         totals: defaultdict[str, float] = defaultdict(float)
         for frame in clip.tags:
             for label, probability in frame:

@@ -7,17 +7,16 @@ moves with what it is written on; burned-in text stays put while the picture aro
 from __future__ import annotations
 
 import functools
-import importlib.util
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 import pyarrow as pa
 
-from filters.base import ClipView, Score, Track, unknown
+from filters.base import ClipView, Score, Track, evenly, unknown
+from filters.weights import onnx_session, package_folder
 
 CORE = 0.3  # probability above which a pixel is the core of a line of text
 LIKELY = 0.5  # mean probability that the rectangle around a core must have
@@ -64,13 +63,10 @@ class Text:
     def detector(self) -> TextDetector:
         return TextDetector()
 
-    def score(self, clips: Sequence[ClipView]) -> list[dict[str, Score]]:
-        return [self._score(clip) for clip in clips]
-
-    def _score(self, clip: ClipView) -> dict[str, Score]:
+    def score(self, clip: ClipView) -> dict[str, Score]:
         if not len(clip.frames) or min(clip.frames[0].shape[:2]) < 32:
             return unknown(self, "no frame of 32 pixels")
-        chosen = np.unique(np.linspace(0, len(clip.frames) - 1, self.frames).round().astype(int))
+        chosen = evenly(len(clip.frames), self.frames)
         pictures = [clip.frames[i] for i in chosen if clip.frames[i].shape == clip.frames[0].shape]
         try:
             lines = [self.detector(picture) for picture in pictures]
@@ -90,17 +86,10 @@ class TextDetector:
     """The detection network on one CPU thread; about 60 ms for 512x288."""
 
     def __init__(self) -> None:
-        package = importlib.util.find_spec("rapidocr")
-        if package is None or not package.submodule_search_locations:
-            raise RuntimeError("rapidocr, whose wheel holds the text detector, is not installed")
-        models = sorted((Path(package.submodule_search_locations[0]) / "models").glob("*det*.onnx"))
+        models = sorted((package_folder("rapidocr") / "models").glob("*det*.onnx"))
         if not models:
             raise RuntimeError("this rapidocr holds no detection model; rapidocr>=3.10 does")
-        import onnxruntime  # here, as most who import this only ask for the columns
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        self.session = onnxruntime.InferenceSession(str(models[-1]), options, providers=["CPUExecutionProvider"])
+        self.session = onnx_session(models[-1])
 
     def __call__(self, rgb: np.ndarray) -> list[Line]:
         """Lines of text in (h, w, 3) uint8 RGB, at the size given, from top to bottom. Raises FloatingPointError where

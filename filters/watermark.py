@@ -7,7 +7,7 @@ The filter `logo` needs no weights and finds marks that stay in a corner; this o
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import cv2
@@ -56,10 +56,7 @@ class Watermark:
             raise ValueError(f"{KEY}: {self.path} is not LAION's watermark model: {error}") from error
         return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
-    def score(self, clips: Sequence[ClipView]) -> list[dict[str, Score]]:
-        return [self._score(clip) for clip in clips]
-
-    def _score(self, clip: ClipView) -> dict[str, Score]:
+    def score(self, clip: ClipView) -> dict[str, Score]:
         if not len(clip.frames):
             return unknown(self, "no frames")
         import torch

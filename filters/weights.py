@@ -1,7 +1,8 @@
-"""Weights that a recipe names: a file here, or one on the Hugging Face hub."""
+"""Weights: files that a recipe names, here or on the Hugging Face hub, and those that lie in a package."""
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,23 @@ def weights_file(name: str, key: str) -> Path:
     if not Path(name).is_file():
         raise ValueError(f"{key}: there is no file {name!r}; give a path, or hf://OWNER/REPOSITORY/FILE")
     return Path(name)
+
+
+def package_folder(name: str) -> Path:
+    """Where the files of an installed package are; nothing of it is imported. Raises RuntimeError where it is not."""
+    spec = importlib.util.find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise RuntimeError(f"the package {name} is not installed")
+    return Path(spec.submodule_search_locations[0])
+
+
+def onnx_session(path: Path) -> Any:
+    """A network of ONNX on one CPU thread."""
+    import onnxruntime  # here, as most who import filters only ask for their columns
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def load_state(path: Path, key: str) -> dict[str, Any]:

@@ -28,7 +28,6 @@ import av
 import numpy as np
 from demo import videos
 
-from filters.defects import DEFECTS
 from model.config import load_config
 from model.evaluate import encoder_of, evaluate
 from model.index import read_index
@@ -37,6 +36,7 @@ from model.parallel import join
 from model.sample import Trained
 from model.train import train
 from pipeline.build import build
+from pipeline.canaries import CANARIES
 from pipeline.clip_reader import fit, write_mp4
 from pipeline.recipe import Recipe, load_recipe
 
@@ -100,8 +100,9 @@ def footage(folder: Path) -> tuple[list[str], list[str]]:
             )
         end = len(frames) * 2 // 3
         write_mp4(folder / "train" / path.name, frames[:end], fps)
-        for name, (defect, _, _) in DEFECTS.items():
-            write_mp4(folder / "train" / f"{path.stem} {name}.mp4", defect(frames[:end]), fps)
+        for name, canary in CANARIES.items():
+            if name not in ("clean", "copy", "cut"):
+                write_mp4(folder / "train" / f"{path.stem} {name}.mp4", canary.make(frames[:end]), fps)
         write_mp4(folder / "heldout" / path.name, frames[end:], fps)
     return [str(folder / "train")], [str(folder / "heldout")]
 

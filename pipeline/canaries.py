@@ -30,7 +30,7 @@ QUALITY = 88  # of the Motion JPEG file, so that blocks are the defect's and not
 class Canary:
     """`reasons`: beginnings of the reasons that catch it, any of which is right; none for a clip without a defect."""
 
-    make: Callable[[np.ndarray], np.ndarray]  # of the clean video, (n, h, w, 3) uint8 BGR, the same shape back
+    make: Callable[[np.ndarray], np.ndarray]  # of a video (n, h, w, 3) uint8, which is left alone; the same shape back
     reasons: tuple[str, ...]
 
 
@@ -61,17 +61,6 @@ def video(name: str) -> bytes:
             writer.write(frame)
         writer.release()
         return path.read_bytes()
-
-
-def write(folder: Path | str) -> list[tuple[Path, tuple[str, ...]]]:
-    """Writes every canary to `folder` to be looked at: (file, reasons that catch it)."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    written = []
-    for name, canary in CANARIES.items():
-        path = Path(folder) / f"{name}.avi"
-        path.write_bytes(video(name))
-        written.append((path, canary.reasons))
-    return written
 
 
 def planted(recipe: Recipe) -> list[str]:
@@ -193,14 +182,15 @@ def _scaled(gain: float, offset: float = 0.0) -> Callable[[np.ndarray], np.ndarr
 
 
 def _letterboxed(frame: np.ndarray, _: int) -> np.ndarray:
-    small = cv2.resize(
-        frame, (round(WIDTH * 0.66) // 2 * 2, round(HEIGHT * 0.68) // 2 * 2), interpolation=cv2.INTER_AREA
-    )
-    top, left = (HEIGHT - small.shape[0]) // 2, (WIDTH - small.shape[1]) // 2
+    height, width = frame.shape[:2]
+    inner = round(width * 0.66) // 2 * 2, round(height * 0.68) // 2 * 2
+    small = cv2.resize(frame, inner, interpolation=cv2.INTER_AREA)
+    top, left = (height - inner[1]) // 2, (width - inner[0]) // 2
     return cv2.copyMakeBorder(small, top, top, left, left, cv2.BORDER_CONSTANT)
 
 
 def _titled(frame: np.ndarray, _: int) -> np.ndarray:
+    frame = frame.copy()
     for text, at, size in (("BREAKING NEWS", (104, 120), 1.1), ("subscribe today", (130, 165), 0.9)):
         for colour, thick in (((0, 0, 0), 7), ((255, 255, 255), 2)):
             cv2.putText(frame, text, at, cv2.FONT_HERSHEY_DUPLEX, size, colour, thick, cv2.LINE_AA)
@@ -208,16 +198,16 @@ def _titled(frame: np.ndarray, _: int) -> np.ndarray:
 
 
 def _marked(frame: np.ndarray, _: int) -> np.ndarray:
-    layer = frame.copy()
-    cv2.circle(layer, (WIDTH - 46, 42), 26, (255, 255, 255), 4, cv2.LINE_AA)
-    cv2.putText(layer, "ZX", (WIDTH - 64, 51), cv2.FONT_HERSHEY_DUPLEX, 0.9, (255, 255, 255), 3, cv2.LINE_AA)
+    layer, width = frame.copy(), frame.shape[1]
+    cv2.circle(layer, (width - 46, 42), 26, (255, 255, 255), 4, cv2.LINE_AA)
+    cv2.putText(layer, "ZX", (width - 64, 51), cv2.FONT_HERSHEY_DUPLEX, 0.9, (255, 255, 255), 3, cv2.LINE_AA)
     return cv2.addWeighted(layer, 0.85, frame, 0.15, 0)
 
 
 def _shaken(frame: np.ndarray, k: int) -> np.ndarray:
-    x, y = np.random.default_rng(k).uniform(-0.05, 0.05, 2) * HEIGHT
-    shift = np.array([[1, 0, x], [0, 1, y]])
-    return cv2.warpAffine(frame, shift, (WIDTH, HEIGHT), borderMode=cv2.BORDER_REFLECT_101)
+    height, width = frame.shape[:2]
+    x, y = np.random.default_rng(k).uniform(-0.05, 0.05, 2) * height
+    return cv2.warpAffine(frame, np.array([[1, 0, x], [0, 1, y]]), (width, height), borderMode=cv2.BORDER_REFLECT_101)
 
 
 def _blocky(frame: np.ndarray, _: int) -> np.ndarray:
@@ -247,7 +237,7 @@ def _cut(video: np.ndarray) -> np.ndarray:
 CANARIES: dict[str, Canary] = {
     "clean": Canary(lambda video: video, ()),
     "frozen": Canary(lambda video: np.repeat(video[:1], len(video), axis=0), ("frozen", "motion")),
-    "repeated": Canary(lambda video: np.repeat(video[::3], 3, axis=0), ("frozen",)),
+    "repeated": Canary(lambda video: np.repeat(video[::3], 3, axis=0)[: len(video)], ("frozen",)),
     "black": Canary(_scaled(0.03), ("exposure",)),
     "overexposed": Canary(_scaled(2.0, 130), ("exposure",)),
     "blurred": Canary(_each(lambda frame, _: cv2.GaussianBlur(frame, (0, 0), 7)), ("sharpness",)),

@@ -108,12 +108,6 @@ def test_canaries_are_scenes_of_their_own_but_for_the_copy() -> None:
     assert np.abs(canaries.scene("frozen")[0].astype(int) - clean).mean() > 20
 
 
-def test_canaries_are_written_to_look_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(canaries, "CANARIES", {"black": canaries.CANARIES["black"]})
-    assert canaries.write(tmp_path / "new") == [(tmp_path / "new" / "black.avi", ("exposure",))]
-    assert (tmp_path / "new" / "black.avi").read_bytes() == canaries.video("black")
-
-
 def test_an_unknown_canary_is_an_unreadable_source() -> None:
     with pytest.raises(FileNotFoundError, match="there are clean, frozen"):
         sources.open_media("canary://none")

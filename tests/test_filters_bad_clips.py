@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from synthetic import view
 
 from filters import FILTERS, load_filter
 from filters.base import ClipView, Filter, score, unknown, why_null
 from filters.similarity import Looked
-from filters.synthetic import view
 from pipeline.recipe import Bounds
 
 DIM = 8
@@ -110,7 +110,7 @@ def test_what_cannot_be_scored_is_null_for_a_reason(name: str, heads: dict[str, 
         assert not any(Bounds(min=-1e9).admit(answer[column]) for column in missing)
     assert set(score(kind, [BAD["nothing at all"]])[0].values()) == {
         None,
-        kind.score([BAD["nothing at all"]])[0][why_null(name)],
+        kind.score(BAD["nothing at all"])[why_null(name)],
     }
 
 

@@ -53,14 +53,15 @@ def clip(words: Sequence[str], caption: str | None = None) -> ClipView:
 
 def test_similarity_is_the_mean_over_frames_and_its_worst_sentence_is_the_least_shown() -> None:
     similarity = load_filter("similarity", encoder=WordEncoder())
-    right, half, wrong, pair, invented = similarity.score(
+    right, half, wrong, pair, invented = map(
+        similarity.score,
         [
             clip(["dog", "dog"], "A dog runs."),
             clip(["dog", "car"], "A dog runs."),
             clip(["car", "car"], "A dog runs."),
             clip(["dog", "car"], "A dog runs. Then a car passes! The camera pans left to the lake."),
             clip(["dog", "car"], "A dog runs. Then a lake is seen."),
-        ]
+        ],
     )
     assert [s["similarity_clip"] for s in (right, half, wrong)] == pytest.approx([1.0, 0.5, 0.0])
     assert pair["similarity_sentence_min"] == pytest.approx(1.0)
@@ -78,10 +79,10 @@ def test_what_cannot_be_compared_has_no_similarity() -> None:
         replace(bad, embedding=np.full((1, 4), np.nan, np.float32)),
         replace(bad, embedding=np.ones((1, 7), np.float32)),
     ]
-    assert [scores["similarity_null"] for scores in similarity.score(odd)] == [
+    assert [scores["similarity_null"] for scores in map(similarity.score, odd)] == [
         "no usable embedding", "no caption", "no caption", "no usable embedding", "no usable embedding",
     ]  # fmt: skip
-    (camera,) = similarity.score([clip(["dog"], "The camera pans left.")])
+    camera = similarity.score(clip(["dog"], "The camera pans left."))
     assert camera["similarity_sentence_min"] is None
     assert camera["similarity_null"] == "no sentence that a frame could show"
 
@@ -95,13 +96,13 @@ def test_sentences_are_found_and_those_about_the_camera_left_out() -> None:
 def test_tags_are_the_mean_over_frames_best_first() -> None:
     tags = load_filter("tags", {"count": 2})
     view = replace(clip(["dog"]), tags=[[("dog", 0.6), ("cat", 0.3)], [("car", 0.5), ("dog", 0.2)], [], []])
-    (scores,) = tags.score([view])
+    scores = tags.score(view)
     assert scores["tags_labels"] == ["dog", "car"]
     assert scores["tags_probabilities"] == pytest.approx([0.2, 0.125])
 
 
 def test_a_missed_cut_is_the_lowest_consistency() -> None:
-    same, cut = load_filter("consistency").score([clip(["dog"] * 4), clip(["dog", "dog", "car", "car"])])
+    same, cut = map(load_filter("consistency").score, [clip(["dog"] * 4), clip(["dog", "dog", "car", "car"])])
     assert same["consistency_min"] == pytest.approx(1.0)
     assert cut["consistency_min"] == pytest.approx(0.0)
     assert cut["consistency_mean"] == pytest.approx(2 / 3)

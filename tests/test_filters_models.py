@@ -46,11 +46,11 @@ def test_aesthetics_are_the_layers_of_the_head(small_head: Path) -> None:
     hidden = torch.from_numpy(rows) @ state["layers.0.weight"].T + state["layers.0.bias"]
     expected = (hidden @ state["layers.2.weight"].T + state["layers.2.bias"])[:, 0].numpy()
     made = load_filter("aesthetics", {"head": str(small_head)}, Declared("openclip:tiny:1", 8))
-    (scores,) = made.score([clip(embedding=rows)])
+    scores = made.score(clip(embedding=rows))
     assert scores["aesthetics_min"] == pytest.approx(expected.min(), abs=1e-5)
     assert scores["aesthetics_mean"] == pytest.approx(expected.mean(), abs=1e-5)
     assert scores["aesthetics_median"] == pytest.approx(np.median(expected), abs=1e-5)
-    assert made.score([clip(embedding=unit_rows(2, 7))])[0]["aesthetics_null"] == "no usable embedding"
+    assert made.score(clip(embedding=unit_rows(2, 7)))["aesthetics_null"] == "no usable embedding"
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -93,7 +93,7 @@ def test_the_standard_recipe_is_the_embedded_one_with_aesthetics() -> None:
 def test_harmless_footage_is_safe_in_any_shape(sample_videos: dict[str, Path]) -> None:
     frames = [f.to_ndarray(format="rgb24") for f in av.open(str(sample_videos["bikes"])).decode(video=0)][::60]
     odd = [np.zeros((1, 1, 3), np.uint8), np.zeros((9, 400, 3), np.uint8)]
-    safe, shapes = load_filter("safety").score([clip(frames=frames), clip(frames=odd)])
+    safe, shapes = map(load_filter("safety").score, [clip(frames=frames), clip(frames=odd)])
     assert 0 <= safe["safety_nsfw_mean"] <= safe["safety_nsfw"] < 0.5
     assert 0 <= shapes["safety_nsfw"] <= 1
 
@@ -104,12 +104,13 @@ def test_faces_are_counted(sample_videos: dict[str, Path]) -> None:
     one = man[:, 270:470]
     crowd = np.ascontiguousarray(np.hstack([one, one[:, ::-1], one]))
     made = load_filter("faces")
-    single, none, three = made.score(
+    single, none, three = map(
+        made.score,
         [
             clip(frames=[man, wall]),
             clip(frames=[wall, np.zeros(shape, np.uint8)]),
             clip(frames=[crowd]),
-        ]
+        ],
     )
     assert single["faces_count"] == 1
     assert 0.001 < single["faces_area"] < 0.05
@@ -123,11 +124,11 @@ def test_concepts_find_what_they_name(sample_videos: dict[str, Path]) -> None:
     taxi, wall = (encoder.look([frames[i] for i in chosen]).embedding for chosen in ((60, 68, 74), (200, 220, 235)))
     made = load_filter("concepts", {"prompts": {"car": "a car or taxi in traffic", "cat": "a cat on a sofa"}}, encoder)
     assert list(made.columns) == ["concepts_car", "concepts_cat"]
-    cars, bicycle = made.score([clip(embedding=taxi), clip(embedding=wall)])
+    cars, bicycle = map(made.score, [clip(embedding=taxi), clip(embedding=wall)])
     assert cars["concepts_car"] > 0.1
     assert cars["concepts_car"] > bicycle["concepts_car"] + 0.1
     assert cars["concepts_cat"] < cars["concepts_car"] - 0.1
-    assert load_filter("concepts", {}, encoder).score([clip(embedding=taxi)]) == [{}]
+    assert load_filter("concepts", {}, encoder).score(clip(embedding=taxi)) == {}
     with pytest.raises(ValueError, match="names a column"):
         load_filter("concepts", {"prompts": {"Talking Head": "x"}}, encoder)
 
@@ -147,7 +148,7 @@ def test_the_watermark_model_loads_in_laions_format(tmp_path: Path) -> None:
     torch.save(model.state_dict(), tmp_path / "watermark.pt")
     made = load_filter("watermark", {"weights": str(tmp_path / "watermark.pt")})
     frames = [np.zeros((90, 160, 3), np.uint8)]
-    (marked,) = made.score([clip(frames=frames)])
+    marked = made.score(clip(frames=frames))
     assert marked["watermark_probability"] == pytest.approx(1.0)
     with pytest.raises(ValueError, match="no file"):
         load_filter("watermark", {"weights": str(tmp_path / "missing.pt")})
@@ -167,7 +168,7 @@ def test_the_nsfw_detector_is_standardised_layers_with_relu_and_a_logistic_end(t
         x = layer(x).relu()
     expected = last(x).sigmoid()[:, 0].detach().numpy()
     made = load_filter("nsfw", {"weights": str(tmp_path / "nsfw.pth")}, CLIP)
-    (scores,) = made.score([clip(embedding=rows)])
+    scores = made.score(clip(embedding=rows))
     assert scores == pytest.approx({"nsfw_max": expected.max(), "nsfw_mean": expected.mean()}, abs=1e-5)
     with pytest.raises(ValueError, match="reads 768 dimensions"):
         load_filter("nsfw", {"weights": str(tmp_path / "nsfw.pth")}, Declared("openclip:ViT-B-32:openai", 512))

@@ -12,13 +12,13 @@ import av
 import cv2
 import numpy as np
 import pytest
+from synthetic import camera_move, dolly, paste, view
 
 from filters.base import ClipView
 from filters.camera import Camera
 from filters.flow import coarse_flow
 from filters.global_motion import global_motion
 from filters.motion import Motion
-from filters.synthetic import camera_move, dolly, paste, view
 
 MOVES: dict[str, dict[str, Callable[[float], float]]] = {
     "static": {},
@@ -84,7 +84,7 @@ def test_flow_is_the_same_whatever_was_computed_before() -> None:
 @pytest.mark.parametrize("move", MOVES)
 def test_a_single_camera_motion_gets_its_label(move: str) -> None:
     for frame in (1, 2, 3):
-        scores = Camera().score([clip(move, frame)])[0]
+        scores = Camera().score(clip(move, frame))
         assert scores["camera_label"] == move
         assert 0.5 <= scores["camera_confidence"] <= 1
 
@@ -110,12 +110,12 @@ def test_a_camera_over_an_object_keeps_its_label() -> None:
     video = paste(
         camera_move(frames()[1], seconds=2, **MOVES["pan_right"]), patch(), lambda t: (0.3 * t - 0.3, 0), size=0.4
     )
-    assert Camera().score([view(video)])[0]["camera_label"] == "pan_right"
+    assert Camera().score(view(video))["camera_label"] == "pan_right"
 
 
 def test_a_camera_that_jerks_is_told_from_one_that_goes_as_fast() -> None:
     steady, abrupt = (
-        Camera().score([view(camera_move(frames()[1], seconds=3, pan=path))])[0]["camera_jerk"]
+        Camera().score(view(camera_move(frames()[1], seconds=3, pan=path)))["camera_jerk"]
         for path in (lambda t: 0.3 * t - 0.4, lambda t: 0.3 * np.floor(2 * t) / 2 - 0.4)
     )
     assert steady < 0.3
@@ -128,16 +128,14 @@ def test_a_camera_that_travels_is_told_from_a_zoom_by_parallax() -> None:
     for seed in range(5):
         for speed in (0.4, -0.4):
             film = dolly(frames()[seed % 4], [*frames()[seed % 4 + 1 :], *frames()], speed, seed=seed)
-            labels.append(
-                str(Camera().score([view(film)])[0]["camera_label"]).replace("_in", "_+").replace("_out", "_-")
-            )
+            labels.append(str(Camera().score(view(film))["camera_label"]).replace("_in", "_+").replace("_out", "_-"))
             assert labels[-1].endswith("+" if speed > 0 else "-")
     assert sum(label.startswith("dolly") for label in labels) >= 6
 
 
 def test_two_moves_in_one_clip_are_two_spans_and_no_label() -> None:
     video = camera_move(frames()[2], seconds=4, pan=lambda t: 0.12 * min(t, 2), tilt=lambda t: 0.1 * max(0, t - 2))
-    scores = Camera().score([view(video)])[0]
+    scores = Camera().score(view(video))
     spans = json.loads(scores["camera_spans"])
     assert [span["label"] for span in spans] == ["pan_right", "tilt_down"]
     assert spans[0]["end"] == pytest.approx(2, abs=0.5)
@@ -157,15 +155,15 @@ def test_spans_count_from_the_clips_start() -> None:
             "flow_times": still.flow_times + 100,
         }
     )
-    assert Camera().score([later])[0]["camera_spans"] == Camera().score([still])[0]["camera_spans"]
-    assert Motion().score([later])[0]["motion_times"] == pytest.approx(Motion().score([still])[0]["motion_times"])
+    assert Camera().score(later)["camera_spans"] == Camera().score(still)["camera_spans"]
+    assert Motion().score(later)["motion_times"] == pytest.approx(Motion().score(still)["motion_times"])
 
 
 @pytest.mark.parametrize("move", ["static", "pan_left", "zoom_in", "handheld"])
 def test_objects_move_and_cameras_do_not_count_as_objects(move: str) -> None:
     background = camera_move(frames()[1], seconds=2, **MOVES[move])
-    alone = Motion().score([view(background)])[0]
-    moved = Motion().score([view(paste(background, patch(), lambda t: (0.2 * t - 0.2, 0.1 * t), size=0.35))])[0]
+    alone = Motion().score(view(background))
+    moved = Motion().score(view(paste(background, patch(), lambda t: (0.2 * t - 0.2, 0.1 * t), size=0.35)))
     assert alone["motion_object"] < 0.02
     assert alone["motion_area"] < 0.005
     assert moved["motion_object"] > 0.08
@@ -176,7 +174,7 @@ def test_the_moving_region_is_followed_and_timed() -> None:
     """An object crosses from left to right during the second of three seconds."""
     background = camera_move(frames()[1], seconds=3)
     video = paste(background, patch(), lambda t: (0.8 * (np.clip(t, 1, 2) - 1.5), 0.0), size=0.4)
-    scores = Motion().score([view(video)])[0]
+    scores = Motion().score(view(video))
     times, speed, x = (np.array(scores[f"motion_{name}"]) for name in ("times", "speed", "x"))
     during = (times > 1.1) & (times < 1.9)
     outside = (times < 0.9) | (times > 2.1)
@@ -190,7 +188,7 @@ def test_opposite_motions_add_up_instead_of_cancelling() -> None:
     background = camera_move(frames()[1], seconds=2)
     one = paste(background, patch(), lambda t: (0.25 * t - 0.25, -0.2), size=0.3)
     both = paste(one, patch(), lambda t: (0.25 - 0.25 * t, 0.2), size=0.3)
-    scores = Motion().score([view(one), view(both)])
+    scores = [Motion().score(view(film)) for film in (one, both)]
     assert scores[1]["motion_area"] > 1.5 * scores[0]["motion_area"]
     assert scores[1]["motion_object"] > 0.15
 
@@ -198,9 +196,7 @@ def test_opposite_motions_add_up_instead_of_cancelling() -> None:
 def test_speed_does_not_depend_on_resolution_or_frame_rate() -> None:
     slow = {"pan": MOVES["pan_right"]["pan"]}
     speeds = [
-        Motion().score([view(camera_move(frames()[1], seconds=2, fps=fps, height=height, **slow), fps)])[0][
-            "motion_camera"
-        ]
+        Motion().score(view(camera_move(frames()[1], seconds=2, fps=fps, height=height, **slow), fps))["motion_camera"]
         for fps, height in ((24, 180), (60, 180), (12, 120))
     ]
     assert speeds == pytest.approx([0.1] * 3, rel=0.1)
@@ -211,4 +207,4 @@ def test_a_flat_picture_is_not_called_static() -> None:
     fog = np.full((48, 180, 320, 3), 128, np.uint8) + np.random.default_rng(0).integers(
         0, 3, (48, 180, 320, 1), np.uint8
     )
-    assert Camera().score([view(fog)])[0]["camera_label"] is None
+    assert Camera().score(view(fog))["camera_label"] is None

@@ -12,18 +12,18 @@ import av
 import cv2
 import numpy as np
 import pytest
+from defects import DEFECTS, framed, freeze, grain, interlace, letterbox, pillarbox, repeat_frames, watermark
+from synthetic import camera_move, view
 
 from filters import load_filter
 from filters.base import ClipView, Filter, Track
 from filters.blockiness import block_steps
 from filters.borders import WHOLE, content_box
-from filters.defects import DEFECTS, framed, freeze, grain, interlace, letterbox, pillarbox, repeat_frames, watermark
 from filters.flicker import brightness_jumps
 from filters.interlacing import combs
 from filters.naturalness import asymmetric_gaussian, distance
 from filters.noise import noise_sigma
 from filters.sharpness import laplacian_variance, reblur_loss
-from filters.synthetic import camera_move, view
 
 SCAN = (
     "borders",
@@ -77,8 +77,8 @@ def made(column: str) -> Filter:
 def test_a_defect_moves_its_score_past_that_of_every_good_clip(defect: str) -> None:
     put, column, larger = DEFECTS[defect]
     kind = made(column)
-    good = [kind.score([clean(k)])[0][column] for k in range(3)]
-    bad = [kind.score([looked(put(shot))])[0][column] for shot in shots()]
+    good = [kind.score(clean(k))[column] for k in range(3)]
+    bad = [kind.score(looked(put(shot)))[column] for shot in shots()]
     if column == "frozen_repeats":  # one of the videos really repeats frames
         good, bad = [good[0], good[2]], [bad[0], bad[2]]
     assert min(bad) > max(good) if larger else max(bad) < min(good)
@@ -152,7 +152,7 @@ def test_blocks_are_found_wherever_the_patch_begins() -> None:
 
 def test_strong_video_compression_is_blocky_and_mild_is_not() -> None:
     scores = [
-        made("blockiness").score([looked(mpeg4(shots()[0], quantiser))])[0]["blockiness_grid"] for quantiser in (2, 31)
+        made("blockiness").score(looked(mpeg4(shots()[0], quantiser)))["blockiness_grid"] for quantiser in (2, 31)
     ]
     assert scores[1] > 2 * scores[0]
 
@@ -191,28 +191,28 @@ def test_a_fade_is_not_flicker() -> None:
 
 
 def test_frozen_tells_how_long() -> None:
-    scores = made("frozen").score([looked(freeze(shots()[0], 0.5))])[0]
+    scores = made("frozen").score(looked(freeze(shots()[0], 0.5)))
     assert scores["frozen_longest"] == pytest.approx(23 / 25, abs=0.15)
     assert scores["frozen_share"] == pytest.approx(0.5, abs=0.1)
 
 
 @pytest.mark.parametrize(("times", "share"), [(2, 1 / 2), (3, 2 / 3)])
 def test_repeated_frames_are_counted(times: int, share: float) -> None:
-    scores = made("frozen").score([looked(repeat_frames(shots()[0], times))])[0]
+    scores = made("frozen").score(looked(repeat_frames(shots()[0], times)))
     assert scores["frozen_repeats"] == pytest.approx(share, abs=0.07)
 
 
 @pytest.mark.parametrize("corner", range(4))
 def test_a_logo_is_found_in_its_corner_while_the_picture_moves(corner: int) -> None:
     moving = camera_move(shots()[2][0], seconds=3, pan=lambda t: 0.15 * t, tilt=lambda t: 0.1 * t)
-    without = made("logo").score([looked(moving)])[0]
-    found = made("logo").score([looked(watermark(moving, corner=corner))])[0]
+    without = made("logo").score(looked(moving))
+    found = made("logo").score(looked(watermark(moving, corner=corner)))
     assert without["logo_area"] < 0.015 < 0.03 < found["logo_area"]
     assert found["logo_corner"] == ("top_left", "top_right", "bottom_left", "bottom_right")[corner]
 
 
 def test_a_logo_over_a_still_picture_cannot_be_told() -> None:
-    assert made("logo").score([looked(watermark(freeze(shots()[0])))])[0]["logo_area"] is None
+    assert made("logo").score(looked(watermark(freeze(shots()[0]))))["logo_area"] is None
 
 
 def test_sharpness_does_not_grow_with_the_resolution_of_a_soft_picture() -> None:
@@ -220,7 +220,7 @@ def test_sharpness_does_not_grow_with_the_resolution_of_a_soft_picture() -> None
     kind = made("sharpness")
     small = np.stack([cv2.resize(frame, (160, 68), interpolation=cv2.INTER_AREA) for frame in shots()[0][:20]])
     large = np.stack([cv2.resize(frame, (640, 272), interpolation=cv2.INTER_LINEAR) for frame in small])
-    sharp, soft, tiny = (kind.score([looked(v)])[0]["sharpness_detail"] for v in (shots()[0][:20], large, small))
+    sharp, soft, tiny = (kind.score(looked(v))["sharpness_detail"] for v in (shots()[0][:20], large, small))
     assert soft < 0.7 * sharp
     assert tiny == pytest.approx(soft, abs=0.05)
 
@@ -258,7 +258,7 @@ def test_distorted_pictures_are_farther_from_photographs(defect: str) -> None:
 def test_exposure_is_a_fraction_of_white() -> None:
     half = np.zeros((12, 90, 160, 3), np.uint8)
     half[:, :, 80:] = 255
-    scores = made("exposure").score([view(half)])[0]
+    scores = made("exposure").score(view(half))
     assert scores["exposure_luma"] == pytest.approx(0.5, abs=0.01)
     assert scores["exposure_dark"] == pytest.approx(0.5, abs=0.01)
     assert scores["exposure_bright"] == pytest.approx(0.5, abs=0.01)
@@ -267,11 +267,11 @@ def test_exposure_is_a_fraction_of_white() -> None:
 
 def test_resolution_and_duration_describe_the_picture_inside_its_borders() -> None:
     clip = ClipView("x", 10.0, 14.0, 29.97, 1920, 1080, box=(0.0, 0.125, 1.0, 0.875))
-    assert load_filter("resolution").score([clip])[0] == pytest.approx(
+    assert load_filter("resolution").score(clip) == pytest.approx(
         {"resolution_width": 1920, "resolution_height": 810, "resolution_aspect": 1920 / 810}
     )
-    assert load_filter("duration").score([clip])[0] == pytest.approx({"duration_seconds": 4.0, "duration_fps": 29.97})
-    assert load_filter("borders").score([clip])[0] == pytest.approx({"borders_area": 0.75})
+    assert load_filter("duration").score(clip) == pytest.approx({"duration_seconds": 4.0, "duration_fps": 29.97})
+    assert load_filter("borders").score(clip) == pytest.approx({"borders_area": 0.75})
 
 
 def test_the_scans_filters_need_nothing_that_the_scan_does_not_have() -> None:
@@ -281,6 +281,6 @@ def test_the_scans_filters_need_nothing_that_the_scan_does_not_have() -> None:
 
 
 def test_grain_does_not_count_as_blocks_or_combs() -> None:
-    scores = [load_filter(name).score([looked(grain(shots()[0]))])[0] for name in ("blockiness", "interlacing")]
+    scores = [load_filter(name).score(looked(grain(shots()[0]))) for name in ("blockiness", "interlacing")]
     assert scores[0]["blockiness_grid"] < 0.3
     assert scores[1]["interlacing_combs"] < 0.003

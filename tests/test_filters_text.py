@@ -40,13 +40,14 @@ def view(picture: np.ndarray, k: int) -> np.ndarray:
 
 
 def test_text_that_stays_while_the_picture_moves_was_burned_in(text: Filter) -> None:
-    burned, filmed, both, bare = text.score(
+    burned, filmed, both, bare = map(
+        text.score,
         [
             clip(lambda k: write(view(WORLD, k), "GRAND HOTEL", 150, 60)),
             clip(lambda k: view(SIGN, k)),
             clip(lambda k: write(view(SIGN, k), "Channel 5", 20, 200)),
             clip(lambda k: view(WORLD, k)),
-        ]
+        ],
     )
     assert burned["text_overlay"] == pytest.approx(burned["text_area"])
     assert 0.02 < burned["text_area"] < 0.1
@@ -57,13 +58,13 @@ def test_text_that_stays_while_the_picture_moves_was_burned_in(text: Filter) -> 
 
 
 def test_under_a_still_camera_nothing_tells_a_sign_from_a_caption(text: Filter) -> None:
-    (scores,) = text.score([clip(lambda _: view(SIGN, 1))])
+    scores = text.score(clip(lambda _: view(SIGN, 1)))
     assert scores["text_area"] > 0.02
     assert scores["text_overlay"] is None
 
 
 def test_the_area_is_that_of_the_lettering(text: Filter) -> None:
-    small, large = text.score([clip(lambda _, s=s: write(view(WORLD, 0), "HELLO", 100, 90, s)) for s in (24, 48)])
+    small, large = (text.score(clip(lambda _, s=s: write(view(WORLD, 0), "HELLO", 100, 90, s))) for s in (24, 48))
     assert large["text_area"] / small["text_area"] == pytest.approx(4, rel=0.5)
     left, top, right, bottom = ImageFont.load_default(48).getbbox("HELLO")
     assert large["text_area"] == pytest.approx((right - left) * (bottom - top) / (480 * 270), rel=0.6)
@@ -72,12 +73,13 @@ def test_the_area_is_that_of_the_lettering(text: Filter) -> None:
 def test_subtitles_are_low_and_centred(text: Filter) -> None:
     line = "and then they left"
     width = ImageFont.load_default(22).getlength(line)
-    low, high, corner = text.score(
+    low, high, corner = map(
+        text.score,
         [
             clip(lambda k: write(view(WORLD, k), line, int(240 - width / 2), 225, 22)),
             clip(lambda k: write(view(WORLD, k), line, int(240 - width / 2), 30, 22)),
             clip(lambda k: write(view(WORLD, k), "ch 5", 10, 225, 22)),
-        ]
+        ],
     )
     assert low["text_subtitle"] == 1
     assert high["text_subtitle"] == 0
@@ -86,4 +88,4 @@ def test_subtitles_are_low_and_centred(text: Filter) -> None:
 
 def test_a_black_picture_has_no_text(text: Filter) -> None:
     black = ClipView("c", 0, 1, 25, 640, 360, frames=[np.zeros((270, 480, 3), np.uint8)])
-    assert text.score([black]) == [{"text_area": 0, "text_overlay": 0, "text_subtitle": 0}]
+    assert text.score(black) == {"text_area": 0, "text_overlay": 0, "text_subtitle": 0}

@@ -25,11 +25,13 @@ from fractions import Fraction
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import av
 import cv2
 import numpy as np
 import text_overlay
+from defects import DEFECTS
 from known_clips import (
     COPIES,
     PICTURES,
@@ -41,13 +43,12 @@ from known_clips import (
     samples,
     single_moves,
 )
+from synthetic import dolly, view
 
 from filters import load_filter
 from filters.base import ClipView, Score
 from filters.borders import content_box
-from filters.defects import DEFECTS
 from filters.similarity import load_encoder
-from filters.synthetic import dolly, view
 from pipeline.duplicates import CROPPED_BITS, frame_hashes
 from pipeline.recipe import SelectOptions, load_recipe
 
@@ -103,16 +104,14 @@ def defects_table(split: Split) -> None:
             drift = {"pan": lambda t: 0.15 * t - 0.2, "tilt": lambda t: 0.08 * t - 0.1}
             used = [moved(shot, **drift) for shot in good] if column == "logo_area" else good
             if (name, column) not in known:
-                known[name, column] = [kind.score([looked(shot.video, shot.fps)])[0][column] for shot in used]
-            bad = [kind.score([looked(put(shot.video), shot.fps)])[0][column] for shot in used]
+                known[name, column] = [kind.score(looked(shot.video, shot.fps))[column] for shot in used]
+            bad = [kind.score(looked(put(shot.video), shot.fps))[column] for shot in used]
             pairs[name] = known[name, column], bad
         line(defect, column, pairs, larger)
     clips = {name: object_clips(good) for name, good in split.items()}
     for column in ("motion_object", "motion_area"):
         kind = load_filter("motion")
-        scores = {
-            name: [[kind.score([clip])[0][column] for clip in some] for some in two] for name, two in clips.items()
-        }
+        scores = {name: [[kind.score(clip)[column] for clip in some] for some in two] for name, two in clips.items()}
         line("object over a camera", column, scores, True)
 
 
@@ -146,11 +145,11 @@ def camera_table(split: Split) -> None:
     for split_name, good in split.items():
         for k, shot in enumerate(good):
             for move, path in single_moves(k).items():
-                label = kind.score([view(moved(shot, **path).video)])[0]["camera_label"]
+                label = kind.score(view(moved(shot, **path).video))["camera_label"]
                 found.setdefault(move, {}).setdefault(split_name, []).append(label)
             for move, speed in (("dolly_in", 0.3), ("dolly_out", -0.3)):
                 middle = [other.video[len(other.video) // 2] for other in (*good[k:], *good[:k])]
-                label = kind.score([view(dolly(middle[0], middle[1:6] or middle, speed, seed=k))])[0]["camera_label"]
+                label = kind.score(view(dolly(middle[0], middle[1:6] or middle, speed, seed=k)))["camera_label"]
                 found.setdefault(move, {}).setdefault(split_name, []).append(label)
     for move, by_split in found.items():
         cells = [(len(labels), labels.count(move), labels.count(None)) for labels in by_split.values()]
@@ -225,7 +224,7 @@ def cost_table(split: Split) -> None:
         clip = dataclasses.replace(clip, frames=frames)
         steps: dict[str, Callable[[], object]] = {"encoder": lambda frames=frames: encoder.look(frames)}
         for name, kind in kinds.items():
-            steps[name] = lambda kind=kind: kind.score([clip])  # noqa: B023
+            steps[name] = lambda kind=kind: kind.score(clip)  # noqa: B023
         steps["borders"] = lambda clip=clip: content_box(clip.luma)
         for name, step in steps.items():
             start = time.process_time()

@@ -30,7 +30,8 @@ def main() -> None:
             pictures.append(cv2.resize(picture, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA))
     if not pictures:
         raise SystemExit(__doc__)
-    mean, covariance = naturalness.fit(pictures)
+    rows = np.array([row for picture in pictures for row in naturalness.square_features(picture)])
+    mean, covariance = rows.mean(axis=0), np.cov(rows, rowvar=False)
     path = Path(naturalness.__file__).with_suffix(".npz")
     np.savez(path, mean=mean.astype(np.float32), covariance=covariance.astype(np.float32))
     print(f"{path}: {len(pictures)} pictures, condition number {np.linalg.cond(covariance):.3g}")

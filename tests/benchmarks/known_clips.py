@@ -12,11 +12,11 @@ import av
 import cv2
 import numpy as np
 from scenedetect import AdaptiveDetector, detect
+from synthetic import camera_move, paste, view
 
 from filters.base import ClipView
 from filters.borders import content_box
 from filters.exposure import Exposure
-from filters.synthetic import camera_move, paste, view
 
 HEIGHT, LONGEST = 360, 2.5  # pixels and seconds of a shot that are used
 PICTURES = (".jpg", ".jpeg", ".png")
@@ -80,7 +80,7 @@ def small(frame: np.ndarray) -> np.ndarray:
 
 
 def ordinary(shot: Shot) -> bool:
-    scores = Exposure().score([view(shot.video[::4])])[0]
+    scores = Exposure().score(view(shot.video[::4]))
     return 0.12 < scores["exposure_luma"] < 0.85 and scores["exposure_contrast"] > 0.15
 
 

@@ -120,7 +120,7 @@ def main(videos: list[Path], seed: int = 1) -> None:
     found: dict[str, list[dict]] = {}
     started = time.process_time()
     for kind in ("none", "scene", "overlay"):
-        found[kind] = text.score([clip(runs[i % len(runs)], kind, rng) for i in range(60)])
+        found[kind] = [text.score(clip(runs[i % len(runs)], kind, rng)) for i in range(60)]
     spent = (time.process_time() - started) / 180
     score = {kind: [s["text_overlay"] or 0.0 for s in rows] for kind, rows in found.items()}
     area = {kind: [s["text_area"] for s in rows] for kind, rows in found.items()}

@@ -1,4 +1,4 @@
-"""Defects to put into a good clip, each with a filter that must see it: for tests, calibration and canaries.
+"""Defects to put into a good clip, each with a filter that must see it.
 
 Videos are (n, h, w, 3) uint8 RGB and keep their shape; the input is left alone.
 """
