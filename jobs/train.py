@@ -17,10 +17,10 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from model.config import load_config
-from model.train import ERRORS, train
+from model.train import ERRORS, parse, train
 
 
-def work(options: dict[str, list[str] | str | bool]) -> None:
+def work(options: dict[str, list[str] | str | bool | None]) -> None:
     """What each worker runs; Ray has joined them into one process group."""
     config = load_config(options["config"], options["options"], options["data"], cuda=bool(options["gpu"]))  # type: ignore[arg-type]
     train(config, Path(str(options["out"])))
@@ -28,16 +28,11 @@ def work(options: dict[str, list[str] | str | bool]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Trains a video diffusion model on a Ray cluster.")
-    parser.add_argument("data", nargs="+", metavar="DATASET", help="folder or URL of a dataset, or DATASET@WEIGHT")
-    parser.add_argument("--out", required=True, metavar="RUN", help="folder of the run, shared by the workers")
     parser.add_argument("--workers", type=int, default=1, help="processes that train together")
     parser.add_argument("--cpus", type=float, default=1, help="cores of a worker without a GPU")
-    parser.add_argument("--config", default="", metavar="FILE", help="YAML file of options")
     parser.add_argument("--address", default="auto", help="the cluster; auto is the one this runs on")
-    parser.add_argument("options", nargs="*", metavar="key=value", help="options of model/config.py")
-    args = parser.parse_intermixed_args()
-    data = [a for a in args.data + args.options if "=" not in a]
-    options = [a for a in args.data + args.options if "=" in a]
+    args = parse(parser, None)
+    data, options = args.data, args.options
     if not any(o.startswith("micro_batches=") for o in options):
         options.append(f"micro_batches={args.workers}")
     ray.init(address=args.address, log_to_driver=True)
@@ -48,7 +43,7 @@ def main() -> int:
         print(f"train: {error}", file=sys.stderr)
         return 2
     resources = {"GPU": 1.0} if gpu else {"CPU": args.cpus}
-    out = Path(args.out).absolute()
+    out = args.out.absolute()
     trainer = TorchTrainer(
         work,
         train_loop_config={"config": args.config, "options": options, "data": data, "out": str(out), "gpu": gpu},

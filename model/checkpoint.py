@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.optim import Optimizer
 
+from model.parallel import barrier
+
 
 class CheckpointError(ValueError):
     """No checkpoint, or one that does not fit; the message says what to do."""
@@ -41,7 +43,7 @@ class Checkpoints:
         part = final.with_suffix(".part")
         if _main() and part.exists():
             shutil.rmtree(part)
-        _barrier()
+        barrier()
         part.mkdir(parents=True, exist_ok=True)
         if _main():
             (part / "state.json").write_text(json.dumps(state | {"step": step}))
@@ -64,7 +66,7 @@ class Checkpoints:
         self._pending = None
         if future is not None:
             future.result()
-        _barrier()
+        barrier()
         if _main():
             if final.exists():
                 shutil.rmtree(final)
@@ -74,11 +76,11 @@ class Checkpoints:
             os.replace(pointer, self.folder / "latest")
             for old in sorted(self.folder.glob("step-???????"))[: -self.keep]:
                 shutil.rmtree(old)
-        _barrier()
+        barrier()
 
 
 def latest(run: Path) -> Path | None:
-    """The newest complete checkpoint of a run, or None."""
+    """The newest whole checkpoint of a run, or None."""
     pointer = run / "checkpoints" / "latest"
     if not pointer.exists():
         return None
@@ -90,12 +92,6 @@ def latest(run: Path) -> Path | None:
     return folder
 
 
-def load(folder: Path, tensors: dict[str, Any]) -> dict[str, Any]:
-    """Fills `tensors` in place and returns the saved state."""
-    dcp.load(tensors, checkpoint_id=folder, no_dist=not dist.is_initialized())
-    return dict(json.loads((folder / "state.json").read_text()))
-
-
 def training_tensors(model: nn.Module, optimizer: Optimizer, ema: dict[str, Tensor]) -> dict[str, Any]:
     """What a checkpoint holds, under names that do not depend on ranks or wrappers."""
     weights, moments = get_state_dict(model, optimizer)
@@ -105,18 +101,16 @@ def training_tensors(model: nn.Module, optimizer: Optimizer, ema: dict[str, Tens
 def restore(folder: Path, model: nn.Module, optimizer: Optimizer, ema: dict[str, Tensor]) -> dict[str, Any]:
     """Loads model, optimiser and moving average in place; returns the saved state."""
     tensors = training_tensors(model, optimizer, ema)
-    state = load(folder, tensors)
+    dcp.load(tensors, checkpoint_id=folder, no_dist=not dist.is_initialized())
     set_state_dict(model, optimizer, model_state_dict=tensors["model"], optim_state_dict=tensors["optimizer"])
     for name, value in tensors["ema"].items():
         ema[name].copy_(value)
-    return state
+    return _state(folder)
 
 
 def read_weights(run: Path, which: str = "ema") -> dict[str, Tensor]:
     """The weights of a run's newest checkpoint, whole, in main memory; which: ema or model."""
-    folder = latest(run)
-    if folder is None:
-        raise CheckpointError(f"{run}: no checkpoint in it; `clipmill train` makes one")
+    folder = _newest(run)
     saved = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
     prefix = f"{which}."
     sizes: dict[str, Any] = {k.removeprefix(prefix): v for k, v in saved.items() if k.startswith(prefix)}
@@ -129,10 +123,7 @@ def read_weights(run: Path, which: str = "ema") -> dict[str, Tensor]:
 
 def read_state(run: Path) -> dict[str, Any]:
     """The state beside a run's newest checkpoint."""
-    folder = latest(run)
-    if folder is None:
-        raise CheckpointError(f"{run}: no checkpoint in it; `clipmill train` makes one")
-    return dict(json.loads((folder / "state.json").read_text()))
+    return _state(_newest(run))
 
 
 def check_latents(state: dict[str, Any], latents_id: str) -> None:
@@ -141,14 +132,19 @@ def check_latents(state: dict[str, Any], latents_id: str) -> None:
         raise CheckpointError(f"the checkpoint is of latents {state['latents']}, these are {latents_id}")
 
 
+def _newest(run: Path) -> Path:
+    if (folder := latest(run)) is None:
+        raise CheckpointError(f"{run}: no checkpoint in it; `clipmill train` makes one")
+    return folder
+
+
+def _state(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "state.json").read_text()))
+
+
 def _on_gpu(tensors: dict[str, Tensor]) -> bool:
     return any(t.is_cuda for t in tensors.values())
 
 
 def _main() -> bool:
     return not dist.is_initialized() or dist.get_rank() == 0
-
-
-def _barrier() -> None:
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.barrier()

@@ -44,7 +44,7 @@ class Config:
     workers: int = 0  # processes that load and decode; 0 decodes between steps
     memory_mb: float = 1000.0  # a process that loads may hold this much of decoded clips, if that is all of them
     shuffle_shards: int = 0  # 0 shuffles everything; n shuffles within n shards at a time (for remote shards)
-    cache_gb: float = 50.0  # local copies of remote shards
+    cache_gb: float = 50.0  # of the machine's temporary folder, for copies of remote shards
 
     # the objective
     path: str = "linear"  # linear (rectified flow), or cosine (DDPM, v-prediction)

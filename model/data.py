@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import BinaryIO
 
 import fsspec
 import numpy as np
@@ -19,6 +19,7 @@ from model.config import Config
 from model.index import DataError, Index
 from model.order import Draw, Order, Shape
 from pipeline.clip_reader import ClipError, read_frames, read_image
+from pipeline.downloads import downloaded
 
 ATTEMPTS = 8  # samples tried in a row before the run stops: more is a broken dataset, not a corrupt clip
 
@@ -45,11 +46,10 @@ class Clips(Dataset[Batch]):
 
     Clips that all fit in `memory_mb` at the training size are decoded once."""
 
-    def __init__(self, index: Index, order: Order | None, config: Config, folder: Path | None = None) -> None:
-        """order gives substitutes for corrupt samples; without it they are an error. folder: where remote shards are
-        copied to, at most `cache_gb` of them."""
-        self.index, self.order, self.config, self.folder = index, order, config, folder
-        self._files: dict[int, int] = {}
+    def __init__(self, index: Index, order: Order | None, config: Config) -> None:
+        """order gives substitutes for corrupt samples; without it they are an error."""
+        self.index, self.order, self.config = index, order, config
+        self._files: dict[int, BinaryIO] = {}
         self._decoded: dict[tuple[int, Shape], np.ndarray] = {}
         pixels = 3 * max(config.resolutions) ** 2 * float(index.frames[index.media == "mp4"].sum())
         self._keep_decoded = pixels < config.memory_mb * 1e6
@@ -111,9 +111,9 @@ class Clips(Dataset[Batch]):
         try:
             if shard not in self._files:
                 if len(self._files) >= 256:
-                    os.close(self._files.pop(next(iter(self._files))))
-                self._files[shard] = os.open(self.local(self.index.shards[shard]), os.O_RDONLY)
-            data = os.pread(self._files[shard], size, offset)
+                    self._files.pop(next(iter(self._files))).close()
+                self._files[shard] = self._open(self.index.shards[shard])
+            data = os.pread(self._files[shard].fileno(), size, offset)
         except OSError as error:
             raise DataError(
                 f"{self.index.shards[shard]}: {error.strerror}; the shard was there at the start"
@@ -122,25 +122,13 @@ class Clips(Dataset[Batch]):
             raise ClipError(f"{self.index.shards[shard]} ends before sample {self.index.key[sample]}")
         return data
 
-    def local(self, shard: str) -> str:
-        """The shard's path here; a remote one is copied once, and the oldest copies make room."""
+    def _open(self, shard: str) -> BinaryIO:
+        """A remote shard is copied to this machine once."""
         if "://" not in shard:
-            return shard
-        folder = self.folder or Path.home() / ".cache" / "clipmill"
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / shard.replace("/", "_").replace(":", "_")
-        if not path.exists():
-            part = path.with_suffix(f".{os.getpid()}.part")
-            fs, name = fsspec.core.url_to_fs(shard)
-            fs.get_file(name, str(part))
-            part.rename(path)
-            copies = sorted(folder.glob("*.tar"), key=lambda p: p.stat().st_atime)
-            room = sum(p.stat().st_size for p in copies) - int(self.config.cache_gb * 1e9)
-            for copy in copies:
-                if room > 0 and copy != path:
-                    room -= copy.stat().st_size
-                    copy.unlink(missing_ok=True)
-        return str(path)
+            return open(shard, "rb")
+        fs, name = fsspec.core.url_to_fs(shard)
+        as_it_is = f"{shard} {fs.ukey(name)}"
+        return downloaded(as_it_is, lambda path: fs.get_file(name, str(path)), self.config.cache_gb)
 
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_files": {}, "_decoded": {}}

@@ -9,12 +9,10 @@ dataset and the options.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import hashlib
 import io
 import json
-import os
 import sys
 import tarfile
 import time
@@ -37,8 +35,9 @@ from model.latents import latent_stride, load_latents, settle_latents, to_signed
 from model.order import Shape
 from model.parallel import join
 from model.text import TextEncoder
-from model.train import ERRORS
+from model.train import ERRORS, parse
 from pipeline.clip_reader import ClipError
+from pipeline.storage import atomic
 
 SPLITS = ("train", "val")
 INDEX = pa.schema(
@@ -70,17 +69,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def arguments(name: str, argv: Sequence[str] | None) -> tuple[Path, Config]:
     """Folder and config, whose `data` is the dataset, of a command line. Raises ConfigError."""
-    parser = argparse.ArgumentParser(
-        prog=name,
-        description="Encode a dataset into latents, to train on them. Run again with the same --out to go on.",
-    )
-    parser.add_argument("data", metavar="DATASET", help="folder or URL of a dataset")
-    parser.add_argument("--out", required=True, metavar="LATENTS", help="folder for the latents")
-    parser.add_argument("--config", metavar="FILE", help="YAML file of options")
-    parser.add_argument("options", nargs="*", metavar="key=value", help=f"of model/config.py: {', '.join(ENCODED)} ...")
-    args = parser.parse_intermixed_args(argv)
-    cuda = torch.cuda.is_available() and "device=cpu" not in args.options
-    return Path(args.out), load_config(args.config, args.options, [args.data], cuda=cuda)
+    description = "Encode a dataset into latents, to train on them. Run again with the same --out to go on."
+    args = parse(argparse.ArgumentParser(prog=name, description=description), argv)
+    if len(args.data) > 1:
+        raise ConfigError(f"one dataset at a time, not {', '.join(args.data)}")
+    return args.out, load_config(args.config, args.options, args.data, cuda=args.cuda)
 
 
 def plan(folder: Path, config: Config) -> list[str]:
@@ -103,7 +96,7 @@ def plan(folder: Path, config: Config) -> list[str]:
         new = json.loads(json.dumps(dataclasses.asdict(made)))
         if differing := [key for key in ("latents", "text", "options") if old[key] != new[key]]:
             raise ConfigError(f"{folder} was encoded with other {', '.join(differing)}; give another --out")
-    with whole(path) as part:
+    with atomic(path) as part:
         part.write_text(json.dumps(dataclasses.asdict(made), indent=1))
     for old_index in folder.glob("shards/*/*.parquet"):
         if there.get(f"{old_index.parent.name}/{old_index.stem}") != _mark(old_index):
@@ -145,18 +138,18 @@ class Encoder:
         mark = shards_of(self.source, shard).get(shard, "")  # before it is read: a change from now on is seen later
         index = read_index([self.source], shard=shard)
         samples = list(windows(index, self.config, self.latents.stride))
-        clips = Windows(Clips(index, None, self.config, self.folder / "cache"), samples)
+        clips = Windows(Clips(index, None, self.config), samples)
         target = self.folder / "shards" / f"{shard}.tar"
         target.with_suffix(".parquet").unlink(missing_ok=True)
         rows = []
-        with whole(target) as part, tarfile.open(part, "w", format=tarfile.USTAR_FORMAT) as tar:
+        with atomic(target) as part, tarfile.open(part, "w", format=tarfile.USTAR_FORMAT) as tar:
             loaded = DataLoader(clips, batch_size=None, num_workers=self.config.workers)
             for (sample, shape, number, _), (frames, caption) in zip(samples, loaded, strict=True):
                 if frames is not None:
                     row = self._add(tar, f"{index.key[sample]}-{number:02d}", frames, caption)
                     rows.append({**row, **_picture(shape, self.config.fps)})
         table = pa.Table.from_pylist(rows, schema=INDEX).replace_schema_metadata({MARK: mark})
-        with whole(target.with_suffix(".parquet")) as part:
+        with atomic(target.with_suffix(".parquet")) as part:
             pq.write_table(table, part)
         return shard, len(rows), len(samples) - len(rows)
 
@@ -198,17 +191,6 @@ class Windows(Dataset[tuple[Tensor | None, str]]):
             return torch.from_numpy(self.clips.frames(sample, shape, start)), self.clips.caption(sample)
         except ClipError:
             return None, ""
-
-
-@contextlib.contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A path to write to, which takes the name `path` when all is written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    yield part
-    with open(part, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(part, path)
 
 
 def _picture(shape: Shape, fps: float) -> dict[str, float]:

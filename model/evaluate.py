@@ -10,8 +10,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +24,7 @@ from model.index import DataError, Index, make_order, read_index
 from model.latents import LatentError, encode_batch, to_bytes
 from model.measures import I3D, MeasureError, consistency, frechet, look
 from model.order import Draw
+from model.page import Pair
 from model.sample import Guidance, Trained
 from model.text import TextError
 from model.train import draw_noise
@@ -33,16 +33,6 @@ from pipeline.clip_reader import write_mp4
 TIMES = tuple((i + 0.5) / 8 for i in range(8))
 SCORES = ("motion", "warp", "flicker", "same", "text", "others")
 ERRORS = (ConfigError, DataError, LatentError, TextError, MeasureError, checkpoint.CheckpointError)
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A sampled clip and the real one with its caption, after a round trip: (t, h, w, 3) uint8 each."""
-
-    caption: str
-    sampled: np.ndarray
-    real: np.ndarray
-    scores: Mapping[str, Mapping[str, float]]  # of "sampled" and of "real"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

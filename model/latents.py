@@ -13,7 +13,6 @@ from typing import Protocol
 
 import fsspec
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -22,7 +21,7 @@ from model.config import Config, read_encoding, split_weight
 from model.data import Batch, Clips
 from model.hub_latents import HubLatents
 from model.index import Index, make_order
-from model.parallel import Place
+from model.parallel import Place, barrier
 from model.vae import VAELatents
 
 
@@ -175,9 +174,8 @@ def latent_stride(config: Config) -> tuple[int, int, int]:
 def load_latents(name: str, folder: Path) -> Latents:
     """The latents that a run saved in `folder`; name: its config's `latents`."""
     kind = name.partition(":")[0]
-    if kind == "pixel":
-        return Pixels()
     kinds: dict[str, Callable[[Path], Latents]] = {
+        "pixel": lambda _: Pixels(),
         "pca": PCA.load,
         "vae": VAELatents.load,
         "diffusers": HubLatents.load,
@@ -208,8 +206,7 @@ def settle_latents(config: Config, out: Path, place: Place, index: Index) -> Lat
             made = make_latents(config, lambda: fitting_videos(config, index))
             made.save(folder)
             (folder / "id").write_text(made.id)
-    if place.world > 1:
-        dist.barrier()
+    barrier()
     latents = load_latents(config.latents, folder)
     if encoding and encoding.latents != latents.id:
         raise LatentError(f"the datasets were encoded with {encoding.latents}, {out} has latents {latents.id}")

@@ -6,8 +6,8 @@ import base64
 import html
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import cv2
 import numpy as np
@@ -17,27 +17,24 @@ from pipeline.clip_reader import write_mp4
 HEIGHT = 192  # of a clip as shown, pixels
 
 
-class Shown(Protocol):
-    """What the page shows of a clip; evaluate.Pair is one."""
+@dataclass(frozen=True)
+class Pair:
+    """A sampled clip and the real one with its caption, after a round trip: (t, h, w, 3) uint8 each."""
 
-    @property
-    def caption(self) -> str: ...
-    @property
-    def sampled(self) -> np.ndarray: ...
-    @property
-    def real(self) -> np.ndarray: ...
-    @property
-    def scores(self) -> Mapping[str, Mapping[str, float]]: ...
+    caption: str
+    sampled: np.ndarray
+    real: np.ndarray
+    scores: Mapping[str, Mapping[str, float]]  # of "sampled" and of "real"
 
 
-def grid(pairs: Sequence[Shown]) -> np.ndarray:
+def grid(pairs: Sequence[Pair]) -> np.ndarray:
     """(t, h, w, 3) uint8: samples above the real clips, as many frames as the shortest has."""
     frames = min(len(pair.sampled) for pair in pairs)
     columns = [np.concatenate([_enlarged(v[:frames]) for v in (pair.sampled, pair.real)], axis=1) for pair in pairs]
     return np.concatenate(columns, axis=2)
 
 
-def page(result: Mapping[str, float], pairs: Sequence[Shown], fps: float) -> str:
+def page(result: Mapping[str, float], pairs: Sequence[Pair], fps: float) -> str:
     """HTML with the scores and every pair of clips inside it."""
     names = list(pairs[0].scores["sampled"])
     rows = "".join(

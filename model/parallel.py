@@ -48,6 +48,12 @@ def join(device: str) -> Place:
     return Place(local, rank, world)
 
 
+def barrier() -> None:
+    """Waits for the other processes, where there are any."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.barrier()
+
+
 def _leave() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()

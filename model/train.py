@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import json
 import math
+import re
 import signal
 import sys
 import time
@@ -41,9 +42,10 @@ from model.log import Log
 from model.memory import check_memory
 from model.optimise import ClipRule, clipped_step, global_norm, learning_rate, make_optimizer, update_ema
 from model.order import Draw
-from model.parallel import Place, autocast, choose_kernels, join, spread
+from model.parallel import Place, autocast, barrier, choose_kernels, join, spread
 from model.text import TextEncoder, TextError, pad
 
+OPTION = re.compile(r"\w+=")  # key=value, and no path or URL
 ERRORS = (ConfigError, DataError, LatentError, TextError, checkpoint.CheckpointError)
 
 
@@ -53,22 +55,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="clipmill train",
         description="Train a text-to-video diffusion model on datasets. Run again with the same --out to go on.",
     )
-    parser.add_argument("data", nargs="+", metavar="DATASET", help="folder or URL of a dataset, or DATASET@WEIGHT")
-    parser.add_argument("--out", required=True, metavar="RUN", help="folder of the run")
-    parser.add_argument("--config", metavar="FILE", help="YAML file of options")
-    parser.add_argument(
-        "options", nargs="*", metavar="key=value", help="options of model/config.py, such as steps=1000"
-    )
-    args = parser.parse_intermixed_args(argv)
-    data = [a for a in args.data + args.options if "=" not in a]
-    options = [a for a in args.data + args.options if "=" in a]
+    args = parse(parser, argv)
     try:
-        cuda = torch.cuda.is_available() and "device=cpu" not in options
-        train(load_config(args.config, options, data, cuda=cuda), Path(args.out))
+        train(load_config(args.config, args.options, args.data, cuda=args.cuda), args.out)
     except ERRORS as error:
         print(f"clipmill train: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line of what makes something of datasets: data, out, config (a file's name or None), options
+    ("key=value") and cuda, whether there is a GPU to use."""
+    help_ = "folder or URL of a dataset, or DATASET@WEIGHT; options of model/config.py (steps=1000)"
+    parser.add_argument("words", nargs="+", metavar="DATASET | key=value", help=help_)
+    parser.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="for what comes of it")
+    parser.add_argument("--config", metavar="FILE", help="YAML file of options")
+    args = parser.parse_intermixed_args(argv)
+    args.options = [word for word in args.words if OPTION.match(word)]
+    args.data = [word for word in args.words if not OPTION.match(word)]
+    if not args.data:
+        parser.error("name a dataset")
+    args.cuda = torch.cuda.is_available() and "device=cpu" not in args.options
+    return args
 
 
 def train(config: Config, out: Path) -> dict[str, float]:
@@ -120,7 +129,7 @@ def train(config: Config, out: Path) -> dict[str, float]:
 
     loader = iter(
         make_loader(
-            Clips(index, order, config, out / "cache"),
+            Clips(index, order, config),
             MicroBatches(order, first, config.steps, place.rank, place.world),
             config.workers,
             place.device.type == "cuda",
@@ -269,7 +278,7 @@ def check_folder(config: Config, out: Path, place: Place) -> None:
             raise ConfigError(f"{out} holds a run with another {', '.join(differing)}; give another --out")
     elif out.exists() and any(out.iterdir()) and place.main:
         raise ConfigError(f"{out} holds something else; give an empty or new folder")
-    barrier(place)
+    barrier()
 
 
 def claim_folder(config: Config, out: Path, place: Place) -> None:
@@ -280,12 +289,7 @@ def claim_folder(config: Config, out: Path, place: Place) -> None:
         part = path.with_suffix(".part")
         part.write_text(json.dumps(to_dict(config), indent=1))
         part.rename(path)
-    barrier(place)
-
-
-def barrier(place: Place) -> None:
-    if place.world > 1:
-        dist.barrier()
+    barrier()
 
 
 def say(place: Place, line: str) -> None:

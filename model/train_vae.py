@@ -20,7 +20,7 @@ from model.index import DataError, latent_size, make_order, read_index
 from model.latents import to_signed
 from model.optimise import learning_rate
 from model.parallel import autocast, join
-from model.train import ERRORS, draw_noise
+from model.train import ERRORS, draw_noise, parse
 from model.vae import CHANNELS, VAELatents, VideoVAE, vae_loss
 
 PRESET = {"resolutions": (64,), "frame_counts": (1, 9), "image_ratio": 0.2, "tokens": 512, "lr": 1e-3, "steps": 300}
@@ -36,20 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="clipmill train-vae",
         description="Train a small video autoencoder on a dataset; then train with latents=vae:RUN.",
     )
-    parser.add_argument("data", nargs="+", metavar="DATASET", help="folder or URL of a dataset")
-    parser.add_argument("--out", required=True, metavar="RUN", help="folder for the autoencoder")
-    parser.add_argument("--config", metavar="FILE", help="YAML file of options")
     parser.add_argument("--width", type=int, default=0, help="channels at full size; default 16, on a GPU 64")
-    parser.add_argument(
-        "options", nargs="*", metavar="key=value", help="options of model/config.py, such as steps=1000"
-    )
-    args = parser.parse_intermixed_args(argv)
-    data = [a for a in args.data + args.options if "=" not in a]
-    options = [a for a in args.data + args.options if "=" in a]
-    cuda = torch.cuda.is_available() and "device=cpu" not in options
+    args = parse(parser, argv)
     try:
-        config = load_config(args.config, options, data, preset=CUDA_PRESET if cuda else PRESET)
-        train_vae(config, Path(args.out), args.width or (64 if cuda else 16))
+        config = load_config(args.config, args.options, args.data, preset=CUDA_PRESET if args.cuda else PRESET)
+        train_vae(config, args.out, args.width or (64 if args.cuda else 16))
     except ERRORS as error:
         print(f"clipmill train-vae: {error}", file=sys.stderr)
         return 2
@@ -71,7 +62,7 @@ def train_vae(config: Config, out: Path, width: int) -> float:
     vae = VideoVAE(width).to(place.device)
     print(f"{sum(p.numel() for p in vae.parameters()) / 1e6:.1f} million parameters on {place.device.type}", flush=True)
     optimizer = torch.optim.AdamW(vae.parameters(), config.lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
-    clips = Clips(index, order, config, out / "cache")
+    clips = Clips(index, order, config)
     loader = make_loader(clips, MicroBatches(order, 0, config.steps, 0, 1), config.workers)
     total, square, count = torch.zeros(CHANNELS), torch.zeros(CHANNELS), 0
     psnr, began = 0.0, time.monotonic()

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import tempfile
 from pathlib import Path
 
 import av
@@ -127,7 +128,7 @@ def test_a_shard_that_vanishes_stops_the_run_with_its_name(clips, tmp_path):
         data.Clips(index, None, config).read(0, 0)
 
 
-def test_remote_shards_are_copied_once_and_the_oldest_make_room(clips, tmp_path):
+def test_remote_shards_are_copied_once_and_the_oldest_make_room(clips, tmp_path, monkeypatch):
     import fsspec
 
     root = write_shards(tmp_path / "here", [[clip] for clip in clips])
@@ -137,6 +138,11 @@ def test_remote_shards_are_copied_once_and_the_oldest_make_room(clips, tmp_path)
     size = Path(root / "shards" / "16x9-90p" / "train-000000.tar").stat().st_size
     for room, kept in ((3.5, 3), (1.5, 1)):
         config = setting(root, data=["memory://set"], cache_gb=room * size / 1e9)
-        loader = data.Clips(index, None, config, tmp_path / str(kept))
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / str(kept)))
+        loader = data.Clips(index, None, config)
         assert [loader.caption(i) for i in (0, 1, 2, 0)] == [clips[i][2] for i in (0, 1, 2, 0)]
-        assert len(list((tmp_path / str(kept)).glob("*.tar"))) == kept
+        assert len([p for p in (tmp_path / str(kept)).rglob("*") if p.is_file() and p.suffix != ".lock"]) == kept
+    media, video, caption, shape = clips[0]
+    other = write_shards(tmp_path / "other", [[(media, video, caption[::-1], shape)]])
+    memory.put(str(other / "shards"), "/set/shards", recursive=True)
+    assert data.Clips(index, None, config).caption(0) == caption[::-1]  # no old copy of a shard that has changed
