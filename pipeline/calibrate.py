@@ -94,7 +94,7 @@ def spreads(clips: pa.Table | Columns) -> list[Spread]:
     """Percentiles of every numeric score column, in the table's order."""
     found = []
     for name in score_columns(clips.schema):
-        values = _values(clips[name])
+        values = tables.floats(clips[name])
         finite = values[np.isfinite(values)]
         marks = tuple(np.percentile(finite, PERCENTILES).tolist()) if len(finite) else ()
         found.append(Spread(name, len(finite), len(values) - len(finite), marks))
@@ -111,7 +111,7 @@ def separations(
     good = np.array([labels[ids[row]] for row in rows], bool)
     found = []
     for name in score_columns(clips.schema):
-        values = _values(clips[name])[rows]
+        values = tables.floats(clips[name])[rows]
         there = np.isfinite(values)
         if (good & there).any() and (~good & there).any():
             found.append(separation(name, values[there], good[there], thresholds.get(name)))
@@ -201,10 +201,6 @@ def _auc(low: np.ndarray, high: np.ndarray) -> float:
     ordered = np.sort(low)
     below = np.searchsorted(ordered, high, "left") + np.searchsorted(ordered, high, "right")
     return float(below.mean() / 2 / len(low))
-
-
-def _values(column: pa.ChunkedArray) -> np.ndarray:
-    return np.asarray(column.cast(pa.float64()).to_numpy(), np.float64)
 
 
 def _spread_table(rows: Sequence[Spread]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import logging
 import os
 import tempfile
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from pipeline.recipe import SourceOptions
 from pipeline.storage import Unreachable, atomic
 
 YTDLP = "ytdlp:"  # ytdlp:https://... is opened by yt-dlp
+SILENT = logging.Logger("yt-dlp", logging.CRITICAL)  # what it has to say is in the error that it raises
 
 
 def downloaded(key: str, fetch: Callable[[Path], None], limit_gb: float) -> BinaryIO:
@@ -87,7 +89,7 @@ def _ytdlp(uri: str, wanted: dict[str, Any], options: SourceOptions, download: b
         import yt_dlp
     except ImportError as error:
         raise OSError("yt-dlp is not installed: pip install 'clipmill[download]'") from error
-    always = {"quiet": True, "no_warnings": True, "noprogress": True, "cachedir": False, "logger": _Silent()}
+    always = {"quiet": True, "no_warnings": True, "noprogress": True, "cachedir": False, "logger": SILENT}
     always |= {"retries": 5, "fragment_retries": 5, "socket_timeout": 30, "sleep_interval_requests": options.delay}
     try:
         with yt_dlp.YoutubeDL({**always, **wanted}) as page:
@@ -98,13 +100,3 @@ def _ytdlp(uri: str, wanted: dict[str, Any], options: SourceOptions, download: b
         status = getattr(getattr(cause, "cause", cause), "status", 0)
         lost = isinstance(getattr(cause, "cause", cause), yt_dlp.networking.exceptions.TransportError)
         raise (Unreachable(text) if lost or status == 429 or status >= 500 else OSError(text)) from error
-
-
-class _Silent:
-    """What yt-dlp has to say is in the error that it raises."""
-
-    def debug(self, text: str) -> None: ...
-
-    def warning(self, text: str) -> None: ...
-
-    def error(self, text: str) -> None: ...

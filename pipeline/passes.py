@@ -28,6 +28,7 @@ SCAN_VERSION = 9
 EMBED_VERSION = 4
 CAPTION_VERSION = 3
 
+LIMITS = ("deadline_factor", "deadline_seconds", "memory_mb")
 SCAN_TRACKS = frozenset({Track.LUMA, Track.FLOW, Track.BURST, Track.DETAIL})
 
 IDENTIFIED = pa.schema(
@@ -165,14 +166,11 @@ def caption_schema(recipe: Recipe) -> pa.Schema:
 
 def limits(recipe: Recipe) -> dict[str, Any]:
     """Options that decide whether a scan finishes, not what it finds."""
-    scan = recipe.scan
-    return {"seconds": scan.deadline_seconds, "factor": scan.deadline_factor, "memory": scan.memory_mb}
+    return {name: value for name, value in to_dict(recipe.scan).items() if name in LIMITS}
 
 
 def scan_fingerprint(recipe: Recipe) -> str:
-    options = {
-        k: v for k, v in to_dict(recipe.scan).items() if k not in ("deadline_factor", "deadline_seconds", "memory_mb")
-    }
+    options = {name: value for name, value in to_dict(recipe.scan).items() if name not in LIMITS}
     return fingerprint("scan", SCAN_VERSION, options, _versions(recipe, "scan"))
 
 

@@ -29,6 +29,7 @@ from pipeline.recipe import from_dict
 from pipeline.report_clips import JOIN, choose, show
 from pipeline.report_columns import Columns
 from pipeline.storage import Store
+from pipeline.summary import PASSES
 
 LATE_COLUMNS = pa.schema(  # what selection, captioning and packing add to a clip's row; a build without them lacks some
     [
@@ -42,7 +43,6 @@ LATE_COLUMNS = pa.schema(  # what selection, captioning and packing add to a cli
 )
 IN_SHARDS = {"Buckets": "bucket", "Split": "split"}  # said of kept clips only
 FAILURES = 200  # sources that could not be used are listed up to here
-PASSES = ("sources", "scan", "embed", "caption", "pack")
 TRIED_CLIPS = 20_000  # above this the page tries no other thresholds: each is a selection over all clips
 LARGEST = 12  # clusters shown
 MAX_LABELS = 24  # a text column with more values than this holds no labels
@@ -138,7 +138,7 @@ def _render(store: Store, clips: Columns, clips_shown: int) -> str:
     ids = choose(some, clips_shown)
     del some
     numbers, labels = _score_columns(clips)
-    histograms = [histogram(name, _floats(clips[name]), keep, thresholds.get(name)) for name in numbers]
+    histograms = [histogram(name, tables.floats(clips[name]), keep, thresholds.get(name)) for name in numbers]
     rows = clips.rows(ids)
     shown = show(store, [rows[clip] for clip in ids], histograms, labels)
     moved = notches(clips.table(), from_dict(recipe)) if 0 < len(keep) <= TRIED_CLIPS else []
@@ -227,10 +227,6 @@ def _unknown(clips: Columns, keep: np.ndarray) -> list[Bar]:
     return sorted((replace(bar, share=bar.count / most) for bar in bars), key=lambda bar: (-bar.count, bar.label))
 
 
-def _floats(column: pa.ChunkedArray) -> np.ndarray:
-    return np.asarray(pc.fill_null(column.cast(pa.float64()), float("nan")).to_numpy())
-
-
 def _reasons(clips: pa.Table) -> dict[tuple[str, ...], int]:
     """How many clips have each list of reasons."""
     joined = pc.value_counts(pc.fill_null(pc.binary_join(clips["rejected_by"], JOIN), "")).to_pylist()
@@ -251,7 +247,7 @@ def _balance(clips: Columns, keep: np.ndarray) -> dict[str, Any] | None:
     if "balance_cluster" not in clips:
         return None
     labels = pc.fill_null(clips["balance_cluster"], -1).to_numpy()
-    weight = np.nan_to_num(_floats(clips["balance_weight"])) * keep
+    weight = np.nan_to_num(tables.floats(clips["balance_weight"])) * keep
     tags: Any = np.full(len(labels), None)
     if "tags_labels" in clips:
         lists = pc.list_slice(clips["tags_labels"], 0, 1).combine_chunks()

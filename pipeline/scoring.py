@@ -6,6 +6,7 @@ before it let through (`score_all` sends every clip through everything).
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -102,8 +103,12 @@ class Costs:
         self._started = time.perf_counter()
         self._filters: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
 
-    def measure(self, name: str, clips: int) -> _Measure:
-        return _Measure(self._filters[name], clips)
+    @contextlib.contextmanager
+    def measure(self, name: str, clips: int) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self._filters[name]["seconds"] += time.perf_counter() - began
+        self._filters[name]["clips"] += clips
 
     def rejected(self, name: str, clips: int) -> None:
         self._filters[name]["rejected"] += clips
@@ -114,18 +119,6 @@ class Costs:
 
     def filters(self) -> dict[str, dict[str, float]]:
         return {name: dict(values) for name, values in self._filters.items()}
-
-
-class _Measure:
-    def __init__(self, values: dict[str, float], clips: int) -> None:
-        self._values, self._clips, self._started = values, clips, 0.0
-
-    def __enter__(self) -> None:
-        self._started = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self._values["seconds"] += time.perf_counter() - self._started
-        self._values["clips"] += self._clips
 
 
 @dataclass

@@ -14,7 +14,7 @@ from pipeline import balance, canaries, duplicates
 from pipeline.buckets import bucket_names, with_durations
 from pipeline.duplicates import Embeddings
 from pipeline.recipe import Bounds, Recipe, RecipeError
-from pipeline.tables import hex_words
+from pipeline.tables import floats, hex_words
 
 SELECTED = pa.schema(
     [
@@ -56,9 +56,9 @@ def select(
     thresholds = {k: b for k, b in recipe.select.thresholds.items() if captioned or k not in late}
     check_thresholds(thresholds, clips.schema)
     n, embeddings = len(clips), embeddings or duplicates.embeddings_of(clips)
-    still = _numbers(clips["frames"]) == 1
-    buckets = bucket_names(_numbers(clips["crop_w"]), _numbers(clips["crop_h"]), still, recipe.pack.heights)
-    seconds = _numbers(clips["end"]) - _numbers(clips["start"])
+    still = floats(clips["frames"]) == 1
+    buckets = bucket_names(floats(clips["crop_w"]), floats(clips["crop_h"]), still, recipe.pack.heights)
+    seconds = floats(clips["end"]) - floats(clips["start"])
     buckets = with_durations(buckets, seconds, still, recipe.pack.durations)
     reasons = {**_dropped(clips), "resolution": buckets.is_null().to_numpy(zero_copy_only=False)}
     reasons |= _judged(clips, {k: b for k, b in thresholds.items() if k not in late}, ~_any(reasons.values(), n))
@@ -152,7 +152,7 @@ def _judged(clips: pa.Table, thresholds: Mapping[str, Bounds], open_: np.ndarray
 
 
 def _judge_numbers(scores: pa.ChunkedArray, bounds: Bounds) -> tuple[np.ndarray, np.ndarray]:
-    values = _numbers(scores)
+    values = floats(scores)
     failed = np.zeros(len(values), bool)
     with np.errstate(invalid="ignore"):
         if bounds.min is not None:
@@ -205,9 +205,9 @@ def _keepers(clips: pa.Table, recipe: Recipe, candidates: np.ndarray, embeddings
 def _rank(clips: pa.Table) -> np.ndarray:
     """(n,) int64: 0 for the best copy: video before stills taken of it, then resolution, QUALITY, length, clip_id and
     address."""
-    keys = [_numbers(clips["frames"]) == 1, -_numbers(clips["crop_w"]) * _numbers(clips["crop_h"])]
-    keys += [-np.nan_to_num(_numbers(clips[name]), nan=-np.inf) for name in QUALITY if name in clips.column_names]
-    keys += [_numbers(clips["start"]) - _numbers(clips["end"])]
+    keys = [floats(clips["frames"]) == 1, -floats(clips["crop_w"]) * floats(clips["crop_h"])]
+    keys += [-np.nan_to_num(floats(clips[name]), nan=-np.inf) for name in QUALITY if name in clips.column_names]
+    keys += [floats(clips["start"]) - floats(clips["end"])]
     names = (clips[name].cast(pa.string()) for name in ("clip_id", "source_uri"))
     keys += [pc.rank(name, tiebreaker="dense").to_numpy() for name in names]
     rank = np.empty(len(clips), np.int64)
@@ -268,11 +268,6 @@ def _any(masks: Iterable[np.ndarray], n: int) -> np.ndarray:
     for mask in masks:
         result |= mask
     return result
-
-
-def _numbers(column: pa.ChunkedArray) -> np.ndarray:
-    """float64, NaN for null."""
-    return pc.fill_null(column.cast(pa.float64()), float("nan")).to_numpy()
 
 
 def _is_label(kind: pa.DataType) -> bool:

@@ -26,7 +26,7 @@ from pipeline.media import MediaError, Video
 from pipeline.recipe import PackOptions, Recipe, SourceOptions
 from pipeline.remux import copy_span
 from pipeline.samples import content, documents, to_json
-from pipeline.sources import open_media
+from pipeline.sources import open_file, open_media
 from pipeline.storage import Store, Unreachable, atomic
 from pipeline.tables import hex_words, to_parquet
 
@@ -300,8 +300,7 @@ def _spool(spool: IO[bytes], encoded: encode.Encoded) -> _Spooled:
 def _read_stored(stored: Stored, key: str, encoding: Mapping[str, Any]) -> encode.Encoded | None:
     """The clip, if it lies where `stored` says and was encoded as `encoding` says."""
     try:
-        opened = open_media(stored.uri)
-        with open(opened, "rb") if isinstance(opened, str) else opened as file:
+        with open_file(stored.uri) as file:
             file.seek(stored.media_offset - BLOCK)
             member = tarfile.TarInfo.frombuf(file.read(BLOCK), "utf-8", "strict")
             data = file.read(stored.media_size)

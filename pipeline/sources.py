@@ -103,11 +103,16 @@ def open_media(uri: str, options: SourceOptions | None = None) -> str | BinaryIO
     return uri.removeprefix("file://")
 
 
+def open_file(uri: str, options: SourceOptions | None = None) -> BinaryIO:
+    """The same, always as a file."""
+    opened = open_media(uri, options)
+    return open(opened, "rb") if isinstance(opened, str) else opened
+
+
 def content_id(uri: str, options: SourceOptions | None = None) -> str:
     """32 hex digits: SHA-256 of the bytes behind `uri`, read in pieces. Raises OSError."""
-    opened = open_media(uri, options)
     digest = hashlib.sha256()
-    with open(opened, "rb") if isinstance(opened, str) else opened as file:
+    with open_file(uri, options) as file:
         while chunk := file.read(PIECE):
             digest.update(chunk)
     return digest.hexdigest()[:32]
@@ -176,10 +181,10 @@ def _local(path: Path, metadata: Mapping[str, Any], named: bool = True) -> Found
 def _expand_url(text: str) -> Iterator[Found]:
     kind = suffix(text.rstrip("/"))
     if kind in LISTS:
-        with open_media(text) as file:  # type: ignore[union-attr]
+        with open_file(text) as file:
             yield from _listed(text, file.read(), base=text)
     elif kind == ".tar":
-        yield from _members(text, open_media(text))  # type: ignore[arg-type]
+        yield from _members(text, open_file(text))
     elif text.startswith(REMOTE) and kind not in VIDEOS | IMAGES:
         store = Store(text)
         for name, size, stamp in store.stat():
@@ -274,9 +279,7 @@ def _open_member(archive: str, member: str, options: SourceOptions) -> BinaryIO:
     where = _index(archive, options).get(member)
     if where is None:
         raise FileNotFoundError(f"no member {member!r} in {archive}")
-    offset, size = where
-    opened = open_media(archive, options)
-    file = open(opened, "rb") if isinstance(opened, str) else opened
+    (offset, size), file = where, open_file(archive, options)
 
     def fetch(count: int, at: int) -> bytes:
         file.seek(offset + at)
@@ -288,9 +291,8 @@ def _open_member(archive: str, member: str, options: SourceOptions) -> BinaryIO:
 @functools.lru_cache(maxsize=64)
 def _index(archive: str, options: SourceOptions) -> dict[str, tuple[int, int]]:
     """Offset and size of every member; kept, because a tar is read through for it."""
-    opened = open_media(archive, options)
     try:
-        with open(opened, "rb") if isinstance(opened, str) else opened as file, tarfile.open(fileobj=file) as tar:
+        with open_file(archive, options) as file, tarfile.open(fileobj=file) as tar:
             return {member.name: (member.offset_data, member.size) for member in tar}
     except tarfile.TarError as error:
         raise FileNotFoundError(f"{archive} is not a readable tar: {error}") from error

@@ -63,10 +63,10 @@ class Store:
         refuse_secrets(uri)
         self.uri = uri.rstrip("/") or "/"
         self.local = None if uri.startswith(REMOTE) else Path(uri.removeprefix("file://")).absolute()
-        self._remote: tuple[fs.FileSystem, str] | None = None
+        self._opened: tuple[fs.FileSystem, str] | None = None
 
     def __getstate__(self) -> dict[str, object]:
-        return {"uri": self.uri, "local": self.local, "_remote": None}
+        return {"uri": self.uri, "local": self.local, "_opened": None}
 
     def path(self, name: str) -> str:
         """What names `name` outside of this store: a local path or a URL."""
@@ -122,40 +122,24 @@ class Store:
             pool.submit(put).result()
 
     def list(self, folder: str, suffix: str = "") -> list[str]:
-        """Names of the files at any depth below `folder`, sorted; empty where there is no such folder. Temporary
-        files are left out."""
-        if self.local:
-            base = self.local / folder
-            names = [p.relative_to(self.local).as_posix() for p in base.rglob("*") if p.is_file()]
-        else:
-            names = [name for name, _, _ in self.stat(folder)]
-        return sorted(n for n in names if n.endswith(suffix) and not n.rsplit("/", 1)[-1].startswith("."))
+        """Names of the files at any depth below `folder`, sorted; empty where there is no such folder."""
+        return [name for name, _, _ in self.stat(folder) if name.endswith(suffix)]
 
     def stat(self, folder: str = "") -> Iterator[tuple[str, int, str]]:
         """(name, bytes, stamp) of every file at any depth below `folder`, in order of name; the stamp changes when
-        the file does."""
-        if self.local:
-            for name in self.list(folder):
-                info = (self.local / name).stat()
-                yield name, info.st_size, str(info.st_mtime_ns)
-            return
+        the file does. Temporary files are left out."""
         prefix = self._key("")
         selector = fs.FileSelector(self._key(folder), recursive=True, allow_not_found=True)
         for entry in sorted(self._fs.get_file_info(selector), key=lambda info: info.path):
-            if entry.type == fs.FileType.File:
+            if entry.type == fs.FileType.File and not entry.base_name.startswith("."):
                 yield entry.path[len(prefix) :].lstrip("/"), entry.size, f"{entry.size}:{entry.mtime_ns}"
 
     def info(self, name: str) -> tuple[int, str] | None:
         """Bytes and stamp of one file; None where there is none."""
-        if self.local:
-            path = self.local / name
-            return (path.stat().st_size, str(path.stat().st_mtime_ns)) if path.is_file() else None
         entry = self._fs.get_file_info(self._key(name))
         return (entry.size, f"{entry.size}:{entry.mtime_ns}") if entry.type == fs.FileType.File else None
 
     def exists(self, name: str) -> bool:
-        if self.local:
-            return (self.local / name).exists()
         return self._fs.get_file_info(self._key(name)).type != fs.FileType.NotFound
 
     def delete(self, name: str) -> None:
@@ -203,14 +187,14 @@ class Store:
 
     @property
     def _fs(self) -> fs.FileSystem:
-        if self._remote is None:
-            self._remote = filesystem(self.uri)
-        return self._remote[0]
+        if self._opened is None:
+            self._opened = filesystem(self.uri)
+        return self._opened[0]
 
     def _key(self, name: str) -> str:
         _ = self._fs
-        assert self._remote is not None
-        return f"{self._remote[1].rstrip('/')}/{name}".rstrip("/")
+        assert self._opened is not None
+        return f"{self._opened[1].rstrip('/')}/{name}".rstrip("/")
 
 
 def locate(url: str) -> tuple[Store, str]:
@@ -298,7 +282,10 @@ def refuse_secrets(uri: str) -> None:
 
 
 def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
-    """The object store of a URL and the key in it. Raises StorageError for a URL that says too little or too much."""
+    """The file system of a path or URL and the path or key in it. Raises StorageError for a URL that says too little
+    or too much."""
+    if not uri.startswith(REMOTE):
+        return fs.LocalFileSystem(), str(Path(uri.removeprefix("file://")).absolute())
     url = urlsplit(uri)
     if url.scheme == "s3":
         given = dict(parse_qsl(url.query))

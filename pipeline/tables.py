@@ -117,6 +117,11 @@ def _hex_words(ids: pa.Array) -> np.ndarray:
     return (values[:, :, 0] << 4 | values[:, :, 1]).copy().view(">u8")[:, 0].astype(np.uint64)
 
 
+def floats(column: pa.ChunkedArray) -> np.ndarray:
+    """(n,) float64, NaN for null."""
+    return pc.fill_null(column.cast(pa.float64()), float("nan")).to_numpy()
+
+
 def fingerprint(*parts: Any) -> str:
     """16 hex digits over anything that JSON can hold, the same in every process."""
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), default=str)

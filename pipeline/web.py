@@ -82,11 +82,6 @@ def open_url(url: str, options: SourceOptions) -> BinaryIO:
     return ranged(size, lambda count, at: _fetch(url, count, at, size, tag, options))
 
 
-def read_url(url: str, options: SourceOptions) -> bytes:
-    with open_url(url, options) as file:
-        return file.read()
-
-
 def _fetch(url: str, count: int, at: int, size: int, tag: str | None, options: SourceOptions) -> bytes:
     """`count` bytes from `at`. What a cut connection did not bring is asked for again, and no more."""
     got, tries = bytearray(), 0
