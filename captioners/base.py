@@ -81,14 +81,3 @@ def to_json(caption: Caption) -> str:
     tree = dataclasses.asdict(caption)
     tree["actions"] = [{**a, "start": round(a["start"], 3), "end": round(a["end"], 3)} for a in tree["actions"]]
     return json.dumps({k: v for k, v in tree.items() if v or k in ("clip_id", "short", "dense")}, ensure_ascii=False)
-
-
-def from_json(text: str) -> Caption:
-    """The caption that `to_json` wrote. Raises ValueError when it is not one."""
-    tree = json.loads(text)
-    try:
-        tree["actions"] = tuple(Action(**action) for action in tree.get("actions", ()))
-        tree["subjects"] = tuple(tree.get("subjects", ()))
-        return Caption(**tree)
-    except (TypeError, AttributeError) as error:
-        raise ValueError(f"not a caption: {text[:80]!r}: {error}") from error

@@ -111,6 +111,12 @@ def sentences(text: str) -> list[str]:
     return [part.strip() for part in SENTENCE.split(text.strip()) if part.strip()]
 
 
+def as_sentence(text: str) -> str:
+    """`text` with a capital and one full stop; nothing of nothing."""
+    text = text.strip().rstrip(".")
+    return text[:1].upper() + text[1:] + "." if text else ""
+
+
 def claims(text: str) -> list[Claim]:
     """What `text` says that measurements can contradict, in the order in which it says it.
 

@@ -10,20 +10,9 @@ from typing import Any
 from captioners.claims import Claim
 from captioners.phases import Phase, camera_spans, motion_phases
 
-OPPOSITE = {
-    "left": "right",
-    "right": "left",
-    "up": "down",
-    "down": "up",
-    "pan_left": "pan_right",
-    "pan_right": "pan_left",
-    "tilt_up": "tilt_down",
-    "tilt_down": "tilt_up",
-    "zoom_in": "zoom_out",
-    "zoom_out": "zoom_in",
-    "roll_left": "roll_right",
-    "roll_right": "roll_left",
-}
+PAIRS = [("left", "right"), ("up", "down"), ("pan_left", "pan_right"), ("tilt_up", "tilt_down")]
+PAIRS += [("zoom_in", "zoom_out"), ("roll_left", "roll_right")]
+OPPOSITE = {**dict(PAIRS), **{second: first for first, second in PAIRS}}
 # What a measured label also answers to: moving forward looks like zooming in until parallax shows.
 ALSO = {"dolly_in": "zoom_in", "dolly_out": "zoom_out"}
 SURE = 0.6  # confidence of the camera label under which it contradicts nothing

@@ -19,7 +19,6 @@ from captioners.form import ORDER
 
 QUESTION = 'Is this true of the clip? "{}"'
 LEAST = 0.5  # probability of yes under which a sentence is taken out
-UNLIKE = 0.0  # by how much yes must be likelier of the clip than of its mirrored or reversed copy
 
 
 class Judge(Protocol):
@@ -40,7 +39,7 @@ def judged(captions: Sequence[Caption], clips: Sequence[ClipFrames], judge: Judg
     doubt = _ask(judge, [(copy, text) for _, copy, text in altered])
     failed = [p < LEAST for p in chance]
     for (i, _, _), p in zip(altered, doubt, strict=True):
-        failed[i] |= chance[i] - p <= UNLIKE
+        failed[i] |= p >= chance[i]  # as likely of the mirrored or reversed copy
     kept, at = [], 0
     for caption, texts in zip(captions, said, strict=True):
         span = slice(at, at := at + len(texts))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from captioners.base import Action, Caption, CaptionError, ClipFrames
+from captioners.claims import as_sentence
 from captioners.colours import colours
 from captioners.kinds import in_general, with_kinds
 from captioners.phases import Phase, camera_spans, motion_phases
@@ -24,7 +24,6 @@ CAMERA = {
     "roll_right": "rolls to the right",
     "dolly_in": "moves forward",
     "dolly_out": "moves backward",
-    "orbit": "circles the subject",
     "handheld": "is handheld",
 }
 # Names of ImageNet's classes that mean a place rather than a thing.
@@ -45,13 +44,6 @@ DARK, BRIGHT = 0.12, 0.72  # mean luma, 0 to 1
 LATE = 0.6  # seconds without motion that are worth a word
 LETTERED = 0.004  # fraction of the picture that writing covers
 NUMBERS = ("no", "a", "two", "three", "four", "five")
-
-
-@dataclass(frozen=True)
-class Event:
-    start: float
-    end: float
-    text: str
 
 
 class Measured:
@@ -78,15 +70,16 @@ class Measured:
         things = [*seen, *(_with_article(name) for name, _ in tags if name not in PLACES)]
         places = [PLACES[name] for name, _ in tags if name in PLACES]
         cameras = [
-            Event(start, end, f"the camera {CAMERA[label]}")
+            Action(f"the camera {CAMERA[label]}", start, end)
             for label, start, end in camera_spans(clip.scores, clip.duration)
             if label in CAMERA
         ]
         phases = motion_phases(clip.scores, clip.duration)
         wide = (clip.scores.get("motion_area") or 0.0) > 0.5
-        actions = [Event(p.start, p.end, _movement(p, wide)) for p in phases or []]
+        actions = [Action(_movement(p, wide), p.start, p.end) for p in phases or []]
         said = self._tag_sentence(seen, tags)
-        style = _style(colours(clip.frames))
+        named = _list([name for name, _ in colours(clip.frames)])
+        style = f"the picture is mostly {named}" if named else ""
         story = _story(cameras, actions, phases, clip.duration)
         if not said and not story and not style:
             return CaptionError(clip.clip_id, "nothing was measured that could be said of this clip")
@@ -101,10 +94,10 @@ class Measured:
         }
         return Caption(
             clip_id=clip.clip_id,
-            short=_short(said, cameras, actions, phases) or _sentence(style),
-            dense=" ".join(part for part in (said, story, _sentence(style), light) if part),
+            short=_short(said, cameras, actions, phases) or as_sentence(style),
+            dense=" ".join(part for part in (said, story, as_sentence(style), light) if part),
             subjects=tuple(things),
-            actions=tuple(Action(e.text, e.start, e.end) for e in actions),
+            actions=tuple(actions),
             camera=_camera(cameras, clip.duration),
             setting=", ".join(places),
             light=light,
@@ -124,7 +117,7 @@ class Measured:
     def _tag_sentence(self, seen: Sequence[str], tags: Sequence[tuple[str, float]]) -> str:
         things = [*seen, *(self._hedge(_with_article(name), p) for name, p in tags if name not in PLACES)]
         places = [self._hedge(PLACES[name], p) for name, p in tags if name in PLACES]
-        return _sentence(", ".join([_list(things), *places[:1]] if things else places[:1]))
+        return as_sentence(", ".join([_list(things), *places[:1]] if things else places[:1]))
 
     def _hedge(self, text: str, probability: float) -> str:
         if self.confidence == "numbers":
@@ -137,11 +130,6 @@ def _seen(scores: Mapping[str, Any]) -> list[str]:
     faces, lettered = int(scores.get("faces_count") or 0), (scores.get("text_area") or 0.0) >= LETTERED
     found = [f"{NUMBERS[faces]} face{'s' * (faces > 1)}" if faces < len(NUMBERS) else "many faces"] if faces else []
     return found + ["some writing"] * lettered
-
-
-def _style(named: Sequence[tuple[str, float]]) -> str:
-    """What the picture looks like, of (colour, share) pairs."""
-    return f"the picture is mostly {_list([name for name, _ in named])}" if named else ""
 
 
 def _origin(probabilities: Sequence[float]) -> str:
@@ -172,13 +160,13 @@ def _place(x: float, y: float) -> str:
     return f"on the {side}" if side else "in the middle"
 
 
-def _story(cameras: list[Event], actions: list[Event], phases: list[Phase] | None, duration: float) -> str:
+def _story(cameras: list[Action], actions: list[Action], phases: list[Phase] | None, duration: float) -> str:
     """Camera and motion in order of time, as sentences."""
     told = []
     for i, event in enumerate(actions):
         again = " again" if i and actions[i - 1].text == event.text else ""
-        told.append(Event(event.start, event.end, event.text + again + _stop(i, actions, phases, duration)))
-    groups: list[list[Event]] = []
+        told.append(Action(event.text + again + _stop(i, actions, phases, duration), event.start, event.end))
+    groups: list[list[Action]] = []
     for event in sorted([*cameras, *told], key=lambda e: e.start):
         if groups and event.start - groups[-1][0].start < TOGETHER:
             groups[-1].append(event)
@@ -186,17 +174,17 @@ def _story(cameras: list[Event], actions: list[Event], phases: list[Phase] | Non
             groups.append([event])
     if phases == []:
         told_still = "nothing moves by itself" if cameras and not _still(cameras) else "nothing moves"
-        groups.insert(1 if groups else 0, [Event(0.0, duration, told_still)])
+        groups.insert(1 if groups else 0, [Action(told_still, 0.0, duration)])
     sentences = []
     for i, group in enumerate(groups):
         text = "; ".join(event.text for event in sorted(group, key=lambda e: not e.text.startswith("the camera")))
         if group[0].start >= LATE:
             text = f"then {text}" if i else f"after {_seconds(group[0].start)} {text}"
-        sentences.append(_sentence(text))
+        sentences.append(as_sentence(text))
     return " ".join(sentences)
 
 
-def _stop(i: int, actions: list[Event], phases: list[Phase] | None, duration: float) -> str:
+def _stop(i: int, actions: list[Action], phases: list[Phase] | None, duration: float) -> str:
     """What to add to action `i` when nothing moves after it."""
     until = actions[i + 1].start if i + 1 < len(actions) else duration
     if until - actions[i].end < LATE or not phases:
@@ -206,27 +194,27 @@ def _stop(i: int, actions: list[Event], phases: list[Phase] | None, duration: fl
     return ", then nothing moves" if at_edge.get(direction) else ", then stops"
 
 
-def _short(tags: str, cameras: list[Event], actions: list[Event], phases: list[Phase] | None) -> str:
+def _short(tags: str, cameras: list[Action], actions: list[Action], phases: list[Phase] | None) -> str:
     """One sentence: the tags, and the longest of what the camera and the moving region do."""
     clauses = [max(events, key=lambda e: (e.end - e.start, -e.start)).text for events in (cameras, actions) if events]
     if phases == [] and _still(cameras):
         clauses = ["nothing moves"]
     told = " while ".join(clauses)
     head = tags.rstrip(".")
-    return _sentence(f"{head}; {told}" if head and told else head or told)
+    return as_sentence(f"{head}; {told}" if head and told else head or told)
 
 
-def _still(cameras: list[Event]) -> bool:
+def _still(cameras: list[Action]) -> bool:
     return all(event.text.endswith(CAMERA["static"]) for event in cameras)
 
 
-def _camera(cameras: list[Event], duration: float) -> str:
+def _camera(cameras: list[Action], duration: float) -> str:
     if not cameras:
         return ""
     if len(cameras) == 1 and cameras[0].end - cameras[0].start > 0.8 * duration:
-        return _sentence(cameras[0].text)
+        return as_sentence(cameras[0].text)
     parts = [f"{e.text.removeprefix('the camera ')} from {e.start:.1f} to {e.end:.1f} s" for e in cameras]
-    return _sentence("the camera " + ", then ".join(parts))
+    return as_sentence("the camera " + ", then ".join(parts))
 
 
 def _light(luma: float | None) -> str:
@@ -248,7 +236,3 @@ def _list(items: Sequence[str]) -> str:
 
 def _seconds(value: float) -> str:
     return "a second" if value < 1.5 else f"{value:.0f} seconds"
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:] + "." if text else ""

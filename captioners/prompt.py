@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from captioners.base import Action, Caption, CaptionError, ClipFrames
-from captioners.claims import OF_CAMERA, sentences
+from captioners.claims import OF_CAMERA, as_sentence, sentences
 from captioners.form import check_form
 from captioners.measured import CAMERA
 from captioners.phases import camera_spans, motion_peaks
@@ -139,21 +139,10 @@ def _from_tree(clip: ClipFrames, tree: Mapping[str, Any], usage: Mapping[str, fl
     said = {name: _text(tree.get(name), limit) for name, limit in LONGEST.items()}
     subjects = tuple(filter(None, (_text(item, 80) for item in _items(tree.get("subjects"), MOST["subjects"]))))
     actions = tuple(filter(None, (_action(clip, item) for item in _items(tree.get("actions"), MOST["actions"]))))
-    dense = said["dense"] or " ".join(_sentence(action.text) for action in actions) or said["short"]
-    fields = {"subjects": subjects, "actions": actions, **said}
-    return Caption(
-        clip_id=clip.clip_id,
-        short=said["short"] or (sentences(dense)[0] if dense else ""),
-        dense=dense,
-        subjects=subjects,
-        actions=actions,
-        camera=said["camera"],
-        setting=said["setting"],
-        light=said["light"],
-        style=said["style"],
-        provenance={name: "model" for name, value in fields.items() if value},
-        usage=usage,
-    )
+    dense = said["dense"] or " ".join(as_sentence(action.text) for action in actions) or said["short"]
+    origin = {name: "model" for name, value in {"subjects": subjects, "actions": actions, **said}.items() if value}
+    said |= {"short": said["short"] or (sentences(dense)[0] if dense else ""), "dense": dense}
+    return Caption(clip.clip_id, **said, subjects=subjects, actions=actions, provenance=origin, usage=usage)
 
 
 def _from_text(clip: ClipFrames, text: str, usage: Mapping[str, float]) -> Caption:
@@ -163,7 +152,7 @@ def _from_text(clip: ClipFrames, text: str, usage: Mapping[str, float]) -> Capti
         action = timed and _action(clip, {"text": timed[3], "start": timed[1], "end": timed[2]})
         if action:
             actions.append(action)
-        lines.append(_sentence(timed[3]) if timed else line.strip())
+        lines.append(as_sentence(timed[3]) if timed else line.strip())
     dense = _text(" ".join(lines), LONGEST["dense"])
     said = sentences(dense)
     camera = next((s for s in said if OF_CAMERA.search(s)), "")
@@ -206,8 +195,3 @@ def _text(value: Any, most: int) -> str:
     cut = text[:most].rsplit(" ", 1)[0]
     said = sentences(cut)
     return " ".join(said[:-1]) if len(said) > 1 else cut
-
-
-def _sentence(text: str) -> str:
-    text = text.strip().rstrip(".")
-    return text[:1].upper() + text[1:] + "." if text else ""

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from captioners import load_captioner
-from captioners.base import Action, Caption, CaptionError, ClipFrames, from_json, to_json
+from captioners.base import Action, Caption, CaptionError, ClipFrames, to_json
 from captioners.kinds import _kind_of
 from captioners.measured import CAMERA
 from captioners.phases import camera_spans, motion_peaks, motion_phases
@@ -140,15 +140,16 @@ def test_any_measurements_give_plain_sentences_and_times_inside_the_clip(speeds,
     for action in caption.actions:
         assert 0 <= action.start < action.end <= duration + 1e-6
     assert all(0 <= peak <= duration for peak in motion_peaks(scores, duration))
-    assert from_json(to_json(caption)).dense == caption.dense
+    assert json.loads(to_json(caption))["dense"] == caption.dense
 
 
-def test_json_keeps_every_field_and_refuses_what_is_no_caption():
-    caption = Caption("id", "A.", "B.", ("ox",), (Action("ox walks", 0.0, 1.25),), "still", "field", "dusk", "film")
-    assert from_json(to_json(caption)) == caption
-    for text in ("[]", "{}", '{"clip_id": "x", "colour": 1}', "no"):
-        with pytest.raises(ValueError, match=r"not a caption|Expecting"):
-            from_json(text)
+def test_json_keeps_every_field_that_says_something():
+    caption = Caption("id", "A.", "B.", ("ox",), (Action("ox walks", 0.0, 1.25),), "still", "field", "dusk")
+    assert json.loads(to_json(caption)) == {
+        "clip_id": "id", "short": "A.", "dense": "B.", "subjects": ["ox"],
+        "actions": [{"text": "ox walks", "start": 0.0, "end": 1.25}],
+        "camera": "still", "setting": "field", "light": "dusk",
+    }  # fmt: skip
 
 
 def test_dark_and_bright_pictures_are_said_and_others_not():
