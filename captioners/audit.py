@@ -41,15 +41,15 @@ class Audited:
     rejected: str | None
 
 
-def audit(caption: Caption, clip: ClipFrames, prompt: str = "") -> Audited:
-    """Checks `caption` against its own form and against `clip.scores`; `prompt` is what the captioner was asked.
+def audit(caption: Caption, clip: ClipFrames) -> Audited:
+    """Checks `caption` against its own form and against `clip.scores`.
 
     Repairs never invent: text goes, or a measured statement of the camera takes the place of a wrong one. What is
     vague or incomplete is only scored: thresholds are the recipe's.
     """
     facts = facts_of(clip.scores, clip.duration)
     cut_off = bool(caption.usage.get("cut_off"))
-    short, dense = check_form(caption.short, prompt, cut_off), check_form(caption.dense, prompt, cut_off)
+    short, dense = (check_form(text, cut_off=cut_off) for text in (caption.short, caption.dense))
     score: dict[str, Any] = dict.fromkeys(AUDIT_COLUMNS)
     defects = list(dict.fromkeys([*short.found, *dense.found]))
     score |= {"audit_defects": len(defects), "audit_contradictions": 0, "audit_repaired": False}

@@ -80,6 +80,7 @@ ORDER = re.compile(r"\b(?:then|after|before|until|finally|first|later|begins?|st
 LONGEST_WORDS = 320
 REPEAT_SPAN = 4  # words; a span said this often or more is a loop
 REPEAT_TIMES = 4
+ECHO = 8  # words of the prompt in a row
 
 
 @dataclass(frozen=True)
@@ -156,12 +157,12 @@ def loops(text: str) -> bool:
     return bool(spans) and max(spans.values()) >= REPEAT_TIMES
 
 
-def echoes(text: str, prompt: str, span: int = 8) -> bool:
-    """Whether `text` repeats `span` words in a row of `prompt`."""
+def echoes(text: str, prompt: str) -> bool:
+    """Whether `text` repeats ECHO words in a row of `prompt`."""
     asked = [w.lower() for w in WORD.findall(prompt)]
     said = [w.lower() for w in WORD.findall(text)]
-    spans = {tuple(asked[i : i + span]) for i in range(len(asked) - span + 1)}
-    return any(tuple(said[i : i + span]) in spans for i in range(len(said) - span + 1))
+    spans = {tuple(asked[i : i + ECHO]) for i in range(len(asked) - ECHO + 1)}
+    return any(tuple(said[i : i + ECHO]) in spans for i in range(len(said) - ECHO + 1))
 
 
 def vague_share(text: str) -> float | None:

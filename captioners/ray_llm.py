@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 
 from captioners.base import Caption, CaptionError, ClipFrames
-from captioners.prompt import INSTRUCTIONS, SCHEMA, VERSION, question_for
+from captioners.prompt import INSTRUCTIONS, SCHEMA, VERSION, question_for, read_answer
 from captioners.server import FORMAT, pictures, read_reply
 
 if TYPE_CHECKING:
@@ -78,31 +78,16 @@ class RayLlm:
             return {"messages": messages, "sampling_params": {**self.sampling, **guided}}
         return {"payload": {"model": self.model, "messages": messages, "response_format": FORMAT, **self.sampling}}
 
-    def reply(self, row: Mapping[str, Any]) -> str:
-        """What came of one row, as JSON: a chat completion, or an error."""
-        if row.get("__inference_error__"):
-            return json.dumps({"error": {"message": str(row["__inference_error__"])[:200]}})
-        if self.base_url is not None:
-            return json.dumps(row["http_response"], default=_from_arrow)
-        told = int(row["num_generated_tokens"])
-        return json.dumps(
-            {
-                "choices": [
-                    {
-                        "message": {"content": row["generated_text"]},
-                        "finish_reason": "length" if told >= self.sampling["max_tokens"] else "stop",
-                    }
-                ],
-                "usage": {"prompt_tokens": int(row["num_input_tokens"]), "completion_tokens": told},
-            }
-        )
-
-    def read(self, clip: ClipFrames, reply: str) -> Caption | CaptionError:
-        """The caption in what `reply` kept, or why there is none."""
+    def read(self, clip: ClipFrames, row: Mapping[str, Any]) -> Caption | CaptionError:
+        """The caption in the processor's row of a clip, or why there is none."""
         if not len(clip.frames):
             return CaptionError(clip.clip_id, "no frames")
-        tree = json.loads(reply)
-        error = tree.get("error")
+        if self.base_url is None and not row.get("__inference_error__"):
+            told = int(row["num_generated_tokens"])
+            usage = {"prompt_tokens": int(row["num_input_tokens"]), "completion_tokens": told}
+            return read_answer(clip, row["generated_text"], told < self.sampling["max_tokens"], usage)
+        tree = json.loads(json.dumps(row.get("http_response") or {}, default=_from_arrow))
+        error = row.get("__inference_error__") or tree.get("error")
         if error:
             said = error.get("message", error) if isinstance(error, dict) else error
             return CaptionError(clip.clip_id, f"the model rejects this clip: {str(said)[:200]}")
@@ -110,7 +95,7 @@ class RayLlm:
         return read_reply(clip, tree, {k: v for k, v in counts.items() if k in ("prompt_tokens", "completion_tokens")})
 
     def processor(self) -> Processor:
-        """Ray's processor from rows with `request`'s columns to rows that `reply` reads."""
+        """Ray's processor from rows with `request`'s columns to rows that `read` reads."""
         from ray.data.llm import HttpRequestProcessorConfig, build_processor, vLLMEngineProcessorConfig
 
         config: Any

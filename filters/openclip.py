@@ -52,7 +52,6 @@ class OpenClip:
                 f"OpenCLIP {model} with the weights {pretrained!r} could not be loaded ({error}). "
                 "Where the hub cannot be reached, give encoder.pretrained the path of a checkpoint file."
             ) from error
-        self.model_name, self.pretrained = model, pretrained
         self.id = f"openclip:{model.removeprefix('local-dir:')}:{_weights_id(model, pretrained)}"
         settings = self.model.visual.preprocess_cfg
         size = settings["size"]

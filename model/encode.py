@@ -37,7 +37,7 @@ from model.parallel import join
 from model.text import TextEncoder
 from model.train import ERRORS, parse
 from pipeline.clip_reader import ClipError
-from pipeline.storage import atomic
+from pipeline.storage import atomic, remove_abandoned
 
 SPLITS = ("train", "val")
 INDEX = pa.schema(
@@ -98,6 +98,7 @@ def plan(folder: Path, config: Config) -> list[str]:
             raise ConfigError(f"{folder} was encoded with other {', '.join(differing)}; give another --out")
     with atomic(path) as part:
         part.write_text(json.dumps(dataclasses.asdict(made), indent=1))
+    remove_abandoned(folder)
     for old_index in folder.glob("shards/*/*.parquet"):
         if there.get(f"{old_index.parent.name}/{old_index.stem}") != _mark(old_index):
             old_index.unlink()

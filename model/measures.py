@@ -71,19 +71,19 @@ class I3D:
         """Raises MeasureError when the file is not such a network."""
         try:
             self.network = torch.jit.load(str(file), map_location=device).eval()
-            width = self(np.zeros((I3D_FRAMES, 64, 64, 3), np.uint8), device).shape[-1]
+            self.device = device
+            width = self(np.zeros((I3D_FRAMES, 64, 64, 3), np.uint8)).shape[-1]
         except (RuntimeError, ValueError, OSError) as error:
             raise MeasureError(f"{file} is not the I3D network as TorchScript: {str(error).splitlines()[0]}") from error
         if width != I3D_FEATURES:
             raise MeasureError(f"{file} gives {width} features, the I3D network {I3D_FEATURES}")
-        self.device = device
 
     @torch.no_grad()
-    def __call__(self, frames: np.ndarray, device: torch.device | None = None) -> Tensor:
+    def __call__(self, frames: np.ndarray) -> Tensor:
         """Features (400,) of a video (t, h, w, 3) uint8; a short one is continued back and forth."""
         there = np.arange(max(I3D_FRAMES, len(frames)))
         turns = np.abs((there + len(frames) - 1) % max(1, 2 * len(frames) - 2) - (len(frames) - 1))
-        video = torch.from_numpy(frames[turns]).permute(3, 0, 1, 2)[None].float().to(device or self.device)
+        video = torch.from_numpy(frames[turns]).permute(3, 0, 1, 2)[None].float().to(self.device)
         return self.network(video, rescale=True, resize=True, return_features=True)[0].double().cpu()
 
 

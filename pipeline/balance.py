@@ -11,7 +11,7 @@ ROUNDS = 20
 BLOCK = 1 << 14
 
 
-def clusters(embedding: np.ndarray | Vectors, count: int, seed: int = 0) -> np.ndarray:
+def clusters(embedding: np.ndarray | Vectors, count: int) -> np.ndarray:
     """(n,) int32: the cluster of each row of `embedding` ((n, d) float, unit rows), -1 where the row is not finite.
 
     Spherical k-means (Dhillon and Modha 2001), started from distinct random rows and fitted on a sample, so that the
@@ -23,7 +23,7 @@ def clusters(embedding: np.ndarray | Vectors, count: int, seed: int = 0) -> np.n
     labels = np.full(len(embedding), -1, np.int32)
     if not len(known):
         return labels
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     sample = embedding[np.sort(generator.permutation(known)[: count * SAMPLE])].astype(np.float32)
     distinct = np.unique(sample, axis=0)
     centres = distinct[generator.permutation(len(distinct))[:count]]

@@ -26,7 +26,7 @@ from pipeline.packing import plain
 from pipeline.recipe import Recipe, to_dict
 from pipeline.runs import writer
 from pipeline.sources import Found
-from pipeline.storage import Store
+from pipeline.storage import Store, remove_abandoned
 from pipeline.tables import DONE, SOURCES, Fragment, frames_of, read_fragments, write_frames
 
 FORMAT = 1
@@ -190,6 +190,8 @@ def sweep(store: Store, recipe: Recipe, sources: pa.Table, shards: Sequence[Mapp
         frames |= {frames_of(part["unit"]) for part, good in zip(parts, there, strict=True) if good}
         if not all(there):
             _forget(store, fragment, wanted, [part for part, good in zip(parts, there, strict=True) if good])
+    if store.local:
+        remove_abandoned(store.local)
     listed = {shard["path"] for shard in shards}
     for folder in ("tables/frames", "state/old", "state/pack", "shards"):
         for name in store.list(folder):

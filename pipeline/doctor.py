@@ -21,14 +21,14 @@ WHEEL_WEIGHTS = {
 PACKAGES = ("ray", "av", "torch", "torchvision", "open_clip_torch", "transformers", "diffusers", "webdataset")
 
 
-def examine(hub_timeout: float = 2.0) -> str:
-    """A table of findings, one a line. Looks for the model hub for at most `hub_timeout` seconds."""
-    rows = list(_rows(hub_timeout))
+def examine() -> str:
+    """A table of findings, one a line. Looks for the model hub for at most two seconds."""
+    rows = list(_rows())
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {found}" for name, found in rows)
 
 
-def _rows(hub_timeout: float) -> Iterator[tuple[str, str]]:
+def _rows() -> Iterator[tuple[str, str]]:
     memory = psutil.virtual_memory()
     yield "cores", f"{len(os.sched_getaffinity(0))} usable of {os.cpu_count()}"
     yield "memory", f"{memory.available / 2**30:.1f} GiB free of {memory.total / 2**30:.1f}"
@@ -36,7 +36,7 @@ def _rows(hub_timeout: float) -> Iterator[tuple[str, str]]:
     yield "shared memory", f"{_shared_memory()} (Ray keeps its objects there)"
     yield "GPU", _try(_gpus)
     yield "video", _try(_codecs)
-    yield "model hub", _try(lambda: _hub(hub_timeout))
+    yield "model hub", _try(_hub)
     for package, use in WHEEL_WEIGHTS.items():
         yield f"weights: {use}", f"in {package} {_version(package)}" if _version(package) else f"missing: {package}"
     for package in PACKAGES:
@@ -78,14 +78,14 @@ def _codecs() -> str:
     return f"libavcodec {library}; decodes {decodes}; encodes {able('w', 'libx264', 'libx265', 'libsvtav1')}"
 
 
-def _hub(timeout: float) -> str:
+def _hub() -> str:
     if os.environ.get("HF_HUB_OFFLINE") == "1":
         return "offline by HF_HUB_OFFLINE"
     from huggingface_hub import constants
 
     host = constants.ENDPOINT.split("://")[-1].split("/")[0]
     try:
-        socket.create_connection((host.partition(":")[0], int(host.partition(":")[2] or 443)), timeout).close()
+        socket.create_connection((host.partition(":")[0], int(host.partition(":")[2] or 443)), 2.0).close()
     except OSError:
         return f"{host} cannot be reached: models must be in the local cache or named by folder"
     return f"{host} can be reached"

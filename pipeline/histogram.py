@@ -39,11 +39,8 @@ class Histogram:
 
     def percentile(self, value: float) -> float:
         """Share of the clips that score lower, 0..1; half of those that score the same."""
-        below, upto = (
-            np.searchsorted(self.values, [value, value], side="left"),
-            np.searchsorted(self.values, value, "right"),
-        )
-        return float((below[0] + upto) / 2 / max(1, len(self.values)))
+        below, upto = (np.searchsorted(self.values, value, side) for side in ("left", "right"))
+        return float((below + upto) / 2 / max(1, len(self.values)))
 
 
 def histogram(name: str, values: np.ndarray, keep: np.ndarray, bounds: Mapping[str, Any] | None) -> Histogram:

@@ -48,14 +48,14 @@ class Probe:
 
 
 class Video:
-    """An open file, to be used as a context manager. Decodes on `threads` threads (one: the same bytes at any load).
-    `rough` leaves H.264's B-frames without the filter that smooths their blocks, a twelfth of a decode.
+    """An open file, to be used as a context manager. Decodes on one thread: the same bytes at any load. `rough` leaves
+    H.264's B-frames without the filter that smooths their blocks, a twelfth of a decode.
 
     Raises MediaError from everything it does, or Unreachable where the file lies elsewhere and the way there is lost.
     """
 
-    def __init__(self, file: str | BinaryIO, threads: int = 1, rough: bool = False):
-        self._file, self._threads, self._rough = file, threads, rough
+    def __init__(self, file: str | BinaryIO, rough: bool = False):
+        self._file, self._rough = file, rough
         self._wanted: Callable[[float], bool] | None = None
         self._skipped: list[int] = []  # pts of packets that were not decoded, in any order
         self._spare: set[int] = set()  # pts of packets that could have been left out
@@ -83,8 +83,7 @@ class Video:
             context.options = {"skip_loop_filter": "bidir"}
         if self._container.format.name in IMAGE_FORMATS and context.codec.canonical_name == "mjpeg":
             context.options = {"err_detect": "explode"}  # else half a JPEG is a picture, and its other half green
-        context.thread_count = self._threads
-        context.thread_type = "AUTO" if self._threads != 1 else "NONE"
+        context.thread_count, context.thread_type = 1, "NONE"
 
     def __enter__(self) -> Video:
         return self

@@ -5,15 +5,13 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import TextIO
 
 
 class Progress:
     """Counts what a pass has done against what there is to do, in the pass's own measure (seconds, clips ...)."""
 
-    def __init__(self, name: str, total: float, measure: str, out: TextIO | None = None) -> None:
-        self._name, self._total, self._measure = name, total, measure
-        self._out = out or sys.stdout
+    def __init__(self, name: str, total: float, measure: str) -> None:
+        self._name, self._total, self._measure, self._out = name, total, measure, sys.stdout
         self._started = time.monotonic()
         self.amount = 0.0
         self._counts: dict[str, int] = {}

@@ -85,16 +85,16 @@ class _Ask:
 
 
 class _Keep:
-    """Answered rows -> a fragment of captions."""
+    """Answered rows -> a fragment of captions; itself the captioner, which was told the answers before."""
 
     def __init__(self, store: Store, recipe: Recipe) -> None:
-        self._llm = _llm(recipe)
-        self._told = _Told(self._llm)
-        self._clips = CaptionClips(store, recipe, self._told)
+        self._llm, self._rows = _llm(recipe), dict[str, Mapping[str, Any]]()
+        self.id = self._llm.id
+        self._clips = CaptionClips(store, recipe, self)
 
     def __call__(self, batch: Mapping[str, np.ndarray]) -> dict[str, list[bytes]]:
         rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-        self._told.replies = {row["clip_id"]: self._llm.reply(row) for row in rows}
+        self._rows = {row["clip_id"]: row for row in rows}
         homes: dict[bytes, list[str]] = defaultdict(list)
         for row in rows:
             homes[row["home"]].append(row["clip_id"])
@@ -105,18 +105,10 @@ class _Keep:
             parts.append(CaptionPart(of_these, part.embedded))
         return {"unit": [pickle.dumps(self._clips(CaptionUnit(tuple(parts))))]}
 
+    def caption(self, clips: Sequence[ClipFrames]) -> list[Caption | CaptionError]:
+        return [self._llm.read(clip, self._rows[clip.clip_id]) for clip in clips]
+
 
 def _all(part: CaptionPart) -> CaptionPart:
     """Where clips of this part are, whichever they are."""
     return dataclasses.replace(part, clips=dataclasses.replace(part.clips, clip_ids=None))
-
-
-class _Told:
-    """A captioner that was told the answers before."""
-
-    def __init__(self, llm: RayLlm) -> None:
-        self.id, self._llm = llm.id, llm
-        self.replies: Mapping[str, str] = {}
-
-    def caption(self, clips: Sequence[ClipFrames]) -> list[Caption | CaptionError]:
-        return [self._llm.read(clip, self.replies[clip.clip_id]) for clip in clips]

@@ -219,6 +219,12 @@ def atomic(path: Path) -> Iterator[Path]:
         raise
 
 
+def remove_abandoned(folder: Path) -> None:
+    """Deletes what killed processes left of `atomic`, at any depth. For the one who writes to `folder`."""
+    for path in folder.rglob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
 def ranged(size: int, fetch: Callable[[int, int], bytes]) -> BinaryIO:
     """A seekable file of `size` bytes, of which `fetch(count, offset)` gets some. While it is read in order it asks for
     more and more than is read, so that there are few requests."""

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from pipeline.proxy import Proxy
 from pipeline.spans import Transition
 
-if TYPE_CHECKING:
-    import torch
-
+LIKELY = 0.5  # probability of either head that counts
 CONTEXT = 25  # frames on each side of those that are asked for, as the network was trained
 
 
@@ -36,14 +34,8 @@ def predict(colour: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     with torch.inference_mode():
         one, many = _network()(torch.from_numpy(np.ascontiguousarray(colour))[None])
-        return _sigmoid(one), _sigmoid(many["many_hot"])
-
-
-def _sigmoid(logits: torch.Tensor) -> np.ndarray:
-    import torch
-
-    probabilities: np.ndarray = torch.sigmoid(logits)[0, :, 0].numpy()
-    return probabilities
+        first, second = (torch.sigmoid(logits)[0, :, 0].numpy() for logits in (one, many["many_hot"]))
+        return first, second
 
 
 class TransNet:
@@ -56,8 +48,7 @@ class TransNet:
     BLOCK = 4.0
     reach = 8.0
 
-    def __init__(self, threshold: float = 0.5, span_threshold: float = 0.5) -> None:
-        self._threshold, self._span_threshold = threshold, span_threshold
+    def __init__(self) -> None:
         self._times: list[float] = []
         self._colour: list[np.ndarray] = []
         self._one: list[float] = []
@@ -95,14 +86,14 @@ class TransNet:
     def _take(self, final: bool) -> list[Transition]:
         """Transitions among the predicted frames; forgets all but the context and what may still be in one."""
         one, many = np.array(self._one), np.array(self._many)
-        inside = (one > self._threshold) | (many > self._span_threshold)
+        inside = (one > LIKELY) | (many > LIKELY)
         edges = np.flatnonzero(np.diff(np.concatenate([[0], inside, [0]]).astype(int)))
         found, open_from = [], len(one)
         for begin, end in zip(edges[::2], edges[1::2], strict=True):
             if end == len(one) and not final:
                 open_from = int(begin)
                 break
-            if one[begin:end].max() > self._threshold and end < len(self._times):
+            if one[begin:end].max() > LIKELY and end < len(self._times):
                 found.append(self._transition(int(begin), int(end)))
         forget = max(0, min(open_from, len(one)) - CONTEXT)
         keep = open_from - forget

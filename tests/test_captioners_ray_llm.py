@@ -20,6 +20,7 @@ from pipeline.storage import Store
 from pipeline.tables import read_table
 from pipeline.units import BuildStopped
 
+CLIP = ClipFrames("clip", 4.0, [np.zeros((8, 8, 3), np.uint8)], np.zeros(1))
 LENGTHS = (1.2, 1.6, 2.0, 2.8)  # seconds: they name the clips in the questions
 
 
@@ -109,18 +110,18 @@ def test_an_engine_that_is_not_installed_is_said_in_one_line(one_ray, tmp_path):
 def test_an_engines_row_is_read_as_a_completion(one_ray, tmp_path):
     llm = RayLlm(str(tmp_path), max_tokens=50)
     assert llm.processor().list_stage_names()[-2:] == ["vLLMEngineStage", "DetokenizeStage"]
-    row = {"generated_text": "A dog", "num_generated_tokens": 50, "num_input_tokens": 900}
-    told = json.loads(llm.reply(row))
-    assert told["choices"][0]["finish_reason"] == "length"
-    assert told["usage"] == {"prompt_tokens": 900, "completion_tokens": 50}
-    assert "engine died" in llm.reply({"__inference_error__": "engine died"})
+    row = {"generated_text": "A dog runs over a lawn.", "num_generated_tokens": 50, "num_input_tokens": 900}
+    told = llm.read(CLIP, row)
+    assert told.short == "A dog runs over a lawn."
+    assert told.usage == {"prompt_tokens": 900, "completion_tokens": 50, "cut_off": 1}
+    assert llm.read(CLIP, {**row, "num_generated_tokens": 49}).usage == {"prompt_tokens": 900, "completion_tokens": 49}
+    assert "engine died" in llm.read(CLIP, {"__inference_error__": "engine died"}).reason
 
 
 def test_replies_that_went_through_arrow_are_read_all_the_same():
     message = {"role": "assistant", "content": "A dog runs over a lawn."}
     choices = np.array([{"message": message, "finish_reason": "stop"}], dtype=object)
     llm = RayLlm("m", base_url="http://127.0.0.1/v1")
-    told = llm.reply({"http_response": {"choices": choices, "usage": {"prompt_tokens": np.int64(9)}, "error": None}})
-    clip = ClipFrames("clip", 4.0, [np.zeros((8, 8, 3), np.uint8)], np.zeros(1))
-    assert llm.read(clip, told).short == "A dog runs over a lawn."
-    assert llm.read(clip, told).usage["prompt_tokens"] == 9
+    row = {"http_response": {"choices": choices, "usage": {"prompt_tokens": np.int64(9)}, "error": None}}
+    assert llm.read(CLIP, row).short == "A dog runs over a lawn."
+    assert llm.read(CLIP, row).usage["prompt_tokens"] == 9

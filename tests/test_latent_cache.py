@@ -47,7 +47,7 @@ def test_the_bytes_do_not_depend_on_workers_or_on_an_interruption(dataset, laten
     done = sorted(out.glob("shards/*/*"))
     done[0].with_suffix(".parquet").unlink()  # as if it had been killed between the tar and its index ...
     done[2].unlink()
-    (out / "shards" / "16x9-90p" / ".train-000001.tar.part").write_bytes(b"half a tar")  # ... and within a tar
+    (out / "shards" / "16x9-90p" / ".train-000001.tar.7.tmp").write_bytes(b"half a tar")  # ... and within a tar
     done[3].unlink(missing_ok=True)
     assert encode.main([str(dataset), "--out", str(out), *OPTIONS, "workers=2"]) == 0
     assert "2 of 2" in capsys.readouterr().out
