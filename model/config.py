@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
-import types
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import fsspec
-import yaml
 
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used; the message says which key and what to do."""
+from pipeline.options import OptionError as ConfigError
+from pipeline.options import override, parse_section, typed
 
 
 @dataclass(frozen=True)
@@ -27,10 +22,10 @@ class Config:
 
     # the model
     size: str = "tiny"  # a name in model.dit.SIZES
-    attention: str = "full"  # full, or factorised: space then time
+    attention: Literal["full", "factorised"] = "full"  # factorised: space then time
     patch: int = 2  # latent pixels a token, in height and in width
     init_from: str = ""  # a run to start from: an image model is inflated to a video model
-    train_only: str = "all"  # all, or temporal: only the temporal attention of a factorised model
+    train_only: Literal["all", "temporal"] = "all"  # temporal: only the temporal attention of a factorised model
 
     # what it sees
     latents: str = "pca"  # pixel, pca, vae:RUN, or diffusers:FOLDER_OR_REPO
@@ -47,7 +42,7 @@ class Config:
     cache_gb: float = 50.0  # of the machine's temporary folder, for copies of remote shards
 
     # the objective
-    path: str = "linear"  # linear (rectified flow), or cosine (DDPM, v-prediction)
+    path: Literal["linear", "cosine"] = "linear"  # rectified flow, or DDPM in v-prediction
     time_mean: float = 0.0  # of the logit-normal distribution of time
     time_std: float = 1.0
     shift_tokens: int = 512  # time moves towards noise by the square root of tokens over this
@@ -61,7 +56,7 @@ class Config:
     micro_batches: int = 1  # a step, over all ranks
     lr: float = 3e-3
     warmup: int = 20
-    decay: str = "cosine"  # the learning rate after warm-up: constant, or cosine to a tenth
+    decay: Literal["constant", "cosine"] = "cosine"  # the learning rate after warm-up; cosine goes to a tenth
     beta2: float = 0.95
     weight_decay: float = 0.01
     clip_norm: float = 1.0
@@ -69,12 +64,12 @@ class Config:
     ema: float = 0.999
 
     # the machine
-    device: str = "auto"  # auto, cpu or cuda
-    precision: str = "fp32"  # fp32 or bf16 (blocks in bf16, weights, loss and moving average in fp32)
-    parallel: str = "fsdp"  # with more than one process: fsdp or ddp
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["fp32", "bf16"] = "fp32"  # of the blocks; weights, loss and moving average are fp32
+    parallel: Literal["fsdp", "ddp"] = "fsdp"  # with more than one process
     compile: bool = False  # each block by torch.compile
     recompute: int = 0  # every n-th block keeps no activations; 0 keeps all
-    attention_kernel: str = "auto"  # auto, cudnn or flash (CUDA)
+    attention_kernel: Literal["auto", "cudnn", "flash"] = "auto"  # of CUDA
     deterministic: bool = False  # slower kernels, bit-identical resume on a GPU
 
     # what is written
@@ -105,17 +100,6 @@ CUDA_PRESET: Mapping[str, Any] = {
 # A run may be resumed with other values of these; everything else is part of what the run is.
 FREE = {"data", "steps", "max_seconds", "workers", "cache_gb", "device", "parallel", "compile", "recompute"}
 FREE |= {"memory_mb", "attention_kernel", "deterministic", "log_every", "save_every", "keep"}
-
-CHOICES = {
-    "attention": ("full", "factorised"),
-    "train_only": ("all", "temporal"),
-    "path": ("linear", "cosine"),
-    "decay": ("constant", "cosine"),
-    "device": ("auto", "cpu", "cuda"),
-    "precision": ("fp32", "bf16"),
-    "parallel": ("fsdp", "ddp"),
-    "attention_kernel": ("auto", "cudnn", "flash"),
-}
 
 
 @dataclass(frozen=True)
@@ -181,42 +165,24 @@ def load_config(
 ) -> Config:
     """The device's preset, or `preset` instead; what encoded datasets fix; then the YAML `file`, then `key=value`.
     Raises ConfigError."""
-    values: dict[str, Any] = dict(CUDA_PRESET) if cuda else {}
-    if preset is not None:
-        values = dict(preset)
+    values = dict(preset if preset is not None else CUDA_PRESET if cuda else {})
     if encoding := read_encoding(data):
         values |= encoding.options
     if file:
         try:
-            loaded = yaml.safe_load(Path(file).read_text()) or {}
-        except (OSError, yaml.YAMLError) as error:
-            raise ConfigError(f"{file}: {error}") from error
-        if not isinstance(loaded, dict):
-            raise ConfigError(f"{file}: expected keys and values")
-        values |= loaded
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"{override!r}: options look like steps=1000")
-        values[key] = yaml.safe_load(text)
+            values |= parse_section(Path(file).read_text(), file)
+        except OSError as error:
+            raise ConfigError(f"{file}: {error.strerror}") from error
+    override(values, overrides)
     if data:
         values["data"] = tuple(data)
     return from_dict(values)
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:
-    """A checked Config; lists become tuples, whole numbers become floats where a float is meant. Raises ConfigError."""
-    hints = typing.get_type_hints(Config)
-    checked = {}
-    for key, value in values.items():
-        if key not in hints:
-            near = difflib.get_close_matches(str(key), hints, n=1)
-            raise ConfigError(f"unknown option {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-        checked[key] = _typed(hints[key], value, key)
-    for key, allowed in CHOICES.items():
-        if key in checked and checked[key] not in allowed:
-            raise ConfigError(f"{key}: {checked[key]!r} is none of {', '.join(allowed)}")
-    return Config(**checked)
+    """A checked Config. Raises ConfigError."""
+    config: Config = typed(Config, values)
+    return config
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -227,22 +193,3 @@ def to_dict(config: Config) -> dict[str, Any]:
 def changed(old: Config, new: Config) -> list[str]:
     """Options that differ and may not, between a run and its continuation."""
     return [k for k, v in to_dict(old).items() if k not in FREE and v != to_dict(new)[k]]
-
-
-def _typed(kind: Any, value: Any, key: str) -> Any:
-    if isinstance(kind, types.GenericAlias):
-        (inner,) = (other for other in typing.get_args(kind) if other is not Ellipsis)
-        if isinstance(value, str) and inner is int:  # 5,9 on the command line
-            value = [int(item) if item.strip().isdecimal() else item for item in value.split(",")]
-        items = value if isinstance(value, (list, tuple)) else [value]
-        return tuple(_typed(inner, item, key) for item in items)
-    if kind is float and isinstance(value, str):  # YAML reads 1e-3 as text
-        try:
-            value = float(value)
-        except ValueError as error:
-            raise ConfigError(f"{key}: expected a number, got {value!r}") from error
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if type(value) is not kind:
-        raise ConfigError(f"{key}: expected {kind.__name__}, got {value!r}")
-    return value

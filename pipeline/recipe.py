@@ -4,23 +4,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import difflib
 import importlib.resources
-import re
-import types
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import yaml
-
-_EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")  # YAML 1.1 takes 1e-3 for text
-
-
-class RecipeError(ValueError):
-    """A recipe that cannot be used; the message says which key, and what was meant most likely."""
+from pipeline.options import OptionError as RecipeError
+from pipeline.options import override, parse_section, typed
 
 
 @dataclass(frozen=True)
@@ -36,7 +27,7 @@ class SourceOptions:
 
 @dataclass(frozen=True)
 class ScanOptions:
-    shots: str = "cascade"  # cascade, adaptive, transnetv2 or stride
+    shots: Literal["cascade", "adaptive", "transnetv2", "stride"] = "cascade"
     min_seconds: float = 2.0  # a shorter shot is a row with `rejected_by: duration`
     max_seconds: float = 10.0  # a longer shot is cut into equal parts
     segment_seconds: float = 600.0  # what one unit of work covers
@@ -51,7 +42,7 @@ class ScanOptions:
 
 @dataclass(frozen=True)
 class EncoderOptions:
-    name: str = "conse"  # conse, or openclip
+    name: Literal["conse", "openclip"] = "conse"
     model: str = "ViT-L-14"  # openclip: architecture
     pretrained: str = "openai"  # openclip: tag or checkpoint file
 
@@ -64,7 +55,7 @@ class Bounds:
     max: float | None = None
     any_of: tuple[str, ...] | None = None
     none_of: tuple[str, ...] | None = None
-    missing: str = "reject"  # what a null score means: reject or keep
+    missing: Literal["reject", "keep"] = "reject"  # what a null score means
 
     def admit(self, score: object) -> bool:
         """Whether a clip with this score is kept. None and NaN are missing."""
@@ -91,15 +82,15 @@ class SelectOptions:
 class CaptionOptions:
     captioner: str = "measured"
     options: Mapping[str, Any] = field(default_factory=dict)  # the captioner's own
-    text: str = "dense"  # what .txt holds: short, dense or mix
+    text: Literal["short", "dense", "mix"] = "dense"  # what .txt holds
     batch: int = 16
     audit: bool = True
 
 
 @dataclass(frozen=True)
 class PackOptions:
-    codec: str = "h264"  # h264, h265, av1 or copy
-    preset: str = "fast_loading"  # fast_loading (a keyframe a second, no B-frames) or small (a keyframe in 250 frames)
+    codec: Literal["h264", "h265", "av1", "copy"] = "h264"
+    preset: Literal["fast_loading", "small"] = "fast_loading"  # a keyframe in 24 frames, or in 250
     heights: tuple[int, ...] = (1080, 720, 480, 360, 240)  # a clip is scaled down to the nearest, never up
     durations: tuple[float, ...] = ()  # seconds: buckets also by length, as (4, 8) makes them; () makes one
     fps: float | None = None  # constant frame rate; None keeps the source's
@@ -123,21 +114,15 @@ class Recipe:
 def load_recipe(name: str = "embedded", overrides: Sequence[str] = ()) -> Recipe:
     """The recipe called `name` (a preset or a YAML file) with `key=value` overrides such as
     `select.thresholds.motion_object.min=0.01`. Raises RecipeError."""
-    tree = yaml.safe_load(_recipe_text(name)) or {}
-    if not isinstance(tree, dict):
-        raise RecipeError(f"recipe {name!r}: expected keys and values at the top, got {type(tree).__name__}")
-    return from_dict(tree, overrides)
+    return from_dict(parse_section(_recipe_text(name), f"recipe {name!r}"), overrides)
 
 
 def from_dict(given: Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
     """The recipe that `to_dict` (or dataset.json) holds, with `key=value` overrides. Raises RecipeError."""
     tree = dict(copy.deepcopy(given))
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key:
-            raise RecipeError(f"{override!r}: overrides look like scan.max_seconds=8")
-        _set(tree, key.split("."), yaml.safe_load(text))
-    return _build(Recipe, tree, "")
+    override(tree, overrides)
+    recipe: Recipe = typed(Recipe, tree)
+    return recipe
 
 
 def presets() -> list[str]:
@@ -161,61 +146,3 @@ def _recipe_text(name: str) -> str:
         return path.read_text()
     except OSError as error:
         raise RecipeError(f"recipe {name!r} cannot be read: {error.strerror}") from error
-
-
-def _set(tree: dict[str, Any], keys: list[str], value: Any) -> None:
-    for key in keys[:-1]:
-        tree = tree.setdefault(key, {})
-        if not isinstance(tree, dict):
-            raise RecipeError(f"{'.'.join(keys)}: {key} is a value, not a section")
-    tree[keys[-1]] = value
-
-
-def _build(kind: Any, value: Any, path: str) -> Any:
-    """`value` as `kind`: a dataclass from a mapping, or a scalar, tuple or mapping checked against its annotation."""
-    if dataclasses.is_dataclass(kind):
-        if not isinstance(value, Mapping):
-            raise RecipeError(f"{path}: expected a section, got {value!r}")
-        hints = typing.get_type_hints(kind)
-        for key in value:
-            if key not in hints:
-                near = difflib.get_close_matches(str(key), hints, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else f"; known here: {', '.join(hints)}"
-                raise RecipeError(f"unknown key {_join(path, key)!r}{hint}")
-        return kind(**{key: _build(hints[key], item, _join(path, key)) for key, item in value.items()})  # type: ignore[operator]
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        return _build(next(a for a in args if a is not type(None)), value, path)
-    if origin is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise RecipeError(f"{path}: expected a list, got {value!r}")
-        return tuple(_build(args[0], item, path) for item in value)
-    if origin is not None and issubclass(origin, Mapping):
-        if value is None:
-            return {}
-        if not isinstance(value, Mapping):
-            raise RecipeError(f"{path}: expected a section, got {value!r}")
-        return {
-            str(key): _build(args[1], {} if item is None else item, _join(path, key)) for key, item in value.items()
-        }
-    return _scalar(kind, value, path)
-
-
-def _scalar(kind: Any, value: Any, path: str) -> Any:
-    if kind is Any:
-        return value
-    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    if kind is float and isinstance(value, str) and _EXPONENT.fullmatch(value):
-        return float(value)
-    if kind is int and isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if kind in (str, bool) and isinstance(value, kind):
-        return value
-    raise RecipeError(f"{path}: expected {kind.__name__}, got {value!r}")
-
-
-def _join(path: str, key: object) -> str:
-    return f"{path}.{key}" if path else str(key)

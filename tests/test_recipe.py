@@ -26,11 +26,22 @@ def test_every_preset_loads_and_survives_json(name):
         ("scan.max_seconds.x=1", "scan.max_seconds: expected float"),
         ("select.thresholds.motion_object.mim=1", "did you mean 'min'"),
         ("nonsense", "overrides look like"),
+        ("scan.shots=cuts", "scan.shots: 'cuts' is none of cascade"),
+        ("pack.codec=h266", "pack.codec: 'h266' is none of h264"),
+        ("select.thresholds.motion_object.missing=drop", "missing: 'drop' is none of reject, keep"),
+        ("pack.heights=[720", "pack.heights: while parsing"),
     ],
 )
 def test_a_wrong_key_or_value_is_named_with_what_was_meant(override, message):
     with pytest.raises(RecipeError, match=message):
         load_recipe("embedded", [override])
+
+
+def test_a_recipe_that_is_no_yaml_says_where(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("scan:\n  shots: [cascade\nname: x\n")
+    with pytest.raises(RecipeError, match=r"mine\.yaml.*line 3"):
+        load_recipe(str(path))
 
 
 def test_a_recipe_that_is_not_there_lists_the_presets():
@@ -42,6 +53,7 @@ def test_overrides_reach_every_depth():
     recipe = load_recipe("embedded", ["scan.max_seconds=8", "select.thresholds.motion_object.min=0.25", "pack.fps=24"])
     assert (recipe.scan.max_seconds, recipe.pack.fps) == (8.0, 24.0)
     assert recipe.select.thresholds["motion_object"].min == 0.25
+    assert load_recipe("embedded", ["pack.heights=720,360"]).pack.heights == (720, 360)
 
 
 @given(st.floats() | st.none(), st.floats(-10, 10) | st.none(), st.floats(-10, 10) | st.none())
