@@ -102,7 +102,6 @@ class Claim:
     kind: str  # camera, direction, place, stop, still, motion, scenes or light
     value: str  # pan_left, right, at_left, dark ...
     sentence: int
-    clause: str
     words: str  # as written
 
 
@@ -146,5 +145,5 @@ def _in_clause(kind: str, patterns: list[tuple[str, re.Pattern[str]]], index: in
             continue
         said = value.format(side=match.groupdict().get("side", "").lower()) if "{" in value else value
         if all(claim.value != said for claim in found):
-            found.append(Claim(kind, said, index, clause.strip(), match.group(0)))
+            found.append(Claim(kind, said, index, match.group(0)))
     return found

@@ -32,7 +32,8 @@ def judged(captions: Sequence[Caption], clips: Sequence[ClipFrames], judge: Judg
     "faithfulness", the mean natural logarithm of the probability of yes over all that was said, and "unfaithful", how
     many statements failed. A caption of which nothing is left is empty: the audit rejects it."""
     by_id = {clip.clip_id: clip for clip in clips}
-    said = [_statements(caption) for caption in captions]
+    # Sentences and actions, each once.
+    said = [list(dict.fromkeys([*sentences(c.dense), *(action.text for action in c.actions)])) for c in captions]
     asked = [(by_id[c.clip_id], text) for c, texts in zip(captions, said, strict=True) for text in texts]
     chance = _ask(judge, asked)
     altered = [(i, copy, text) for i, (clip, text) in enumerate(asked) if (copy := _altered(clip, text)) is not None]
@@ -57,11 +58,6 @@ def backwards(clip: ClipFrames) -> ClipFrames:
     """The last frame first; measurements are left out."""
     times = (clip.duration - clip.times)[::-1]
     return dataclasses.replace(clip, frames=list(clip.frames)[::-1], times=times, scores={})
-
-
-def _statements(caption: Caption) -> list[str]:
-    """Sentences and actions, each once."""
-    return list(dict.fromkeys([*sentences(caption.dense), *(action.text for action in caption.actions)]))
 
 
 def _ask(judge: Judge, asked: Sequence[tuple[ClipFrames, str]]) -> list[float]:

@@ -7,7 +7,7 @@ import io
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -61,13 +61,14 @@ class Server:
         """One answer a clip, in order of `clips`. Raises CaptionerDown, with what was answered, when the server stays
         down or refuses us: two clips in a row without an answer, or one while the server does not even list models."""
         with ThreadPoolExecutor(self.concurrency) as pool:
-            asked = {pool.submit(self._clip, clip): clip for clip in clips}
+            asked = [pool.submit(self._clip, clip) for clip in clips]
             try:
                 return [future.result() for future in asked]
             except (Unreachable, Refused) as error:
                 self.client.stop.set()
                 pool.shutdown(wait=True, cancel_futures=True)
-                done = [future.result() for future in asked if _answered(future)]
+                ended = [one for one in asked if one.done() and not one.cancelled() and one.exception() is None]
+                done = [one.result() for one in ended]
                 self.client.stop.clear()
                 kept = [answer for answer in done if answer.clip_id not in self._failed]
                 raise CaptionerDown(
@@ -87,9 +88,11 @@ class Server:
 
     def _ask(self, clip: ClipFrames, temperature: float, seed: int) -> tuple[Caption | CaptionError, bool]:
         """The answer, and whether the server replied at all."""
+        shown = pictures(clip, self.most_frames, self.frame_side)
+        asked = [{"type": "text", "text": INSTRUCTIONS}, *shown, {"type": "text", "text": question_for(clip)}]
         body = {
             "model": self.model,
-            "messages": [{"role": "user", "content": self._content(clip)}],
+            "messages": [{"role": "user", "content": asked}],
             "max_tokens": self.max_tokens,
             "temperature": temperature,
             "seed": seed,
@@ -118,18 +121,14 @@ class Server:
 
     def _post(self, body: dict[str, Any]) -> tuple[Mapping[str, Any], int]:
         """The reply, asked for with a JSON schema as long as the server takes one."""
-        if self._guided:
-            try:
-                return self.client.post({**body, "response_format": FORMAT})
-            except ValueError:
-                answer = self.client.post(body)  # the clip was fine: it was the schema
-                self._guided = False
-                return answer
-        return self.client.post(body)
-
-    def _content(self, clip: ClipFrames) -> list[dict[str, Any]]:
-        shown = pictures(clip, self.most_frames, self.frame_side)
-        return [{"type": "text", "text": INSTRUCTIONS}, *shown, {"type": "text", "text": question_for(clip)}]
+        if not self._guided:
+            return self.client.post(body)
+        try:
+            return self.client.post({**body, "response_format": FORMAT})
+        except ValueError:
+            answer = self.client.post(body)  # the clip was fine: it was the schema
+            self._guided = False
+            return answer
 
     def _usage(self, reply: Mapping[str, Any]) -> dict[str, float]:
         counts = reply.get("usage") or {}
@@ -172,7 +171,3 @@ def read_reply(clip: ClipFrames, reply: Mapping[str, Any], usage: Mapping[str, f
     if message.get("refusal") or choice.get("finish_reason") == "content_filter":
         return CaptionError(clip.clip_id, "refusal")
     return read_answer(clip, text, choice.get("finish_reason") != "length", usage)
-
-
-def _answered(future: Future[Any]) -> bool:
-    return future.done() and not future.cancelled() and future.exception() is None

@@ -26,7 +26,7 @@ class Track(enum.Enum):
     CAPTION = "caption"  # caption: the clip's text and its embedding
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ClipView:
     """One clip as the filters see it. Tracks that a pass did not make are empty, never guessed.
 

@@ -52,7 +52,8 @@ class Camera:
         if whole is None:
             return unknown(self, why_unseen(clip))
         clear = whole.valid & (whole.support >= SUPPORT)
-        speeds = _speeds(whole, _radius(clip))
+        radius = float(np.sqrt((aspect(clip) ** 2 + 1) / 12))  # root mean square distance from the centre, in heights
+        speeds = np.stack([whole.pan, whole.tilt, whole.zoom * radius, whole.roll * radius], axis=1).astype(np.float64)
         move, shake = _move_and_shake(whole, clear, speeds)
         spans = [(a, b, _travels(clip, whole, a, b, name)) for a, b, name in _spans(whole, clear, move, shake)]
         known = float(whole.seconds[whole.valid].sum())
@@ -86,18 +87,9 @@ class Camera:
         }
 
 
-def _radius(clip: ClipView) -> float:
-    """Root mean square distance from the picture's centre, in heights: what turns rad/s and 1/s into heights/s."""
-    return float(np.sqrt((aspect(clip) ** 2 + 1) / 12))
-
-
-def _speeds(whole: GlobalMotion, radius: float) -> np.ndarray:
-    """(m, 4) content motion: pan, tilt, zoom, roll, all in picture heights per second."""
-    return np.stack([whole.pan, whole.tilt, whole.zoom * radius, whole.roll * radius], axis=1).astype(np.float64)
-
-
 def _jerk(whole: GlobalMotion, clear: np.ndarray, speeds: np.ndarray) -> float | None:
-    """None where no two neighbouring intervals are clear."""
+    """Of (m, 4) `speeds`: pan, tilt, zoom and roll of the content, all in picture heights per second. None where no
+    two neighbouring intervals are clear."""
     both = clear[1:] & clear[:-1]
     if not both.any():
         return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import weakref
+import functools
 from dataclasses import dataclass
 
 import cv2
@@ -43,34 +43,10 @@ class GlobalMotion:
         return self.times[:, 1] - self.times[:, 0]
 
 
+@functools.lru_cache(maxsize=1)
 def global_motion(clip: ClipView) -> GlobalMotion | None:
-    """The clip's global motion; None where no interval of its flow can be used. Computed once a clip: the answer is
-    kept for as long as the clip's flow is."""
-    key = id(clip.flow)
-    known = _known.get(key)
-    if known is not None and known[0]() is clip.flow and known[1]() is clip.flow_times:
-        return known[2]
-    found = _fit_clip(clip)
-    _known[key] = (weakref.ref(clip.flow, lambda _: _known.pop(key, None)), weakref.ref(clip.flow_times), found)
-    return found
-
-
-_known: dict[int, tuple[weakref.ref[np.ndarray], weakref.ref[np.ndarray], GlobalMotion | None]] = {}
-
-
-def why_unseen(clip: ClipView) -> str:
-    """In plain words, why `global_motion` is None."""
-    return "too little texture to see motion" if len(clip.flow) else "fewer than two frames"
-
-
-def grid(rows: int, columns: int, aspect: float) -> tuple[np.ndarray, np.ndarray]:
-    """Centres of the cells, (rows, columns) float32 each: x and y in picture heights from the picture's centre."""
-    x = ((np.arange(columns, dtype=np.float32) + 0.5) / columns - 0.5) * np.float32(aspect)
-    y = (np.arange(rows, dtype=np.float32) + 0.5) / rows - 0.5
-    return np.broadcast_to(x, (rows, columns)), np.broadcast_to(y[:, None], (rows, columns))
-
-
-def _fit_clip(clip: ClipView) -> GlobalMotion | None:
+    """The clip's global motion; None where no interval of its flow can be used. The last clip's is remembered, for the
+    filters that read it one after the other."""
     m, times = len(clip.flow), np.asarray(clip.flow_times, np.float64)
     if m == 0 or times.shape != (m, 2) or min(clip.flow.shape[1:3]) < 3:
         return None
@@ -95,6 +71,18 @@ def _fit_clip(clip: ClipView) -> GlobalMotion | None:
     along = (left**2).sum(axis=-1) < (3 * _scale(theta, dt[:, 0])[:, :, None]) ** 2
     support = (belief * along).sum(axis=(1, 2)) / np.maximum(belief.sum(axis=(1, 2)), 1e-6)
     return GlobalMotion(times, pan, tilt, zoom, roll, speed, left, belief, support, valid)
+
+
+def why_unseen(clip: ClipView) -> str:
+    """In plain words, why `global_motion` is None."""
+    return "too little texture to see motion" if len(clip.flow) else "fewer than two frames"
+
+
+def grid(rows: int, columns: int, aspect: float) -> tuple[np.ndarray, np.ndarray]:
+    """Centres of the cells, (rows, columns) float32 each: x and y in picture heights from the picture's centre."""
+    x = ((np.arange(columns, dtype=np.float32) + 0.5) / columns - 0.5) * np.float32(aspect)
+    y = (np.arange(rows, dtype=np.float32) + 0.5) / rows - 0.5
+    return np.broadcast_to(x, (rows, columns)), np.broadcast_to(y[:, None], (rows, columns))
 
 
 def _fit(flow: np.ndarray, belief: np.ndarray, x: np.ndarray, y: np.ndarray, dt: np.ndarray) -> np.ndarray:

@@ -131,7 +131,7 @@ def finish(
     tables/clips, piece by piece; `clips` what of them is counted."""
     old = json.loads(store.read("dataset.json")) if store.exists("dataset.json") else {}
     _write_table(store, "tables/sources", [sources.select(SOURCES.names)])
-    _write_table(store, "tables/clips", (table.drop_columns(_internal(table)) for table in rows))
+    _write_table(store, "tables/clips", map(_public, rows))
     info = {
         "format": FORMAT,
         "recipe": to_dict(recipe),
@@ -147,8 +147,8 @@ def finish(
     return info
 
 
-def _internal(table: pa.Table) -> list[str]:
-    return [name for name in INTERNAL if name in table.column_names]
+def _public(table: pa.Table) -> pa.Table:
+    return table.drop_columns([name for name in INTERNAL if name in table.column_names])
 
 
 def is_unchanged(found: Sequence[Found], store: Store, recipe: Recipe) -> bool:

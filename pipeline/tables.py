@@ -177,18 +177,13 @@ def rows_of(file: pq.ParquetFile, columns: Collection[str] | None = None, span: 
 
 def write_fragment(store: Store, name: str, rows: pa.Table, done: Mapping[str, Any]) -> Fragment:
     """Commits `rows` under `name` with `done`: both are there, or neither."""
-    done = with_span(done, rows)
+    if "source_id" in rows.column_names and rows.num_rows:
+        found = pc.min_max(rows["source_id"]).as_py()
+        done = {**done, "sources": [found["min"], found["max"]]}
     metadata = {**(rows.schema.metadata or {}), DONE: json.dumps(done, sort_keys=True).encode()}
     data = to_parquet(rows.replace_schema_metadata(metadata))
     store.write(name, data)
     return Fragment(name, done, rows.num_rows, len(data))
-
-
-def with_span(done: Mapping[str, Any], rows: pa.Table) -> dict[str, Any]:
-    if "source_id" not in rows.column_names or not rows.num_rows:
-        return dict(done)
-    found = pc.min_max(rows["source_id"]).as_py()
-    return {**done, "sources": [found["min"], found["max"]]}
 
 
 def read_fragment(store: Store, name: str) -> Fragment:

@@ -133,8 +133,8 @@ def _ask(
     method: str, url: str, options: SourceOptions, span: str = "", robots: bool = True
 ) -> Iterator[requests.Response]:
     """The server's answer, its body not read yet, while it is this process's turn. Raises Unreachable after TRIES."""
-    if robots:
-        _obey(url, options)
+    if robots and options.robots and not _robots(*urlsplit(url)[:2]).can_fetch(AGENT, url):
+        raise PermissionError(13, "robots.txt asks to leave it alone (sources.robots)", url)
     headers = {"User-Agent": AGENT, "Accept-Encoding": "identity"} | ({"Range": span} if span else {})
     if not hasattr(_local, "session"):
         _local.session = requests.Session()
@@ -215,11 +215,6 @@ def _locked(file: object) -> bool:
     except OSError:
         return False
     return True
-
-
-def _obey(url: str, options: SourceOptions) -> None:
-    if options.robots and not _robots(*urlsplit(url)[:2]).can_fetch(AGENT, url):
-        raise PermissionError(13, "robots.txt asks to leave it alone (sources.robots)", url)
 
 
 def _delay(url: str, options: SourceOptions) -> float:

@@ -137,6 +137,8 @@ def test_a_new_source_is_scanned_alone_and_a_removed_one_disappears(copied, foot
     folder = Path(shutil.copytree(footage, tmp_path / "footage"))
     write_video(folder / "tilt.mp4", pan(texture(2, 700, 400), 60, 0.0, 3.0), fps=25)
     (folder / "pan.mkv").unlink()
+    half = copied / "shards" / ".train-000001.tar.7.tmp"  # left by a build that was killed
+    half.write_bytes(b"half a tar")
     planned = plan([str(folder)], str(copied), load_recipe("embedded", OPTIONS)).splitlines()
     assert planned[0].startswith("sources  8 files of 8 files: new or changed, about 0:")
     assert planned[1].endswith("8 files of the dataset are no longer among the sources: their clips go")
@@ -148,6 +150,7 @@ def test_a_new_source_is_scanned_alone_and_a_removed_one_disappears(copied, foot
     frames = read_table(Store(str(copied)), "tables/frames")
     assert frames is not None
     assert set(frames["clip_id"].to_pylist()) <= set(result.clips["clip_id"].to_pylist())
+    assert not half.exists()
     assert verify(copied) == []
 
 
