@@ -123,8 +123,7 @@ def separation(name: str, values: np.ndarray, good: np.ndarray, bounds: Bounds |
     selection, a clip is rejected when its score is beyond the threshold, not when it is on it."""
     auc = _auc(values[~good], values[good])
     side = "min" if auc >= 0.5 else "max"
-    signed = values if side == "min" else -values
-    points = _points(signed, good)
+    points = _points(values, good, side)
     best = max(points, key=lambda point: (point.f1, -point.lost))
     reached = [[p for p in points if p.recall >= recall] for recall in RECALLS]
     curve = dict.fromkeys(max(some, key=lambda point: (point.precision, -point.lost)) for some in reached if some)
@@ -135,9 +134,9 @@ def separation(name: str, values: np.ndarray, good: np.ndarray, bounds: Bounds |
         good=int(good.sum()),
         bad=int((~good).sum()),
         auc=max(auc, 1 - auc),
-        best=_turned(best, side),
+        best=best,
         recipe=None if limit is None else _point(limit, values < limit if side == "min" else values > limit, good),
-        curve=tuple(_turned(point, side) for point in curve if point != best),
+        curve=tuple(point for point in curve if point != best),
     )
 
 
@@ -170,9 +169,11 @@ def read_labels(path: Path | str) -> dict[str, bool]:
     return labels
 
 
-def _points(signed: np.ndarray, good: np.ndarray) -> list[Point]:
-    """Every threshold that makes a difference, halfway between neighbouring scores; clips below it are rejected. One
-    that rejects every clip is there only where all scores are equal."""
+def _points(values: np.ndarray, good: np.ndarray, side: str) -> list[Point]:
+    """Every threshold that makes a difference, halfway between neighbouring scores; clips below it are rejected, or
+    above it. One that rejects every clip is there only where all scores are equal."""
+    sign = 1 if side == "min" else -1
+    signed = sign * values
     order = np.argsort(signed, kind="stable")
     ranked, bad = signed[order], ~good[order]
     ends = np.flatnonzero(np.diff(ranked) > 0)
@@ -180,7 +181,7 @@ def _points(signed: np.ndarray, good: np.ndarray) -> list[Point]:
     rejected = ends + 1 if len(ends) else np.array([len(ranked)])
     caught = np.append(0, np.cumsum(bad))[rejected]
     return [
-        Point(float(place), float(c / n), float(c / bad.sum()), float((n - c) / good.sum()))
+        Point(float(sign * place), float(c / n), float(c / bad.sum()), float((n - c) / good.sum()))
         for place, n, c in zip(places, rejected, caught, strict=True)
     ]
 
@@ -190,10 +191,6 @@ def _point(threshold: float, rejected: np.ndarray, good: np.ndarray) -> Point:
     caught, lost = int((rejected & ~good).sum()), int((rejected & good).sum())
     precision = caught / (caught + lost) if caught + lost else float("nan")
     return Point(threshold, precision, caught / int((~good).sum()), lost / int(good.sum()))
-
-
-def _turned(point: Point, side: str) -> Point:
-    return point if side == "min" else Point(-point.threshold, point.precision, point.recall, point.lost)
 
 
 def _auc(low: np.ndarray, high: np.ndarray) -> float:

@@ -204,10 +204,9 @@ def test_a_server_that_rejects_everything_stops_the_pass(serve):
 
 def test_requests_are_spread_over_the_minute(serve):
     endpoint, captioner = serve(good, requests_per_minute=600, concurrency=8)
+    began = time.monotonic()
     captioner.caption(clips(6))
-    gaps = np.diff(sorted(endpoint.times))
-    assert np.all(gaps > 0.05)
-    assert sum(gaps) >= 0.45
+    assert np.all(np.sort(endpoint.times) - began >= 0.1 * np.arange(6) - 0.005)
 
 
 def test_writing_in_a_frame_cannot_change_format_or_other_clips(serve):
