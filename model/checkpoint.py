@@ -7,7 +7,6 @@ little state; it is written under a temporary name, renamed when complete, and `
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import warnings
@@ -23,6 +22,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.optim import Optimizer
 
 from model.parallel import barrier
+from pipeline.storage import atomic
 
 
 class CheckpointError(ValueError):
@@ -71,9 +71,8 @@ class Checkpoints:
             if final.exists():
                 shutil.rmtree(final)
             part.rename(final)
-            pointer = self.folder / "latest.part"
-            pointer.write_text(final.name)
-            os.replace(pointer, self.folder / "latest")
+            with atomic(self.folder / "latest") as pointer:
+                pointer.write_text(final.name)
             for old in sorted(self.folder.glob("step-???????"))[: -self.keep]:
                 shutil.rmtree(old)
         barrier()

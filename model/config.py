@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 import fsspec
 
+from pipeline.options import Amount, Count, override, parse_section, typed
 from pipeline.options import OptionError as ConfigError
-from pipeline.options import override, parse_section, typed
 
 
 @dataclass(frozen=True)
@@ -23,18 +23,18 @@ class Config:
     # the model
     size: str = "tiny"  # a name in model.dit.SIZES
     attention: Literal["full", "factorised"] = "full"  # factorised: space then time
-    patch: int = 2  # latent pixels a token, in height and in width
+    patch: Count = 2  # latent pixels a token, in height and in width
     init_from: str = ""  # a run to start from: an image model is inflated to a video model
     train_only: Literal["all", "temporal"] = "all"  # temporal: only the temporal attention of a factorised model
 
     # what it sees
     latents: str = "pca"  # pixel, pca, vae:RUN, or diffusers:FOLDER_OR_REPO
-    latent_channels: int = 16  # of pca
+    latent_channels: Count = 16  # of pca
     text: str = "minilm"  # minilm, or hf:FOLDER_OR_REPO (T5, UMT5, CLIP ...)
-    text_tokens: int = 48  # longer captions are cut
-    resolutions: tuple[int, ...] = (96,)  # square root of a frame's pixels; a clip takes the largest it fills
-    frame_counts: tuple[int, ...] = (5, 9)  # a clip takes the largest it is long enough for
-    fps: float = 5.0  # at which clips are sampled
+    text_tokens: Count = 48  # longer captions are cut
+    resolutions: tuple[Count, ...] = (96,)  # square root of a frame's pixels; a clip takes the largest it fills
+    frame_counts: tuple[Count, ...] = (5, 9)  # a clip takes the largest it is long enough for
+    fps: Amount = 5.0  # at which clips are sampled
     image_ratio: float = 0.0  # share of the samples that are single frames of videos
     workers: int = 0  # processes that load and decode; 0 decodes between steps
     memory_mb: float = 1000.0  # a process that loads may hold this much of decoded clips, if that is all of them
@@ -45,16 +45,16 @@ class Config:
     path: Literal["linear", "cosine"] = "linear"  # rectified flow, or DDPM in v-prediction
     time_mean: float = 0.0  # of the logit-normal distribution of time
     time_std: float = 1.0
-    shift_tokens: int = 512  # time moves towards noise by the square root of tokens over this
+    shift_tokens: Count = 512  # time moves towards noise by the square root of tokens over this
     caption_dropout: float = 0.1
     clean_frames: float = 0.1  # share of samples whose first frames are given (image-to-video, extension)
 
     # steps
-    steps: int = 600
+    steps: Count = 600
     max_seconds: float = 0.0  # stop and save after this long; 0 is no limit
-    tokens: int = 864  # latent tokens a micro-batch, at most
-    micro_batches: int = 1  # a step, over all ranks
-    lr: float = 3e-3
+    tokens: Count = 864  # latent tokens a micro-batch, at most
+    micro_batches: Count = 1  # a step, over all ranks
+    lr: Amount = 3e-3
     warmup: int = 20
     decay: Literal["constant", "cosine"] = "cosine"  # the learning rate after warm-up; cosine goes to a tenth
     beta2: float = 0.95
@@ -73,9 +73,9 @@ class Config:
     deterministic: bool = False  # slower kernels, bit-identical resume on a GPU
 
     # what is written
-    log_every: int = 10
-    save_every: int = 200
-    keep: int = 2  # checkpoints
+    log_every: Count = 10
+    save_every: Count = 200
+    keep: Count = 2  # checkpoints
 
 
 CUDA_PRESET: Mapping[str, Any] = {

@@ -44,6 +44,7 @@ from model.optimise import ClipRule, clipped_step, global_norm, learning_rate, m
 from model.order import Draw
 from model.parallel import Place, autocast, barrier, choose_kernels, join, spread
 from model.text import TextEncoder, TextError, pad
+from pipeline.storage import atomic
 
 OPTION = re.compile(r"\w+=")  # key=value, and no path or URL
 ERRORS = (ConfigError, DataError, LatentError, TextError, checkpoint.CheckpointError)
@@ -94,7 +95,10 @@ def train(config: Config, out: Path) -> dict[str, float]:
     check_encoding(config, encoding)
     index = read_index(config.data)
     order = make_order(index, config, latent_stride(config))
-    claim_folder(config, out, place)
+    if place.main:
+        with atomic(out / "config.json") as part:
+            part.write_text(json.dumps(to_dict(config), indent=1))
+    barrier()
     latents = settle_latents(config, out, place, index)
     say(place, describe(index, order))
 
@@ -278,17 +282,6 @@ def check_folder(config: Config, out: Path, place: Place) -> None:
             raise ConfigError(f"{out} holds a run with another {', '.join(differing)}; give another --out")
     elif out.exists() and any(out.iterdir()) and place.main:
         raise ConfigError(f"{out} holds something else; give an empty or new folder")
-    barrier()
-
-
-def claim_folder(config: Config, out: Path, place: Place) -> None:
-    """Writes the config into the run's folder."""
-    path = out / "config.json"
-    if place.main:
-        out.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(to_dict(config), indent=1))
-        part.rename(path)
     barrier()
 
 

@@ -44,7 +44,6 @@ class Probe:
     time_base: Fraction
     start: float  # presentation time of the first frame, seconds
     image: bool = False
-    format: str = ""
 
 
 class Video:
@@ -243,7 +242,6 @@ class Video:
             time_base=base,
             start=0.0 if image else start,
             image=image,
-            format=self._container.format.name,
         )
 
     @staticmethod

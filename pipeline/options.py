@@ -12,6 +12,8 @@ from typing import Any
 
 import yaml
 
+Count = typing.Annotated[int, "more than 0"]
+Amount = typing.Annotated[float, "more than 0"]
 _EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")  # YAML 1.1 takes 1e-3 for text
 
 
@@ -53,7 +55,7 @@ def typed(kind: Any, value: Any, path: str = "") -> Any:
     """`value` as `kind`: a dataclass from a mapping, or a choice, tuple, mapping or scalar checked against its
     annotation. One value stands for a tuple of one, and 5,9 for numbers."""
     if dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
+        hints = typing.get_type_hints(kind, include_extras=True)
         for key in (section := _section(value, path)):
             if key not in hints:
                 near = difflib.get_close_matches(str(key), hints, n=1)
@@ -61,6 +63,11 @@ def typed(kind: Any, value: Any, path: str = "") -> Any:
                 raise OptionError(f"unknown key {_join(path, key)!r}{hint}")
         return kind(**{key: typed(hints[key], item, _join(path, key)) for key, item in section.items()})  # type: ignore[operator]
     origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Annotated:
+        made = typed(args[0], value, path)
+        if not made > 0:
+            raise OptionError(f"{path}: expected more than 0, got {value!r}")
+        return made
     if origin is typing.Literal:
         if value not in args:
             raise OptionError(f"{path}: {value!r} is none of {', '.join(map(str, args))}")
@@ -68,9 +75,12 @@ def typed(kind: Any, value: Any, path: str = "") -> Any:
     if origin in (typing.Union, types.UnionType):
         return None if value is None else typed(next(a for a in args if a is not types.NoneType), value, path)
     if origin is tuple:
-        if isinstance(value, str) and args[0] in (int, float):
+        if isinstance(value, str) and args[0] is not str:
             value = parse(f"[{value}]", path)
-        return tuple(typed(args[0], item, path) for item in (value if isinstance(value, (list, tuple)) else [value]))
+        items = value if isinstance(value, (list, tuple)) else [value]
+        if not items and args[0] is Count:
+            raise OptionError(f"{path}: expected at least one")
+        return tuple(typed(args[0], item, path) for item in items)
     if origin is not None and issubclass(origin, Mapping):
         return {
             str(key): typed(args[1], {} if item is None else item, _join(path, key))

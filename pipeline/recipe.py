@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline.options import Amount, Count, override, parse_section, typed
 from pipeline.options import OptionError as RecipeError
-from pipeline.options import override, parse_section, typed
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,9 @@ class SourceOptions:
     """How sources behind http://, https:// and ytdlp: are read; none of it changes what a scan finds."""
 
     robots: bool = True  # follow robots.txt
-    connections: int = 4  # to one host at once, from one machine
+    connections: Count = 4  # to one host at once, from one machine
     delay: float = 0.0  # seconds between two requests to one host, from one machine; robots.txt may ask for more
-    max_gb: float = 20.0  # a larger file is not read
+    max_gb: Amount = 20.0  # a larger file is not read
     cache_gb: float = 50.0  # of a machine's temporary folder, for files that cannot be read by ranges
 
 
@@ -29,15 +29,15 @@ class SourceOptions:
 class ScanOptions:
     shots: Literal["cascade", "adaptive", "transnetv2", "stride"] = "cascade"
     min_seconds: float = 2.0  # a shorter shot is a row with `rejected_by: duration`
-    max_seconds: float = 10.0  # a longer shot is cut into equal parts
-    segment_seconds: float = 600.0  # what one unit of work covers
+    max_seconds: Amount = 10.0  # a longer shot is cut into equal parts
+    segment_seconds: Amount = 600.0  # what one unit of work covers
     deadline_factor: float = 4.0  # a decode may take this many times the source's duration ...
     deadline_seconds: float = 120.0  # ... plus this
-    memory_mb: int = 3000  # of the child process that decodes
-    frames_uniform: int = 4  # sampled frames a clip, evenly spread
+    memory_mb: Count = 3000  # of the child process that decodes
+    frames_uniform: Count = 4  # sampled frames a clip, evenly spread
     frames_peaks: int = 4  # and at motion peaks
-    frame_side: int = 512  # long side of a sampled frame, pixels; never enlarged
-    jpeg_quality: int = 92
+    frame_side: Count = 512  # long side of a sampled frame, pixels; never enlarged
+    jpeg_quality: Count = 92
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class CaptionOptions:
     captioner: str = "measured"
     options: Mapping[str, Any] = field(default_factory=dict)  # the captioner's own
     text: Literal["short", "dense", "mix"] = "dense"  # what .txt holds
-    batch: int = 16
+    batch: Count = 16
     audit: bool = True
 
 
@@ -91,10 +91,10 @@ class CaptionOptions:
 class PackOptions:
     codec: Literal["h264", "h265", "av1", "copy"] = "h264"
     preset: Literal["fast_loading", "small"] = "fast_loading"  # a keyframe in 24 frames, or in 250
-    heights: tuple[int, ...] = (1080, 720, 480, 360, 240)  # a clip is scaled down to the nearest, never up
+    heights: tuple[Count, ...] = (1080, 720, 480, 360, 240)  # a clip is scaled down to the nearest, never up
     durations: tuple[float, ...] = ()  # seconds: buckets also by length, as (4, 8) makes them; () makes one
-    fps: float | None = None  # constant frame rate; None keeps the source's
-    shard_mb: float = 256.0
+    fps: Amount | None = None  # constant frame rate; None keeps the source's
+    shard_mb: Amount = 256.0
 
 
 @dataclass(frozen=True)

@@ -44,12 +44,10 @@ class SourceError(ValueError):
 
 @dataclass(frozen=True)
 class Source:
-    """One video or image. `source_id` is a hash of its content; `metadata` is what the user's list says of it."""
+    """One video or image. `source_id` is a hash of its content."""
 
     source_id: str
     uri: str
-    size: int = 0  # bytes
-    metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +161,7 @@ def _expand_file(path: Path, in_folder: bool) -> Iterator[Found]:
     if path.suffix.lower() == ".tar":
         yield from _members(str(path), open(path, "rb"))
     elif path.suffix.lower() in LISTS and not in_folder:
-        yield from _listed(str(path), path.read_bytes(), base=str(path))
+        yield from _listed(str(path), path.read_bytes())
     else:
         yield _local(path, {}, named=not in_folder)
 
@@ -182,7 +180,7 @@ def _expand_url(text: str) -> Iterator[Found]:
     kind = suffix(text.rstrip("/"))
     if kind in LISTS:
         with open_file(text) as file:
-            yield from _listed(text, file.read(), base=text)
+            yield from _listed(text, file.read())
     elif kind == ".tar":
         yield from _members(text, open_file(text))
     elif text.startswith(REMOTE) and kind not in VIDEOS | IMAGES:
@@ -244,9 +242,9 @@ def _look_elsewhere(uri: str) -> tuple[int, str]:
     return int(info.get("size") or 0), str(stamp)
 
 
-def _listed(name: str, data: bytes, base: str) -> Iterator[Found]:
+def _listed(name: str, data: bytes) -> Iterator[Found]:
     """The rows of a list. Relative paths are meant from the list's own folder."""
-    folder, options = base.partition("?")[0].rpartition("/")[0], "".join(base.partition("?")[1:])
+    path, *query = name.partition("?")
     try:
         rows = list_rows(suffix(name), data)
     except ValueError as error:
@@ -259,10 +257,10 @@ def _listed(name: str, data: bytes, base: str) -> Iterator[Found]:
         metadata = {k: v for k, v in row.items() if v is not None and str(v) != uri}
         if "://" in uri and not uri.startswith("file://"):
             yield _at(uri, metadata)
-        elif "://" in base:
-            yield _at(f"{folder}/{uri}{options}", metadata)
+        elif "://" in name:
+            yield _at(f"{path.rpartition('/')[0]}/{uri}{''.join(query)}", metadata)
         else:
-            yield _local(Path(base).parent / uri.removeprefix("file://"), metadata)
+            yield _local(Path(name).parent / uri.removeprefix("file://"), metadata)
 
 
 def _members(uri: str, file: BinaryIO) -> Iterator[Found]:

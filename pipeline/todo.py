@@ -46,8 +46,6 @@ PARTS = pa.schema(
         ("key", pa.string()),  # of Part
         ("source_id", pa.string()),
         ("source_uri", pa.string()),
-        ("size", pa.int64()),
-        ("metadata", pa.string()),
         ("duration", pa.float64()),
         ("first", pa.float64()),  # seconds: the segment; null for a whole source
         ("last", pa.float64()),
@@ -166,9 +164,8 @@ def scan_units(parts: pa.Table, recipe: Recipe, workers: int) -> Iterator[ScanUn
 def _objects(parts: pa.Table) -> Iterator[Part]:
     for batch in parts.to_batches(max_chunksize=BATCH):
         for row in batch.to_pylist():
-            metadata = json.loads(row["metadata"]) if row["metadata"] else {}
-            source = Source(row["source_id"], row["source_uri"], row["size"], metadata)
-            yield Part(source, row["duration"], None if row["first"] is None else (row["first"], row["last"]))
+            segment = None if row["first"] is None else (row["first"], row["last"])
+            yield Part(Source(row["source_id"], row["source_uri"]), row["duration"], segment)
 
 
 def embed_units(sources: pa.Table, store: Store, recipe: Recipe) -> Iterator[UnitClips]:

@@ -30,6 +30,8 @@ def test_every_preset_loads_and_survives_json(name):
         ("pack.codec=h266", "pack.codec: 'h266' is none of h264"),
         ("select.thresholds.motion_object.missing=drop", "missing: 'drop' is none of reject, keep"),
         ("pack.heights=[720", "pack.heights: while parsing"),
+        ("pack.heights=[]", "pack.heights: expected at least one"),
+        ("scan.max_seconds=0", "scan.max_seconds: expected more than 0"),
     ],
 )
 def test_a_wrong_key_or_value_is_named_with_what_was_meant(override, message):
