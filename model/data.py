@@ -134,18 +134,13 @@ class Clips(Dataset[Batch]):
         return self.__dict__ | {"_files": {}, "_decoded": {}}
 
 
-class MicroBatches:
-    """The draws of one rank from a step on, for ever: a DataLoader's batch sampler."""
-
-    def __init__(self, order: Order, first_step: int, last_step: int, rank: int, world: int) -> None:
-        self.order, self.steps, self.rank, self.world = order, range(first_step, last_step), rank, world
-
-    def __iter__(self) -> Iterator[list[Draw]]:
-        for step in self.steps:
-            yield from self.order.step(step)[self.rank :: self.world]
+def micro_batches(order: Order, first_step: int, last_step: int, rank: int, world: int) -> Iterator[list[Draw]]:
+    """The draws of one rank, from one step up to, without, another."""
+    for step in range(first_step, last_step):
+        yield from order.step(step)[rank::world]
 
 
-def make_loader(clips: Clips, batches: MicroBatches, workers: int, pin: bool = False) -> DataLoader[Batch]:
+def make_loader(clips: Clips, batches: Iterator[list[Draw]], workers: int, pin: bool = False) -> DataLoader[Batch]:
     """Micro-batches in order, loaded ahead by `workers` processes (0 loads in this one)."""
     return DataLoader(
         clips,

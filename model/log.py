@@ -18,7 +18,7 @@ PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16, of 
 
 
 class Log:
-    """What a run reports: a line on the terminal, log.jsonl and TensorBoard. Losses stay on the device in between."""
+    """Losses stay on the device between two lines."""
 
     def __init__(self, out: Path, place: Place, first: int) -> None:
         self.place, self.out = place, out

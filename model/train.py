@@ -34,7 +34,7 @@ from model.config import (
     read_encoding,
     to_dict,
 )
-from model.data import Batch, Clips, MicroBatches, make_loader
+from model.data import Batch, Clips, make_loader, micro_batches
 from model.dit import SIZES, DiT, inflate
 from model.index import DataError, describe, latent_size, make_order, read_index
 from model.latents import LatentError, encode_batch, latent_stride, settle_latents
@@ -134,7 +134,7 @@ def train(config: Config, out: Path) -> dict[str, float]:
     loader = iter(
         make_loader(
             Clips(index, order, config),
-            MicroBatches(order, first, config.steps, place.rank, place.world),
+            micro_batches(order, first, config.steps, place.rank, place.world),
             config.workers,
             place.device.type == "cuda",
         )

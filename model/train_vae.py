@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.config import Config, load_config
-from model.data import Clips, MicroBatches, make_loader
+from model.data import Clips, make_loader, micro_batches
 from model.index import DataError, latent_size, make_order, read_index
 from model.latents import to_signed
 from model.optimise import learning_rate
@@ -63,7 +63,7 @@ def train_vae(config: Config, out: Path, width: int) -> float:
     print(f"{sum(p.numel() for p in vae.parameters()) / 1e6:.1f} million parameters on {place.device.type}", flush=True)
     optimizer = torch.optim.AdamW(vae.parameters(), config.lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
     clips = Clips(index, order, config)
-    loader = make_loader(clips, MicroBatches(order, 0, config.steps, 0, 1), config.workers)
+    loader = make_loader(clips, micro_batches(order, 0, config.steps, 0, 1), config.workers)
     total, square, count = torch.zeros(CHANNELS), torch.zeros(CHANNELS), 0
     psnr, began = 0.0, time.monotonic()
     for step, batch in enumerate(loader):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from captioners import load_captioner
 from captioners.base import Action, Caption, CaptionError, ClipFrames, to_json
-from captioners.kinds import _kind_of
+from captioners.kinds import _named
 from captioners.measured import CAMERA
 from captioners.phases import camera_spans, motion_peaks, motion_phases
 
@@ -175,7 +175,7 @@ def test_breeds_that_a_tagger_wavers_between_are_together_a_dog():
 
 
 def test_kinds_hold_the_classes_that_they_name():
-    kinds = _kind_of()
+    kinds = _named(general=False)
     for name, kind in (
         ("tabby cat", "cat"),
         ("great grey owl", "bird"),

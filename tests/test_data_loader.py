@@ -73,7 +73,7 @@ def test_batches_do_not_depend_on_workers_or_on_what_is_kept_in_memory(clips, tm
         config = setting(root, memory_mb=memory)
         index = read_index(config.data)
         order = make_order(index, config, (4, 8, 8))
-        loader = data.make_loader(data.Clips(index, order, config), data.MicroBatches(order, 2, 5, 0, 1), workers)
+        loader = data.make_loader(data.Clips(index, order, config), data.micro_batches(order, 2, 5, 0, 1), workers)
         batches.append(list(loader))
     for other in batches[1:]:
         for a, b in zip(batches[0], other, strict=True):
