@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import fsspec
-
 from pipeline.options import Amount, Count, override, parse_section, typed
 from pipeline.options import OptionError as ConfigError
+from pipeline.storage import Store
 
 
 @dataclass(frozen=True)
@@ -124,9 +123,9 @@ def read_encoding(datasets: Sequence[str]) -> Encoding | None:
     ConfigError."""
     found: list[Encoding | None] = []
     for dataset in datasets:
-        fs, path = fsspec.core.url_to_fs(split_weight(dataset)[0])
-        there = fs.exists(f"{path}/encoding.json")
-        found.append(Encoding(**json.loads(fs.cat_file(f"{path}/encoding.json"))) if there else None)
+        store = Store(split_weight(dataset)[0])
+        there = store.exists("encoding.json")
+        found.append(Encoding(**json.loads(store.read("encoding.json"))) if there else None)
     made = {json.dumps([e.latents, e.text, {**e.options, "latents": ""}], sort_keys=True) if e else "" for e in found}
     if len(made) > 1:
         raise ConfigError(f"{' and '.join(datasets)} were not encoded with the same latents, texts and options")
@@ -135,9 +134,9 @@ def read_encoding(datasets: Sequence[str]) -> Encoding | None:
 
 def scored_by(dataset: str) -> dict[str, Any]:
     """The encoder in the recipe of a dataset of clips; empty where it has no dataset.json."""
-    fs, path = fsspec.core.url_to_fs(dataset)
-    name = f"{path}/dataset.json"
-    return dict(json.loads(fs.cat_file(name))["recipe"]["encoder"]) if fs.exists(name) else {}
+    store = Store(dataset)
+    there = store.exists("dataset.json")
+    return dict(json.loads(store.read("dataset.json"))["recipe"]["encoder"]) if there else {}
 
 
 def check_encoding(config: Config, encoding: Encoding | None) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import BinaryIO
 
-import fsspec
 import numpy as np
 import torch
 from safetensors import SafetensorError
@@ -20,6 +19,7 @@ from model.index import DataError, Index
 from model.order import Draw, Order, Shape
 from pipeline.clip_reader import ClipError, read_frames, read_image
 from pipeline.downloads import downloaded
+from pipeline.storage import locate
 
 ATTEMPTS = 8  # samples tried in a row before the run stops: more is a broken dataset, not a corrupt clip
 
@@ -126,9 +126,8 @@ class Clips(Dataset[Batch]):
         """A remote shard is copied to this machine once."""
         if "://" not in shard:
             return open(shard, "rb")
-        fs, name = fsspec.core.url_to_fs(shard)
-        as_it_is = f"{shard} {fs.ukey(name)}"
-        return downloaded(as_it_is, lambda path: fs.get_file(name, str(path)), self.config.cache_gb)
+        store, name = locate(shard)
+        return downloaded(f"{shard} {store.info(name)}", lambda path: store.fetch(name, path), self.config.cache_gb)
 
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_files": {}, "_decoded": {}}

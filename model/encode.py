@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import fnmatch
 import hashlib
 import io
 import json
@@ -19,7 +20,6 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -37,7 +37,7 @@ from model.parallel import join
 from model.text import TextEncoder
 from model.train import ERRORS, parse
 from pipeline.clip_reader import ClipError
-from pipeline.storage import atomic, remove_abandoned
+from pipeline.storage import Store, atomic, remove_abandoned
 
 SPLITS = ("train", "val")
 INDEX = pa.schema(
@@ -114,12 +114,11 @@ def options(config: Config) -> dict[str, object]:
 def shards_of(source: str, shard: str = "*/*") -> dict[str, str]:
     """ "BUCKET/SPLIT-NNNNNN" of the dataset's shards that hold clips, in order, with a hash of each one's index; or of
     one shard."""
-    fs, path = fsspec.core.url_to_fs(source)
-    found = {}
-    for name in sorted(fs.glob(f"{path}/shards/{shard}.parquet")):
-        data = fs.cat_file(name)
+    store, found = Store(source), {}
+    for name in fnmatch.filter(store.list("shards", ".parquet"), f"shards/{shard}.parquet"):
+        data = store.read(name)
         if pq.read_metadata(io.BytesIO(data)).num_rows:
-            found["/".join(name.split("/")[-2:]).removesuffix(".parquet")] = hashlib.sha256(data).hexdigest()
+            found[name.removeprefix("shards/").removesuffix(".parquet")] = hashlib.sha256(data).hexdigest()
     return found
 
 

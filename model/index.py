@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import fnmatch
 import io
 import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import fsspec
 import numpy as np
 import pyarrow.parquet as pq
 
 from model.config import Config, read_encoding, split_weight
 from model.order import Order, Shape, Stream
+from pipeline.storage import Store
 
+COLUMNS = ("key", "media", "frames", "width", "height", "duration", "fps")
+SPANS = ("media_offset", "media_size", "text_offset", "text_size")
 ASPECTS = (16 / 9, 4 / 3, 1.0, 3 / 4, 9 / 16)
 
 
@@ -57,12 +60,10 @@ def read_index(datasets: Sequence[str], split: str = "train", shard: str = "") -
     ("BUCKET/SPLIT-NNNNNN"). Raises DataError."""
     columns: dict[str, list[np.ndarray]] = {}
     shards: list[str] = []
-    spans = ("media_offset", "media_size", "text_offset", "text_size")
-    wanted = ("key", "media", "frames", "width", "height", "duration", "fps")
     for number, dataset in enumerate(datasets):
         root = split_weight(dataset)[0]
-        fs, path = fsspec.core.url_to_fs(root)
-        indexes = sorted(fs.glob(f"{path}/shards/{shard or f'*/{split}-*'}.parquet"))
+        store, wanted = Store(root), f"shards/{shard}.parquet" if shard else f"shards/*/{split}-*.parquet"
+        indexes = [name for name in store.list("shards", ".parquet") if fnmatch.fnmatch(name, wanted)]
         encoding = read_encoding([dataset])
         count = encoding.shards.get(split, 0) if encoding else 0
         if len(indexes) < count:
@@ -70,19 +71,19 @@ def read_index(datasets: Sequence[str], split: str = "train", shard: str = "") -
         if not indexes:
             raise DataError(f"{root}: no {split} shards in it; `clipmill build` makes them")
         for name in indexes:
-            table = pq.read_table(io.BytesIO(fs.cat_file(name)), columns=[*wanted, *spans]).to_pydict()
+            table = pq.read_table(io.BytesIO(store.read(name)), columns=[*COLUMNS, *SPANS]).to_pydict()
             if not table["key"]:  # none of its clips could be encoded
                 continue
             table |= {"shard": [len(shards)] * len(table["key"]), "dataset": [number] * len(table["key"])}
             for key, values in table.items():
                 columns.setdefault(key, []).append(np.asarray(values))
-            shards.append(fs.unstrip_protocol(name.removesuffix(".parquet") + ".tar").removeprefix("file://"))
+            shards.append(store.path(name.removesuffix(".parquet") + ".tar"))
     if not shards:
         raise DataError(f"{' and '.join(datasets)}: no sample in the {split} shards")
     joined = {key: np.concatenate(parts) for key, parts in columns.items()}
     if len(set((joined["media"] == "safetensors").tolist())) > 1:
         raise DataError("latents of `clipmill encode` and clips cannot be mixed: encode all datasets or none")
-    places = np.stack([joined.pop(c) for c in spans], axis=1).astype(np.int64)
+    places = np.stack([joined.pop(c) for c in SPANS], axis=1).astype(np.int64)
     return Index(shards=tuple(shards), spans=places, **joined)
 
 

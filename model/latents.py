@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
-import fsspec
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
@@ -23,6 +22,7 @@ from model.hub_latents import HubLatents
 from model.index import Index, make_order
 from model.parallel import Place, barrier
 from model.vae import VAELatents
+from pipeline.storage import Store
 
 
 class LatentError(ValueError):
@@ -199,9 +199,9 @@ def settle_latents(config: Config, out: Path, place: Place, index: Index) -> Lat
     if place.main and not (folder / "id").exists():
         folder.mkdir(parents=True, exist_ok=True)
         if encoding:
-            fs, path = fsspec.core.url_to_fs(split_weight(config.data[0])[0])
-            for name in fs.ls(f"{path}/latents", detail=False):
-                fs.get_file(name, str(folder / Path(name).name))
+            store = Store(split_weight(config.data[0])[0])
+            for name in reversed(store.list("latents")):  # `id` last: with it they are all there
+                store.fetch(name, folder / Path(name).name)
         else:
             made = make_latents(config, lambda: fitting_videos(config, index))
             made.save(folder)

@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import parse_qsl, urlsplit
 
+import fsspec
 import pyarrow as pa
 from pyarrow import fs
 
-REMOTE = ("s3://", "gs://", "gcs://", "az://", "abfs://", "abfss://")
+REMOTE = ("s3://", "gs://", "gcs://", "az://", "abfs://", "abfss://")  # by Arrow; other protocols by fsspec
 PIECE = 8 << 20  # bytes of one request at most: what a cut connection costs again
 LEAST = 256 << 10  # and at least
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before another try
@@ -62,7 +63,7 @@ class Store:
     def __init__(self, uri: str) -> None:
         refuse_secrets(uri)
         self.uri = uri.rstrip("/") or "/"
-        self.local = None if uri.startswith(REMOTE) else Path(uri.removeprefix("file://")).absolute()
+        self.local = _local(uri)
         self._opened: tuple[fs.FileSystem, str] | None = None
 
     def __getstate__(self) -> dict[str, object]:
@@ -172,6 +173,11 @@ class Store:
                 with pa.memory_map(str(file)) as mapped:
                     self._upload(f"{name}/{file.relative_to(scratch).as_posix()}".lstrip("/"), mapped.read_buffer())
 
+    def fetch(self, name: str, path: Path) -> None:
+        """Copies a file to `path`, where it is whole or not at all."""
+        with self.open(name) as source, atomic(path) as target, open(target, "wb") as sink:
+            shutil.copyfileobj(source, sink, PIECE)
+
     @contextlib.contextmanager
     def fetched(self, folder: str) -> Iterator[Store]:
         """A store near at hand with the files of `folder`, for reading them many times: this one where it is local."""
@@ -179,11 +185,9 @@ class Store:
             yield self
             return
         with tempfile.TemporaryDirectory(prefix="clipmill-") as scratch:
-            near = Store(scratch)
             for name in self.list(folder):
-                with self.open(name) as source, atomic(Path(scratch, name)) as target, open(target, "wb") as sink:
-                    shutil.copyfileobj(source, sink, PIECE)
-            yield near
+                self.fetch(name, Path(scratch, name))
+            yield Store(scratch)
 
     @property
     def _fs(self) -> fs.FileSystem:
@@ -290,8 +294,8 @@ def refuse_secrets(uri: str) -> None:
 def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
     """The file system of a path or URL and the path or key in it. Raises StorageError for a URL that says too little
     or too much."""
-    if not uri.startswith(REMOTE):
-        return fs.LocalFileSystem(), str(Path(uri.removeprefix("file://")).absolute())
+    if path := _local(uri):
+        return fs.LocalFileSystem(), str(path)
     url = urlsplit(uri)
     if url.scheme == "s3":
         given = dict(parse_qsl(url.query))
@@ -304,10 +308,18 @@ def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
         patient = fs.AwsStandardS3RetryStrategy(max_attempts=8)  # about 50 s, in growing steps with some chance in them
         return fs.S3FileSystem(retry_strategy=patient, allow_delayed_open=True, **options), url.netloc + url.path
     try:
+        if not uri.startswith(REMOTE):
+            other, key = fsspec.core.url_to_fs(uri)
+            return fs.PyFileSystem(fs.FSSpecHandler(other)), key
         if url.scheme == "az" and "@" not in url.netloc:  # az://container/path, as fsspec writes it
             return fs.AzureFileSystem(os.environ["AZURE_STORAGE_ACCOUNT_NAME"]), url.netloc + url.path
         return fs.FileSystem.from_uri(re.sub("^az:", "abfs:", uri))
     except KeyError as error:
         raise StorageError(f"{uri}: set AZURE_STORAGE_ACCOUNT_NAME, or write az://CONTAINER@ACCOUNT/...") from error
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, ImportError, ValueError) as error:
         raise StorageError(f"{uri}: {error}") from error
+
+
+def _local(uri: str) -> Path | None:
+    """The folder that a path or a file:// URL means; None for other URLs."""
+    return None if "://" in uri.removeprefix("file://") else Path(uri.removeprefix("file://")).absolute()
