@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 
 from captioners.base import Captioner
 
@@ -18,10 +19,20 @@ CAPTIONERS: dict[str, str] = {
 def load_captioner(name: str, options: Mapping[str, object] | None = None) -> Captioner:
     """The captioner called `name`, made with `options`. Raises KeyError for an unknown name, TypeError for an option
     that the captioner does not have."""
-    module, _, attribute = CAPTIONERS[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)(**(options or {}))
+    return _kind(name)(**(options or {}))
+
+
+def check_captioner(name: str, options: Mapping[str, object]) -> None:
+    """Raises what `load_captioner` raises for the name or an option, but loads nothing."""
+    inspect.signature(_kind(name)).bind(**options)
 
 
 def captioner_version(name: str) -> int:
     """`VERSION` of the captioner's file: part of the fingerprint. Raises KeyError for an unknown name."""
     return int(importlib.import_module(CAPTIONERS[name].partition(":")[0]).VERSION)
+
+
+def _kind(name: str) -> Callable[..., Captioner]:
+    module, _, attribute = CAPTIONERS[name].partition(":")
+    kind: Callable[..., Captioner] = getattr(importlib.import_module(module), attribute)
+    return kind

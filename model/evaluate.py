@@ -17,22 +17,22 @@ import numpy as np
 import torch
 
 from filters.similarity import TextVideoEncoder, load_encoder
-from model import checkpoint, flow, page
-from model.config import ConfigError, read_encoding, scored_by, split_weight
+from model import flow, page
+from model.config import read_encoding, scored_by, split_weight
 from model.data import Clips
-from model.index import DataError, Index, make_order, read_index
-from model.latents import LatentError, encode_batch, to_bytes
+from model.index import Index, make_order, read_index
+from model.latents import encode_batch, to_bytes
 from model.measures import I3D, MeasureError, consistency, frechet, look
 from model.order import Draw
 from model.page import Pair
 from model.sample import Guidance, Trained
-from model.text import TextError
+from model.train import ERRORS as TRAINING_ERRORS
 from model.train import draw_noise
 from pipeline.clip_reader import write_mp4
 
 TIMES = tuple((i + 0.5) / 8 for i in range(8))
 SCORES = ("motion", "warp", "flicker", "same", "text", "others")
-ERRORS = (ConfigError, DataError, LatentError, TextError, MeasureError, checkpoint.CheckpointError)
+ERRORS = (*TRAINING_ERRORS, MeasureError)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from pipeline import tables
 from pipeline.canaries import SCHEME, Recall, recall
+from pipeline.dataset import DatasetError
 from pipeline.histogram import number
 from pipeline.recipe import Bounds, from_dict
 from pipeline.report_columns import Columns
@@ -24,7 +25,7 @@ RECALLS = (0.5, 0.8, 0.9, 0.95, 0.99)
 GOOD, BAD = ("good", "1", "true", "yes"), ("bad", "0", "false", "no")
 
 
-class LabelError(ValueError):
+class LabelError(DatasetError):
     """Labels that cannot be used; the message says which file, line and why."""
 
 

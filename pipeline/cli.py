@@ -197,14 +197,14 @@ def _verify(args: argparse.Namespace) -> int:
 def _select(args: argparse.Namespace) -> None:
     from pipeline.counterfactual import what_if
 
-    dataset = _local(args.dataset)
-    print(what_if(dataset, from_dict(read_whole(Store(args.dataset))["recipe"]), args.overrides))
+    print(what_if(args.dataset, from_dict(read_whole(Store(args.dataset))["recipe"]), args.overrides))
 
 
 def _calibrate(args: argparse.Namespace) -> None:
     from pipeline.calibrate import calibrate
 
-    print(calibrate(_local(args.dataset), Path(args.labels) if args.labels else None))
+    read_whole(Store(args.dataset))
+    print(calibrate(args.dataset, args.labels))
 
 
 def _export(args: argparse.Namespace) -> None:
@@ -217,15 +217,6 @@ def _doctor(args: argparse.Namespace) -> None:
     from pipeline.doctor import examine
 
     print(examine())
-
-
-def _local(dataset: str) -> Path:
-    """The folder of a local dataset. Raises DatasetError where there is none."""
-    store = Store(dataset)
-    read_whole(store)
-    if store.local is None:
-        raise DatasetError(f"{dataset}: this command reads local datasets; copy it here first")
-    return store.local
 
 
 if __name__ == "__main__":

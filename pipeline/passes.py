@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from captioners import CAPTIONERS, captioner_version
+from captioners import CAPTIONERS, captioner_version, check_captioner
 from captioners.audit import AUDIT_COLUMNS
 from captioners.audit import VERSION as AUDIT_VERSION
 from filters import load_filter
@@ -142,6 +142,10 @@ def check(recipe: Recipe) -> None:
     check_thresholds(recipe.select.thresholds, pa.schema(fields))
     if recipe.caption.captioner not in CAPTIONERS:
         raise RecipeError(f"unknown captioner {recipe.caption.captioner!r}: known are {', '.join(CAPTIONERS)}")
+    try:
+        check_captioner(recipe.caption.captioner, recipe.caption.options)
+    except TypeError as error:
+        raise RecipeError(f"caption.options: {error}") from error
 
 
 def late_columns(recipe: Recipe) -> set[str]:

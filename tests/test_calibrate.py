@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.calibrate import LabelError, calibrate, read_labels, separation, separations, spreads
+from pipeline.cli import main
 from pipeline.recipe import Bounds, Recipe, to_dict
 
 CLIPS = pa.table(
@@ -126,3 +127,11 @@ def test_the_table_leaves_canaries_out_and_says_which_labels_it_lacks(tmp_path: 
     assert best.split() == ["sharp", "50", "50", "1.000", "below", "*", "49.5", "1.000", "1.000", "0.000", "1.000"]
     with pytest.raises(FileNotFoundError, match="build it first"):
         calibrate(tmp_path / "none")
+
+
+def test_labels_that_cannot_be_read_are_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "tables/clips").mkdir(parents=True)
+    pq.write_table(CLIPS, tmp_path / "tables/clips/00000.parquet")
+    (tmp_path / "dataset.json").write_text(json.dumps({"format": 1, "recipe": to_dict(Recipe())}))
+    assert main(["calibrate", str(tmp_path), "--labels", str(tmp_path / "none.csv")]) == 2
+    assert "none.csv cannot be read" in capsys.readouterr().err

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
@@ -22,7 +23,11 @@ import pyarrow as pa
 import pytest
 from faulty import Proxy, proxy
 from pyarrow.fs import AwsStandardS3RetryStrategy
+from shards import clips_of, write_shards
 
+from model.config import from_dict
+from model.data import Clips
+from model.index import read_index
 from pipeline import stages
 from pipeline.cli import main
 from pipeline.dataset import read_info
@@ -237,6 +242,25 @@ def test_an_upload_that_fails_or_is_interrupted_leaves_nothing_half_written(netw
         with pytest.raises(KeyboardInterrupt):
             store.write("large", bytes(12_000_000))
     assert store.info("large")[0] == 12_000_000
+
+
+def test_a_trainer_reads_its_shards_from_an_object_store(s3, tmp_path, monkeypatch, sample_videos):
+    root = write_shards(tmp_path / "here", [clips_of(sample_videos["bigbuckbunny"], 2)])
+    store = Store(f"s3://films/{tmp_path.name}{s3}")
+    for path in (path for path in root.rglob("*") if path.is_file()):
+        store.write(path.relative_to(root).as_posix(), path.read_bytes())
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "near"))
+    config = from_dict({"data": [store.uri], "resolutions": 48, "frame_counts": 5})
+    there, here = (Clips(read_index([data]), None, config) for data in (store.uri, str(root)))
+    assert [there.read(i, 0) for i in (0, 1)] == [here.read(i, 0) for i in (0, 1)]
+
+
+def test_a_url_of_an_unknown_kind_is_no_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for url in ("s3a://bucket/out", "nothing://bucket/out"):
+        with pytest.raises(StorageError, match=url):
+            Store(url).write("a", b"")
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_cannot_be_reached_is_said_and_is_no_fault_of_the_file(network, s3, tmp_path, monkeypatch, sample_videos):
