@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import pydantic_core
 
 from captioners.base import Action, Caption, CaptionError, ClipFrames
 from captioners.claims import OF_CAMERA, as_sentence, sentences
@@ -98,41 +101,17 @@ def read_answer(
 
 
 def find_json(text: str) -> dict[str, Any] | None:
-    """The first JSON object in `text`, closed by force if it was cut off in the middle; None if there is none."""
+    """The first JSON object in `text`, without what is incomplete if it was cut off; None if there is none."""
+    tree: Any = None
     start = text.find("{")
     if start < 0:
         return None
     try:
         tree, _ = json.JSONDecoder().raw_decode(text[start:])
     except json.JSONDecodeError:
-        tree = _closed(text[start:])
+        with contextlib.suppress(ValueError):  # a number at the very end may lack digits
+            tree = pydantic_core.from_json(text[start:].rstrip("0123456789.+-eE"), allow_partial=True)
     return tree if isinstance(tree, dict) else None
-
-
-def _closed(text: str) -> Any:
-    """`text` parsed after its last complete value, with what is open closed; None if that is not JSON either."""
-    stack: list[str] = []
-    quoted = escaped = False
-    ends: list[tuple[int, str]] = []  # where a value may end, and what would close the rest
-    for i, c in enumerate(text):
-        if quoted:
-            quoted = escaped or c != '"'
-            escaped = c == "\\" and not escaped
-            if not quoted:
-                ends.append((i + 1, "".join(reversed(stack))))
-        elif c == '"':
-            quoted = True
-        elif c in "{[":
-            stack.append("}" if c == "{" else "]")
-        elif c in "}]" and stack:
-            stack.pop()
-            ends.append((i + 1, "".join(reversed(stack))))
-    for end, closing in reversed(ends[-6:]):
-        try:
-            return json.loads(text[:end] + closing)
-        except json.JSONDecodeError:
-            continue
-    return None
 
 
 def _from_tree(clip: ClipFrames, tree: Mapping[str, Any], usage: Mapping[str, float]) -> Caption:
