@@ -18,7 +18,7 @@ import aiohttp
 
 from captioners.base import Caption, CaptionError, ClipFrames
 from captioners.prompt import INSTRUCTIONS, SCHEMA, VERSION, question_for, read_answer
-from captioners.server import FORMAT, pictures, read_reply
+from captioners.server import FORMAT, pictures, read_reply, token_counts
 
 if TYPE_CHECKING:
     from ray.data.llm import Processor
@@ -91,8 +91,7 @@ class RayLlm:
         if error:
             said = error.get("message", error) if isinstance(error, dict) else error
             return CaptionError(clip.clip_id, f"the model rejects this clip: {str(said)[:200]}")
-        counts = tree.get("usage") or {}
-        return read_reply(clip, tree, {k: v for k, v in counts.items() if k in ("prompt_tokens", "completion_tokens")})
+        return read_reply(clip, tree, token_counts(tree))
 
     def processor(self) -> Processor:
         """Ray's processor from rows with `request`'s columns to rows that `read` reads."""

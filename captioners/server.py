@@ -131,10 +131,7 @@ class Server:
             return answer
 
     def _usage(self, reply: Mapping[str, Any]) -> dict[str, float]:
-        counts = reply.get("usage") or {}
-        usage = {
-            k: counts[k] for k in ("prompt_tokens", "completion_tokens") if isinstance(counts.get(k), (int, float))
-        }
+        usage = token_counts(reply)
         if len(self.prices) == 2 and len(usage) == 2:
             spent = zip(self.prices, (usage["prompt_tokens"], usage["completion_tokens"]), strict=True)
             usage["cost"] = sum(price * tokens for price, tokens in spent) / 1e6
@@ -156,6 +153,12 @@ def pictures(clip: ClipFrames, most: int, side: int) -> list[dict[str, Any]]:
             {"type": "image_url", "image_url": {"url": url}},
         ]
     return parts
+
+
+def token_counts(reply: Mapping[str, Any]) -> dict[str, float]:
+    """Tokens of prompt and answer, as far as a chat completion says."""
+    counts = reply.get("usage") or {}
+    return {k: counts[k] for k in ("prompt_tokens", "completion_tokens") if isinstance(counts.get(k), (int, float))}
 
 
 def read_reply(clip: ClipFrames, reply: Mapping[str, Any], usage: Mapping[str, float]) -> Caption | CaptionError:

@@ -20,6 +20,7 @@ from model.dit import SIZES, DiT
 from model.index import shape_table
 from model.latents import Latents, load_latents, to_bytes, to_signed
 from model.text import TextEncoder
+from model.train import ERRORS
 from pipeline.clip_reader import fit, write_mp4
 
 
@@ -143,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             first = to_signed(torch.from_numpy(rgb)[None]).expand(len(args.prompt), -1, -1, -1, -1)
         else:
             height, width = trained.size(args.aspect, args.resolution)
-    except (ConfigError, checkpoint.CheckpointError) as error:
+    except ERRORS as error:
         print(f"clipmill sample: {error}", file=sys.stderr)
         return 2
     guidance = Guidance(args.steps, args.sampler, args.guidance, tuple(args.interval), args.rescale)

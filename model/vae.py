@@ -7,7 +7,6 @@ video of one frame, and any length of 1 + 4k frames fits (as in Wan 2.1 and MAGV
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 
 import torch
@@ -83,7 +82,6 @@ class VideoVAE(nn.Module):
 
     def __init__(self, width: int = 64) -> None:
         super().__init__()
-        self.width = width
         a, b, c = width, 2 * width, 4 * width
         self.encoder = nn.Sequential(
             CausalConv(3, a, (1, 3, 3)), Residual(a),
@@ -152,7 +150,7 @@ class VAELatents:
     def save(self, folder: Path) -> None:
         tensors = {f"vae.{k}": v.cpu() for k, v in self.vae.state_dict().items()}
         tensors |= {"mean": self.mean.flatten().cpu(), "deviation": self.deviation.flatten().cpu()}
-        save_file(tensors, folder / "vae.safetensors", {"config": json.dumps({"width": self.vae.width})})
+        save_file(tensors, folder / "vae.safetensors")
 
     @classmethod
     def load(cls, folder: Path) -> VAELatents:
