@@ -54,15 +54,14 @@ def block_attention(
     return out[None], None
 
 
-def use_block_attention(model: PreTrainedModel) -> bool:
-    """Switches the vision tower of `model` to `block_attention` if it packs pictures; says whether it did."""
+def use_block_attention(model: PreTrainedModel) -> None:
+    """Switches the vision tower of `model` to `block_attention` if it packs pictures."""
     for key in model.config.sub_configs:
         tower = next((m for m in model.modules() if getattr(m, "config", None) is getattr(model.config, key)), None)
         if tower is not None and any(_takes_blocks(m) for m in tower.modules()):
             AttentionInterface.register(NAME, block_attention)
             model.set_attn_implementation({key: NAME})
-            return True
-    return False
+            return
 
 
 def use_row_attention(model: PreTrainedModel) -> None:
@@ -105,13 +104,11 @@ def _remembered(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _moved(made: Any, beside: Tensor) -> Any:
-    return with_cpu_copy(made, beside.device) if isinstance(made, Tensor) else made
-
-
-def with_cpu_copy(tensor: Tensor, device: torch.device) -> Tensor:
-    """`tensor` on `device`, which remembers what it was on the CPU."""
-    moved = tensor.to(device, non_blocking=True).view_as(tensor)
-    moved.on_cpu = tensor  # type: ignore[attr-defined]
+    """A tensor on the other's device, which remembers what it was on the CPU; anything else as it is."""
+    if not isinstance(made, Tensor):
+        return made
+    moved = made.to(beside.device, non_blocking=True).view_as(made)
+    moved.on_cpu = made  # type: ignore[attr-defined]
     return moved
 
 
@@ -120,12 +117,11 @@ def _homes(model: PreTrainedModel) -> set[str]:
     return {type(module).__module__ for module in model.modules() if "transformers" in type(module).__module__}
 
 
-def linear_patches(model: PreTrainedModel) -> int:
-    """Makes matrix products of 3D convolutions that see one patch at a time; returns how many."""
-    found = [m for m in model.modules() if isinstance(m, nn.Conv3d) and m.kernel_size == m.stride and m.groups == 1]
-    for conv in found:
-        conv.forward = functools.partial(_patch_product, conv)  # type: ignore[method-assign]
-    return len(found)
+def linear_patches(model: PreTrainedModel) -> None:
+    """Makes matrix products of 3D convolutions that see one patch at a time."""
+    for conv in model.modules():
+        if isinstance(conv, nn.Conv3d) and conv.kernel_size == conv.stride and conv.groups == 1:
+            conv.forward = functools.partial(_patch_product, conv)  # type: ignore[method-assign]
 
 
 def _patch_product(conv: nn.Conv3d, patches: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ class Stream:
 
 @dataclass(frozen=True)
 class Draw:
-    """One sample of a step: slot counts over all micro-batches of the step; `epoch` is the stream's."""
+    """One sample of a step: slot counts over all micro-batches of the step."""
 
     step: int
     slot: int
@@ -50,7 +50,6 @@ class Draw:
     shape: Shape
     stream: int
     position: int  # in the stream's endless sequence
-    epoch: int
 
 
 class Order:
@@ -98,7 +97,7 @@ class Order:
         stream = self.streams[which]
         epoch, index = divmod(position, len(stream.members))
         sample = int(stream.members[self._permutation(which, epoch)[index]])
-        return Draw(step, slot, sample, stream.shape, which, position, epoch)
+        return Draw(step, slot, sample, stream.shape, which, position)
 
     def _permute(self, which: int, epoch: int) -> np.ndarray:
         stream, rng = self.streams[which], np.random.default_rng((self.seed, which, epoch))

@@ -92,7 +92,7 @@ def test_a_corrupt_sample_is_replaced_by_the_next_of_its_stream_and_counted(clip
     assert sum(batch.replaced for batch in seen) == sum(d.sample == 0 for batch in seen for d in batch.draws) > 0
     assert all("broken" not in batch.captions for batch in seen)
     with pytest.raises(DataError, match="in a row"):
-        data.Clips(index, None, config)[[Draw(0, 0, 0, Shape(5, 32, 64), 0, 0, 0)]]
+        data.Clips(index, None, config)[[Draw(0, 0, 0, Shape(5, 32, 64), 0, 0)]]
 
 
 def test_clips_take_the_largest_shape_that_they_fill(clips, tmp_path):

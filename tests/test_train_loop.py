@@ -62,7 +62,7 @@ def test_it_overfits_a_few_clips_and_samples_look_like_them(dataset, tmp_path):
     made = trained.generate(
         [clips.caption(i) for i in (0, 1)], 5, shape.height, shape.width, sample.Guidance(12, scale=1.0)
     )
-    real = [clips.load(data.Draw(0, 0, i, shape, 0, 0, 0))[0].float() for i in (0, 1)]
+    real = [clips.load(data.Draw(0, 0, i, shape, 0, 0))[0].float() for i in (0, 1)]
     noise = lat.to_bytes(trained.latents.decode(torch.randn(1, 8, 2, shape.height // 8, shape.width // 8)))[0]
     for i in (0, 1):
         error = (made[i] - real[i]).abs().mean()
