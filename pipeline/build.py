@@ -20,7 +20,7 @@ from pipeline.dataset import check_folder, finish, is_unchanged, lock, note_unch
 from pipeline.metrics import publish, publish_left
 from pipeline.packing import Pack, pack_units, set_aside, with_rows
 from pipeline.progress import Progress
-from pipeline.recipe import Recipe
+from pipeline.recipe import Recipe, RecipeError
 from pipeline.samples import INTERNAL
 from pipeline.scoring import Embed
 from pipeline.select import SELECTED, select, with_reason
@@ -69,8 +69,8 @@ def build(
     gpus: bool = False,
 ) -> Built:
     """Builds the dataset `out` from `inputs`, doing only what is not done yet, on the Ray cluster at `address` or on
-    `cores` of this machine. Passes that can use a GPU do where there is one when they begin; with `gpus` they wait for
-    one.
+    `cores` of this machine. Passes whose models can use a GPU do where there is one when they begin; with `gpus` they
+    wait for one.
 
     Raises SourceError, RecipeError or DatasetError before any work starts, BuildStopped or OSError where a pass cannot
     go on. What was committed by then is found again by the next build.
@@ -79,12 +79,15 @@ def build(
     store = Store(out)
     check_folder(store)
     passes.check(recipe)
+    able = passes.on_gpu(recipe)
+    if gpus and not able:
+        raise RecipeError("--gpus, and no model of this recipe runs on one")
     with lock(store) as still_ours:
         found = todo.as_last_seen(there, store)
         if is_unchanged(found, store, recipe):
             return Built(read_info(store), store)
         try:
-            return _build(found, store, recipe, lambda: stages.machine(address, cores, gpus), still_ours)
+            return _build(found, store, recipe, lambda: stages.machine(address, cores, able, gpus), still_ours)
         finally:
             stages.stop()
 

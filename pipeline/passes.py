@@ -27,6 +27,7 @@ from pipeline.tables import CLIPS, fingerprint
 SCAN_VERSION = 9
 EMBED_VERSION = 4
 CAPTION_VERSION = 3
+ON_GPU = frozenset(("openclip", "watermark", "vlm"))
 
 LIMITS = ("deadline_factor", "deadline_seconds", "memory_mb")
 SCAN_TRACKS = frozenset({Track.LUMA, Track.FLOW, Track.BURST, Track.DETAIL})
@@ -166,6 +167,12 @@ def embed_schema(recipe: Recipe) -> pa.Schema:
 def caption_schema(recipe: Recipe) -> pa.Schema:
     columns = {**AUDIT_COLUMNS, **columns_of(recipe, "caption")}
     return pa.schema([*CAPTIONED, *(pa.field(k, v) for k, v in columns.items())])
+
+
+def on_gpu(recipe: Recipe) -> frozenset[str]:
+    """The passes with a model that runs on a GPU where there is one."""
+    models = {"embed": {recipe.encoder.name, *recipe.filters}, "caption": {recipe.caption.captioner}}
+    return frozenset(name for name, used in models.items() if used & ON_GPU)
 
 
 def limits(recipe: Recipe) -> dict[str, Any]:

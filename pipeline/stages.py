@@ -129,39 +129,50 @@ class Machine:
     """
 
     cpus: int
-    gpus: bool
+    widest: int  # cores of the largest node
+    gpus: frozenset[str]  # the passes that run on one
 
     def scan(self) -> dict[str, float]:
-        return {"cpus": 1.0 if self.gpus else 0.5}
+        return {"cpus": 1.0 if "embed" in self.gpus else 0.5}
 
     def embed(self) -> dict[str, float]:
-        """On a GPU where there is one, two workers to each, beside whatever the cores of its node do; else beside the
-        scan on the same cores."""
-        return {"cpus": 0.0, "gpus": 0.5} if self.gpus else {"cpus": 0.5}
+        """On a GPU two workers to each, whatever the cores of its node do; else on the same cores as the scan."""
+        return {"cpus": 0.0, "gpus": 0.5} if "embed" in self.gpus else {"cpus": 0.5}
 
     def caption(self) -> dict[str, float]:
-        return {"cpus": 1.0, "gpus": 1.0 if self.gpus else 0.0}
+        """Without a GPU two cores: one captions while the other reads frames and audits."""
+        return {"cpus": 1.0, "gpus": 1.0} if "caption" in self.gpus else {"cpus": min(2.0, self.widest)}
 
     def other(self) -> dict[str, float]:
         return {"cpus": 1.0}
 
 
-def machine(address: str | None = None, cores: int | None = None, gpus: bool = False) -> Machine:
+def machine(
+    address: str | None = None,
+    cores: int | None = None,
+    able: frozenset[str] = frozenset({"embed", "caption"}),
+    wait: bool = False,
+) -> Machine:
     """What there is now: a cluster may have grown since the last pass. Starts or joins Ray where this process has not.
-    With `gpus` there is a GPU, even if a cluster has yet to start the node.
 
-    Raises BuildStopped where there is to be a GPU on this machine and is none.
+    The passes `able` run on GPUs if there is one, with `wait` even if a cluster has yet to start its node. Raises
+    BuildStopped where there is to be a GPU on this machine and is none.
     """
     joined = ray.is_initialized()
     if not joined:
         start(address, cores)
     found = ray.cluster_resources()
     there = found.get("GPU", 0) >= 1
-    if gpus and not there and not joined:
+    if wait and not there and not joined:
         if address is None:
             raise BuildStopped("--gpus, and this machine has no GPU that Ray sees")
-        print("the cluster has no GPU yet: embed and caption wait until there is one", file=sys.stderr)
-    return Machine(cpus=max(1, math.floor(found.get("CPU", 1))), gpus=gpus or there)
+        print(f"the cluster has no GPU yet: {' and '.join(sorted(able))} wait until there is one", file=sys.stderr)
+    widest = max(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"])
+    return Machine(
+        cpus=max(1, math.floor(found.get("CPU", 1))),
+        widest=max(1, math.floor(widest)),
+        gpus=able if wait or there else frozenset(),
+    )
 
 
 def start(address: str | None = None, cores: int | None = None) -> None:

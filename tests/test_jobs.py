@@ -274,7 +274,7 @@ def test_pools_grow_onto_nodes_that_join_and_a_gpu_that_comes_is_used_by_the_nex
         machine = stages.machine(cluster.address)
         name = {"name": "AutoscalingCoordinator", "namespace": "AutoscalingCoordinator"}
         ray.remote(num_cpus=0)(Attentive).options(**name, lifetime="detached").remote()
-        assert (machine.cpus, machine.gpus) == (2, False)
+        assert (machine.cpus, machine.gpus) == (2, frozenset())
         head = ray.get_runtime_context().get_node_id()
 
         went = stages.run([pickle.dumps([])] * 500, [Stage(Where, (), **machine.other())])
@@ -284,7 +284,7 @@ def test_pools_grow_onto_nodes_that_join_and_a_gpu_that_comes_is_used_by_the_nex
         went.close()
 
         machine = stages.machine(cluster.address)
-        assert (machine.cpus, machine.gpus) == (4, True)
+        assert (machine.cpus, machine.gpus) == (4, {"embed", "caption"})
         scan, embed = (Stage(Where, (), **pools) for pools in (machine.scan(), machine.embed()))
         scanned, embedded = map(set, zip(*stages.run([pickle.dumps([])] * 16, [scan, embed]), strict=True))
         assert embedded == {gpu}

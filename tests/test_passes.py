@@ -60,3 +60,9 @@ def test_fingerprints_follow_what_a_pass_does_and_not_what_it_is_compared_with(r
     assert (scan == usual[0], embed != usual[1], caption != usual[2]) == (True, True, True)
     scan, embed, caption = prints("caption.options.confidence=numbers")
     assert (scan == usual[0], embed == usual[1], caption != usual[2]) == (True, True, True)
+
+
+def test_only_a_pass_with_a_model_for_it_takes_a_gpu():
+    assert passes.on_gpu(load_recipe("standard")) == {"embed", "caption"}
+    assert passes.on_gpu(load_recipe("standard", ["caption={captioner: server}"])) == {"embed"}
+    assert passes.on_gpu(load_recipe("embedded")) == set()
