@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import base64
-import io
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
-from PIL import Image
+import cv2
 
 from captioners.base import Caption, CaptionerDown, CaptionError, ClipFrames
 from captioners.chat import ChatClient, Refused, Unreachable
 from captioners.prompt import INSTRUCTIONS, SCHEMA, VERSION, question_for, read_answer
+from filters.base import evenly
 
 FORMAT = {"type": "json_schema", "json_schema": {"name": "caption", "strict": True, "schema": SCHEMA}}
 SYSTEMATIC = 8  # rejected clips in a row, after which it is not the clips
@@ -141,13 +140,14 @@ class Server:
 def pictures(clip: ClipFrames, most: int, side: int) -> list[dict[str, Any]]:
     """Up to `most` of the clip's frames, no longer than `side` pixels, as parts of a message, each after its time."""
     parts: list[dict[str, Any]] = []
-    shown = np.linspace(0, len(clip.frames) - 1, most if len(clip.frames) else 0).round().astype(int)
-    for index in np.unique(shown):
-        picture = Image.fromarray(clip.frames[index])
-        picture.thumbnail((side, side))
-        encoded = io.BytesIO()
-        picture.save(encoded, "JPEG", quality=90)
-        url = "data:image/jpeg;base64," + base64.b64encode(encoded.getvalue()).decode()
+    for index in evenly(len(clip.frames), most) if len(clip.frames) else ():
+        picture = clip.frames[index][..., ::-1]
+        height, width = picture.shape[:2]
+        scale = min(1.0, side / max(height, width))
+        size = max(1, round(width * scale)), max(1, round(height * scale))
+        picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+        jpeg = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 90])[1]
+        url = "data:image/jpeg;base64," + base64.b64encode(jpeg.tobytes()).decode()
         parts += [
             {"type": "text", "text": f"{clip.times[index]:.1f} s:"},
             {"type": "image_url", "image_url": {"url": url}},

@@ -28,6 +28,7 @@ from captioners.decode import (
 )
 from captioners.judge import judged
 from captioners.prompt import INSTRUCTIONS, VERSION, question_for, read_answer
+from filters.base import evenly
 from filters.torchvision_ops import ensure_torchvision
 
 if TYPE_CHECKING:
@@ -167,7 +168,7 @@ class Vlm:
         processor = self._own.processor
         texts, pictures = [], []
         for clip, text in zip(clips, asked, strict=True):
-            chosen = np.unique(np.linspace(0, len(clip.frames) - 1, self.most_frames).round().astype(int))
+            chosen = evenly(len(clip.frames), self.most_frames)
             # What all prompts share comes first; pictures lie between their times, which any model understands.
             content: list[dict[str, str]] = [{"type": "text", "text": shared + "\n"}] if shared else []
             for index in chosen:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from filters.base import why_null
+from filters.base import evenly, why_null
 from pipeline.histogram import Histogram, number
 from pipeline.report_columns import rows_of
 from pipeline.storage import Store
@@ -164,9 +164,7 @@ def _frames_with(store: Store, wanted: set[str]) -> list[str]:
 
 
 def _strip(jpegs: Sequence[bytes]) -> tuple[bytes, int, float] | None:
-    picked = [
-        jpegs[i] for i in np.unique(np.linspace(0, len(jpegs) - 1, min(STRIP_FRAMES, len(jpegs))).round().astype(int))
-    ]
+    picked = [jpegs[i] for i in evenly(len(jpegs), STRIP_FRAMES)]
     pictures = [p for j in picked if (p := cv2.imdecode(np.frombuffer(j, np.uint8), cv2.IMREAD_COLOR)) is not None]
     if not pictures:
         return None
