@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
+from filters.base import shrunk
+
 SIDE = 64  # pixels of the longer side that are looked at
 GREY, COLOURED, BRIGHT, WHITE = 0.13, 0.25, 0.2, 0.85  # saturations and values, 0 to 1, that bound what has a name
 BROWN = 0.6  # value under which orange is brown
@@ -29,9 +31,7 @@ def colours(frames: Sequence[np.ndarray]) -> list[tuple[str, float]]:
     first; empty when no two do. Dark pixels have no name: how dark a picture is, its exposure says."""
     shares: dict[str, float] = {}
     for frame in frames:
-        scale = SIDE / max(frame.shape[:2])
-        small = cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else frame
-        for name, share in _named(small).items():
+        for name, share in _named(shrunk(frame, SIDE)).items():
             shares[name] = shares.get(name, 0.0) + share / len(frames)
     ranked = sorted(shares.items(), key=lambda pair: (-pair[1], pair[0]))
     for most in (ranked[:1], ranked[:2]):

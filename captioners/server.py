@@ -14,7 +14,7 @@ import cv2
 from captioners.base import Caption, CaptionerDown, CaptionError, ClipFrames
 from captioners.chat import ChatClient, Refused, Unreachable
 from captioners.prompt import INSTRUCTIONS, SCHEMA, VERSION, question_for, read_answer
-from filters.base import evenly
+from filters.base import evenly, shrunk
 
 FORMAT = {"type": "json_schema", "json_schema": {"name": "caption", "strict": True, "schema": SCHEMA}}
 SYSTEMATIC = 8  # rejected clips in a row, after which it is not the clips
@@ -141,12 +141,8 @@ def pictures(clip: ClipFrames, most: int, side: int) -> list[dict[str, Any]]:
     """Up to `most` of the clip's frames, no longer than `side` pixels, as parts of a message, each after its time."""
     parts: list[dict[str, Any]] = []
     for index in evenly(len(clip.frames), most) if len(clip.frames) else ():
-        picture = clip.frames[index][..., ::-1]
-        height, width = picture.shape[:2]
-        scale = min(1.0, side / max(height, width))
-        size = max(1, round(width * scale)), max(1, round(height * scale))
-        picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
-        jpeg = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 90])[1]
+        picture = shrunk(clip.frames[index], side)
+        jpeg = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])[1]
         url = "data:image/jpeg;base64," + base64.b64encode(jpeg.tobytes()).decode()
         parts += [
             {"type": "text", "text": f"{clip.times[index]:.1f} s:"},

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import cv2
 import numpy as np
 import pyarrow as pa
 
@@ -97,6 +98,14 @@ def unknown(kind: Filter, why: str) -> dict[str, Score]:
 def evenly(count: int, most: int) -> np.ndarray:
     """Indices of up to `most` of `count` items, evenly spread, with the first and the last."""
     return np.unique(np.linspace(0, count - 1, most).round().astype(int))
+
+
+def shrunk(rgb: np.ndarray, longest: int) -> np.ndarray:
+    """(h, w, 3) uint8 by area to `longest` pixels on its longer side, if it is larger; never to nothing."""
+    (height, width), scale = rgb.shape[:2], longest / max(rgb.shape[:2])
+    if scale >= 1:
+        return rgb
+    return cv2.resize(rgb, None, fx=max(scale, 1 / width), fy=max(scale, 1 / height), interpolation=cv2.INTER_AREA)
 
 
 def score(kind: Filter, clips: Sequence[ClipView]) -> list[dict[str, Score]]:

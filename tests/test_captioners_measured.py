@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from captioners import load_captioner
 from captioners.base import Action, Caption, CaptionError, ClipFrames, to_json
+from captioners.colours import colours
 from captioners.kinds import _named
 from captioners.measured import CAMERA
 from captioners.phases import camera_spans, motion_peaks, motion_phases
@@ -239,3 +240,7 @@ def test_colours_are_said_where_they_fill_the_picture(parts, style):
 def test_what_happens_twice_happens_again():
     caption = say(clip(lambda t: (0.5, 0.5, 0.3) if t < 1 or t > 2.5 else None))
     assert caption.dense == "Something moves in the middle, then stops. Then something moves in the middle again."
+
+
+def test_a_picture_one_pixel_high_has_a_colour():
+    assert colours([np.full((1, 512, 3), 120, np.uint8)]) == [("grey", 1.0)]
