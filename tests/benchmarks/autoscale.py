@@ -1,0 +1,126 @@
+"""What a build's passes do on a cluster whose autoscaler can bring nodes: one of two cores, and one with a GPU.
+
+    python tests/benchmarks/autoscale.py [--units 150] [--seconds 0.5]
+
+Starts a Ray head of two cores with Ray's real autoscaler, which starts its nodes on this machine; they only say that
+they have cores and GPUs, and a unit only sleeps. Two minutes, no matter how many cores there are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import pickle
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import ray
+from ray._private.services import get_node_ip_address
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from pipeline import stages
+from pipeline.stages import Machine, Stage
+
+NODES = {
+    "ray.head.default": {"resources": {"CPU": 2}, "node_config": {}, "max_workers": 0},
+    "cores": {"resources": {"CPU": 2}, "node_config": {}, "min_workers": 0, "max_workers": 1},
+    "gpu": {"resources": {"CPU": 1, "GPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 1},
+}
+COMMANDS = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
+
+
+class Asleep:
+    """A pass's worker that says on which kind of node it is."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        own = ray.get_runtime_context().get_node_id()
+        has = next(node["Resources"] for node in ray.nodes() if node["NodeID"] == own)
+        self._kind = "gpu" if "GPU" in has else "head" if "node:__internal_head__" in has else "cores"
+
+    def __call__(self, unit: list[str]) -> list[str]:
+        time.sleep(self._seconds)
+        return [*unit, self._kind]
+
+
+@contextlib.contextmanager
+def cluster() -> Iterator[str]:
+    """The address of a head with an autoscaler."""
+    ports = []
+    for _ in range(4):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            ports.append(probe.getsockname()[1])
+    address = f"{get_node_ip_address()}:{ports[0]}"
+    with tempfile.TemporaryDirectory(prefix="cm", ignore_cleanup_errors=True) as folder:
+        provider = {"type": "fake_multinode", "gcs_address": address, "disable_node_updaters": True}
+        provider |= {"disable_launch_config_check": True, "foreground_node_launch": True}
+        config = {"cluster_name": "local", "max_workers": 2, "idle_timeout_minutes": 5, "upscaling_speed": 1.0}
+        config |= {"provider": provider, "available_node_types": NODES, "head_node_type": "ray.head.default"}
+        config |= {"auth": {"ssh_user": "nobody"}, "docker": {}, "file_mounts": {}, "cluster_synced_files": []}
+        config |= {"file_mounts_sync_continuously": False, **{f"{name}_commands": [] for name in COMMANDS}}
+        Path(folder, "config.json").write_text(json.dumps(config))
+        words = [shutil.which("ray", path=str(Path(sys.executable).parent)) or "ray", "start", "--head", "--block"]
+        words += ["--num-cpus=2", "--num-gpus=0", "--include-dashboard=false", "--disable-usage-stats"]
+        words += [f"--port={ports[0]}", f"--ray-client-server-port={ports[1]}", f"--metrics-export-port={ports[2]}"]
+        words += [f"--dashboard-agent-listen-port={ports[3]}", f"--temp-dir={folder}"]
+        words += [f"--autoscaling-config={folder}/config.json"]
+        environment = os.environ | {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
+        environment |= {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": sys.path[0]}
+        with open(f"{folder}/log", "w") as log:
+            head = subprocess.Popen(words, stdout=log, stderr=log, env=environment)
+        try:
+            while "--block" not in Path(folder, "log").read_text():
+                time.sleep(0.5)
+            yield address
+        finally:
+            started = [p for p in psutil.process_iter(["cmdline"]) if folder in " ".join(p.info["cmdline"] or ())]
+            for process in {*psutil.Process(head.pid).children(recursive=True), *started}:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            head.wait()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--units", type=int, default=150)
+    parser.add_argument("--seconds", type=float, default=0.5, help="that a worker sleeps over a unit")
+    args = parser.parse_args()
+
+    def passed(name: str, *graph: tuple[str, dict[str, float]]) -> None:
+        begun = time.monotonic()
+        pools = [Stage(Asleep, (args.seconds,), **needs) for _, needs in graph]
+        went = zip(*stages.run([pickle.dumps([])] * args.units, pools), strict=True)
+        seconds = time.monotonic() - begun
+        for (worker, _), kinds in zip(graph, went, strict=True):
+            count = Counter(kinds)
+            where = " | ".join(str(count[kind]) for kind in ("head", "cores", "gpu"))
+            print(f"| {name} | {worker} | {seconds:.0f} | {where} |")
+        sys.stdout.flush()
+
+    with cluster() as address:
+        print(f"| {args.units} units | stage | seconds | on the head | on the other cores | on the GPU node |")
+        print(6 * "|---" + "|")
+        try:
+            now = stages.machine(address)
+            passed("no GPU yet", ("scan", now.scan()), ("embed", now.embed()))
+            now = Machine(now.cpus, now.widest, frozenset({"embed", "caption"}))  # what --gpus says
+            passed("--gpus", ("scan", now.scan()), ("embed", now.embed()))
+            now = stages.machine()
+            passed("the pass after", ("caption", now.caption()))
+        finally:
+            stages.stop()
+
+
+if __name__ == "__main__":
+    main()
