@@ -7,18 +7,18 @@ tests/benchmarks/train_shots.py; the footage of the accuracy benchmark was not p
 
 from __future__ import annotations
 
-import importlib.resources
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import pairwise
 
 import numpy as np
 
+from pipeline import limits
 from pipeline.proxy import Proxy
 from pipeline.similarity import REACH, features
 from pipeline.spans import Transition
+from pipeline.trained import weights
 
 RATE = 12.5  # moments a second that are judged, where there are as many frames
 WIDTH = 32
@@ -43,21 +43,15 @@ def judge(seen: np.ndarray) -> np.ndarray:
     """Features (n, FEATURES) -> (n, 4): the probability of a cut between this moment and the one before, that of this
     moment being inside a gradual transition, and if it is, the seconds since the transition began and until it ends,
     each no less than the true one in 9 of 10 training examples. The first and last moments lack context."""
-    weights = _weights()
-    x = np.maximum(seen @ weights["first_weight"][:, :, 0].T + weights["first_bias"], 0)
+    w = weights()
+    x = np.maximum(seen @ w["first_weight"][:, :, 0].T + w["first_bias"], 0)
     for index, dilation in enumerate(DILATIONS):
-        kernel, bias = weights[f"blocks_{index}_weight"], weights[f"blocks_{index}_bias"]
+        kernel, bias = w[f"blocks_{index}_weight"], w[f"blocks_{index}_bias"]
         padded = np.pad(x, ((dilation, dilation), (0, 0)))
         taps = [padded[k * dilation : k * dilation + len(x)] @ kernel[:, :, k].T for k in range(3)]
         x = x + np.maximum(taps[0] + taps[1] + taps[2] + bias, 0)
-    logits = x @ weights["last_weight"][:, :, 0].T + weights["last_bias"]
+    logits = x @ w["last_weight"][:, :, 0].T + w["last_bias"]
     return np.concatenate([1 / (1 + np.exp(-logits[:, :2])), np.maximum(0, logits[:, 2:]) * TICK], axis=1)
-
-
-@cache
-def _weights() -> dict[str, np.ndarray]:
-    with importlib.resources.files("pipeline").joinpath("shots.npz").open("rb") as file, np.load(file) as arrays:
-        return {name: arrays[name] for name in arrays.files}
 
 
 @dataclass
@@ -90,6 +84,7 @@ class Cascade:
         self._event: _Event | None = None
         self._span = 0.0  # the last moment's probability of being inside a gradual transition
         self._cell: int | None = None
+        self._entered = float("-inf")  # where the last transition ended
         self.settled = float("-inf")
 
     def push(self, proxy: Proxy) -> list[Transition]:
@@ -124,10 +119,10 @@ class Cascade:
         forget = max(0, end - CONTEXT)
         del self._beats[:forget]
         self._judged = end - forget
-        self._frames = [p for p in self._frames if p.time >= needed]
+        self._frames = [p for p in self._frames if p.time >= needed - limits.REACH]
         return found
 
-    def _moment(self, beat: int, cut: float, span: float, limits: tuple[float, float]) -> list[Transition]:
+    def _moment(self, beat: int, cut: float, span: float, away: tuple[float, float]) -> list[Transition]:
         """One more moment with the gap before it: an event begins, goes on or ends."""
         event, found = self._event, []
         if event is not None and event.enter is not None and cut < EDGE:
@@ -144,8 +139,8 @@ class Cascade:
             event.cuts += cut >= CUT
             event.span = max(event.span, span)
             if span >= 0.5:
-                event.first = after.time - MARGIN * limits[0] if event.first is None else event.first
-                event.last = after.time + MARGIN * limits[1]
+                event.first = after.time - MARGIN * away[0] if event.first is None else event.first
+                event.last = after.time + MARGIN * away[1]
             enter = min(after.time, edge + self._frame) if cut < EDGE and last < 0.5 else after.time
             event.enter = None if span >= EDGE else enter
         self._event = event
@@ -157,13 +152,23 @@ class Cascade:
             leave, enter = event.leave, event.enter
             if event.first is not None and event.last is not None:
                 leave, enter = event.first, event.last
-            return [Transition(max(leave, math.nextafter(event.before, math.inf)), min(enter, now))]
+            return [self._gradual(event, max(leave, event.before), min(enter, now))]
         if event.cuts == 0 or event.gap is None:
             return []
         before, after = _largest([p for p in self._frames if event.gap[0].time <= p.time <= event.gap[1].time])
         if self._between is not None:
             before, after = _largest([before, *self._between(before.time, after.time), after])
-        return [Transition(after.time, after.time, doubtful=event.cut < SURE)]
+        time = max(after.time, self._entered)
+        self._entered = time
+        return [Transition(time, time, doubtful=event.cut < SURE)]
+
+    def _gradual(self, event: _Event, leave: float, enter: float) -> Transition:
+        """The transition at about `leave` to `enter`, from frames on both sides of it."""
+        times, colour = np.array([p.time for p in self._frames]), np.stack([p.colour for p in self._frames])
+        leave, enter = limits.refine(times, colour, leave, enter)
+        leave = max(leave, math.nextafter(event.before, math.inf), self._entered)
+        self._entered = max(leave, enter)
+        return Transition(leave, self._entered)
 
 
 def _crossing(p: float, q: float) -> float:

@@ -32,7 +32,7 @@ def features(colour: np.ndarray, times: np.ndarray) -> np.ndarray:
     """
     count, reach = len(colour), REACH
     luma = (colour.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)).reshape(count, -1)
-    cells = _grid(colour)
+    cells = mean_cells(colour)
     histogram = _histograms(colour)
     middle = np.arange(reach, count - reach)
     mean = luma.mean(axis=1)
@@ -70,7 +70,7 @@ def _products(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.einsum("ij,ij->i", a, b) / a.shape[1]
 
 
-def _grid(colour: np.ndarray) -> np.ndarray:
+def mean_cells(colour: np.ndarray) -> np.ndarray:
     """(n, 3, 9 * 16) float32 mean colours of cells."""
     count, (columns, rows) = len(colour), GRID
     stacked = np.ascontiguousarray(colour).reshape(count * colour.shape[1], colour.shape[2], 3)

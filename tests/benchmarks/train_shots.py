@@ -13,6 +13,7 @@ import argparse
 import pickle
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -94,6 +95,20 @@ def limit_loss(said: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
     return (torch.maximum(QUANTILE * short, (QUANTILE - 1) * short) * weight).sum() / weight.sum().clamp(min=1)
 
 
+def pieces_of(paths: Sequence[Path]) -> list[np.ndarray]:
+    """Single shots, (n, 54, 96, 3) uint8 RGB, of videos, folders, stills and pickles of earlier runs' pieces."""
+    pieces: list[np.ndarray] = []
+    for item in paths:
+        if item.suffix == ".pkl":
+            pieces += pickle.loads(item.read_bytes())
+        elif item.suffix in (".png", ".jpg"):
+            picture = cv2.cvtColor(cv2.imread(str(item)), cv2.COLOR_BGR2RGB)
+            pieces.append(np.stack([cv2.resize(picture, SIZE, interpolation=cv2.INTER_AREA)] * 30))
+        else:
+            pieces += list(footage(sorted(item.iterdir()) if item.is_dir() else [item], SIZE))
+    return pieces
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("footage", nargs="+", type=Path)
@@ -103,15 +118,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    pieces = []
-    for item in options.footage:
-        if item.suffix == ".pkl":  # pieces of an earlier run
-            pieces += [p for group in pickle.loads(item.read_bytes()).values() for p in group]
-        elif item.suffix in (".png", ".jpg"):
-            picture = cv2.cvtColor(cv2.imread(str(item)), cv2.COLOR_BGR2RGB)
-            pieces.append(np.stack([cv2.resize(picture, SIZE, interpolation=cv2.INTER_AREA)] * 30))
-        else:
-            pieces += list(footage(sorted(item.iterdir()) if item.is_dir() else [item], SIZE))
+    pieces = pieces_of(options.footage)
     started = time.time()
     examples = []
     for seed in range(options.films):
