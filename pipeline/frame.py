@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, Literal
 
 import av
@@ -10,6 +11,11 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 NOT_YUV = ("0bgr", "0rgb", "abgr", "argb", "bgr", "gbr", "gray", "mono", "pal", "rgb", "x2", "ya")  # pixel formats
+
+
+def seconds(pts: int, base: Fraction) -> float:
+    """float(pts * base) to the last bit, which is asked of every frame of a source, without making fractions."""
+    return pts * base.numerator / base.denominator
 
 
 @dataclass(frozen=True)

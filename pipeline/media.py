@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import av
 import numpy as np
 
-from pipeline.frame import Frame, is_mirrored
+from pipeline.frame import Frame, is_mirrored, seconds
 from pipeline.references import is_spare
 from pipeline.storage import Unreachable
 
@@ -131,7 +131,7 @@ class Video:
             b = int(native.pict_type) == 3  # AV_PICTURE_TYPE_B
             if self._mirrored:
                 native = av.VideoFrame.from_ndarray(np.flipud(native.to_ndarray(format="rgb24")), format="rgb24")
-            yield Frame(pts, float(pts * base), key, native, self.probe.rotation, b, (*passed, pts), spare)
+            yield Frame(pts, seconds(pts, base), key, native, self.probe.rotation, b, (*passed, pts), spare)
         self._skipped = sorted(p for p in self._skipped if last is not None and p > last)
 
     @property
@@ -173,7 +173,7 @@ class Video:
             if packet is None:
                 return
             if self._wanted is not None and packet.pts is not None and is_spare(memoryview(packet), codec, header):
-                if self._wanted(float(packet.pts * base)):
+                if self._wanted(seconds(packet.pts, base)):
                     self._spare.add(packet.pts)
                 else:
                     self._skipped += [] if packet.is_discard else [packet.pts]

@@ -11,7 +11,7 @@ import numpy as np
 
 from filters.base import ClipView
 from filters.flow import coarse_flow
-from pipeline.frame import Frame
+from pipeline.frame import Frame, seconds
 from pipeline.media import Probe
 from pipeline.proxy import Shrinker, Still, crop
 
@@ -92,7 +92,7 @@ class Tracks:
     def pass_over(self, pts: Sequence[int]) -> None:
         """Frames of the source that have gone by, decoded or not."""
         self._pts += pts
-        self._times += [float(p * self._base) for p in pts]
+        self._times += [seconds(p, self._base) for p in pts]
 
     def in_burst(self, time: float) -> bool:
         """Whether the burst track needs a frame at this time, so that it has to be decoded."""
