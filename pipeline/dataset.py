@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import importlib.metadata
 import json
 import os
 import socket
@@ -21,6 +20,7 @@ import captioners
 import filters
 import pipeline
 from pipeline import canaries, passes
+from pipeline.doctor import installed
 from pipeline.lease import FOLDER, LeaseError, lease
 from pipeline.packing import plain
 from pipeline.recipe import Recipe, to_dict
@@ -302,11 +302,4 @@ def _write_table(store: Store, folder: str, tables: Iterable[pa.Table]) -> None:
 
 
 def _versions() -> dict[str, str]:
-    return {name: _version(name) for name in ("clipmill", *PACKAGES)}
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
+    return {name: installed(name) or "unknown" for name in ("clipmill", *PACKAGES)}

@@ -38,9 +38,9 @@ def _rows() -> Iterator[tuple[str, str]]:
     yield "video", _try(_codecs)
     yield "model hub", _try(_hub)
     for package, use in WHEEL_WEIGHTS.items():
-        yield f"weights: {use}", f"in {package} {_version(package)}" if _version(package) else f"missing: {package}"
+        yield f"weights: {use}", f"in {package} {installed(package)}" if installed(package) else f"missing: {package}"
     for package in PACKAGES:
-        yield package, _version(package) or "not installed"
+        yield package, installed(package) or "not installed"
 
 
 def _try(look: Callable[[], str]) -> str:
@@ -96,7 +96,8 @@ def _shared_memory() -> str:
     return f"{shutil.disk_usage(folder).total / 2**30:.1f} GiB" if folder.is_dir() else "none"
 
 
-def _version(package: str) -> str:
+def installed(package: str) -> str:
+    """The version of a package; empty where it is not there."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

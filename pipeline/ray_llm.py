@@ -77,7 +77,7 @@ class _Ask:
 
     def __call__(self, row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         unit: CaptionUnit = pickle.loads(row["unit"])
-        homes = {clip: pickle.dumps(_all(part)) for part in unit.parts for clip in part.clips.clip_ids or ()}
+        homes = {clip: pickle.dumps(part) for part in unit.parts for clip in part.clips.clip_ids or ()}
         for chunk, frames in batches(self._store, self._recipe, unit):
             for one in chunk:
                 clip = clip_frames(one, frames[one["clip_id"]])
@@ -107,8 +107,3 @@ class _Keep:
 
     def caption(self, clips: Sequence[ClipFrames]) -> list[Caption | CaptionError]:
         return [self._llm.read(clip, self._rows[clip.clip_id]) for clip in clips]
-
-
-def _all(part: CaptionPart) -> CaptionPart:
-    """Where clips of this part are, whichever they are."""
-    return dataclasses.replace(part, clips=dataclasses.replace(part.clips, clip_ids=None))

@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 
 from filters.base import why_null
 from pipeline import balance, tables
+from pipeline.calibrate import score_columns
 from pipeline.canaries import recall
 from pipeline.counterfactual import notches
 from pipeline.histogram import histogram, number
@@ -191,18 +192,11 @@ def _render(store: Store, clips: Columns, clips_shown: int) -> str:
 
 def _score_columns(clips: Columns) -> tuple[list[str], list[str]]:
     """Names of the columns with numbers, and of those with labels: few different short texts."""
-    numbers, labels = [], []
+    numbers, labels = [name for name in score_columns(clips.schema) if name != "balance_cluster"], []
     for column in clips.schema:
-        if (
-            column.name in tables.CLIPS.names
-            or column.name in LATE_COLUMNS.names
-            or _says_why(column)
-            or column.name == "balance_cluster"
-        ):
+        if column.name in (*tables.CLIPS.names, *LATE_COLUMNS.names) or _says_why(column):
             continue
-        if pa.types.is_floating(column.type) or pa.types.is_integer(column.type):
-            numbers.append(column.name)
-        elif pa.types.is_boolean(column.type):
+        if pa.types.is_boolean(column.type):
             labels.append(column.name)
         elif pa.types.is_string(column.type) and not column.name.startswith("caption"):
             values = pc.unique(clips[column.name].drop_null()).to_pylist()
