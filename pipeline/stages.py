@@ -136,8 +136,9 @@ class Machine:
         return {"cpus": 1.0 if "embed" in self.gpus else 0.5}
 
     def embed(self) -> dict[str, float]:
-        """On a GPU two workers to each, whatever the cores of its node do; else on the same cores as the scan."""
-        return {"cpus": 0.0, "gpus": 0.5} if "embed" in self.gpus else {"cpus": 0.5}
+        """On a GPU two workers to each, whatever the cores of its node do; else beside the scan on the same cores: with
+        two of them one, as loading models takes as long as a small build, with more nearly as many as the scan has."""
+        return {"cpus": 0.0, "gpus": 0.5} if "embed" in self.gpus else {"cpus": min(0.7, self.widest / 2)}
 
     def caption(self) -> dict[str, float]:
         """Without a GPU two cores: one captions while the other reads frames and audits."""
