@@ -116,7 +116,10 @@ def main() -> int:
         print(f"undisturbed: {usual:.0f} s\n\n| seed | cores | nodes | faults | builds | same |\n{6 * '|---'}|")
         same, hits = 0, Counter[str]()
         for seed in range(args.first, args.first + args.seeds):
+            started = time.monotonic()
             row, hit, right = disturbed(seed, folder, videos, usual, wanted)
+            if not hit:  # it was faster than faults were timed for
+                usual = min(usual, time.monotonic() - started)
             print(f"| {seed} | {row} | {'yes' if right else 'NO'} |", flush=True)
             same += right
             hits.update(hit)
