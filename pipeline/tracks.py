@@ -75,8 +75,9 @@ class Tracks:
         if not frame.spare:
             last = self._analysed[-1] if self._analysed else None
             self._analysed.append(frame.time)
-            late, self._due = self._due, self._due or _crossed(last, frame.time, STILL_RATE)
-            if self._due and (not frame.b or (late and _crossed(last, frame.time, STILL_RATE))):
+            late, again = self._due, _crossed(last, frame.time, STILL_RATE)
+            self._due = late or again
+            if self._due and (not frame.b or (late and again)):  # a B-frame where there was no other all the while
                 self._stills.append(self._shrinker.still(frame, self._side))
                 self._due = False
             seen = _crossed(last, frame.time, LUMA_RATE)

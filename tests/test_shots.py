@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from videos import pan, texture
 
 from pipeline.cascade import Cascade
+from pipeline.limits import refine
 from pipeline.media import Video
 from pipeline.proxy import Proxy
 from pipeline.shots import Adaptive, Stride
@@ -147,6 +148,18 @@ def test_a_gradual_transition_is_left_out_whole_and_little_else(kind):
     assert len(found) == 1
     assert first / 25 - 0.4 <= found[0].leave <= (first + 1) / 25
     assert (last - 1) / 25 <= found[0].enter <= last / 25 + 0.4
+
+
+@pytest.mark.parametrize(("first", "last"), [(30, 50), (20, 55)])
+@pytest.mark.parametrize("moved", [0.0, 0.15, -0.15])
+@pytest.mark.parametrize("step", [1, 2])
+def test_limits_that_are_known_roughly_are_found_to_a_few_frames_and_never_inside(first, last, moved, step):
+    a, b = (cv2.resize(texture(seed), (48, 27), interpolation=cv2.INTER_AREA) for seed in (3, 53))
+    share = np.clip((np.arange(75) - first + 1) / (last - first + 1), 0, 1)[:, None, None, None]
+    frames, times = ((1 - share) * a + share * b).round().astype(np.uint8), np.arange(75) / 25
+    leave, enter = refine(times[::step], frames[::step], first / 25 + moved, last / 25 - moved)
+    assert (first - 4) / 25 < leave <= first / 25
+    assert (last - 1) / 25 < enter < (last + 3) / 25
 
 
 def test_flashes_strobes_and_pans_are_no_transitions():

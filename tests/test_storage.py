@@ -7,21 +7,18 @@ import io
 import itertools
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pyarrow as pa
 import pytest
-from faulty import Proxy, proxy
+from object_store import KEYS
 from pyarrow.fs import AwsStandardS3RetryStrategy
 from shards import clips_of, write_shards
 
@@ -39,7 +36,6 @@ from pipeline.storage import PIECE, StorageError, Store, Unreachable, atomic, fi
 from pipeline.tables import FRAMES, read_fragments, read_table, table_from, write_fragment, write_frames
 
 ROOT = Path(__file__).parents[1]
-KEYS = {"AWS_ACCESS_KEY_ID": "AKIATHISISATEST", "AWS_SECRET_ACCESS_KEY": "a-key-that-is-in-no-file"}
 ILLS = ["500", "503", "refused", "cut", "lost"]
 DIES = """
 import os, signal, sys
@@ -48,47 +44,6 @@ from pipeline.storage import Store
 with lease(Store(sys.argv[1])):
     os.kill(os.getpid(), signal.SIGKILL)
 """
-
-
-@pytest.fixture(scope="module")
-def network() -> Iterator[Proxy]:
-    """The way to a real S3 server on loopback with a bucket `films`: as good or bad as a test wants it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        for _ in range(200):
-            try:
-                request = urllib.request.Request(f"http://127.0.0.1:{port}/films", method="PUT")
-                urllib.request.urlopen(request, timeout=5).close()
-                break
-            except OSError:
-                time.sleep(0.1)
-        with proxy(port) as made, pytest.MonkeyPatch.context() as patch:
-            for name in KEYS:
-                patch.setenv(name, KEYS[name])
-            yield made
-    finally:
-        server.kill()
-        server.wait()
-
-
-@pytest.fixture
-def s3(network: Proxy) -> Iterator[str]:
-    """The query string that leads an s3:// URL to the server."""
-    network.seen.clear()
-    network.befell.clear()
-    yield f"?endpoint_override=127.0.0.1:{network.port}&scheme=http&region=us-east-1&request_timeout=3"
-    network.fault = lambda *_: ""
-
-
-@pytest.fixture(params=["disk", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    if request.param == "disk":
-        return Store(str(tmp_path / "store"))
-    return Store(f"s3://films/{tmp_path.name}" + request.getfixturevalue("s3"))
 
 
 def test_what_is_written_is_listed_read_and_deleted(store):
