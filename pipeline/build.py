@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import pickle
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -87,7 +89,10 @@ def build(
         if is_unchanged(found, store, recipe):
             return Built(read_info(store), store)
         try:
-            return _build(found, store, recipe, lambda: stages.machine(address, cores, able, gpus), still_ours)
+            while True:
+                with contextlib.suppress(stages.NodesLost):
+                    return _build(found, store, recipe, lambda: stages.machine(address, cores, able, gpus), still_ours)
+                print("nodes of the cluster are gone: going on with what is left of them", file=sys.stderr)
         finally:
             stages.stop()
 

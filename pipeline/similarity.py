@@ -31,7 +31,7 @@ def features(colour: np.ndarray, times: np.ndarray) -> np.ndarray:
     by cell, -0.5 to 0.5, least and greatest: a wipe's first cells are there before the picture as a whole has left.
     """
     count, reach = len(colour), REACH
-    luma = (colour.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)).reshape(count, -1)
+    luma = _luma(colour)
     cells = mean_cells(colour)
     histogram = _histograms(colour)
     middle = np.arange(reach, count - reach)
@@ -45,7 +45,7 @@ def features(colour: np.ndarray, times: np.ndarray) -> np.ndarray:
         a, b = middle - (lag + 1) // 2, middle + lag // 2
         apart = np.abs(cells[a] - cells[b]).mean(axis=1)
         columns += [apart.mean(axis=1) / 32, apart.max(axis=1) / 64]
-        columns.append(1 - (_products(centred[a], centred[b]) + 4) / (deviation[a] * deviation[b] + 4))
+        columns.append(_unlike(_products(centred[a], centred[b]), deviation[a] * deviation[b]))
         columns.append(np.abs(histogram[a] - histogram[b]).sum(axis=1))
     small = luma.reshape(count, 27, 48).round().astype(np.uint8)
     for lag in MOVED:
@@ -63,6 +63,27 @@ def features(colour: np.ndarray, times: np.ndarray) -> np.ndarray:
         columns += [places.min(axis=1), places.max(axis=1)]
     columns.append(np.log2(np.maximum(np.diff(times)[middle - 1], 1e-3) / 0.08).clip(-3, 4))
     return np.stack(columns, axis=1).astype(np.float32)
+
+
+def unlike(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
+    """How far two (27, 48, 3) uint8 RGB frames are apart, 0 to 2: one minus the correlation of luma (blind to light),
+    and the difference of colour histograms (blind to motion)."""
+    both = np.stack([first, second])
+    luma, histogram = _luma(both), _histograms(both)
+    centred = luma - luma.mean(axis=1, keepdims=True)
+    deviation = np.sqrt(_products(centred, centred))
+    moved = _unlike(_products(centred[:1], centred[1:]), deviation[:1] * deviation[1:])
+    return float(moved[0]), float(np.abs(histogram[0] - histogram[1]).sum())
+
+
+def _luma(colour: np.ndarray) -> np.ndarray:
+    """(n, 27 * 48) float32."""
+    return (colour.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)).reshape(len(colour), -1)
+
+
+def _unlike(together: np.ndarray, deviations: np.ndarray) -> np.ndarray:
+    """One minus the correlation, of covariances and products of deviations in grey levels; near 0 for flat frames."""
+    return 1 - (together + 4) / (deviations + 4)
 
 
 def _products(a: np.ndarray, b: np.ndarray) -> np.ndarray:

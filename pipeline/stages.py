@@ -13,6 +13,7 @@ import math
 import os
 import pickle
 import sys
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -25,13 +26,16 @@ from ray.data._internal.execution.backpressure_policy import (
     ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY,
     BackpressurePolicy,
 )
+from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data._internal.execution.interfaces import PhysicalOperator
+from ray.data._internal.execution.streaming_executor import StreamingExecutor
 
 from pipeline.units import BuildStopped
 
 AHEAD = 16  # finished blocks of units that may wait for the next stage
 BLOCK = 4  # units that go through Ray together, at most: a block costs the driver some milliseconds
 MANY = 256  # blocks, at least, before there is more than one unit in a block
+QUIET = 120.0  # seconds in which nothing comes after which a pass that has lost a node is given up
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,10 @@ class Stage:
         """A failed task of a worker is a bug: Ray's report says it best."""
 
 
+class NodesLost(Exception):
+    """A pass has lost nodes and then come to a stop. What it has done is kept; begun again, it goes on."""
+
+
 class AnyStage(Protocol):
     """What Ray Data does with units; `explain` raises BuildStopped where a failed task is no bug."""
 
@@ -68,9 +76,9 @@ class AnyStage(Protocol):
 def run(units: Sequence[bytes], stages: Sequence[AnyStage]) -> Generator[Any]:
     """Sends every unit (pickled) through the stages and yields what the last says of it, in the order of completion.
 
-    The units of a block whose worker dies are done again elsewhere. Raises BuildStopped where a worker could not load
-    its models, OSError where it could not read or write the dataset; anything else that a worker raises is a bug and
-    comes out as Ray's report of it.
+    The units of a block whose worker dies are done again. Raises NodesLost where that needs the pass to begin again,
+    BuildStopped where a worker could not load its models, OSError where it could not read or write the dataset;
+    anything else that a worker raises is a bug and comes out as Ray's report of it.
     """
     blocks = -(-len(units) // max(1, min(BLOCK, len(units) // MANY)))
     data: ray.data.Dataset = ray.data.from_items([{"unit": unit} for unit in units], override_num_blocks=blocks)
@@ -119,6 +127,31 @@ class _NotFarAhead(BackpressurePolicy):
     def can_add_input(self, op: PhysicalOperator) -> bool:
         waiting = (self._topology[later].total_enqueued_input_blocks() for later in op.output_dependencies)
         return all(count < AHEAD for count in waiting)
+
+
+class _GivenUp(ExecutionCallback):
+    """Ends a pass that has lost nodes and in which then nothing has come for QUIET seconds.
+
+    The workers of a lost node start again with the units they had, once there is room. On a cluster that has become
+    small there may never be: idle workers that Ray Data keeps, one to a stage, hold it.
+    """
+
+    def before_execution_starts(self, executor: StreamingExecutor) -> None:
+        self._gone, self._taken, self._since = _gone(), -1, 0.0
+
+    def on_execution_step(self, executor: StreamingExecutor) -> None:
+        taken = sum(op.metrics.num_outputs_taken for op in executor._topology or ())
+        now = time.monotonic()
+        if taken != self._taken:
+            self._taken, self._since = taken, now
+        elif now - self._since > QUIET:
+            self._since = now
+            if lost := len(_gone() - self._gone):
+                raise NodesLost(f"{lost} of the cluster's nodes are gone, and the others wait for what was on them")
+
+
+def _gone() -> set[str]:
+    return {node["NodeID"] for node in ray.nodes() if not node["Alive"]}
 
 
 @dataclass(frozen=True)
@@ -193,6 +226,7 @@ def start(address: str | None = None, cores: int | None = None) -> None:
     context.execution_no_progress_timeout_s = -1  # a unit has a deadline of its own, a node may take long to come
     policies = [*ENABLED_BACKPRESSURE_POLICIES, _NotFarAhead]
     context.set_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, policies)
+    context.custom_execution_callback_classes.append(_GivenUp)
     for name in ("ray.data", "ray.data._internal"):
         logging.getLogger(name).setLevel(logging.ERROR)
 

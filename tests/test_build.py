@@ -186,6 +186,17 @@ def test_tables_and_states_that_are_gone_are_made_anew(copied, footage, built):
     assert snapshot(copied) == snapshot(built[0])
 
 
+def test_a_pass_that_stands_still_since_a_node_was_lost_begins_again(copied, footage, built, monkeypatch, capsys):
+    nodes = iter([set(), {"gone"}])
+    monkeypatch.setattr(stages, "QUIET", 0.0)
+    monkeypatch.setattr(stages, "_gone", lambda: next(nodes, {"gone"}))
+    for shard in copied.glob("shards/*/*.tar"):
+        shard.unlink()
+    build([str(footage)], str(copied), load_recipe("embedded", OPTIONS))
+    assert "nodes of the cluster are gone" in capsys.readouterr().err
+    assert snapshot(copied) == snapshot(built[0])
+
+
 def test_a_dataset_that_lost_part_of_a_table_is_not_read_as_if_it_were_whole(copied, capsys):
     lost = halved(copied, "tables/clips/*.parquet")
     for words in (["report"], ["select", "select.thresholds.motion_object.min=0.5"], ["export", "--out", "x.csv"]):

@@ -267,8 +267,13 @@ class Attentive(_AutoscalingCoordinatorActor):
     TICK_INTERVAL_S = 1
 
 
-def test_pools_grow_onto_nodes_that_join_and_a_gpu_that_comes_is_used_by_the_next_pass():
-    """Nodes that only say they have GPUs: Ray's placement is what is tested."""
+def test_pools_grow_onto_nodes_that_join_and_a_pass_goes_on_when_they_are_lost(monkeypatch):
+    """A GPU that comes is used by the next pass. Nodes only say that they have one: Ray's placement is what is tested.
+
+    When the node is lost, workers of both stages hold the cores that are left, and its own wait for them with units in
+    hand: the pass has to begin again.
+    """
+    monkeypatch.setattr(stages, "QUIET", 4.0)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 0})
     try:
         machine = stages.machine(cluster.address)
@@ -289,6 +294,14 @@ def test_pools_grow_onto_nodes_that_join_and_a_gpu_that_comes_is_used_by_the_nex
         scanned, embedded = map(set, zip(*stages.run([pickle.dumps([])] * 16, [scan, embed]), strict=True))
         assert embedded == {gpu}
         assert head in scanned
+
+        left = {str(i): pickle.dumps([str(i)]) for i in range(40)}
+        while left:
+            with contextlib.suppress(stages.NodesLost):
+                for unit, *nodes in stages.run(list(left.values()), [Stage(Where, (), **machine.other())] * 2):
+                    del left[unit]
+                    if gpu in nodes and len(cluster.worker_nodes):
+                        cluster.remove_node(*cluster.worker_nodes, allow_graceful=False)
     finally:
         stages.stop()
         cluster.shutdown()

@@ -17,6 +17,7 @@ from pipeline.limits import refine
 from pipeline.media import Video
 from pipeline.proxy import Proxy
 from pipeline.shots import Adaptive, Stride
+from pipeline.similarity import unlike
 from pipeline.spans import LONGEST, Shot, ShotCutter, Transition, equal_parts
 from pipeline.stitch import same_scene
 
@@ -192,3 +193,11 @@ def test_pictures_of_one_scene_are_told_from_those_across_a_cut(sample_videos):
     for cut in (30, 76, 137, 187, 242):
         assert not same_scene(pictures[cut - 2], pictures[cut + 2])
     assert sum(same_scene(pictures[i], pictures[i + 4]) for i in (10, 50, 100, 160, 210)) >= 3  # cars pass
+
+
+def test_light_and_motion_alone_make_no_other_scene():
+    frame = texture(3, 27, 48)
+    dark, moved = (frame * 0.5).astype(np.uint8), np.roll(frame, 9, axis=1)
+    assert unlike(frame, dark)[0] < 0.1 < 0.5 < unlike(frame, dark)[1]
+    assert unlike(frame, moved)[1] < 0.1 < 0.5 < unlike(frame, moved)[0]
+    assert min(unlike(frame, texture(4, 27, 48))) > 0.5
