@@ -14,7 +14,7 @@ import os
 import pickle
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -35,7 +35,7 @@ from pipeline.units import BuildStopped
 AHEAD = 16  # finished blocks of units that may wait for the next stage
 BLOCK = 4  # units that go through Ray together, at most: a block costs the driver some milliseconds
 MANY = 256  # blocks, at least, before there is more than one unit in a block
-QUIET = 120.0  # seconds in which nothing comes after which a pass that has lost a node is given up
+QUIET = 30.0  # seconds in which nothing runs after which a pass that has lost a node is given up
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class _NotFarAhead(BackpressurePolicy):
 
 
 class _GivenUp(ExecutionCallback):
-    """Ends a pass that has lost nodes and in which then nothing has come for QUIET seconds.
+    """Ends a pass that has lost nodes and in which then nothing has run for QUIET seconds.
 
     The workers of a lost node start again with the units they had, once there is room. On a cluster that has become
     small there may never be: idle workers that Ray Data keeps, one to a stage, hold it.
@@ -140,14 +140,26 @@ class _GivenUp(ExecutionCallback):
         self._gone, self._taken, self._since = _gone(), -1, 0.0
 
     def on_execution_step(self, executor: StreamingExecutor) -> None:
-        taken = sum(op.metrics.num_outputs_taken for op in executor._topology or ())
-        now = time.monotonic()
-        if taken != self._taken:
+        ops = executor._topology or ()
+        now, taken = time.monotonic(), sum(op.metrics.num_outputs_taken for op in ops)
+        if taken != self._taken or _running(ops):
             self._taken, self._since = taken, now
         elif now - self._since > QUIET:
             self._since = now
             if lost := len(_gone() - self._gone):
                 raise NodesLost(f"{lost} of the cluster's nodes are gone, and the others wait for what was on them")
+
+
+def _running(ops: Iterable[PhysicalOperator]) -> bool:
+    """Whether any worker has units in hand and is there to work on them."""
+    waiting = sum(
+        worker.num_tasks_in_flight
+        for op in ops
+        for pool in op.get_autoscaling_actor_pools()
+        for worker in pool._running_actors.values()  # type: ignore[attr-defined]
+        if worker.is_restarting
+    )
+    return sum(op.num_active_tasks() for op in ops) > waiting
 
 
 def _gone() -> set[str]:
