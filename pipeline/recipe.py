@@ -16,8 +16,9 @@ from pipeline.options import OptionError as RecipeError
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """How sources behind http://, https:// and ytdlp: are read; none of it changes what a scan finds."""
+    """How sources are known and read; the options but the first are for http://, https:// and ytdlp: alone."""
 
+    identity: Literal["whole", "sampled"] = "whole"  # known by all their bytes, or by their size and 4 MiB of them
     robots: bool = True  # follow robots.txt
     connections: Count = 4  # to one host at once, from one machine
     delay: float = 0.0  # seconds between two requests to one host, from one machine; robots.txt may ask for more

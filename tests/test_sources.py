@@ -7,10 +7,12 @@ import json
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.recipe import SourceOptions
 from pipeline.sources import SourceError, content_id, discover, open_media
 
 
@@ -94,6 +96,25 @@ def test_members_of_a_tar_carry_their_sidecars_and_read_like_the_file(folder):
         assert file.read(3) == b"vid"
         assert file.seek(-5, 2) == 6
     assert content_id(found.uri) == content_id(str(folder / "a.mp4"))
+
+
+def test_sampled_identity_tells_files_by_size_and_pieces_and_small_ones_by_all_bytes(tmp_path):
+    sampled, path, same = SourceOptions(identity="sampled"), tmp_path / "a.mp4", tmp_path / "b.mp4"
+    data = bytearray(np.random.default_rng(0).bytes(9 << 20))
+    for where in (path, same):
+        where.write_bytes(data)
+    first = content_id(str(path), sampled)
+    assert first == content_id(str(same), sampled) != content_id(str(path))
+    for at in (0, len(data) // 15, len(data) - 1):
+        data[at] ^= 1
+        path.write_bytes(data)
+        first, before = content_id(str(path), sampled), first
+        assert first != before
+    path.write_bytes(data + b"0")
+    assert content_id(str(path), sampled) != first
+    path.write_bytes(b"few bytes")
+    assert content_id(str(path), sampled) == content_id(str(path))
+    assert discover([str(path)], sampled)[0].stamp != discover([str(path)])[0].stamp
 
 
 def test_nothing_is_an_error_before_any_work(tmp_path):
