@@ -24,7 +24,7 @@ from pipeline.recipe import Bounds, Recipe, RecipeError, to_dict
 from pipeline.select import admitted, check_thresholds, holds
 from pipeline.tables import CLIPS, fingerprint
 
-SCAN_VERSION = 10
+SCAN_VERSION = 11
 EMBED_VERSION = 4
 CAPTION_VERSION = 3
 ON_GPU = frozenset(("openclip", "watermark", "vlm"))

@@ -100,6 +100,8 @@ def shrink(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         plane = cv2.resize(plane[: 2 * rows, : 2 * columns], (columns, rows), interpolation=cv2.INTER_AREA)
     if plane.shape == (height, width):
         return plane.copy() if plane.base is not None else plane
+    if plane.shape == (height, 3 * width):  # 1080 rows to 90: the same values as by area in a third of the time
+        return cv2.blur(plane, (3, 1))[:, 1::3].copy()
     half = plane.shape[0] < 2 * height and plane.shape[1] < 2 * width
     return cv2.resize(plane, size, interpolation=cv2.INTER_LINEAR if half else cv2.INTER_AREA)
 

@@ -15,7 +15,7 @@ from videos import pan, texture
 from pipeline.cascade import Cascade
 from pipeline.limits import refine
 from pipeline.media import Video
-from pipeline.proxy import Proxy
+from pipeline.proxy import Proxy, shrink
 from pipeline.shots import Adaptive, Stride
 from pipeline.similarity import unlike
 from pipeline.spans import LONGEST, Shot, ShotCutter, Transition, equal_parts
@@ -201,3 +201,14 @@ def test_light_and_motion_alone_make_no_other_scene():
     assert unlike(frame, dark)[0] < 0.1 < 0.5 < unlike(frame, dark)[1]
     assert unlike(frame, moved)[1] < 0.1 < 0.5 < unlike(frame, moved)[0]
     assert min(unlike(frame, texture(4, 27, 48))) > 0.5
+
+
+@pytest.mark.parametrize("shape", [(1080, 1920), (2160, 3840), (720, 1280), (360, 640), (480, 854), (40, 60)])
+@pytest.mark.parametrize("size", [(160, 90), (48, 27)])
+def test_a_shrunken_plane_is_the_mean_of_what_it_covers(shape, size):
+    rows, columns = np.mgrid[: shape[0], : shape[1]]
+    plane = (255 * ((rows + 0.5) / shape[0] + (columns + 0.5) / shape[1]) / 2).round().astype(np.uint8)
+    down, across = ((np.arange(n) + 0.5) / n for n in size[::-1])
+    wanted = 255 * (down[:, None] + across) / 2
+    inner = np.s_[2:-2, 2:-2]  # enlarged ones are flat beyond the outermost centres
+    assert np.abs(shrink(plane, size)[inner] - wanted[inner]).max() <= 2.5
