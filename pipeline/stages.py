@@ -35,7 +35,7 @@ from pipeline.units import BuildStopped
 AHEAD = 16  # finished blocks of units that may wait for the next stage
 BLOCK = 4  # units that go through Ray together, at most: a block costs the driver some milliseconds
 MANY = 256  # blocks, at least, before there is more than one unit in a block
-QUIET = 30.0  # seconds in which nothing runs after which a pass that has lost a node is given up
+QUIET = 30.0  # seconds after which a pass that has lost a node and is stuck is given up
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class _NotFarAhead(BackpressurePolicy):
 
 
 class _GivenUp(ExecutionCallback):
-    """Ends a pass that has lost nodes and in which then nothing has run for QUIET seconds.
+    """Ends a pass that has lost nodes and is then stuck for QUIET seconds.
 
     The workers of a lost node start again with the units they had, once there is room. On a cluster that has become
     small there may never be: idle workers that Ray Data keeps, one to a stage, hold it.
@@ -142,7 +142,7 @@ class _GivenUp(ExecutionCallback):
     def on_execution_step(self, executor: StreamingExecutor) -> None:
         ops = executor._topology or ()
         now, taken = time.monotonic(), sum(op.metrics.num_outputs_taken for op in ops)
-        if taken != self._taken or _running(ops):
+        if taken != self._taken or not _stuck(ops):
             self._taken, self._since = taken, now
         elif now - self._since > QUIET:
             self._since = now
@@ -150,8 +150,8 @@ class _GivenUp(ExecutionCallback):
                 raise NodesLost(f"{lost} of the cluster's nodes are gone, and the others wait for what was on them")
 
 
-def _running(ops: Iterable[PhysicalOperator]) -> bool:
-    """Whether any worker has units in hand and is there to work on them."""
+def _stuck(ops: Iterable[PhysicalOperator]) -> bool:
+    """Whether there are units in hand, all of them of workers that wait to be started again."""
     waiting = sum(
         worker.num_tasks_in_flight
         for op in ops
@@ -159,7 +159,7 @@ def _running(ops: Iterable[PhysicalOperator]) -> bool:
         for worker in pool._running_actors.values()  # type: ignore[attr-defined]
         if worker.is_restarting
     )
-    return sum(op.num_active_tasks() for op in ops) > waiting
+    return 0 < waiting >= sum(op.num_active_tasks() for op in ops)
 
 
 def _gone() -> set[str]:

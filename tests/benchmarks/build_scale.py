@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import inspect
 import itertools
 import json
 import pickle
@@ -213,7 +214,7 @@ class DummyPack(Pack):
 
 def timed(owner: Any, name: str, label: Callable[..., str] | str = "") -> None:
     """Has `owner.name` print a row of the table whenever it is called."""
-    inner = getattr(owner, name)
+    inner = inspect.unwrap(getattr(owner, name))  # not also for the build before
 
     @functools.wraps(inner)
     def outer(*args: Any, **kwargs: Any) -> Any:
