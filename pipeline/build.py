@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import pickle
@@ -90,9 +89,10 @@ def build(
             return Built(read_info(store), store)
         try:
             while True:
-                with contextlib.suppress(stages.NodesLost):
+                try:
                     return _build(found, store, recipe, lambda: stages.machine(address, cores, able, gpus), still_ours)
-                print("nodes of the cluster are gone: going on with what is left of them", file=sys.stderr)
+                except stages.NodesLost as lost:
+                    print(f"{lost}; beginning again with what is not done yet", file=sys.stderr)
         finally:
             stages.stop()
 

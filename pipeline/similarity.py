@@ -45,7 +45,7 @@ def features(colour: np.ndarray, times: np.ndarray) -> np.ndarray:
         a, b = middle - (lag + 1) // 2, middle + lag // 2
         apart = np.abs(cells[a] - cells[b]).mean(axis=1)
         columns += [apart.mean(axis=1) / 32, apart.max(axis=1) / 64]
-        columns.append(_unlike(_products(centred[a], centred[b]), deviation[a] * deviation[b]))
+        columns.append(_uncorrelated(_products(centred[a], centred[b]), deviation[a] * deviation[b]))
         columns.append(np.abs(histogram[a] - histogram[b]).sum(axis=1))
     small = luma.reshape(count, 27, 48).round().astype(np.uint8)
     for lag in MOVED:
@@ -72,7 +72,7 @@ def unlike(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
     luma, histogram = _luma(both), _histograms(both)
     centred = luma - luma.mean(axis=1, keepdims=True)
     deviation = np.sqrt(_products(centred, centred))
-    moved = _unlike(_products(centred[:1], centred[1:]), deviation[:1] * deviation[1:])
+    moved = _uncorrelated(_products(centred[:1], centred[1:]), deviation[:1] * deviation[1:])
     return float(moved[0]), float(np.abs(histogram[0] - histogram[1]).sum())
 
 
@@ -81,7 +81,7 @@ def _luma(colour: np.ndarray) -> np.ndarray:
     return (colour.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)).reshape(len(colour), -1)
 
 
-def _unlike(together: np.ndarray, deviations: np.ndarray) -> np.ndarray:
+def _uncorrelated(together: np.ndarray, deviations: np.ndarray) -> np.ndarray:
     """One minus the correlation, of covariances and products of deviations in grey levels; near 0 for flat frames."""
     return 1 - (together + 4) / (deviations + 4)
 

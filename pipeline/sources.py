@@ -82,7 +82,7 @@ def discover(inputs: Sequence[str], options: SourceOptions | None = None) -> lis
     there = [found[uri] for uri in sorted(found)]
     if options is None or options.identity == "whole":
         return there
-    # known otherwise: not as an earlier build may have seen it
+    # known in another way, so not the file that an earlier build has identified
     return [
         item if item.size == -1 or item.stamp == web.SILENT else replace(item, stamp=f"{item.stamp} {options.identity}")
         for item in there

@@ -137,7 +137,7 @@ class _GivenUp(ExecutionCallback):
     """
 
     def before_execution_starts(self, executor: StreamingExecutor) -> None:
-        self._gone, self._taken, self._since = _gone(), -1, 0.0
+        self._gone_before, self._taken, self._since = _gone(), -1, 0.0
 
     def on_execution_step(self, executor: StreamingExecutor) -> None:
         ops = executor._topology or ()
@@ -146,7 +146,7 @@ class _GivenUp(ExecutionCallback):
             self._taken, self._since = taken, now
         elif now - self._since > QUIET:
             self._since = now
-            if lost := len(_gone() - self._gone):
+            if lost := len(_gone() - self._gone_before):
                 raise NodesLost(f"{lost} of the cluster's nodes are gone, and the others wait for what was on them")
 
 
@@ -163,6 +163,7 @@ def _stuck(ops: Iterable[PhysicalOperator]) -> bool:
 
 
 def _gone() -> set[str]:
+    """Ids of the nodes that the cluster has lost since it was started."""
     return {node["NodeID"] for node in ray.nodes() if not node["Alive"]}
 
 
@@ -238,7 +239,7 @@ def start(address: str | None = None, cores: int | None = None) -> None:
     context.execution_no_progress_timeout_s = -1  # a unit has a deadline of its own, a node may take long to come
     policies = [*ENABLED_BACKPRESSURE_POLICIES, _NotFarAhead]
     context.set_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, policies)
-    context.custom_execution_callback_classes.append(_GivenUp)
+    context.custom_execution_callback_classes = [_GivenUp]
     for name in ("ray.data", "ray.data._internal"):
         logging.getLogger(name).setLevel(logging.ERROR)
 

@@ -15,7 +15,9 @@ from pipeline.similarity import unlike
 
 SIDE = 160  # pixels of what is compared: half the time of the encoder's own 260, and tells as much
 SAME_SCENE = 0.71  # cosine; on 12 joined films 127 true cuts had at most 0.67, one of 5 false ones 0.76
-OTHER = 0.5  # of both distances of small pictures: of 412 pairs above SAME_SCENE none, of 14,813 others 80%
+# of both distances of small pictures: among pairs of 175 frames of four videos it was passed by none of 412 above
+# SAME_SCENE and by 80% of the others
+OTHER = 0.5
 
 
 def same_scene(before: np.ndarray, after: np.ndarray) -> bool:

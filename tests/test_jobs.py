@@ -300,7 +300,7 @@ def test_pools_grow_onto_nodes_that_join_and_a_pass_goes_on_when_they_are_lost(m
             with contextlib.suppress(stages.NodesLost):
                 for unit, *nodes in stages.run(list(left.values()), [Stage(Where, (), **machine.other())] * 2):
                     del left[unit]
-                    if gpu in nodes and len(cluster.worker_nodes):
+                    if gpu in nodes and cluster.worker_nodes:
                         cluster.remove_node(*cluster.worker_nodes, allow_graceful=False)
     finally:
         stages.stop()
