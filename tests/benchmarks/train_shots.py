@@ -63,8 +63,8 @@ def analysed(film: Film, random: np.random.Generator) -> np.ndarray:
 def example(film: Film, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Features (n, FEATURES) and targets (n, 4): a cut in the gap before this frame, this frame inside a transition,
     and ticks since that began and until it ends, NaN outside."""
-    fps = float(random.choice([24, 25, 30, 30, 50]))
-    frames = analysed(film, random) if fps < 50 else np.arange(len(film.frames))
+    fps = float(random.choice([15, 24, 25, 30, 30, 50]))
+    frames = analysed(film, random) if 20 < fps < 50 else np.arange(len(film.frames))
     times = frames / fps
     chosen = frames[beats(times)]
     tiny = np.stack([cv2.resize(film.frames[i], (48, 27), interpolation=cv2.INTER_AREA) for i in chosen])
