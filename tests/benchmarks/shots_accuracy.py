@@ -45,9 +45,9 @@ def own(shots: str, path: Path, times: np.ndarray) -> Spans:
 
 def between_clips(shots: str, path: Path) -> list[tuple[float, float]]:
     """Seconds at which a clip of a scan ends and the next one starts."""
-    from pipeline.recipe import Recipe, ScanOptions
-    from pipeline.scan import scan
-    from pipeline.sources import Source
+    from pipeline.config.recipe import Recipe, ScanOptions
+    from pipeline.scan.scan import scan
+    from pipeline.sources.discover import Source
 
     recipe = Recipe(scan=ScanOptions(shots=shots, max_seconds=1e9, min_seconds=0.0, frames_uniform=1, frames_peaks=0))
     clips = scan(Source("film", str(path)), recipe).clips
