@@ -169,11 +169,16 @@ def frames_at_any_times(draw):
     steps = draw(st.lists(st.sampled_from([0.0, 1e-6, 0.04, 0.04, 0.04, 0.2, 3.0, 7200.0]), min_size=0, max_size=160))
     times = draw(st.sampled_from([0.0, -5.0, 1e6])) + np.cumsum([0.0, *steps])
     shots = np.cumsum(draw(st.lists(st.integers(0, 1), min_size=len(times), max_size=len(times)))) // 20
-    pictures = [texture(seed, 27, 48) if seed % 3 else np.full((27, 48, 3), 40 * seed % 256, np.uint8) for seed in range(9)]
+    pictures = [
+        texture(seed, 27, 48) if seed % 3 else np.full((27, 48, 3), 40 * seed % 256, np.uint8) for seed in range(9)
+    ]
     mixed = draw(st.booleans())
     frames = [pictures[i % 9] for i in shots]
     if mixed:
-        frames = [cv2.addWeighted(a, 0.5, b, 0.5, 0) for a, b in zip(frames, frames[len(frames) // 3 :] + frames, strict=False)]
+        frames = [
+            cv2.addWeighted(a, 0.5, b, 0.5, 0)
+            for a, b in zip(frames, frames[len(frames) // 3 :] + frames, strict=False)
+        ]
     return times, frames
 
 

@@ -71,7 +71,7 @@ def join(pieces: Sequence[np.ndarray], seed: int, shots: int, fps: float = 25.0,
         if motion:
             brief = random.random() < 0.25
             which = last if kind == "cut" and number and random.random() < 0.15 else which
-            count = round(fps * (random.uniform(0.25, 0.8) if brief else random.uniform(0.8, 3.2))) + solid * (not brief)
+            count = round(fps * random.uniform(0.25, 0.8)) if brief else round(fps * random.uniform(0.8, 3.2)) + solid
             shot, events = moving_shot(pieces[which], max(count, span + 5), fps, random, pieces), []
             if random.random() < 0.3 and len(shot) > fps:
                 event = str(random.choice(["flash", "strobe", "title"]))

@@ -1,6 +1,7 @@
-"""Real clips whose cuts and gradual transitions were labelled by eye: a folder with `labels.jsonl` and `manifest.jsonl`.
+"""Real clips whose cuts and gradual transitions were labelled by eye, in a folder with `labels.jsonl`.
 
-A clip's source is the first folder of its name. Labels are in seconds from the first decoded frame.
+Their licences are in `manifest.jsonl` beside it. A clip's source is the first folder of its name. Labels are in seconds
+from the first decoded frame.
 """
 
 from __future__ import annotations
@@ -55,14 +56,14 @@ def labelled(folder: Path) -> list[LabelledClip]:
 
 
 def pieces(clip: LabelledClip, size: tuple[int, int], shortest: int = 20) -> Iterator[np.ndarray]:
-    """The clip's shots between labelled transitions, (n, h, w, 3) uint8 RGB at `size` (width, height), cut to its aspect
-    ratio; none of a clip whose labels are incomplete."""
+    """The clip's shots between labelled transitions, (n, h, w, 3) uint8 RGB at `size` (width, height), cut to that
+    aspect ratio; none of a clip whose labels are incomplete."""
     if not clip.complete or clip.gradual is None:
         return
     with av.open(str(clip.path)) as container:
         container.streams.video[0].thread_type = "AUTO"
-        decoded = [(float(f.pts * f.time_base), fit(f.to_ndarray(format="rgb24"), size)) for f in container.decode(video=0)]
-    times = np.array([time for time, _ in decoded]) - decoded[0][0]
+        decoded = [(f.pts, fit(f.to_ndarray(format="rgb24"), size)) for f in container.decode(video=0)]
+        times = np.array([float((pts - decoded[0][0]) * container.streams.video[0].time_base) for pts, _ in decoded])
     usable = np.ones(len(times), bool)
     for first, last in clip.gradual:
         usable &= (times < first - BESIDE) | (times >= last + BESIDE)

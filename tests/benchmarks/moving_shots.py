@@ -6,7 +6,7 @@ The picture continues mirrored beyond its edges, so that a camera may turn as fa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -204,7 +204,7 @@ def _surround(frames: np.ndarray, random: Random) -> None:
     height, width = frames.shape[1:3]
     bars = np.zeros((height, width), bool)
     if random.random() < 0.6:
-        first, second = random.uniform(0.04, 0.3, 2) if random.random() < 0.4 else np.repeat(random.uniform(0.05, 0.2), 2)
+        first, second = random.uniform(0.04, 0.3, 2) if random.random() < 0.4 else [random.uniform(0.05, 0.2)] * 2
         bars[: round(first * height)] = bars[height - round(second * height) :] = True
     else:
         side = round(random.uniform(0.1, 0.34) * width)
@@ -219,6 +219,3 @@ def _surround(frames: np.ndarray, random: Random) -> None:
             ink = [int(v) for v in random.integers(0, 256, 3)]
             cv2.putText(surround, text, (width // 12, y), cv2.FONT_HERSHEY_DUPLEX, size, ink, 1)
     frames[:, bars] = surround[bars]
-
-
-Effect = Callable[[np.ndarray, float, Random, Sequence[np.ndarray]], None]

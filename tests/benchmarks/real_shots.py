@@ -1,6 +1,6 @@
 """How right the shots are on real clips with labels made by eye, and on films joined from them.
 
-    python tests/benchmarks/real_shots.py FOLDER [--films 10] [--reference] [--only SOURCE,...] [--verbose]
+    python tests/benchmarks/real_shots.py FOLDER [--films 10] [--reference] [--only SOURCE,...] [--weights FILE]
 
 FOLDER holds `labels.jsonl` and `manifest.jsonl` (see labelled_clips.py). Three tables: single-shot clips in which
 something was found; cuts of edited videos, right within 0.1 s of a label; and films of the folder's shots, where every
@@ -8,8 +8,8 @@ transition is known, each film of the clips of some sources only (scores as in s
 transition that overlaps a labelled one is right, and so is one over a labelled cut. What lies within 0.3 s of a place
 that the labels leave undecided does not count, nor do found gradual transitions where those are not labelled.
 
-The shipped weights were trained on some of the clips of ../shared/web; train_shots.py says which, and with
-`--leave-out` and `--only` each source can be judged by weights that never saw it.
+The shipped weights were trained on some of the clips of ../shared/web: train_shots.py says which, and with its
+`--leave-out` makes weights that never saw a source. `--weights` judges those, `--only` the clips of that source.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def by_frames(detect: Callable[[Path, np.ndarray], list[tuple[int, int]]]) -> Ca
     def found(path: Path) -> Found:
         times = frame_times(path)
         times = times - times[0]
-        return [(float(times[min(a, len(times) - 1)]), float(times[b])) for a, b in detect(path, times) if b < len(times)]
+        return [(float(times[a]), float(times[b])) for a, b in detect(path, times) if max(a, b) < len(times)]
 
     return found
 
@@ -110,6 +110,14 @@ REFERENCES: dict[str, Callable[[Path], Found]] = {
 }
 
 
+def use_weights(path: Path) -> None:
+    """Puts the arrays of a file in the place of the shipped ones."""
+    from pipeline.shots.shot_weights import weights
+
+    with np.load(path) as file:
+        weights().update({name: file[name] for name in file.files})
+
+
 def judge_clips(clips: Sequence[LabelledClip], detectors: dict[str, Callable[[Path], Found]], verbose: bool) -> None:
     print(f"{'':24} single  split  gradual  edited  cuts  prec. recall     F1  gradual found")
     for name, detect in detectors.items():
@@ -122,7 +130,7 @@ def judge_clips(clips: Sequence[LabelledClip], detectors: dict[str, Callable[[Pa
 
 
 def judge_films(clips: Sequence[LabelledClip], count: int, shots: int, names: Sequence[str], verbose: bool) -> None:
-    """Films of the single shots of every `groups`-th source, so that those of one film never meet in another."""
+    """Films of the shots of some sources each."""
     sources, groups = sorted({clip.source for clip in clips}), 5
     scores = {name: Score() for name in names}
     pooled = [
@@ -132,7 +140,8 @@ def judge_films(clips: Sequence[LabelledClip], count: int, shots: int, names: Se
     pooled = [group for group in pooled if len(group) > 1]
     with tempfile.TemporaryDirectory() as folder:
         for number in range(count):
-            for path, times, film in films(pooled[number % len(pooled)], range(number, number + 1), shots, Path(folder)):
+            pool = pooled[number % len(pooled)]
+            for path, times, film in films(pool, range(number, number + 1), shots, Path(folder)):
                 for name, score in scores.items():
                     score.add(film, DETECTORS[name](path, times))
                 path.unlink()
@@ -151,9 +160,12 @@ def main() -> None:
     parser.add_argument("--shots", type=int, default=44, help="shots a film")
     parser.add_argument("--reference", action="store_true", help="judge TransNetV2 and PySceneDetect too")
     parser.add_argument("--only", help="sources to judge, by commas; default all")
+    parser.add_argument("--weights", type=Path, help="those of the cascade, in place of pipeline/shots/shots.npz")
     parser.add_argument("--verbose", action="store_true", help="print every miss")
     options = parser.parse_args()
     cv2.setNumThreads(1)
+    if options.weights:
+        use_weights(options.weights)
     clips = [clip for clip in labelled(options.folder) if not options.only or clip.source in options.only.split(",")]
     references = REFERENCES if options.reference else {}
     judge_clips(clips, {"cascade": scanned, **references}, options.verbose)
