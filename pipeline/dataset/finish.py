@@ -22,7 +22,6 @@ import pipeline
 from pipeline.config.recipe import Recipe, to_dict
 from pipeline.config.versions import installed
 from pipeline.pack.worker import plain
-from pipeline.sources import canaries
 from pipeline.sources.discover import DiscoveredFile
 from pipeline.state import fingerprints
 from pipeline.storage.lease import FOLDER, LeaseError, lease
@@ -139,7 +138,6 @@ def finish(
         "versions": _versions(),
         "counts": counts(sources, clips),
         "rows": {"sources": sources.num_rows, "clips": clips.num_rows},
-        "canaries": {one.name: one.result for one in canaries.recall(clips, recipe.select.thresholds)},
         "shards": list(shards),
         "passes": {**old.get("passes", {}), **spent},
     }
@@ -225,8 +223,7 @@ def _forget(store: Store, fragment: Fragment, wanted: pa.Array, parts: Sequence[
 
 
 def counts(sources: pa.Table, clips: pa.Table) -> dict[str, Any]:
-    """Numbers of sources by status, clips, kept, captions, rejections by reason, and hours; canaries count nowhere."""
-    sources, clips = canaries.without_canaries(sources), canaries.without_canaries(clips)
+    """Numbers of sources by status, clips, kept, captions, rejections by reason, and hours."""
     status = {row["values"]: row["counts"] for row in pc.value_counts(sources["status"]).to_pylist()}
     usable = sources.filter(pc.equal(sources["status"], "ok"))
     seconds = pc.subtract(clips["end"], clips["start"])
