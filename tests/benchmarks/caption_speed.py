@@ -110,7 +110,7 @@ def parts(captioner: Vlm, clips: list[ClipFrames]) -> None:
     start = time.perf_counter()
     batch = captioner._prepared(clips[: captioner.prefill])
     prepare = time.perf_counter() - start
-    decoder = captioner._decoder(batch.inputs["input_ids"].shape[1], 0.0)
+    decoder = captioner._decoder_for(batch.inputs["input_ids"].shape[1])
     with torch.inference_mode():
         reads, steps = [], []
         for _ in range(3):
@@ -238,7 +238,7 @@ def main() -> None:
 def profile(captioner: Vlm, clips: list[ClipFrames]) -> None:
     """The kernels that a prefill and a step spend their time in."""
     batch = captioner._prepared(clips[: captioner.prefill])
-    decoder = captioner._decoder(batch.inputs["input_ids"].shape[1], 0.0)
+    decoder = captioner._decoder_for(batch.inputs["input_ids"].shape[1])
     activities = [torch.profiler.ProfilerActivity.CUDA]
     with torch.inference_mode():
         for label, work in (
