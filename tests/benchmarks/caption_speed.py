@@ -96,20 +96,20 @@ def continuous(config: Any, device: str, prompt: int, clips: int, new: int) -> f
     text = config.get_text_config(decoder=True).to_dict()
     sizes = ("vocab_size", *(name for name in TEXT_7B if name != "rope_parameters"))
     with torch.device(device):
-        model = AutoModelForCausalLM.from_config(
-            Qwen2Config(**{n: text[n] for n in sizes}), dtype=torch.bfloat16
-        ).eval()
+        model = AutoModelForCausalLM.from_config(Qwen2Config(**{n: text[n] for n in sizes}), dtype=torch.bfloat16)
     random = np.random.default_rng(0)
-    prompts = [random.integers(1000, 50000, prompt).tolist() for _ in range(clips)]
+    prompts = [random.integers(0, text["vocab_size"], prompt).tolist() for _ in range(clips)]
     settings = GenerationConfig(max_new_tokens=new, do_sample=False, eos_token_id=-1, pad_token_id=0)
     took = 0.0
     for count in (min(64, clips), clips):  # the first one warms up
         synchronize()
         start = time.perf_counter()
-        answers = model.generate_batch(prompts[:count], generation_config=settings)
+        answers = model.eval().generate_batch(prompts[:count], generation_config=settings)
         synchronize()
         took = time.perf_counter() - start
-    return sum(len(answer.generated_tokens) for answer in answers.values()) / took
+    if not all(len(answer.generated_tokens) == new for answer in answers.values()):
+        raise RuntimeError(next(str(answer.error) for answer in answers.values()))
+    return new * len(answers) / took
 
 
 class Busy:
