@@ -67,7 +67,8 @@ class ClipView:
 class Filter(Protocol):
     """Scores clips; thresholds are the recipe's. Options are the constructor's keyword arguments, with defaults.
 
-    A filter whose constructor has a parameter `encoder` is given the recipe's TextVideoEncoder.
+    A filter whose constructor has a parameter `encoder` is given the recipe's TextVideoEncoder. One whose model runs on
+    a GPU where there is one has an attribute `gpu = True`.
     """
 
     name: str  # the prefix of its columns
@@ -83,6 +84,11 @@ class Filter(Protocol):
         Bad clips (one frame, black, 16 pixels wide) are None, never an exception and never 0 or -1.
         """
         ...
+
+
+def uses_gpu(filter: Filter) -> bool:
+    """Whether the filter's model runs on a GPU where there is one."""
+    return bool(getattr(filter, "gpu", False))
 
 
 def why_null(name: str) -> str:

@@ -29,7 +29,7 @@ from pipeline.dataset.verify import verify
 from pipeline.engine import ray_engine
 from pipeline.plan import plan
 from pipeline.storage.store import Store
-from pipeline.tables.fragments import read_table
+from pipeline.tables.published import read_table
 
 OPTIONS = ("scan.shots=adaptive", "scan.min_seconds=1", "scan.segment_seconds=8", "select.val_fraction=0.4")
 

@@ -18,7 +18,7 @@ from pipeline.engine import ray_engine
 from pipeline.passes.ray_llm import AskRay
 from pipeline.state.units import BuildStopped
 from pipeline.storage.store import Store
-from pipeline.tables.fragments import read_table
+from pipeline.tables.published import read_table
 
 CLIP = ClipFrames("clip", 4.0, [np.zeros((8, 8, 3), np.uint8)], np.zeros(1))
 LENGTHS = (1.2, 1.6, 2.0, 2.8)  # seconds: they name the clips in the questions

@@ -33,7 +33,8 @@ from pipeline.passes.embed_worker import chunks
 from pipeline.sources.discover import content_id, discover, open_media
 from pipeline.storage.lease import LeaseError, lease
 from pipeline.storage.store import PIECE, StorageError, Store, Unreachable, atomic, filesystem
-from pipeline.tables.fragments import FRAMES, read_fragments, read_table, table_from, write_fragment, write_frames
+from pipeline.tables.fragments import FRAMES, read_fragments, table_from, write_fragment, write_frames
+from pipeline.tables.published import read_table
 
 ROOT = Path(__file__).parents[1]
 ILLS = ["500", "503", "refused", "cut", "lost"]

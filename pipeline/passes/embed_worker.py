@@ -40,26 +40,15 @@ class Embed:
         self._encoder = load_encoder(recipe.encoder.name, recipe.encoder.model, recipe.encoder.pretrained)
         self._filters = fingerprints.filters_of(recipe, "embed", self._encoder)
         self._bounds = fingerprints.scan_bounds(recipe)
-        self._schema = fingerprints.embed_schema(recipe)
-        self._fingerprint = fingerprints.embed_fingerprint(recipe)
 
-    def __call__(self, message: tuple[UnitResult | None, UnitClips] | UnitClips) -> list[UnitResult]:
-        """What the scan said of the unit, if it was scanned just now, and what there is to say here."""
-        scanned, unit = (None, message) if isinstance(message, UnitClips) else message
+    def __call__(self, unit: UnitClips) -> UnitResult:
         rows_found = rows_in(self._store, unit).to_pylist()
         wanted = [row for row in rows_found if fingerprints.passes_scan_thresholds(row, self._bounds)]
         costs = Costs()
         rows = []
         for chunk, frames in chunks(self._store, unit.unit, wanted):
             rows += self._score(chunk, frames, costs)
-        done = UnitResult(
-            "embed", len(rows), counts={"clips": len(rows)}, seconds={"total": costs.total}, filters=costs.filters()
-        )
-        if rows:
-            name = fingerprint(self._fingerprint, unit.unit, [row["clip_id"] for row in rows])
-            table = table_from(rows, self._schema).sort_by("clip_id")
-            write_fragment(self._store, f"state/embed/{name}.parquet", table, {"fingerprint": self._fingerprint})
-        return [scanned, done] if scanned else [done]
+        return commit(self._store, self._recipe, unit, rows, costs)
 
     def _score(
         self, rows: Sequence[dict[str, Any]], frames: Mapping[str, Frames], costs: Costs
@@ -86,6 +75,26 @@ class Embed:
                 left = [state for state in left if admitted(state.out, bounds)]
             costs.rejected(name, before - len(left))
         return [state.out for state in states]
+
+
+def commit(
+    store: Store, recipe: Recipe, unit: UnitClips, rows: Sequence[Mapping[str, Any]], costs: Costs
+) -> UnitResult:
+    """Write the rows of a unit's clips as a fragment of the embed pass, if there are any."""
+    name = ""
+    if rows:
+        made_by = fingerprints.embed_fingerprint(recipe)
+        name = f"state/embed/{fingerprint(made_by, unit.unit, [row['clip_id'] for row in rows])}.parquet"
+        table = table_from(rows, fingerprints.embed_schema(recipe)).sort_by("clip_id")
+        write_fragment(store, name, table, {"fingerprint": made_by})
+    return UnitResult(
+        "embed",
+        len(rows),
+        counts={"clips": len(rows)},
+        seconds={"total": costs.total},
+        filters=costs.filters(),
+        fragment=name,
+    )
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from pipeline.scan.scan import Scanned, scan
 from pipeline.sources.discover import DiscoveredFile, content_id, open_media, suffix
 from pipeline.state import fingerprints
 from pipeline.state.committed import UNREACHABLE
-from pipeline.state.units import IdentifyUnit, Part, ScanUnit, UnitClips, UnitResult
+from pipeline.state.units import Handoff, IdentifyUnit, Part, ScanUnit, UnitClips, UnitResult
 from pipeline.storage.store import Store, Unreachable
 from pipeline.tables.fragments import FRAMES, fingerprint, table_from, write_fragment, write_frames
 
@@ -79,12 +79,11 @@ class Scan:
         self._schema = fingerprints.scan_schema(recipe)
         self._fingerprint = fingerprints.scan_fingerprint(recipe)
 
-    def __call__(self, unit: ScanUnit | UnitClips) -> tuple[UnitResult | None, UnitClips]:
-        """What the embed pass has to do next; clips that are scanned already pass through."""
-        if isinstance(unit, UnitClips):
-            return None, unit
+    def __call__(self, unit: ScanUnit) -> Handoff:
+        """Hand the clips on to the embed pass."""
         done = self._unit(unit.parts)
-        return done, UnitClips(done.fragment.rpartition("/")[2].removesuffix(".parquet"), done.fragment)
+        name = done.fragment.rpartition("/")[2].removesuffix(".parquet")
+        return Handoff(UnitClips(name, done.fragment), (done,))
 
     def _unit(self, unit: Sequence[Part]) -> UnitResult:
         clips: list[dict[str, Any]] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from pipeline.sources.discover import DiscoveredFile, Source
 from pipeline.tables.fragments import IdRange
@@ -93,6 +94,14 @@ class UnitResult:
     filters: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # name -> seconds, clips, rejected
     fragment: str = ""
     problem: str = ""  # stops the pass when not empty; what is done is kept
+
+
+@dataclass(frozen=True)
+class Handoff:
+    """What a stage passes on to the next ones: a unit of another type, and the results of what is finished by then."""
+
+    unit: Any
+    results: tuple[UnitResult, ...] = ()
 
 
 class BuildStopped(RuntimeError):
