@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 from pipeline.config.recipe import Recipe, to_dict
 from pipeline.config.versions import versions
 from pipeline.pack.shards import ShardResult
-from pipeline.sources import canaries
 from pipeline.storage.store import Store, temporary_name
 from pipeline.tables.fragments import SOURCES, plain
 from pipeline.tables.published import open_published, table_files
@@ -134,8 +133,7 @@ def _public(table: pa.Table) -> pa.Table:
 
 
 def counts(sources: pa.Table, clips: pa.Table) -> dict[str, Any]:
-    """Numbers of sources by status, clips, kept, captions, rejections by reason, and hours; canaries count nowhere."""
-    sources, clips = canaries.without_canaries(sources), canaries.without_canaries(clips)
+    """Numbers of sources by status, clips, kept, captions, rejections by reason, and hours."""
     status = {row["values"]: row["counts"] for row in pc.value_counts(sources["status"]).to_pylist()}
     usable = sources.filter(pc.equal(sources["status"], "ok"))
     seconds = pc.subtract(clips["end"], clips["start"])
