@@ -59,7 +59,7 @@ class PackPass:
                 missing.append((plan.path, rows, len(plan.clips), ids[0].as_py(), ids[-1].as_py()))
         if not missing:
             return
-        tars = [*store.list("shards", ".tar"), *store.list(RETIRED, ".tar")]
+        tars = [*(shard.path for shard in finished.values() if shard.clips), *store.list(RETIRED, ".tar")]
         lenders = [(path, PurePosixPath(path).parent.name, *_ends(store, path)) for path in tars]
         for path, rows, count, first, last in missing:
             bucket = PurePosixPath(path).parent.name

@@ -59,7 +59,7 @@ def matching(
 ) -> Iterator[pa.Table]:
     """Rows that are wanted for their `column`. Reads that column first: most row groups hold none of them."""
     for name in files:
-        with store.open(name) as file:
+        with open_published(store, name) as file:
             parquet = pq.ParquetFile(file)
             for group in range(parquet.num_row_groups):
                 there = wanted(parquet.read_row_group(group, [column])[column])
