@@ -22,9 +22,11 @@ import pyarrow.parquet as pq
 from filters.base import ClipView, Track, score
 from filters.encoders.base import load_encoder
 from pipeline.config.recipe import Bounds, Recipe
+from pipeline.media.faults import is_machine_fault
 from pipeline.selection.duplicates import frame_hashes
 from pipeline.state import fingerprints
-from pipeline.state.units import UnitClips, UnitResult
+from pipeline.state.error_log import LoggedError, logged_error, unforeseen, write_errors
+from pipeline.state.units import UnitClips, UnitResult, stopped
 from pipeline.storage.store import Store
 from pipeline.tables.fragments import Fragment, fingerprint, frames_of, read_frames, table_from, write_fragment
 
@@ -46,25 +48,51 @@ class Embed:
     def __call__(self, message: tuple[UnitResult | None, UnitClips] | UnitClips) -> list[UnitResult]:
         """What the scan said of the unit, if it was scanned just now, and what there is to say here."""
         scanned, unit = (None, message) if isinstance(message, UnitClips) else message
+        if scanned and scanned.problem:
+            return [scanned]
+        try:
+            done = self._unit(unit)
+        except Exception as error:
+            if not isinstance(error, (OSError, pa.ArrowInvalid)) and not is_machine_fault(error):
+                raise
+            done = stopped("embed", error)
+        return [scanned, done] if scanned else [done]
+
+    def _unit(self, unit: UnitClips) -> UnitResult:
         rows_found = rows_in(self._store, unit).to_pylist()
         wanted = [row for row in rows_found if fingerprints.passes_scan_thresholds(row, self._bounds)]
-        costs = Costs()
+        costs, errors = Costs(), list[LoggedError]()
         rows = []
         for chunk, frames in chunks(self._store, unit.unit, wanted):
-            rows += self._score(chunk, frames, costs)
-        done = UnitResult(
-            "embed", len(rows), counts={"clips": len(rows)}, seconds={"total": costs.total}, filters=costs.filters()
-        )
+            rows += self._score(chunk, frames, costs, errors)
         if rows:
             name = fingerprint(self._fingerprint, unit.unit, [row["clip_id"] for row in rows])
             table = table_from(rows, self._schema).sort_by("clip_id")
+            write_errors(self._store, "embed", name, errors)
             write_fragment(self._store, f"state/embed/{name}.parquet", table, {"fingerprint": self._fingerprint})
-        return [scanned, done] if scanned else [done]
+        return UnitResult(
+            "embed",
+            len(rows),
+            counts={"clips": len(rows)},
+            seconds={"total": costs.total},
+            filters=costs.filters(),
+            unforeseen=unforeseen(errors),
+        )
 
     def _score(
-        self, rows: Sequence[dict[str, Any]], frames: Mapping[str, Frames], costs: Costs
+        self,
+        rows: Sequence[dict[str, Any]],
+        frames: Mapping[str, Frames],
+        costs: Costs,
+        errors: list[LoggedError],
     ) -> list[dict[str, Any]]:
-        """The embed columns of `rows`. The encoder runs when the first filter needs it, at the latest at the end."""
+        """The embed columns of `rows`. The encoder runs when the first filter needs it, at the latest at the end. What
+        raises an exception is null, and is added to `errors`."""
+        sources = {row["clip_id"]: row["source_uri"] for row in rows}
+
+        def failed(step: str, clip: ClipView, error: Exception) -> None:
+            errors.append(logged_error(sources[clip.clip_id], error, clip.clip_id, step))
+
         states = [_State(row, frames[row["clip_id"]]) for row in rows]
         left = states
         looked = False
@@ -72,12 +100,17 @@ class Embed:
             if not looked and (made is None or Track.EMBEDDING in made.needs or name == "tags"):
                 with costs.measure("encoder", len(left)):
                     for state in left:
-                        state.look(self._encoder)
+                        try:
+                            state.look(self._encoder)
+                        except Exception as error:
+                            if isinstance(error, OSError) or is_machine_fault(error):
+                                raise
+                            failed("encoder", state.view(), error)
                 looked = True
             if made is None:
                 break
             with costs.measure(name, len(left)):
-                answers = score(made, [state.view() for state in left])
+                answers = score(made, [state.view() for state in left], failed)
             for state, answer in zip(left, answers, strict=True):
                 state.take(name, answer)
             before = len(left)
@@ -140,11 +173,11 @@ class _State:
         """One call a clip, so that what comes out does not depend on which clips share a unit."""
         if not self.frames.pictures:
             return
-        looked = encoder.look(self.frames.pictures)
-        self.embedding, self.appearance, self.tags = looked
-        mean = self.appearance.mean(axis=0)
+        embedding, appearance, tags = encoder.look(self.frames.pictures)
+        mean = appearance.mean(axis=0)
         self.out["embedding"] = (mean / max(float(np.linalg.norm(mean)), 1e-9)).astype(np.float32)
-        self.out["frame_embeddings"] = self.embedding.astype(np.float16).tobytes()
+        self.out["frame_embeddings"] = embedding.astype(np.float16).tobytes()
+        self.embedding, self.appearance, self.tags = embedding, appearance, tags
 
     def view(self) -> ClipView:
         tracks = {"tags": self.tags, "embedding": self.embedding, "appearance": self.appearance}

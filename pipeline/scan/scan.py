@@ -15,9 +15,10 @@ from typing import Any
 import cv2
 import numpy as np
 
-from filters.base import Track, score
+from filters.base import ClipView, Track, score
 from filters.borders import content_box
 from pipeline.config.recipe import Recipe, RecipeError
+from pipeline.media.faults import is_machine_fault
 from pipeline.media.frame import Frame
 from pipeline.media.proxy import FrameCandidate, Shrinker
 from pipeline.media.video import MediaError, Probe, Video
@@ -29,6 +30,7 @@ from pipeline.shots.same_scene import same_scene
 from pipeline.shots.shot_cutter import Shot, ShotCutter, Transition, equal_parts
 from pipeline.shots.transnet import TransNet
 from pipeline.sources.discover import Source, open_media
+from pipeline.state.error_log import LoggedError, logged_error
 from pipeline.state.fingerprints import columns_of, filters_of
 from pipeline.tables.fragments import clip_id
 
@@ -39,13 +41,14 @@ LEAST_FPS = 20.0  # below it, frames that are left out would be missed
 @dataclass(frozen=True)
 class Scanned:
     """What a scan gives: a row of tables.SOURCES, rows of tables.CLIPS with the columns of the filters that ran, rows
-    of tables.FRAMES, and seconds by part (decode, shots, flow, jpeg, filter:NAME). `shot_index` counts within the
-    segment."""
+    of tables.FRAMES, seconds by part (decode, shots, flow, jpeg, filter:NAME), and the exceptions of filters and of
+    single clips. `shot_index` counts within the segment."""
 
     source: dict[str, Any]
     clips: list[dict[str, Any]]
     frames: list[dict[str, Any]]
     stats: dict[str, float]
+    errors: Sequence[LoggedError] = ()
 
 
 def segments(start: float, duration: float, seconds: float) -> list[tuple[float, float]]:
@@ -91,6 +94,7 @@ class _Scan:
         self._seconds: dict[str, float] = defaultdict(float)
         self._clips: list[dict[str, Any]] = []
         self._frames: list[dict[str, Any]] = []
+        self._errors: list[LoggedError] = []
         self._shots = 0
         self._entered = -math.inf  # where the last transition ended
 
@@ -107,7 +111,7 @@ class _Scan:
             "height": self._probe.height,
             "codec": self._probe.codec,
         }
-        return Scanned(row, self._clips, self._frames, dict(self._seconds))
+        return Scanned(row, self._clips, self._frames, dict(self._seconds), self._errors)
 
     def _film(self) -> str | None:
         """Goes through the frames; says what is missing at the end, if anything."""
@@ -254,14 +258,33 @@ class _Scan:
         if drop:
             self._sample(name, kept.stills[len(kept.stills) // 2 :][:1], box)  # for the report to show what it was
             return
+        pictures = len(self._frames)
+        try:
+            row |= self._scored(kept, name, end, box)
+        except Exception as error:
+            if is_machine_fault(error):
+                raise
+            del self._frames[pictures:]
+            row["dropped"] = "error"
+            self._errors.append(logged_error(self._source.uri, error, name))
+
+    def _scored(
+        self, kept: ShotTracks, name: str, end: float, box: tuple[float, float, float, float]
+    ) -> dict[str, Any]:
+        """The scan's scores of a clip, whose sampled frames are added to those of the scan."""
+        size, scores = (self._probe.width, self._probe.height), dict[str, Any]()
         if 0 < len(kept.burst) < LEAST_BURST <= len(kept.times):
             kept = self._with_burst(kept)
         with self._clock("flow"):
             view = clip_view(kept, name, end, size, box)
         for key, made in self._filters.items():
             with self._clock(f"filter:{key}"):
-                row |= score(made, [view])[0]
+                scores |= score(made, [view], self._filter_failed)[0]
         self._sample(name, sampled(kept, view, self._options.frames_uniform, self._options.frames_peaks), box)
+        return scores
+
+    def _filter_failed(self, name: str, clip: ClipView, error: Exception) -> None:
+        self._errors.append(logged_error(self._source.uri, error, clip.clip_id, name))
 
     def _sample(self, name: str, stills: Sequence[FrameCandidate], box: tuple[float, float, float, float]) -> None:
         with self._clock("jpeg"):

@@ -105,11 +105,11 @@ class Tracks:
         return every > seen
 
     def span(self, start: float, end: float) -> ShotTracks:
-        """What is kept of frames with start <= time < end."""
+        """The tracks of frames with start <= time < end; empty where no frame lies there, as after the last one."""
         first, last = bisect_left(self._times, start), bisect_left(self._times, end)
         luma = [p for p in self._luma if start <= p.time < end]
         bursts = [[p for p in burst if start <= p.time < end] for burst in self._bursts]
-        middle = (self._times[first] + self._times[max(first, last - 1)]) / 2
+        middle = (self._times[first] + self._times[last - 1]) / 2 if first < last else start
         best = max(
             bursts, key=lambda b: (len(b) >= LEAST_BURST, -abs(b[0].time - middle)) if b else (False, -1e9), default=[]
         )
