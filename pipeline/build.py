@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import pickle
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,7 @@ from pipeline.selection.select import SELECTED, select, with_reason
 from pipeline.sources import canaries
 from pipeline.sources.discover import DiscoveredFile, discover
 from pipeline.state import committed, fingerprints
+from pipeline.state.error_log import FOLDER, why_stop
 from pipeline.state.units import BuildStopped, ScanUnit, UnitResult
 from pipeline.storage.store import Store
 from pipeline.tables.fragments import read_table
@@ -111,6 +113,7 @@ def _build(
     still_ours: Callable[[], None],
 ) -> Built:
     spent: dict[str, Any] = {}
+    run = functools.partial(run_pass, sources=len(found))
     late = fingerprints.late_columns(recipe)
 
     def stage(worker: Callable[[Store, Recipe], Any], needs: Callable[[Machine], dict[str, float]]) -> Stage:
@@ -182,20 +185,23 @@ def caption_stage(store: Store, recipe: Recipe, machine: Machine) -> ray_engine.
     return Stage(CaptionClips, (store, recipe), **machine.caption())
 
 
-def run(
+def run_pass(
     store: Store,
     name: str,
     units: Iterable[Any],
     graph: Callable[[], Sequence[ray_engine.AnyStage]],
     measure: str,
     spent: dict[str, Any],
+    sources: int,
 ) -> bool:
     """Sends `units` through `graph`, with a line of progress, and adds what it took to `spent`, which is in
     stats/PASS.json too while it runs; whether there were any units.
 
-    Raises BuildStopped where a worker says that it cannot go on.
+    Raises BuildStopped where a worker says that it cannot go on, or one unforeseen exception hits too many of the
+    `sources`.
     """
     packed, total = [], 0.0
+    hits = Counter[str]()
     for unit in units:
         packed.append(pickle.dumps(unit))
         total += unit.amount if measure != "video" or isinstance(unit, ScanUnit) else 0.0
@@ -215,9 +221,10 @@ def run(
         done += answers
         for one in answers:
             publish(one)
+            hits.update(one.unforeseen)
         progress.add(answers[0].amount if answers[0].of == name else 0.0, answers[0].counts)
         publish_left(name, total - progress.amount)
-        if problem := next((one.problem for one in answers if one.problem), ""):
+        if problem := next((one.problem for one in answers if one.problem), "") or why_stop(hits, sources):
             progress.close()
             raise BuildStopped(problem)
         if progress.seconds - noted > NOTED:
@@ -225,6 +232,11 @@ def run(
             noted = progress.seconds
     progress.close()
     note()
+    if hits:
+        print(
+            f"{name}: {hits.total():,} sources met an error in the program; tracebacks are in {store.path(FOLDER)}",
+            file=sys.stderr,
+        )
     return True
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from bisect import bisect_left
 from collections import defaultdict
@@ -23,7 +24,7 @@ from pipeline.media.frame import Frame
 from pipeline.media.proxy import FrameCandidate, Shrinker
 from pipeline.media.video import MediaError, Probe, Video
 from pipeline.scan.gap_decoder import ExactFrames, T
-from pipeline.scan.tracks import BURST_FRAMES, LEAST_BURST, ShotTracks, Tracks, clip_view, jpeg, sampled
+from pipeline.scan.tracks import BURST_FRAMES, LEAST_BURST, ShotTracks, Tracks, clip_view, crop_pixels, jpeg, sampled
 from pipeline.shots.cascade import Cascade
 from pipeline.shots.detectors import Adaptive, ShotDetector, Stride
 from pipeline.shots.same_scene import same_scene
@@ -35,6 +36,7 @@ from pipeline.state.fingerprints import columns_of, filters_of
 from pipeline.tables.fragments import clip_id
 
 WHOLE = (0.0, 0.0, 1.0, 1.0)
+MOST_SEGMENTS = 10_000  # of one source: 69 days in segments of 600 s
 LEAST_FPS = 20.0  # below it, frames that are left out would be missed
 
 
@@ -53,8 +55,9 @@ class Scanned:
 
 def segments(start: float, duration: float, seconds: float) -> list[tuple[float, float]]:
     """Parts of a long source, about `seconds` long, whose scans together are those of the source in one piece: each
-    owns the shots that start inside it. The last one goes on to wherever the source really ends."""
-    count = max(1, round(duration / seconds)) if duration > 1.5 * seconds else 1
+    owns the shots that start inside it. The last one goes on to wherever the source really ends. A duration that no
+    source has makes one part."""
+    count = max(1, round(duration / seconds)) if 1.5 * seconds < duration < MOST_SEGMENTS * seconds else 1
     edges = [start + duration * i / count for i in range(count + 1)]
     return list(pairwise(edges))
 
@@ -63,7 +66,13 @@ def scan(source: Source, recipe: Recipe, segment: tuple[float, float] | None = N
     """Scans a source, or the shots of it that start inside `segment` (seconds). Raises MediaError when nothing of it
     can be used; where a part can, that is used and `source["error"]` says what is missing."""
     cv2.setNumThreads(1)  # a process a core, and the same bytes on any number of them
-    with Video(open_media(source.uri, recipe.sources), rough=True) as video:
+    file, limits = open_media(source.uri, recipe.sources), recipe.scan
+    size = os.path.getsize(file) if isinstance(file, str) and os.path.isfile(file) else 0
+    if size > limits.max_gb * 1e9:
+        raise MediaError(f"{size / 1e9:.1f} GB, more than scan.max_gb allows ({limits.max_gb:g})")
+    with Video(file, rough=True) as video:
+        if video.streams > limits.max_streams:
+            raise MediaError(f"{video.streams} streams, more than scan.max_streams allows ({limits.max_streams})")
         shrinker = Shrinker(video.probe)
         with ExactFrames(source.uri, recipe.sources) as exact:
             return _Scan(source, recipe, video, shrinker, exact, segment).run()
@@ -118,19 +127,23 @@ class _Scan:
         start = self._segment[0]
         first = not math.isfinite(start)
         begin = None if first else ShotCutter.decode_from(start) - self._detector.reach
-        problem, seen = None, False
+        problem, decoded = None, 0
+        most = self._options.max_gigapixels * 1e9 / (self._probe.coded_width * self._probe.coded_height)  # frames
         try:
             for frame in self._timed(self._video.frames(begin, self._wanted())):
-                if not seen:
+                if not decoded:
                     self._cutter.begin(frame.time, first or frame.time <= self._probe.start)
-                    seen = True
+                if decoded > most:
+                    limit = f"more pixels than scan.max_gigapixels allows ({self._options.max_gigapixels:g})"
+                    raise MediaError(f"truncated at {frame.time:.2f} s: {limit}")
+                decoded += 1
                 if self._see(frame):
                     return None
         except MediaError as error:
-            if not seen:
+            if not decoded:
                 raise
             problem = str(error)
-        if not seen:
+        if not decoded:
             raise MediaError("no frame could be decoded")
         self._tracks.pass_over(self._video.remaining)
         _, last = self._tracks.last
@@ -327,20 +340,8 @@ class _Scan:
             self._seconds[part] += time.perf_counter() - started
 
 
-def crop_pixels(box: tuple[float, float, float, float], size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The even-sized rectangle x, y, width, height inside `box` (fractions) of a picture of `size` pixels; of a picture
-    under two pixels, all of it."""
-    spans = []
-    for low, high, pixels in ((box[0], box[2], size[0]), (box[1], box[3], size[1])):
-        first = 2 * math.ceil(low * pixels / 2 - 1e-6)
-        length = 2 * math.floor((high * pixels - first) / 2 + 1e-6)
-        spans.append((first, length) if length >= 2 else (0, pixels))
-    (x, width), (y, height) = spans
-    return x, y, width, height
-
-
 def _opened(segment: tuple[float, float] | None, probe: Probe) -> tuple[float, float]:
-    """The segment, without a limit where it touches the source's ends, which may be elsewhere than promised."""
+    """The segment, open where it touches the source's ends, which may be elsewhere than promised."""
     if segment is None:
         return -math.inf, math.inf
     start, end = segment

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -203,6 +204,18 @@ def motion_peaks(view: ClipView, count: int) -> list[float]:
         if all(abs(moments[index] - other) >= PEAK_APART for other in found):
             found.append(float(moments[index]))
     return found
+
+
+def crop_pixels(box: tuple[float, float, float, float], size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The even-sized rectangle x, y, width, height inside `box` (fractions) of a picture of `size` pixels; of a picture
+    under two pixels, all of it."""
+    spans = []
+    for low, high, pixels in ((box[0], box[2], size[0]), (box[1], box[3], size[1])):
+        first = 2 * math.ceil(low * pixels / 2 - 1e-6)
+        length = 2 * math.floor((high * pixels - first) / 2 + 1e-6)
+        spans.append((first, length) if length >= 2 else (0, pixels))
+    (x, width), (y, height) = spans
+    return x, y, width, height
 
 
 def jpeg(rgb: np.ndarray, quality: int) -> bytes:

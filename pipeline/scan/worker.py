@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -26,6 +27,7 @@ from pipeline.state.units import IdentifyUnit, Part, ScanUnit, UnitClips, UnitRe
 from pipeline.storage.store import Store, Unreachable
 from pipeline.tables.fragments import FRAMES, fingerprint, table_from, write_fragment, write_frames
 
+LEAST_RATE = 8.0  # bytes a second of any real video
 SLOWEST = 2e6  # bytes a second at which a source is read at least, to know its content
 
 
@@ -70,7 +72,12 @@ class Identify:
             return row | {"status": "failed", "error": "empty file"}
         try:
             facts, row["source_id"] = self._sandbox.call(
-                found.uri, identify, found.uri, self._options, deadline=self._deadline + found.size / SLOWEST
+                found.uri,
+                identify,
+                found.uri,
+                self._options,
+                found.size,
+                deadline=self._deadline + found.size / SLOWEST,
             )
             row |= {
                 "status": "ok",
@@ -169,9 +176,13 @@ class Scan:
             return Scanned(source={}, clips=[], frames=[], stats={}), error
 
 
-def identify(uri: str, options: SourceOptions) -> tuple[Probe, str]:
-    """What a container says, and its content id; runs in the sandbox."""
-    return probe(open_media(uri, options)), content_id(uri, options)
+def identify(uri: str, options: SourceOptions, size: int) -> tuple[Probe, str]:
+    """What a container of `size` bytes (0: not known) says, and its content id; runs in the sandbox. A duration for
+    which the file is too small is 0, as one that it does not state: a damaged header must not make a million parts."""
+    facts = probe(open_media(uri, options))
+    if size and facts.duration * LEAST_RATE > size:
+        facts = replace(facts, duration=0.0)
+    return facts, content_id(uri, options)
 
 
 def retry_or(error: BaseException, entry: LoggedError, otherwise: str) -> str:
