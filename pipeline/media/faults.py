@@ -14,8 +14,8 @@ from types import TracebackType
 PACKAGES = ("pipeline", "filters", "captioners")
 ROOT = Path(__file__).resolve().parents[2]
 MACHINE_ERRNOS = frozenset(
-    (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-)  # disk full, quota, read-only file system, too many open files, no memory
+    (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+)  # disk full, quota, limit of file size, read-only file system, too many open files, no memory
 CV_NO_MEMORY = -4  # cv::Error::StsNoMem
 TRACE_CHARACTERS = 20_000  # of a traceback that are kept, from its end: a deep recursion has megabytes
 REASON_CHARACTERS = 300
@@ -63,7 +63,7 @@ def is_machine_fault(error: BaseException) -> bool:
     process or its GPU."""
     if isinstance(error, MachineFault) or is_out_of_memory(error):
         return True
-    if isinstance(error, OSError) and error.errno in MACHINE_ERRNOS:
+    if getattr(error, "errno", None) in MACHINE_ERRNOS:
         return True
     return isinstance(error, RuntimeError) and "CUDA error" in str(error)  # no later call on this device works
 

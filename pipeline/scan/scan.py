@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from bisect import bisect_left
 from collections import defaultdict
@@ -66,11 +65,8 @@ def scan(source: Source, recipe: Recipe, segment: tuple[float, float] | None = N
     """Scans a source, or the shots of it that start inside `segment` (seconds). Raises MediaError when nothing of it
     can be used; where a part can, that is used and `source["error"]` says what is missing."""
     cv2.setNumThreads(1)  # a process a core, and the same bytes on any number of them
-    file, limits = open_media(source.uri, recipe.sources), recipe.scan
-    size = os.path.getsize(file) if isinstance(file, str) and os.path.isfile(file) else 0
-    if size > limits.max_gb * 1e9:
-        raise MediaError(f"{size / 1e9:.1f} GB, more than scan.max_gb allows ({limits.max_gb:g})")
-    with Video(file, rough=True) as video:
+    limits = recipe.scan
+    with Video(open_media(source.uri, recipe.sources), rough=True) as video:
         if video.streams > limits.max_streams:
             raise MediaError(f"{video.streams} streams, more than scan.max_streams allows ({limits.max_streams})")
         shrinker = Shrinker(video.probe)

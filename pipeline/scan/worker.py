@@ -35,7 +35,7 @@ class Identify:
     """Sources -> rows of state/sources: content id, what the container says, or why it cannot be used."""
 
     def __init__(self, store: Store, recipe: Recipe) -> None:
-        self._store, self._options, self._deadline = store, recipe.sources, recipe.scan.deadline_seconds
+        self._store, self._options, self._limits = store, recipe.sources, recipe.scan
         self._sandbox = SourceSandbox(recipe.scan.memory_mb)
 
     def __call__(self, unit: IdentifyUnit) -> UnitResult:
@@ -70,6 +70,9 @@ class Identify:
             return row | {"status": "failed", "error": found.stamp}
         if found.size == 0 and ":" not in found.uri:
             return row | {"status": "failed", "error": "empty file"}
+        if found.size > self._limits.max_gb * 1e9:
+            error = f"{found.size / 1e9:.1f} GB, more than scan.max_gb allows ({self._limits.max_gb:g})"
+            return row | {"status": UNREACHABLE, "error": error}  # the next build may allow more
         try:
             facts, row["source_id"] = self._sandbox.call(
                 found.uri,
@@ -77,7 +80,7 @@ class Identify:
                 found.uri,
                 self._options,
                 found.size,
-                deadline=self._deadline + found.size / SLOWEST,
+                deadline=self._limits.deadline_seconds + found.size / SLOWEST,
             )
             row |= {
                 "status": "ok",
@@ -90,12 +93,12 @@ class Identify:
             }
             pa.Table.from_pylist([row], schema=fingerprints.IDENTIFIED)  # a header may hold what no column takes
             return row
-        except Exception as error:
-            if is_machine_fault(error):
+        except Exception as raised:
+            if is_machine_fault(raised):
                 raise
-            errors.append(entry := logged_error(found.uri, error))
+            errors.append(entry := logged_error(found.uri, raised))
             row = {name: row[name] for name in ("uri", "size", "stamp")}
-            return row | {"status": retry_or(error, entry, "failed"), "error": entry.failure.reason}
+            return row | {"status": retry_or(raised, entry, "failed"), "error": entry.failure.reason}
 
 
 class Scan:
