@@ -135,6 +135,11 @@ def test_a_confined_child_has_no_network_and_cannot_change_files(tmp_path):
         confined.call(exec, IN_MEMORY, {}, deadline=20)
 
 
+def test_a_confined_child_knows_the_temporary_folder_as_libraries_ask_for_it_when_imported():
+    with Sandbox(memory_mb=600, confined=True) as confined:
+        confined.call(exec, "import tempfile; assert tempfile.gettempdir()", {}, deadline=20)
+
+
 def test_only_a_source_behind_a_url_may_use_the_network():
     with SourceSandbox(600) as sandbox:
         for uri in ("/films/a.mp4", "file:///films/a.mp4", "/films/a.tar#b.mp4"):

@@ -11,6 +11,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -194,6 +195,10 @@ def _serve(parent: int, memory_mb: int, confined: bool) -> None:
     with contextlib.suppress(ValueError, OSError):
         limit = (memory_mb + 2048) << 20
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    try:
+        tempfile.gettempdir()  # kept: libraries ask for it when they are imported, and it is looked for by writing
+    except FileNotFoundError:
+        tempfile.tempdir = "/tmp"  # full: who writes there is told so
     if confined:
         confine()
     calls = os.fdopen(os.dup(0), "rb", buffering=0)
