@@ -22,6 +22,7 @@ from pipeline.engine import ray_engine
 
 OPTIONS = (
     *("scan.min_seconds=0.2", "scan.deadline_seconds=20", "scan.memory_mb=900", "scan.max_streams=32"),
+    *("scan.frames_uniform=1", "scan.frames_peaks=1"),
     *("pack.heights=48", "select.duplicates=false", "select.thresholds={}", "select.val_fraction=0"),
 )
 EXPENSIVE = ("text", "safety", "faces")  # filters of JPEG frames that this code wrote: damage does not reach them
