@@ -9,6 +9,7 @@ import pyarrow as pa
 from pipeline.config.recipe import Recipe
 from pipeline.engine.base import Machine, Stage
 from pipeline.passes.base import Outlook
+from pipeline.passes.embed_on_gpu import EncodeClips, EncodeUnit, ScoreFrames
 from pipeline.passes.embed_worker import Embed
 from pipeline.passes.snapshot import Snapshot
 from pipeline.passes.unit_clips import plain_columns, units_of
@@ -33,8 +34,13 @@ class EmbedPass:
         return embed_units(snapshot.sources, snapshot.store, snapshot.recipe)
 
     def stages(self, store: Store, recipe: Recipe, machine: Machine) -> Sequence[Stage]:
-        """Beside the scan on the same cores: with two of them one worker, as loading models takes as long as a small
-        build, with more nearly as many as the scan has."""
+        """On a GPU two stages, with two workers of the second to a GPU. Else one, beside the scan on the same cores: with
+        two cores one worker, as loading models takes as long as a small build, with more nearly as many as the scan."""
+        if machine.gpu and self.uses_gpu(recipe):
+            return [
+                Stage(ScoreFrames, (store, recipe), UnitClips, cpus=1.0),
+                Stage(EncodeClips, (store, recipe), EncodeUnit, cpus=0.0, gpus=0.5),
+            ]
         return [Stage(Embed, (store, recipe), UnitClips, cpus=min(0.7, machine.widest / 2))]
 
     def outlook(self, snapshot: Snapshot) -> Outlook:

@@ -6,7 +6,9 @@ import contextlib
 import itertools
 import json
 import pickle
+import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +17,7 @@ from pipeline.engine.progress import Progress
 from pipeline.passes.base import Pass
 from pipeline.passes.snapshot import Snapshot
 from pipeline.passes.spent import Spent
+from pipeline.state.error_log import FOLDER, why_stop
 from pipeline.state.units import BuildStopped, UnitResult
 from pipeline.storage.store import Store
 
@@ -51,7 +54,7 @@ def run_passes(passes: Sequence[Pass], snapshot: Snapshot, engine: Engine, total
                 whole = {"total": amount, "measure": passes[0].measure} if name == passes[0].name else {}
                 store.write(f"stats/{name}.json", json.dumps(totals[name] | whole, indent=2, sort_keys=True).encode())
 
-    saved = 0.0
+    saved, hits = 0.0, Counter[str]()
     try:
         for result in engine.run(units, stages):
             check_shared(result)
@@ -59,8 +62,9 @@ def run_passes(passes: Sequence[Pass], snapshot: Snapshot, engine: Engine, total
             if result.of == passes[0].name:
                 progress.add(result.amount, result.counts)
             engine.publish(result, amount - progress.amount if result.of == passes[0].name else 0.0)
-            if result.problem:
-                raise BuildStopped(result.problem)
+            hits.update(result.unforeseen)
+            if problem := result.problem or why_stop(hits, len(snapshot.files)):
+                raise BuildStopped(problem)
             if progress.seconds - saved > SAVE_SECONDS:
                 save()
                 saved = progress.seconds
@@ -71,6 +75,12 @@ def run_passes(passes: Sequence[Pass], snapshot: Snapshot, engine: Engine, total
         raise
     progress.close()
     save()
+    if hits:
+        where = store.path(FOLDER)
+        name = passes[0].name
+        print(
+            f"{name}: {hits.total():,} sources met an error in the program; tracebacks are in {where}", file=sys.stderr
+        )
     return True
 
 

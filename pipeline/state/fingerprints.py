@@ -28,7 +28,7 @@ SCAN_VERSION = 11
 EMBED_VERSION = 4
 CAPTION_VERSION = 3
 
-LIMITS = ("deadline_factor", "deadline_seconds", "memory_mb")
+LIMITS = ("deadline_factor", "deadline_seconds", "memory_mb", "max_gb", "max_streams", "max_gigapixels")
 SCAN_TRACKS = frozenset({Track.LUMA, Track.FLOW, Track.BURST, Track.DETAIL})
 
 IDENTIFIED = pa.schema(
