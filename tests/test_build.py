@@ -225,7 +225,7 @@ def test_a_full_disk_stops_the_build_and_the_next_one_changes_nothing(built, foo
 
     with ThreadPoolExecutor() as threads:
         threads.submit(fill)
-        with pytest.raises((OSError, BuildStopped), match="(?i)no space left on device"):
+        with pytest.raises((OSError, BuildStopped), match=r"(?i)no space left on device"):
             build([str(footage)], str(dataset), load_recipe("embedded", OPTIONS))
     ballast.unlink()
     build([str(footage)], str(dataset), load_recipe("embedded", OPTIONS))

@@ -34,8 +34,9 @@ class EmbedPass:
         return embed_units(snapshot.sources, snapshot.store, snapshot.recipe)
 
     def stages(self, store: Store, recipe: Recipe, machine: Machine) -> Sequence[Stage]:
-        """On a GPU two stages, with two workers of the second to a GPU. Else one, beside the scan on the same cores: with
-        two cores one worker, as loading models takes as long as a small build, with more nearly as many as the scan."""
+        """On a GPU two stages, with two workers of the second to a GPU. Else one, beside the scan on the same cores:
+        with two of them one worker, as loading models takes as long as a small build, with more nearly as many as the
+        scan has."""
         if machine.gpu and self.uses_gpu(recipe):
             return [
                 Stage(ScoreFrames, (store, recipe), UnitClips, cpus=1.0),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -24,6 +25,34 @@ def table_files(store: Store, folder: str, info: Mapping[str, Any] | None = None
             info = {}
     names = info.get("tables", {}).get(folder.removeprefix("tables/"))
     return store.list(folder, ".parquet") if names is None else list(names)
+
+
+def list_shards(store: Store, pattern: str = "shards/*/*.tar", info: Mapping[str, Any] | None = None) -> list[str]:
+    """Names of the shards that match `pattern`, sorted: those that dataset.json names, or all files where there is none
+    (encoded latents)."""
+    if info is None:
+        try:
+            info = json.loads(store.read("dataset.json"))
+        except FileNotFoundError:
+            return [name for name in store.list("shards", ".tar") if fnmatch.fnmatch(name, pattern)]
+    return sorted(shard["path"] for shard in info["shards"] if fnmatch.fnmatch(shard["path"], pattern))
+
+
+def retired_path(path: str) -> str:
+    """Where a shard's path or URL leads once a newer dataset.json no longer names it."""
+    folder, mark, rest = path.rpartition("/shards/")
+    return f"{folder}/{RETIRED}{mark}{rest}"
+
+
+def open_shards(paths: Iterable[Mapping[str, str]]) -> Iterator[dict[str, Any]]:
+    """A stage of a webdataset pipeline, in place of `url_opener`: shards with a stream, also those that have been
+    replaced since they were listed.
+
+        wds.DataPipeline(wds.SimpleShardList(paths), open_shards, tar_file_expander, group_by_keys, wds.decode(...))
+    """
+    for sample in paths:
+        store, _, name = sample["url"].rpartition("/shards/")
+        yield {**sample, "stream": open_published(Store(store), f"shards/{name}")}
 
 
 def open_published(store: Store, name: str) -> BinaryIO:
