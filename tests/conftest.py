@@ -38,10 +38,11 @@ def sample_videos() -> dict[str, Path]:
     return {name: folder / f"{name}.mp4" for name in ("bikes", "bigbuckbunny")}
 
 
-GOLDEN_OPTIONS = (
-    *("scan.shots=stride", "scan.max_seconds=3", "scan.min_seconds=1", "select.thresholds={}", "filters={}"),
-    *(f"filters.{name}={{}}" for name in ("motion", "camera", "exposure", "colour", "tags")),
+LIGHT_FILTERS = (  # of every pass, without those that take most of a build's time: a test of builds needs no more
+    *("select.thresholds={}", "filters={}"),
+    *(f"filters.{name}={{}}" for name in ("motion", "camera", "exposure", "colour", "tags", "similarity")),
 )
+GOLDEN_OPTIONS = ("scan.shots=stride", "scan.max_seconds=3", "scan.min_seconds=1", *LIGHT_FILTERS)
 
 
 @pytest.fixture(scope="session")

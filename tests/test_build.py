@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import LIGHT_FILTERS
 from datasets_compared import snapshot
 from videos import pan, texture, write_video
 
@@ -29,7 +30,10 @@ from pipeline.state.units import BuildStopped
 from pipeline.storage.store import Store
 from pipeline.tables.published import read_table
 
-OPTIONS = ("scan.shots=adaptive", "scan.min_seconds=1", "scan.segment_seconds=8", "select.val_fraction=0.4")
+OPTIONS = (
+    *("scan.shots=adaptive", "scan.min_seconds=1", "scan.segment_seconds=8", "select.val_fraction=0.4"),
+    *LIGHT_FILTERS,
+)
 
 
 @pytest.fixture(scope="module")
