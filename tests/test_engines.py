@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import psutil
 import pytest
 import ray
+import torch
 from conftest import GOLDEN_OPTIONS
 from datasets_compared import snapshot
 
@@ -24,6 +26,7 @@ from pipeline.engine.base import Engine, NodesLost, Stage
 from pipeline.engine.choice import EngineNeeds, check_engine, open_engine
 from pipeline.engine.local import LocalEngine
 from pipeline.engine.ray_engine import RayEngine
+from pipeline.passes.embed_worker import one_thread
 from pipeline.state.units import BuildStopped, Handoff, UnitResult
 
 
@@ -110,6 +113,21 @@ def test_the_local_engine_lends_each_worker_to_one_thread_and_makes_no_more_than
     results = list(LocalEngine(4).run(map(Number, range(30)), [Stage(Exclusive, (), Number, cpus=2.0)]))
     assert len(results) == 30
     assert len(made) == max(most) == 2
+
+
+def test_the_local_engine_gives_back_the_threads_of_opencv_and_torch():
+    class Modest:
+        def __call__(self, unit: Number) -> UnitResult:
+            one_thread()
+            return UnitResult("modest", 1.0)
+
+    before = cv2.getNumThreads(), torch.get_num_threads()
+    cv2.setNumThreads(2)
+    torch.set_num_threads(2)
+    list(LocalEngine(1).run([Number(1)], [Stage(Modest, (), Number, cpus=1.0)]))
+    assert (cv2.getNumThreads(), torch.get_num_threads()) == (2, 2)
+    cv2.setNumThreads(before[0])
+    torch.set_num_threads(before[1])
 
 
 def test_the_local_engine_takes_units_as_it_needs_them_and_stops_when_its_reader_does():

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import threading
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
+
+import cv2
 
 from pipeline.engine.base import Machine, Stage, start_worker
 from pipeline.state.units import BuildStopped, Handoff, UnitResult
@@ -37,7 +40,7 @@ class LocalEngine:
             raise BuildStopped("the captioner ray_llm runs on Ray: build with --engine ray")
         pools = [_Workers(stage, self._size(stage)) for stage in stages]
         running: set[Future[list[UnitResult]]] = set()
-        with ThreadPoolExecutor(self._cores) as threads:
+        with _own_threads(), ThreadPoolExecutor(self._cores) as threads:
             try:
                 for unit in units:
                     running.add(threads.submit(_carry, unit, pools))
@@ -80,6 +83,19 @@ class _Workers:
                     worker = start_worker(self.stage)
             yield worker
             self._idle.append(worker)
+
+
+@contextlib.contextmanager
+def _own_threads() -> Iterator[None]:
+    """Give OpenCV and torch back the threads of this process: workers set both to one, as there is a worker a core."""
+    cv2_threads = cv2.getNumThreads()
+    torch_threads = sys.modules["torch"].get_num_threads() if "torch" in sys.modules else None
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(cv2_threads)
+        if torch := sys.modules.get("torch"):
+            torch.set_num_threads(torch_threads or int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
 
 
 def _carry(unit: Any, pools: Sequence[_Workers]) -> list[UnitResult]:
