@@ -37,6 +37,9 @@ class ScanOptions:
     deadline_factor: float = 4.0  # a decode may take this many times the source's duration ...
     deadline_seconds: float = 120.0  # ... plus this
     memory_mb: Count = 3000  # of the child process that decodes
+    max_gb: Amount = 1000.0  # a larger source is not read
+    max_streams: Count = 64  # of any type; a source with more is not scanned
+    max_gigapixels: Amount = 2000.0  # decoded of one segment; what comes after is left out
     frames_uniform: Count = 4  # sampled frames a clip, evenly spread
     frames_peaks: int = 4  # and at motion peaks
     frame_side: Count = 512  # long side of a sampled frame, pixels; never enlarged
