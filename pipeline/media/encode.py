@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -18,7 +17,9 @@ from av.codec.context import Flags
 from av.video.frame import PictureType
 
 from pipeline.config.recipe import PackOptions
+from pipeline.media.faults import is_machine_fault
 from pipeline.media.frame import Frame
+from pipeline.media.memory_file import memory_file
 from pipeline.media.video import MediaError, Video
 
 VERSION = 4  # of the bytes that this file makes: raise it when the same span would be encoded to others
@@ -128,10 +129,12 @@ def encode_span(reader: SpanReader, cut: Cut, options: PackOptions) -> Encoded:
     else:
         timed = ((frame, frame.pts - start) for frame in frames)
     encoder = ENCODERS[f"{'h264' if options.codec == 'copy' else options.codec} {options.preset}"]
-    with tempfile.NamedTemporaryFile(suffix=".mp4") as file:
+    with memory_file("clip") as (path, file):
         try:
-            count = _write_mp4(file.name, timed, length, rate, base, cut, encoder)
+            count = _write_mp4(path, timed, length, rate, base, cut, encoder)
         except av.error.FFmpegError as error:
+            if is_machine_fault(error):
+                raise
             raise MediaError(f"the encoder gave up ({error.strerror})") from error
         data = file.read()
     return Encoded(data, "mp4", count, float(count / (length * base)), *cut.size, float(length * base))
@@ -161,7 +164,7 @@ def _write_mp4(
     first = next(frames, None)
     if first is None:
         raise MediaError("no frame in the span")
-    with av.open(path, "w", options={"movflags": "+faststart", "fflags": "+bitexact"}) as container:
+    with av.open(path, "w", format="mp4", options={"movflags": "+faststart", "fflags": "+bitexact"}) as container:
         stream: Any = container.add_stream(encoder[0], rate=rate, options=encoder[1])
         _describe(stream.codec_context, first[0], cut.size, base)
         count = 0

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from typing import Any, BinaryIO
 
 import av
 
 from pipeline.media.encode import Cut, Encoded
+from pipeline.media.memory_file import memory_file
 from pipeline.media.video import MediaError, Probe
 
 CODECS = ("h264", "hevc", "av1", "vp9")  # that an mp4 can hold
@@ -60,8 +60,8 @@ def _packets(source: Any, stream: Any, start: int, end: int) -> list[av.Packet]:
 
 def _write(stream: Any, packets: list[av.Packet], start: int, end: int, cut: Cut) -> Encoded:
     base = stream.time_base
-    with tempfile.NamedTemporaryFile(suffix=".mp4") as file:
-        with av.open(file.name, "w", options={"movflags": "+faststart", "fflags": "+bitexact"}) as target:
+    with memory_file("clip") as (path, file):
+        with av.open(path, "w", format="mp4", options={"movflags": "+faststart", "fflags": "+bitexact"}) as target:
             copied = target.add_stream_from_template(stream)
             last = max(packets, key=lambda packet: packet.pts or 0)
             last.duration = end - (last.pts or 0)

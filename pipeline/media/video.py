@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 import av
 import numpy as np
 
+from pipeline.media.faults import is_machine_fault
 from pipeline.media.frame import Frame, is_mirrored, seconds
 from pipeline.media.nal import is_non_reference
 from pipeline.storage.store import Unreachable
@@ -135,6 +136,11 @@ class Video:
         self._skipped = sorted(p for p in self._skipped if last is not None and p > last)
 
     @property
+    def streams(self) -> int:
+        """How many streams of any type the file has."""
+        return len(self._container.streams)
+
+    @property
     def skips(self) -> bool:
         """Whether `wanted` has an effect: the codec has frames that nothing refers to, and packets are whole frames."""
         return self.probe.codec in ("h264", "hevc") and not self._fields and not self.probe.image
@@ -168,6 +174,8 @@ class Video:
                 packet = next(packets, None)
             except Unreachable:
                 raise
+            except IndexError:  # PyAV's flush, after the decoder's, of a stream that appeared while it was reading
+                return
             except (av.error.FFmpegError, OSError) as error:
                 raise MediaError(f"truncated: reading stopped ({_words(error)})") from error
             if packet is None:
@@ -213,7 +221,7 @@ class Video:
                     self._container.seek(int(target / base), stream=self._stream, backward=True)
                     self._stream.codec_context.flush_buffers()
                     return
-            except av.error.FFmpegError:
+            except (av.error.FFmpegError, IndexError):
                 break
         self._rewind()
 
@@ -297,6 +305,8 @@ def _open(file: str | BinaryIO) -> Any:
     except av.error.InvalidDataError as error:
         raise MediaError("not a video file, or its header is damaged or cut off") from error
     except (av.error.FFmpegError, OSError, ValueError) as error:
+        if is_machine_fault(error):
+            raise
         raise MediaError(f"cannot be opened ({_words(error)})") from error
 
 
