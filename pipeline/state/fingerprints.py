@@ -24,7 +24,7 @@ from pipeline.config.recipe import Bounds, Recipe, RecipeError, to_dict
 from pipeline.selection.select import admitted, check_thresholds, holds
 from pipeline.tables.fragments import CLIPS, fingerprint
 
-SCAN_VERSION = 11
+SCAN_VERSION = 12
 EMBED_VERSION = 4
 CAPTION_VERSION = 3
 
