@@ -42,6 +42,8 @@ class SourceOptions:
     """How sources are known and read; the options but the first are for http://, https:// and ytdlp: alone."""
 
     identity: Literal["whole", "sampled"] = "whole"  # known by all their bytes, or by their size and 4 MiB of them
+    allow_private: bool = False  # read from private network addresses and this machine's own
+    archive_members: Count = 1_000_000  # a tar of more files is not read
     robots: bool = True  # follow robots.txt
     connections: Count = 4  # to one host at once, from one machine
     delay: NonNegative = 0.0  # seconds between two requests to one host, from one machine; robots.txt may ask for more

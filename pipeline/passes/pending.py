@@ -24,7 +24,6 @@ from pipeline.scan.scan import segments
 from pipeline.selection.duplicates import Embeddings, Vectors, matrix
 from pipeline.selection.select import QUALITY
 from pipeline.sources.discover import DiscoveredFile, Source
-from pipeline.sources.http import SILENT
 from pipeline.state import committed, fingerprints
 from pipeline.state.units import CaptionPart, CaptionUnit, IdentifyUnit, Part, ScanUnit, UnitClips
 from pipeline.storage.store import Store
@@ -56,7 +55,7 @@ PARTS = pa.schema(
 
 def as_last_seen(found: Sequence[DiscoveredFile], store: Store) -> Sequence[DiscoveredFile]:
     """`found`, with the files of servers that do not answer now as the last build saw them; says so on stderr."""
-    silent = pa.array([file.uri for file in found if file.stamp == SILENT], pa.string())
+    silent = pa.array([file.uri for file in found if file.silent], pa.string())
     if not len(silent):
         return found
     rows = read_table(store, "tables/sources", lambda field: field.name in ("source_uri", "source_id"))
@@ -70,21 +69,28 @@ def as_last_seen(found: Sequence[DiscoveredFile], store: Store) -> Sequence[Disc
     if seen:
         print(f"{len(seen):,} files are used as last seen: their servers do not answer", file=sys.stderr)
     return [
-        replace(file, size=seen[file.uri]["size"], stamp=seen[file.uri]["stamp"]) if file.uri in seen else file
+        replace(file, size=seen[file.uri]["size"], stamp=seen[file.uri]["stamp"], silent=False)
+        if file.uri in seen
+        else file
         for file in found
     ]
 
 
 def found_files(found: Sequence[DiscoveredFile]) -> pa.Table:
     """`found` as columns: uri, size, stamp, metadata (JSON or null); `key` names a file as it is now."""
-    columns: dict[str, list[Any]] = {name: [getattr(f, name) for f in found] for name in ("uri", "size", "stamp")}
+    columns: dict[str, list[Any]] = {
+        "uri": [file.uri for file in found],
+        "size": [file.size for file in found],
+        "stamp": [file.revision for file in found],
+    }
     said = [json.dumps(dict(f.metadata), sort_keys=True, default=str) if f.metadata else None for f in found]
     schema = pa.schema([("uri", pa.string()), ("size", pa.int64()), ("stamp", pa.string()), ("metadata", pa.string())])
     return _with_key(pa.table({**columns, "metadata": said}, schema=schema))
 
 
 def _with_key(files: pa.Table) -> pa.Table:
-    key = pc.binary_join_element_wise(files["uri"], files["size"].cast(pa.string()), files["stamp"], "\0")
+    size = pc.fill_null(files["size"], 0).cast(pa.string())
+    key = pc.binary_join_element_wise(files["uri"], size, files["stamp"], "\0")
     return files.append_column("key", key)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.config.recipe import Recipe, SourceOptions
+from pipeline.config.secrets import redact
 from pipeline.media.sandbox import Sandbox, SandboxError
 from pipeline.media.video import MediaError, Probe, probe
 from pipeline.scan.scan import Scanned, scan
@@ -37,7 +38,7 @@ class Identify:
     def __call__(self, unit: IdentifyUnit) -> UnitResult:
         started = time.perf_counter()
         rows = [self._row(found) for found in unit.found]
-        keys = [(f.uri, f.size, f.stamp) for f in unit.found]
+        keys = [(f.uri, f.size, f.revision) for f in unit.found]
         name = f"state/sources/{fingerprint(keys)}.parquet"
         write_fragment(self._store, name, pa.Table.from_pylist(rows, schema=fingerprints.IDENTIFIED), {})
         failed = sum(row["status"] != "ok" for row in rows)
@@ -45,16 +46,16 @@ class Identify:
         return UnitResult("sources", len(rows), {"sources": len(rows), "failed": failed}, seconds, fragment=name)
 
     def _row(self, found: DiscoveredFile) -> dict[str, Any]:
-        row: dict[str, Any] = {"uri": found.uri, "size": found.size, "stamp": found.stamp}
+        row: dict[str, Any] = {"uri": found.uri, "size": found.size, "stamp": found.revision}
         if not found.worth_opening:
             return row | {"status": "skipped", "error": f"not a video by its name ({suffix(found.uri) or 'no ending'})"}
-        if found.size == -1:
-            return row | {"status": "failed", "error": found.stamp}
-        if found.size == 0 and ":" not in found.uri:
+        if found.problem:
+            return row | {"status": "failed", "error": found.problem}
+        if found.size == 0:
             return row | {"status": "failed", "error": "empty file"}
         try:
             seen, row["source_id"] = self._sandbox.call(
-                identify, found.uri, self._options, deadline=self._deadline + found.size / SLOWEST
+                identify, found.uri, self._options, deadline=self._deadline + (found.size or 0) / SLOWEST
             )
         except (MediaError, SandboxError, OSError) as error:
             status = UNREACHABLE if isinstance(error, Unreachable) else "failed"
@@ -146,4 +147,4 @@ def plain(error: Exception) -> str:
     """One line for a person: what an error says, without its type and without the file's name where it is an OS's."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    return " ".join(redact(str(error)).split())[:300] or type(error).__name__
