@@ -9,16 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import dataclasses as checked
-
-from pipeline.config.options import FORBID_UNKNOWN, Amount, Count, Counts, Texts, override, parse_section, typed
+from pipeline.config.options import Amount, Count, override, parse_section, typed
 from pipeline.config.options import OptionError as ConfigError
 from pipeline.storage.store import Store
 
 
-@checked.dataclass(frozen=True, config=FORBID_UNKNOWN)
+@dataclass(frozen=True)
 class Config:
-    data: Texts = ()  # datasets; PATH or PATH@WEIGHT, weights in clips drawn (default: all its clips once)
+    data: tuple[str, ...] = ()  # datasets; PATH or PATH@WEIGHT, weights in clips drawn (default: all its clips once)
     seed: int = 0
 
     # the model
@@ -33,8 +31,8 @@ class Config:
     latent_channels: Count = 16  # of pca
     text: str = "minilm"  # minilm, or hf:FOLDER_OR_REPO (T5, UMT5, CLIP ...)
     text_tokens: Count = 48  # longer captions are cut
-    resolutions: Counts = (96,)  # square root of a frame's pixels; a clip takes the largest it fills
-    frame_counts: Counts = (5, 9)  # a clip takes the largest it is long enough for
+    resolutions: tuple[Count, ...] = (96,)  # square root of a frame's pixels; a clip takes the largest it fills
+    frame_counts: tuple[Count, ...] = (5, 9)  # a clip takes the largest it is long enough for
     fps: Amount = 5.0  # at which clips are sampled
     image_ratio: float = 0.0  # share of the samples that are single frames of videos
     workers: int = 0  # processes that load and decode; 0 decodes between steps
@@ -182,7 +180,8 @@ def load_config(
 
 def from_dict(values: Mapping[str, Any]) -> Config:
     """A checked Config. Raises ConfigError."""
-    return typed(Config, values)
+    config: Config = typed(Config, values)
+    return config
 
 
 def to_dict(config: Config) -> dict[str, Any]:

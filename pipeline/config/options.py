@@ -1,9 +1,10 @@
-"""Options: pydantic dataclasses from YAML and from `key=value`, with bounds and messages that name the key."""
+"""Options: dataclasses from YAML and from `key=value`, checked by pydantic, with messages that name the key."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import json
 import re
 import types
@@ -12,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 T = TypeVar("T")
 
@@ -21,8 +22,6 @@ WholeNumber = Annotated[int, Field(ge=0)]
 Amount = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
-
-FORBID_UNKNOWN = ConfigDict(extra="forbid")  # of every dataclass that `typed` reads
 
 
 class OptionError(ValueError):
@@ -89,29 +88,46 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
     return result
 
 
-def as_tuple(value: object) -> object:
-    """Read one value as a tuple of one, and the text "5,9" as a tuple of its YAML values."""
-    if isinstance(value, str) and "," in value:
-        value = parse(f"[{value}]", "list")
-    return tuple(value) if isinstance(value, (list, tuple)) else (value,)
-
-
-def as_section(value: object) -> object:
-    """Read a key without a value as an empty section."""
-    return {} if value is None else value
-
-
-Counts = Annotated[tuple[Count, ...], BeforeValidator(as_tuple), Field(min_length=1)]
-Amounts = Annotated[tuple[Amount, ...], BeforeValidator(as_tuple)]
-Texts = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]
-
-
 def typed(kind: type[T], tree: Mapping[str, Any]) -> T:
-    """Return the dataclass `kind` with the values of `tree`; "3" and true are no numbers. Raises OptionError."""
+    """Return the dataclass `kind` with the values of `tree`; "3" and true are no numbers, one value stands for a tuple
+    of one, and "5,9" for two. Raises OptionError for an unknown key, and for a value of another type or out of bounds.
+    """
     try:
-        return TypeAdapter(kind).validate_json(json.dumps(tree, default=str), strict=True)
+        text = json.dumps(_prepared(kind, tree, ""), default=str)
+        return typing.cast(T, _adapter(typing.cast(Any, kind)).validate_json(text, strict=True, extra="forbid"))
     except ValidationError as error:
         raise OptionError(_message(kind, error)) from error
+
+
+@functools.lru_cache(maxsize=16)
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def _prepared(kind: Any, value: Any, path: str) -> Any:
+    """Return `value` with lists where `kind` has tuples, and an empty section where a mapping has no value."""
+    kind = next(_plain(kind))
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if fields := _fields(kind):
+        section = value if isinstance(value, Mapping) else {}
+        items = {key: _prepared(fields.get(key, Any), item, f"{path}{key}.") for key, item in section.items()}
+        return items if isinstance(value, Mapping) else value
+    if origin is tuple and value is not None:
+        if isinstance(value, str) and arguments[0] is not str:
+            value = parse(f"[{value}]", path.rstrip("."))
+        values = list(value) if isinstance(value, (list, tuple)) else [value]
+        if not values and arguments[0] is Count:
+            raise OptionError(f"{path.rstrip('.')}: expected at least one")
+        return values
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        if not isinstance(value, Mapping):
+            return {} if value is None else value
+        empty: dict[str, Any] | None = {} if _fields(arguments[1]) or typing.get_origin(arguments[1]) else None
+        return {
+            key: _prepared(arguments[1], empty if item is None else item, f"{path}{key}.")
+            for key, item in value.items()
+        }
+    return value
 
 
 def _message(kind: Any, error: ValidationError) -> str:

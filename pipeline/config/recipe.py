@@ -6,24 +6,18 @@ import copy
 import dataclasses
 import importlib.resources
 from collections.abc import Mapping, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
-from pydantic.dataclasses import dataclass
+from pydantic import Field
 
 from pipeline.config.options import (
-    FORBID_UNKNOWN,
     Amount,
-    Amounts,
     Count,
     NonNegative,
     Share,
-    Texts,
     WholeNumber,
-    as_section,
-    as_tuple,
     merged,
     override,
     parse_section,
@@ -33,11 +27,14 @@ from pipeline.config.options import OptionError as RecipeError
 
 RETIRED = frozenset({"canaries"})  # options of earlier versions, which dataset.json of their datasets still holds
 
-Section = Annotated[Mapping[str, Any], BeforeValidator(as_section)]  # options that their owner checks
 Height = Annotated[int, Field(ge=16, le=8640)]  # pixels; encoders take multiples of 16
+Heights = Annotated[tuple[Height, ...], Field(min_length=1)]
+Quality = Annotated[int, Field(ge=1, le=100)]  # of JPEG
+Cosine = Annotated[float, Field(ge=-1, le=1)]
+Bits = Annotated[int, Field(ge=0, le=64)]
 
 
-@dataclass(frozen=True, config=FORBID_UNKNOWN)
+@dataclass(frozen=True)
 class SourceOptions:
     """How sources are known and read; the options but the first are for http://, https:// and ytdlp: alone."""
 
@@ -51,7 +48,7 @@ class SourceOptions:
     cache_gb: NonNegative = 50.0  # of a machine's temporary folder, for files that cannot be read by ranges
 
 
-@dataclass(frozen=True, config=FORBID_UNKNOWN)
+@dataclass(frozen=True)
 class ScanOptions:
     shots: Literal["cascade", "adaptive", "transnetv2", "stride"] = "cascade"
     min_seconds: NonNegative = 2.0  # a shorter shot is a row with `rejected_by: duration`
@@ -63,28 +60,28 @@ class ScanOptions:
     frames_uniform: Count = 4  # sampled frames a clip, evenly spread
     frames_peaks: WholeNumber = 4  # and at motion peaks
     frame_side: Count = 512  # long side of a sampled frame, pixels; never enlarged
-    jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 92
+    jpeg_quality: Quality = 92
 
     def __post_init__(self) -> None:
         if self.min_seconds > self.max_seconds:
             raise ValueError(f"min_seconds={self.min_seconds:g} is above max_seconds={self.max_seconds:g}")
 
 
-@dataclass(frozen=True, config=FORBID_UNKNOWN)
+@dataclass(frozen=True)
 class EncoderOptions:
     name: Literal["conse", "openclip"] = "conse"
     model: str = "ViT-L-14"  # openclip: architecture
     pretrained: str = "openai"  # openclip: tag or checkpoint file
 
 
-@dataclass(frozen=True, config=FORBID_UNKNOWN)
+@dataclass(frozen=True)
 class Bounds:
     """Kept when min <= score <= max (numbers) or when the label is in `any_of` and not in `none_of` (strings)."""
 
     min: float | None = None
     max: float | None = None
-    any_of: Texts | None = None
-    none_of: Texts | None = None
+    any_of: tuple[str, ...] | None = None
+    none_of: tuple[str, ...] | None = None
     missing: Literal["reject", "keep"] = "reject"  # what a null score means
 
     def admit(self, score: object) -> bool:
@@ -97,59 +94,42 @@ class Bounds:
         return (self.min is None or score >= self.min) and (self.max is None or score <= self.max)
 
 
-Threshold = Annotated[Bounds, BeforeValidator(as_section)]
-
-
-@dataclass(frozen=True, config=FORBID_UNKNOWN)
+@dataclass(frozen=True)
 class SelectOptions:
-    thresholds: Annotated[Mapping[str, Threshold], BeforeValidator(as_section)] = field(
-        default_factory=dict
-    )  # column -> bounds
+    thresholds: Mapping[str, Bounds] = field(default_factory=dict)  # column -> bounds
     duplicates: bool = True
-    duplicate_similarity: Annotated[float, Field(ge=-1, le=1)] = (
-        0.96  # cosine of mean embeddings, above which perceptual hashes are compared
-    )
-    duplicate_bits: Annotated[int, Field(ge=0, le=64)] = (
-        10  # of 64: perceptual hashes nearer than this are the same picture
-    )
+    duplicate_similarity: Cosine = 0.96  # of mean embeddings, above which perceptual hashes are compared
+    duplicate_bits: Bits = 10  # of 64: perceptual hashes nearer than this are the same picture
     val_fraction: Share = 0.05  # of sources, by hash of the source id
     balance_clusters: WholeNumber = 0  # of embeddings: columns balance_cluster and balance_weight; 0 makes none
     balance_cap: WholeNumber = 0  # the most clips that a cluster keeps; 0 is no limit
 
 
-@dataclass(frozen=True, config=FORBID_UNKNOWN)
+@dataclass(frozen=True)
 class CaptionOptions:
     captioner: str = "measured"
-    options: Section = field(default_factory=dict)  # the captioner's own
+    options: Mapping[str, Any] = field(default_factory=dict)  # the captioner's own
     text: Literal["short", "dense", "mix"] = "dense"  # what .txt holds
     batch: Count = 16
     audit: bool = True
 
 
-@dataclass(frozen=True, config=FORBID_UNKNOWN)
+@dataclass(frozen=True)
 class PackOptions:
     codec: Literal["h264", "h265", "av1", "copy"] = "h264"
     preset: Literal["fast_loading", "small"] = "fast_loading"  # a keyframe in 24 frames, or in 250
-    heights: Annotated[tuple[Height, ...], BeforeValidator(as_tuple), Field(min_length=1)] = (
-        1080,
-        720,
-        480,
-        360,
-        240,
-    )  # a clip is scaled down to the nearest, never up
-    durations: Amounts = ()  # seconds: buckets also by length, as (4, 8) makes them; () makes one
+    heights: Heights = (1080, 720, 480, 360, 240)  # a clip is scaled down to the nearest, never up
+    durations: tuple[Amount, ...] = ()  # seconds: buckets also by length, as (4, 8) makes them; () makes one
     fps: Amount | None = None  # constant frame rate; None keeps the source's
     shard_mb: Amount = 256.0
 
 
-@dataclass(frozen=True, config=FORBID_UNKNOWN)
+@dataclass(frozen=True)
 class Recipe:
     name: str = "embedded"
     sources: SourceOptions = field(default_factory=SourceOptions)
     scan: ScanOptions = field(default_factory=ScanOptions)
-    filters: Annotated[Mapping[str, Section], BeforeValidator(as_section)] = field(
-        default_factory=dict
-    )  # name -> its options; cheap before dear
+    filters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # name -> its options; cheap before dear
     score_all: bool = False  # run every filter on every clip, also on those that a cheaper one rejects
     encoder: EncoderOptions = field(default_factory=EncoderOptions)
     select: SelectOptions = field(default_factory=SelectOptions)
