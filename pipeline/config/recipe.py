@@ -24,6 +24,7 @@ from pipeline.config.options import (
     typed,
 )
 from pipeline.config.options import OptionError as RecipeError
+from pipeline.config.secrets import IN_URL
 
 RETIRED = frozenset({"canaries"})  # options of earlier versions, which dataset.json of their datasets still holds
 
@@ -151,7 +152,19 @@ def from_dict(given: Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe
     """The recipe that `to_dict` (or dataset.json) holds, with `key=value` overrides. Raises RecipeError."""
     tree = {key: value for key, value in copy.deepcopy(dict(given)).items() if key not in RETIRED}
     override(tree, overrides)
+    _refuse_secrets(tree, "")
     return typed(Recipe, tree)
+
+
+def _refuse_secrets(value: Any, path: str) -> None:
+    """Raise RecipeError for a URL with credentials in any option: the recipe is written to dataset.json."""
+    if isinstance(value, str) and IN_URL.search(value):
+        raise RecipeError(f"{path}: credentials in a URL end up in dataset.json: put them into the environment instead")
+    items = (
+        value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, (list, tuple)) else ()
+    )
+    for key, item in items:
+        _refuse_secrets(item, f"{path}.{key}" if path else str(key))
 
 
 def presets() -> list[str]:
