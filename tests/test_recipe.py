@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config.recipe import Bounds, RecipeError, from_dict, load_recipe, presets, to_dict
+from pipeline.state import fingerprints
 
 
 @pytest.mark.parametrize("name", presets())
@@ -201,3 +202,8 @@ def test_any_value_is_read_or_refused_with_its_key(value, key):
         assert above[0] in message if above else last in message
     else:
         assert from_dict(to_dict(recipe)) == recipe or "nan" in repr(recipe).lower()
+
+
+@pytest.mark.parametrize("name", ["embedded", "small"])
+def test_a_preset_names_filters_options_and_columns_that_exist(name):
+    fingerprints.check(load_recipe(name))
