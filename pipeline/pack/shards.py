@@ -22,7 +22,6 @@ import pyarrow.parquet as pq
 
 from pipeline.config.recipe import PackOptions, Recipe, SourceOptions
 from pipeline.media import encode
-from pipeline.media.remux import copy_span
 from pipeline.media.video import MediaError, Video
 from pipeline.pack.sample_json import content, documents, to_json
 from pipeline.selection.buckets import bucket_size
@@ -257,16 +256,14 @@ def _encode_all(
             with Video(open_media(uri, sources)) as video:
                 reader = encode.SpanReader(video)
                 for row in clips:
-                    yield row["clip_id"], _encode(reader, row, options, sources)
+                    yield row["clip_id"], _encode(reader, row, options)
         except Unreachable:
             raise
         except (MediaError, OSError) as error:
             yield from ((row["clip_id"], f"the source cannot be opened: {error}") for row in clips)
 
 
-def _encode(
-    reader: encode.SpanReader, row: Mapping[str, Any], options: PackOptions, sources: SourceOptions | None
-) -> encode.Encoded | str:
+def _encode(reader: encode.SpanReader, row: Mapping[str, Any], options: PackOptions) -> encode.Encoded | str:
     cut = encode.Cut(
         start_pts=row["start_pts"],
         end_pts=row["end_pts"],
@@ -278,10 +275,7 @@ def _encode(
     try:
         if row["frames"] == 1:
             return encode.encode_image(reader, cut)
-        result = None
-        if options.codec == "copy" and not options.fps:
-            result = copy_span(open_media(row["source_uri"], sources), cut, reader.video.probe)
-        result = result or encode.encode_span(reader, cut, options)
+        result = encode.encode_span(reader, cut, options)
     except Unreachable:
         raise
     except (MediaError, OSError) as error:

@@ -39,7 +39,7 @@ SMALLEST_UNIT = 10.0  # seconds of video: less is not worth a commit
 OPENING = 1.0  # seconds of video that opening a file costs as much as
 SELECTED_BY = (  # what selection, planning and counting read of a clip, beside the columns that have thresholds
     *("clip_id", "source_id", "source_uri", "shot_index", "start", "end", "frames", "crop_w", "crop_h", "dropped"),
-    *("unit", "caption_error", *QUALITY),
+    *("color_transfer", "unit", "caption_error", *QUALITY),
 )
 PARTS = pa.schema(
     [

@@ -106,6 +106,7 @@ class _Scan:
             "width": self._probe.width,
             "height": self._probe.height,
             "codec": self._probe.codec,
+            **self._probe.stated_colour,
         }
         return Scanned(row, self._clips, self._frames, dict(self._seconds))
 
@@ -247,6 +248,7 @@ class _Scan:
             "crop_y": y,
             "crop_w": width,
             "crop_h": height,
+            **self._probe.stated_colour,
             "dropped": "duration" if drop else None,
             **dict.fromkeys(self._columns),
         }

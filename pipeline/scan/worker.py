@@ -67,6 +67,7 @@ class Identify:
             "height": seen.height,
             "start": seen.start,
             "codec": seen.codec,
+            **seen.stated_colour,
         }
 
 
