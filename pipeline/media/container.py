@@ -100,7 +100,7 @@ def film_stream(container: Any) -> Any:
 
 
 def is_encrypted(file: str | BinaryIO) -> bool:
-    """Whether the file's first mebibyte has a box that only encrypted MP4 has: its size in four bytes, then its type."""
+    """Whether the file's first mebibyte has a box that only encrypted MP4 has: four bytes of size, then its type."""
     data = first_bytes(file, HEADER)
     places = (data.find(box) for box in ENCRYPTION_BOXES)
     return any(at >= 4 and 8 <= int.from_bytes(data[at - 4 : at]) <= HEADER for at in places)

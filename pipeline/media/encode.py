@@ -112,8 +112,8 @@ class SpanReader:
 
 def encode_span(reader: SpanReader, cut: Cut, options: PackOptions) -> Encoded:
     """The span as an mp4 of `cut.size`: square pixels, upright, 8-bit 4:2:0, BT.709 in limited range, tone-mapped where
-    the source is HDR, progressive, without sound. The same input and options give the same bytes. Raises MediaError where the source has no frame of it, or the
-    encoder fails."""
+    the source is HDR, progressive, without sound. The same input and options give the same bytes. Raises MediaError
+    where the source has no frame of it, or the encoder fails."""
     base = reader.video.probe.time_base
     start, end = (round(pts * cut.time_base / base) for pts in (cut.start_pts, cut.end_pts))
     frames = _progressive(reader.frames(start, end), base)
@@ -208,12 +208,8 @@ def _fit(plane: np.ndarray, part: tuple[float, float, float, float], size: tuple
     to a pixel, else scaled; offsets are multiples of `even`, so that luma and chroma stay together."""
     height, width = plane.shape[:2]
     left, top = (int((part[i] * side + 1e-6) / even) * even for i, side in ((0, width), (1, height)))
-    if (
-        abs(part[2] * width - size[0]) < 1
-        and abs(part[3] * height - size[1]) < 1
-        and size[0] <= width
-        and size[1] <= height
-    ):
+    is_crop = abs(part[2] * width - size[0]) < 1 and abs(part[3] * height - size[1]) < 1
+    if is_crop and size[0] <= width and size[1] <= height:
         left, top = min(left, width - size[0]), max(0, min(top, height - size[1]))
         inside = plane[top : top + size[1], left : left + size[0]]
     else:

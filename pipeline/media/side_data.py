@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import av
 from av.sidedata.sidedata import Type
@@ -16,7 +16,8 @@ MIRRORED = (2, 4, 5, 7)  # EXIF orientations
 def side_data(frame: av.VideoFrame) -> Mapping[Type, bytes] | None:
     """The side data of a frame by type; None where PyAV cannot give it, because there is EXIF among it."""
     try:
-        return {data.type: bytes(data) for data in frame.side_data}
+        parts: Any = frame.side_data
+        return {data.type: bytes(data) for data in parts}
     except ValueError:
         return None
 

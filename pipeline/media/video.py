@@ -142,6 +142,11 @@ class Video:
         return usual and self.probe.codec in ("h264", "hevc")
 
     @property
+    def stream_index(self) -> int:
+        """The number of the stream in its file that the frames are of."""
+        return int(self._stream.index)
+
+    @property
     def remaining(self) -> list[int]:
         """pts of the source's frames after the last one that was given, when `frames` is through."""
         return self._skipped
