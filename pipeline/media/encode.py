@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -99,7 +100,8 @@ class SpanReader:
     def frames(self, start: int, end: int) -> Iterator[Frame]:
         """Frames with start <= pts < end, in the stream's time base. Raises MediaError."""
         base = self.video.probe.time_base
-        near = self._ahead is not None and 0 <= (start - self._ahead.pts) * base < CONTINUE
+        limit = CONTINUE if self.video.is_seekable else math.inf
+        near = self._ahead is not None and 0 <= (start - self._ahead.pts) * base < limit
         if not near:
             self._frames = self.video.frames(float((start + Fraction(1, 2)) * base))
             self._ahead = next(self._frames, None)

@@ -46,9 +46,9 @@ class DisplayTimes:
             self.is_reordered, self.is_permuted = True, False
         else:
             self._last = pts
-            if self._offset is None:
-                self._offset = 0 if dts is None else pts - dts
-            self._slots.append((pts, pts if dts is None else dts + self._offset))
+            if dts is not None:  # FFmpeg guesses the first packets' pts: the least difference is the constant one
+                self._offset = pts - dts if self._offset is None else min(self._offset, pts - dts)
+            self._slots.append((pts, pts if dts is None or self._offset is None else dts + self._offset))
             if len(self._slots) > LARGEST_DELAY:
                 self._slots.popleft()
 

@@ -35,6 +35,7 @@ av.logging.set_level(av.logging.PANIC)  # what FFmpeg has to say about a broken 
 
 IMAGE_FORMATS = {"image2", "png_pipe", "jpeg_pipe", "webp_pipe", "bmp_pipe", "tiff_pipe", "webp", "mjpeg_pipe"}
 HEAD = 1 << 16  # bytes of a picture, of which EXIF is the first part
+UNSEEKABLE = {"asf", "mpeg"}  # where FFmpeg guesses times of packets after a seek that are others than without
 JUMP_BACK = 1.0  # seconds: timestamps that go back further than this start another timeline, which cannot be addressed
 OPENING_FRAMES = 8  # decoded at most to see whether a stream with B-frames has display times
 
@@ -99,7 +100,7 @@ class Video:
         size, after the frames that are there.
         """
         natives, self._unread = self._unread, None
-        if start is not None and start > self.probe.start and not self.probe.image:
+        if start is not None and start > self.probe.start and self.is_seekable:
             self._seek(start)
             natives = None
         elif natives is None:
@@ -140,6 +141,11 @@ class Video:
         """Whether `wanted` has an effect: the codec has frames that nothing refers to, and packets are whole frames."""
         usual = not self._fields and not self.probe.image and not self._is_permuted
         return usual and self.probe.codec in ("h264", "hevc")
+
+    @property
+    def is_seekable(self) -> bool:
+        """Whether decoding can start at a keyframe, with the times that decoding from the beginning gives."""
+        return self._container.format.name not in UNSEEKABLE and not self.probe.image
 
     @property
     def stream_index(self) -> int:

@@ -25,7 +25,7 @@ from pipeline.media.encode import Cut, SpanReader, encode_image, encode_span
 from pipeline.media.video import MediaError, Video
 from pipeline.selection.buckets import bucket_names, bucket_size
 
-MOST_FRAMES = 400  # of a file, so that one film does not take minutes
+MOST_FRAMES = 150  # of a file, so that one film does not take minutes
 HEIGHTS = (1080, 720, 480, 360, 240)
 
 
