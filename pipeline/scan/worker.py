@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -17,7 +18,8 @@ from pipeline.config.recipe import Recipe, SourceOptions
 from pipeline.media.sandbox import Sandbox, SandboxError
 from pipeline.media.video import MediaError, Probe, probe
 from pipeline.scan.scan import Scanned, scan
-from pipeline.sources.discover import DiscoveredFile, content_id, open_media, suffix
+from pipeline.sources.content import HEAD, not_media
+from pipeline.sources.discover import DiscoveredFile, content_id, open_file, open_media
 from pipeline.state import fingerprints
 from pipeline.state.committed import UNREACHABLE
 from pipeline.state.units import IdentifyUnit, Part, ScanUnit, UnitClips, UnitResult
@@ -46,8 +48,8 @@ class Identify:
 
     def _row(self, found: DiscoveredFile) -> dict[str, Any]:
         row: dict[str, Any] = {"uri": found.uri, "size": found.size, "stamp": found.stamp}
-        if not found.worth_opening:
-            return row | {"status": "skipped", "error": f"not a video by its name ({suffix(found.uri) or 'no ending'})"}
+        if not found.worth_opening and (reason := self._not_media(found)):
+            return row | {"status": "skipped", "error": f"not a video ({reason})"}
         if found.size == -1:
             return row | {"status": "failed", "error": found.stamp}
         if found.size == 0 and ":" not in found.uri:
@@ -57,7 +59,9 @@ class Identify:
                 identify, found.uri, self._options, deadline=self._deadline + found.size / SLOWEST
             )
         except (MediaError, SandboxError, OSError) as error:
-            status = UNREACHABLE if isinstance(error, Unreachable) else "failed"
+            status = "failed" if found.worth_opening else "skipped"
+            if isinstance(error, Unreachable):
+                status = UNREACHABLE
             return row | {"status": status, "error": plain(error)}
         return row | {
             "status": "ok",
@@ -69,6 +73,20 @@ class Identify:
             "codec": seen.codec,
             **seen.stated_colour,
         }
+
+    def _not_media(self, found: DiscoveredFile) -> str | None:
+        """What a file with an ending that says little is, by its first bytes; None where it may be a video."""
+        if found.size == -1:
+            return found.stamp
+        if "://" not in found.uri and not Path(found.uri).is_file():
+            return "not a regular file"  # reading a pipe would wait for ever
+        try:
+            with open_file(found.uri, self._options) as file:
+                return not_media(file.read(HEAD))
+        except Unreachable:
+            return None  # the decoder cannot reach it either, and says so
+        except OSError as error:
+            return plain(error)
 
 
 class Scan:
