@@ -26,7 +26,7 @@ from pipeline.storage.store import Store
 
 SELECTED_BY = (  # what selection, planning and counting read of a clip, beside the columns that have thresholds
     *("clip_id", "source_id", "source_uri", "shot_index", "start", "end", "frames", "crop_w", "crop_h", "dropped"),
-    *("unit", "caption_error", *QUALITY),
+    *("color_transfer", "unit", "caption_error", *QUALITY),
 )
 DECIDED = (  # the columns of a clip that stay in memory after selection
     *("clip_id", "source_uri", "start", "end", "frames", "caption"),

@@ -115,6 +115,7 @@ class _Scan:
             "width": self._probe.width,
             "height": self._probe.height,
             "codec": self._probe.codec,
+            **self._probe.stated_colour,
         }
         return Scanned(row, self._clips, self._frames, dict(self._seconds), self._errors)
 
@@ -260,6 +261,7 @@ class _Scan:
             "crop_y": y,
             "crop_w": width,
             "crop_h": height,
+            **self._probe.stated_colour,
             "dropped": "duration" if drop else None,
             **dict.fromkeys(self._columns),
         }

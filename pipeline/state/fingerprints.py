@@ -24,7 +24,7 @@ from pipeline.config.recipe import Bounds, Recipe, RecipeError, to_dict
 from pipeline.selection.select import admitted, check_thresholds, holds
 from pipeline.tables.fragments import CLIPS, fingerprint
 
-SCAN_VERSION = 11
+SCAN_VERSION = 12
 EMBED_VERSION = 4
 CAPTION_VERSION = 3
 
@@ -45,6 +45,10 @@ IDENTIFIED = pa.schema(
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("codec", pa.string()),
+        ("color_matrix", pa.string()),
+        ("color_primaries", pa.string()),
+        ("color_transfer", pa.string()),
+        ("color_range", pa.string()),
     ]
 )
 
