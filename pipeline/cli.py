@@ -14,9 +14,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from pipeline.engine.choice import EngineName
 
 OVERRIDE = re.compile(r"[a-z_]+(\.\w+)*=")  # key=value, and no path or URL
 COMPLETE = "_CLIPMILL_COMPLETE"  # names the shell: eval "$(_CLIPMILL_COMPLETE=bash_source clipmill)"
@@ -127,9 +130,17 @@ def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
 )
 @_inputs
 @click.option("--address", metavar="RAY", help="Join this Ray cluster (auto: the one this runs in).")
+@click.option(
+    "--engine",
+    type=click.Choice(("auto", "local", "ray")),
+    default="auto",
+    help="local: threads of this process; ray: Ray Data; default: local for less than 1 GB of sources.",
+)
 @click.option("--cores", type=click.IntRange(min=1), metavar="N", help="Of this machine; default: all.")
 @click.option("--gpus", is_flag=True, help="Embed and caption wait for a GPU; default: on one if there is one then.")
-def build(words: Sequence[str], out: str, recipe: str, address: str | None, cores: int | None, gpus: bool) -> None:
+def build(
+    words: Sequence[str], out: str, recipe: str, address: str | None, cores: int | None, gpus: bool, engine: EngineName
+) -> None:
     """Build a dataset, doing only what is not done yet.
 
     SOURCE is a folder, file, glob, list (.csv .jsonl .parquet), .tar, URL, or ytdlp:URL for the videos of a page.
@@ -143,7 +154,7 @@ def build(words: Sequence[str], out: str, recipe: str, address: str | None, core
     from pipeline.report.summary import summary
 
     with _exit_on_signals():
-        built = run(sources, out, options, address, cores, gpus)
+        built = run(sources, out, options, address, cores, gpus, engine)
     _say(summary(out, built.info))
 
 

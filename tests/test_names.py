@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from pipeline.config.recipe import SourceOptions, load_recipe
 from pipeline.config.secrets import redact
 from pipeline.dataset.export import WRITERS
-from pipeline.passes import pending
+from pipeline.passes.identify import identify_units
+from pipeline.passes.snapshot import source_rows
 from pipeline.scan.worker import Identify
 from pipeline.sources.discover import content_id, discover, open_media
 from pipeline.sources.names import clean, from_text, printable, to_text, url_text
@@ -117,10 +118,10 @@ def rows_of(inputs: list[str], store: Store) -> list[dict[str, object]]:
     recipe = load_recipe("embedded")
     found = discover(inputs, recipe.sources)
     identify = Identify(store, recipe)
-    for unit in pending.identify_units(found, store):
+    for unit in identify_units(found, store):
         identify(unit)
-    assert list(pending.identify_units(found, store)) == []
-    return pending.source_rows(found, store).to_pylist()
+    assert list(identify_units(found, store)) == []
+    return source_rows(found, store).to_pylist()
 
 
 def test_every_odd_name_is_one_row_that_opens_the_file(odd_folder: Path, tmp_path: Path) -> None:

@@ -58,6 +58,9 @@ class ScanOptions:
     deadline_factor: NonNegative = 4.0  # a decode may take this many times the source's duration ...
     deadline_seconds: Amount = 120.0  # ... plus this
     memory_mb: Count = 3000  # of the child process that decodes
+    max_gb: Amount = 1000.0  # a larger source is not read
+    max_streams: Count = 64  # of any type; a source with more is not scanned
+    max_gigapixels: Amount = 2000.0  # decoded of one segment; what comes after is left out
     frames_uniform: Count = 4  # sampled frames a clip, evenly spread
     frames_peaks: WholeNumber = 4  # and at motion peaks
     frame_side: Count = 512  # long side of a sampled frame, pixels; never enlarged
@@ -117,11 +120,12 @@ class CaptionOptions:
 
 @dataclass(frozen=True)
 class PackOptions:
-    codec: Literal["h264", "h265", "av1", "copy"] = "h264"
+    codec: Literal["h264", "h265", "av1"] = "h264"
     preset: Literal["fast_loading", "small"] = "fast_loading"  # a keyframe in 24 frames, or in 250
     heights: Heights = (1080, 720, 480, 360, 240)  # a clip is scaled down to the nearest, never up
     durations: tuple[Amount, ...] = ()  # seconds: buckets also by length, as (4, 8) makes them; () makes one
     fps: Amount | None = None  # constant frame rate; None keeps the source's
+    hdr: Literal["tonemap", "reject"] = "tonemap"  # PQ and HLG: clips in BT.709, or none of such sources
     shard_mb: Amount = 256.0
 
 

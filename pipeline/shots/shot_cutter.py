@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+MOST_CELLS = 1440  # of the grid of LONGEST seconds that are gone through between two frames: a day
 LONGEST = 60.0  # seconds: without a transition for a whole cell of this grid, a shot is cut at the cell's end
 
 
@@ -70,6 +71,10 @@ class ShotCutter:
     def _grid(self, until: float, inside: Transition | None = None) -> list[Shot]:
         assert self._cell is not None
         shots: list[Shot] = []
+        empty = min(until, inside.leave if inside else math.inf) // LONGEST - self._cell
+        if empty > MOST_CELLS and not self._busy:  # a jump of the timestamps: no frame lies in these cells
+            shots += self._cut(Transition((self._cell + 1) * LONGEST, (self._cell + empty - 1) * LONGEST))
+            self._cell += int(empty) - 1
         while (point := (self._cell + 1) * LONGEST) <= until and not self.done:
             spanned = inside is not None and inside.leave <= point
             if not self._busy and not spanned:

@@ -24,14 +24,14 @@ import requests
 import urllib3
 
 from pipeline.config.recipe import SourceOptions
-from pipeline.config.versions import installed
+from pipeline.config.versions import VERSION
 from pipeline.sources.addresses import AddressRefused, session
 from pipeline.sources.discovered import DiscoveredFile
 from pipeline.sources.downloads import downloaded
 from pipeline.storage.retry import AGAIN, pause
 from pipeline.storage.store import Unreachable, ranged
 
-AGENT = f"clipmill/{installed('clipmill') or 'source'} (video dataset builder)"
+AGENT = f"clipmill/{VERSION} (video dataset builder)"
 TRIES = 6  # of one request, without a byte of progress
 LONGEST = 120.0  # seconds that a server's Retry-After is followed
 TIMEOUT = (10.0, 30.0)  # seconds to connect, and between two packets
