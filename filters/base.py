@@ -69,7 +69,8 @@ class ClipView:
 class Filter(Protocol):
     """Scores clips; thresholds are the recipe's. Options are the constructor's keyword arguments, with defaults.
 
-    A filter whose constructor has a parameter `encoder` is given the recipe's TextVideoEncoder.
+    A filter whose constructor has a parameter `encoder` is given the recipe's TextVideoEncoder. One whose model runs on
+    a GPU where there is one has an attribute `gpu = True`.
     """
 
     name: str  # the prefix of its columns
@@ -86,6 +87,11 @@ class Filter(Protocol):
         caught by `score` below, and logged as an error in the filter.)
         """
         ...
+
+
+def uses_gpu(filter: Filter) -> bool:
+    """Whether the filter's model runs on a GPU where there is one."""
+    return bool(getattr(filter, "gpu", False))
 
 
 def why_null(name: str) -> str:

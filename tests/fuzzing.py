@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-import pickle
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,10 @@ import psutil
 from filters.encoders.base import EncoderOutput
 from pipeline import build as builds
 from pipeline.config.recipe import Recipe, load_recipe
-from pipeline.engine import ray_engine
+from pipeline.engine.base import Stage
+from pipeline.engine.local import LocalEngine
 from pipeline.passes import caption_worker, embed_worker
+from pipeline.state.units import UnitResult
 
 OPTIONS = (
     *("scan.min_seconds=0.2", "scan.deadline_seconds=20", "scan.memory_mb=900", "scan.max_streams=32"),
@@ -69,30 +70,19 @@ def recipe() -> Recipe:
 
 
 def build_here(inputs: Sequence[str], out: Path, footage: Path) -> builds.Built:
-    """Build with workers in this process, one unit after another, and with PlainEncoder as the image encoder. Files of
-    `footage` that are called vanishing and growing do so before the pass that would read them."""
+    """Build in this process, one unit after another, and with PlainEncoder as the image encoder. Files of `footage`
+    that are called vanishing and growing do so before the pass that would read them."""
+    run = LocalEngine.run
 
-    def run(units: Sequence[bytes], stages: Sequence[Any]) -> Iterator[Any]:
-        workers = [stage.worker(*stage.args) for stage in stages]
-        change(footage, type(workers[0]).__name__)
-        for unit in units:
-            answer = pickle.loads(unit)
-            for worker in workers:
-                answer = worker(answer)
-            yield answer
+    def changing(engine: LocalEngine, units: Iterable[Any], stages: Sequence[Stage]) -> Iterator[UnitResult]:
+        change(footage, stages[0].worker.__name__)
+        return run(engine, units, stages)
 
     with contextlib.ExitStack() as patches:
-        for module, name, value in (
-            (ray_engine, "run", run),
-            (ray_engine, "machine", lambda *_: ray_engine.Machine(1, 1, frozenset())),
-            (ray_engine, "stop", lambda: None),
-            (builds, "publish", lambda *_: None),
-            (builds, "publish_left", lambda *_: None),
-            (embed_worker, "load_encoder", lambda *_: PlainEncoder()),
-            (caption_worker, "load_encoder", lambda *_: PlainEncoder()),
-        ):
-            patches.enter_context(patch.object(module, name, value))
-        return builds.build(inputs, str(out), recipe())
+        patches.enter_context(patch.object(LocalEngine, "run", changing))
+        for module in (embed_worker, caption_worker):
+            patches.enter_context(patch.object(module, "load_encoder", lambda *_: PlainEncoder()))
+        return builds.build(inputs, str(out), recipe(), cores=1, engine="local")
 
 
 def change(footage: Path, worker: str) -> None:

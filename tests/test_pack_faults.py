@@ -25,14 +25,15 @@ from pipeline.media import encode
 from pipeline.pack import clip_encoder
 from pipeline.pack.clip_encoder import ClipEncoder
 from pipeline.pack.shards import index_path, listed, plan_shards, write_shard
-from pipeline.pack.worker import Pack, pack_units
+from pipeline.pack.worker import Pack, PackUnit
 from pipeline.selection.select import select
 from pipeline.storage.store import Store
+from pipeline.tables.fragments import write_fragment
 
 RECIPE = Recipe(
     select=SelectOptions(duplicates=False, val_fraction=0.0),
     pack=PackOptions(heights=(96,)),
-    scan=ScanOptions(deadline_seconds=1.0, deadline_factor=0.1, memory_mb=900),
+    scan=ScanOptions(deadline_seconds=8.0, deadline_factor=0.1, memory_mb=900),
 )
 HANG, CRASH, HUNGER, FULL = (f"clip {number} of film" for number in range(4))
 
@@ -71,7 +72,7 @@ def test_a_span_that_hangs_crashes_or_eats_memory_is_one_failure_and_the_others_
     clips: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(clip_encoder, "encode_clip", encode_or_fail)
-    monkeypatch.setattr(clip_encoder, "ENCODE_FACTOR", 4.0)  # a clip has half a second
+    monkeypatch.setattr(clip_encoder, "ENCODE_FACTOR", 0.0)  # else a clip has half a minute more
     (plan,) = plan_shards(clips, RECIPE)
     with ClipEncoder(RECIPE.scan) as encoder:
         result = write_shard(plan, tmp_path, None, encoder)
@@ -129,7 +130,8 @@ def test_a_full_disk_stops_the_pass_and_leaves_the_shard_to_the_next_build(
 ) -> None:
     store = Store(str(tmp_path))
     plans = plan_shards(clips, RECIPE)
-    _, (unit,) = pack_units(plans, store)
+    write_fragment(store, "state/pack/rows.parquet", plans[0].rows(), {})
+    unit = PackUnit(plans[0].path, "state/pack/rows.parquet", 5)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))  # of this process: a shard does not fit
     try:

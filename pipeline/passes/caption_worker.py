@@ -78,7 +78,7 @@ class CaptionClips:
             amount=len(rows),
             counts={"captions": len(rows) - failed, "failed": failed},
             seconds={"total": costs.total},
-            filters=costs.filters(),
+            filters=costs.filters,
             fragment=name,
             unforeseen=unforeseen(errors),
             problem=problem,

@@ -23,7 +23,7 @@ from pipeline.sources.source_sandbox import SourceSandbox
 from pipeline.state import fingerprints
 from pipeline.state.committed import UNREACHABLE
 from pipeline.state.error_log import LoggedError, logged_error, unforeseen, write_errors
-from pipeline.state.units import IdentifyUnit, Part, ScanUnit, UnitClips, UnitResult, stopped
+from pipeline.state.units import Handoff, IdentifyUnit, Part, ScanUnit, UnitClips, UnitResult, stopped
 from pipeline.storage.store import Store, Unreachable
 from pipeline.tables.fragments import FRAMES, fingerprint, table_from, write_fragment, write_frames
 
@@ -110,15 +110,14 @@ class Scan:
         self._schema = fingerprints.scan_schema(recipe)
         self._fingerprint = fingerprints.scan_fingerprint(recipe)
 
-    def __call__(self, unit: ScanUnit | UnitClips) -> tuple[UnitResult | None, UnitClips]:
-        """What the embed pass has to do next; clips that are scanned already pass through."""
-        if isinstance(unit, UnitClips):
-            return None, unit
+    def __call__(self, unit: ScanUnit) -> Handoff | UnitResult:
+        """Hand the clips on to the embed pass."""
         try:
             done = self._unit(unit.parts)
         except (OSError, MemoryError) as error:
-            done = stopped("scan", error)
-        return done, UnitClips(done.fragment.rpartition("/")[2].removesuffix(".parquet"), done.fragment)
+            return stopped("scan", error)
+        name = done.fragment.rpartition("/")[2].removesuffix(".parquet")
+        return Handoff(UnitClips(name, done.fragment), (done,))
 
     def _unit(self, unit: Sequence[Part]) -> UnitResult:
         clips: list[dict[str, Any]] = []

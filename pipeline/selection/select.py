@@ -14,7 +14,6 @@ from pipeline.config.recipe import Bounds, Recipe, RecipeError
 from pipeline.selection import balance, duplicates
 from pipeline.selection.buckets import bucket_names, with_durations
 from pipeline.selection.duplicates import Embeddings
-from pipeline.sources import canaries
 from pipeline.tables.fragments import floats, id_prefix_u64
 
 SELECTED = pa.schema(
@@ -78,8 +77,6 @@ def select(
     added: dict[str, pa.Array | pa.ChunkedArray] = {}
     if recipe.select.balance_clusters and embeddings:
         added, reasons["balance"] = _balanced(clips, embeddings, recipe, ~_any(reasons.values(), n))
-    if "source_uri" in clips.column_names and (planted := canaries.is_canary(clips).to_numpy()).any():
-        reasons[canaries.MARK] = planted
     added |= {
         "keep": pa.array(~_any(reasons.values(), n)),
         "rejected_by": _reason_lists(reasons, n),

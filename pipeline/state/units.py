@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from pipeline.media.faults import problem
 from pipeline.sources.discover import DiscoveredFile, Source
@@ -100,6 +101,14 @@ class UnitResult:
 def stopped(of: str, error: BaseException) -> UnitResult:
     """The result of a unit that a fault of the machine has ended: nothing of it is committed, the build stops."""
     return UnitResult(of, 0.0, problem=problem(error))
+
+
+@dataclass(frozen=True)
+class Handoff:
+    """What a stage passes on to the next ones: a unit of another type, and the results of what is finished by then."""
+
+    unit: Any
+    results: tuple[UnitResult, ...] = ()
 
 
 class BuildStopped(RuntimeError):
