@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("pipeline", "filters", "captioners", "model", "jobs")
 PICKLES = {  # who unpickles, always what this program's own processes send each other, never a file
     *("pipeline/engine/ray_engine.py", "pipeline/media/sandbox.py", "pipeline/passes/ray_llm.py"),
+    "pipeline/passes/run.py",  # units of work, in memory
 }
 
 
