@@ -154,3 +154,14 @@ def test_a_mirrored_hard_file_is_as_its_makers_meant_it() -> None:
         assert np.abs(frame.rgb() - np.transpose(as_coded, (1, 0, 2))).mean() < 5
     with pytest.raises(MediaError, match="encrypted"):
         probe(str(HARD / "sample_fragmented_clearkey.mp4"))
+
+
+def test_a_span_after_a_seek_that_an_edit_list_misleads_is_whole() -> None:
+    path = HARD / "sample_edit_list_no_sync_frame_before_edit.mp4"
+    if not path.exists():
+        pytest.skip("the collection of hard files is not here")
+    with Video(str(path)) as video:
+        pts = [frame.pts for frame in video.frames()]
+    for first in (9, 12):
+        with Video(str(path)) as video:
+            assert [frame.pts for frame in SpanReader(video).frames(pts[first], pts[-1] + 1)] == pts[first:]

@@ -100,12 +100,12 @@ class Video:
         size, after the frames that are there.
         """
         natives, self._unread = self._unread, None
+        self._wanted = wanted if self.skips else None
         if start is not None and start > self.probe.start and self.is_seekable:
             self._seek(start)
-            natives = None
+            natives = self._decode_from(start)
         elif natives is None:
             self._rewind()
-        self._wanted = wanted if self.skips else None
         base, step = self.probe.time_base, self._step()
         rotation, mirrored, colour = self.probe.rotation, self.probe.mirrored, self.probe.colour
         last: int | None = None
@@ -209,6 +209,15 @@ class Video:
                     continue  # after a seek: leading frames whose references lie before the seek point
                 clean = True
                 yield frame
+
+    def _decode_from(self, start: float) -> Iterator[av.VideoFrame]:
+        """Frames after a seek; from the first frame on where the seek went past `start`, as with some edit lists."""
+        frames = self._decode()
+        first = next(frames, None)
+        if first is not None and (first.pts is None or seconds(first.pts, self.probe.time_base) <= start):
+            return chain([first], frames)
+        self._rewind()
+        return self._decode()
 
     def _seek(self, start: float) -> None:
         """Leaves the demuxer at a keyframe at or before `start`; from the beginning where the file cannot seek."""

@@ -25,7 +25,7 @@ from pipeline.media.encode import Cut, SpanReader, encode_image, encode_span
 from pipeline.media.video import MediaError, Video
 from pipeline.selection.buckets import bucket_names, bucket_size
 
-MOST_FRAMES = 150  # of a file, so that one film does not take minutes
+MOST_FRAMES = 100  # of a file, so that one film does not take minutes
 HEIGHTS = (1080, 720, 480, 360, 240)
 
 
@@ -80,8 +80,7 @@ def by_reader(path: Path) -> tuple[Decoded, str, int, str]:
                     break
         except MediaError as error:
             problem = str(error)
-        step = int(np.median(np.diff(pts))) if len(pts) > 1 else 1
-        encoded = encode(video, pts[0], pts[-1] + step)
+        encoded = encode(video, pts[0], pts[-1] + 1)
     return Decoded(pictures, np.array(times)), f"{facts} {problem}".strip(), stream, encoded
 
 
