@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.optim import Optimizer
 
 from model.parallel import barrier
-from pipeline.storage import atomic
+from pipeline.storage.store import atomic
 
 
 class CheckpointError(ValueError):

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.options import Amount, Count, override, parse_section, typed
-from pipeline.options import OptionError as ConfigError
-from pipeline.storage import Store
+from pipeline.config.options import Amount, Count, override, parse_section, typed
+from pipeline.config.options import OptionError as ConfigError
+from pipeline.storage.store import Store
 
 
 @dataclass(frozen=True)

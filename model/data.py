@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader, Dataset
 from model.config import Config
 from model.index import DataError, Index
 from model.order import Draw, Order, Shape
-from pipeline.clip_reader import ClipError, read_frames, read_image
-from pipeline.downloads import downloaded
-from pipeline.storage import locate
+from pipeline.media.clip_reader import ClipError, read_frames, read_image
+from pipeline.sources.downloads import downloaded
+from pipeline.storage.store import locate
 
 ATTEMPTS = 8  # samples tried in a row before the run stops: more is a broken dataset, not a corrupt clip
 

@@ -36,8 +36,8 @@ from model.order import Shape
 from model.parallel import join
 from model.text import TextEncoder
 from model.train import ERRORS, parse
-from pipeline.clip_reader import ClipError
-from pipeline.storage import Store, atomic, remove_abandoned
+from pipeline.media.clip_reader import ClipError
+from pipeline.storage.store import Store, atomic, remove_abandoned
 
 SPLITS = ("train", "val")
 INDEX = pa.schema(

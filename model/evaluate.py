@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from filters.similarity import TextVideoEncoder, load_encoder
+from filters.encoders.base import TextVideoEncoder, load_encoder
 from model import flow, page
 from model.config import read_encoding, scored_by, split_weight
 from model.data import Clips
@@ -28,7 +28,7 @@ from model.page import Pair
 from model.sample import Guidance, Trained
 from model.train import ERRORS as TRAINING_ERRORS
 from model.train import draw_noise
-from pipeline.clip_reader import write_mp4
+from pipeline.media.clip_reader import write_mp4
 
 TIMES = tuple((i + 0.5) / 8 for i in range(8))
 SCORES = ("motion", "warp", "flicker", "same", "text", "others")

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from model.config import Config, read_encoding, split_weight
 from model.order import Order, Shape, Stream
-from pipeline.storage import Store
+from pipeline.storage.store import Store
 
 COLUMNS = ("key", "media", "frames", "width", "height", "duration", "fps")
 SPANS = ("media_offset", "media_size", "text_offset", "text_size")

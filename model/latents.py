@@ -22,7 +22,7 @@ from model.hub_latents import HubLatents
 from model.index import Index, make_order
 from model.parallel import Place, barrier
 from model.vae import VAELatents
-from pipeline.storage import Store
+from pipeline.storage.store import Store
 
 
 class LatentError(ValueError):

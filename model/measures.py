@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from filters.similarity import TextVideoEncoder
+from filters.encoders.base import TextVideoEncoder
 
 I3D_FEATURES = 400
 I3D_FRAMES = 10  # the network needs at least these

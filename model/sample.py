@@ -21,7 +21,7 @@ from model.index import shape_table
 from model.latents import Latents, load_latents, to_bytes, to_signed
 from model.text import TextEncoder
 from model.train import ERRORS
-from pipeline.clip_reader import fit, write_mp4
+from pipeline.media.clip_reader import fit, write_mp4
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ from model.optimise import ClipRule, clipped_step, global_norm, learning_rate, m
 from model.order import Draw
 from model.parallel import Place, autocast, barrier, choose_kernels, join, spread
 from model.text import TextEncoder, TextError, pad
-from pipeline.storage import StorageError, atomic
+from pipeline.storage.store import StorageError, atomic
 
 OPTION = re.compile(r"\w+=")  # key=value, and no path or URL
 ERRORS = (ConfigError, DataError, LatentError, TextError, StorageError, checkpoint.CheckpointError)

@@ -15,8 +15,8 @@ from model import data
 from model.config import Config, from_dict
 from model.index import DataError, assign_shapes, make_order, read_index
 from model.order import Draw, Shape
-from pipeline.clip_reader import ClipError, read_frames
-from pipeline.encode import ENCODERS
+from pipeline.media.clip_reader import ClipError, read_frames
+from pipeline.media.encode import ENCODERS
 
 torch.set_num_threads(1)
 

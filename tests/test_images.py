@@ -19,10 +19,10 @@ from model.config import from_dict
 from model.index import make_order, read_index
 from model.order import Shape
 from pipeline.build import build
-from pipeline.media import MediaError, Video
-from pipeline.proxy import Shrinker
-from pipeline.recipe import load_recipe
-from pipeline.verify import verify
+from pipeline.config.recipe import load_recipe
+from pipeline.dataset.verify import verify
+from pipeline.media.proxy import Shrinker
+from pipeline.media.video import MediaError, Video
 
 CORNERS = np.array([[(200, 30, 30), (30, 200, 30)], [(30, 30, 200), (200, 200, 30)]], np.float32)  # RGB
 UPRIGHT = {  # by EXIF orientation: what makes the stored picture the shown one
