@@ -1,61 +1,68 @@
-"""Interlacing: combs, where two moments of time share a picture line by line.
+"""Interlacing: frames whose two fields are of two moments of time.
 
-Fine texture (grass, sea, brick, shutters) has strong steps between neighbouring lines too. A comb is told from it by
-motion: what moved between the two fields fits when the lines of one field are shifted, and texture fits no better
-wherever it is shifted to.
+Whether lines of one parity fit the frame before better than the frame after, and those of the other parity the other
+way round: that order of time inside a frame is what FFmpeg's filter idet looks for. Fine texture (grass, sea, brick,
+shutters) has combs in every frame and no such order.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
-import cv2
 import numpy as np
 import pyarrow as pa
 
 from filters.base import ClipView, Score, Track, unknown
 
-FURTHEST = 12  # pixels that a field is shifted by to both sides
-BLOCK = (16, 8)  # pixels across, and lines of one field, that are judged together
-DIFFERS = 4.0  # grey levels: mean difference of a block's fields below which nothing shows
-FITS = 0.5  # of that difference: what may be left of it after the best shift in a comb
-LEAST_SIDE = 64  # pixels of a patch
+COLUMNS = 128  # of a frame that are compared, evenly spread
+LEAST_ROWS = 32
+LEAST = 5  # frames without which nothing is said
+ORDERED = math.log(1.04)  # idet's threshold: how much worse one order of the fields must fit than the other
+DIFFERS = 1.0  # grey levels: mean misfit of both orders below which a frame shows no motion
 
 
 class Interlacing:
     name = "interlacing"
     version = 2
-    needs = frozenset({Track.DETAIL})
+    needs = frozenset({Track.FIELDS})
     columns: Mapping[str, pa.DataType] = {
-        "interlacing_combs": pa.float32(),  # share of a patch's blocks inside a comb, in the worst patch, 0 to 1
+        "interlacing_share": pa.float32(),  # of the frames with motion: those whose fields are in one order less those
+        # that are in the other, 0 to 1
+        "interlacing_order": pa.string(),  # tff or bff: top or bottom field first; null where there is no order
     }
 
     def score(self, clip: ClipView) -> dict[str, Score]:
-        large = [patch for patch in clip.detail if min(patch.shape) >= LEAST_SIDE]
-        if not large:
-            return unknown(self, f"smaller than {LEAST_SIDE} pixels")
-        return {"interlacing_combs": max(map(combs, large))}
+        misfits = np.asarray(clip.fields, np.float64).reshape(-1, 2)
+        moving = misfits[misfits.mean(axis=1) > DIFFERS] if len(misfits) else misfits
+        if len(moving) < LEAST:
+            return unknown(self, "too little moves to tell" if len(misfits) >= LEAST else "too few frames in a row")
+        order = np.log((moving[:, 0] + 1e-6) / (moving[:, 1] + 1e-6))
+        balance = float(((order > ORDERED).mean() - (order < -ORDERED).mean()))
+        return {
+            "interlacing_share": abs(balance),
+            "interlacing_order": None if balance == 0 else "tff" if balance > 0 else "bff",
+        }
 
 
-def combs(patch: np.ndarray) -> float:
-    """Return the share of the blocks of a (h, w) uint8 patch, source pixels, whose lower field differs from the upper
-    field's interpolation and fits it once it is shifted, sideways or by a line up or down."""
-    upper, lower = patch[0::2], patch[1::2]
-    lines = min(len(upper) - 1, len(lower))
-    between = cv2.addWeighted(upper[:lines], 0.5, upper[1 : lines + 1], 0.5, 0)
-    size = (patch.shape[1] // BLOCK[0], lines // BLOCK[1])
-    target = np.ascontiguousarray(lower[:lines])
-    padded = cv2.copyMakeBorder(between, 1, 1, FURTHEST, FURTHEST, cv2.BORDER_REPLICATE)
+def field_columns(luma: np.ndarray) -> np.ndarray:
+    """Return the columns of a (h, w) uint8 picture, as coded, that are compared: (h, COLUMNS or fewer) int16."""
+    return luma[:, :: max(1, luma.shape[1] // COLUMNS)].astype(np.int16)
 
-    def apart(across: int, down: int) -> np.ndarray:
-        shifted = padded[1 + down : 1 + down + lines, FURTHEST + across : FURTHEST + across + patch.shape[1]]
-        return cv2.resize(cv2.absdiff(target, shifted), size, interpolation=cv2.INTER_AREA)
 
-    unshifted = apart(0, 0).astype(np.float32)
-    differs = unshifted > DIFFERS
-    if not differs.any():
-        return 0.0
-    best = np.minimum(apart(0, -1), apart(0, 1))
-    for across in range(1, FURTHEST + 1):
-        best = np.minimum(best, np.minimum(apart(-across, 0), apart(across, 0)))
-    return float((differs & (best < FITS * unshifted)).mean())
+def field_misfits(before: np.ndarray, frame: np.ndarray, after: np.ndarray) -> tuple[float, float]:
+    """Return how badly two orders of a frame's fields fit its neighbours, mean absolute grey levels: bottom field
+    first, and top field first. Of the `field_columns` of three frames in a row; (0, 0) for pictures that are too small.
+
+    After FFmpeg's idet: lines of one parity of the frame before, and of the other parity of the frame after, are
+    compared with the mean of the lines above and below in this frame.
+    """
+    if min(len(before), len(frame), len(after)) < LEAST_ROWS:
+        return 0.0, 0.0
+    around = frame[:-2] + frame[2:]
+    earlier = np.abs(around - 2 * before[1:-1]).mean(axis=1)
+    later = np.abs(around - 2 * after[1:-1]).mean(axis=1)
+    odd, even = np.s_[0::2], np.s_[1::2]  # rows 1, 3, 5 ... and 2, 4, 6 ... of the picture
+    even_before = float(earlier[even].mean() + later[odd].mean()) / 4
+    odd_before = float(earlier[odd].mean() + later[even].mean()) / 4
+    return even_before, odd_before

@@ -30,7 +30,7 @@ CAPTION_VERSION = 3
 ON_GPU = frozenset(("openclip", "watermark", "vlm"))
 
 LIMITS = ("deadline_factor", "deadline_seconds", "memory_mb")
-SCAN_TRACKS = frozenset({Track.LUMA, Track.FLOW, Track.BURST, Track.DETAIL})
+SCAN_TRACKS = frozenset({Track.LUMA, Track.FLOW, Track.BURST, Track.FIELDS, Track.DETAIL})
 
 IDENTIFIED = pa.schema(
     [
