@@ -38,7 +38,7 @@ class Interlacing:
         if len(moving) < LEAST:
             return unknown(self, "too little moves to tell" if len(misfits) >= LEAST else "too few frames in a row")
         order = np.log((moving[:, 0] + 1e-6) / (moving[:, 1] + 1e-6))
-        balance = float(((order > ORDERED).mean() - (order < -ORDERED).mean()))
+        balance = float((order > ORDERED).mean() - (order < -ORDERED).mean())
         return {
             "interlacing_share": abs(balance),
             "interlacing_order": None if balance == 0 else "tff" if balance > 0 else "bff",

@@ -110,7 +110,9 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--dry-run", action="store_true", help="as it is without: nothing is written, `build` does that")
     made = command("calibrate", _calibrate, "percentiles of every score; precision and recall where labels exist")
     made.add_argument("dataset")
-    made.add_argument("--labels", metavar="CSV", help="clip_id,label with label good or bad")
+    made.add_argument(
+        "--labels", metavar="FILE", help="CSV: clip_id,label with good or bad; or .jsonl, one object a source file"
+    )
     made = command("export", _export, "write the kept clips as one table (.csv, .jsonl or .parquet)")
     made.add_argument("dataset")
     made.add_argument("--out", required=True, metavar="FILE")

@@ -120,7 +120,8 @@ def paste(video: np.ndarray, patch: np.ndarray, path: Path, fps: float = 24.0, s
 
 def view(video: np.ndarray, fps: float = 24.0, proxy: int = 90, luma_fps: float = 8.0) -> ClipView:
     """The ClipView of a synthetic video that fills its frame: luma with its short side `proxy` pixels at `luma_fps`,
-    the flow between its neighbours, 16 frames in a row from the middle, how their fields fit, two patches of detail, four colour frames."""
+    the flow between its neighbours, 16 frames in a row from the middle and how their fields fit, two patches of
+    detail, four colour frames."""
     count, height, width = video.shape[:3]
     scale = min(1.0, proxy / min(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))

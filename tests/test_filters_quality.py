@@ -12,7 +12,7 @@ import av
 import cv2
 import numpy as np
 import pytest
-from defects import DEFECTS, framed, freeze, grain, interlace, letterbox, pillarbox, repeat_frames, watermark
+from defects import DEFECTS, framed, freeze, grain, letterbox, pillarbox, repeat_frames, watermark
 from synthetic import camera_move, view
 
 from filters import load_filter
