@@ -13,6 +13,8 @@ from typing import Any, Literal
 from pipeline.config.options import Amount, Count, override, parse_section, typed
 from pipeline.config.options import OptionError as RecipeError
 
+RETIRED = frozenset({"canaries"})  # options of earlier versions, which dataset.json of their datasets still holds
+
 
 @dataclass(frozen=True)
 class SourceOptions:
@@ -35,6 +37,9 @@ class ScanOptions:
     deadline_factor: float = 4.0  # a decode may take this many times the source's duration ...
     deadline_seconds: float = 120.0  # ... plus this
     memory_mb: Count = 3000  # of the child process that decodes
+    max_gb: Amount = 1000.0  # a larger source is not read
+    max_streams: Count = 64  # of any type; a source with more is not scanned
+    max_gigapixels: Amount = 2000.0  # decoded of one segment; what comes after is left out
     frames_uniform: Count = 4  # sampled frames a clip, evenly spread
     frames_peaks: int = 4  # and at motion peaks
     frame_side: Count = 512  # long side of a sampled frame, pixels; never enlarged
@@ -90,11 +95,12 @@ class CaptionOptions:
 
 @dataclass(frozen=True)
 class PackOptions:
-    codec: Literal["h264", "h265", "av1", "copy"] = "h264"
+    codec: Literal["h264", "h265", "av1"] = "h264"
     preset: Literal["fast_loading", "small"] = "fast_loading"  # a keyframe in 24 frames, or in 250
     heights: tuple[Count, ...] = (1080, 720, 480, 360, 240)  # a clip is scaled down to the nearest, never up
     durations: tuple[float, ...] = ()  # seconds: buckets also by length, as (4, 8) makes them; () makes one
     fps: Amount | None = None  # constant frame rate; None keeps the source's
+    hdr: Literal["tonemap", "reject"] = "tonemap"  # PQ and HLG: clips in BT.709, or none of such sources
     shard_mb: Amount = 256.0
 
 
@@ -104,7 +110,6 @@ class Recipe:
     sources: SourceOptions = field(default_factory=SourceOptions)
     scan: ScanOptions = field(default_factory=ScanOptions)
     filters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # name -> its options; cheap before dear
-    canaries: bool = False  # plant clips with known defects, to see which filters catch them; they are never shipped
     score_all: bool = False  # run every filter on every clip, also on those that a cheaper one rejects
     encoder: EncoderOptions = field(default_factory=EncoderOptions)
     select: SelectOptions = field(default_factory=SelectOptions)
@@ -120,7 +125,7 @@ def load_recipe(name: str = "embedded", overrides: Sequence[str] = ()) -> Recipe
 
 def from_dict(given: Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
     """The recipe that `to_dict` (or dataset.json) holds, with `key=value` overrides. Raises RecipeError."""
-    tree = dict(copy.deepcopy(given))
+    tree = {key: value for key, value in copy.deepcopy(dict(given)).items() if key not in RETIRED}
     override(tree, overrides)
     recipe: Recipe = typed(Recipe, tree)
     return recipe

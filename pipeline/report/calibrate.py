@@ -15,7 +15,6 @@ import pyarrow as pa
 from pipeline.config.recipe import Bounds, from_dict
 from pipeline.report.histogram import number
 from pipeline.report.labels import Judgement, file_of, is_good, judge, read_file_labels, read_labels
-from pipeline.sources.canaries import SCHEME, Recall, recall
 from pipeline.storage.store import Store
 from pipeline.tables import fragments
 from pipeline.tables.columns import Columns
@@ -66,19 +65,18 @@ class Separation:
 
 
 def calibrate(dataset: Path | str, labels_file: Path | str | None = None) -> str:
-    """Tables for people: percentiles of every score; where canaries were planted, what became of them and how they
-    score; with labels, precision and recall against threshold. Labels are a CSV file (columns clip_id and label: good
-    or bad, 1 or 0), or JSON Lines (.jsonl) with what is wrong with each source file (pipeline/report/labels.py).
-    Raises LabelError for labels that cannot be used, FileNotFoundError where there is no dataset."""
+    """Return tables as text: percentiles of every score and, with labels, precision and recall against threshold.
+
+    Labels are a CSV file (columns clip_id and label: good or bad, 1 or 0), or JSON Lines (.jsonl) with what is wrong
+    with each source file (pipeline/report/labels.py). Raises LabelError for labels that cannot be used,
+    FileNotFoundError where there is no dataset.
+    """
     store = Store(str(dataset))
     if not store.list("tables/clips", ".parquet"):
         raise FileNotFoundError(f"{dataset} has no clips table: build it first")
     thresholds = from_dict(json.loads(store.read("dataset.json"))["recipe"]).select.thresholds
     clips = Columns(store, "tables/clips", pa.schema([*fragments.CLIPS, ("rejected_by", pa.list_(pa.string()))]))
     parts = [_spread_table(spreads(clips))]
-    planted = clips.canaries()
-    if results := recall(planted, thresholds):
-        parts.append(_canary_table(results, planted, thresholds))
     if labels_file is not None and str(labels_file).endswith(".jsonl"):
         parts.append(_file_label_tables(clips, read_file_labels(labels_file), thresholds))
     elif labels_file is not None:
@@ -192,26 +190,6 @@ def _spread_table(rows: Sequence[Spread]) -> str:
             ),
         ]
     )
-
-
-def _canary_table(planted: Sequence[Recall], clips: pa.Table, thresholds: Mapping[str, Bounds]) -> str:
-    """One line a canary and score that its filters write, beside the score of the clip without a defect."""
-    rows = {uri: i for i, uri in enumerate(clips["source_uri"].to_pylist()) if uri.startswith(SCHEME)}
-    lines = [["canary", "result", "score", "clean", "here", "kept within"]]
-    for one in planted:
-        scores = [name for name in score_columns(clips.schema) if one.expected and name.startswith(one.expected)]
-        start = [one.name, one.result]
-        for name in scores or [""]:
-            there = [rows.get(SCHEME + uri) if name else None for uri in ("clean", one.name)]
-            values = [number(None if row is None else clips[name][row].as_py()) for row in there]
-            bounds = thresholds.get(name)
-            within = f"{number(bounds.min)} to {number(bounds.max)}" if bounds else ""
-            lines.append([*start, name, *values, within])
-            start = ["", ""]
-    caught, asked = (
-        sum(one.result in some for one in planted) for some in (("caught",), ("caught", "missed", "rejected"))
-    )
-    return f"{caught} of the {asked} defects that a filter is there for were caught by it\n{_aligned(lines)}"
 
 
 def _file_label_tables(
