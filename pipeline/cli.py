@@ -251,9 +251,9 @@ def select(dataset: str, overrides: Sequence[str]) -> None:
     _say(str(what_if(dataset, from_dict(read_whole(Store(dataset))["recipe"]), overrides)))
 
 
-@cli.command(epilog=_examples("clipmill calibrate my_dataset", "clipmill calibrate my_dataset --labels labels.csv"))
+@cli.command(epilog=_examples("clipmill calibrate my_dataset", "clipmill calibrate my_dataset --labels labels.jsonl"))
 @click.argument("dataset")
-@click.option("--labels", metavar="CSV", help="Columns clip_id and label, which is good or bad.")
+@click.option("--labels", metavar="FILE", help="CSV: clip_id,label with good or bad; or .jsonl, one object a source file.")
 def calibrate(dataset: str, labels: str | None) -> None:
     """Print percentiles of every score; precision and recall where labels exist."""
     from pipeline.dataset.finish import read_whole

@@ -90,7 +90,7 @@ class _Scan:
         self._video, self._probe = video, video.probe
         self._shrinker, self._exact = shrinker, exact
         self._filters, self._columns = filters_of(recipe, "scan"), columns_of(recipe, "scan")
-        bursts = any(Track.BURST in made.needs for made in self._filters.values())
+        bursts = any(made.needs & {Track.BURST, Track.FIELDS} for made in self._filters.values())
         self._tracks = Tracks(shrinker, recipe.scan.frame_side, video.probe, bursts)
         self._detector = self._make_detector()
         self._keyframes: list[float] = []

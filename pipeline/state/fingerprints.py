@@ -29,7 +29,7 @@ EMBED_VERSION = 4
 CAPTION_VERSION = 3
 
 LIMITS = ("deadline_factor", "deadline_seconds", "memory_mb", "max_gb", "max_streams", "max_gigapixels")
-SCAN_TRACKS = frozenset({Track.LUMA, Track.FLOW, Track.BURST, Track.DETAIL})
+SCAN_TRACKS = frozenset({Track.LUMA, Track.FLOW, Track.BURST, Track.FIELDS, Track.DETAIL})
 
 IDENTIFIED = pa.schema(
     [
