@@ -40,7 +40,7 @@ from pipeline.tables.fragments import read_table
 NOTED = 20.0  # seconds between two writings of stats/PASS.json
 DECIDED = (  # what is left of a clip in memory after selection
     *("clip_id", "source_uri", "start", "end", "frames", "caption"),
-    *(*SELECTED.names, "balance_cluster", "balance_weight"),
+    *(*SELECTED.names, "balance_cluster", "balance_weight", "pack_frames"),
 )
 
 

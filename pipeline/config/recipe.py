@@ -89,12 +89,23 @@ class CaptionOptions:
 
 
 @dataclass(frozen=True)
+class FrameOptions:
+    """A frame contract: a clip is packed with k * multiple + extra + spare frames, for the largest k that fits."""
+
+    multiple: Count = 1
+    extra: int = 1
+    spare: int = 1  # trainers that convert the rate again may lose a frame to rounding
+
+
+@dataclass(frozen=True)
 class PackOptions:
     codec: Literal["h264", "h265", "av1", "copy"] = "h264"
     preset: Literal["fast_loading", "small"] = "fast_loading"  # a keyframe in 24 frames, or in 250
     heights: tuple[Count, ...] = (1080, 720, 480, 360, 240)  # a clip is scaled down to the nearest, never up
     durations: tuple[float, ...] = ()  # seconds: buckets also by length, as (4, 8) makes them; () makes one
     fps: Amount | None = None  # constant frame rate; None keeps the source's
+    frames: FrameOptions | None = None  # with fps: the numbers of frames that a clip may have; None is any
+    model: str | None = None  # sets fps and frames to what this video model is trained at: wan2.1, ltx, hunyuan ...
     shard_mb: Amount = 256.0
 
 

@@ -21,6 +21,7 @@ import filters
 import pipeline
 from pipeline.config.recipe import Recipe, to_dict
 from pipeline.config.versions import installed
+from pipeline.config.video_models import resolved
 from pipeline.pack.worker import plain
 from pipeline.sources import canaries
 from pipeline.sources.discover import DiscoveredFile
@@ -137,7 +138,7 @@ def finish(
         "format": FORMAT,
         "recipe": to_dict(recipe),
         "versions": _versions(),
-        "counts": counts(sources, clips),
+        "counts": counts(sources, clips, resolved(recipe.pack).fps),
         "rows": {"sources": sources.num_rows, "clips": clips.num_rows},
         "canaries": {one.name: one.result for one in canaries.recall(clips, recipe.select.thresholds)},
         "shards": list(shards),
@@ -224,8 +225,18 @@ def _forget(store: Store, fragment: Fragment, wanted: pa.Array, parts: Sequence[
         write_frames(store, unit, pictures.filter(there))
 
 
-def counts(sources: pa.Table, clips: pa.Table) -> dict[str, Any]:
-    """Numbers of sources by status, clips, kept, captions, rejections by reason, and hours; canaries count nowhere."""
+def _trimmed(kept: pa.Table, fps: float | None) -> dict[str, float]:
+    """The hours of kept clips that a frame contract cuts off their ends; nothing where the recipe has none."""
+    if fps is None or "pack_frames" not in kept.column_names:
+        return {}
+    moving = kept.filter(pc.greater(kept["frames"], 1))
+    seconds = pc.sum(pc.subtract(moving["end"], moving["start"])).as_py() or 0.0
+    return {"hours_trimmed": round((seconds - (pc.sum(moving["pack_frames"]).as_py() or 0) / fps) / 3600, 4)}
+
+
+def counts(sources: pa.Table, clips: pa.Table, fps: float | None = None) -> dict[str, Any]:
+    """Numbers of sources by status, clips, kept, captions, rejections by reason, and hours; canaries count nowhere.
+    `fps` is the constant rate that clips are packed at, if any."""
     sources, clips = canaries.without_canaries(sources), canaries.without_canaries(clips)
     status = {row["values"]: row["counts"] for row in pc.value_counts(sources["status"]).to_pylist()}
     usable = sources.filter(pc.equal(sources["status"], "ok"))
@@ -242,6 +253,7 @@ def counts(sources: pa.Table, clips: pa.Table) -> dict[str, Any]:
         "hours_sources": round((pc.sum(usable["duration"]).as_py() or 0.0) / 3600, 4),
         "hours_clips": round((pc.sum(seconds).as_py() or 0.0) / 3600, 4),
         "hours_kept": round((pc.sum(pc.subtract(kept["end"], kept["start"])).as_py() or 0.0) / 3600, 4),
+        **_trimmed(kept, fps),
     }
 
 

@@ -20,7 +20,7 @@ from pipeline.selection.buckets import bucket_size
 from pipeline.tables.fragments import fingerprint
 
 SOURCE = ("source_id", "source_uri", "shot_index", "start", "end", "start_pts", "end_pts", "time_base")
-PICTURE = ("width", "height", "crop_x", "crop_y", "crop_w", "crop_h", "fps", "frames")
+PICTURE = ("width", "height", "crop_x", "crop_y", "crop_w", "crop_h", "fps", "frames", "pack_frames")
 INTERNAL = (  # of the build alone
     *("unit", "scan_at", "embed_at", "captioned"),
     *("scored", "embedding", "frame_embeddings", "phash"),
@@ -116,6 +116,7 @@ def encoding(row: Mapping[str, Any], options: PackOptions) -> dict[str, Any]:
         "width": width,
         "height": height,
         "crop": [row["crop_x"], row["crop_y"], row["crop_w"], row["crop_h"]],
+        **({"frames": row["pack_frames"]} if row.get("pack_frames") and not still else {}),
     }
 
 

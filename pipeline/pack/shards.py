@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.config.recipe import PackOptions, Recipe, SourceOptions
+from pipeline.config.video_models import resolved
 from pipeline.media import encode
 from pipeline.media.remux import copy_span
 from pipeline.media.video import MediaError, Video
@@ -124,15 +125,16 @@ def plan_shards(kept: pa.Table, recipe: Recipe) -> list[ShardPlan]:
     groups = buckets.indices.to_numpy().astype(np.int64) * len(splits.dictionary) + splits.indices.to_numpy()
     order = np.lexsort((words, groups))
     groups, words = groups[order], words[order]
-    limit = recipe.pack.shard_mb * 1e6 * FULL
-    sizes = np.concatenate([[0.0], np.cumsum(_estimated_bytes(kept, recipe.pack)[order])])
+    options = resolved(recipe.pack)
+    limit = options.shard_mb * 1e6 * FULL
+    sizes = np.concatenate([[0.0], np.cumsum(_estimated_bytes(kept, options)[order])])
     starts = np.flatnonzero(np.diff(groups, prepend=-1))
     plans = []
     for start, end in zip(starts, [*starts[1:], len(groups)], strict=True):
         bucket, split = divmod(int(groups[start]), len(splits.dictionary))
         folder = f"shards/{buckets.dictionary[bucket]}/{splits.dictionary[split]}"
         for number, a, b in _leaves(words[start:end], sizes[start : end + 1], limit):
-            plans.append(ShardPlan(f"{folder}-{number:06d}.tar", recipe.pack, kept, order[start + a : start + b]))
+            plans.append(ShardPlan(f"{folder}-{number:06d}.tar", options, kept, order[start + a : start + b]))
     return sorted(plans, key=lambda plan: plan.path)
 
 
@@ -267,10 +269,14 @@ def _encode_all(
 def _encode(
     reader: encode.SpanReader, row: Mapping[str, Any], options: PackOptions, sources: SourceOptions | None
 ) -> encode.Encoded | str:
+    base, end_pts, count = Fraction(row["time_base"]), row["end_pts"], row.get("pack_frames")
+    if count and options.fps:  # frames behind the last packed one are not decoded
+        rate = Fraction(options.fps).limit_denominator(1001)
+        end_pts = min(end_pts, row["start_pts"] + math.ceil(count / (rate * base)))
     cut = encode.Cut(
         start_pts=row["start_pts"],
-        end_pts=row["end_pts"],
-        time_base=Fraction(row["time_base"]),
+        end_pts=end_pts,
+        time_base=base,
         shown=(row["width"], row["height"]),
         crop=(row["crop_x"], row["crop_y"], row["crop_w"], row["crop_h"]),
         size=bucket_size(row["bucket"]),
@@ -281,7 +287,7 @@ def _encode(
         result = None
         if options.codec == "copy" and not options.fps:
             result = copy_span(open_media(row["source_uri"], sources), cut, reader.video.probe)
-        result = result or encode.encode_span(reader, cut, options)
+        result = result or encode.encode_span(reader, cut, options, count)
     except Unreachable:
         raise
     except (MediaError, OSError) as error:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.config.recipe import Recipe
+from pipeline.config.video_models import resolved
 from pipeline.pack.sample_json import INTERNAL
 from pipeline.pack.shards import ShardPlan, ShardResult, index_path, listed, stored_clips, write_shard
 from pipeline.state.units import UnitResult
@@ -43,7 +44,7 @@ class Pack:
     """A plan -> a shard."""
 
     def __init__(self, store: Store, recipe: Recipe) -> None:
-        self._store, self._options, self._sources = store, recipe.pack, recipe.sources
+        self._store, self._options, self._sources = store, resolved(recipe.pack), recipe.sources
 
     def __call__(self, unit: PackUnit) -> UnitResult:
         started = time.perf_counter()

@@ -21,6 +21,7 @@ from filters import load_filter
 from filters.base import Filter, Track, why_null
 from filters.encoders.base import Declared
 from pipeline.config.recipe import Bounds, Recipe, RecipeError, to_dict
+from pipeline.config.video_models import resolved
 from pipeline.selection.select import admitted, check_thresholds, holds
 from pipeline.tables.fragments import CLIPS, fingerprint
 
@@ -137,10 +138,12 @@ def needs_scoring(rows: pa.Table, recipe: Recipe) -> np.ndarray:
 
 
 def check(recipe: Recipe) -> None:
-    """Raises RecipeError for a recipe that cannot be built: unknown filters, options, captioners or thresholds."""
+    """Raises RecipeError for a recipe that cannot be built: unknown filters, options, captioners, thresholds or video
+    models."""
     kinds = {column: kind for name in ("scan", "embed", "caption") for column, kind in columns_of(recipe, name).items()}
     fields = [*CLIPS, *EMBEDDED, *(pa.field(k, v) for k, v in {**kinds, **AUDIT_COLUMNS}.items())]
     check_thresholds(recipe.select.thresholds, pa.schema(fields))
+    resolved(recipe.pack)
     if recipe.caption.captioner not in CAPTIONERS:
         raise RecipeError(f"unknown captioner {recipe.caption.captioner!r}: known are {', '.join(CAPTIONERS)}")
     try:
