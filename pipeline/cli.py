@@ -111,9 +111,18 @@ def _parser() -> argparse.ArgumentParser:
     made = command("calibrate", _calibrate, "percentiles of every score; precision and recall where labels exist")
     made.add_argument("dataset")
     made.add_argument("--labels", metavar="CSV", help="clip_id,label with label good or bad")
-    made = command("export", _export, "write the kept clips as one table (.csv, .jsonl or .parquet)")
+    made = command("export", _export, "write a dataset in the layout of a trainer or library, or as one table")
     made.add_argument("dataset")
-    made.add_argument("--out", required=True, metavar="FILE")
+    made.add_argument(
+        "--to",
+        required=True,
+        metavar="NAME",
+        help="trainers: musubi, diffusion-pipe, ai-toolkit, ltx, simpletuner, diffsynth, finetrainers, fastvideo, "
+        "videox-fun, automodel, cosmos, open-sora; libraries: videofolder, hf-parquet, hub; tables: csv, jsonl, "
+        "parquet",
+    )
+    made.add_argument("--out", required=True, metavar="FOLDER", help="a new or empty folder; for a table, the file")
+    made.add_argument("--model", metavar="MODEL", help="list the clips that it cannot use: wan2.1, ltx ...")
     command("doctor", _doctor, "what this machine can do")
     for name, (_, text) in TRAINER.items():
         commands.add_parser(name, help=text)
@@ -208,9 +217,9 @@ def _calibrate(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
-    from pipeline.dataset.export import export
+    from pipeline.export.export import export
 
-    print(f"{export(Store(args.dataset), Path(args.out)):,} clips written to {args.out}")
+    print(export(args.dataset, args.to, Path(args.out), args.model))
 
 
 def _doctor(args: argparse.Namespace) -> None:

@@ -35,9 +35,7 @@ class VideoModel:
 
 
 MODELS: Mapping[str, VideoModel] = {
-    "wan2.1": VideoModel(
-        16, 4, 1, 81, 16, (832, 480), "Wan2.2 wan/configs, A14B too; diffusion-pipe models/wan.py"
-    ),
+    "wan2.1": VideoModel(16, 4, 1, 81, 16, (832, 480), "Wan2.2 wan/configs, A14B too; diffusion-pipe models/wan.py"),
     "wan2.2-5b": VideoModel(24, 4, 1, 121, 32, (1280, 704), "Wan2.2 wan/configs, TI2V-5B"),
     "ltx": VideoModel(24, 8, 1, 121, 32, (768, 512), "LTX-2 packages/ltx-trainer/docs; DiffSynth-Studio, LTX-2"),
     "ltx-0.9": VideoModel(25, 8, 1, 121, 32, (768, 512), "LTX-Video 0.9; diffusion-pipe models/ltx_video.py"),
