@@ -30,7 +30,6 @@ from pipeline.passes.embed_worker import Embed
 from pipeline.report import page
 from pipeline.scan.worker import Identify, Scan
 from pipeline.selection.select import SELECTED, select, with_reason
-from pipeline.sources import canaries
 from pipeline.sources.discover import DiscoveredFile, discover
 from pipeline.state import committed, fingerprints
 from pipeline.state.units import BuildStopped, ScanUnit, UnitResult
@@ -80,7 +79,7 @@ def build(
     Raises SourceError, RecipeError or DatasetError before any work starts, BuildStopped or OSError where a pass cannot
     go on. What was committed by then is found again by the next build.
     """
-    there = discover([*inputs, *canaries.planted(recipe)], recipe.sources)
+    there = discover(inputs, recipe.sources)
     store = Store(out)
     check_folder(store)
     fingerprints.check(recipe)

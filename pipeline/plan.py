@@ -16,7 +16,6 @@ from pipeline.pack.shards import listed, plan_shards
 from pipeline.pack.worker import with_rows
 from pipeline.passes import pending
 from pipeline.selection.select import select
-from pipeline.sources import canaries
 from pipeline.sources.discover import DiscoveredFile, discover
 from pipeline.state import committed, fingerprints
 from pipeline.storage.store import Store
@@ -26,7 +25,7 @@ from pipeline.tables.fragments import read_table
 def plan(inputs: Sequence[str], out: str, recipe: Recipe) -> str:
     """One line a pass: how much is done, how much is left, why, and about how long that takes. Raises what a build
     raises before it starts."""
-    there = discover([*inputs, *canaries.planted(recipe)], recipe.sources)
+    there = discover(inputs, recipe.sources)
     store = Store(out)
     check_folder(store)
     fingerprints.check(recipe)

@@ -72,3 +72,8 @@ def test_labels_are_admitted_by_name():
     assert Bounds(none_of=("handheld",)).admit("static")
     assert not Bounds(none_of=("handheld",)).admit("handheld")
     assert not Bounds(any_of=("pan_left",)).admit(None)
+
+
+def test_a_dataset_of_an_earlier_version_with_retired_options_is_read():
+    stored = {**to_dict(load_recipe("embedded")), "canaries": False}
+    assert from_dict(stored) == load_recipe("embedded")

@@ -87,7 +87,7 @@ def read_answer(
         usage["cut_off"] = 1
     if not text.strip():
         return CaptionError(clip.clip_id, "empty answer")
-    tree = find_json(text)
+    tree = find_json(text, cut_off=not ended)
     if tree is not None:
         caption = _from_tree(clip, tree, usage)
     elif "{" in text[:200] and '"' in text:
@@ -100,8 +100,12 @@ def read_answer(
     return caption
 
 
-def find_json(text: str) -> dict[str, Any] | None:
-    """The first JSON object in `text`, without what is incomplete if it was cut off; None if there is none."""
+def find_json(text: str, cut_off: bool) -> dict[str, Any] | None:
+    """Return the first JSON object in `text`, or None if there is none.
+
+    Only an answer that was `cut_off` at the token limit may be incomplete: it is read up to where it breaks off. An
+    answer that the model ended itself has to be valid JSON.
+    """
     tree: Any = None
     start = text.find("{")
     if start < 0:
@@ -109,6 +113,8 @@ def find_json(text: str) -> dict[str, Any] | None:
     try:
         tree, _ = json.JSONDecoder().raw_decode(text[start:])
     except json.JSONDecodeError:
+        if not cut_off:
+            return None
         with contextlib.suppress(ValueError):  # a number at the very end may lack digits
             tree = pydantic_core.from_json(text[start:].rstrip("0123456789.+-eE"), allow_partial=True)
     return tree if isinstance(tree, dict) else None

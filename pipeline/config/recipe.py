@@ -13,6 +13,8 @@ from typing import Any, Literal
 from pipeline.config.options import Amount, Count, override, parse_section, typed
 from pipeline.config.options import OptionError as RecipeError
 
+RETIRED = frozenset({"canaries"})  # options of earlier versions, which dataset.json of their datasets still holds
+
 
 @dataclass(frozen=True)
 class SourceOptions:
@@ -115,7 +117,6 @@ class Recipe:
     sources: SourceOptions = field(default_factory=SourceOptions)
     scan: ScanOptions = field(default_factory=ScanOptions)
     filters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # name -> its options; cheap before dear
-    canaries: bool = False  # plant clips with known defects, to see which filters catch them; they are never shipped
     score_all: bool = False  # run every filter on every clip, also on those that a cheaper one rejects
     encoder: EncoderOptions = field(default_factory=EncoderOptions)
     select: SelectOptions = field(default_factory=SelectOptions)
@@ -131,7 +132,7 @@ def load_recipe(name: str = "embedded", overrides: Sequence[str] = ()) -> Recipe
 
 def from_dict(given: Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
     """The recipe that `to_dict` (or dataset.json) holds, with `key=value` overrides. Raises RecipeError."""
-    tree = dict(copy.deepcopy(given))
+    tree = {key: value for key, value in copy.deepcopy(dict(given)).items() if key not in RETIRED}
     override(tree, overrides)
     recipe: Recipe = typed(Recipe, tree)
     return recipe

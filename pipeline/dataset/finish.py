@@ -23,7 +23,6 @@ from pipeline.config.recipe import Recipe, to_dict
 from pipeline.config.versions import installed
 from pipeline.config.video_models import resolved
 from pipeline.pack.worker import plain
-from pipeline.sources import canaries
 from pipeline.sources.discover import DiscoveredFile
 from pipeline.state import fingerprints
 from pipeline.storage.lease import FOLDER, LeaseError, lease
@@ -140,7 +139,6 @@ def finish(
         "versions": _versions(),
         "counts": counts(sources, clips, resolved(recipe.pack).fps),
         "rows": {"sources": sources.num_rows, "clips": clips.num_rows},
-        "canaries": {one.name: one.result for one in canaries.recall(clips, recipe.select.thresholds)},
         "shards": list(shards),
         "passes": {**old.get("passes", {}), **spent},
     }
@@ -235,9 +233,7 @@ def _trimmed(kept: pa.Table, fps: float | None) -> dict[str, float]:
 
 
 def counts(sources: pa.Table, clips: pa.Table, fps: float | None = None) -> dict[str, Any]:
-    """Numbers of sources by status, clips, kept, captions, rejections by reason, and hours; canaries count nowhere.
-    `fps` is the constant rate that clips are packed at, if any."""
-    sources, clips = canaries.without_canaries(sources), canaries.without_canaries(clips)
+    """Numbers of sources by status, clips, kept, captions, rejections by reason, and hours. `fps` is the constant rate that clips are packed at, if any."""
     status = {row["values"]: row["counts"] for row in pc.value_counts(sources["status"]).to_pylist()}
     usable = sources.filter(pc.equal(sources["status"], "ok"))
     seconds = pc.subtract(clips["end"], clips["start"])

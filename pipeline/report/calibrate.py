@@ -15,7 +15,6 @@ import pyarrow as pa
 from pipeline.config.recipe import Bounds, from_dict
 from pipeline.dataset.finish import DatasetError
 from pipeline.report.histogram import number
-from pipeline.sources.canaries import SCHEME, Recall, recall
 from pipeline.storage.store import Store
 from pipeline.tables import fragments
 from pipeline.tables.columns import Columns
@@ -71,18 +70,17 @@ class Separation:
 
 
 def calibrate(dataset: Path | str, labels_csv: Path | str | None = None) -> str:
-    """Tables for people: percentiles of every score; where canaries were planted, what became of them and how they
-    score; with `labels_csv` (columns clip_id and label: good or bad, 1 or 0), precision and recall against threshold.
-    Raises LabelError for labels that cannot be used, FileNotFoundError where there is no dataset."""
+    """Return tables as text: percentiles of every score and, with `labels_csv` (columns clip_id and label: good or
+    bad, 1 or 0), precision and recall against threshold.
+
+    Raises LabelError for labels that cannot be used, FileNotFoundError where there is no dataset.
+    """
     store = Store(str(dataset))
     if not store.list("tables/clips", ".parquet"):
         raise FileNotFoundError(f"{dataset} has no clips table: build it first")
     thresholds = from_dict(json.loads(store.read("dataset.json"))["recipe"]).select.thresholds
     clips = Columns(store, "tables/clips", pa.schema([*fragments.CLIPS, ("rejected_by", pa.list_(pa.string()))]))
     parts = [_spread_table(spreads(clips))]
-    planted = clips.canaries()
-    if results := recall(planted, thresholds):
-        parts.append(_canary_table(results, planted, thresholds))
     if labels_csv is not None:
         labels = read_labels(labels_csv)
         unknown = len(labels.keys() - set(clips["clip_id"].to_pylist()))
@@ -213,26 +211,6 @@ def _spread_table(rows: Sequence[Spread]) -> str:
             ),
         ]
     )
-
-
-def _canary_table(planted: Sequence[Recall], clips: pa.Table, thresholds: Mapping[str, Bounds]) -> str:
-    """One line a canary and score that its filters write, beside the score of the clip without a defect."""
-    rows = {uri: i for i, uri in enumerate(clips["source_uri"].to_pylist()) if uri.startswith(SCHEME)}
-    lines = [["canary", "result", "score", "clean", "here", "kept within"]]
-    for one in planted:
-        scores = [name for name in score_columns(clips.schema) if one.expected and name.startswith(one.expected)]
-        start = [one.name, one.result]
-        for name in scores or [""]:
-            there = [rows.get(SCHEME + uri) if name else None for uri in ("clean", one.name)]
-            values = [number(None if row is None else clips[name][row].as_py()) for row in there]
-            bounds = thresholds.get(name)
-            within = f"{number(bounds.min)} to {number(bounds.max)}" if bounds else ""
-            lines.append([*start, name, *values, within])
-            start = ["", ""]
-    caught, asked = (
-        sum(one.result in some for one in planted) for some in (("caught",), ("caught", "missed", "rejected"))
-    )
-    return f"{caught} of the {asked} defects that a filter is there for were caught by it\n{_aligned(lines)}"
 
 
 def _separation_table(rows: Sequence[Separation]) -> str:

@@ -16,7 +16,6 @@ from pipeline.selection import balance, duplicates
 from pipeline.selection.buckets import bucket_names, with_durations
 from pipeline.selection.duplicates import Embeddings
 from pipeline.selection.frame_contracts import packed_frames
-from pipeline.sources import canaries
 from pipeline.tables.fragments import floats, id_prefix_u64
 
 SELECTED = pa.schema(
@@ -87,8 +86,6 @@ def select(
     added: dict[str, pa.Array | pa.ChunkedArray] = {}
     if recipe.select.balance_clusters and embeddings:
         added, reasons["balance"] = _balanced(clips, embeddings, recipe, ~_any(reasons.values(), n))
-    if "source_uri" in clips.column_names and (planted := canaries.is_canary(clips).to_numpy()).any():
-        reasons[canaries.MARK] = planted
     added |= {
         "keep": pa.array(~_any(reasons.values(), n)),
         "rejected_by": _reason_lists(reasons, n),

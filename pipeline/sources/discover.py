@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 import fsspec
 
 from pipeline.config.recipe import SourceOptions
-from pipeline.sources import canaries, http
+from pipeline.sources import http
 from pipeline.sources.downloads import YTDLP, look_at_page, open_page
 from pipeline.sources.lists import list_rows, members
 from pipeline.storage.store import PIECE, REMOTE, Store, Unreachable, locate, ranged, refuse_secrets
@@ -97,8 +97,6 @@ def open_media(uri: str, options: SourceOptions | None = None) -> str | BinaryIO
     archive, member = split_member(uri)
     if member:
         return _open_member(archive, member, options or SourceOptions())
-    if uri.startswith(canaries.SCHEME):
-        return io.BytesIO(canaries.video(uri.removeprefix(canaries.SCHEME)))
     if uri.startswith(REMOTE):
         store, name = locate(uri)
         return store.open(name)
@@ -149,9 +147,7 @@ def split_member(uri: str) -> tuple[str, str]:
 
 def _expand(text: str) -> Iterator[DiscoveredFile]:
     refuse_secrets(text)
-    if text.startswith(canaries.SCHEME):
-        yield DiscoveredFile(text, 0, str(canaries.VERSION))
-    elif "://" in text and not text.startswith("file://"):
+    if "://" in text and not text.startswith("file://"):
         yield from _expand_url(text)
     else:
         yield from _expand_local(text.removeprefix("file://"))

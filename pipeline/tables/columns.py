@@ -9,12 +9,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.sources.canaries import SCHEME, is_canary
 from pipeline.storage.store import Store
 
 
 class Columns:
-    """A finished table without its canaries, of which no more is read than what is asked for. A column of `expected`
+    """A finished table, of which no more is read than what is asked for. A column of `expected`
     that its files lack is null."""
 
     def __init__(self, store: Store, folder: str, expected: pa.Schema) -> None:
@@ -24,21 +23,15 @@ class Columns:
             with store.open(name) as file:
                 found.append(pq.read_schema(file).remove_metadata())
         self.schema = pa.unify_schemas([*found, expected], promote_options="permissive")
-        self._ours: pa.ChunkedArray | None = None
-        self._ours = pc.invert(is_canary(self.table("source_uri")))
 
     def table(self, *names: str) -> pa.Table:
-        """The rows that are not canaries, with these columns, or with all."""
-        wanted, at = pa.schema([self.schema.field(name) for name in names or self.schema.names]), 0
+        """All rows, with these columns, or with all."""
+        wanted = pa.schema([self.schema.field(name) for name in names or self.schema.names])
         found = [wanted.empty_table()]
         for name in self._files():
             with self._store.open(name) as file:
                 parquet = pq.ParquetFile(file)
-                table = parquet.read([field.name for field in parquet.schema_arrow if field.name in wanted.names])
-            if self._ours is not None:
-                at += table.num_rows
-                table = table.filter(self._ours.slice(at - table.num_rows, table.num_rows))
-            found.append(table)
+                found.append(parquet.read([field.name for field in parquet.schema_arrow if field.name in wanted.names]))
         return pa.concat_tables(found, promote_options="permissive")
 
     def __getitem__(self, name: str) -> pa.ChunkedArray:
@@ -46,11 +39,6 @@ class Columns:
 
     def __contains__(self, name: str) -> bool:
         return name in self.schema.names
-
-    def canaries(self) -> pa.Table:
-        """All columns of the canaries."""
-        found = matching(self._store, self._files(), "source_uri", lambda uris: pc.starts_with(uris, SCHEME))
-        return pa.concat_tables([self.schema.empty_table(), *found], promote_options="permissive")
 
     def rows(self, clip_ids: Collection[str]) -> dict[str, dict[str, Any]]:
         """All columns of these clips, by clip_id."""
