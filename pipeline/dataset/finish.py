@@ -233,7 +233,8 @@ def _trimmed(kept: pa.Table, fps: float | None) -> dict[str, float]:
 
 
 def counts(sources: pa.Table, clips: pa.Table, fps: float | None = None) -> dict[str, Any]:
-    """Numbers of sources by status, clips, kept, captions, rejections by reason, and hours. `fps` is the constant rate that clips are packed at, if any."""
+    """Numbers of sources by status, clips, kept, captions, rejections by reason, and hours. `fps` is the constant rate
+    that clips are packed at, if any."""
     status = {row["values"]: row["counts"] for row in pc.value_counts(sources["status"]).to_pylist()}
     usable = sources.filter(pc.equal(sources["status"], "ok"))
     seconds = pc.subtract(clips["end"], clips["start"])

@@ -1,7 +1,7 @@
 """The Hub's layout: the dataset's tars and clips table, linked, with a dataset card, its configs and Croissant.
 
-Configs: `default` has the videos, `images` the still images, `clips` the table of all clips with their scores. Nothing
-is uploaded: `hf upload` does that.
+Configs: `default` has the videos, `images` the still images. The table of all clips with their scores lies beside them
+without a config, as the Hub reads all files of a dataset with one loader. Nothing is uploaded: `hf upload` does that.
 """
 
 from __future__ import annotations
@@ -48,7 +48,6 @@ def front_matter(job: Job) -> str:
         }
         for config, splits in sorted(paths.items())
     ]
-    configs.append({"config_name": "clips", "data_files": [{"split": "all", "path": "tables/clips/*.parquet"}]})
     count = job.videos + job.stills
     tree = {
         "task_categories": ["text-to-video"],
