@@ -123,6 +123,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--out", required=True, metavar="FOLDER", help="a new or empty folder; for a table, the file")
     made.add_argument("--model", metavar="MODEL", help="list the clips that it cannot use: wan2.1, ltx ...")
+    made = command("compare", _compare, "what differs between two datasets, clip by clip")
+    made.add_argument("before", metavar="DATASET")
+    made.add_argument("after", metavar="DATASET")
+    made.add_argument("--out", metavar="CSV", help="every difference as a row: clip_id, what, before, after")
     command("doctor", _doctor, "what this machine can do")
     for name, (_, text) in TRAINER.items():
         commands.add_parser(name, help=text)
@@ -220,6 +224,12 @@ def _export(args: argparse.Namespace) -> None:
     from pipeline.export.export import export
 
     print(export(args.dataset, args.to, Path(args.out), args.model))
+
+
+def _compare(args: argparse.Namespace) -> None:
+    from pipeline.dataset.compare import compare
+
+    print(compare(args.before, args.after, Path(args.out) if args.out else None))
 
 
 def _doctor(args: argparse.Namespace) -> None:
