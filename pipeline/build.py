@@ -88,6 +88,7 @@ def build(
         raise RecipeError("--gpus, and no model of this recipe runs on one")
     with lock(store) as still_ours:
         found = pending.as_last_seen(there, store)
+        recipe = pending.with_listed_captions(recipe, found)
         if is_unchanged(found, store, recipe):
             return Built(read_info(store), store)
         try:
@@ -137,7 +138,7 @@ def _build(
     committed.merge(store, recipe)
     clips, embeddings = pending.clip_rows(sources, store, recipe)
     clips = select(clips, recipe, late, captioned=False, embeddings=embeddings)
-    units = pending.caption_units(clips, recipe)
+    units = pending.caption_units(clips, sources, recipe)
     if run(store, "caption", units, lambda: [caption_stage(store, recipe, machine())], "clips", spent):
         committed.merge(store, recipe)
         del clips  # before there are two of them

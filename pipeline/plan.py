@@ -30,6 +30,7 @@ def plan(inputs: Sequence[str], out: str, recipe: Recipe) -> str:
     check_folder(store)
     fingerprints.check(recipe)
     found = pending.as_last_seen(there, store)
+    recipe = pending.with_listed_captions(recipe, found)
     info: dict[str, Any] = read_info(store) if store.exists("dataset.json") else {}
 
     new = sum(unit.amount for unit in pending.identify_units(found, store))
@@ -48,7 +49,7 @@ def plan(inputs: Sequence[str], out: str, recipe: Recipe) -> str:
     clips = select(clips, recipe, late, captioned=False, embeddings=embeddings)
     why = "not scored yet, or let through by other thresholds"
     lines.append(_line("embed", again, clips.num_rows, "clips", why, info))
-    silent = sum(unit.amount for unit in pending.caption_units(clips, recipe))
+    silent = sum(unit.amount for unit in pending.caption_units(clips, sources, recipe))
     kept = pc.sum(clips["keep"]).as_py() or 0
     lines.append(_line("caption", silent, kept, "clips", "kept and without a caption of this captioner", info))
     clips = select(clips, recipe, late, embeddings=embeddings)

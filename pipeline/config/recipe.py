@@ -86,6 +86,10 @@ class CaptionOptions:
     captioner: str = "measured"
     options: Mapping[str, Any] = field(default_factory=dict)  # the captioner's own
     text: Literal["short", "dense", "mix"] = "dense"  # what .txt holds
+    instruction: str | None = None  # what the model is to describe, in place of the usual task; the format stays
+    language: str = "English"  # of the captions; what other languages claim is not audited
+    prefix: str = ""  # goes before every caption, as it is: a trigger word
+    suffix: str = ""
     batch: Count = 16
     audit: bool = True
 

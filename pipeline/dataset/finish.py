@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import captioners
 import filters
 import pipeline
+from captioners.text.prompt import QUESTION, Prompt
 from pipeline.config.recipe import Recipe, to_dict
 from pipeline.config.versions import installed
 from pipeline.config.video_models import resolved
@@ -137,6 +138,7 @@ def finish(
         "format": FORMAT,
         "recipe": to_dict(recipe),
         "versions": _versions(),
+        "prompts": _prompts(recipe),
         "counts": counts(sources, clips, resolved(recipe.pack).fps),
         "rows": {"sources": sources.num_rows, "clips": clips.num_rows},
         "shards": list(shards),
@@ -145,6 +147,15 @@ def finish(
     store.write("README.md", card(info).encode())
     store.write("dataset.json", json.dumps(info, indent=2, sort_keys=True).encode())
     return info
+
+
+def _prompts(recipe: Recipe) -> dict[str, str]:
+    """What the captioner's model is asked, word for word: of every clip, and after a clip's frames. Nothing where the
+    captioner asks no model."""
+    if recipe.caption.captioner not in captioners.PROMPTED:
+        return {}
+    prompt = Prompt(recipe.caption.instruction, recipe.caption.language)
+    return {"instructions": prompt.instructions, "question": QUESTION}
 
 
 def _public(table: pa.Table) -> pa.Table:

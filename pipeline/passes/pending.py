@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config.recipe import Recipe
-from pipeline.passes.caption_worker import chosen_text
+from pipeline.passes.caption_worker import with_texts
 from pipeline.scan.scan import segments
 from pipeline.selection.duplicates import Embeddings, Vectors, matrix
 from pipeline.selection.select import QUALITY
@@ -28,7 +28,7 @@ from pipeline.sources.http import SILENT
 from pipeline.state import committed, fingerprints
 from pipeline.state.units import CaptionPart, CaptionUnit, IdentifyUnit, Part, ScanUnit, UnitClips
 from pipeline.storage.store import Store
-from pipeline.tables.fragments import IdRange, read_table
+from pipeline.tables.fragments import IdRange, fingerprint, read_table
 
 IDENTIFY_UNIT = 32  # sources
 BATCH = 10_000  # rows that are Python objects at once
@@ -211,8 +211,23 @@ def _slim(rows: pa.Table) -> pa.Table:
     return rows.combine_chunks()
 
 
-def caption_units(clips: pa.Table, recipe: Recipe) -> Iterator[CaptionUnit]:
+def with_listed_captions(recipe: Recipe, found: Sequence[DiscoveredFile]) -> Recipe:
+    """`recipe`, where its captioner is `listed` with a digest of all texts that the lists hold: a changed text is a
+    changed option, and the captions are read again."""
+    if recipe.caption.captioner != "listed":
+        return recipe
+    column = str(recipe.caption.options.get("column", "caption"))
+    texts = sorted((file.uri, json.dumps(file.metadata.get(column), default=str)) for file in found if file.metadata)
+    options = {**recipe.caption.options, "digest": fingerprint(texts)}
+    return replace(recipe, caption=replace(recipe.caption, options=options))
+
+
+def caption_units(clips: pa.Table, sources: pa.Table, recipe: Recipe) -> Iterator[CaptionUnit]:
     """Kept clips that have neither a caption nor a reason for none, by the units that have their frames."""
+    known = dict[str, str]()
+    if recipe.caption.captioner == "listed":
+        columns = (sources[name].to_pylist() for name in ("source_id", "metadata"))
+        known = {source: metadata for source, metadata in zip(*columns, strict=True) if source and metadata}
     left = clips.filter(pc.and_(clips["keep"], pc.invert(clips["captioned"])))
     size = max(CAPTION_BATCHES * recipe.caption.batch, CAPTION_UNIT)
     rows = _columns(left, ("source_id", "clip_id", "scan_at", "unit", "embed_at"))
@@ -222,7 +237,8 @@ def caption_units(clips: pa.Table, recipe: Recipe) -> Iterator[CaptionUnit]:
         parts = []
         for clips_ in _by_unit(some):
             mine = some.filter(pc.is_in(some["clip_id"], pa.array(clips_.clip_ids)))
-            parts.append(CaptionPart(clips_, tuple(sorted(set(mine["embed_at"].to_pylist())))))
+            metadata = {source: known[source] for source in mine["source_id"].to_pylist() if source in known}
+            parts.append(CaptionPart(clips_, tuple(sorted(set(mine["embed_at"].to_pylist()))), metadata))
         yield CaptionUnit(tuple(parts))
 
 
@@ -251,7 +267,7 @@ def joined_rows(
     schemas = (fingerprints.scan_schema(recipe), fingerprints.embed_schema(recipe), fingerprints.caption_schema(recipe))
     columns = {name for schema in schemas for name in schema.names} - set(without)
     for rows in committed.clips(store, recipe, sources, columns):
-        rows = rows.append_column("caption", chosen_text(rows, recipe.caption.text))
+        rows = with_texts(rows, recipe.caption)
         decided = clips.slice(at, rows.num_rows)
         at += rows.num_rows
         for name in decided.column_names:
