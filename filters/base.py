@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import cv2
 import numpy as np
 import pyarrow as pa
+
+from pipeline.media.faults import failure, is_machine_fault
 
 Score = float | int | bool | str | list[float] | list[str] | None
 
@@ -67,7 +69,8 @@ class ClipView:
 class Filter(Protocol):
     """Scores clips; thresholds are the recipe's. Options are the constructor's keyword arguments, with defaults.
 
-    A filter whose constructor has a parameter `encoder` is given the recipe's TextVideoEncoder.
+    A filter whose constructor has a parameter `encoder` is given the recipe's TextVideoEncoder. One whose model runs on
+    a GPU where there is one has an attribute `gpu = True`.
     """
 
     name: str  # the prefix of its columns
@@ -80,9 +83,15 @@ class Filter(Protocol):
         `why_null(name)`, which is one more column of the table. One clip at a time: what a clip scores does not depend
         on which others share its unit of work.
 
-        Bad clips (one frame, black, 16 pixels wide) are None, never an exception and never 0 or -1.
+        Bad clips (one frame, black, 16 pixels wide) are None, never an exception and never 0 or -1. (An exception is
+        caught by `score` below, and logged as an error in the filter.)
         """
         ...
+
+
+def uses_gpu(filter: Filter) -> bool:
+    """Whether the filter's model runs on a GPU where there is one."""
+    return bool(getattr(filter, "gpu", False))
 
 
 def why_null(name: str) -> str:
@@ -108,11 +117,29 @@ def shrunk(rgb: np.ndarray, longest: int) -> np.ndarray:
     return cv2.resize(rgb, None, fx=max(scale, 1 / width), fy=max(scale, 1 / height), interpolation=cv2.INTER_AREA)
 
 
-def score(kind: Filter, clips: Sequence[ClipView]) -> list[dict[str, Score]]:
-    """One answer a clip, with NaN and infinity made null: what a model gives for a picture that it cannot digest."""
-    answers = [kind.score(clip) for clip in clips]
-    for answer in answers:
+OnError = Callable[[str, ClipView, Exception], None]  # the filter's name, the clip, and what its score raised
+
+
+def score(kind: Filter, clips: Sequence[ClipView], on_error: OnError | None = None) -> list[dict[str, Score]]:
+    """One answer a clip, with NaN and infinity made null: what a model gives for a picture that it cannot digest.
+
+    A clip for which the filter raises has null scores, for the reason that the exception gives, and goes to `on_error`.
+    Faults of the machine are raised.
+    """
+    return [_scored(kind, clip, on_error) for clip in clips]
+
+
+def _scored(kind: Filter, clip: ClipView, on_error: OnError | None) -> dict[str, Score]:
+    try:
+        answer = kind.score(clip)
+        for name, value in answer.items():
+            if isinstance(value, int) and not isinstance(value, bool):
+                pa.scalar(value, kind.columns.get(name))  # raises where the column cannot hold it
         broken = [name for name, value in answer.items() if isinstance(value, float) and not math.isfinite(value)]
-        if broken:
-            answer |= {**dict.fromkeys(broken), why_null(kind.name): "not a number"}
-    return answers
+    except Exception as error:
+        if is_machine_fault(error):
+            raise
+        if on_error is not None:
+            on_error(kind.name, clip, error)
+        return unknown(kind, failure(error).reason)
+    return answer | {**dict.fromkeys(broken), why_null(kind.name): "not a number"} if broken else answer

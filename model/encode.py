@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import fnmatch
 import hashlib
 import io
 import json
@@ -38,6 +37,7 @@ from model.text import TextEncoder
 from model.train import ERRORS, parse
 from pipeline.media.clip_reader import ClipError
 from pipeline.storage.store import Store, atomic, remove_abandoned
+from pipeline.tables.published import list_shards, open_published
 
 SPLITS = ("train", "val")
 INDEX = pa.schema(
@@ -115,10 +115,10 @@ def shards_of(source: str, shard: str = "*/*") -> dict[str, str]:
     """ "BUCKET/SPLIT-NNNNNN" of the dataset's shards that hold clips, in order, with a hash of each one's index; or of
     one shard."""
     store, found = Store(source), {}
-    for name in fnmatch.filter(store.list("shards", ".parquet"), f"shards/{shard}.parquet"):
-        data = store.read(name)
-        if pq.read_metadata(io.BytesIO(data)).num_rows:
-            found[name.removeprefix("shards/").removesuffix(".parquet")] = hashlib.sha256(data).hexdigest()
+    for tar in list_shards(store, f"shards/{shard}.tar"):
+        name = tar.removesuffix(".tar")
+        with open_published(store, f"{name}.parquet") as file:
+            found[name.removeprefix("shards/")] = hashlib.sha256(file.read()).hexdigest()
     return found
 
 

@@ -96,6 +96,12 @@ def _parser() -> argparse.ArgumentParser:
     commands.choices["build"].add_argument(
         "--address", metavar="RAY", help="join this Ray cluster (auto: the one this runs in); default: this machine"
     )
+    commands.choices["build"].add_argument(
+        "--engine",
+        choices=("auto", "local", "ray"),
+        default="auto",
+        help="local: threads of this process; ray: Ray Data; default: local for less than 1 GB of sources",
+    )
     commands.choices["build"].add_argument("--cores", type=int, metavar="N", help="of this machine; default: all")
     commands.choices["build"].add_argument(
         "--gpus", action="store_true", help="embed and caption wait for a GPU; default: on one if there is one then"
@@ -139,7 +145,7 @@ def _build(args: argparse.Namespace) -> None:
     from pipeline.report.summary import summary
 
     with _left_by_signals():
-        built = build(args.sources, args.out, recipe, args.address, args.cores, args.gpus)
+        built = build(args.sources, args.out, recipe, args.address, args.cores, args.gpus, args.engine)
     print(summary(args.out, built.info))
 
 

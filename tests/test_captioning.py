@@ -16,8 +16,8 @@ from captioners.text.prompt import INSTRUCTIONS, Prompt, read_answer
 from captioners.text.text_quality import check_form, loops
 from pipeline.config.recipe import CaptionOptions, PackOptions, RecipeError, load_recipe
 from pipeline.pack.sample_json import documents
+from pipeline.passes.caption import with_listed_captions
 from pipeline.passes.caption_worker import with_texts
-from pipeline.passes.pending import with_listed_captions
 from pipeline.sources.discover import DiscoveredFile
 from pipeline.state import fingerprints
 
@@ -54,7 +54,7 @@ def test_short_or_dense_is_what_the_recipe_names_and_the_other_where_there_is_on
 
 
 def test_a_prefix_and_a_suffix_surround_every_caption_and_leave_nulls_alone():
-    rows = with_texts(ROWS, CaptionOptions(prefix="ohwx, ", suffix=" 4k"))
+    rows = with_texts(ROWS, CaptionOptions(prefix="ohwx,", suffix="4k"))
     assert rows["caption"].to_pylist()[:2] == [None, "ohwx, dense 1 4k"]
     assert rows["caption_short"][1].as_py() == "ohwx, short 1 4k"
     usual, changed = (load_recipe("embedded", words) for words in ([], ["caption.prefix=ohwx"]))

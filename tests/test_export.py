@@ -149,7 +149,7 @@ def test_ltx_manifest_and_command_have_sizes_of_32_and_frames_of_8n_plus_1(mixed
 def test_webshart_reads_the_linked_tars_and_no_clip_is_copied(dataset: Path, tmp_path: Path) -> None:
     webshart = pytest.importorskip("webshart")
     out = exported(dataset, "simpletuner", tmp_path / "out")
-    clips = {clip.name: (clip.data(), clip.caption, clip.width) for clip in read_dataset(str(dataset)).clips()}
+    clips = {clip.name: (clip.data(), clip.captions(), clip.width) for clip in read_dataset(str(dataset)).clips()}
     seen = set()
     for backend in json.loads((out / "multidatabackend.json").read_text()):
         if backend["type"] != "webshart":
@@ -160,9 +160,10 @@ def test_webshart_reads_the_linked_tars_and_no_clip_is_copied(dataset: Path, tmp
         for shard in range(found.num_shards):
             for number in range(found.get_shard_sample_count(shard)):
                 entry = loader.load_sample(shard, number)
-                data, caption, width = clips[entry.path]
+                data, captions, width = clips[entry.path]
                 assert bytes(entry.data) == data
-                assert entry.captions == caption
+                assert entry.captions == captions
+                assert len(captions) == 2  # the one in .txt, and a short one
                 assert entry.metadata["width"] == width
                 seen.add(entry.path)
         if backend["dataset_type"] == "video":
@@ -273,11 +274,12 @@ def test_datasets_loads_the_video_folder_with_its_columns(dataset: Path, tmp_pat
     loaded = datasets.load_dataset("videofolder", data_dir=str(out), cache_dir=str(tmp_path / "cache"))["train"]
     assert isinstance(loaded.features["video"], datasets.Video)
     clips = clips_of(dataset)
+    captions = {clip.key: clip.captions() for clip in read_dataset(str(dataset)).clips()}
     rows = list(loaded.cast_column("video", datasets.Video(decode=False)))
     assert len(rows) == 6
     for row in rows:
         clip = clips[row["key"]]
-        assert (row["text"], row["num_frames"], row["captions"]) == (clip.caption, clip.frames, [clip.caption])
+        assert (row["text"], row["num_frames"], row["captions"]) == (clip.caption, clip.frames, captions[clip.key])
         assert frames_of(Path(row["video"]["path"])) == clip.frames
 
 

@@ -49,6 +49,8 @@ class Vlm:
     each sentence is true (see judge.py). Raises OSError when the model cannot be loaded.
     """
 
+    gpu = True
+
     def __init__(
         self,
         model: str | PreTrainedModel,

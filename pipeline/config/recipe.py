@@ -37,6 +37,9 @@ class ScanOptions:
     deadline_factor: float = 4.0  # a decode may take this many times the source's duration ...
     deadline_seconds: float = 120.0  # ... plus this
     memory_mb: Count = 3000  # of the child process that decodes
+    max_gb: Amount = 1000.0  # a larger source is not read
+    max_streams: Count = 64  # of any type; a source with more is not scanned
+    max_gigapixels: Amount = 2000.0  # decoded of one segment; what comes after is left out
     frames_uniform: Count = 4  # sampled frames a clip, evenly spread
     frames_peaks: int = 4  # and at motion peaks
     frame_side: Count = 512  # long side of a sampled frame, pixels; never enlarged
@@ -88,8 +91,8 @@ class CaptionOptions:
     text: Literal["short", "dense", "mix"] = "dense"  # what .txt holds
     instruction: str | None = None  # what the model is to describe, in place of the usual task; the format stays
     language: str = "English"  # of the captions; what other languages claim is not audited
-    prefix: str = ""  # goes before every caption, as it is: a trigger word
-    suffix: str = ""
+    prefix: str = ""  # goes before every caption, a space apart: a trigger word
+    suffix: str = ""  # goes behind every caption
     batch: Count = 16
     audit: bool = True
 
@@ -105,13 +108,14 @@ class FrameOptions:
 
 @dataclass(frozen=True)
 class PackOptions:
-    codec: Literal["h264", "h265", "av1", "copy"] = "h264"
+    codec: Literal["h264", "h265", "av1"] = "h264"
     preset: Literal["fast_loading", "small"] = "fast_loading"  # a keyframe in 24 frames, or in 250
     heights: tuple[Count, ...] = (1080, 720, 480, 360, 240)  # a clip is scaled down to the nearest, never up
     durations: tuple[float, ...] = ()  # seconds: buckets also by length, as (4, 8) makes them; () makes one
     fps: Amount | None = None  # constant frame rate; None keeps the source's
     frames: FrameOptions | None = None  # with fps: the numbers of frames that a clip may have; None is any
     model: str | None = None  # sets fps and frames to what this video model is trained at: wan2.1, ltx, hunyuan ...
+    hdr: Literal["tonemap", "reject"] = "tonemap"  # PQ and HLG: clips in BT.709, or none of such sources
     shard_mb: Amount = 256.0
 
 

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from pipeline.dataset.finish import DatasetError, read_whole
 from pipeline.storage.store import Store, atomic
 from pipeline.tables.fragments import id_prefix_u64
+from pipeline.tables.published import open_published, table_files
 
 FOLDER = "tables/clips"
 UNCOMPARED = frozenset({"clip_id", "embedding", "phash", "source_uri", "shard"})  # keys, vectors, places
@@ -108,12 +109,12 @@ def compare(before: str, after: str, out: Path | None = None) -> str:
 def _side(uri: str) -> Side:
     store = Store(uri)
     info = read_whole(store)
-    names = store.list(FOLDER, ".parquet")
+    names = table_files(store, FOLDER, info)
     if not names:
         raise DatasetError(f"{uri} has no {FOLDER}: build it again")
     schemas = []
     for name in names:
-        with store.open(name) as file:
+        with open_published(store, name) as file:
             schemas.append(pq.read_schema(file).remove_metadata())
     schema = pa.unify_schemas(schemas, promote_options="permissive")
     prefixes = [id_prefix_u64(pa.chunked_array([column])) for column in _batches(store, "clip_id")]
@@ -123,8 +124,8 @@ def _side(uri: str) -> Side:
 
 def _batches(store: Store, name: str) -> Iterator[pa.Array]:
     """A column of the clips table, BATCH rows at a time, nulls where a file lacks it."""
-    for path in store.list(FOLDER, ".parquet"):
-        with store.open(path) as file:
+    for path in table_files(store, FOLDER):
+        with open_published(store, path) as file:
             parquet = pq.ParquetFile(file)
             if name not in parquet.schema_arrow.names:
                 yield pa.nulls(parquet.metadata.num_rows)

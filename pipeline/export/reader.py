@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from pipeline.dataset.finish import DatasetError, read_info
 from pipeline.pack.shards import INDEX, index_path
 from pipeline.storage.store import Store
+from pipeline.tables.published import open_published
 
 VIDEO, STILL = "mp4", "jpg"
 
@@ -100,7 +101,7 @@ class Dataset:
         """Every clip, shard by shard. A clip can be read until the next shard begins."""
         for shard in self.shards:
             rows = _index(self.store, shard["path"]).to_pylist()
-            with self.store.open(shard["path"]) as tar:
+            with open_published(self.store, shard["path"]) as tar:
                 for row in rows:
                     places = {name: value for name, value in row.items() if name.endswith(("_offset", "_size"))}
                     tar.seek(row["text_offset"])
@@ -139,7 +140,7 @@ def one_line(text: str) -> str:
 def _index(store: Store, tar: str) -> pa.Table:
     name = str(index_path(Path(tar)))
     try:
-        with store.open(name) as file:
+        with open_published(store, name) as file:
             return pq.read_table(file).replace_schema_metadata()
     except (OSError, pa.ArrowException) as error:
         raise DatasetError(f"{store.path(name)} cannot be read ({error}): run `clipmill verify {store.uri}`") from error

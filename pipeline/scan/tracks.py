@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -105,11 +106,11 @@ class Tracks:
         return every > seen
 
     def span(self, start: float, end: float) -> ShotTracks:
-        """What is kept of frames with start <= time < end."""
+        """The tracks of frames with start <= time < end; empty where no frame lies there, as after the last one."""
         first, last = bisect_left(self._times, start), bisect_left(self._times, end)
         luma = [p for p in self._luma if start <= p.time < end]
         bursts = [[p for p in burst if start <= p.time < end] for burst in self._bursts]
-        middle = (self._times[first] + self._times[max(first, last - 1)]) / 2
+        middle = (self._times[first] + self._times[last - 1]) / 2 if first < last else start
         best = max(
             bursts, key=lambda b: (len(b) >= LEAST_BURST, -abs(b[0].time - middle)) if b else (False, -1e9), default=[]
         )
@@ -203,6 +204,18 @@ def motion_peaks(view: ClipView, count: int) -> list[float]:
         if all(abs(moments[index] - other) >= PEAK_APART for other in found):
             found.append(float(moments[index]))
     return found
+
+
+def crop_pixels(box: tuple[float, float, float, float], size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The even-sized rectangle x, y, width, height inside `box` (fractions) of a picture of `size` pixels; of a picture
+    under two pixels, all of it."""
+    spans = []
+    for low, high, pixels in ((box[0], box[2], size[0]), (box[1], box[3], size[1])):
+        first = 2 * math.ceil(low * pixels / 2 - 1e-6)
+        length = 2 * math.floor((high * pixels - first) / 2 + 1e-6)
+        spans.append((first, length) if length >= 2 else (0, pixels))
+    (x, width), (y, height) = spans
+    return x, y, width, height
 
 
 def jpeg(rgb: np.ndarray, quality: int) -> bytes:

@@ -26,10 +26,11 @@ from pipeline.sources.downloads import YTDLP, look_at_page, open_page
 from pipeline.sources.lists import list_rows, members
 from pipeline.storage.store import PIECE, REMOTE, Store, Unreachable, locate, ranged, refuse_secrets
 
-VIDEOS = frozenset(
-    ".3gp .asf .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .ts .vob .webm .wmv .y4m".split()  # noqa: SIM905
+VIDEOS = frozenset(  # endings that say enough; what has another is opened where its first bytes may be of a video
+    ".264 .265 .3g2 .3gp .asf .av1 .avi .divx .dv .f4v .flv .gif .h264 .h265 .hevc .ivf .m2ts .m2v .m4v .mkv".split()  # noqa: SIM905
+    + ".mov .mp4 .mpeg .mpg .mts .mxf .nut .obu .ogm .ogv .ps .qt .rm .rmvb .ts .vob .webm .wmv .y4m".split()  # noqa: SIM905
 )
-IMAGES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"))
+IMAGES = frozenset((".avif", ".bmp", ".heic", ".heif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
 LISTS = frozenset((".csv", ".jsonl", ".ndjson", ".parquet"))
 URI_COLUMNS = ("uri", "url", "path", "video", "file", "video_path", "source_uri")
 MEMBER = "#"  # archive.tar#folder/clip.mp4
@@ -64,6 +65,7 @@ class DiscoveredFile:
 
     @property
     def worth_opening(self) -> bool:
+        """Whether a decoder is to open it without a look at its first bytes."""
         return self.named or suffix(self.uri) in VIDEOS | IMAGES
 
 

@@ -9,7 +9,6 @@ import contextlib
 import email.utils
 import fcntl
 import functools
-import importlib.metadata
 import os
 import random
 import tempfile
@@ -25,10 +24,11 @@ import requests
 import urllib3
 
 from pipeline.config.recipe import SourceOptions
+from pipeline.config.versions import VERSION
 from pipeline.sources.downloads import downloaded
 from pipeline.storage.store import Unreachable, ranged
 
-AGENT = f"clipmill/{importlib.metadata.version('clipmill')} (video dataset builder)"
+AGENT = f"clipmill/{VERSION} (video dataset builder)"
 AGAIN = frozenset((408, 425, 429, 500, 502, 503, 504))  # statuses that another try may change
 TRIES = 6  # of one request, without a byte of progress
 PAUSE = 0.5  # seconds before the second try; doubled for each further one, with some chance in it

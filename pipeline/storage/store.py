@@ -13,7 +13,9 @@ import io
 import os
 import random
 import re
+import secrets
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -212,7 +214,7 @@ def locate(url: str) -> tuple[Store, str]:
 def atomic(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` to write to; it takes the final name on success and goes away on failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(temporary_name(path.name))
     try:
         yield temporary
         with open(temporary, "rb") as file:
@@ -221,6 +223,15 @@ def atomic(path: Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def temporary_name(name: str) -> str:
+    """A hidden name for `name` while it is written, which no other writer of a shared file system takes: process ids
+    repeat over machines and containers. Shortened where it would exceed the 255 bytes of a file name."""
+    host = re.sub(r"[^A-Za-z0-9-]", "", socket.gethostname())[:32]
+    suffix = f".{host}-{os.getpid()}-{secrets.token_hex(4)}.tmp"
+    stem = name.encode()[: 254 - len(suffix)].decode(errors="ignore")
+    return f".{stem}{suffix}"
 
 
 def remove_abandoned(folder: Path) -> None:

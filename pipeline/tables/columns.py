@@ -10,17 +10,18 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.storage.store import Store
+from pipeline.tables.published import open_published, table_files
 
 
 class Columns:
-    """A finished table, of which no more is read than what is asked for. A column of `expected`
-    that its files lack is null."""
+    """A finished table as it is now, of which no more is read than what is asked for. A column of `expected` that its
+    files lack is null."""
 
     def __init__(self, store: Store, folder: str, expected: pa.Schema) -> None:
-        self._store, self._folder = store, folder
+        self._store, self._files = store, table_files(store, folder)
         found = []
-        for name in store.list(folder, ".parquet"):
-            with store.open(name) as file:
+        for name in self._files:
+            with open_published(store, name) as file:
                 found.append(pq.read_schema(file).remove_metadata())
         self.schema = pa.unify_schemas([*found, expected], promote_options="permissive")
 
@@ -28,8 +29,8 @@ class Columns:
         """All rows, with these columns, or with all."""
         wanted = pa.schema([self.schema.field(name) for name in names or self.schema.names])
         found = [wanted.empty_table()]
-        for name in self._files():
-            with self._store.open(name) as file:
+        for name in self._files:
+            with open_published(self._store, name) as file:
                 parquet = pq.ParquetFile(file)
                 found.append(parquet.read([field.name for field in parquet.schema_arrow if field.name in wanted.names]))
         return pa.concat_tables(found, promote_options="permissive")
@@ -43,10 +44,7 @@ class Columns:
     def rows(self, clip_ids: Collection[str]) -> dict[str, dict[str, Any]]:
         """All columns of these clips, by clip_id."""
         blank = dict.fromkeys(self.schema.names)
-        return {row["clip_id"]: {**blank, **row} for row in rows_of(self._store, self._files(), clip_ids)}
-
-    def _files(self) -> list[str]:
-        return self._store.list(self._folder, ".parquet")
+        return {row["clip_id"]: {**blank, **row} for row in rows_of(self._store, self._files, clip_ids)}
 
 
 def rows_of(store: Store, files: Sequence[str], clip_ids: Collection[str]) -> list[dict[str, Any]]:
@@ -61,7 +59,7 @@ def matching(
 ) -> Iterator[pa.Table]:
     """Rows that are wanted for their `column`. Reads that column first: most row groups hold none of them."""
     for name in files:
-        with store.open(name) as file:
+        with open_published(store, name) as file:
             parquet = pq.ParquetFile(file)
             for group in range(parquet.num_row_groups):
                 there = wanted(parquet.read_row_group(group, [column])[column])

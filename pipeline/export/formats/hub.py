@@ -16,13 +16,14 @@ from pipeline.export.croissant import croissant
 from pipeline.export.formats.videofolder import SPLITS
 from pipeline.export.job import Exporter, Job
 from pipeline.export.layout import link_file, write_json, write_text
+from pipeline.tables.published import table_files
 
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 
 def write(job: Job) -> list[str]:
     dataset = job.dataset
-    tables = dataset.store.list("tables/clips", ".parquet")
+    tables = table_files(dataset.store, "tables/clips", dataset.info)
     for name in [*(shard["path"] for shard in dataset.shards), *tables]:
         link_file(dataset, name, job.out / name)
     write_text(job.out / "README.md", front_matter(job) + card(dataset.info).split("---\n", 2)[2])

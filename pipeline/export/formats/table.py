@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from pipeline.dataset.finish import DatasetError, read_whole
 from pipeline.storage.store import Store, atomic
-from pipeline.tables.fragments import read_table
+from pipeline.tables.published import read_table
 
 
 def write_table(store: Store, out: Path, name: str) -> int:
