@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.resources
 import json
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config.recipe import Bounds, RecipeError, from_dict, load_recipe, presets, to_dict
+from pipeline.config.video_models import resolved
 
 
 @pytest.mark.parametrize("name", presets())
@@ -77,3 +79,15 @@ def test_labels_are_admitted_by_name():
 def test_a_dataset_of_an_earlier_version_with_retired_options_is_read():
     stored = {**to_dict(load_recipe("embedded")), "canaries": False}
     assert from_dict(stored) == load_recipe("embedded")
+
+
+@pytest.mark.parametrize("name", ["svd", "moviegen", "panda70m", "hunyuanvideo", "opensora"])
+def test_a_published_method_names_its_source_and_what_cannot_be_had(name):
+    text = (importlib.resources.files("pipeline.config") / "recipes" / f"{name}.yaml").read_text()
+    assert "arXiv" in text or "hpcaitech" in text
+    assert "# As published:" in text
+    assert "# Not reproduced:" in text
+    recipe = load_recipe(name)
+    scores = {column.partition("_")[0] for column in recipe.select.thresholds}
+    assert scores <= set(recipe.filters), "every threshold's filter runs"
+    resolved(recipe.pack)

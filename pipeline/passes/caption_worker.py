@@ -204,9 +204,9 @@ def batches(
 
 
 def with_texts(rows: pa.Table, options: CaptionOptions) -> pa.Table:
-    """`rows` with all captions between the prefix and the suffix, a space apart, and with the column `caption`, which goes into a
-    clip's .txt: its short or its dense caption, or with `mix` one of the two by clip_id; null where there is none.
-    Where the captioner gives more captions of a clip, `caption_others` has them."""
+    """`rows` with all captions between the prefix and the suffix, a space apart, and with the column `caption`, which
+    goes into a clip's .txt: its short or its dense caption, or with `mix` one of the two by clip_id; null where there
+    is none. Where the captioner gives more captions of a clip, `caption_others` has them."""
     before = f"{options.prefix.rstrip()} " if options.prefix else ""
     after = f" {options.suffix.lstrip()}" if options.suffix else ""
     if options.captioner == "listed":
