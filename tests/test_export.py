@@ -6,6 +6,7 @@ import csv
 import importlib.util
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -19,15 +20,17 @@ import pytest
 import yaml
 from finished_dataset import finished, footage
 
+import pipeline.export
 from filters.torchvision_ops import ensure_torchvision
 from pipeline.cli import main
-from pipeline.config.recipe import RecipeError
+from pipeline.config.recipe import RecipeError, load_recipe
 from pipeline.config.video_models import MODELS
 from pipeline.dataset.finish import DatasetError
 from pipeline.dataset.verify import verify
 from pipeline.export.export import EXPORTERS, LISTED, export
 from pipeline.export.layout import MARKER
 from pipeline.export.reader import Clip, read_dataset
+from pipeline.state.fingerprints import check
 
 LOOSE = tuple(name for name in EXPORTERS if name not in ("simpletuner", "hf-parquet", "hub"))
 
@@ -403,3 +406,23 @@ def test_splits_are_folders_of_the_video_folder(tmp_path):
 
 def test_a_trainer_of_one_model_names_a_known_one():
     assert all(exporter.model in (None, *MODELS) for exporter in EXPORTERS.values())
+
+
+def test_every_command_of_the_exports_readme_runs(
+    mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (Path(pipeline.export.__file__).parent / "README.md").read_text()
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    commands = [shlex.split(line)[1:] for block in blocks for line in block.splitlines()]
+    assert [words[0] for words in commands] == ["build", "export", "export", "compare"]
+    monkeypatch.chdir(tmp_path)
+    rows = footage(tmp_path / "footage", fps=(24,), still=False)
+    finished(tmp_path / "clips", rows, model="wan2.1")  # in place of the build: its options are checked below
+    finished(tmp_path / "other_clips", rows)
+    check(load_recipe("embedded", [word for word in commands[0] if "=" in word]))
+    for words in commands[1:]:
+        assert main(words) == 0, words
+    out = capsys.readouterr().out
+    assert "for musubi-tuner" in out
+    assert (tmp_path / "differences.csv").read_text().startswith("clip_id,what,before,after")
+    assert set(re.findall(r"^\| `([a-z-]+)`", text, re.MULTILINE)) >= set(EXPORTERS)
