@@ -34,7 +34,7 @@ def test_answers_are_counted_by_what_became_of_them(tmp_path):
     rows += [{"caption": "A dog runs.", "audit_reasons": []}, {"caption": "A cat sleeps."}, {}]
     health = caption_health(columns(tmp_path, rows))
     assert health is not None
-    assert (health.asked, health.captioned, health.distinct) == (12, 3, 2)
+    assert (health.requested, health.captioned, health.distinct) == (12, 3, 2)
     assert list(health.problems) == [
         Problem("truncated", 2, 1),
         Problem("refused", 2, 0),

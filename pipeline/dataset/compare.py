@@ -90,12 +90,12 @@ def compare(before: str, after: str, out: Path | None = None) -> str:
     common = [name for name in a.schema.names if name in b.schema.names and name not in UNCOMPARED]
     changes: dict[str, np.ndarray] = {}
     for name in common:
-        changed, said = _changed(name, a, b, in_a, in_b)
+        changed, line = _changed(name, a, b, in_a, in_b)
         if len(changed):
             changes[name] = changed
-            lines.append(said)
-    for text, one, other in (("only before", a, b), ("only after", b, a)):
-        only = [name for name in one.schema.names if name not in other.schema.names]
+            lines.append(line)
+    for text, side, other in (("only before", a, b), ("only after", b, a)):
+        only = [name for name in side.schema.names if name not in other.schema.names]
         if only:
             lines.append(f"columns {text}: {', '.join(only)}")
     lines += _options(a.info["recipe"], b.info["recipe"])
@@ -134,8 +134,8 @@ def _batches(store: Store, name: str) -> Iterator[pa.Array]:
                 yield batch.column(0)
 
 
-def _is_number(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind))
+def _is_number(dtype: pa.DataType) -> bool:
+    return bool(pa.types.is_floating(dtype) or pa.types.is_integer(dtype) or pa.types.is_boolean(dtype))
 
 
 def _numbers(column: pa.Array) -> np.ndarray:
@@ -215,8 +215,8 @@ def _write(
         writer.writerow(COLUMNS)
         for what, side, at in (("removed", a, gone), ("added", b, new)):
             kept = side.column("keep")[at] == 1
-            said = [("kept" if keep else "rejected") for keep in kept]
-            rows = zip(side.texts("clip_id", at), said, strict=True)
+            decisions = [("kept" if keep else "rejected") for keep in kept]
+            rows = zip(side.texts("clip_id", at), decisions, strict=True)
             writer.writerows((key, what, *((text, "") if side is a else ("", text))) for key, text in rows)
             count += len(at)
         for name, (in_a, in_b) in changes.items():

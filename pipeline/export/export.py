@@ -81,17 +81,17 @@ def export(dataset: str, to: str, out: Path, model: str | None = None) -> str:
     name, chosen = _model(data, exporter, model)
     job = _job(data, exporter, out.absolute(), chosen)
     with export_folder(job.out, {"to": to, "dataset": data.store.uri, "model": name}):
-        found = findings(data.index, exporter.reads, chosen) if exporter.reads and name else []
-        if found:
-            write_csv(job.out / LISTED, ("key", "effect", "reason"), _listed(data.index, found))
+        unused = findings(data.index, exporter.reads, chosen) if exporter.reads and name else []
+        if unused:
+            write_csv(job.out / LISTED, ("key", "effect", "reason"), _listed(data.index, unused))
         steps = exporter.write(job)
-    return "\n".join([_headline(job, exporter, name), *_told(job, found), *(f"next: {step}" for step in steps)])
+    return "\n".join([_headline(job, exporter, name), *_effects(job, unused), *(f"next: {step}" for step in steps)])
 
 
-def _model(data: Dataset, exporter: Exporter, asked: str | None) -> tuple[str | None, VideoModel]:
+def _model(data: Dataset, exporter: Exporter, model: str | None) -> tuple[str | None, VideoModel]:
     """The model's name and its row: the one that was asked for, the trainer's only one, the recipe's; else none, and
     counts that most models take at the dataset's commonest rate."""
-    name = asked or exporter.model or data.info["recipe"]["pack"].get("model")
+    name = model or exporter.model or data.info["recipe"]["pack"].get("model")
     if name in MODELS:
         return name, MODELS[name]
     rates = Counter(fps for fps in data.index["fps"].to_pylist() if fps)
@@ -113,10 +113,10 @@ def _job(data: Dataset, exporter: Exporter, out: Path, model: VideoModel) -> Job
     )
 
 
-def _listed(index: pa.Table, found: Sequence[Finding]) -> list[tuple[str, str, str]]:
+def _listed(index: pa.Table, unused: Sequence[Finding]) -> list[tuple[str, str, str]]:
     """(key, effect, reason) of every clip that is not used as it is, in order of reason and key."""
     rows: list[tuple[str, str, str]] = []
-    for finding in found:
+    for finding in unused:
         keys = index["key"].take(pa.array(np.flatnonzero(finding.clips))).to_pylist()
         rows += [(key, finding.effect, finding.reason) for key in sorted(keys)]
     return rows
@@ -131,8 +131,8 @@ def _headline(job: Job, exporter: Exporter, model: str | None) -> str:
     return f"{about}; {model or 'any model'} at {job.model.fps:g} fps, frames {counts}, {job.size[0]}x{job.size[1]}"
 
 
-def _told(job: Job, found: Sequence[Finding]) -> list[str]:
+def _effects(job: Job, unused: Sequence[Finding]) -> list[str]:
     lines: list[Any] = []
     for effect, words in (("dropped", "would be dropped"), ("altered", "would not be seen as they are")):
-        lines += [f"{int(f.clips.sum()):,} {words}: {f.reason}" for f in found if f.effect == effect]
+        lines += [f"{int(f.clips.sum()):,} {words}: {f.reason}" for f in unused if f.effect == effect]
     return [*lines, f"they are listed in {job.out / LISTED}"] if lines else []

@@ -45,7 +45,7 @@ def findings(index: pa.Table, reads: Reads, model: VideoModel) -> list[Finding]:
     with np.errstate(divide="ignore", invalid="ignore"):
         wrong_rate = ~still & (np.abs(fps / model.fps - 1) > SAME_RATE)
     short = ~still & (frames < model.least)
-    found = [
+    reasons = [
         Finding("dropped", f"fewer than {model.least} frames{f' at {model.fps:g} fps' * reads.converts}", short),
         Finding("dropped", "a still image, and the trainer reads videos only", still & (not reads.stills)),
         Finding("altered", f"not {model.fps:g} fps: motion has a wrong speed", wrong_rate & (not reads.converts)),
@@ -53,8 +53,8 @@ def findings(index: pa.Table, reads: Reads, model: VideoModel) -> list[Finding]:
     if reads.longest is not None:
         limit = reads.longest * model.usual / model.fps
         long = index["duration"].to_numpy() > limit
-        found.append(Finding("dropped", f"longer than {limit:g} s", ~still & long))
-    return [finding for finding in found if finding.clips.any()]
+        reasons.append(Finding("dropped", f"longer than {limit:g} s", ~still & long))
+    return [finding for finding in reasons if finding.clips.any()]
 
 
 def seen_frames(index: pa.Table, reads: Reads, model: VideoModel) -> np.ndarray:

@@ -23,7 +23,7 @@ PROBLEMS = {  # what a caption's error or its audit says, as a regular expressio
     "contradicts what was measured": "^audit: (camera|action|order|motion|light|count|claim)",
 }
 OTHER = "another reason"
-LOOKED_AT = 2_000  # captions, spread over the table, that phrases are counted in
+LOOKED_AT = 2_000  # captions, evenly spread over the table, in which phrases are counted
 FEWEST = 20  # captions, below which nothing is common to them
 SHARED = 0.2  # share of captions from which on a phrase is common to all
 SIZES = (8, 6, 4)  # words of a phrase, longest first
@@ -49,9 +49,9 @@ class Phrase:
 
 @dataclass(frozen=True)
 class CaptionHealth:
-    """`asked` clips went to the captioner, `captioned` have a caption, `distinct` captions are different."""
+    """`requested` clips went to the captioner, `captioned` have a caption, `distinct` captions are different."""
 
-    asked: int
+    requested: int
     captioned: int
     distinct: int
     problems: Sequence[Problem]
@@ -70,15 +70,15 @@ def caption_health(clips: Columns) -> CaptionHealth | None:
         table = clips.table("audit_reasons", "caption")
         table = table.filter(pc.is_valid(table["caption"]))
         notes = pc.fill_null(pc.binary_join(table["audit_reasons"], "\n"), "")
-    problems, left = [], errors
+    problems, unclassified = [], errors
     for label, pattern in PROBLEMS.items():
-        hits = pc.match_substring_regex(left, pattern)
+        hits = pc.match_substring_regex(unclassified, pattern)
         mended = pc.sum(pc.match_substring_regex(notes, pattern)).as_py() or 0
         problems.append(Problem(label, pc.sum(hits).as_py() or 0, mended))
-        left = left.filter(pc.invert(hits))
-    problems.append(Problem(OTHER, len(left), 0))
+        unclassified = unclassified.filter(pc.invert(hits))
+    problems.append(Problem(OTHER, len(unclassified), 0))
     return CaptionHealth(
-        asked=len(captions) + len(errors),
+        requested=len(captions) + len(errors),
         captioned=len(captions),
         distinct=pc.count_distinct(captions).as_py(),
         problems=[problem for problem in problems if problem.lost or problem.mended],
@@ -96,15 +96,15 @@ def common_phrases(captions: pa.ChunkedArray) -> list[Phrase]:
         words = tokens(text)
         for size in SIZES:
             counts[size].update({tuple(words[i : i + size]) for i in range(len(words) - size + 1)})
-    found: list[tuple[tuple[str, ...], int]] = []
+    phrases: list[tuple[tuple[str, ...], int]] = []
     for size in SIZES:
         for phrase, count in sorted(counts[size].items(), key=lambda item: (-item[1], item[0])):
             if count < SHARED * len(captions):
                 break
-            if not any(_holds(longer, phrase) for longer, _ in found):
-                found.append((phrase, count))
-    found.sort(key=lambda item: (-item[1], item[0]))
-    return [Phrase(" ".join(phrase), count / len(captions)) for phrase, count in found[:PHRASES]]
+            if not any(_holds(longer, phrase) for longer, _ in phrases):
+                phrases.append((phrase, count))
+    phrases.sort(key=lambda item: (-item[1], item[0]))
+    return [Phrase(" ".join(phrase), count / len(captions)) for phrase, count in phrases[:PHRASES]]
 
 
 def _holds(longer: Sequence[str], phrase: Sequence[str]) -> bool:

@@ -26,7 +26,7 @@ def write(job: Job) -> list[str]:
             yield (str(path), clip.caption, clip.frames, *size, clip.fps)
 
     write_csv(job.out / "clips.csv", COLUMNS, rows())
-    name = min(RESOLUTIONS, key=lambda one: abs(RESOLUTIONS[one] - job.side))
+    name = min(RESOLUTIONS, key=lambda label: abs(RESOLUTIONS[label] - job.side))
     counts = [*([1] if job.stills else []), *job.frames]
     config = {name: dict.fromkeys(counts, (1.0, 1))}  # probability, batch size
     text = f"dataset = dict(type='video_text', data_path={str(job.out / 'clips.csv')!r}, fps_max=24)\n"
