@@ -1,4 +1,4 @@
-"""The kept clips as one table for whoever does not read Parquet folders."""
+"""Tables: the kept clips with all their columns as one CSV, JSON lines or Parquet file, without media."""
 
 from __future__ import annotations
 
@@ -17,22 +17,20 @@ from pipeline.tables.published import read_table
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # first characters that spreadsheets take for a formula
 
 
-def export(store: Store, out: Path) -> int:
-    """Writes the kept clips of a dataset to `out`, by its ending .csv, .jsonl or .parquet, and returns how many.
+def write_table(store: Store, out: Path, name: str) -> int:
+    """Writes the kept clips of a dataset to the file `out` in the format `name`, one of WRITERS; returns how many.
 
-    Embeddings and hashes are left out of the text formats. Raises DatasetError for another ending.
+    Embeddings and hashes are left out of the text formats. Raises DatasetError where there is no whole dataset.
     """
     read_whole(store)
     table = read_table(store, "tables/clips")
     if table is None:
         raise DatasetError(f"{store.uri} has no tables/clips: build it again")
     table = table.filter(table["keep"])
-    if out.suffix not in WRITERS:
-        raise DatasetError(f"{out}: the ending must be one of {', '.join(WRITERS)}")
-    if out.suffix != ".parquet":
+    if name != "parquet":
         table = table.drop_columns([c for c in ("embedding", "phash") if c in table.column_names])
     with atomic(out) as temporary:
-        WRITERS[out.suffix](table, temporary)
+        WRITERS[name](table, temporary)
     return table.num_rows
 
 
@@ -60,4 +58,4 @@ def _cell(value: Any) -> Any:
     return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
 
 
-WRITERS = {".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}
+WRITERS = {"csv": _csv, "jsonl": _jsonl, "parquet": _parquet}
