@@ -19,6 +19,7 @@ def find_others(name):
     return find(name)
 
 importlib.metadata.Distribution.from_name = find_others
+importlib.import_module("filters.torchvision_ops").ensure_torchvision()  # before transformers imports it
 for root in ("pipeline", "filters", "captioners"):
     package = importlib.import_module(root)
     for module in pkgutil.walk_packages(package.__path__, f"{root}."):
