@@ -51,8 +51,7 @@ def test_two_stages_score_and_embed_as_one_does(golden_dataset, tmp_path):
 
 def test_on_a_gpu_a_cpu_filter_holds_none():
     machine = Machine(cpus=16, widest=16, gpu=True)
-    recipe = load_recipe("standard", ["filters.aesthetics=null", "select.thresholds.aesthetics_mean=null"])
-    stages = EMBED.stages(Store("/nowhere"), recipe, machine)
+    stages = EMBED.stages(Store("/nowhere"), load_recipe("standard"), machine)
     assert [(stage.worker, stage.gpus, stage.cpus > 0) for stage in stages] == [
         (ScoreFrames, 0.0, True),
         (EncodeClips, 0.5, False),

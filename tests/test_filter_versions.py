@@ -33,8 +33,7 @@ OWN_WEIGHTS = {"aesthetics", "nsfw", "watermark"}  # filters whose weights are n
 
 @functools.cache
 def clip() -> ClipView:
-    """Twenty seconds of a texture that moves to the right and grows lighter, and lettering that stays, in every track that
-    a filter reads."""
+    """Twenty seconds of a texture that moves and grows lighter, under lettering, in every track that a filter reads."""
     random = np.random.default_rng(7)
     pictures = np.stack([pan(texture(3, 360, 900), 40, 3.0)[i] for i in range(40)])
     lit = np.clip(pictures * np.linspace(0.7, 1.1, 40)[:, None, None, None], 0, 255).astype(np.uint8)
