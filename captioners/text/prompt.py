@@ -121,7 +121,7 @@ def find_json(text: str, cut_off: bool) -> dict[str, Any] | None:
 
 
 def _from_tree(clip: ClipFrames, tree: Mapping[str, Any], usage: Mapping[str, float]) -> Caption:
-    said = {name: _text(tree.get(name), limit) for name, limit in LONGEST.items()}
+    said: dict[str, Any] = {name: _text(tree.get(name), limit) for name, limit in LONGEST.items()}
     subjects = tuple(filter(None, (_text(item, 80) for item in _items(tree.get("subjects"), MOST["subjects"]))))
     actions = tuple(filter(None, (_action(clip, item) for item in _items(tree.get("actions"), MOST["actions"]))))
     dense = said["dense"] or " ".join(as_sentence(action.text) for action in actions) or said["short"]
