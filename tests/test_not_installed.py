@@ -23,7 +23,11 @@ importlib.import_module("filters.torchvision_ops").ensure_torchvision()  # befor
 for root in ("pipeline", "filters", "captioners"):
     package = importlib.import_module(root)
     for module in pkgutil.walk_packages(package.__path__, f"{root}."):
-        importlib.import_module(module.name)
+        try:
+            importlib.import_module(module.name)
+        except ModuleNotFoundError as error:
+            if error.name != "triton":  # comes with torch for GPUs alone
+                raise
 from pipeline.config.versions import VERSION, versions
 assert versions()["clipmill"] == VERSION != "unknown"
 """
