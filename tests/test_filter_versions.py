@@ -75,7 +75,7 @@ def load(name: str) -> Filter:
 
 def rounded(value: Any) -> Any:
     if isinstance(value, (float, np.floating)):
-        return float(f"{value:.5g}")
+        return float(f"{value:.5g}") if math.isfinite(value) else None
     if isinstance(value, (list, tuple, np.ndarray)):
         return [rounded(item) for item in value]
     return value.item() if isinstance(value, np.generic) else value
