@@ -27,7 +27,6 @@ TRAINER = {
     "train": ("model.train", "train a video diffusion model on a dataset"),
     "sample": ("model.sample", "write a video for a prompt"),
     "evaluate": ("model.evaluate", "measure a trained model"),
-    "train-vae": ("model.train_vae", "train a latent space on a dataset"),
     "encode": ("model.encode", "encode a dataset into latents to train on"),
 }
 

@@ -11,10 +11,11 @@ import pytest
 import torch
 from shards import clips_of, still, write_shards
 
-from model import data
 from model.config import Config, from_dict
-from model.index import DataError, assign_shapes, make_order, read_index
-from model.order import Draw, Shape
+from model.data import loader as data
+from model.data.index import assign_shapes, make_schedule, read_index
+from model.data.schedule import SampleRef, Shape
+from model.errors import DataError
 from pipeline.clip_reader import ClipError, read_frames
 from pipeline.encode import ENCODERS
 
@@ -72,13 +73,13 @@ def test_batches_do_not_depend_on_workers_or_on_what_is_kept_in_memory(clips, tm
     for workers, memory in ((0, 1000.0), (2, 1000.0), (0, 0.0)):
         config = setting(root, memory_mb=memory)
         index = read_index(config.data)
-        order = make_order(index, config, (4, 8, 8))
+        order = make_schedule(index, config, (4, 8, 8))
         loader = data.make_loader(data.Clips(index, order, config), data.micro_batches(order, 2, 5, 0, 1), workers)
         batches.append(list(loader))
     for other in batches[1:]:
         for a, b in zip(batches[0], other, strict=True):
-            assert torch.equal(a.video, b.video)
-            assert (a.captions, a.keys, a.draws) == (b.captions, b.keys, b.draws)
+            assert torch.equal(a.inputs, b.inputs)
+            assert (a.captions, a.keys, a.refs) == (b.captions, b.keys, b.refs)
 
 
 def test_a_corrupt_sample_is_replaced_by_the_next_of_its_stream_and_counted(clips, tmp_path):
@@ -86,13 +87,13 @@ def test_a_corrupt_sample_is_replaced_by_the_next_of_its_stream_and_counted(clip
     root = write_shards(tmp_path, [[broken, *clips[:2]]])
     config = setting(root)
     index = read_index(config.data)
-    order = make_order(index, config, (4, 8, 8))
+    order = make_schedule(index, config, (4, 8, 8))
     loader = data.Clips(index, order, config)
     seen = [loader[batch] for step in range(3) for batch in order.step(step)]
-    assert sum(batch.replaced for batch in seen) == sum(d.sample == 0 for batch in seen for d in batch.draws) > 0
+    assert sum(batch.replaced for batch in seen) == sum(d.sample == 0 for batch in seen for d in batch.refs) > 0
     assert all("broken" not in batch.captions for batch in seen)
     with pytest.raises(DataError, match="in a row"):
-        data.Clips(index, None, config)[[Draw(0, 0, 0, Shape(5, 32, 64), 0, 0)]]
+        data.Clips(index, None, config)[[SampleRef(0, 0, 0, Shape(5, 32, 64), 0, 0)]]
 
 
 def test_clips_take_the_largest_shape_that_they_fill(clips, tmp_path):
@@ -113,7 +114,7 @@ def test_weights_and_the_share_of_images_decide_what_is_drawn(clips, tmp_path):
          "image_ratio": 0.25}
     )  # fmt: skip
     index = read_index(config.data)
-    order = make_order(index, config, (4, 8, 8))
+    order = make_schedule(index, config, (4, 8, 8))
     draws = [d for step in range(400) for batch in order.step(step) for d in batch]
     assert np.mean([index.dataset[d.sample] == 0 for d in draws]) == pytest.approx(0.75, abs=0.02)
     assert np.mean([d.shape.frames == 1 for d in draws]) == pytest.approx(0.25, abs=0.02)

@@ -27,7 +27,7 @@ import yaml
 from ray.cluster_utils import Cluster
 from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import _AutoscalingCoordinatorActor
 
-from model.index import read_index
+from model.data.index import read_index
 from pipeline import stages
 from pipeline.dataset import read_info
 from pipeline.stages import Stage

@@ -13,13 +13,14 @@ import pytest
 import torch
 from shards import clips_of, still, write_shards
 
-from model import checkpoint, data, sample, train
-from model import latents as lat
+from model import sample, train
 from model.config import Config, ConfigError, load_config
-from model.dit import SIZES, DiT
-from model.index import make_order, read_index
-from model.latents import to_signed
-from model.memory import need
+from model.data import loader as data
+from model.data.index import make_schedule, read_index
+from model.latents.base import to_bytes, to_signed
+from model.network.dit import SIZES, DiT
+from model.training import checkpoint
+from model.training.memory import estimate_memory
 
 torch.set_num_threads(1)
 TINY = (
@@ -32,6 +33,7 @@ TINY = (
     "device=cpu",
     "log_every=5",
 )
+TEXT, STRIDE = {"text": (48, 384)}, (4, 8, 8)
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -58,12 +60,12 @@ def test_it_overfits_a_few_clips_and_samples_look_like_them(dataset, tmp_path):
     trained = sample.Trained(run, "cpu")
     index = read_index([str(dataset)])
     clips = data.Clips(index, None, trained.config)
-    shape = make_order(index, trained.config, (4, 8, 8)).streams[0].shape
+    shape = make_schedule(index, trained.config, (4, 8, 8)).streams[0].shape
     made = trained.generate(
         [clips.caption(i) for i in (0, 1)], 5, shape.height, shape.width, sample.Guidance(12, scale=1.0)
     )
-    real = [clips.load(data.Draw(0, 0, i, shape, 0, 0))[0].float() for i in (0, 1)]
-    noise = lat.to_bytes(trained.latents.decode(torch.randn(1, 8, 2, shape.height // 8, shape.width // 8)))[0]
+    real = [clips.load(data.SampleRef(0, 0, i, shape, 0, 0))[0].float() for i in (0, 1)]
+    noise = to_bytes(trained.latents.decode(torch.randn(1, 8, 2, shape.height // 8, shape.width // 8)))[0]
     for i in (0, 1):
         error = (made[i] - real[i]).abs().mean()
         assert error < 0.6 * (noise - real[i]).abs().mean()  # nearer than noise
@@ -161,7 +163,7 @@ def test_images_and_videos_train_together(dataset, tmp_path):
     root = write_shards(tmp_path / "stills", [[still(i) for i in range(3)]])
     settings = load_config(None, (*TINY, "steps=4", "tokens=96"), [str(dataset), f"{root}@4"])
     train.train(settings, tmp_path / "run")
-    order = make_order(read_index(settings.data), settings, (4, 8, 8))
+    order = make_schedule(read_index(settings.data), settings, (4, 8, 8))
     assert {stream.shape.frames for stream in order.streams} == {1, 9}
 
 
@@ -193,11 +195,11 @@ def test_what_cannot_be_trained_is_said_before_the_first_step(dataset, tmp_path,
 
 def test_the_memory_needed_grows_with_tokens_and_shrinks_by_recomputing_and_sharding():
     sizes = load_config(None, ["size=S"])
-    once, twice = (need(sizes, 384, (n, 16, 3, 16, 16), 1) for n in (1, 2))
+    once, twice = (estimate_memory(sizes, TEXT, (n, 16, 3, 16, 16), STRIDE, 1) for n in (1, 2))
     saving = load_config(None, ["size=S", "recompute=1"])
     assert twice.activations == pytest.approx(2 * once.activations, rel=0.05)
-    assert need(saving, 384, (1, 16, 3, 16, 16), 1).activations < once.activations / 5
-    assert need(sizes, 384, (1, 16, 3, 16, 16), 4).state == once.state // 4
+    assert estimate_memory(saving, TEXT, (1, 16, 3, 16, 16), STRIDE, 1).activations < once.activations / 5
+    assert estimate_memory(sizes, TEXT, (1, 16, 3, 16, 16), STRIDE, 4).state == once.state // 4
     model = DiT(SIZES["S"], 16, 384)
     assert once.state == 20 * sum(p.numel() for p in model.parameters())
 

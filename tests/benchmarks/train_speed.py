@@ -31,9 +31,9 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from model import flow
 from model.config import Config
-from model.dit import SIZES, DiT, Size
-from model.optimise import ClipRule, clipped_step, global_norm, make_optimizer
-from model.parallel import Place, autocast, choose_kernels, spread
+from model.network.dit import SIZES, DiT, Size
+from model.training.optimise import ClipRule, clipped_step, global_norm, make_optimizer
+from model.training.parallel import RankContext, autocast, choose_kernels, spread
 
 PEAK = 989e12
 WORDS, TEXT_WIDTH, CHANNELS = 64, 384, 16
@@ -97,7 +97,7 @@ def training_step(
     parameters: list[Tensor],
     x0: Tensor,
     config: Config,
-    place: Place,
+    place: RankContext,
     users: bool,
 ) -> Callable[[], Tensor]:
     """One optimiser step on fixed latents with fresh noise and time."""
@@ -149,7 +149,7 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true")
     args = parser.parse_args()
     cuda = torch.cuda.is_available()
-    place = Place(torch.device("cuda" if cuda else "cpu"), 0, 1)
+    place = RankContext(torch.device("cuda" if cuda else "cpu"), 0, 1)
     cases = [(c.split(":")[0], int(c.split(":")[1])) for c in args.cases.split(",")] if cuda else [("tiny", 1)]
     if cuda:
         matmul = matmul_rate()

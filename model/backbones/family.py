@@ -1,0 +1,46 @@
+"""What differs between the families of models that diffusers knows; wan.py, ltx.py ... have one `Family` each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from model.backbones.base import Words
+
+Settings = Mapping[str, Any]  # of a model_index.json, a config.json or a scheduler_config.json
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What a prediction depends on besides the latents: the pipeline's model_index.json, the frames a second of the
+    videos, and the stride of the latents."""
+
+    index: Settings
+    fps: float
+    stride: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Family:
+    """The conventions of one family."""
+
+    pipelines: tuple[str, ...]  # values of `_class_name` in model_index.json
+    transformer: str  # class in diffusers
+    blocks: tuple[str, ...]  # attributes of the transformer that are lists of blocks
+    text_tokens: int  # that the pipeline encodes a prompt to, at most
+    lora_targets: tuple[str, ...]  # ends of the names of the linear layers that get a LoRA
+    predict: Callable[[Any, Tensor, Tensor, Words, Conditions], Tensor]  # transformer, x, t, words, conditions
+    encode: Callable[[Any, str, int], Words]  # pipeline, caption, tokens: one caption as the pipeline encodes it
+    layout: Callable[[Settings], Mapping[str, tuple[int | None, ...]]]  # shapes of an encoded caption; None: its tokens
+    masked: str | None = None  # the word tensor that is 1 at tokens and 0 at padding; None: zero rows are padding
+    padding_counts: bool = False  # whether the model reads the vectors of padding, so that none may be dropped
+    patch: Callable[[Settings], int] = lambda config: int(config["patch_size"])  # latent pixels a token, each side
+    frame_multiple: Callable[[Settings], int] = lambda config: 1  # latent frames must be a multiple of this
+    time_per_frame: Callable[[Settings], bool] = lambda index: False  # by model_index.json: frames may be clean
+    sample_options: Callable[[float | None, float], dict[str, Any]] = lambda scale, fps: (  # of the pipeline's call
+        {} if scale is None else {"guidance_scale": scale}
+    )
+    options: Mapping[str, Any] = field(default_factory=dict)  # defaults of the run's config
