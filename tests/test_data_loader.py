@@ -3,6 +3,7 @@
 import io
 import itertools
 import tempfile
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -16,7 +17,7 @@ from model.data import loader as data
 from model.data.index import assign_shapes, make_schedule, read_index
 from model.data.schedule import SampleRef, Shape
 from model.errors import DataError
-from pipeline.clip_reader import ClipError, read_frames
+from pipeline.clip_reader import ClipError, frame_times, read_frames
 from pipeline.encode import ENCODERS
 
 torch.set_num_threads(1)
@@ -80,6 +81,35 @@ def test_batches_do_not_depend_on_workers_or_on_what_is_kept_in_memory(clips, tm
         for a, b in zip(batches[0], other, strict=True):
             assert torch.equal(a.inputs, b.inputs)
             assert (a.captions, a.keys, a.refs) == (b.captions, b.keys, b.refs)
+
+
+def test_decoded_clips_in_memory_show_the_frames_that_decoding_shows_at_variable_frame_rates(sample_videos, tmp_path):
+    with av.open(str(sample_videos["bikes"])) as container:
+        pictures = [f.to_ndarray(format="rgb24") for f in itertools.islice(container.decode(video=0), 24)]
+    ticks = np.cumsum([0, *([10] * 8), *([70] * 8), *([25] * 7)])  # 100, 14 and 40 frames a second
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as mp4:
+        stream = mp4.add_stream("libx264", rate=25, options={"g": "6", "bf": "2"})
+        stream.height, stream.width, stream.pix_fmt = *pictures[0].shape[:2], "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for picture, tick in zip(pictures, ticks.tolist(), strict=True):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = tick, Fraction(1, 1000)
+            mp4.mux(stream.encode(frame))
+        mp4.mux(stream.encode(None))
+    assert frame_times(file.getvalue()) == pytest.approx(ticks / 1000, abs=1e-4)
+    duration = (ticks[-1] + 25) / 1000
+    columns = {"frames": 24, "fps": 24 / duration, "duration": duration, "width": 160, "height": 90}
+    root = write_shards(tmp_path, [[("mp4", file.getvalue(), "variable", columns)]])
+    index = read_index([str(root)])
+    kept, decoded = (data.Clips(index, None, setting(root, memory_mb=mb)) for mb in (1000.0, 0.0))
+    shape = Shape(5, 48, 80)
+    rows = [clips.frames(0, shape, start) for start in (0.0, 0.02, 0.1, 0.3) for clips in (kept, decoded)]
+    assert kept._decoded
+    assert not decoded._decoded
+    for a, b in zip(rows[::2], rows[1::2], strict=True):
+        assert np.array_equal(a, b)
+    assert len({row.tobytes() for row in rows}) == 4
 
 
 def test_a_corrupt_sample_is_replaced_by_the_next_of_its_stream_and_counted(clips, tmp_path):

@@ -18,6 +18,7 @@ from model.latents.base import to_signed
 from model.latents.settle import load_latents
 from model.text import HiddenStates
 from model.training import checkpoint
+from pipeline.storage import Store
 
 torch.set_num_threads(1)
 OPTIONS = ("resolutions=48", "frame_counts=5", "fps=8", "latent_channels=8", "device=cpu")
@@ -86,6 +87,26 @@ def test_a_run_on_latents_learns_and_samples_without_the_clips(latents, tmp_path
     )
     words = ["--prompt", "a rabbit", "--out", str(tmp_path / "x.mp4"), "--steps", "2", "--device", "cpu"]
     assert sample.main([str(tmp_path / "run"), *words]) == 0
+
+
+def test_a_run_killed_while_it_copies_its_latents_can_start_again(latents, tmp_path, monkeypatch):
+    config = load_config(None, ["steps=1", "tokens=48", "device=cpu"], [str(latents)])
+    count = len(list((latents / "latents").iterdir()))
+    fetch = Store.fetch
+    for survived in range(count):
+        calls = iter(range(count))
+
+        def killed(self, name, path, calls=calls, survived=survived):
+            if next(calls) == survived:
+                raise KeyboardInterrupt
+            fetch(self, name, path)
+
+        monkeypatch.setattr(Store, "fetch", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train.train(config, tmp_path / str(survived))
+        assert not (tmp_path / str(survived) / "latents" / "id").exists()
+        monkeypatch.setattr(Store, "fetch", fetch)
+        train.train(config, tmp_path / str(survived))
 
 
 def test_latents_that_do_not_fit_the_run_are_an_error(dataset, latents, tmp_path, sample_videos):

@@ -34,6 +34,7 @@ TINY = (
     "log_every=5",
 )
 TEXT, STRIDE = {"text": (48, 384)}, (4, 8, 8)
+COMMAND = (sys.executable, "-c", "import sys; from model.train import main; sys.exit(main(sys.argv[1:]))")
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -98,9 +99,8 @@ def test_micro_batches_have_the_losses_and_gradients_of_one_large_batch(dataset,
 
 def test_sigterm_ends_the_run_with_its_state_saved(dataset, tmp_path):
     run = tmp_path / "run"
-    command = [sys.executable, "-c", "import sys; from model.train import main; sys.exit(main(sys.argv[1:]))"]
     process = subprocess.Popen(
-        [*command, str(dataset), "--out", str(run), *TINY, "steps=100000", "tokens=48", "log_every=1"],
+        [*COMMAND, str(dataset), "--out", str(run), *TINY, "steps=100000", "tokens=48", "log_every=1"],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
@@ -116,6 +116,56 @@ def test_sigterm_ends_the_run_with_its_state_saved(dataset, tmp_path):
     assert "run again to go on" in rest
     state = checkpoint.read_state(run)
     assert 2 <= state["step"] < 100000
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_process_group_saves_a_run_with_loader_workers(number, dataset, tmp_path):
+    run = tmp_path / "run"
+    options = [*(o for o in TINY if not o.startswith("workers=")), "workers=2", "steps=100000", "tokens=160"]
+    process = subprocess.Popen(
+        [*COMMAND, str(dataset), "--out", str(run), *options, "log_every=1", "latents=pixel", "memory_mb=0"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step      3"):
+            break
+    os.killpg(process.pid, number)  # as a terminal's Ctrl-C and a batch system's end of time do
+    rest = process.stdout.read()
+    assert process.wait(60) == 0
+    assert "run again to go on" in rest
+    assert checkpoint.read_state(run)["step"] >= 3
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 0), (0, 1)])
+def test_recomputation_does_not_show_in_a_checkpoint(before, after, dataset, tmp_path):
+    options = ("steps=4", "tokens=48", "decay=constant", "frame_counts=1", "latents=pixel")
+    train.train(config(dataset, *options, f"recompute={before}"), tmp_path / "straight")
+    train.train(config(dataset, *options, "steps=2", f"recompute={before}"), tmp_path / "run")
+    names = dict(DiT(SIZES["tiny"], 96, 384).named_parameters()).keys()
+    for which in ("model", "ema"):
+        assert weights(tmp_path / "run", which).keys() == names
+    train.train(config(dataset, *options, f"recompute={after}"), tmp_path / "run")
+    for which in ("model", "ema"):
+        a, b = (weights(tmp_path / name, which) for name in ("straight", "run"))
+        assert all(torch.allclose(a[name], b[name], atol=1e-6) for name in names)
+    words = ["--prompt", "x", "--out", str(tmp_path / "x.mp4"), "--steps", "2", "--device", "cpu"]
+    assert sample.main([str(tmp_path / "run"), *words]) == 0
+    video = ("latents=pixel", "attention=factorised", f"init_from={tmp_path / 'run'}", f"recompute={after}")
+    train.train(config(dataset, "steps=1", "tokens=768", *video), tmp_path / "video")
+
+
+def test_a_dataset_smaller_than_a_micro_batch_is_repeated_within_it(dataset, tmp_path):
+    settings = config(dataset, "steps=2", "tokens=480", "frame_counts=1", "latents=pixel")
+    schedule = make_schedule(read_index(settings.data), settings, (2, 4, 4))
+    (batch,) = schedule.step(0)
+    assert len(batch) > len(schedule.streams[0].members) == 2
+    assert abs([ref.sample for ref in batch].count(0) - len(batch) / 2) < 1
+    train.train(settings, tmp_path / "run")
 
 
 def test_a_run_whose_shards_vanish_midway_stops_with_its_state_saved(dataset, tmp_path, monkeypatch, capsys):
