@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping
 from captioners.base import Captioner
 
 CAPTIONERS: dict[str, str] = {
-    "measured": "captioners.measured:Measured",
-    "vlm": "captioners.vlm:Vlm",
-    "server": "captioners.server:Server",
-    "ray_llm": "captioners.ray_llm:RayLlm",
+    "measured": "captioners.measured.measured:Measured",
+    "vlm": "captioners.vlm.vlm:Vlm",
+    "server": "captioners.api.server:Server",
+    "ray_llm": "captioners.api.ray_llm:RayLlm",
 }
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from filters.base import ClipView, Score, Track, unknown
-from filters.similarity import Declared, TextVideoEncoder, usable
+from filters.encoders.base import Declared, TextVideoEncoder, usable
 from filters.weights import load_state, weights_file
 
 KEY = "head"

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from filters.base import ClipView, Score, Track, unknown
-from filters.similarity import TextVideoEncoder, usable
+from filters.encoders.base import TextVideoEncoder, usable
 
 NEUTRAL = (
     "a photo",

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pyarrow as pa
 
 from filters.base import ClipView, Score, Track, unknown
-from filters.similarity import usable
+from filters.encoders.base import usable
 
 
 class Consistency:

@@ -1,82 +1,14 @@
-"""Similarity of a caption to the frames of its clip, and the encoder that text and pictures are compared with."""
+"""Similarity of a caption to the frames of its clip."""
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Mapping
 
-import numpy as np
 import pyarrow as pa
 
 from filters.base import ClipView, Score, Track, unknown, why_null
-
-FrameTags = list[tuple[str, float]]  # labels with probabilities, most likely first
-
-
-class Looked(NamedTuple):
-    """What an encoder makes of one clip's frames."""
-
-    embedding: np.ndarray  # (n, d) float32, unit rows: what the frames mean, to compare with texts
-    appearance: np.ndarray  # (n, a) float32, unit rows: what they look like, to compare with other frames
-    tags: list[FrameTags]  # about ten a frame
-
-
-class TextVideoEncoder(Protocol):
-    """Puts frames and texts into one space, where their cosine says how well they go together. Scores of different
-    encoders are not comparable: `id` goes with every score."""
-
-    id: str  # name, model and identity of the weights
-    dim: int
-
-    def frames(self, rgb: np.ndarray) -> np.ndarray:
-        """(n, h, w, 3) uint8 RGB -> (n, d) float32, unit rows."""
-        ...
-
-    def texts(self, texts: Sequence[str]) -> np.ndarray:
-        """(n, d) float32, unit rows. What exceeds the model's context is cut off."""
-        ...
-
-    def look(self, frames: Sequence[np.ndarray]) -> Looked:
-        """Embedding, appearance and tags of frames (h, w, 3) uint8 RGB, from one forward pass."""
-        ...
-
-
-class Declared(NamedTuple):
-    """An encoder that is not loaded: what the recipe says of it. Filters get one when only their columns are asked."""
-
-    id: str
-    dim: int = 0  # not known
-
-
-@functools.cache
-def load_encoder(name: str = "conse", model: str = "ViT-L-14", pretrained: str = "openai") -> TextVideoEncoder:
-    """The encoder called `name`: conse (embedded; ignores the rest) or openclip (architecture, tag or checkpoint).
-    One instance a process. Raises KeyError for another name, RuntimeError when weights cannot be loaded."""
-    if name == "conse":
-        from filters.conse import Conse
-
-        return Conse()
-    if name == "openclip":
-        from filters.openclip import OpenClip
-
-        return OpenClip(model, pretrained)
-    raise KeyError(f"no encoder called {name!r}: there are conse and openclip")
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Run torch on one CPU thread, so that sums are added up in the same order on every machine."""
-    import torch  # two seconds: not for those who only ask what the filter needs
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+from filters.encoders.base import TextVideoEncoder, usable
 
 
 class Similarity:
@@ -112,11 +44,6 @@ class Similarity:
             "similarity_encoder": self.encoder.id,
             **({} if parts else {why_null(self.name): "no sentence that a frame could show"}),
         }
-
-
-def usable(embedding: np.ndarray, dim: int | None = None) -> bool:
-    """Whether there is an embedding, finite, of this dimension."""
-    return len(embedding) > 0 and dim in (None, embedding.shape[1]) and bool(np.isfinite(embedding).all())
 
 
 def visual_sentences(caption: str) -> list[str]:

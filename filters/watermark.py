@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from filters.base import ClipView, Score, Track, unknown
-from filters.similarity import one_thread
+from filters.encoders.base import one_thread
 from filters.weights import load_state, weights_file
 
 KEY = "weights"

@@ -36,9 +36,9 @@ from model.sample import Trained
 from model.train import train
 from model.training.parallel import join
 from pipeline.build import build
-from pipeline.canaries import CANARIES
-from pipeline.clip_reader import fit, write_mp4
-from pipeline.recipe import Recipe, load_recipe
+from pipeline.config.recipe import Recipe, load_recipe
+from pipeline.media.clip_reader import fit, write_mp4
+from pipeline.sources.canaries import CANARIES
 
 ARMS = ("all", "kept")
 SCORES = ("loss", "sampled_motion", "sampled_warp", "sampled_flicker", "sampled_same", "sampled_text")

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 from pipeline.cli import main as clipmill
-from pipeline.storage import Store
-from pipeline.tables import read_table
+from pipeline.storage.store import Store
+from pipeline.tables.fragments import read_table
 
 
 def videos(folder: Path) -> Path:

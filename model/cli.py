@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from model.errors import BaseError, CheckpointError, DataError, LatentError, MeasureError, TextError
-from pipeline.options import OptionError
-from pipeline.storage import StorageError
+from pipeline.config.options import OptionError
+from pipeline.storage.store import StorageError
 
 ERRORS = (OptionError, DataError, LatentError, TextError, BaseError, CheckpointError, MeasureError, StorageError)
 OPTION = re.compile(r"\w+=")  # key=value, and no path or URL

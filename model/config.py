@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from model.data.encoding import read_encoding
+from model.encoding import read_encoding
 from model.presets import CUDA, PRESETS
-from pipeline.options import Amount, Count, override, parse_section, typed
-from pipeline.options import OptionError as ConfigError
+from pipeline.config.options import Amount, Count, override, parse_section, typed
+from pipeline.config.options import OptionError as ConfigError
 
 
 @dataclass(frozen=True)

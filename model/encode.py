@@ -29,18 +29,18 @@ from torch.utils.data import DataLoader, Dataset
 
 from model.cli import ERRORS, parse
 from model.config import Config, load_config, to_dict
-from model.data.encoding import ENCODED, Encoding, scored_by
 from model.data.index import Index, assign_shapes, make_schedule, read_index
 from model.data.loader import Clips
 from model.data.schedule import Shape
+from model.encoding import ENCODED, Encoding, scored_by
 from model.errors import DataError
 from model.latents.base import to_signed
 from model.latents.settle import EMPTY_CAPTION, check_base, latent_stride, load_latents, settle_latents
 from model.text import describe_text, load_text
 from model.training.parallel import join
-from pipeline.clip_reader import ClipError
-from pipeline.options import OptionError as ConfigError
-from pipeline.storage import Store, atomic, remove_abandoned
+from pipeline.config.options import OptionError as ConfigError
+from pipeline.media.clip_reader import ClipError
+from pipeline.storage.store import Store, atomic, remove_abandoned
 
 SPLITS = ("train", "val")
 INDEX = pa.schema(

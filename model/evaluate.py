@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from filters.similarity import TextVideoEncoder, load_encoder
+from filters.encoders.base import TextVideoEncoder, load_encoder
 from model import objective
 from model.cli import ERRORS
-from model.data.encoding import read_encoding, scored_by, split_weight
 from model.data.index import Index, make_schedule, read_index
 from model.data.loader import Clips
 from model.data.schedule import SampleRef
+from model.encoding import read_encoding, scored_by, split_weight
 from model.errors import MeasureError
 from model.evaluation import page
 from model.evaluation.measures import I3D, consistency, frechet, look
@@ -30,7 +30,7 @@ from model.evaluation.page import Pair
 from model.latents.base import to_bytes
 from model.latents.settle import encode_batch
 from model.sample import Guidance, Trained
-from pipeline.clip_reader import write_mp4
+from pipeline.media.clip_reader import write_mp4
 
 TIMES = tuple((i + 0.5) / 8 for i in range(8))  # of the run's time range, where the loss is measured
 SCORES = ("motion", "warp", "flicker", "same", "text", "others")

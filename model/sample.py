@@ -29,7 +29,7 @@ from model.latents.settle import load_latents
 from model.objective import time_shift
 from model.text import load_text
 from model.training import checkpoint
-from pipeline.clip_reader import fit, write_mp4
+from pipeline.media.clip_reader import fit, write_mp4
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,9 @@ from model.backbones.base import Words, drop_words, pad_words
 from model.backbones.build import export, make_backbone, make_path
 from model.cli import ERRORS, parse
 from model.config import Config, ConfigError, changed, from_dict, load_config, to_dict
-from model.data.encoding import check_encoding, read_encoding
 from model.data.index import describe, latent_size, make_schedule, read_index
 from model.data.loader import Clips, iterate, make_loader, micro_batches
+from model.encoding import check_encoding, read_encoding
 from model.errors import DataError
 from model.latents.settle import check_base, empty_caption, encode_batch, latent_stride, settle_latents
 from model.network.dit import DiT, inflate
@@ -36,7 +36,7 @@ from model.training.memory import check_memory
 from model.training.optimise import ClipRule, clipped_step, global_norm, learning_rate, make_optimizer, update_ema
 from model.training.parallel import RankContext, autocast, barrier, choose_kernels, join, spread
 from model.training.stop import StopRequest
-from pipeline.storage import atomic
+from pipeline.storage.store import atomic
 
 CAPTIONS_CHECKED = 256  # of the first shard, for captions that are longer than the text encoder takes
 

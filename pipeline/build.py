@@ -15,23 +15,27 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import canaries, passes, report, stages, state, todo
-from pipeline.captioning import CaptionClips
-from pipeline.dataset import check_folder, finish, is_unchanged, lock, note_unchanged, read_info, sweep
-from pipeline.metrics import publish, publish_left
-from pipeline.packing import Pack, pack_units, set_aside, with_rows
-from pipeline.progress import Progress
-from pipeline.recipe import Recipe, RecipeError
-from pipeline.samples import INTERNAL
-from pipeline.scoring import Embed
-from pipeline.select import SELECTED, select, with_reason
-from pipeline.shards import ShardPlan, ShardResult, listed, plan_shards
-from pipeline.sources import Found, discover
-from pipeline.stages import Machine, Stage
-from pipeline.storage import Store
-from pipeline.tables import read_table
-from pipeline.units import BuildStopped, Done, ScanUnit
-from pipeline.workers import Identify, Scan
+from pipeline.config.recipe import Recipe, RecipeError
+from pipeline.dataset.finish import check_folder, finish, is_unchanged, lock, note_unchanged, read_info, sweep
+from pipeline.engine import ray_engine
+from pipeline.engine.metrics import publish, publish_left
+from pipeline.engine.progress import Progress
+from pipeline.engine.ray_engine import Machine, Stage
+from pipeline.pack.sample_json import INTERNAL
+from pipeline.pack.shards import ShardPlan, ShardResult, listed, plan_shards
+from pipeline.pack.worker import Pack, pack_units, retire_shards, with_rows
+from pipeline.passes import pending
+from pipeline.passes.caption_worker import CaptionClips
+from pipeline.passes.embed_worker import Embed
+from pipeline.report import page
+from pipeline.scan.worker import Identify, Scan
+from pipeline.selection.select import SELECTED, select, with_reason
+from pipeline.sources import canaries
+from pipeline.sources.discover import DiscoveredFile, discover
+from pipeline.state import committed, fingerprints
+from pipeline.state.units import BuildStopped, ScanUnit, UnitResult
+from pipeline.storage.store import Store
+from pipeline.tables.fragments import read_table
 
 NOTED = 20.0  # seconds between two writings of stats/PASS.json
 DECIDED = (  # what is left of a clip in memory after selection
@@ -79,64 +83,73 @@ def build(
     there = discover([*inputs, *canaries.planted(recipe)], recipe.sources)
     store = Store(out)
     check_folder(store)
-    passes.check(recipe)
-    able = passes.on_gpu(recipe)
+    fingerprints.check(recipe)
+    able = fingerprints.on_gpu(recipe)
     if gpus and not able:
         raise RecipeError("--gpus, and no model of this recipe runs on one")
     with lock(store) as still_ours:
-        found = todo.as_last_seen(there, store)
+        found = pending.as_last_seen(there, store)
         if is_unchanged(found, store, recipe):
             return Built(read_info(store), store)
         try:
             while True:
                 try:
-                    return _build(found, store, recipe, lambda: stages.machine(address, cores, able, gpus), still_ours)
-                except stages.NodesLost as lost:
+                    return _build(
+                        found, store, recipe, lambda: ray_engine.machine(address, cores, able, gpus), still_ours
+                    )
+                except ray_engine.NodesLost as lost:
                     print(f"{lost}; beginning again with what is not done yet", file=sys.stderr)
         finally:
-            stages.stop()
+            ray_engine.stop()
 
 
 def _build(
-    found: Sequence[Found],
+    found: Sequence[DiscoveredFile],
     store: Store,
     recipe: Recipe,
     machine: Callable[[], Machine],
     still_ours: Callable[[], None],
 ) -> Built:
     spent: dict[str, Any] = {}
-    late = passes.late_columns(recipe)
+    late = fingerprints.late_columns(recipe)
 
     def stage(worker: Callable[[Store, Recipe], Any], needs: Callable[[Machine], dict[str, float]]) -> Stage:
         return Stage(worker, (store, recipe), **needs(machine()))
 
-    state.merge(store, recipe)
-    run(store, "sources", todo.identify_units(found, store), lambda: [stage(Identify, Machine.other)], "sources", spent)
-    sources = todo.source_rows(found, store)
+    committed.merge(store, recipe)
+    run(
+        store,
+        "sources",
+        pending.identify_units(found, store),
+        lambda: [stage(Identify, Machine.other)],
+        "sources",
+        spent,
+    )
+    sources = pending.source_rows(found, store)
 
-    left = todo.not_scanned(todo.parts_of(sources, recipe), state.scanned(store, recipe))
-    units: Iterable[Any] = todo.embed_units(sources, store, recipe)
+    left = pending.not_scanned(pending.parts_of(sources, recipe), committed.scanned(store, recipe))
+    units: Iterable[Any] = pending.embed_units(sources, store, recipe)
     if left.num_rows:
-        units = itertools.chain(todo.scan_units(left, recipe, machine().cpus), units)
+        units = itertools.chain(pending.scan_units(left, recipe, machine().cpus), units)
         run(store, "scan", units, lambda: [stage(Scan, Machine.scan), stage(Embed, Machine.embed)], "video", spent)
     else:
         run(store, "embed", units, lambda: [stage(Embed, Machine.embed)], "clips", spent)
 
-    state.merge(store, recipe)
-    clips, embeddings = todo.clip_rows(sources, store, recipe)
+    committed.merge(store, recipe)
+    clips, embeddings = pending.clip_rows(sources, store, recipe)
     clips = select(clips, recipe, late, captioned=False, embeddings=embeddings)
-    units = todo.caption_units(clips, recipe)
+    units = pending.caption_units(clips, recipe)
     if run(store, "caption", units, lambda: [caption_stage(store, recipe, machine())], "clips", spent):
-        state.merge(store, recipe)
+        committed.merge(store, recipe)
         del clips  # before there are two of them
-        clips, embeddings = todo.clip_rows(sources, store, recipe)
+        clips, embeddings = pending.clip_rows(sources, store, recipe)
     clips = select(clips, recipe, late, embeddings=embeddings)
     del embeddings
     clips = clips.select([name for name in clips.column_names if name in DECIDED])
 
     kept = clips.filter(clips["keep"])
     plans = plan_shards(kept, recipe)
-    whole = todo.whole_rows(clips, sources, store, recipe, without=INTERNAL)
+    whole = pending.joined_rows(clips, sources, store, recipe, without=INTERNAL)
     rows = (rows.filter(rows["keep"]) for rows in whole)
     still_ours()  # what comes now replaces and deletes; rows of the passes before are the same whoever writes them
     names, units = pack_units(with_rows(plans, kept.num_rows, rows), store)
@@ -144,26 +157,26 @@ def _build(
     have = listed(store)
     clips, shards = with_shards(clips, plans, {path: have[name] for path, name in names.items() if name in have})
 
-    scanned = state.scanned(store, recipe)
-    unread = todo.not_scanned(todo.parts_of(sources, recipe), scanned).num_rows > 0
-    unread = unread or any(todo.identify_units(found, store))
+    scanned = committed.scanned(store, recipe)
+    unread = pending.not_scanned(pending.parts_of(sources, recipe), scanned).num_rows > 0
+    unread = unread or any(pending.identify_units(found, store))
     sources = with_errors(sources, scanned)
     still_ours()
-    info = finish(store, recipe, sources, clips, todo.whole_rows(clips, sources, store, recipe), shards, spent)
+    info = finish(store, recipe, sources, clips, pending.joined_rows(clips, sources, store, recipe), shards, spent)
     del clips, kept, plans  # the report reads columns of its own
-    report.write_report(store.uri)
+    page.write_report(store.uri)
     if unread:
-        set_aside(store, have, names.values())  # what a server does not give today may be wanted tomorrow
+        retire_shards(store, have, names.values())  # what a server does not give today may be wanted tomorrow
     else:
         sweep(store, recipe, sources, shards)
         note_unchanged(found, store, recipe)
     return Built(info, store)
 
 
-def caption_stage(store: Store, recipe: Recipe, machine: Machine) -> stages.AnyStage:
+def caption_stage(store: Store, recipe: Recipe, machine: Machine) -> ray_engine.AnyStage:
     """What captions: workers that hold the captioner, or, for `ray_llm`, Ray's processor between workers."""
     if recipe.caption.captioner == "ray_llm":
-        from pipeline.ray_llm import AskRay  # takes seconds to import
+        from pipeline.passes.ray_llm import AskRay  # takes seconds to import
 
         return AskRay(store, recipe)
     return Stage(CaptionClips, (store, recipe), **machine.caption())
@@ -173,7 +186,7 @@ def run(
     store: Store,
     name: str,
     units: Iterable[Any],
-    graph: Callable[[], Sequence[stages.AnyStage]],
+    graph: Callable[[], Sequence[ray_engine.AnyStage]],
     measure: str,
     spent: dict[str, Any],
 ) -> bool:
@@ -189,7 +202,7 @@ def run(
     if not packed:
         return False
     progress, noted = Progress(name, total, measure), 0.0
-    done: list[Done] = []
+    done: list[UnitResult] = []
 
     def note() -> None:
         for kind in dict.fromkeys(one.of for one in done):
@@ -197,8 +210,8 @@ def run(
             said = spent[kind] | ({"total": total, "measure": measure} if kind == name else {})
             store.write(f"stats/{kind}.json", json.dumps(said, indent=2, sort_keys=True).encode())
 
-    for answer in stages.run(packed, graph()):
-        answers: list[Done] = answer if isinstance(answer, list) else [answer]
+    for answer in ray_engine.run(packed, graph()):
+        answers: list[UnitResult] = answer if isinstance(answer, list) else [answer]
         done += answers
         for one in answers:
             publish(one)
@@ -246,7 +259,7 @@ def _replaced(table: pa.Table, name: str, column: pa.Array | pa.ChunkedArray) ->
     return table.set_column(table.schema.get_field_index(name), name, column)
 
 
-def with_errors(sources: pa.Table, done: state.Scanned) -> pa.Table:
+def with_errors(sources: pa.Table, done: committed.Scanned) -> pa.Table:
     """Rows of tables/sources after the scan: a source none of whose parts could be scanned has failed; one that lost
     some of its footage says which."""
     errors = {**done.errors, **done.unreachable}
@@ -277,7 +290,7 @@ def with_errors(sources: pa.Table, done: state.Scanned) -> pa.Table:
     return sources
 
 
-def _sum(done: Sequence[Done], wall: float) -> dict[str, Any]:
+def _sum(done: Sequence[UnitResult], wall: float) -> dict[str, Any]:
     """One pass of dataset.json's `passes`, and stats/PASS.json."""
     parts: dict[str, float] = defaultdict(float)
     filters: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))

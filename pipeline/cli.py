@@ -13,12 +13,12 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from pipeline.dataset import DatasetError, read_info, read_whole
-from pipeline.lease import give_back
-from pipeline.recipe import RecipeError, from_dict, load_recipe, presets
-from pipeline.sources import SourceError
-from pipeline.storage import StorageError, Store
-from pipeline.units import BuildStopped
+from pipeline.config.recipe import RecipeError, from_dict, load_recipe, presets
+from pipeline.dataset.finish import DatasetError, read_info, read_whole
+from pipeline.sources.discover import SourceError
+from pipeline.state.units import BuildStopped
+from pipeline.storage.lease import give_back
+from pipeline.storage.store import StorageError, Store
 
 OVERRIDE = re.compile(r"[a-z_]+(\.\w+)*=")  # key=value, and no path or URL
 
@@ -122,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
 def _build(args: argparse.Namespace) -> None:
     recipe = load_recipe(args.recipe, args.overrides)
     from pipeline.build import build
-    from pipeline.summary import summary
+    from pipeline.report.summary import summary
 
     with _left_by_signals():
         built = build(args.sources, args.out, recipe, args.address, args.cores, args.gpus)
@@ -173,14 +173,14 @@ def _plan(args: argparse.Namespace) -> None:
 
 
 def _report(args: argparse.Namespace) -> None:
-    from pipeline.report import write_report
+    from pipeline.report.page import write_report
 
     read_whole(Store(args.dataset))
     print(write_report(args.dataset))
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from pipeline.verify import verify
+    from pipeline.dataset.verify import verify
 
     read_info(Store(args.dataset))
     problems = verify(args.dataset)
@@ -194,20 +194,20 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _select(args: argparse.Namespace) -> None:
-    from pipeline.counterfactual import what_if
+    from pipeline.report.what_if import what_if
 
     print(what_if(args.dataset, from_dict(read_whole(Store(args.dataset))["recipe"]), args.overrides))
 
 
 def _calibrate(args: argparse.Namespace) -> None:
-    from pipeline.calibrate import calibrate
+    from pipeline.report.calibrate import calibrate
 
     read_whole(Store(args.dataset))
     print(calibrate(args.dataset, args.labels))
 
 
 def _export(args: argparse.Namespace) -> None:
-    from pipeline.export import export
+    from pipeline.dataset.export import export
 
     print(f"{export(Store(args.dataset), Path(args.out)):,} clips written to {args.out}")
 

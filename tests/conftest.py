@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # so that tests can import video
 from faulty import Proxy, proxy  # noqa: E402
 from object_store import KEYS, s3_server  # noqa: E402
 
-from pipeline.storage import Store  # noqa: E402
+from pipeline.storage.store import Store  # noqa: E402
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,8 @@ import hashlib
 import json
 from pathlib import Path
 
-from pipeline.storage import Store
-from pipeline.tables import read_table
+from pipeline.storage.store import Store
+from pipeline.tables.fragments import read_table
 
 
 def snapshot(dataset: Path) -> dict[str, str]:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.media import Video
-from pipeline.tables import CLIPS, clip_id
+from pipeline.media.video import Video
+from pipeline.tables.fragments import CLIPS, clip_id
 
 
 def rows_of(path: Path, spans: list[tuple[int, int]], **columns: Any) -> list[dict[str, Any]]:

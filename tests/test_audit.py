@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from captioners.audit import AUDIT_COLUMNS, audit
 from captioners.base import Action, Caption, ClipFrames
-from captioners.claims import claims
-from captioners.form import check_form, is_english, is_vague, vague_share
-from captioners.measured import Measured
-from captioners.prompt import read_answer
+from captioners.measured.measured import Measured
+from captioners.text.audit import AUDIT_COLUMNS, audit
+from captioners.text.claims import claims
+from captioners.text.prompt import read_answer
+from captioners.text.text_quality import check_form, is_english, is_vague, vague_share
 
 TIMES = np.arange(0.1, 6.0, 0.2)
 

@@ -21,15 +21,15 @@ import pytest
 from datasets_compared import snapshot
 from videos import pan, texture, write_video
 
-from pipeline import stages
 from pipeline.build import Built, build
 from pipeline.cli import main
-from pipeline.dataset import DatasetError
+from pipeline.config.recipe import load_recipe
+from pipeline.dataset.finish import DatasetError
+from pipeline.dataset.verify import verify
+from pipeline.engine import ray_engine
 from pipeline.plan import plan
-from pipeline.recipe import load_recipe
-from pipeline.storage import Store
-from pipeline.tables import read_table
-from pipeline.verify import verify
+from pipeline.storage.store import Store
+from pipeline.tables.fragments import read_table
 
 OPTIONS = ("scan.shots=adaptive", "scan.min_seconds=1", "scan.segment_seconds=8", "select.val_fraction=0.4")
 
@@ -37,12 +37,12 @@ OPTIONS = ("scan.shots=adaptive", "scan.min_seconds=1", "scan.segment_seconds=8"
 @pytest.fixture(scope="module", autouse=True)
 def one_ray() -> Iterator[None]:
     """Ray is started once for this file; builds inside this process find it running."""
-    stages.start()
+    ray_engine.start()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, "stop", lambda: None)
+        patch.setattr(ray_engine, "stop", lambda: None)
         yield
     patch.undo()
-    stages.stop()
+    ray_engine.stop()
 
 
 @pytest.fixture(scope="module")
@@ -188,9 +188,9 @@ def test_tables_and_states_that_are_gone_are_made_anew(copied, footage, built):
 
 def test_a_pass_that_stands_still_since_a_node_was_lost_begins_again(copied, footage, built, monkeypatch, capsys):
     nodes = iter([set(), {"gone"}])
-    monkeypatch.setattr(stages, "QUIET", 0.0)
-    monkeypatch.setattr(stages, "_stuck", lambda ops: True)
-    monkeypatch.setattr(stages, "_gone", lambda: next(nodes, {"gone"}))
+    monkeypatch.setattr(ray_engine, "QUIET", 0.0)
+    monkeypatch.setattr(ray_engine, "_stuck", lambda ops: True)
+    monkeypatch.setattr(ray_engine, "_gone", lambda: next(nodes, {"gone"}))
     for shard in copied.glob("shards/*/*.tar"):
         shard.unlink()
     build([str(footage)], str(copied), load_recipe("embedded", OPTIONS))
@@ -266,7 +266,7 @@ def test_a_full_disk_and_killed_processes_change_nothing(built, footage, small_d
         ballast.unlink()
         for name in (dataset / "state" / "scan").glob("*.parquet"):
             name.unlink()  # scan again
-        killed = [threads.submit(kill, words) for words in ("pipeline.sandbox", "ray::MapWorker")]
+        killed = [threads.submit(kill, words) for words in ("pipeline.media.sandbox", "ray::MapWorker")]
         build([str(footage)], str(dataset), load_recipe("embedded", OPTIONS))
         assert [one.result() for one in killed] == [None, None]
     assert snapshot(dataset) == snapshot(built[0])
@@ -317,9 +317,9 @@ def test_a_stage_does_not_run_far_ahead_of_a_slow_one(tmp_path, monkeypatch):
             names = os.listdir(tmp_path)
             return sum(name.startswith("quick") for name in names) - sum(name.startswith("slow") for name in names)
 
-    monkeypatch.setattr(stages, "AHEAD", 4)
-    half = stages.machine().cpus / 2  # one worker each
-    graph = [stages.Stage(worker, (), half) for worker in (Quick, Slow)]
-    ahead = list(stages.run([pickle.dumps(i) for i in range(60)], graph))
+    monkeypatch.setattr(ray_engine, "AHEAD", 4)
+    half = ray_engine.machine().cpus / 2  # one worker each
+    graph = [ray_engine.Stage(worker, (), half) for worker in (Quick, Slow)]
+    ahead = list(ray_engine.run([pickle.dumps(i) for i in range(60)], graph))
     assert len(ahead) == 60
     assert max(ahead) <= 4 + 2 * 2  # and two with each of the stages' workers

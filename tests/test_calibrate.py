@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.calibrate import LabelError, calibrate, read_labels, separation, separations, spreads
 from pipeline.cli import main
-from pipeline.recipe import Bounds, Recipe, to_dict
+from pipeline.config.recipe import Bounds, Recipe, to_dict
+from pipeline.report.calibrate import LabelError, calibrate, read_labels, separation, separations, spreads
 
 CLIPS = pa.table(
     {

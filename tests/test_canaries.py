@@ -8,13 +8,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline import canaries, recipe, sources
-from pipeline.dataset import counts
-from pipeline.media import Video
-from pipeline.scan import scan
-from pipeline.select import select
-from pipeline.summary import summary
-from pipeline.tables import SOURCES
+from pipeline.config import recipe
+from pipeline.dataset.finish import counts
+from pipeline.media.video import Video
+from pipeline.report.summary import summary
+from pipeline.scan.scan import scan
+from pipeline.selection.select import select
+from pipeline.sources import canaries, discover
+from pipeline.tables.fragments import SOURCES
 
 RECIPE = recipe.from_dict(
     {
@@ -37,8 +38,8 @@ PLANTED = ("clean", "frozen", "black", "overexposed", "letterboxed", "watermark"
 def judged() -> pa.Table:
     """The planted clips and a real one's row, scanned, selected and marked as a build would."""
     rows = []
-    for found in sources.discover([canaries.SCHEME + name for name in PLANTED]):
-        rows += scan(sources.Source(sources.content_id(found.uri), found.uri), RECIPE).clips
+    for found in discover.discover([canaries.SCHEME + name for name in PLANTED]):
+        rows += scan(discover.Source(discover.content_id(found.uri), found.uri), RECIPE).clips
     clean = next(row for row in rows if row["source_uri"] == "canary://clean")
     rows.append({**clean, "clip_id": "f" * 20, "source_uri": "/raw/real.mp4"})
     table = pa.Table.from_pylist(rows)
@@ -110,13 +111,13 @@ def test_canaries_are_scenes_of_their_own_but_for_the_copy() -> None:
 
 def test_an_unknown_canary_is_an_unreadable_source() -> None:
     with pytest.raises(FileNotFoundError, match="there are clean, frozen"):
-        sources.open_media("canary://none")
+        discover.open_media("canary://none")
 
 
 def test_a_build_plants_them_only_when_asked_and_counts_them_nowhere(judged: pa.Table) -> None:
     assert canaries.planted(RECIPE) == []
     asked = canaries.planted(recipe.from_dict({"canaries": True}))
-    assert [found.uri for found in sources.discover(asked)] == sorted(asked)
+    assert [found.uri for found in discover.discover(asked)] == sorted(asked)
     rows = [{"source_uri": uri, "status": "ok", "duration": 2.5} for uri in ["/raw/real.mp4", *asked]]
     table = judged.append_column("caption", pa.nulls(len(judged), pa.string()))
     found = counts(pa.Table.from_pylist(rows), table)

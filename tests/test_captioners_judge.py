@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from captioners.audit import audit
 from captioners.base import Caption, ClipFrames
-from captioners.judge import backwards, judged, mirrored
+from captioners.text.audit import audit
+from captioners.vlm.judge import backwards, judged, mirrored
 
 
 def said(dense):

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from captioners import load_captioner
 from captioners.base import Action, Caption, CaptionError, ClipFrames, to_json
-from captioners.colours import colours
-from captioners.kinds import _named
-from captioners.measured import CAMERA
-from captioners.phases import camera_spans, motion_peaks, motion_phases
+from captioners.measured.colours import colours
+from captioners.measured.imagenet_groups import _named
+from captioners.text.camera_words import CAMERA
+from captioners.text.phases import camera_spans, motion_peaks, motion_phases
 
 TIMES = np.arange(0.1, 4.0, 0.2)
 

@@ -10,15 +10,15 @@ import ray
 from chat_endpoint import GOOD, KEY, Endpoint, clip_of, reply
 from videos import pan, texture, write_video
 
+from captioners.api.ray_llm import RayLlm
 from captioners.base import ClipFrames
-from captioners.ray_llm import RayLlm
-from pipeline import stages
 from pipeline.build import build
-from pipeline.ray_llm import AskRay
-from pipeline.recipe import from_dict
-from pipeline.storage import Store
-from pipeline.tables import read_table
-from pipeline.units import BuildStopped
+from pipeline.config.recipe import from_dict
+from pipeline.engine import ray_engine
+from pipeline.passes.ray_llm import AskRay
+from pipeline.state.units import BuildStopped
+from pipeline.storage.store import Store
+from pipeline.tables.fragments import read_table
 
 CLIP = ClipFrames("clip", 4.0, [np.zeros((8, 8, 3), np.uint8)], np.zeros(1))
 LENGTHS = (1.2, 1.6, 2.0, 2.8)  # seconds: they name the clips in the questions
@@ -28,10 +28,10 @@ LENGTHS = (1.2, 1.6, 2.0, 2.8)  # seconds: they name the clips in the questions
 def one_ray():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OPENAI_API_KEY", KEY)
-        stages.start()
-        patch.setattr(stages, "stop", lambda: None)
+        ray_engine.start()
+        patch.setattr(ray_engine, "stop", lambda: None)
         yield
-    stages.stop()
+    ray_engine.stop()
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ from benchmarks import caption_models as models
 
 from captioners import load_captioner
 from captioners.base import Caption, CaptionError, ClipFrames
-from captioners.decode import Decoder, read
-from captioners.judge import judged
-from captioners.row_attention import attend_rows_plainly
-from captioners.vlm import Vlm, ahead
+from captioners.vlm.decode import Decoder, read
+from captioners.vlm.judge import judged
+from captioners.vlm.row_attention import attend_rows_plainly
+from captioners.vlm.vlm import Vlm, ahead
 
 torch.set_num_threads(1)
 FAMILIES = {
@@ -112,7 +112,7 @@ def test_aligned_and_blockwise_models_compute_the_same():
     fast, _ = models.tiny_qwen()
     captioner = Vlm(fast, processor, frame_tokens=12)  # frames of unequal windows
     assert fast.config.vision_config._attn_implementation != plain.config.vision_config._attn_implementation
-    from captioners.kernels import align_projections
+    from captioners.vlm.kernels import align_projections
 
     assert align_projections(fast, 48) == 4
     batch = captioner._prompts(clips(2), ["What happens?"] * 2)

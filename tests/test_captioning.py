@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-from pipeline.captioning import chosen_text
+from pipeline.passes.caption_worker import chosen_text
 
 ROWS = pa.table(
     {

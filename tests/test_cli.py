@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.cli import main
-from pipeline.progress import clock
+from pipeline.engine.progress import clock
 
 
 @pytest.fixture

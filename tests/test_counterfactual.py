@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import recipe as recipes
-from pipeline.counterfactual import compare, notches, what_if
-from pipeline.select import select
+from pipeline.config import recipe as recipes
+from pipeline.report.what_if import compare, notches, what_if
+from pipeline.selection.select import select
 
 RECIPE = recipes.from_dict(
     {

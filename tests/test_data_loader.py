@@ -17,8 +17,8 @@ from model.data import loader as data
 from model.data.index import assign_shapes, make_schedule, read_index
 from model.data.schedule import SampleRef, Shape
 from model.errors import DataError
-from pipeline.clip_reader import ClipError, frame_times, read_frames
-from pipeline.encode import ENCODERS
+from pipeline.media.clip_reader import ClipError, frame_times, read_frames
+from pipeline.media.encode import ENCODERS
 
 torch.set_num_threads(1)
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.duplicates import Pictures, equal_pairs, frame_hashes, groups, near_pairs
-from pipeline.media import Video
+from pipeline.media.video import Video
+from pipeline.selection.duplicates import Pictures, equal_pairs, frame_hashes, groups, near_pairs
 
 
 def recompressed(rgb: np.ndarray) -> np.ndarray:

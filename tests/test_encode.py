@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import videos
 
-from pipeline.encode import Cut, Encoded, SpanReader, encode_image, encode_span
-from pipeline.media import MediaError, Video
-from pipeline.recipe import PackOptions
-from pipeline.remux import copy_span
+from pipeline.config.recipe import PackOptions
+from pipeline.media.encode import Cut, Encoded, SpanReader, encode_image, encode_span
+from pipeline.media.remux import copy_span
+from pipeline.media.video import MediaError, Video
 
 BITS = 6
 

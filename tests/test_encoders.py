@@ -14,10 +14,10 @@ import pytest
 import torch
 from videos import texture
 
-from filters.conse import Conse
-from filters.imagenet import imagenet_classes
-from filters.openclip import OpenClip
-from filters.similarity import TextVideoEncoder, load_encoder
+from filters.encoders.base import TextVideoEncoder, load_encoder
+from filters.encoders.conse import Conse
+from filters.encoders.imagenet import imagenet_classes
+from filters.encoders.openclip import OpenClip
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,7 @@ def test_an_embedding_does_not_depend_on_its_batch_or_the_threads(conse: Conse, 
 
 def test_another_process_gets_the_same_bytes(conse: Conse) -> None:
     code = (
-        "import numpy as np, torch; from filters.similarity import load_encoder; torch.set_num_threads(2); "
+        "import numpy as np, torch; from filters.encoders.base import load_encoder; torch.set_num_threads(2); "
         "x = np.random.default_rng(0).integers(0, 256, (1, 90, 160, 3), dtype=np.uint8); e = load_encoder('conse'); "
         "print((e.frames(x).tobytes() + e.texts(['a red car']).tobytes()).hex())"
     )

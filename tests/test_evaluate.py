@@ -10,7 +10,7 @@ import pytest
 import torch
 from shards import clips_of, write_shards
 
-from filters.similarity import Looked
+from filters.encoders.base import EncoderOutput
 from model import evaluate, train
 from model.config import load_config
 from model.errors import MeasureError
@@ -36,10 +36,10 @@ def test_consistency_of_a_still_a_sliding_and_a_flickering_video():
 class Colours:
     """An encoder of known answer: a picture is its mean colour, a text the colour that it names."""
 
-    def look(self, frames: list[np.ndarray]) -> Looked:
+    def look(self, frames: list[np.ndarray]) -> EncoderOutput:
         means = np.stack([frame.mean((0, 1)) for frame in frames]).astype(np.float32)
         means /= np.linalg.norm(means, axis=1, keepdims=True)
-        return Looked(means, means, [])
+        return EncoderOutput(means, means, [])
 
     def texts(self, texts: list[str]) -> np.ndarray:
         return np.eye(3, dtype=np.float32)[[("red", "green", "blue").index(text) for text in texts]]

@@ -16,8 +16,8 @@ from synthetic import view
 
 from filters import FILTERS, load_filter
 from filters.base import ClipView, Filter, score, unknown, why_null
-from filters.similarity import Looked
-from pipeline.recipe import Bounds
+from filters.encoders.base import EncoderOutput
+from pipeline.config.recipe import Bounds
 
 DIM = 8
 SAYS_NOTHING = {"motion_x", "motion_y", "logo_corner"}  # null or NaN is an answer: nothing moves, no logo
@@ -36,9 +36,9 @@ class Encoder:
 
     frames = texts
 
-    def look(self, frames: Sequence[np.ndarray]) -> Looked:
+    def look(self, frames: Sequence[np.ndarray]) -> EncoderOutput:
         rows = self.texts([""] * len(frames))
-        return Looked(rows, rows, [[("dog", float(rows[0, 0]))]] * len(frames))
+        return EncoderOutput(rows, rows, [[("dog", float(rows[0, 0]))]] * len(frames))
 
 
 def embedded(clip: ClipView, encoder: Encoder) -> ClipView:

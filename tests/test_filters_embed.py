@@ -10,7 +10,8 @@ import pytest
 
 from filters import load_filter
 from filters.base import ClipView
-from filters.similarity import Looked, visual_sentences
+from filters.encoders.base import EncoderOutput
+from filters.similarity import visual_sentences
 
 WORDS = ("dog", "car", "lake", "night")
 
@@ -28,15 +29,15 @@ class WordEncoder:
     def frames(self, rgb: np.ndarray) -> np.ndarray:
         return np.eye(self.dim, dtype=np.float32)[rgb[:, 0, 0, 0]]
 
-    def look(self, frames: Sequence[np.ndarray]) -> Looked:
+    def look(self, frames: Sequence[np.ndarray]) -> EncoderOutput:
         rows = self.frames(np.stack(frames))
-        return Looked(rows, rows, [[(WORDS[int(f[0, 0, 0])], 1.0)] for f in frames])
+        return EncoderOutput(rows, rows, [[(WORDS[int(f[0, 0, 0])], 1.0)] for f in frames])
 
 
 def clip(words: Sequence[str], caption: str | None = None) -> ClipView:
     frames = [np.full((4, 4, 3), WORDS.index(word), np.uint8) for word in words]
     none = np.zeros((0, 4), np.float32)
-    looked = WordEncoder().look(frames) if frames else Looked(none, none, [])
+    looked = WordEncoder().look(frames) if frames else EncoderOutput(none, none, [])
     return ClipView(
         "c",
         0,

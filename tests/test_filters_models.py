@@ -12,9 +12,9 @@ import torch
 from filters import load_filter
 from filters.aesthetics import load_head, rate
 from filters.base import ClipView
-from filters.similarity import Declared, load_encoder
-from pipeline.passes import check
-from pipeline.recipe import RecipeError, load_recipe
+from filters.encoders.base import Declared, load_encoder
+from pipeline.config.recipe import RecipeError, load_recipe
+from pipeline.state.fingerprints import check
 
 WEIGHTS = Path(__file__).parents[2] / "shared" / "weights"
 V2 = "sac+logos+ava1-l14-linearMSE.pth"

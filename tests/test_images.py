@@ -19,10 +19,10 @@ from model.data import loader as data
 from model.data.index import make_schedule, read_index
 from model.data.schedule import Shape
 from pipeline.build import build
-from pipeline.media import MediaError, Video
-from pipeline.proxy import Shrinker
-from pipeline.recipe import load_recipe
-from pipeline.verify import verify
+from pipeline.config.recipe import load_recipe
+from pipeline.dataset.verify import verify
+from pipeline.media.proxy import Shrinker
+from pipeline.media.video import MediaError, Video
 
 CORNERS = np.array([[(200, 30, 30), (30, 200, 30)], [(30, 30, 200), (200, 200, 30)]], np.float32)  # RGB
 UPRIGHT = {  # by EXIF orientation: what makes the stored picture the shown one

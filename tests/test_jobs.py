@@ -28,11 +28,11 @@ from ray.cluster_utils import Cluster
 from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import _AutoscalingCoordinatorActor
 
 from model.data.index import read_index
-from pipeline import stages
-from pipeline.dataset import read_info
-from pipeline.stages import Stage
-from pipeline.storage import Store
-from pipeline.verify import verify
+from pipeline.dataset.finish import read_info
+from pipeline.dataset.verify import verify
+from pipeline.engine import ray_engine
+from pipeline.engine.ray_engine import Stage
+from pipeline.storage.store import Store
 
 ROOT = Path(__file__).parents[1]
 OPTIONS = ("scan.shots=adaptive", "scan.min_seconds=1", "scan.segment_seconds=4")
@@ -273,35 +273,35 @@ def test_pools_grow_onto_nodes_that_join_and_a_pass_goes_on_when_they_are_lost(m
     When the node is lost, workers of both stages hold the cores that are left, and its own wait for them with units in
     hand: the pass has to begin again.
     """
-    monkeypatch.setattr(stages, "QUIET", 4.0)
+    monkeypatch.setattr(ray_engine, "QUIET", 4.0)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 0})
     try:
-        machine = stages.machine(cluster.address)
+        machine = ray_engine.machine(cluster.address)
         name = {"name": "AutoscalingCoordinator", "namespace": "AutoscalingCoordinator"}
         ray.remote(num_cpus=0)(Attentive).options(**name, lifetime="detached").remote()
         assert (machine.cpus, machine.gpus) == (2, frozenset())
         head = ray.get_runtime_context().get_node_id()
 
-        went = stages.run([pickle.dumps([])] * 500, [Stage(Where, (), **machine.other())])
+        went = ray_engine.run([pickle.dumps([])] * 500, [Stage(Where, (), **machine.other())])
         assert {node for (node,) in itertools.islice(went, 4)} == {head}
         gpu = cluster.add_node(num_cpus=2, num_gpus=1).node_id
         assert any(node == gpu for (node,) in went), "none of the workers is on the new node"
         went.close()
 
-        machine = stages.machine(cluster.address)
+        machine = ray_engine.machine(cluster.address)
         assert (machine.cpus, machine.gpus) == (4, {"embed", "caption"})
         scan, embed = (Stage(Where, (), **pools) for pools in (machine.scan(), machine.embed()))
-        scanned, embedded = map(set, zip(*stages.run([pickle.dumps([])] * 16, [scan, embed]), strict=True))
+        scanned, embedded = map(set, zip(*ray_engine.run([pickle.dumps([])] * 16, [scan, embed]), strict=True))
         assert embedded == {gpu}
         assert head in scanned
 
         left = {str(i): pickle.dumps([str(i)]) for i in range(40)}
         while left:
-            with contextlib.suppress(stages.NodesLost):
-                for unit, *nodes in stages.run(list(left.values()), [Stage(Where, (), **machine.other())] * 2):
+            with contextlib.suppress(ray_engine.NodesLost):
+                for unit, *nodes in ray_engine.run(list(left.values()), [Stage(Where, (), **machine.other())] * 2):
                     del left[unit]
                     if gpu in nodes and cluster.worker_nodes:
                         cluster.remove_node(*cluster.worker_nodes, allow_graceful=False)
     finally:
-        stages.stop()
+        ray_engine.stop()
         cluster.shutdown()

@@ -18,7 +18,7 @@ from model.latents.base import to_signed
 from model.latents.settle import load_latents
 from model.text import HiddenStates
 from model.training import checkpoint
-from pipeline.storage import Store
+from pipeline.storage.store import Store
 
 torch.set_num_threads(1)
 OPTIONS = ("resolutions=48", "frame_counts=5", "fps=8", "latent_channels=8", "device=cpu")

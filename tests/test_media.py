@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from videos import texture, write_video
 
-from pipeline.media import MediaError, Video, probe
+from pipeline.media.video import MediaError, Video, probe
 
 COUNT = 40
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.order import ENCODER, Cost, best, expected, lines, with_encoder
-from pipeline.recipe import load_recipe, to_dict
+from pipeline.config.recipe import load_recipe, to_dict
+from pipeline.report.filter_cost import ENCODER, Cost, best, expected, lines, with_encoder
 
 NEEDS = ("tags", "concepts")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pyarrow as pa
 import pytest
 
-from pipeline import passes
-from pipeline.recipe import Recipe, load_recipe
+from pipeline.config.recipe import Recipe, load_recipe
+from pipeline.state import fingerprints
 
 ROW = {"dropped": None, "exposure_luma": 0.5, "scored": None, "sharpness_detail": None, "text_overlay": None}
 
@@ -29,7 +29,7 @@ def recipe() -> Recipe:
 
 def lacks(recipe: Recipe, **scores: object) -> bool:
     table = pa.Table.from_pylist([{**ROW, **scores}], schema=KINDS)
-    return bool(passes.lack_scores(table, recipe)[0])
+    return bool(fingerprints.needs_scoring(table, recipe)[0])
 
 
 def test_a_scanned_clip_that_was_not_scored_yet_is_scored_unless_the_scan_speaks_against_it(recipe):
@@ -41,7 +41,7 @@ def test_a_scanned_clip_that_was_not_scored_yet_is_scored_unless_the_scan_speaks
 def test_a_clip_that_a_cheap_filter_stopped_goes_on_when_its_threshold_falls(recipe):
     stopped = {"scored": ["sharpness"], "sharpness_detail": 0.2}
     assert not lacks(recipe, **stopped)
-    lower = passes.thresholds_of(recipe, ["sharpness_detail"])
+    lower = fingerprints.thresholds_of(recipe, ["sharpness_detail"])
     assert lower["sharpness_detail"].min == 0.3
     assert lacks(recipe, scored=["sharpness"], sharpness_detail=0.4)
     assert not lacks(recipe, scored=["sharpness", "text"], sharpness_detail=0.4, text_overlay=0.0)
@@ -50,7 +50,11 @@ def test_a_clip_that_a_cheap_filter_stopped_goes_on_when_its_threshold_falls(rec
 def test_fingerprints_follow_what_a_pass_does_and_not_what_it_is_compared_with(recipe):
     def prints(*overrides: str) -> tuple[str, str, str]:
         made = load_recipe("embedded", overrides)
-        return passes.scan_fingerprint(made), passes.embed_fingerprint(made), passes.caption_fingerprint(made)
+        return (
+            fingerprints.scan_fingerprint(made),
+            fingerprints.embed_fingerprint(made),
+            fingerprints.caption_fingerprint(made),
+        )
 
     usual = prints()
     assert prints("select.thresholds.exposure_luma.min=0.2", "scan.deadline_seconds=5", "pack.codec=av1") == usual
@@ -63,6 +67,6 @@ def test_fingerprints_follow_what_a_pass_does_and_not_what_it_is_compared_with(r
 
 
 def test_only_a_pass_with_a_model_for_it_takes_a_gpu():
-    assert passes.on_gpu(load_recipe("standard")) == {"embed", "caption"}
-    assert passes.on_gpu(load_recipe("standard", ["caption={captioner: server}"])) == {"embed"}
-    assert passes.on_gpu(load_recipe("embedded")) == set()
+    assert fingerprints.on_gpu(load_recipe("standard")) == {"embed", "caption"}
+    assert fingerprints.on_gpu(load_recipe("standard", ["caption={captioner: server}"])) == {"embed"}
+    assert fingerprints.on_gpu(load_recipe("embedded")) == set()

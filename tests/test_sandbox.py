@@ -11,8 +11,8 @@ import time
 import psutil
 import pytest
 
-from pipeline.media import MediaError, probe
-from pipeline.sandbox import Sandbox, SandboxError
+from pipeline.media.sandbox import Sandbox, SandboxError
+from pipeline.media.video import MediaError, probe
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_prints_do_not_disturb_the_answers(sandbox):
 
 def test_no_child_outlives_a_killed_parent():
     code = (
-        "import os, time; from pipeline.sandbox import Sandbox; s = Sandbox();"
+        "import os, time; from pipeline.media.sandbox import Sandbox; s = Sandbox();"
         "print(s.call(os.getpid, deadline=20), flush=True); s.call(time.sleep, 60, deadline=100)"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

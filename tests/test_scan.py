@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from videos import pan, texture, write_video
 
-from pipeline.media import MediaError, Video
-from pipeline.recipe import Recipe, ScanOptions, load_recipe
-from pipeline.sandbox import Sandbox
-from pipeline.scan import crop_pixels, scan, segments
-from pipeline.sources import Source
-from pipeline.tables import CLIPS, FRAMES
+from pipeline.config.recipe import Recipe, ScanOptions, load_recipe
+from pipeline.media.sandbox import Sandbox
+from pipeline.media.video import MediaError, Video
+from pipeline.scan.scan import crop_pixels, scan, segments
+from pipeline.sources.discover import Source
+from pipeline.tables.fragments import CLIPS, FRAMES
 
 FPS = 25
 

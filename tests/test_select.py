@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import balance
-from pipeline.buckets import ASPECTS, bucket_names, bucket_size, with_durations
-from pipeline.recipe import Bounds, Recipe, RecipeError, SelectOptions
-from pipeline.select import select, splits
-from pipeline.tables import hex_words
+from pipeline.config.recipe import Bounds, Recipe, RecipeError, SelectOptions
+from pipeline.selection import balance
+from pipeline.selection.buckets import ASPECTS, bucket_names, bucket_size, with_durations
+from pipeline.selection.select import select, splits
+from pipeline.tables.fragments import id_prefix_u64
 
 HEIGHTS = (1080, 720, 480, 360, 240)
 
@@ -223,10 +223,10 @@ def test_bucket_sizes_keep_their_aspect_ratio() -> None:
 
 def test_hex_words_keep_the_order_of_ids() -> None:
     ids = sorted(hashlib.sha256(str(i).encode()).hexdigest()[:20] for i in range(100))
-    words = hex_words(pa.chunked_array([ids[:30], ids[30:]]))
+    words = id_prefix_u64(pa.chunked_array([ids[:30], ids[30:]]))
     assert (np.diff(words.astype(object)) > 0).all()
     assert [int(w) for w in words] == [int(i[:16], 16) for i in ids]
-    assert len(hex_words(pa.chunked_array([pa.array([], pa.string())]))) == 0
+    assert len(id_prefix_u64(pa.chunked_array([pa.array([], pa.string())]))) == 0
 
 
 def test_clusters_find_groups_and_weights_even_them_out() -> None:

@@ -19,12 +19,12 @@ import videos
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.buckets import bucket_size
-from pipeline.media import Video
-from pipeline.recipe import PackOptions, Recipe, SelectOptions
-from pipeline.select import select
-from pipeline.shards import ShardPlan, ShardResult, index_path, listed, plan_shards, stored_clips, write_shard
-from pipeline.storage import Store
+from pipeline.config.recipe import PackOptions, Recipe, SelectOptions
+from pipeline.media.video import Video
+from pipeline.pack.shards import ShardPlan, ShardResult, index_path, listed, plan_shards, stored_clips, write_shard
+from pipeline.selection.buckets import bucket_size
+from pipeline.selection.select import select
+from pipeline.storage.store import Store
 
 RECIPE = Recipe(select=SelectOptions(duplicates=False, val_fraction=0.0), pack=PackOptions(heights=(96,)))
 
@@ -181,7 +181,7 @@ def test_nothing_half_written_stays_when_the_disk_refuses(
         raise OSError(28, "No space left on device")
 
     (plan,) = plan_shards(clips.slice(0, 1), RECIPE)
-    monkeypatch.setattr("pipeline.storage.os.fsync", full)
+    monkeypatch.setattr("pipeline.storage.store.os.fsync", full)
     with pytest.raises(OSError, match="No space"):
         write_shard(plan, tmp_path)
     assert contents(tmp_path) == {}

@@ -12,14 +12,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from videos import pan, texture
 
-from pipeline.cascade import Cascade
-from pipeline.limits import refine
-from pipeline.media import Video
-from pipeline.proxy import Proxy, shrink
-from pipeline.shots import Adaptive, Stride
-from pipeline.similarity import unlike
-from pipeline.spans import LONGEST, Shot, ShotCutter, Transition, equal_parts
-from pipeline.stitch import same_scene
+from pipeline.media.proxy import Proxy, shrink
+from pipeline.media.video import Video
+from pipeline.shots.cascade import Cascade
+from pipeline.shots.detectors import Adaptive, Stride
+from pipeline.shots.frame_features import unlike
+from pipeline.shots.refine import refine
+from pipeline.shots.same_scene import same_scene
+from pipeline.shots.shot_cutter import LONGEST, Shot, ShotCutter, Transition, equal_parts
 
 END = 400.0
 
@@ -180,7 +180,7 @@ def test_a_stride_cuts_at_its_multiples():
 
 
 def test_transnet_finds_exact_cuts():
-    from pipeline.transnet import TransNet
+    from pipeline.shots.transnet import TransNet
 
     frames = shot(0, 60) + shot(1, 55) + shot(2, 60)
     whole = detect(TransNet(), frames)

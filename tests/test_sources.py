@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.recipe import SourceOptions
-from pipeline.sources import SourceError, content_id, discover, open_media
+from pipeline.config.recipe import SourceOptions
+from pipeline.sources.discover import SourceError, content_id, discover, open_media
 
 
 @pytest.fixture

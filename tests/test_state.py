@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipeline import passes
 from pipeline.build import with_errors
-from pipeline.recipe import Recipe
-from pipeline.sources import Found
-from pipeline.state import _shot_numbers, join, scanned
-from pipeline.storage import Store
-from pipeline.tables import FRAMES, table_from, write_fragment
-from pipeline.todo import identify_units, source_rows
+from pipeline.config.recipe import Recipe
+from pipeline.passes.pending import identify_units, source_rows
+from pipeline.sources.discover import DiscoveredFile
+from pipeline.state import fingerprints
+from pipeline.state.committed import _shot_numbers, join, scanned
+from pipeline.storage.store import Store
+from pipeline.tables.fragments import FRAMES, table_from, write_fragment
 
 
 def test_shots_are_numbered_through_a_source_whatever_the_segments():
@@ -37,10 +37,10 @@ def test_a_join_keeps_every_row_and_fills_what_is_not_known_with_nulls():
 
 def test_what_was_out_of_reach_is_a_failed_row_and_is_tried_again(tmp_path: Path):
     store, recipe = Store(str(tmp_path)), Recipe()
-    far, near = Found("s3://films/far.mp4", 5, "one"), Found("s3://films/near.mp4", 5, "one")
+    far, near = DiscoveredFile("s3://films/far.mp4", 5, "one"), DiscoveredFile("s3://films/near.mp4", 5, "one")
 
     def identify(name: str, *rows: dict) -> None:
-        write_fragment(store, f"state/sources/{name}.parquet", table_from(rows, passes.IDENTIFIED), {})
+        write_fragment(store, f"state/sources/{name}.parquet", table_from(rows, fingerprints.IDENTIFIED), {})
 
     def said(sources: pa.Table) -> list[tuple[str, str | None]]:
         return [(row["status"], row["error"]) for row in sources.to_pylist()]
@@ -57,8 +57,11 @@ def test_what_was_out_of_reach_is_a_failed_row_and_is_tried_again(tmp_path: Path
 
     def scan(unit: str, **part: object) -> None:
         size = write_fragment(store, f"tables/frames/{unit}.parquet", table_from([], FRAMES), {}).size
-        done = {"fingerprint": passes.scan_fingerprint(recipe), "parts": [{"unit": unit, "frames_bytes": size, **part}]}
-        write_fragment(store, f"state/scan/{unit}.parquet", table_from([], passes.scan_schema(recipe)), done)
+        done = {
+            "fingerprint": fingerprints.scan_fingerprint(recipe),
+            "parts": [{"unit": unit, "frames_bytes": size, **part}],
+        }
+        write_fragment(store, f"state/scan/{unit}.parquet", table_from([], fingerprints.scan_schema(recipe)), done)
 
     scan("b", key="f", error="no answer", limits="unreachable")
     scan("c", key="n")

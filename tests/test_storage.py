@@ -25,22 +25,22 @@ from shards import clips_of, write_shards
 from model.config import from_dict
 from model.data.index import read_index
 from model.data.loader import Clips
-from pipeline import stages
 from pipeline.cli import main
-from pipeline.dataset import read_info
-from pipeline.lease import LeaseError, lease
-from pipeline.media import Video, probe
-from pipeline.scoring import chunks
-from pipeline.sources import content_id, discover, open_media
-from pipeline.storage import PIECE, StorageError, Store, Unreachable, atomic, filesystem
-from pipeline.tables import FRAMES, read_fragments, read_table, table_from, write_fragment, write_frames
+from pipeline.dataset.finish import read_info
+from pipeline.engine import ray_engine
+from pipeline.media.video import Video, probe
+from pipeline.passes.embed_worker import chunks
+from pipeline.sources.discover import content_id, discover, open_media
+from pipeline.storage.lease import LeaseError, lease
+from pipeline.storage.store import PIECE, StorageError, Store, Unreachable, atomic, filesystem
+from pipeline.tables.fragments import FRAMES, read_fragments, read_table, table_from, write_fragment, write_frames
 
 ROOT = Path(__file__).parents[1]
 ILLS = ["500", "503", "refused", "cut", "lost"]
 DIES = """
 import os, signal, sys
-from pipeline.lease import lease
-from pipeline.storage import Store
+from pipeline.storage.lease import lease
+from pipeline.storage.store import Store
 with lease(Store(sys.argv[1])):
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -301,7 +301,7 @@ def test_a_dead_build_gives_way_and_one_that_slept_too_long_stops(tmp_path, caps
         still_ours()
         monkey = pytest.MonkeyPatch()
         now = time.monotonic()
-        monkey.setattr("pipeline.lease.time.monotonic", lambda: now + 10)
+        monkey.setattr("pipeline.storage.lease.time.monotonic", lambda: now + 10)
         with pytest.raises(LeaseError, match="out of touch"):
             still_ours()
         monkey.undo()
@@ -313,8 +313,8 @@ def test_a_build_from_and_to_an_object_store_gets_through_a_bad_network_with_the
     store = Store(f"s3://films/{tmp_path.name}{s3}")
     store.write("in/bikes.mp4", sample_videos["bikes"].read_bytes())
     options = ["scan.shots=adaptive", "scan.min_seconds=1"]
-    stages.start()
-    monkeypatch.setattr(stages, "stop", lambda: None)
+    ray_engine.start()
+    monkeypatch.setattr(ray_engine, "stop", lambda: None)
 
     def build(out: str) -> tuple[dict, str]:
         assert main(["build", f"s3://films/{tmp_path.name}/in{s3}", "--out", out, *options]) == 0
@@ -333,7 +333,7 @@ def test_a_build_from_and_to_an_object_store_gets_through_a_bad_network_with_the
         assert "x real time" not in said
     finally:
         monkeypatch.undo()
-        stages.stop()
+        ray_engine.stop()
     assert again == info
     assert {k: v for k, v in info.items() if k != "passes"} == {k: v for k, v in calm.items() if k != "passes"}
     assert info["counts"]["kept"] == sum(shard["clips"] for shard in info["shards"]) >= 3

@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 import videos
 
-from pipeline.recipe import PackOptions, Recipe, SelectOptions
-from pipeline.select import select
-from pipeline.shards import plan_shards, write_shard
-from pipeline.verify import verify
+from pipeline.config.recipe import PackOptions, Recipe, SelectOptions
+from pipeline.dataset.verify import verify
+from pipeline.pack.shards import plan_shards, write_shard
+from pipeline.selection.select import select
 
 RECIPE = Recipe(select=SelectOptions(duplicates=False, val_fraction=0.0), pack=PackOptions(heights=(64,)))
 

@@ -15,14 +15,15 @@ from typing import Any
 import pytest
 from videos import pan, texture, write_video
 
-from pipeline import stages, web
 from pipeline.build import build
-from pipeline.downloads import downloaded
-from pipeline.media import probe
-from pipeline.recipe import SourceOptions, load_recipe
-from pipeline.sources import content_id, discover, open_media
-from pipeline.storage import Unreachable
-from pipeline.verify import verify
+from pipeline.config.recipe import SourceOptions, load_recipe
+from pipeline.dataset.verify import verify
+from pipeline.engine import ray_engine
+from pipeline.media.video import probe
+from pipeline.sources import http
+from pipeline.sources.discover import content_id, discover, open_media
+from pipeline.sources.downloads import downloaded
+from pipeline.storage.store import Unreachable
 
 FILM = bytes(range(256)) * 40_000
 OPTIONS = SourceOptions()
@@ -120,8 +121,8 @@ class Page(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def site(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Site]:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(web, "PAUSE", 0.01)
-    web._robots.cache_clear()  # of an earlier site at the same port
+    monkeypatch.setattr(http, "PAUSE", 0.01)
+    http._robots.cache_clear()  # of an earlier site at the same port
     with Site() as made:
         threading.Thread(target=made.serve_forever, args=(0.02,), daemon=True).start()
         yield made
@@ -143,8 +144,8 @@ def test_a_film_is_found_and_read_by_ranges(site):
         assert file.read(10) == FILM[5_000_000:5_000_010]
     ends = [tuple(map(int, span.removeprefix("bytes=").split("-"))) for span in site.spans("/film.mp4")]
     assert sum(end - start + 1 for start, end in ends) < len(FILM) / 5
-    assert {agent for *_, agent in site.asked} == {web.AGENT}
-    assert web.AGENT.startswith("clipmill/")
+    assert {agent for *_, agent in site.asked} == {http.AGENT}
+    assert http.AGENT.startswith("clipmill/")
 
 
 def test_reading_in_order_takes_few_requests(site):
@@ -181,9 +182,9 @@ def test_the_bytes_are_right_whatever_a_server_does_on_the_way(site, path):
 @pytest.mark.parametrize("asked", ["1.5", "soon", "Thu, 01 Jan 1970 00:00:00 GMT"])
 def test_a_server_that_asks_to_wait_in_no_known_way_is_asked_again_as_usual(monkeypatch, asked):
     pauses = []
-    monkeypatch.setattr(web.time, "sleep", pauses.append)
-    web._sleep(0, asked)
-    assert web.PAUSE / 2 <= pauses[0] <= web.PAUSE
+    monkeypatch.setattr(http.time, "sleep", pauses.append)
+    http._sleep(0, asked)
+    assert http.PAUSE / 2 <= pauses[0] <= http.PAUSE
 
 
 def test_a_cut_connection_costs_only_what_was_not_sent(site):
@@ -206,14 +207,14 @@ def test_a_cut_connection_costs_only_what_was_not_sent(site):
     ],
 )
 def test_what_cannot_be_read_says_why(site, monkeypatch, path, error, words):
-    monkeypatch.setattr(web, "TRIES", 2)
+    monkeypatch.setattr(http, "TRIES", 2)
     with pytest.raises(error, match=words):
         read(f"{site.base}/{path}/film.mp4", SourceOptions(max_gb=0.05))
     assert not list(Path(tempfile.gettempdir()).rglob("*.tmp"))
 
 
 def test_a_host_that_is_not_there_is_unreachable_and_a_large_file_is_left(site, monkeypatch):
-    monkeypatch.setattr(web, "TRIES", 2)
+    monkeypatch.setattr(http, "TRIES", 2)
     with pytest.raises(Unreachable, match="does not answer"):
         read("http://127.0.0.1:9/film.mp4")
     small = SourceOptions(max_gb=0.001)
@@ -245,7 +246,7 @@ def test_a_crawl_delay_is_kept_and_means_one_download_for_all_readers(site):
 def test_no_more_connections_to_a_host_than_agreed(site):
     with ThreadPoolExecutor(8) as pool:
         urls = [f"{site.base}/slow/{i}.mp4" for i in range(8)]
-        sizes = pool.map(lambda url: web.look(url, SourceOptions(connections=2, robots=False)), urls)
+        sizes = pool.map(lambda url: http.look(url, SourceOptions(connections=2, robots=False)), urls)
     assert [size for size, _ in sizes] == [len(FILM)] * 8
     assert site.most == 2
 
@@ -273,7 +274,7 @@ def test_a_server_that_is_down_takes_nothing_from_a_dataset(site, tmp_path, caps
     write_video(tmp_path / "pan.mp4", pan(texture(1, 400, 800), 60, 3.0), fps=25)
     site.film, out = (tmp_path / "pan.mp4").read_bytes(), tmp_path / "dataset"
     options = ("scan.shots=stride", "scan.min_seconds=1", "select.thresholds={}")
-    monkeypatch.setattr(stages, "stop", lambda: None)
+    monkeypatch.setattr(ray_engine, "stop", lambda: None)
 
     def built(films: Sequence[str], *more: str) -> dict[str, Any]:
         done = build([f"{site.base}/{film}" for film in films], str(out), load_recipe("embedded", [*options, *more]))
@@ -295,7 +296,7 @@ def test_a_server_that_is_down_takes_nothing_from_a_dataset(site, tmp_path, caps
         assert tars() == ["shards/2x1-360p/val-000001.tar"]
     finally:
         monkeypatch.undo()
-        stages.stop()
+        ray_engine.stop()
 
 
 def test_yt_dlp_brings_a_page_s_video(site, sample_videos):

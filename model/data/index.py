@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from model.config import Config
-from model.data.encoding import read_encoding, split_weight
 from model.data.schedule import BatchSchedule, Shape, Stream
+from model.encoding import read_encoding, split_weight
 from model.errors import DataError
-from pipeline.storage import Store
+from pipeline.storage.store import Store
 
 COLUMNS = ("key", "media", "frames", "width", "height", "duration", "fps")
 SPANS = ("media_offset", "media_size", "text_offset", "text_size")

@@ -20,9 +20,9 @@ from model.config import Config
 from model.data.index import Index
 from model.data.schedule import BatchSchedule, SampleRef, Shape
 from model.errors import DataError
-from pipeline.clip_reader import ClipError, frame_times, read_frames, read_image, shown_at
-from pipeline.downloads import downloaded
-from pipeline.storage import locate
+from pipeline.media.clip_reader import ClipError, frame_times, read_frames, read_image, shown_at
+from pipeline.sources.downloads import downloaded
+from pipeline.storage.store import locate
 
 ATTEMPTS = 8  # samples tried in a row before the run stops: more is a broken dataset, not a corrupt clip
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from filters.similarity import TextVideoEncoder
+from filters.encoders.base import TextVideoEncoder
 from model.errors import MeasureError
 
 I3D_FEATURES = 400

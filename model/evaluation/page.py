@@ -12,7 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from pipeline.clip_reader import write_mp4
+from pipeline.media.clip_reader import write_mp4
 
 HEIGHT = 192  # of a clip as shown, pixels
 

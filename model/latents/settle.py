@@ -13,16 +13,16 @@ from model.backbones.base import Words
 from model.backbones.prompts import text_id
 from model.backbones.source import read_source
 from model.config import Config
-from model.data.encoding import Encoding, read_encoding, split_weight
 from model.data.index import Index, make_schedule
 from model.data.loader import Batch, Clips
+from model.encoding import Encoding, read_encoding, split_weight
 from model.errors import BaseError, LatentError
 from model.latents.base import Latents, to_signed
 from model.latents.hub import HubLatents
 from model.latents.pca import PCA
 from model.latents.pixels import Pixels
 from model.training.parallel import RankContext, barrier
-from pipeline.storage import Store, atomic
+from pipeline.storage.store import Store, atomic
 
 FITTING_VIDEOS = 256  # that principal components are fitted on
 EMPTY_CAPTION = "empty_caption.safetensors"  # of datasets of latents: what a dropped caption becomes

@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 
 from model.errors import CheckpointError
 from model.training.parallel import barrier
-from pipeline.storage import atomic
+from pipeline.storage.store import atomic
 
 
 class Checkpoints:

@@ -15,7 +15,7 @@ from model.backbones.base import Layout, pad_words
 from model.backbones.build import make_backbone
 from model.config import Config
 from model.training.parallel import RankContext, autocast, choose_kept
-from pipeline.options import OptionError as ConfigError
+from pipeline.config.options import OptionError as ConfigError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,8 +28,8 @@ import ray
 from ray._private.services import get_node_ip_address
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from pipeline import stages
-from pipeline.stages import Machine, Stage
+from pipeline.engine import ray_engine
+from pipeline.engine.ray_engine import Machine, Stage
 
 NODES = {
     "ray.head.default": {"resources": {"CPU": 2}, "node_config": {}, "max_workers": 0},
@@ -100,7 +100,7 @@ def main() -> None:
     def passed(name: str, *graph: tuple[str, dict[str, float]]) -> None:
         begun = time.monotonic()
         pools = [Stage(Asleep, (args.seconds,), **needs) for _, needs in graph]
-        went = zip(*stages.run([pickle.dumps([])] * args.units, pools), strict=True)
+        went = zip(*ray_engine.run([pickle.dumps([])] * args.units, pools), strict=True)
         seconds = time.monotonic() - begun
         for (worker, _), kinds in zip(graph, went, strict=True):
             count = Counter(kinds)
@@ -112,14 +112,14 @@ def main() -> None:
         print(f"| {args.units} units | stage | seconds | on the head | on the other cores | on the GPU node |")
         print(6 * "|---" + "|")
         try:
-            now = stages.machine(address)
+            now = ray_engine.machine(address)
             passed("no GPU yet", ("scan", now.scan()), ("embed", now.embed()))
             now = Machine(now.cpus, now.widest, frozenset({"embed", "caption"}))  # what --gpus says
             passed("--gpus", ("scan", now.scan()), ("embed", now.embed()))
-            now = stages.machine()
+            now = ray_engine.machine()
             passed("the pass after", ("caption", now.caption()))
         finally:
-            stages.stop()
+            ray_engine.stop()
 
 
 if __name__ == "__main__":

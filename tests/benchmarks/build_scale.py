@@ -34,14 +34,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import build, encode, passes, report, shards, stages, state, todo
-from pipeline.packing import Pack, PackUnit
-from pipeline.recipe import Recipe, load_recipe
-from pipeline.runs import GROUP, MERGED, writer
-from pipeline.sources import Found
-from pipeline.storage import Store
-from pipeline.tables import DONE, FRAMES, Fragment, Span, table_from, to_parquet, write_fragment
-from pipeline.units import CaptionUnit, Done, UnitClips
+from pipeline import build
+from pipeline.config.recipe import Recipe, load_recipe
+from pipeline.engine import ray_engine
+from pipeline.media import encode
+from pipeline.pack import shards
+from pipeline.pack.worker import Pack, PackUnit
+from pipeline.passes import pending
+from pipeline.report import page
+from pipeline.sources.discover import DiscoveredFile
+from pipeline.state import committed, fingerprints
+from pipeline.state.units import CaptionUnit, UnitClips, UnitResult
+from pipeline.storage.store import Store
+from pipeline.tables.compaction import GROUP, MERGED, writer
+from pipeline.tables.fragments import DONE, FRAMES, Fragment, IdRange, table_from, to_parquet, write_fragment
 
 OPTIONS = (
     *("filters={}", "filters.exposure={}", "filters.motion={}", "filters.camera={}", "filters.sharpness={}"),
@@ -82,7 +88,7 @@ def make(store: Store, recipe: Recipe, clips: int) -> None:
             "height": np.full(n, 1080, np.int32),
             "codec": pa.array(["h264"] * n),
         }
-        table = pa.table(columns).cast(passes.IDENTIFIED)
+        table = pa.table(columns).cast(fingerprints.IDENTIFIED)
         write_fragment(store, f"state/sources/{at:09}.parquet", table, {})
     nothing = to_parquet(FRAMES.empty_table())
     pictures = random.integers(1, 2**63, (clips // 20, HASHES), np.int64)
@@ -94,8 +100,8 @@ def make(store: Store, recipe: Recipe, clips: int) -> None:
     for number, (first, last, merged) in enumerate(spans):
         scan, embed, parts = rows(sources[first:last], number, recipe, pictures, random)
         for name, table, made_by, more in (
-            ("scan", scan, passes.scan_fingerprint(recipe), {"parts": parts}),
-            ("embed", embed, passes.embed_fingerprint(recipe), {}),
+            ("scan", scan, fingerprints.scan_fingerprint(recipe), {"parts": parts}),
+            ("embed", embed, fingerprints.embed_fingerprint(recipe), {}),
         ):
             done = {"fingerprint": made_by, **more, "sources": [sources[first], sources[last - 1]]}
             done |= {MERGED: True} if merged else {}
@@ -145,7 +151,7 @@ def rows(
     looks = random.random((n, DIMENSIONS), np.float32) - 0.5
     looks /= np.linalg.norm(looks, axis=1, keepdims=True)
     looks[copies] = DIMENSIONS**-0.5
-    filters = list(passes.filters_of(recipe, "embed"))
+    filters = list(fingerprints.filters_of(recipe, "embed"))
     lists = np.arange(n + 1, dtype=np.int32)
     scored = pa.DictionaryArray.from_arrays(np.tile(np.arange(len(filters), dtype=np.int8), n), filters)
     embedded: dict[str, Any] = {
@@ -157,7 +163,7 @@ def rows(
     }
     tables = [
         pa.table({f.name: filled(known, f, n, random) for f in schema}, schema=schema)
-        for known, schema in ((given, passes.scan_schema(recipe)), (embedded, passes.embed_schema(recipe)))
+        for known, schema in ((given, fingerprints.scan_schema(recipe)), (embedded, fingerprints.embed_schema(recipe)))
     ]
     size = len(to_parquet(FRAMES.empty_table()))
     parts = [{"key": s, "unit": units[i * PER_SOURCE // PER_UNIT], "frames_bytes": size} for i, s in enumerate(sources)]
@@ -180,7 +186,7 @@ class Captions:
     def __init__(self, store: Store, recipe: Recipe) -> None:
         self._store, self._recipe = store, recipe
 
-    def __call__(self, unit: CaptionUnit) -> Done:
+    def __call__(self, unit: CaptionUnit) -> UnitResult:
         texts = {
             "caption_short": "A bird.",
             "caption_dense": "A bird sits on a branch, then flies off.",
@@ -192,21 +198,21 @@ class Captions:
         given: list[dict[str, Any]] = []
         for fragment, parts in by_fragment.items():
             edges = [part.span for part in parts if part.span]
-            whole = Span(min(span.first for span in edges), max(span.end for span in edges))
+            whole = IdRange(min(span.first for span in edges), max(span.end for span in edges))
             rows = Fragment(fragment, {}).rows(self._store, ["clip_id"], whole)
             wanted = pa.array([clip for part in parts for clip in part.clip_ids or ()])
             rows = rows.filter(pc.is_in(rows["clip_id"], wanted))
             given += [{**row, **texts} for row in rows.to_pylist()]
-        table = table_from(given, passes.caption_schema(self._recipe))
-        done = {"fingerprint": passes.caption_fingerprint(self._recipe)}
+        table = table_from(given, fingerprints.caption_schema(self._recipe))
+        done = {"fingerprint": fingerprints.caption_fingerprint(self._recipe)}
         write_fragment(self._store, f"state/caption/{given[0]['clip_id']}.parquet", table, done)
-        return Done("caption", unit.amount)
+        return UnitResult("caption", unit.amount)
 
 
 class DummyPack(Pack):
     """Shards of clips that were not encoded."""
 
-    def __call__(self, unit: PackUnit) -> Done:
+    def __call__(self, unit: PackUnit) -> UnitResult:
         made = encode.Encoded(bytes(1000), "mp4", 100, 30.0, 1280, 720, 3.3)
         shards._encode_all = lambda rows, *_: ((row["clip_id"], made) for row in rows)
         return super().__call__(unit)
@@ -236,21 +242,21 @@ def peak() -> float:
 
 def whole(folder: Path, clips: int, *more: str) -> None:
     recipe = load_recipe("embedded", [*OPTIONS, *more])
-    found = [Found(uri(i), 10**7, "1") for i in range(clips // PER_SOURCE)]
+    found = [DiscoveredFile(uri(i), 10**7, "1") for i in range(clips // PER_SOURCE)]
     build.discover = lambda *_: found
     build.CaptionClips, build.Pack = Captions, DummyPack
-    timed(todo, "source_rows", "sources, as columns")
-    timed(state, "merge", "small fragments merged")
-    timed(state, "scanned", "what is scanned")
-    timed(todo, "parts_of", "what there is to scan")
-    timed(todo, "clip_rows", "columns that selection reads")
+    timed(pending, "source_rows", "sources, as columns")
+    timed(committed, "merge", "small fragments merged")
+    timed(committed, "scanned", "what is scanned")
+    timed(pending, "parts_of", "what there is to scan")
+    timed(pending, "clip_rows", "columns that selection reads")
     timed(build, "select", "selection, duplicates, clusters")
     timed(build, "run", lambda _, name, *__: f"pass: {name}")
     timed(build, "plan_shards", "shard plan")
     timed(build, "pack_units", "whole rows by shard, names of shards")
     timed(build, "finish", "tables written")
     timed(build, "sweep")
-    timed(report, "write_report", "report")
+    timed(page, "write_report", "report")
     timed(build, "is_unchanged", "is anything changed?")
     print(f"\n{' '.join(more)}\n| part | wall s | CPU s | peak GiB so far |\n|---|---|---|---|", flush=True)
     start = time.perf_counter()
@@ -268,14 +274,14 @@ class Nothing:
 
 def units(count: int = 1000) -> None:
     """Milliseconds of wall time and of the driver's CPU that a unit costs when its work is nothing."""
-    stages.start(cores=2)
+    ray_engine.start(cores=2)
     for n in (10, count):
         start = time.perf_counter(), time.process_time()
-        answers = list(stages.run([pickle.dumps(i) for i in range(n)], [stages.Stage(Nothing, (), 1.0)]))
+        answers = list(ray_engine.run([pickle.dumps(i) for i in range(n)], [ray_engine.Stage(Nothing, (), 1.0)]))
         wall, cpu = time.perf_counter() - start[0], time.process_time() - start[1]
         assert sorted(answers) == list(range(n))
         print(f"{n} empty units: {1000 * wall / n:.1f} ms of wall time a unit, {1000 * cpu / n:.1f} ms of CPU")
-    stages.stop()
+    ray_engine.stop()
 
 
 def main() -> None:

@@ -24,10 +24,10 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from caption_references import REFERENCE
 
-from captioners.audit import audit
 from captioners.base import Action, Caption, ClipFrames
-from captioners.claims import claims, sentences
-from captioners.measured import Measured
+from captioners.measured.measured import Measured
+from captioners.text.audit import audit
+from captioners.text.claims import claims, sentences
 
 DURATION = 6.0
 TIMES = np.arange(0.1, DURATION, 0.2)
@@ -214,7 +214,8 @@ def invented_by_similarity(pairs: list[Pair], folder: str) -> str:
     import cv2
     import pyarrow.parquet as pq
 
-    from filters.similarity import load_encoder, visual_sentences
+    from filters.encoders.base import load_encoder
+    from filters.similarity import visual_sentences
 
     frames: dict[str, list[np.ndarray]] = {}
     for file in sorted(Path(folder, "tables/frames").glob("*.parquet")):

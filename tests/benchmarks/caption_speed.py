@@ -28,8 +28,8 @@ sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
 import caption_models  # noqa: E402
 
 from captioners.base import ClipFrames  # noqa: E402
-from captioners.prompt import INSTRUCTIONS, QUESTION  # noqa: E402
-from captioners.vlm import Vlm  # noqa: E402
+from captioners.text.prompt import INSTRUCTIONS, QUESTION  # noqa: E402
+from captioners.vlm.vlm import Vlm  # noqa: E402
 
 TEXT_7B = {
     "hidden_size": 3584,

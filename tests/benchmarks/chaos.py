@@ -36,7 +36,7 @@ from datasets_compared import snapshot
 from videos import pan, texture, write_video
 
 KINDS = ("worker", "child", "driver", "node", "disk", "permission")
-PROCESSES = {"worker": "ray::MapWorker", "child": "pipeline.sandbox"}
+PROCESSES = {"worker": "ray::MapWorker", "child": "pipeline.media.sandbox"}
 OPTIONS = ("scan.min_seconds=0.8", "scan.segment_seconds=4", "scan.shots=adaptive")
 RECIPE = """
 name: chaos

@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 import torch
 
-from filters.conse import SIDE, TOP, Conse
+from filters.encoders.conse import SIDE, TOP, Conse
 
 SHOTS = [  # video, first and last frame, what is seen
     ("bikes.mp4", 0, 30, "A white bus seen from above drives along a street and a red car follows."),
@@ -135,7 +135,7 @@ def looks(encoder: Conse, pictures: list[list[np.ndarray]]) -> None:
 
 
 def likely(encoder: Conse, frame: np.ndarray) -> list[tuple[int, float]]:
-    from filters.conse import _input
+    from filters.encoders.conse import _input
 
     with torch.inference_mode():
         probability, index = encoder.classifier(_input(frame)).softmax(dim=1)[0].topk(TOP)

@@ -48,9 +48,9 @@ from synthetic import dolly, view
 from filters import load_filter
 from filters.base import ClipView, Score
 from filters.borders import content_box
-from filters.similarity import load_encoder
-from pipeline.duplicates import CROPPED_BITS, frame_hashes
-from pipeline.recipe import SelectOptions, load_recipe
+from filters.encoders.base import load_encoder
+from pipeline.config.recipe import SelectOptions, load_recipe
+from pipeline.selection.duplicates import CROPPED_BITS, frame_hashes
 
 SCAN = ("duration", "resolution", "borders", "exposure", "motion", "camera", "frozen", "flicker", "interlacing")
 SCAN += ("blockiness", "noise", "logo", "naturalness")

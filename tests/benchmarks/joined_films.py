@@ -31,7 +31,7 @@ class Film:
 
 def footage(files: Sequence[Path], size: tuple[int, int], shortest: int = 20) -> Iterator[np.ndarray]:
     """Pieces of single shots, (n, h, w, 3) uint8 RGB at `size` (width, height), cut to its aspect ratio."""
-    from pipeline.transnet import CONTEXT, predict
+    from pipeline.shots.transnet import CONTEXT, predict
 
     for file in files:
         with av.open(str(file)) as container:

@@ -45,10 +45,10 @@ from model.data.index import read_index
 from model.data.loader import Clips, make_loader, micro_batches
 from model.data.schedule import BatchSchedule, Shape, Stream
 from model.train import train
-from pipeline import encode
-from pipeline.clip_reader import cover
-from pipeline.media import Video
-from pipeline.recipe import PackOptions
+from pipeline.config.recipe import PackOptions
+from pipeline.media import encode
+from pipeline.media.clip_reader import cover
+from pipeline.media.video import Video
 
 SECONDS, FRAMES, SIDE, BATCH = 3.0, 16, 256, 8
 Sample = tuple[str, bytes, str, dict[str, float]]

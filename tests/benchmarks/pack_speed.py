@@ -34,13 +34,13 @@ import numpy as np
 import packing_rows
 import pyarrow as pa
 
-from pipeline import encode
-from pipeline.buckets import bucket_size
-from pipeline.clip_reader import read_frames
-from pipeline.media import Video
-from pipeline.recipe import PackOptions, Recipe, SelectOptions
-from pipeline.select import select
-from pipeline.shards import plan_shards, write_shard
+from pipeline.config.recipe import PackOptions, Recipe, SelectOptions
+from pipeline.media import encode
+from pipeline.media.clip_reader import read_frames
+from pipeline.media.video import Video
+from pipeline.pack.shards import plan_shards, write_shard
+from pipeline.selection.buckets import bucket_size
+from pipeline.selection.select import select
 
 SECONDS = 4
 COMMON = {"preset": "medium", "refs": "1", **encode.X264}

@@ -22,14 +22,16 @@ import pyarrow.parquet as pq
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from pipeline import calibrate, counterfactual, recipe, report, tables  # noqa: E402
+from pipeline.config import recipe  # noqa: E402
+from pipeline.report import calibrate, page, what_if  # noqa: E402
+from pipeline.tables import fragments  # noqa: E402
 
 THRESHOLDS = {f"f{i}_score": {"min": 0.2} for i in range(4)}
 RECIPE = recipe.from_dict({"select": {"duplicates": False, "thresholds": THRESHOLDS}})
 STEPS = {
-    "report": lambda folder: report.write_report(folder),
+    "report": lambda folder: page.write_report(folder),
     "calibrate": lambda folder: calibrate.calibrate(folder),
-    "what if": lambda folder: counterfactual.what_if(folder, RECIPE, ["f0_score.min=0.3"]),
+    "what if": lambda folder: what_if.what_if(folder, RECIPE, ["f0_score.min=0.3"]),
 }
 ROWS = 500_000  # of one file
 
@@ -59,7 +61,7 @@ def make(folder: Path, count: int) -> None:
             "bucket": pa.array(["16x9-1080p"] * n), "split": pa.array(["train"] * n),
         }  # fmt: skip
         pq.write_table(pa.table(columns), folder / f"tables/clips/{start // ROWS:05}.parquet", row_group_size=100_000)
-    pq.write_table(tables.table_from([], tables.SOURCES), folder / "tables/sources/00000.parquet")
+    pq.write_table(fragments.table_from([], fragments.SOURCES), folder / "tables/sources/00000.parquet")
     info = {"format": 1, "recipe": recipe.to_dict(RECIPE), "counts": {"clips": count}, "passes": {}, "shards": []}
     (folder / "dataset.json").write_text(json.dumps(info))
 

@@ -65,10 +65,10 @@ def ffmpeg(path: Path) -> float:
 
 
 def scan(path: Path, recipe_name: str | None) -> float:
-    from filters.conse import appearance
-    from pipeline.recipe import Recipe, ScanOptions, load_recipe
-    from pipeline.scan import scan
-    from pipeline.sources import Source
+    from filters.encoders.conse import appearance
+    from pipeline.config.recipe import Recipe, ScanOptions, load_recipe
+    from pipeline.scan.scan import scan
+    from pipeline.sources.discover import Source
 
     recipe = Recipe() if recipe_name is None else replace(load_recipe(recipe_name), scan=ScanOptions())
     scan(Source("warm", str(path)), recipe, (0.0, 0.5))
@@ -85,9 +85,9 @@ def scan(path: Path, recipe_name: str | None) -> float:
 
 def peak(path: Path, start: float, end: float) -> float:
     """Peak resident set, MB, of a process that scans a segment with all filters."""
-    from pipeline.recipe import ScanOptions, load_recipe
-    from pipeline.scan import scan
-    from pipeline.sources import Source
+    from pipeline.config.recipe import ScanOptions, load_recipe
+    from pipeline.scan.scan import scan
+    from pipeline.sources.discover import Source
 
     scan(Source("file", str(path)), replace(load_recipe("embedded"), scan=ScanOptions()), (start, end))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

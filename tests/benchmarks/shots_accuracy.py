@@ -40,9 +40,9 @@ Spans = list[tuple[int, int]]  # of frames; equal numbers are a hard cut before 
 
 def own(shots: str, path: Path, times: np.ndarray) -> Spans:
     """Transitions as a scan sees them: what lies between the clips."""
-    from pipeline.recipe import Recipe, ScanOptions
-    from pipeline.scan import scan
-    from pipeline.sources import Source
+    from pipeline.config.recipe import Recipe, ScanOptions
+    from pipeline.scan.scan import scan
+    from pipeline.sources.discover import Source
 
     recipe = Recipe(scan=ScanOptions(shots=shots, max_seconds=1e9, min_seconds=0.0, frames_uniform=1, frames_peaks=0))
     clips = scan(Source("film", str(path)), recipe).clips

@@ -1,6 +1,6 @@
-"""Trains the network that places the limits of gradual transitions (pipeline/limits.py), after train_shots.py.
+"""Trains the network that places the limits of gradual transitions (pipeline/shots/refine.py), after train_shots.py.
 
-    python tests/benchmarks/train_limits.py FILES_OR_FOLDERS... [--films 800] [--steps 8000] [--out pipeline/shots.npz]
+    python tests/benchmarks/train_limits.py FILES_OR_FOLDERS... [--films 800] [--steps 8000] [--out FILE]
 
 What the cascade says of joined films is compared with the truth, as it says it and with its limits moved about. The
 weights in the repository are of train_shots.py's footage and of Megamind, tree and vtest of OpenCV's samples and the
@@ -24,9 +24,9 @@ sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
 from joined_films import Film, join  # noqa: E402
 from train_shots import analysed, pieces_of  # noqa: E402
 
-from pipeline.cascade import Cascade  # noqa: E402
-from pipeline.limits import FURTHEST, INPUTS, features  # noqa: E402
-from pipeline.proxy import Proxy  # noqa: E402
+from pipeline.media.proxy import Proxy  # noqa: E402
+from pipeline.shots.cascade import Cascade  # noqa: E402
+from pipeline.shots.refine import FURTHEST, INPUTS, features  # noqa: E402
 
 QUANTILE = 0.97  # how often the network must not say less than how far out a limit lies
 HIDDEN = 48
@@ -58,7 +58,7 @@ def samples(film: Film, random: np.random.Generator) -> Iterator[tuple[np.ndarra
 
 
 def train(inputs: np.ndarray, true: np.ndarray, steps: int) -> dict[str, np.ndarray]:
-    """Weights by the names of pipeline.limits, by the pinball loss of QUANTILE."""
+    """Weights by the names of pipeline.shots.refine, by the pinball loss of QUANTILE."""
     torch.manual_seed(0)
     mean, deviation = inputs.mean(axis=0), inputs.std(axis=0) + 0.01
     x, y = torch.from_numpy(((inputs - mean) / deviation).clip(-5, 5)), torch.from_numpy(true)
@@ -97,7 +97,7 @@ def gather(pieces: Sequence[np.ndarray], films: int) -> tuple[np.ndarray, np.nda
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("footage", nargs="+", type=Path)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[2] / "pipeline" / "shots.npz")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[2] / "pipeline" / "shots" / "shots.npz")
     parser.add_argument("--films", type=int, default=800)
     parser.add_argument("--steps", type=int, default=8000)
     options = parser.parse_args()

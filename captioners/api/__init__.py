@@ -1,0 +1,4 @@
+"""Captioners that ask a server (`server`) or Ray's LLM processors (`ray_llm`).
+
+May import captioners.text.
+"""

@@ -1,0 +1,4 @@
+"""The `measured` captioner: sentences from measurements and ImageNet tags, without a model.
+
+May import captioners.text.
+"""

@@ -1,0 +1,206 @@
+"""The form of a caption's text: refusals, openers, repetition, cut-off, prompt echo, language, vagueness."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+
+from captioners.text.claims import OF_CAMERA, sentences
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+REFUSAL = re.compile(
+    r"\b(?:I(?:'|’)?m sorry|I am sorry|I (?:can(?:no|')?t|am unable to|am not able to|won't|will not)|as an AI|"
+    r"language model|I apologi[sz]e|unable to (?:view|see|process|describe)|no (?:video|images?|frames) (?:was|were) )",
+    re.IGNORECASE,
+)
+OPENER = re.compile(
+    r"^(?:here(?:'s| is) (?:a|the) (?:\w+ )?(?:caption|description)[^:]*:\s*"
+    r"|(?:sure|certainly|of course)[,!.]\s*"
+    r"|(?:in|throughout) (?:this|the) (?:short |brief )?(?:video|clip|footage|scene|image|frame|sequence)s?,?\s+"
+    r"(?:we (?:can )?see\s+)?"
+    r"|(?:this|the) (?:short |brief )?(?:video|clip|footage|scene|image|frame|sequence)s? "
+    r"(?:begins with|starts with|opens with|opens on|shows|depicts|features|displays|captures|presents|portrays|"
+    r"showcases|is of|is about|illustrates)\s+(?:that\s+)?"
+    r"|(?:we|you) (?:can )?see\s+)",
+    re.IGNORECASE,
+)
+DEBRIS = re.compile(r"```|^\s*[{\[]|\"\s*:\s*[\"\[{]|<\|?[a-z_]+\|?>|\bhttps?://", re.IGNORECASE)
+WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
+FUNCTION = _words(
+    """
+    a an the and or but of in on at to from with without by for as is are was were be been being it its this
+    that these those he she they them his her their there then while into onto over under through across along
+    up down out off near around behind before after between against toward towards who which what when where not
+    no one two
+    """
+)
+VAGUE = _words(
+    """
+    something things thing someone somebody anything everything stuff various several many some object objects
+    element elements scene scenes video clip footage image frame shot picture view moment moments atmosphere
+    mood vibe feeling beauty beautiful stunning captivating dynamic vibrant serene tranquil mesmerizing
+    breathtaking amazing visually visual sense overall interesting engaging unique style aesthetic action
+    activity activities content setting environment background foreground subject subjects different certain
+    place places way life energy essence creating create creates evoking evoke evokes showcasing adding adds
+    highlighting emphasizing conveying
+    """
+)
+PLURAL_VERBS = _words(
+    """
+    walk run ride drive carry drift fly swim jump dance play climb throw kick pass cross follow chase enter leave turn
+    spin fall rise move push pull lift drop hit catch cook cut eat drink talk speak sing laugh smile wave point look
+    watch stand sit lie hold wear work build paint write read fight race roll slide float flow burn glow shine grow open
+    close gather march stroll row skate ski surf sail hang lean rest wait sleep stir pour chop blow sway
+    """
+)
+NOT_VERBS = _words(
+    """
+    is was has this its his yes always perhaps as us thus grass glass dress bus less across during nothing
+    something anything everything evening morning building ceiling clothing king ring thing wing spring string
+    wedding railing painting sling bling pudding sibling outdoors indoors upwards downwards forwards backwards
+    towards
+    """
+)
+STATIVE = re.compile(
+    r"\b(?:sits?|stands?|lies|lay|holds?|wears?|looks?|watch(?:es)?|speaks?|talks?|smiles?|laughs?|eats?|drinks?|sleeps?"
+    r"|waits?|hangs?|rests?|floats?|shines?|glows?|burns?|flows?|falls?|blows?|sways?|waves?)\b",
+    re.IGNORECASE,
+)
+CONNECTIVE = re.compile(
+    r"\b(?:then|after|afterwards|before|next|finally|while|until|first|later|eventually|followed by|when"
+    r"|as (?:it|he|she|they|the)|begins?|starts?|stops?|suddenly|meanwhile|once|at the end|by the end)\b",
+    re.IGNORECASE,
+)
+ORDER = re.compile(r"\b(?:then|after|before|until|finally|first|later|begins?|starts?|stops?)\b", re.IGNORECASE)
+LONGEST_WORDS = 320
+REPEAT_SPAN = 4  # words; a span said this often or more is a loop
+REPEAT_TIMES = 4
+ECHO = 8  # words of the prompt in a row
+
+
+@dataclass(frozen=True)
+class TextCheck:
+    """A text after repair, what was found, and why it cannot be used (None when it can)."""
+
+    text: str
+    found: tuple[str, ...] = ()
+    rejected: str | None = None
+
+
+def check_form(text: str, prompt: str = "", cut_off: bool = False) -> TextCheck:
+    """Repairs what can be repaired without inventing: opener removed, repeated sentences said once, an unfinished last
+    sentence dropped. Refusals, other languages, loops, debris and echoes of `prompt` reject."""
+    text = " ".join(text.split())
+    why = unusable(text, prompt)
+    if why:
+        return TextCheck(text, (f"form: {why}",), why)
+    found = []
+    while (rest := OPENER.sub("", text, count=1)) not in (text, ""):
+        found.append(f"form: opener {text[: len(text) - len(rest)].strip()!r} removed")
+        text = rest[0].upper() + rest[1:]
+    said = sentences(text)
+    once = list(dict.fromkeys(said))
+    if len(once) < len(said):
+        found.append(f"form: {len(said) - len(once)} repeated sentence(s) removed")
+    if not once[-1].endswith((".", "!", "?", '"', ".)", "”")):
+        if len(once) > 1:
+            found.append("form: unfinished last sentence removed")
+            once.pop()
+        elif cut_off or len(once[-1].split()) > 60:
+            return TextCheck(text, (*found, "form: cut off"), "cut off")
+        else:
+            once[-1] += "."
+    text = " ".join(once)
+    if len(text.split()) > LONGEST_WORDS:
+        found.append(f"form: {len(text.split())} words, cut to {LONGEST_WORDS}")
+        text = _first_words(once, LONGEST_WORDS)
+    why = unusable(text, prompt)
+    return TextCheck(text, (*found, f"form: {why}") if why else tuple(found), why)
+
+
+def unusable(text: str, prompt: str = "") -> str | None:
+    """Why a text cannot be a caption, whatever it says; None when it can."""
+    bare = text.replace(" ", "").rstrip(".!?")
+    if not bare:
+        return "empty"
+    if REFUSAL.search(text):
+        return "refusal"
+    if DEBRIS.search(text):
+        return "markup in the text"
+    if echoes(text, prompt):
+        return "repeats the prompt"
+    if not is_english(text):
+        return "not English"
+    if len(WORD.findall(text)) < 2 or sum(c.isalpha() for c in bare) < 0.6 * len(bare):
+        return "not words"
+    return "repeats itself" if loops(text) else None
+
+
+def is_english(text: str) -> bool:
+    """Latin letters, and in 8 words or more at least one in eight of English's function words."""
+    letters = [c for c in text if c.isalpha()]
+    if sum(c.isascii() for c in letters) < 0.9 * len(letters) or not letters:
+        return False
+    words = [w.lower() for w in WORD.findall(text)]
+    return len(words) < 8 or sum(w in FUNCTION for w in words) >= len(words) / 8
+
+
+def loops(text: str) -> bool:
+    """Whether a span of REPEAT_SPAN words comes REPEAT_TIMES times or more."""
+    words = [w.lower() for w in WORD.findall(text)]
+    spans = Counter(tuple(words[i : i + REPEAT_SPAN]) for i in range(len(words) - REPEAT_SPAN + 1))
+    return bool(spans) and max(spans.values()) >= REPEAT_TIMES
+
+
+def echoes(text: str, prompt: str) -> bool:
+    """Whether `text` repeats ECHO words in a row of `prompt`."""
+    asked = [w.lower() for w in WORD.findall(prompt)]
+    said = [w.lower() for w in WORD.findall(text)]
+    spans = {tuple(asked[i : i + ECHO]) for i in range(len(asked) - ECHO + 1)}
+    return any(tuple(said[i : i + ECHO]) in spans for i in range(len(said) - ECHO + 1))
+
+
+def vague_share(text: str) -> float | None:
+    """Share of sentences that lack a concrete subject or an action, 0 to 1; None without a sentence. Sentences about
+    the camera are left out, unless there are no others.
+
+    Concrete: a word that is neither a function word nor in VAGUE. Action: behind another content word, one that ends
+    like a verb in the present tense (-s, -ing) or is a common verb's plural, or one of a few stative verbs anywhere.
+    A heuristic: tests/benchmarks/caption_audit.py measures it.
+    """
+    said = sentences(text)
+    said = [sentence for sentence in said if not OF_CAMERA.search(sentence)] or said
+    return sum(is_vague(sentence) for sentence in said) / len(said) if said else None
+
+
+def is_vague(sentence: str) -> bool:
+    words = [w.lower() for w in WORD.findall(sentence)]
+    content = [w for w in words if w not in FUNCTION and w not in VAGUE]
+    named_before = not {"it", "he", "she", "they"}.isdisjoint(words)
+    verbs = [
+        w
+        for i, w in enumerate(content)
+        if (i > 0 or named_before)
+        and w not in NOT_VERBS
+        and (w in PLURAL_VERBS or w.endswith("ing") or (w.endswith("s") and not w.endswith(("ss", "us"))))
+    ]
+    return len(content) < 2 or not (verbs or STATIVE.search(sentence))
+
+
+def tells_order(text: str) -> bool:
+    """Whether the text says what comes before or after what."""
+    return CONNECTIVE.search(text) is not None
+
+
+def _first_words(said: list[str], most: int) -> str:
+    kept: list[str] = []
+    for sentence in said:
+        if kept and sum(len(s.split()) for s in kept) + len(sentence.split()) > most:
+            break
+        kept.append(sentence)
+    return " ".join(" ".join(kept).split()[:most])

@@ -1,0 +1,324 @@
+"""Continuous batching for vision-language models: static rows, one step of all rows as one CUDA graph.
+
+`model.generate` launches some thousand kernels a token from Python; a graph launches them all at once. Rows are
+refilled as soon as their answer ends, so that long answers do not hold up short ones. The tokens that all prompts of a
+batch begin with are read once for all of them. Works with any model that transformers loads through
+`AutoModelForImageTextToText` whose decoder attends to all that came before (no sliding windows).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, DynamicCache
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+STRIDE = 8  # steps between looks at which rows have ended: a look waits for the GPU
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """A few prompts, padded on the right, as the processor and `with_positions` give them: tensors on the CPU, and who
+    asked."""
+
+    keys: Sequence[str]
+    inputs: Mapping[str, Tensor]
+    shared: int = 0  # tokens that all begin with alike, before the first picture
+
+
+@dataclass(frozen=True)
+class Answer:
+    key: str
+    tokens: list[int]  # without the end token
+    ended: bool  # False: cut off at the limit
+    prompt_tokens: int
+
+
+class StaticKVCache(Cache):
+    """Keys and values of every layer, (rows, heads, length, dim), written in place. `shared` are those of the tokens
+    before what a prefill reads, (1, heads, n, dim) a layer."""
+
+    def __init__(self, config: Any, rows: int, length: int, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__(layers=[])
+        shape = (rows, config.num_key_value_heads, length, _head_dim(config))
+        self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_hidden_layers)]
+        self.values = [torch.zeros_like(keys) for keys in self.keys]
+        self.lengths = torch.zeros(rows, dtype=torch.long, device=device)  # tokens in each row
+        for keys in self.keys:
+            keys.lengths = self.lengths  # type: ignore[attr-defined]  # row_attention looks for it
+        self.shared: list[tuple[Tensor, Tensor]] = []
+        self.every = torch.arange(rows, device=device)
+        self.filling: Tensor | None = None  # rows that a prefill writes; None in a decoding step
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Stores (b, heads, n, dim) and returns what to attend to: the shared and the new states in a prefill, the
+        whole rows in a step."""
+        keys, values = self.keys[layer_idx], self.values[layer_idx]
+        if self.filling is not None:
+            if self.shared:
+                before = [x.expand(len(key_states), -1, -1, -1) for x in self.shared[layer_idx]]
+                key_states = torch.cat([before[0], key_states], 2)
+                value_states = torch.cat([before[1], value_states], 2)
+            keys[self.filling, :, : key_states.shape[2]] = key_states
+            values[self.filling, :, : value_states.shape[2]] = value_states
+            return key_states, value_states
+        keys[self.every, :, self.lengths] = key_states[:, :, 0]
+        values[self.every, :, self.lengths] = value_states[:, :, 0]
+        return keys, values
+
+    def get_seq_length(self, *_: Any, **__: Any) -> int:
+        return 0
+
+    def get_query_offset(self, *_: Any, **__: Any) -> int:
+        return 0
+
+    def get_mask_sizes(self, query_length: int, *_: Any, **__: Any) -> tuple[int, int]:
+        return query_length, 0
+
+
+class Decoder:
+    """Answers prompts with `rows` at once, each prompt and answer within `length` tokens; `limit` tokens an answer.
+
+    Greedy at temperature 0, else sampled (by adding Gumbel noise, from torch's generator). Keeps rows * length *
+    layers * heads * dim * 4 bytes of cache in bf16.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, rows: int, length: int, limit: int, ends: Sequence[int], temperature: float = 0.0
+    ) -> None:
+        config = model.config.get_text_config(decoder=True)
+        if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+            raise ValueError(f"{type(model).__name__}: sliding-window attention is not supported by this decoder")
+        self.model, self.decoder = model, model.get_decoder()
+        self.rows, self.length, self.limit, self.temperature = rows, length, limit, temperature
+        device, dtype = model.device, model.dtype
+        self.cache = StaticKVCache(config, rows, length, device, dtype)
+        self.grids = hasattr(model.base_model, "get_rope_index")  # positions in time, height and width (M-RoPE)
+        self.shift = torch.zeros(rows, dtype=torch.long, device=device)  # position minus index, where images shrink it
+        self.token = torch.zeros(rows, dtype=torch.long, device=device)
+        self.active = torch.zeros(rows, dtype=torch.bool, device=device)
+        self.count = torch.zeros(rows, dtype=torch.long, device=device)
+        self.answers = torch.zeros(rows, limit, dtype=torch.long, device=device)
+        self.ends = torch.tensor(list(ends) or [-1], device=device)
+        self.shared = torch.zeros(0, dtype=torch.long)  # the tokens whose states `cache.shared` holds
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    @torch.inference_mode()
+    def run(self, batches: Iterable[Prompts]) -> Iterator[Answer]:
+        """Answers in the order in which they end. A batch must not be larger than `rows`."""
+        waiting = iter(batches)
+        batch = next(waiting, None)
+        free = list(range(self.rows))
+        asked: dict[int, tuple[str, int]] = {}
+        while batch is not None or asked:
+            while batch is not None and len(batch.keys) <= len(free):
+                rows, free = free[: len(batch.keys)], free[len(batch.keys) :]
+                lengths = self._prefill(batch, rows)
+                asked.update(zip(rows, zip(batch.keys, lengths, strict=True), strict=True))
+                batch = next(waiting, None)
+            for _ in range(STRIDE):
+                self._advance()
+            active = self.active.tolist()
+            ended = [row for row in asked if not active[row]]
+            if ended:
+                tokens, counts = self.answers[ended].tolist(), self.count[ended].tolist()
+                ends = set(self.ends.tolist())
+                for row, answer, count in zip(ended, tokens, counts, strict=True):
+                    key, prompt_tokens = asked.pop(row)
+                    said, last = answer[:count], answer[count - 1] in ends
+                    yield Answer(key, said[:-1] if last else said, last, prompt_tokens)
+                free += ended
+
+    def _prefill(self, batch: Prompts, rows: list[int]) -> list[int]:
+        longest = batch.inputs["input_ids"].shape[1]
+        if longest + self.limit > self.length:
+            raise ValueError(f"a prompt of {longest} tokens and {self.limit} new ones do not fit rows of {self.length}")
+        at = torch.tensor(rows, device=self.token.device)
+        tokens = batch.inputs["input_ids"][0, : batch.shared]
+        if not torch.equal(tokens, self.shared):
+            self.shared, self.cache.shared = tokens, states_of(self.model, batch) if batch.shared else []
+        self.cache.filling = at
+        try:
+            last = read(self.model, batch, self.cache)
+        finally:
+            self.cache.filling = None
+        token = self._choose(last)
+        lengths = batch.inputs["attention_mask"].sum(1)  # on the CPU: nothing here waits for the GPU
+        self.cache.lengths[at] = lengths.to(at.device, non_blocking=True)
+        if self.grids:
+            self.shift[at] = batch.inputs["rope_deltas"].view(-1).to(at.device, non_blocking=True)
+        self.token[at] = token
+        self.answers[at, 0] = token
+        self.count[at] = 1
+        self.active[at] = ~(token[:, None] == self.ends).any(1) & (self.limit > 1)
+        return lengths.tolist()
+
+    def _choose(self, logits: Tensor) -> Tensor:
+        if self.temperature == 0:
+            return logits.argmax(-1)
+        noise = -torch.empty_like(logits, dtype=torch.float32).exponential_().log()
+        return (logits.float() + self.temperature * noise).argmax(-1)
+
+    def _advance(self) -> None:
+        if self.token.device.type != "cuda":
+            self._step()
+            return
+        if self.graph is None:
+            self._capture()
+        assert self.graph is not None
+        self.graph.replay()
+
+    def _capture(self) -> None:
+        """Records a step. The warm-up runs with no row active, so it changes nothing that is kept."""
+        active = self.active.clone()
+        self.active.zero_()
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(2):
+                self._step()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._step()
+        self.graph = graph
+        self.active.copy_(active)
+
+    def _step(self) -> None:
+        """One token for every active row; nothing here waits for the GPU."""
+        lengths = self.cache.lengths
+        positions = (lengths + self.shift)[:, None]
+        hidden = self.decoder(
+            inputs_embeds=self.model.get_input_embeddings()(self.token[:, None]),
+            position_ids=positions.expand(3, -1, -1) if self.grids else positions,
+            past_key_values=self.cache,
+            use_cache=True,
+        ).last_hidden_state
+        token = self._choose(self.model.get_output_embeddings()(hidden[:, 0]))
+        self.token.copy_(torch.where(self.active, token, self.token))
+        at = self.count.clamp(max=self.limit - 1)
+        before = self.answers[self.cache.every, at]
+        self.answers[self.cache.every, at] = torch.where(self.active, token, before)
+        self.count += self.active
+        lengths += self.active
+        self.active &= ~(token[:, None] == self.ends).any(1) & (self.count < self.limit)
+
+
+class LastTokenMlp(nn.Module):
+    """The last layer's MLP: while a prompt is read, nobody looks at what it makes of any but the last token."""
+
+    def __init__(self, mlp: nn.Module) -> None:
+        super().__init__()
+        self.mlp = mlp
+        self.only: tuple[Tensor, Tensor] | None = None  # row and index of the tokens that are looked at
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        if self.only is None:
+            return self.mlp(hidden)
+        out = torch.zeros_like(hidden)
+        out[self.only] = self.mlp(hidden[self.only][:, None])[:, 0]
+        return out
+
+
+def trim_last_layer(model: PreTrainedModel) -> None:
+    layer = model.get_decoder().layers[-1]
+    layer.mlp = LastTokenMlp(layer.mlp)
+
+
+@contextlib.contextmanager
+def read_only_last(model: PreTrainedModel, rows: Tensor, last: Tensor) -> Iterator[None]:
+    """While it lasts, only the hidden state of token `last` in each of `rows` comes out right, if the last layer of
+    `model` is trimmed."""
+    mlp = model.get_decoder().layers[-1].mlp
+    if not isinstance(mlp, LastTokenMlp):
+        yield
+        return
+    mlp.only = rows, last
+    try:
+        yield
+    finally:
+        mlp.only = None
+
+
+@torch.inference_mode()
+def read(model: PreTrainedModel, batch: Prompts, cache: StaticKVCache | None = None) -> Tensor:
+    """Logits (b, vocabulary) of what would be said first after each prompt; keys and values go to `cache`, whose
+    `shared` states stand for the first `batch.shared` tokens. Padding is on the right, where causal attention never
+    looks: no mask is needed, so the fast attention kernels serve."""
+    tokens, begin = batch.inputs["input_ids"], 0 if cache is None else batch.shared
+    inputs = {
+        name: value.to(model.device, model.dtype if value.is_floating_point() else None, non_blocking=True)
+        for name, value in _from(begin, batch.inputs).items()
+        if name not in ("attention_mask", "rope_deltas")
+    }
+    for name in inputs:
+        if name.endswith("grid_thw"):  # sizes of pictures, see kernels.remember_geometry
+            inputs[name].on_cpu = batch.inputs[name].cpu()  # type: ignore[attr-defined]
+    last = (batch.inputs["attention_mask"].sum(1) - 1 - begin).to(model.device, non_blocking=True)
+    rows = torch.arange(len(tokens), device=last.device)
+    with read_only_last(model, rows, last):
+        hidden = model.base_model(**inputs, past_key_values=cache, use_cache=cache is not None).last_hidden_state
+    return model.get_output_embeddings()(hidden[rows, last])
+
+
+@torch.inference_mode()
+def states_of(model: PreTrainedModel, batch: Prompts) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values, (1, heads, shared, dim) a layer, of the tokens that the batch's prompts begin with."""
+    cache: Any = DynamicCache()
+    inputs = {
+        name: batch.inputs[name][..., :1, : batch.shared].to(model.device) for name in ("input_ids", "position_ids")
+    }
+    model.base_model(**inputs, past_key_values=cache, use_cache=True)
+    return [(layer.keys, layer.values) for layer in cache.layers]
+
+
+def _from(begin: int, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inputs without the first `begin` tokens of every prompt."""
+    tokens = inputs["input_ids"].shape
+    return {name: value[..., begin:] if value.shape[-2:] == tokens else value for name, value in inputs.items()}
+
+
+def with_positions(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`inputs` with the positions of tokens: in time, height and width for Qwen-VL and its kin, which would compute
+    them in a Python loop over pictures, with the GPU waiting; here a thread can do it ahead."""
+    base: Any = model.base_model
+    if not hasattr(base, "get_rope_index"):
+        tokens = inputs["input_ids"]
+        return {**inputs, "position_ids": torch.arange(tokens.shape[1]).expand(tokens.shape)}
+    wanted = inspect.signature(base.get_rope_index).parameters
+    positions, deltas = base.get_rope_index(**{name: inputs[name] for name in wanted if name in inputs})
+    return {**inputs, "position_ids": positions, "rope_deltas": deltas}
+
+
+def shared_tokens(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> int:
+    """How many tokens all prompts begin with alike, before the first picture; none where tokens of one type attend to
+    each other in both directions (PaliGemma)."""
+    picture = getattr(model.config, "image_token_id", None)
+    if picture is None or "token_type_ids" in inputs:
+        return 0
+    tokens = inputs["input_ids"]
+    alike = (tokens == tokens[0]).all(0) & (tokens[0] != picture)
+    return int(alike.int().cumprod(0)[:-1].sum())
+
+
+def rows_that_fit(model: PreTrainedModel, length: int) -> int:
+    """How many rows of `length` tokens the GPU's free memory holds, with 30% left for the work; many on a CPU."""
+    if model.device.type != "cuda":
+        return 1 << 20
+    config = model.config.get_text_config(decoder=True)
+    values = 2 * config.num_hidden_layers * config.num_key_value_heads * _head_dim(config) * length
+    return int(0.7 * torch.cuda.mem_get_info(model.device)[0] / (values * model.dtype.itemsize))
+
+
+def _head_dim(config: Any) -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

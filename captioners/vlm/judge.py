@@ -1,0 +1,82 @@
+"""Asking back: each sentence of a caption put to a video-language model as a yes/no question about the frames.
+
+A sentence that tells a direction is asked of the mirrored clip too, one that tells an order of the reversed clip: a
+model that says yes to both does not see it. Nothing is added to a caption, only what fails is taken out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from captioners.base import Action, Caption, ClipFrames
+from captioners.text.claims import claims, sentences
+from captioners.text.text_quality import ORDER
+
+QUESTION = 'Is this true of the clip? "{}"'
+LEAST = 0.5  # probability of yes under which a sentence is taken out
+
+
+class Judge(Protocol):
+    def ask(self, clips: Sequence[ClipFrames], questions: Sequence[str]) -> list[float]:
+        """Probability of yes against no, one question a clip."""
+        ...
+
+
+def judged(captions: Sequence[Caption], clips: Sequence[ClipFrames], judge: Judge) -> list[Caption]:
+    """The captions (matched to `clips` by id) without the sentences and actions that fail. `usage` gets
+    "faithfulness", the mean natural logarithm of the probability of yes over all that was said, and "unfaithful", how
+    many statements failed. A caption of which nothing is left is empty: the audit rejects it."""
+    by_id = {clip.clip_id: clip for clip in clips}
+    # Sentences and actions, each once.
+    said = [list(dict.fromkeys([*sentences(c.dense), *(action.text for action in c.actions)])) for c in captions]
+    asked = [(by_id[c.clip_id], text) for c, texts in zip(captions, said, strict=True) for text in texts]
+    chance = _ask(judge, asked)
+    altered = [(i, copy, text) for i, (clip, text) in enumerate(asked) if (copy := _altered(clip, text)) is not None]
+    doubt = _ask(judge, [(copy, text) for _, copy, text in altered])
+    failed = [p < LEAST for p in chance]
+    for (i, _, _), p in zip(altered, doubt, strict=True):
+        failed[i] |= p >= chance[i]  # as likely of the mirrored or reversed copy
+    kept, at = [], 0
+    for caption, texts in zip(captions, said, strict=True):
+        span = slice(at, at := at + len(texts))
+        wrong = {text for text, bad in zip(texts, failed[span], strict=True) if bad}
+        kept.append(_without(caption, wrong, chance[span]))
+    return kept
+
+
+def mirrored(clip: ClipFrames) -> ClipFrames:
+    """Left and right changed places; measurements are left out."""
+    return dataclasses.replace(clip, frames=[np.ascontiguousarray(f[:, ::-1]) for f in clip.frames], scores={})
+
+
+def backwards(clip: ClipFrames) -> ClipFrames:
+    """The last frame first; measurements are left out."""
+    times = (clip.duration - clip.times)[::-1]
+    return dataclasses.replace(clip, frames=list(clip.frames)[::-1], times=times, scores={})
+
+
+def _ask(judge: Judge, asked: Sequence[tuple[ClipFrames, str]]) -> list[float]:
+    return judge.ask([clip for clip, _ in asked], [QUESTION.format(text) for _, text in asked]) if asked else []
+
+
+def _altered(clip: ClipFrames, text: str) -> ClipFrames | None:
+    sides = ("left", "right")
+    if any(claim.kind in ("direction", "camera") and claim.value.endswith(sides) for claim in claims(text)):
+        return mirrored(clip)
+    return backwards(clip) if ORDER.search(text) else None
+
+
+def _without(caption: Caption, wrong: set[str], chance: Sequence[float]) -> Caption:
+    dense = " ".join(text for text in sentences(caption.dense) if text not in wrong)
+    actions: tuple[Action, ...] = tuple(action for action in caption.actions if action.text not in wrong)
+    short = caption.short
+    if wrong and dense:  # a short caption that says what failed in the dense one goes with it
+        short = caption.short if caption.short not in wrong else sentences(dense)[0]
+    faithfulness = sum(math.log(max(p, 1e-6)) for p in chance) / len(chance) if chance else 0.0
+    usage = {**caption.usage, "faithfulness": faithfulness, "unfaithful": len(wrong)}
+    return dataclasses.replace(caption, short=short if dense else "", dense=dense, actions=actions, usage=usage)

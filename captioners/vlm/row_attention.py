@@ -1,0 +1,55 @@
+"""Attention of the decoder's rows: prompts that begin with shared tokens, and steps that read only what a row holds.
+
+transformers repeats keys and values for every query head when a mask is given, seven times over in Qwen2.5-VL-7B, and
+reads rows to their full length. A step here reads each key once, up to where its row ends.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+NAME = "clipmill_rows"
+
+
+def row_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """(b, heads, n, dim) queries of the last n tokens over (b, kv heads, m, dim) keys -> (b, n, heads, dim): causal or
+    as the mask says or, for a step of rows, over the slots up to `key.lengths` (b,) of each row."""
+    lengths = getattr(key, "lengths", None)
+    if lengths is None and attention_mask is not None:
+        out = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=attention_mask, scale=scaling, enable_gqa=True
+        )
+        return out.transpose(1, 2), None
+    if lengths is None:
+        before = key.shape[2] - query.shape[2]
+        square = F.pad(query, (0, 0, before, 0))  # queries that nobody reads: the fast kernels take square masks only
+        out = F.scaled_dot_product_attention(square, key, value, is_causal=True, scale=scaling, enable_gqa=True)
+        return out[:, :, before:].transpose(1, 2), None
+    attend = attend_rows if query.is_cuda else attend_rows_plainly
+    return attend(query, key, value, lengths, scaling or query.shape[-1] ** -0.5).transpose(1, 2), None
+
+
+def attend_rows_plainly(query: Tensor, key: Tensor, value: Tensor, lengths: Tensor, scale: float) -> Tensor:
+    """What `attend_rows` computes, with a mask and a product of all slots."""
+    grouped = query.unflatten(1, (key.shape[1], -1)).squeeze(3)  # (b, kv heads, group, dim)
+    mask = (torch.arange(key.shape[2], device=key.device) <= lengths[:, None])[:, None, None]
+    return F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scale).flatten(1, 2)[:, :, None]
+
+
+def attend_rows(query: Tensor, key: Tensor, value: Tensor, lengths: Tensor, scale: float) -> Tensor:
+    """(b, heads, 1, dim) queries, each row over its slots 0 to `lengths` inclusive -> the same shape."""
+    from captioners.vlm.row_kernel import launch  # imports triton, which is there only where torch has a GPU
+
+    return launch(query.contiguous(), key, value, lengths, scale)

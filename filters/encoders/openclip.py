@@ -1,0 +1,132 @@
+"""OpenCLIP as the encoder of frames and texts (Radford et al., ICML 2021; https://github.com/mlfoundations/open_clip).
+
+Runs in half precision on a GPU; on a CPU in float32 on one thread.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from filters.encoders.base import EncoderOutput, FrameTags, one_thread
+from filters.encoders.imagenet import imagenet_classes
+from filters.torchvision_ops import ensure_torchvision
+
+BATCH = 64  # pictures or texts a forward pass
+TOP = 10  # tags a frame
+
+
+class OpenClip:
+    """`model` is an architecture that OpenCLIP knows ("ViT-L-14"), "local-dir:FOLDER" or "hf-hub:OWNER/NAME";
+    `pretrained` is a tag ("openai") or a checkpoint file, and unused for the latter two. Raises RuntimeError when the
+    weights cannot be had: it never scores with random ones. A checkpoint file of OpenAI's goes with an architecture
+    whose name ends in "-quickgelu"."""
+
+    def __init__(self, model: str, pretrained: str, device: str | None = None):
+        ensure_torchvision()
+        import open_clip
+
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.precision = torch.float16 if self.device.type == "cuda" else torch.float32
+        # OpenAI's and some others' weights were trained with another GELU than the architecture's default here.
+        quick_gelu = open_clip.get_pretrained_cfg(model, pretrained).get("quick_gelu", False)
+        try:
+            self.model: Any = open_clip.create_model(
+                model,
+                pretrained,
+                precision="fp16" if self.precision == torch.float16 else "fp32",
+                device=self.device,
+                force_quick_gelu=quick_gelu,
+                require_pretrained=True,
+            ).eval()
+            self.tokenizer: Any = open_clip.get_tokenizer(model)
+        except Exception as error:  # hub, file and configuration errors are of many types
+            raise RuntimeError(
+                f"OpenCLIP {model} with the weights {pretrained!r} could not be loaded ({error}). "
+                "Where the hub cannot be reached, give encoder.pretrained the path of a checkpoint file."
+            ) from error
+        self.id = f"openclip:{model.removeprefix('local-dir:')}:{_weights_id(model, pretrained)}"
+        settings = self.model.visual.preprocess_cfg
+        size = settings["size"]
+        self.size: tuple[int, int] = (size, size) if isinstance(size, int) else tuple(size)
+        self.squash = settings.get("resize_mode", "shortest") == "squash"
+        self.interpolation = settings.get("interpolation", "bicubic")
+        self.mean = torch.tensor(settings["mean"], device=self.device).view(1, 3, 1, 1)
+        self.std = torch.tensor(settings["std"], device=self.device).view(1, 3, 1, 1)
+        self.dim = len(self.texts(["a"])[0])
+        self.labels = [label for label, _ in imagenet_classes()]
+        self.classes: torch.Tensor | None = None  # (d, 1000), made when tags are first asked for
+
+    @torch.inference_mode()
+    def frames(self, rgb: np.ndarray) -> np.ndarray:
+        return self._embed(list(rgb)).float().cpu().numpy()
+
+    @torch.inference_mode()
+    def texts(self, texts: Sequence[str]) -> np.ndarray:
+        rows = []
+        with one_thread():
+            for i in range(0, len(texts), BATCH):
+                tokens = self.tokenizer(list(texts[i : i + BATCH])).to(self.device)
+                rows.append(F.normalize(self.model.encode_text(tokens).float(), dim=1))
+        return torch.cat(rows).cpu().numpy() if rows else np.zeros((0, self.dim), np.float32)
+
+    @torch.inference_mode()
+    def look(self, frames: Sequence[np.ndarray]) -> EncoderOutput:
+        embedding = self._embed(frames)
+        if self.classes is None:
+            names = self.texts([f"a photo of a {label}." for label in self.labels])
+            self.classes = torch.from_numpy(names).to(self.device).T
+        probability, index = (self.model.logit_scale.exp().float() * embedding @ self.classes).softmax(1).topk(TOP)
+        tags: list[FrameTags] = [
+            [(self.labels[i], p) for i, p in zip(row, chances, strict=True)]
+            for row, chances in zip(index.tolist(), probability.tolist(), strict=True)
+        ]
+        rows = embedding.cpu().numpy()
+        return EncoderOutput(rows, rows, tags)
+
+    def _embed(self, frames: Sequence[np.ndarray]) -> torch.Tensor:
+        """(n, d) float32 of unit rows, on the device."""
+        rows = [torch.zeros(0, self.dim, device=self.device)]
+        with one_thread():
+            for _, group in itertools.groupby(frames, key=lambda frame: frame.shape):
+                same = list(group)
+                for i in range(0, len(same), BATCH):
+                    pictures = self._input(np.stack(same[i : i + BATCH]))
+                    rows.append(F.normalize(self.model.encode_image(pictures).float(), dim=1))
+        return torch.cat(rows)
+
+    def _input(self, rgb: np.ndarray) -> torch.Tensor:
+        """(n, h, w, 3) uint8 -> (n, 3, *size), resized and cropped on the device as OpenCLIP's transform does."""
+        x = torch.from_numpy(rgb).to(self.device).permute(0, 3, 1, 2)
+        if x.is_cuda:  # on a CPU the resize is quickest in eight bits, on a GPU there is none
+            x = x.float()
+        height, width = x.shape[2:]
+        target = self.size
+        if not self.squash:
+            scale = max(self.size[0] / height, self.size[1] / width)
+            target = (max(self.size[0], int(height * scale)), max(self.size[1], int(width * scale)))
+        x = F.interpolate(x, target, mode=self.interpolation, antialias=True, align_corners=False)
+        top, left = round((target[0] - self.size[0]) / 2), round((target[1] - self.size[1]) / 2)
+        x = x[:, :, top : top + self.size[0], left : left + self.size[1]]
+        x = x.float().round().clamp(0, 255) / 255  # as eight-bit pictures come out of a resize
+        return ((x - self.mean) / self.std).to(self.precision)
+
+
+def _weights_id(model: str, pretrained: str) -> str:
+    """The tag, or 16 hex digits of the content where the weights are files here."""
+    folder = Path(model.removeprefix("local-dir:")) if model.startswith("local-dir:") else None
+    files = sorted(folder.glob("open_clip*")) if folder else [Path(pretrained)]
+    if not all(file.is_file() for file in files):
+        return pretrained
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,149 @@
+"""The recipe: every option of a build, typed, in one place. A preset or a YAML file, then `key=value` on top."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import importlib.resources
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.config.options import Amount, Count, override, parse_section, typed
+from pipeline.config.options import OptionError as RecipeError
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """How sources are known and read; the options but the first are for http://, https:// and ytdlp: alone."""
+
+    identity: Literal["whole", "sampled"] = "whole"  # known by all their bytes, or by their size and 4 MiB of them
+    robots: bool = True  # follow robots.txt
+    connections: Count = 4  # to one host at once, from one machine
+    delay: float = 0.0  # seconds between two requests to one host, from one machine; robots.txt may ask for more
+    max_gb: Amount = 20.0  # a larger file is not read
+    cache_gb: float = 50.0  # of a machine's temporary folder, for files that cannot be read by ranges
+
+
+@dataclass(frozen=True)
+class ScanOptions:
+    shots: Literal["cascade", "adaptive", "transnetv2", "stride"] = "cascade"
+    min_seconds: float = 2.0  # a shorter shot is a row with `rejected_by: duration`
+    max_seconds: Amount = 10.0  # a longer shot is cut into equal parts
+    segment_seconds: Amount = 600.0  # what one unit of work covers
+    deadline_factor: float = 4.0  # a decode may take this many times the source's duration ...
+    deadline_seconds: float = 120.0  # ... plus this
+    memory_mb: Count = 3000  # of the child process that decodes
+    frames_uniform: Count = 4  # sampled frames a clip, evenly spread
+    frames_peaks: int = 4  # and at motion peaks
+    frame_side: Count = 512  # long side of a sampled frame, pixels; never enlarged
+    jpeg_quality: Count = 92
+
+
+@dataclass(frozen=True)
+class EncoderOptions:
+    name: Literal["conse", "openclip"] = "conse"
+    model: str = "ViT-L-14"  # openclip: architecture
+    pretrained: str = "openai"  # openclip: tag or checkpoint file
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Kept when min <= score <= max (numbers) or when the label is in `any_of` and not in `none_of` (strings)."""
+
+    min: float | None = None
+    max: float | None = None
+    any_of: tuple[str, ...] | None = None
+    none_of: tuple[str, ...] | None = None
+    missing: Literal["reject", "keep"] = "reject"  # what a null score means
+
+    def admit(self, score: object) -> bool:
+        """Whether a clip with this score is kept. None and NaN are missing."""
+        if score is None or score != score:
+            return self.missing == "keep"
+        if isinstance(score, str):
+            return (self.any_of is None or score in self.any_of) and (self.none_of is None or score not in self.none_of)
+        assert isinstance(score, (int, float))
+        return (self.min is None or score >= self.min) and (self.max is None or score <= self.max)
+
+
+@dataclass(frozen=True)
+class SelectOptions:
+    thresholds: Mapping[str, Bounds] = field(default_factory=dict)  # column -> bounds
+    duplicates: bool = True
+    duplicate_similarity: float = 0.96  # cosine of mean embeddings, above which perceptual hashes are compared
+    duplicate_bits: int = 10  # of 64: perceptual hashes nearer than this are the same picture
+    val_fraction: float = 0.05  # of sources, by hash of the source id
+    balance_clusters: int = 0  # of embeddings: columns balance_cluster and balance_weight; 0 makes none
+    balance_cap: int = 0  # the most clips that a cluster keeps; 0 is no limit
+
+
+@dataclass(frozen=True)
+class CaptionOptions:
+    captioner: str = "measured"
+    options: Mapping[str, Any] = field(default_factory=dict)  # the captioner's own
+    text: Literal["short", "dense", "mix"] = "dense"  # what .txt holds
+    batch: Count = 16
+    audit: bool = True
+
+
+@dataclass(frozen=True)
+class PackOptions:
+    codec: Literal["h264", "h265", "av1", "copy"] = "h264"
+    preset: Literal["fast_loading", "small"] = "fast_loading"  # a keyframe in 24 frames, or in 250
+    heights: tuple[Count, ...] = (1080, 720, 480, 360, 240)  # a clip is scaled down to the nearest, never up
+    durations: tuple[float, ...] = ()  # seconds: buckets also by length, as (4, 8) makes them; () makes one
+    fps: Amount | None = None  # constant frame rate; None keeps the source's
+    shard_mb: Amount = 256.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    name: str = "embedded"
+    sources: SourceOptions = field(default_factory=SourceOptions)
+    scan: ScanOptions = field(default_factory=ScanOptions)
+    filters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # name -> its options; cheap before dear
+    canaries: bool = False  # plant clips with known defects, to see which filters catch them; they are never shipped
+    score_all: bool = False  # run every filter on every clip, also on those that a cheaper one rejects
+    encoder: EncoderOptions = field(default_factory=EncoderOptions)
+    select: SelectOptions = field(default_factory=SelectOptions)
+    caption: CaptionOptions = field(default_factory=CaptionOptions)
+    pack: PackOptions = field(default_factory=PackOptions)
+
+
+def load_recipe(name: str = "embedded", overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe called `name` (a preset or a YAML file) with `key=value` overrides such as
+    `select.thresholds.motion_object.min=0.01`. Raises RecipeError."""
+    return from_dict(parse_section(_recipe_text(name), f"recipe {name!r}"), overrides)
+
+
+def from_dict(given: Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe that `to_dict` (or dataset.json) holds, with `key=value` overrides. Raises RecipeError."""
+    tree = dict(copy.deepcopy(given))
+    override(tree, overrides)
+    recipe: Recipe = typed(Recipe, tree)
+    return recipe
+
+
+def presets() -> list[str]:
+    """Names of the recipes that come with clipmill."""
+    folder = importlib.resources.files("pipeline.config") / "recipes"
+    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
+
+
+def to_dict(recipe: Any) -> dict[str, Any]:
+    """Plain dicts, lists and scalars, for JSON and for fingerprints."""
+    return dataclasses.asdict(recipe)
+
+
+def _recipe_text(name: str) -> str:
+    if name in presets():
+        return (importlib.resources.files("pipeline.config") / "recipes" / f"{name}.yaml").read_text()
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml") and not path.exists():
+        raise RecipeError(f"no recipe called {name!r}: presets are {', '.join(presets())}, or give a YAML file")
+    try:
+        return path.read_text()
+    except OSError as error:
+        raise RecipeError(f"recipe {name!r} cannot be read: {error.strerror}") from error

@@ -1,0 +1,58 @@
+"""The kept clips as one table for whoever does not read Parquet folders."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.dataset.finish import DatasetError, read_whole
+from pipeline.storage.store import Store, atomic
+from pipeline.tables.fragments import read_table
+
+
+def export(store: Store, out: Path) -> int:
+    """Writes the kept clips of a dataset to `out`, by its ending .csv, .jsonl or .parquet, and returns how many.
+
+    Embeddings and hashes are left out of the text formats. Raises DatasetError for another ending.
+    """
+    read_whole(store)
+    table = read_table(store, "tables/clips")
+    if table is None:
+        raise DatasetError(f"{store.uri} has no tables/clips: build it again")
+    table = table.filter(table["keep"])
+    if out.suffix not in WRITERS:
+        raise DatasetError(f"{out}: the ending must be one of {', '.join(WRITERS)}")
+    if out.suffix != ".parquet":
+        table = table.drop_columns([c for c in ("embedding", "phash") if c in table.column_names])
+    with atomic(out) as temporary:
+        WRITERS[out.suffix](table, temporary)
+    return table.num_rows
+
+
+def _csv(table: pa.Table, path: Path) -> None:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(table.column_names)
+        for row in table.to_pylist():
+            writer.writerow([_cell(value) for value in row.values()])
+
+
+def _jsonl(table: pa.Table, path: Path) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in table.to_pylist())
+
+
+def _parquet(table: pa.Table, path: Path) -> None:
+    pq.write_table(table, path, compression="zstd")
+
+
+def _cell(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, (list, dict)) else value
+
+
+WRITERS = {".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}

@@ -1,0 +1,176 @@
+"""Verification: is a dataset what its dataset.json says, down to the last decoded frame?"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import tarfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import cv2
+import decord
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.dataset.finish import damage
+from pipeline.media.video import MediaError, Video
+from pipeline.pack.shards import BLOCK, INDEX, index_path
+from pipeline.storage.store import Store
+
+DECORD_READS = ("h264", "hevc")  # its FFmpeg is of 2021 and has no AV1 decoder
+COLUMNS = ("clip_id", "caption", "bucket", "split", "keep", "frames")
+
+
+def verify(dataset: str | Path, workers: int | None = None) -> list[str]:
+    """Problems of a dataset, local or on an object store: each a line for a person, none when it is whole.
+
+    Compares every shard's checksum with dataset.json, every member's place with the index, every clip's frames and
+    size, after decoding all of it, with the index, and every clip with its row of tables/clips: kept, of this bucket
+    and split, with this caption. Clips of a codec that decord knows, which many trainers read with, must have the same
+    frames there. One process a core, or `workers`.
+    """
+    store = Store(str(dataset))
+    try:
+        info = json.loads(store.read("dataset.json"))
+        shards, fps = info["shards"], info["recipe"]["pack"]["fps"]
+        if problems := damage(store, info):
+            return problems
+        clips = _kept(store)
+    except (OSError, ValueError, KeyError) as error:
+        return [f"the dataset cannot be read: {error}"]
+    listed = {shard["path"] for shard in shards}
+    problems = [f"{name}: not in dataset.json" for name in store.list("shards", ".tar") if name not in listed]
+    jobs = [(store, shard, _rows_of(shard["path"], clips), fps) for shard in shards]
+    count = min(workers or os.cpu_count() or 1, max(1, len(jobs)))
+    keys: Counter[str] = Counter()
+    for shard, (found, wrong) in zip(shards, _mapped(jobs, count), strict=True):
+        keys.update(found)
+        problems += [f"{shard['path']}: {text}" for text in wrong]
+    problems += [f"clip {key} is in {number} places" for key, number in sorted(keys.items()) if number > 1]
+    failed = {clip for shard in shards for clip, _ in shard.get("failures", ())}
+    absent = set(clips["clip_id"].to_pylist()) - keys.keys() - failed
+    return problems + [f"clip {key} is kept by the tables, and in no shard" for key in sorted(absent)]
+
+
+def _kept(store: Store) -> pa.Table:
+    tables = []
+    for name in store.list("tables/clips", ".parquet"):
+        with store.open(name) as file:
+            table = pq.read_table(file, columns=list(COLUMNS))
+        tables.append(table.filter(pc.fill_null(table["keep"], False)))
+    return pa.concat_tables(tables, promote_options="permissive")
+
+
+def _rows_of(path: str, clips: pa.Table) -> pa.Table:
+    _, bucket, name = path.split("/")
+    split = name.partition("-")[0]
+    return clips.filter(pc.and_(pc.equal(clips["bucket"], bucket), pc.equal(clips["split"], split)))
+
+
+def _mapped(jobs: Sequence[Any], workers: int) -> Iterator[tuple[list[str], list[str]]]:
+    if workers == 1:
+        yield from map(_verify_shard, jobs)
+        return
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(_verify_shard, jobs)
+
+
+def _verify_shard(job: tuple[Store, Mapping[str, Any], pa.Table, float | None]) -> tuple[list[str], list[str]]:
+    """Keys and problems of one shard."""
+    store, shard, clips, fps = job
+    cv2.setNumThreads(1)
+    try:
+        with store.open(str(index_path(Path(shard["path"])))) as file:
+            index = pq.read_table(file)
+        if index.schema.remove_metadata() != INDEX:
+            return [], ["the index has other columns than it should"]
+        with store.open(shard["path"]) as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+            problems = [] if digest == shard["sha256"] else ["its checksum is not the one in dataset.json"]
+            rows = {row["clip_id"]: row for row in _chosen(clips, index["key"]).to_pylist()}
+            for row in index.to_pylist():
+                problems += [f"{row['key']}: {text}" for text in _verify_clip(file, row, rows.get(row["key"]), fps)]
+            problems += _verify_members(file, index)
+    except (OSError, pa.ArrowException) as error:
+        return [], [f"cannot be read: {error}"]
+    if len(index) != shard["clips"]:
+        problems.append(f"{len(index)} clips, where dataset.json says {shard['clips']}")
+    return index["key"].to_pylist(), problems
+
+
+def _verify_clip(
+    file: BinaryIO, row: Mapping[str, Any], clip: Mapping[str, Any] | None, fps: float | None
+) -> Iterator[str]:
+    """Problems of the clip at `row` of the index; `clip` is its row of the tables."""
+    data = {}
+    for member, ending in (("media", row["media"]), ("text", "txt"), ("json", "json")):
+        file.seek(row[f"{member}_offset"] - BLOCK)
+        try:
+            header = tarfile.TarInfo.frombuf(file.read(BLOCK), "utf-8", "strict")
+        except tarfile.HeaderError:
+            header = tarfile.TarInfo()
+        if header.name != f"{row['key']}.{ending}" or header.size != row[f"{member}_size"]:
+            yield f"its .{ending} is not where the index says"
+            return
+        data[member] = file.read(row[f"{member}_size"])
+    try:
+        found, wanted = _decoded(data["media"], row["media"]), (row["frames"], row["width"], row["height"])
+        if found != wanted:
+            yield "{} frames of {}x{}, where the index says {} of {}x{}".format(*found, *wanted)
+    except MediaError as error:
+        yield f"cannot be decoded: {error}"
+    if clip is None:
+        yield "the tables do not keep it, or in another bucket or split"
+        return
+    if data["text"].decode() != (clip["caption"] or ""):
+        yield "its text is not the caption in the tables"
+    if fps is None and row["frames"] != clip["frames"]:
+        yield f"{row['frames']} frames, where the tables say {clip['frames']}"
+    try:
+        if json.loads(data["json"])["clip_id"] != row["key"]:
+            yield "its .json is of another clip"
+    except (ValueError, KeyError, TypeError):
+        yield "its .json is damaged"
+
+
+def _verify_members(file: BinaryIO, index: pa.Table) -> list[str]:
+    file.seek(0)
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            count = sum(1 for _ in tar)
+    except tarfile.TarError as error:
+        return [f"not a tar: {error}"]
+    return [] if count == 3 * len(index) else [f"{count} members, where the index has {len(index)} clips"]
+
+
+def _decoded(data: bytes, media: str) -> tuple[int, int, int]:
+    """Frames, width and height. Raises MediaError."""
+    if media == "jpg":
+        picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        if picture is None:
+            raise MediaError("not a JPEG")
+        return 1, picture.shape[1], picture.shape[0]
+    with Video(BytesIO(data)) as video:
+        frames, codec = sum(1 for _ in video.frames()), video.probe.codec
+    if codec in DECORD_READS:
+        try:
+            reader = decord.VideoReader(BytesIO(data), num_threads=1)
+            reader[len(reader) - 1]
+        except (decord.DECORDError, IndexError) as error:
+            raise MediaError(f"decord cannot read it: {error}") from error
+        if len(reader) != frames:
+            raise MediaError(f"decord sees {len(reader)} frames in it, of {frames}")
+    return frames, video.probe.width, video.probe.height
+
+
+def _chosen(clips: pa.Table, keys: pa.ChunkedArray) -> pa.Table:
+    return clips.filter(pc.is_in(clips["clip_id"], value_set=keys.combine_chunks()))

@@ -1,0 +1,268 @@
+"""Encoding: a span of a source becomes a small file for training. With video.py and remux.py the only user of PyAV."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Any
+
+import av
+import av.filter
+import cv2
+import numpy as np
+from av.codec.context import Flags
+from av.video.frame import PictureType
+
+from pipeline.config.recipe import PackOptions
+from pipeline.media.frame import Frame
+from pipeline.media.video import MediaError, Video
+
+VERSION = 4  # of the bytes that this file makes: raise it when the same span would be encoded to others
+CONTINUE = 2.0  # seconds: a span that starts this soon after the last one is reached by decoding on, not by seeking
+JPEG_QUALITY = 95
+# x264's AVX-512 code was seen to give other bytes than the rest of it, and now and then others for the same frames.
+AVX512 = cv2.checkHardwareSupport(13)  # CV_CPU_AVX_512F
+X264 = {"x264-params": "asm=MMX2,SSE2Fast,SSSE3,SSE4.2,AVX,FMA3,BMI1,BMI2,AVX2,LZCNT"} if AVX512 else {}
+SVT = "lp=1:asm=avx2" if AVX512 else "lp=1"
+X265 = "pools=none:frame-threads=1:log-level=none:"
+SPARSE = {"bf": "5", "b_strategy": "0", "b-pyramid": "none", "refs": "1"}
+ENCODERS: dict[str, tuple[str, dict[str, str]]] = {
+    # One thread, and nothing that differs from run to run. `fast_loading` trades bytes for a short way from any frame
+    # back to a keyframe; five of six frames of its H.264 and H.265 are referred to by none, so that the loader, which
+    # wants few frames, need not decode them. tests/benchmarks/pack_speed.py and load_speed.py have the figures.
+    "h264 fast_loading": ("libx264", {"preset": "medium", "crf": "24", "g": "24", **SPARSE, "coder": "cavlc", **X264}),
+    "h264 small": ("libx264", {"preset": "slow", "crf": "23", "g": "250", **X264}),
+    "h265 fast_loading": (
+        "libx265",
+        {
+            "preset": "medium",
+            "crf": "24",
+            "x265-params": X265 + "keyint=24:bframes=5:b-adapt=0:no-b-pyramid=1:ref=1",
+        },
+    ),
+    "h265 small": ("libx265", {"preset": "medium", "crf": "26", "x265-params": X265 + "keyint=250"}),
+    "av1 fast_loading": ("libsvtav1", {"preset": "8", "crf": "32", "g": "24", "svtav1-params": SVT + ":fast-decode=2"}),
+    "av1 small": ("libsvtav1", {"preset": "6", "crf": "34", "g": "240", "svtav1-params": SVT}),
+}
+LEVELS = np.arange(256)
+LIMITED = [
+    np.clip(np.rint(offset + (LEVELS - centre) * gain / 255), 0, 255).astype(np.uint8)
+    for offset, centre, gain in ((16, 0, 219), (128, 128, 224), (128, 128, 224))
+]  # full to limited range
+os.environ.setdefault("SVT_LOG", "0")  # the AV1 encoder otherwise tells standard error of every clip
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What to take of a source: frames with start_pts <= pts < end_pts, and of them the part `crop` (x, y, width,
+    height in pixels of the picture as displayed, which has `shown` pixels), filling `size` (width, height)."""
+
+    start_pts: int
+    end_pts: int
+    time_base: Fraction
+    shown: tuple[int, int]
+    crop: tuple[int, int, int, int]
+    size: tuple[int, int]
+
+    def part(self) -> tuple[float, float, float, float]:
+        """x, y, width, height as fractions of the displayed picture: the middle of `crop` in the shape of `size`."""
+        x, y, width, height = self.crop
+        scale = max(self.size[0] / width, self.size[1] / height)
+        w, h = self.size[0] / scale, self.size[1] / scale
+        left, top = x + (width - w) / 2, y + (height - h) / 2
+        return left / self.shown[0], top / self.shown[1], w / self.shown[0], h / self.shown[1]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A finished sample. `fps` is the mean rate, 0 for a still image; `duration` is in seconds."""
+
+    data: bytes
+    media: str  # mp4 or jpg
+    frames: int
+    fps: float
+    width: int
+    height: int
+    duration: float
+
+
+class SpanReader:
+    """Spans of one open video, cheapest in order of time: spans that follow each other are one decode."""
+
+    def __init__(self, video: Video):
+        self.video = video
+        self._frames: Iterator[Frame] = iter(())
+        self._ahead: Frame | None = None  # decoded, not yet given out
+
+    def frames(self, start: int, end: int) -> Iterator[Frame]:
+        """Frames with start <= pts < end, in the stream's time base. Raises MediaError."""
+        base = self.video.probe.time_base
+        near = self._ahead is not None and 0 <= (start - self._ahead.pts) * base < CONTINUE
+        if not near:
+            self._frames = self.video.frames(float((start + Fraction(1, 2)) * base))
+            self._ahead = next(self._frames, None)
+        while self._ahead is not None and self._ahead.pts < end:
+            frame, self._ahead = self._ahead, None
+            if frame.pts >= start:
+                yield frame
+            self._ahead = next(self._frames, None)
+
+
+def encode_span(reader: SpanReader, cut: Cut, options: PackOptions) -> Encoded:
+    """The span as an mp4 of `cut.size`: square pixels, upright, 8-bit 4:2:0, limited range, progressive, without sound.
+    The same input and options give the same bytes. Raises MediaError where the source has no frame of it, or the
+    encoder fails."""
+    base = reader.video.probe.time_base
+    start, end = (round(pts * cut.time_base / base) for pts in (cut.start_pts, cut.end_pts))
+    frames = _progressive(reader.frames(start, end), base)
+    length = end - start
+    rate = Fraction(options.fps or reader.video.probe.fps or 25).limit_denominator(1001)
+    if options.fps:
+        length = max(1, round(length * base * rate))
+        timed = _constant_rate(frames, start, length, base * rate)
+        base = 1 / rate
+    else:
+        timed = ((frame, frame.pts - start) for frame in frames)
+    encoder = ENCODERS[f"{'h264' if options.codec == 'copy' else options.codec} {options.preset}"]
+    with tempfile.NamedTemporaryFile(suffix=".mp4") as file:
+        try:
+            count = _write_mp4(file.name, timed, length, rate, base, cut, encoder)
+        except av.error.FFmpegError as error:
+            raise MediaError(f"the encoder gave up ({error.strerror})") from error
+        data = file.read()
+    return Encoded(data, "mp4", count, float(count / (length * base)), *cut.size, float(length * base))
+
+
+def encode_image(reader: SpanReader, cut: Cut) -> Encoded:
+    """A still image, or a span's first frame, as JPEG of `cut.size`. Raises MediaError."""
+    frames = reader.video.frames() if reader.video.probe.image else reader.frames(cut.start_pts, cut.end_pts)
+    frame = next(iter(frames), None)
+    if frame is None:
+        raise MediaError("no frame in the span")
+    picture = cv2.cvtColor(_fit(frame.rgb(), cut.part(), cut.size, 1), cv2.COLOR_RGB2BGR)
+    data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
+    return Encoded(data.tobytes(), "jpg", 1, 0.0, *cut.size, 0.0)
+
+
+def _write_mp4(
+    path: str,
+    frames: Iterator[tuple[Frame, int]],
+    length: int,
+    rate: Fraction,
+    base: Fraction,
+    cut: Cut,
+    encoder: tuple[str, dict[str, str]],
+) -> int:
+    """How many frames were written. Each lasts until the next, the last until `length`."""
+    first = next(frames, None)
+    if first is None:
+        raise MediaError("no frame in the span")
+    with av.open(path, "w", options={"movflags": "+faststart", "fflags": "+bitexact"}) as container:
+        stream: Any = container.add_stream(encoder[0], rate=rate, options=encoder[1])
+        _describe(stream.codec_context, first[0], cut.size, base)
+        count = 0
+        shown, pts = first
+        for frame, following in itertools.chain(frames, [(shown, length)]):
+            picture = _picture(shown, cut)
+            picture.pts, picture.time_base, picture.duration = pts, base, max(1, following - pts)
+            shown, pts = frame, following
+            container.mux(stream.encode(picture))
+            count += 1
+        container.mux(stream.encode(None))
+    return count
+
+
+def _describe(context: Any, frame: Frame, size: tuple[int, int], base: Fraction) -> None:
+    """Tells the encoder what it gets. Colours keep their matrix, and it is named also where the source leaves it to
+    guessing by size, because the clip has another size."""
+    native = frame.native
+    context.width, context.height = size
+    context.pix_fmt = "yuv420p"
+    context.time_base = base
+    context.thread_count = 1
+    context.flags |= Flags.bitexact | Flags.frame_duration
+    context.color_range = 1
+    named = int(native.colorspace) not in (0, 2)  # RGB; unspecified
+    context.colorspace = int(native.colorspace) if named else 1 if frame.bt709 else 6
+    if int(native.color_primaries) != 2:
+        context.color_primaries = int(native.color_primaries)
+    if int(native.color_trc) != 2:
+        context.color_trc = int(native.color_trc)
+
+
+def _picture(frame: Frame, cut: Cut) -> av.VideoFrame:
+    """The frame as it is encoded: cropped, scaled by area, upright, 8-bit 4:2:0 in limited range."""
+    width, height = cut.size
+    native = frame.native
+    as_it_is = cut.crop == (0, 0, *cut.shown) and cut.shown == cut.size == (native.width, native.height)
+    if as_it_is and native.format.name == "yuv420p" and not (frame.rotation or frame.full_range or native.side_data):
+        native.pict_type = PictureType.NONE  # else the encoder would repeat the source's choice of keyframes
+        return native
+    planes = [np.rot90(plane, frame.rotation // 90) for plane in frame.planes()]
+    fitted = []
+    for plane, size, table in zip(planes, ((width, height), *[(width // 2, height // 2)] * 2), LIMITED, strict=False):
+        plane = _fit(plane, cut.part(), size, 2 if plane is planes[0] else 1)
+        fitted.append(cv2.LUT(plane, table) if frame.full_range else plane)
+    data = np.concatenate([np.ascontiguousarray(plane).ravel() for plane in fitted])
+    return av.VideoFrame.from_ndarray(data.reshape(height * 3 // 2, width), format="yuv420p")
+
+
+def _fit(plane: np.ndarray, part: tuple[float, float, float, float], size: tuple[int, int], even: int) -> np.ndarray:
+    """The `part` (fractions) of a (h, w) or (h, w, 3) uint8 picture at `size` (width, height); offsets are multiples of
+    `even`, so that luma and chroma stay together."""
+    height, width = plane.shape[:2]
+    left, top = (int(part[i] * side / even) * even for i, side in ((0, width), (1, height)))
+    right = min(width, max(left + 1, round((part[0] + part[2]) * width)))
+    bottom = min(height, max(top + 1, round((part[1] + part[3]) * height)))
+    inside = plane[top:bottom, left:right]
+    if inside.shape[:2] == size[::-1]:
+        return inside
+    return cv2.resize(np.ascontiguousarray(inside), size, interpolation=cv2.INTER_AREA)
+
+
+def _constant_rate(frames: Iterator[Frame], start: int, count: int, steps: Fraction) -> Iterator[tuple[Frame, int]]:
+    """`count` frames at a constant rate: each the last one shown at its time; `steps` output frames are one tick."""
+    shown: Frame | None = None
+    made = 0
+    for frame in frames:
+        while shown is not None and made < count and made < (frame.pts - start) * steps:
+            yield shown, made
+            made += 1
+        shown = frame
+    while shown is not None and made < count:
+        yield shown, made
+        made += 1
+
+
+def _progressive(frames: Iterator[Frame], base: Fraction) -> Iterator[Frame]:
+    """The same frames, deinterlaced where they are marked as interlaced."""
+    first = next(frames, None)
+    if first is None:
+        return
+    if not first.native.interlaced_frame:
+        yield first
+        yield from frames
+        return
+    graph = av.filter.Graph()
+    graph.threads = 1
+    native = first.native
+    source = graph.add_buffer(width=native.width, height=native.height, format=native.format, name="in", time_base=base)
+    yadif, sink = graph.add("yadif", "deint=interlaced"), graph.add("buffersink")
+    source.link_to(yadif)
+    yadif.link_to(sink)
+    graph.configure()
+    waiting: list[Frame] = []
+    for frame in itertools.chain([first], frames, [None]):
+        if frame is not None:
+            waiting.append(frame)
+        graph.push(None if frame is None else frame.native)
+        while waiting:
+            try:
+                output: Any = graph.pull()
+            except (av.error.BlockingIOError, av.error.EOFError):
+                break
+            yield replace(waiting.pop(0), native=output)

@@ -1,0 +1,35 @@
+"""Which packets of H.264 and H.265 hold a frame that no other refers to, by the headers of their NAL units.
+
+Such packets need not be decoded: a half to three quarters of most files. Layouts from ITU-T H.264 and H.265, 7.3.1, and
+ISO/IEC 14496-15, 5.3 and 8.3 (how many bytes of a packet say a unit's size).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+HEAD = 4096  # bytes of a packet that are looked into for its first slice
+
+
+def is_non_reference(packet: memoryview, codec: str, header: bytes | None) -> bool:
+    """Whether no frame refers to that of a packet; False where it does not say. `header` is the stream's extradata."""
+    place = 4 if codec == "h264" else 21
+    boxed = header is not None and len(header) > place and header[0] == 1  # else start codes lie between (Annex B)
+    for head in _heads(bytes(packet[:HEAD]), (header[place] & 3) + 1 if boxed and header else 0):
+        if codec == "h264" and 1 <= head & 31 <= 5:
+            return head >> 5 & 3 == 0
+        if codec == "hevc" and head >> 1 < 32:
+            return head >> 1 < 15 and head >> 1 & 1 == 0
+    return False
+
+
+def _heads(data: bytes, length: int) -> Iterator[int]:
+    """The first byte of each NAL unit; `length` bytes before it say its size, or none do."""
+    at = length
+    while at < len(data):
+        if not length:
+            at = data.find(b"\0\0\1", at) + 3
+            if not 3 <= at < len(data):
+                return
+        yield data[at]
+        at += int.from_bytes(data[at - length : at]) + length

@@ -1,0 +1,137 @@
+"""What KEY.json says of a sample: enough to trace it to its source, span, scores, versions and licence."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.config.recipe import PackOptions
+from pipeline.media import encode
+from pipeline.selection.buckets import bucket_size
+from pipeline.tables.fragments import fingerprint
+
+SOURCE = ("source_id", "source_uri", "shot_index", "start", "end", "start_pts", "end_pts", "time_base")
+PICTURE = ("width", "height", "crop_x", "crop_y", "crop_w", "crop_h", "fps", "frames")
+INTERNAL = (  # of the build alone
+    *("unit", "scan_at", "embed_at", "captioned"),
+    *("scored", "embedding", "frame_embeddings", "phash"),
+)
+DECIDED = ("keep", "rejected_by", "duplicates_of", "dropped", "bucket", "split", "shard")
+LICENCES = ("licence", "license", "rights")  # columns of the user's lists that say it
+SAID = (
+    "clip_id",
+    "metadata",
+    "caption",
+    "caption_by",
+    "caption_short",
+    "caption_dense",
+    "caption_json",
+    "caption_error",
+)
+
+
+def documents(rows: pa.Table, options: PackOptions) -> list[dict[str, Any]]:
+    """One document a row, of plain JSON values: the same rows give the same documents, whatever else the table holds.
+
+    What is not known (null, or a list of nothing) is left out, because readers that infer a schema from the first
+    samples stop at a null that later has a value. 32-bit floats are rounded to the seven digits that they have.
+    """
+    rows = rows.drop_columns([name for name in INTERNAL if name in rows.column_names])
+    known = {*SOURCE, *PICTURE, *DECIDED, *SAID}
+    scores = sorted(name for name in rows.column_names if name not in known)
+    kinds = {name: getattr(rows.schema.field(name).type, "value_type", rows.schema.field(name).type) for name in scores}
+    short = {name for name, kind in kinds.items() if pa.types.is_float32(kind)}
+    result = []
+    for row in rows.to_pylist():
+        plain = {name: _plain(value, name in short) for name, value in row.items()}
+        values = {name: value for name, value in plain.items() if value is not None}
+        result.append(
+            {
+                "clip_id": values["clip_id"],
+                **{name: values[name] for name in SAID if name in values},
+                **_licence(values.get("metadata")),
+                "bucket": values["bucket"],
+                "split": values["split"],
+                "source": {name: values[name] for name in SOURCE if name in values},
+                "picture": {name: values[name] for name in PICTURE if name in values},
+                "scores": {name: values[name] for name in scores if name in values},
+                "encoding": encoding(row, options),
+                "versions": _versions(),
+            }
+        )
+    return result
+
+
+def _licence(metadata: str | None) -> dict[str, str]:
+    """What the user's list says of a source's licence, if anything."""
+    said = json.loads(metadata) if metadata else {}
+    found = [str(said[name]) for name in LICENCES if said.get(name)]
+    return {"licence": found[0]} if found else {}
+
+
+def content(rows: pa.Table, options: PackOptions) -> str:
+    """Names all that `documents` and the media depend on, in a small part of their time; in the order of the rows."""
+    left_out = {*INTERNAL, *DECIDED} - {"bucket", "split"}
+    digest = hashlib.sha256()
+    for name in sorted(set(rows.column_names) - left_out):
+        digest.update(name.encode())
+        _add(digest, rows[name].combine_chunks())
+    return fingerprint(digest.hexdigest(), dataclasses.asdict(options), _versions())
+
+
+def _add(digest: Any, values: pa.Array) -> None:
+    """Adds values and nulls, however they lie in memory."""
+    kind = values.type
+    if pa.types.is_dictionary(kind):
+        _add(digest, values.cast(kind.value_type))
+    elif pa.types.is_list(kind):
+        digest.update(pc.fill_null(pc.list_value_length(values), -1).to_numpy(zero_copy_only=False))
+        _add(digest, pc.list_flatten(values))
+    elif pa.types.is_string(kind) or pa.types.is_binary(kind):
+        digest.update(pc.fill_null(pc.binary_length(values), -1).to_numpy(zero_copy_only=False))
+        digest.update(b"".join(values.drop_null().cast(pa.binary()).to_pylist()))
+    else:
+        digest.update(values.is_null().to_numpy(zero_copy_only=False))
+        digest.update(values.drop_null().to_numpy(zero_copy_only=False))
+
+
+def encoding(row: Mapping[str, Any], options: PackOptions) -> dict[str, Any]:
+    """All that decides the bytes of a clip's media, beside its source and span."""
+    width, height = bucket_size(row["bucket"])
+    still = row["frames"] == 1
+    return {
+        "version": encode.VERSION,
+        "codec": "jpeg" if still else options.codec,
+        "preset": "" if still else options.preset,
+        "fps": 0.0 if still else options.fps or 0.0,  # 0: the source's own
+        "width": width,
+        "height": height,
+        "crop": [row["crop_x"], row["crop_y"], row["crop_w"], row["crop_h"]],
+    }
+
+
+def to_json(document: Mapping[str, Any]) -> bytes:
+    return json.dumps(document, sort_keys=True, ensure_ascii=False, allow_nan=False).encode()
+
+
+@functools.cache
+def _versions() -> dict[str, Any]:
+    return {"clipmill": importlib.metadata.version("clipmill"), "encoding": encode.VERSION}
+
+
+def _plain(value: Any, short: bool) -> Any:
+    if isinstance(value, float):
+        return None if not math.isfinite(value) else float(f"{value:.7g}") if short else value
+    if isinstance(value, list):
+        items = [_plain(item, short) for item in value]
+        return items if any(item is not None for item in items) else None
+    return value

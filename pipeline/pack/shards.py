@@ -1,0 +1,344 @@
+"""Shards: which clips go together, and the tar with its index that they become. A shard is a function of its clips."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import tarfile
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from fractions import Fraction
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.config.recipe import PackOptions, Recipe, SourceOptions
+from pipeline.media import encode
+from pipeline.media.remux import copy_span
+from pipeline.media.video import MediaError, Video
+from pipeline.pack.sample_json import content, documents, to_json
+from pipeline.selection.buckets import bucket_size
+from pipeline.sources.discover import open_file, open_media
+from pipeline.storage.store import Store, Unreachable, atomic
+from pipeline.tables.fragments import id_prefix_u64, to_parquet
+
+INDEX = pa.schema(
+    [
+        ("key", pa.string()),  # clip_id
+        ("media", pa.string()),  # mp4 or jpg
+        ("media_offset", pa.int64()),  # of the member's data in the tar, bytes
+        ("media_size", pa.int64()),
+        ("text_offset", pa.int64()),
+        ("text_size", pa.int64()),
+        ("json_offset", pa.int64()),
+        ("json_size", pa.int64()),
+        ("frames", pa.int32()),
+        ("fps", pa.float64()),  # mean; 0 for a still image
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("duration", pa.float64()),  # seconds; 0 for a still image
+    ]
+)
+BITS_A_PIXEL = {"fast_loading": 0.12, "small": 0.07}  # of encoded video, for estimates before it exists
+STILL = 20.0  # frames of video that take as many bytes as a still image
+FULL = math.sqrt(2)  # times the target size, at which a shard is split in two: sizes lie around the target
+META = b"clipmill"  # key of the index file's metadata: the ShardResult
+BLOCK = 512  # of a tar
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """The clips of one shard, in order of clip_id. Pickled, it takes only its own rows of the table along."""
+
+    path: str  # shards/16x9-720p/train-000001.tar
+    options: PackOptions = field(repr=False)
+    table: pa.Table = field(repr=False)
+    clips: np.ndarray = field(repr=False)  # (k,) int64: rows of `table`
+
+    def rows(self) -> pa.Table:
+        return self.table.take(pa.array(self.clips))
+
+    @cached_property
+    def name(self) -> str:
+        """Path and content: where a shard of this name is, there is nothing to write."""
+        return f"{self.path}#{content(self.rows(), self.options)}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "table": self.rows().combine_chunks(), "clips": np.arange(len(self.clips))}
+
+
+@dataclass(frozen=True)
+class ShardResult:
+    """A written shard, without the clips that failed. Where all did, there is an empty index and no tar."""
+
+    name: str  # of its plan
+    path: str
+    sha256: str = ""
+    bytes: int = 0
+    clips: int = 0
+    seconds: float = 0.0  # of video
+    failures: Sequence[tuple[str, str]] = ()  # clip_id, reason
+    reused: int = 0  # clips whose media was copied from an earlier shard
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where a clip lies in a finished shard."""
+
+    uri: str  # of the tar: a path or a URL
+    media_offset: int
+    media_size: int
+    json_offset: int
+    json_size: int
+
+
+@dataclass(frozen=True)
+class _Spooled:
+    """A clip's media in the spool file, until it is its turn in the tar."""
+
+    offset: int
+    size: int
+    encoded: encode.Encoded  # without its data
+
+
+def plan_shards(kept: pa.Table, recipe: Recipe) -> list[ShardPlan]:
+    """The shards of `kept` (clips with bucket and split), in order of path; the order of its rows does not matter.
+
+    Clips are ordered by clip_id, which is a hash and so a shuffle. The clips of a bucket and split are one shard,
+    number 1, until its estimated size exceeds the target by `FULL`; then they are two by the next bit of the clip_id, 2
+    and 3, as the children of a heap are numbered, and so on. So a clip more or less changes its own shard, or splits
+    it, and no other; and all are of about one size, since ids are evenly spread.
+    """
+    if not len(kept):
+        return []
+    words = id_prefix_u64(kept["clip_id"])
+    buckets, splits = (kept[name].combine_chunks().dictionary_encode() for name in ("bucket", "split"))
+    groups = buckets.indices.to_numpy().astype(np.int64) * len(splits.dictionary) + splits.indices.to_numpy()
+    order = np.lexsort((words, groups))
+    groups, words = groups[order], words[order]
+    limit = recipe.pack.shard_mb * 1e6 * FULL
+    sizes = np.concatenate([[0.0], np.cumsum(_estimated_bytes(kept, recipe.pack)[order])])
+    starts = np.flatnonzero(np.diff(groups, prepend=-1))
+    plans = []
+    for start, end in zip(starts, [*starts[1:], len(groups)], strict=True):
+        bucket, split = divmod(int(groups[start]), len(splits.dictionary))
+        folder = f"shards/{buckets.dictionary[bucket]}/{splits.dictionary[split]}"
+        for number, a, b in _leaves(words[start:end], sizes[start : end + 1], limit):
+            plans.append(ShardPlan(f"{folder}-{number:06d}.tar", recipe.pack, kept, order[start + a : start + b]))
+    return sorted(plans, key=lambda plan: plan.path)
+
+
+def write_shard(
+    plan: ShardPlan, folder: Path, reuse: Mapping[str, Stored] | None = None, sources: SourceOptions | None = None
+) -> ShardResult:
+    """Encodes the clips of `plan` and writes its tar and index below `folder`, each whole or not at all.
+
+    Members are KEY.mp4 (or KEY.jpg), KEY.txt and KEY.json, without times or owners. Media in `reuse` that was encoded
+    the same way is copied; where it is no longer what it was, the clip is encoded. A clip that cannot be encoded is
+    left out and reported. Raises OSError when the shard cannot be written, or a source not be reached.
+    """
+    table = plan.rows()
+    said = {document["clip_id"]: document for document in documents(table, plan.options)}
+    media: dict[str, _Spooled] = {}
+    failures: list[tuple[str, str]] = []
+    target = folder / plan.path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=target.parent) as spool:
+        for key, stored in (reuse or {}).items():
+            if key in said and (found := _read_stored(stored, key, said[key]["encoding"])):
+                media[key] = _spool(spool, found)
+        reused = len(media)
+        left = [row for row in table.to_pylist() if row["clip_id"] not in media]
+        for key, answer in _encode_all(left, plan.options, sources):
+            if isinstance(answer, str):
+                failures.append((key, answer))
+            else:
+                media[key] = _spool(spool, answer)
+        result = ShardResult(plan.name, plan.path, failures=sorted(failures), reused=reused)
+        if not media:
+            _write_index(target, result, [])
+            return result
+        with atomic(target) as temporary:
+            index = _write_tar(temporary, [said[key] for key in said if key in media], media, spool)
+            with open(temporary, "rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            size, seconds = temporary.stat().st_size, sum(row["duration"] for row in index)
+            result = replace(result, sha256=digest, bytes=size, clips=len(index), seconds=seconds)
+            _write_index(target, result, index)
+    return result
+
+
+def listed(store: Store) -> dict[str, ShardResult]:
+    """The finished shards of a dataset, by the name of their plan. One whose tar is missing, or not as long as its
+    index says, is not finished."""
+    sizes = {name: size for name, size, _ in store.stat("shards")}
+    found = {}
+    for name in sizes:
+        if not name.endswith(".parquet"):
+            continue
+        try:
+            with store.open(name) as file:
+                result = ShardResult(**json.loads((pq.read_schema(file).metadata or {})[META]))
+        except (pa.ArrowInvalid, KeyError, TypeError, ValueError):
+            continue
+        if sizes.get(result.path, 0) == result.bytes and name == str(index_path(Path(result.path))):
+            found[result.name] = result
+    return found
+
+
+def stored_clips(store: Store, tars: Sequence[str], wanted: pa.ChunkedArray) -> dict[str, Stored]:
+    """Where those of the `wanted` clip ids that are in the finished shards `tars` lie, for `write_shard` to reuse."""
+    found = {}
+    columns = ("key", "media_offset", "media_size", "json_offset", "json_size")
+    for tar in tars:
+        with store.open(str(index_path(Path(tar)))) as file:
+            index = pq.read_table(file, columns=list(columns))
+        index = index.filter(pc.is_in(index["key"], wanted.combine_chunks()))
+        for key, *where in zip(*(index[name].to_pylist() for name in columns), strict=True):
+            found[key] = Stored(store.path(tar), *where)
+    return found
+
+
+def index_path(tar: Path) -> Path:
+    return tar.with_suffix(".parquet")
+
+
+def _write_index(target: Path, result: ShardResult, rows: list[dict[str, Any]]) -> None:
+    lasting = {**asdict(result), "reused": 0}  # how a shard came about is no part of it
+    table = pa.Table.from_pylist(rows, schema=INDEX).replace_schema_metadata({META: json.dumps(lasting).encode()})
+    with atomic(index_path(target)) as temporary:
+        temporary.write_bytes(to_parquet(table))
+
+
+def _leaves(words: np.ndarray, sizes: np.ndarray, limit: float) -> Iterator[tuple[int, int, int]]:
+    """(number, start, end): rows of sorted `words` that share a prefix and whose sizes, (n + 1,) cumulated, stay within
+    `limit`."""
+    stack = [(1, 0, len(words), 0, 64)]
+    while stack:
+        number, start, end, prefix, bits = stack.pop()
+        if sizes[end] - sizes[start] <= limit or end - start < 2 or bits == 0:
+            if end > start:
+                yield number, start, end
+            continue
+        half = prefix + (1 << (bits - 1))
+        middle = start + int(np.searchsorted(words[start:end], np.uint64(half)))
+        stack.append((2 * number, start, middle, prefix, bits - 1))
+        stack.append((2 * number + 1, middle, end, half, bits - 1))
+
+
+def _estimated_bytes(clips: pa.Table, options: PackOptions) -> np.ndarray:
+    buckets = clips["bucket"].combine_chunks().dictionary_encode()
+    sizes = [bucket_size(name) for name in buckets.dictionary.to_pylist()]
+    pixels = np.array([width * height for width, height in sizes], np.float64)[buckets.indices.to_numpy()]
+    frames = clips["frames"].to_numpy().astype(np.float64)
+    if options.fps:
+        seconds = clips["end"].to_numpy() - clips["start"].to_numpy()
+        frames = np.where(frames > 1, seconds * options.fps, frames)
+    return pixels * np.where(frames > 1, frames, STILL) * BITS_A_PIXEL[options.preset] / 8 + 4 * BLOCK
+
+
+def _encode_all(
+    rows: list[dict[str, Any]], options: PackOptions, sources: SourceOptions | None
+) -> Iterator[tuple[str, encode.Encoded | str]]:
+    """Each clip's media, or why there is none; source by source in order of time, so that each is opened once."""
+    by_source: dict[str, list[dict[str, Any]]] = {}
+    for row in sorted(rows, key=lambda row: (row["source_uri"], row["start_pts"], row["end_pts"])):
+        by_source.setdefault(row["source_uri"], []).append(row)
+    for uri, clips in by_source.items():
+        try:
+            with Video(open_media(uri, sources)) as video:
+                reader = encode.SpanReader(video)
+                for row in clips:
+                    yield row["clip_id"], _encode(reader, row, options, sources)
+        except Unreachable:
+            raise
+        except (MediaError, OSError) as error:
+            yield from ((row["clip_id"], f"the source cannot be opened: {error}") for row in clips)
+
+
+def _encode(
+    reader: encode.SpanReader, row: Mapping[str, Any], options: PackOptions, sources: SourceOptions | None
+) -> encode.Encoded | str:
+    cut = encode.Cut(
+        start_pts=row["start_pts"],
+        end_pts=row["end_pts"],
+        time_base=Fraction(row["time_base"]),
+        shown=(row["width"], row["height"]),
+        crop=(row["crop_x"], row["crop_y"], row["crop_w"], row["crop_h"]),
+        size=bucket_size(row["bucket"]),
+    )
+    try:
+        if row["frames"] == 1:
+            return encode.encode_image(reader, cut)
+        result = None
+        if options.codec == "copy" and not options.fps:
+            result = copy_span(open_media(row["source_uri"], sources), cut, reader.video.probe)
+        result = result or encode.encode_span(reader, cut, options)
+    except Unreachable:
+        raise
+    except (MediaError, OSError) as error:
+        return str(error)
+    if not options.fps and result.frames != row["frames"]:
+        return f"{result.frames} frames could be decoded where the scan saw {row['frames']}"
+    return result
+
+
+def _spool(spool: IO[bytes], encoded: encode.Encoded) -> _Spooled:
+    offset = spool.seek(0, io.SEEK_END)
+    spool.write(encoded.data)
+    return _Spooled(offset, len(encoded.data), replace(encoded, data=b""))
+
+
+def _read_stored(stored: Stored, key: str, encoding: Mapping[str, Any]) -> encode.Encoded | None:
+    """The clip, if it lies where `stored` says and was encoded as `encoding` says."""
+    try:
+        with open_file(stored.uri) as file:
+            file.seek(stored.media_offset - BLOCK)
+            member = tarfile.TarInfo.frombuf(file.read(BLOCK), "utf-8", "strict")
+            data = file.read(stored.media_size)
+            file.seek(stored.json_offset)
+            said = json.loads(file.read(stored.json_size))
+            video = encode.Encoded(data=data, **said["video"])
+    except (OSError, ValueError, KeyError, TypeError, tarfile.HeaderError):
+        return None
+    there = member.name == f"{key}.{video.media}" and member.size == len(data) and said["clip_id"] == key
+    return video if there and said["encoding"] == encoding else None
+
+
+def _write_tar(
+    path: Path, said: Sequence[Mapping[str, Any]], media: Mapping[str, _Spooled], spool: IO[bytes]
+) -> list[dict[str, Any]]:
+    """Rows of INDEX."""
+    rows = []
+    with open(path, "wb") as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+
+        def add(name: str, data: bytes) -> tuple[int, int]:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+            return tar.offset - -(-len(data) // BLOCK) * BLOCK, len(data)
+
+        for document in said:
+            key, spooled = document["clip_id"], media[document["clip_id"]]
+            video = {name: value for name, value in asdict(spooled.encoded).items() if name != "data"}
+            spool.seek(spooled.offset)
+            members = {
+                "media": add(f"{key}.{video['media']}", spool.read(spooled.size)),
+                "text": add(f"{key}.txt", document.get("caption", "").encode()),
+                "json": add(f"{key}.json", to_json({**document, "video": video})),
+            }
+            where = {
+                f"{member}_{what}": value
+                for member, at in members.items()
+                for what, value in zip(("offset", "size"), at, strict=True)
+            }
+            rows.append({"key": key, **video, **where})
+    return rows

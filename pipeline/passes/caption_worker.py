@@ -1,0 +1,178 @@
+"""The caption pass: frames and measurements of kept clips -> captions, audited, with the scores that need a text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from captioners import load_captioner
+from captioners.base import Caption, CaptionerDown, CaptionError, ClipFrames, to_json
+from captioners.text.audit import audit
+from filters.base import score
+from filters.encoders.base import load_encoder
+from pipeline.config.recipe import Recipe
+from pipeline.passes.embed_worker import Costs, Frames, chunks, clip_view, one_thread, rows_in
+from pipeline.state import fingerprints
+from pipeline.state.committed import join
+from pipeline.state.units import CaptionUnit, UnitResult
+from pipeline.storage.store import Store
+from pipeline.tables.compaction import Runs
+from pipeline.tables.fragments import IdRange, fingerprint, read_fragment, table_from, write_fragment
+
+
+class CaptionClips:
+    """A unit -> a fragment of captions. A clip without a caption is a row that says why."""
+
+    def __init__(self, store: Store, recipe: Recipe, captioner: Any = None) -> None:
+        one_thread()
+        self._store, self._recipe = store, recipe
+        self._captioner = captioner or load_captioner(recipe.caption.captioner, recipe.caption.options)
+        self._filters: Mapping[str, Any] = {}
+        if fingerprints.filters_of(recipe, "caption"):
+            encoder = load_encoder(recipe.encoder.name, recipe.encoder.model, recipe.encoder.pretrained)
+            self._filters = fingerprints.filters_of(recipe, "caption", encoder)
+        self._schema = fingerprints.caption_schema(recipe)
+        self._fingerprint = fingerprints.caption_fingerprint(recipe)
+
+    def __call__(self, unit: CaptionUnit) -> UnitResult:
+        costs, problem = Costs(), ""
+        rows: list[dict[str, Any]] = []
+        following = batches(self._store, self._recipe, unit)
+        # While the captioner (a GPU, a server) has one batch, the next one's frames are decoded, the last one scored.
+        with ThreadPoolExecutor(2) as pool:
+            coming, scored = pool.submit(next, following, None), None
+            while not problem and (batch := coming.result()):
+                coming = pool.submit(next, following, None)
+                clips = {row["clip_id"]: clip_frames(row, batch[1][row["clip_id"]]) for row in batch[0]}
+                answers, problem = self._ask(clips, costs)
+                rows += scored.result() if scored else []
+                scored = pool.submit(self._score, *batch, clips, answers, costs)
+            rows += scored.result() if scored else []
+        name = ""
+        if rows:
+            key = fingerprint(self._fingerprint, [row["clip_id"] for row in rows])
+            name = f"state/caption/{key}.parquet"
+            rows_table = table_from(rows, self._schema).sort_by("clip_id")
+            write_fragment(self._store, name, rows_table, {"fingerprint": self._fingerprint})
+        failed = sum(row["caption_error"] is not None for row in rows)
+        return UnitResult(
+            of="caption",
+            amount=len(rows),
+            counts={"captions": len(rows) - failed, "failed": failed},
+            seconds={"total": costs.total},
+            filters=costs.filters(),
+            fragment=name,
+            problem=problem,
+        )
+
+    def _ask(self, clips: Mapping[str, ClipFrames], costs: Costs) -> tuple[Sequence[Caption | CaptionError], str]:
+        """The captioner's answers, and what stopped it, if anything did."""
+        with costs.measure("captioner", len(clips)):
+            try:
+                return self._captioner.caption(list(clips.values())), ""
+            except CaptionerDown as down:
+                return down.done, str(down)
+
+    def _columns(self, answer: Caption | CaptionError, clip: ClipFrames) -> dict[str, Any]:
+        if isinstance(answer, CaptionError):
+            return {"caption_error": answer.reason}
+        scores: Mapping[str, Any] = {}
+        if self._recipe.caption.audit:
+            audited = audit(answer, clip)
+            scores = audited.score
+            if audited.caption is None:
+                return {**scores, "caption_error": f"audit: {audited.rejected}"}
+            answer = audited.caption
+        return {
+            **scores,
+            "caption_short": answer.short,
+            "caption_dense": answer.dense,
+            "caption_json": to_json(answer),
+            "caption_error": None,
+            "caption_by": self._captioner.id,
+        }
+
+    def _score(
+        self,
+        rows: Sequence[dict[str, Any]],
+        frames: Mapping[str, Frames],
+        clips: Mapping[str, ClipFrames],
+        answers: Sequence[Caption | CaptionError],
+        costs: Costs,
+    ) -> list[dict[str, Any]]:
+        """Rows of the pass, of the clips that were answered: captions, audited, with the scores of the filters that
+        need one."""
+        with costs.measure("audit", len(answers)):
+            said = {answer.clip_id: self._columns(answer, clips[answer.clip_id]) for answer in answers}
+        rows = [row for row in rows if row["clip_id"] in said]
+        out = [{**{name: row[name] for name in ("clip_id", "source_id")}, **said[row["clip_id"]]} for row in rows]
+        for name, made in self._filters.items():
+            with costs.measure(name, len(out)):
+                views = [
+                    clip_view(
+                        row,
+                        frames[row["clip_id"]],
+                        {**row, **columns},
+                        caption=columns.get("caption_dense"),
+                        embedding=_embedding(row, len(frames[row["clip_id"]].pictures)),
+                    )
+                    for row, columns in zip(rows, out, strict=True)
+                ]
+                for columns, scores in zip(out, score(made, views), strict=True):
+                    columns.update(scores)
+        return out
+
+
+def batches(
+    store: Store, recipe: Recipe, unit: CaptionUnit
+) -> Iterator[tuple[list[dict[str, Any]], dict[str, Frames]]]:
+    """The unit's rows with their frames, as many at once as the recipe says, across fragments."""
+    size = recipe.caption.batch
+    rows: list[dict[str, Any]] = []
+    frames: dict[str, Frames] = {}
+    for part in unit.parts:
+        with Runs(store, [read_fragment(store, name) for name in part.embedded]) as runs:
+            embedded = runs.rows(part.clips.span or IdRange())
+        table = join(rows_in(store, part.clips), embedded, fingerprints.embed_schema(recipe), "embed_at")
+        for more, pictures in chunks(store, part.clips.unit, table.to_pylist(), size):
+            rows, frames = rows + more, frames | pictures
+            if len(rows) >= size:
+                yield rows[:size], frames
+                rows = rows[size:]
+                frames = {row["clip_id"]: frames[row["clip_id"]] for row in rows}
+    if rows:
+        yield rows, frames
+
+
+def chosen_text(rows: pa.Table, text: str) -> pa.ChunkedArray:
+    """What goes into each clip's .txt: its short or its dense caption, or with `mix` one of the two by clip_id; null
+    where there is no caption."""
+    short, dense = rows["caption_short"], rows["caption_dense"]
+    if text == "mix":
+        odd = pc.is_in(pc.utf8_slice_codeunits(rows["clip_id"], 7, 8), pa.array(list("13579bdf")))
+        return pc.if_else(odd, pc.coalesce(short, dense), pc.coalesce(dense, short))
+    return pc.coalesce(short, dense) if text == "short" else pc.coalesce(dense, short)
+
+
+def clip_frames(row: Mapping[str, Any], frames: Frames) -> ClipFrames:
+    return ClipFrames(
+        clip_id=row["clip_id"],
+        duration=row["end"] - row["start"],
+        frames=frames.pictures,
+        times=frames.times - row["start"],
+        scores=row,
+    )
+
+
+def _embedding(row: Mapping[str, Any], frames: int) -> np.ndarray:
+    """(frames, d) float32 unit rows, as the embed pass stored them in float16."""
+    if row["frame_embeddings"] is None:
+        return np.zeros((0, 0), np.float32)
+    stored = np.frombuffer(row["frame_embeddings"], np.float16).astype(np.float32)
+    rows = stored.reshape(frames, -1)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(1e-9)

@@ -1,0 +1,109 @@
+"""The caption pass of the `ray_llm` captioner: units -> questions -> Ray's LLM processor -> captions.
+
+The processor sees clips, one a row, and may answer them in any order: a row carries its clip's id and where its
+measurements lie. What is committed together is whatever was answered together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import pickle
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray.data
+
+from captioners import load_captioner
+from captioners.api.ray_llm import RayLlm
+from captioners.base import Caption, CaptionError, ClipFrames
+from pipeline.config.recipe import Recipe
+from pipeline.passes.caption_worker import CaptionClips, batches, clip_frames
+from pipeline.passes.embed_worker import one_thread
+from pipeline.state.units import BuildStopped, CaptionPart, CaptionUnit
+from pipeline.storage.store import Store
+
+
+@dataclass(frozen=True)
+class AskRay:
+    """A stage like `stages.Stage`: workers read clips, others keep answers, between them is the processor."""
+
+    store: Store
+    recipe: Recipe
+
+    def through(self, data: ray.data.Dataset, blocks: int) -> ray.data.Dataset:
+        for name in ("exceptions", "_internal.execution.streaming_executor_state"):  # print whole requests
+            logging.getLogger(f"ray.data.{name}").setLevel(logging.CRITICAL)
+        pool = ray.data.ActorPoolStrategy(min_size=1, max_size=blocks)
+        given: dict[str, Any] = {
+            "fn_constructor_args": (self.store, self.recipe),
+            "num_cpus": 0.5,
+            "compute": pool,
+        }
+        asked = data.flat_map(_Ask, **given)  # type: ignore[arg-type]
+        answered = _llm(self.recipe).processor()(asked)
+        return answered.map_batches(_Keep, batch_size=self.recipe.caption.batch, **given)  # type: ignore[arg-type]
+
+    def explain(self, error: Exception) -> None:
+        """Raises BuildStopped for what people can mend: no answer from the server, no vLLM."""
+        text = str(error)
+        last = re.search(r"Reached maximum retries.*?Previous Exception: (.*?)\. Full Traceback", text, re.DOTALL)
+        if last:
+            why = f"no answer from {_llm(self.recipe).base_url}, the last: {last[1]}"
+        elif "vLLM is not installed" in text:
+            why = "vLLM is not installed where Ray's workers run (pip install vllm), or give base_url"
+        else:
+            return
+        raise BuildStopped(
+            f"captioner ray_llm: {why}. What was answered is kept; run the same command again to go on with the others"
+        ) from None
+
+
+def _llm(recipe: Recipe) -> RayLlm:
+    captioner: Any = load_captioner(recipe.caption.captioner, recipe.caption.options)
+    return captioner
+
+
+class _Ask:
+    """A unit -> a row a clip, with its question."""
+
+    def __init__(self, store: Store, recipe: Recipe) -> None:
+        one_thread()
+        self._store, self._recipe, self._llm = store, recipe, _llm(recipe)
+
+    def __call__(self, row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        unit: CaptionUnit = pickle.loads(row["unit"])
+        homes = {clip: pickle.dumps(part) for part in unit.parts for clip in part.clips.clip_ids or ()}
+        for chunk, frames in batches(self._store, self._recipe, unit):
+            for one in chunk:
+                clip = clip_frames(one, frames[one["clip_id"]])
+                yield {"clip_id": clip.clip_id, "home": homes[clip.clip_id], **self._llm.request(clip)}
+
+
+class _Keep:
+    """Answered rows -> a fragment of captions; itself the captioner, which was told the answers before."""
+
+    def __init__(self, store: Store, recipe: Recipe) -> None:
+        self._llm, self._rows = _llm(recipe), dict[str, Mapping[str, Any]]()
+        self.id = self._llm.id
+        self._clips = CaptionClips(store, recipe, self)
+
+    def __call__(self, batch: Mapping[str, np.ndarray]) -> dict[str, list[bytes]]:
+        rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+        self._rows = {row["clip_id"]: row for row in rows}
+        homes: dict[bytes, list[str]] = defaultdict(list)
+        for row in rows:
+            homes[row["home"]].append(row["clip_id"])
+        parts = []
+        for home, clips in sorted(homes.items()):
+            part: CaptionPart = pickle.loads(home)
+            of_these = dataclasses.replace(part.clips, clip_ids=tuple(clips))
+            parts.append(CaptionPart(of_these, part.embedded))
+        return {"unit": [pickle.dumps(self._clips(CaptionUnit(tuple(parts))))]}
+
+    def caption(self, clips: Sequence[ClipFrames]) -> list[Caption | CaptionError]:
+        return [self._llm.read(clip, self._rows[clip.clip_id]) for clip in clips]

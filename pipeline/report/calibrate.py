@@ -1,0 +1,264 @@
+"""Calibration: how each score is spread over a dataset and, where people labelled clips, which threshold to choose."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.config.recipe import Bounds, from_dict
+from pipeline.dataset.finish import DatasetError
+from pipeline.report.histogram import number
+from pipeline.sources.canaries import SCHEME, Recall, recall
+from pipeline.storage.store import Store
+from pipeline.tables import fragments
+from pipeline.tables.columns import Columns
+
+PERCENTILES = (1, 5, 10, 25, 50, 75, 90, 95, 99)
+RECALLS = (0.5, 0.8, 0.9, 0.95, 0.99)
+GOOD, BAD = ("good", "1", "true", "yes"), ("bad", "0", "false", "no")
+
+
+class LabelError(DatasetError):
+    """Labels that cannot be used; the message says which file, line and why."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """One score over all clips: its percentiles (at PERCENTILES), and how many clips have it and how many do not."""
+
+    name: str
+    count: int
+    missing: int
+    percentiles: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A threshold and how well it tells bad clips: `precision` is the share of the rejected clips that are bad,
+    `recall` the share of the bad ones that are rejected, `lost` the share of the good ones that are rejected."""
+
+    threshold: float
+    precision: float
+    recall: float
+    lost: float
+
+    @property
+    def f1(self) -> float:
+        total = self.precision + self.recall
+        return 2 * self.precision * self.recall / total if total > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Separation:
+    """One score against the labels. `side` is the bound that rejects bad clips: min where they score lower. `auc` is
+    the chance that a bad clip scores more to that side than a good one, 0.5 to 1 (half for equal scores)."""
+
+    name: str
+    side: str
+    good: int
+    bad: int
+    auc: float
+    best: Point  # highest F1
+    recipe: Point | None  # where the dataset's recipe has its threshold, if it has one on this side
+    curve: tuple[Point, ...]  # thresholds other than `best` with the highest precision that reaches each of RECALLS
+
+
+def calibrate(dataset: Path | str, labels_csv: Path | str | None = None) -> str:
+    """Tables for people: percentiles of every score; where canaries were planted, what became of them and how they
+    score; with `labels_csv` (columns clip_id and label: good or bad, 1 or 0), precision and recall against threshold.
+    Raises LabelError for labels that cannot be used, FileNotFoundError where there is no dataset."""
+    store = Store(str(dataset))
+    if not store.list("tables/clips", ".parquet"):
+        raise FileNotFoundError(f"{dataset} has no clips table: build it first")
+    thresholds = from_dict(json.loads(store.read("dataset.json"))["recipe"]).select.thresholds
+    clips = Columns(store, "tables/clips", pa.schema([*fragments.CLIPS, ("rejected_by", pa.list_(pa.string()))]))
+    parts = [_spread_table(spreads(clips))]
+    planted = clips.canaries()
+    if results := recall(planted, thresholds):
+        parts.append(_canary_table(results, planted, thresholds))
+    if labels_csv is not None:
+        labels = read_labels(labels_csv)
+        unknown = len(labels.keys() - set(clips["clip_id"].to_pylist()))
+        note = f"{len(labels) - unknown} labelled clips" + (f", {unknown} that this dataset lacks" if unknown else "")
+        parts.append(f"{note}\n{_separation_table(separations(clips, labels, thresholds))}")
+    return "\n\n".join(parts)
+
+
+def spreads(clips: pa.Table | Columns) -> list[Spread]:
+    """Percentiles of every numeric score column, in the table's order."""
+    found = []
+    for name in score_columns(clips.schema):
+        values = fragments.floats(clips[name])
+        finite = values[np.isfinite(values)]
+        marks = tuple(np.percentile(finite, PERCENTILES).tolist()) if len(finite) else ()
+        found.append(Spread(name, len(finite), len(values) - len(finite), marks))
+    return found
+
+
+def separations(
+    clips: pa.Table | Columns, labels: Mapping[str, bool], thresholds: Mapping[str, Bounds] = MappingProxyType({})
+) -> list[Separation]:
+    """How well each score tells the clips labelled bad (False) from those labelled good, best first. A score without
+    labelled clips of both kinds is left out."""
+    ids = clips["clip_id"].to_pylist()
+    rows = np.array([row for row, clip in enumerate(ids) if clip in labels], np.int64)
+    good = np.array([labels[ids[row]] for row in rows], bool)
+    found = []
+    for name in score_columns(clips.schema):
+        values = fragments.floats(clips[name])[rows]
+        there = np.isfinite(values)
+        if (good & there).any() and (~good & there).any():
+            found.append(separation(name, values[there], good[there], thresholds.get(name)))
+    return sorted(found, key=lambda one: (-one.auc, one.name))
+
+
+def separation(name: str, values: np.ndarray, good: np.ndarray, bounds: Bounds | None = None) -> Separation:
+    """`values` (n,) finite scores, `good` (n,) bool with at least one of each, `bounds` the recipe's. As in
+    selection, a clip is rejected when its score is beyond the threshold, not when it is on it."""
+    auc = _auc(values[~good], values[good])
+    side = "min" if auc >= 0.5 else "max"
+    points = _points(values, good, side)
+    best = max(points, key=lambda point: (point.f1, -point.lost))
+    reached = [[p for p in points if p.recall >= recall] for recall in RECALLS]
+    curve = dict.fromkeys(max(some, key=lambda point: (point.precision, -point.lost)) for some in reached if some)
+    limit = None if bounds is None else bounds.min if side == "min" else bounds.max
+    return Separation(
+        name=name,
+        side=side,
+        good=int(good.sum()),
+        bad=int((~good).sum()),
+        auc=max(auc, 1 - auc),
+        best=best,
+        recipe=None if limit is None else _point(limit, values < limit if side == "min" else values > limit, good),
+        curve=tuple(point for point in curve if point != best),
+    )
+
+
+def score_columns(schema: pa.Schema) -> list[str]:
+    """Names of the columns that hold a number for each clip and are not about where it is from."""
+    return [
+        field.name
+        for field in schema
+        if field.name not in fragments.CLIPS.names
+        and (pa.types.is_floating(field.type) or pa.types.is_integer(field.type))
+    ]
+
+
+def read_labels(path: Path | str) -> dict[str, bool]:
+    """clip_id -> whether it is good. Raises LabelError."""
+    labels: dict[str, bool] = {}
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            if not {"clip_id", "label"} <= set(reader.fieldnames or ()):
+                raise LabelError(f"{path}: the first line has to name the columns clip_id and label")
+            for row in reader:
+                label = (row["label"] or "").strip().lower()
+                if label not in GOOD + BAD:
+                    raise LabelError(f"{path}, line {reader.line_num}: label {row['label']!r} is not good, bad, 1 or 0")
+                if labels.setdefault(row["clip_id"], label in GOOD) != (label in GOOD):
+                    raise LabelError(f"{path}, line {reader.line_num}: {row['clip_id']} is labelled good and bad")
+    except (OSError, UnicodeDecodeError) as error:
+        raise LabelError(f"{path} cannot be read: {error}") from error
+    return labels
+
+
+def _points(values: np.ndarray, good: np.ndarray, side: str) -> list[Point]:
+    """Every threshold that makes a difference, halfway between neighbouring scores; clips below it are rejected, or
+    above it. One that rejects every clip is there only where all scores are equal."""
+    sign = 1 if side == "min" else -1
+    signed = sign * values
+    order = np.argsort(signed, kind="stable")
+    ranked, bad = signed[order], ~good[order]
+    ends = np.flatnonzero(np.diff(ranked) > 0)
+    places = (ranked[ends] + ranked[ends + 1]) / 2 if len(ends) else np.nextafter(ranked[-1:], np.inf)
+    rejected = ends + 1 if len(ends) else np.array([len(ranked)])
+    caught = np.append(0, np.cumsum(bad))[rejected]
+    return [
+        Point(float(sign * place), float(c / n), float(c / bad.sum()), float((n - c) / good.sum()))
+        for place, n, c in zip(places, rejected, caught, strict=True)
+    ]
+
+
+def _point(threshold: float, rejected: np.ndarray, good: np.ndarray) -> Point:
+    """Precision is NaN where nothing is rejected."""
+    caught, lost = int((rejected & ~good).sum()), int((rejected & good).sum())
+    precision = caught / (caught + lost) if caught + lost else float("nan")
+    return Point(threshold, precision, caught / int((~good).sum()), lost / int(good.sum()))
+
+
+def _auc(low: np.ndarray, high: np.ndarray) -> float:
+    """The chance that one of `low` is below one of `high`, equal ones counting half (Mann-Whitney U)."""
+    ordered = np.sort(low)
+    below = np.searchsorted(ordered, high, "left") + np.searchsorted(ordered, high, "right")
+    return float(below.mean() / 2 / len(low))
+
+
+def _spread_table(rows: Sequence[Spread]) -> str:
+    head = ["score", "clips", "none", *(f"p{p}" for p in PERCENTILES)]
+    blank = ("–",) * len(PERCENTILES)
+    return _aligned(
+        [
+            head,
+            *(
+                [r.name, str(r.count), str(r.missing), *(map(number, r.percentiles) if r.count else blank)]
+                for r in rows
+            ),
+        ]
+    )
+
+
+def _canary_table(planted: Sequence[Recall], clips: pa.Table, thresholds: Mapping[str, Bounds]) -> str:
+    """One line a canary and score that its filters write, beside the score of the clip without a defect."""
+    rows = {uri: i for i, uri in enumerate(clips["source_uri"].to_pylist()) if uri.startswith(SCHEME)}
+    lines = [["canary", "result", "score", "clean", "here", "kept within"]]
+    for one in planted:
+        scores = [name for name in score_columns(clips.schema) if one.expected and name.startswith(one.expected)]
+        start = [one.name, one.result]
+        for name in scores or [""]:
+            there = [rows.get(SCHEME + uri) if name else None for uri in ("clean", one.name)]
+            values = [number(None if row is None else clips[name][row].as_py()) for row in there]
+            bounds = thresholds.get(name)
+            within = f"{number(bounds.min)} to {number(bounds.max)}" if bounds else ""
+            lines.append([*start, name, *values, within])
+            start = ["", ""]
+    caught, asked = (
+        sum(one.result in some for one in planted) for some in (("caught",), ("caught", "missed", "rejected"))
+    )
+    return f"{caught} of the {asked} defects that a filter is there for were caught by it\n{_aligned(lines)}"
+
+
+def _separation_table(rows: Sequence[Separation]) -> str:
+    lines = [["score", "good", "bad", "AUC", "reject", "threshold", "precision", "recall", "good lost", "F1"]]
+    for row in rows:
+        start = [row.name, str(row.good), str(row.bad), f"{row.auc:.3f}"]
+        for point in (row.recipe, row.best, *row.curve):
+            if point is None:
+                continue
+            mark = " =" if point is row.recipe else " *" if point is row.best else ""
+            shares = [
+                "–" if np.isnan(share) else f"{share:.3f}"
+                for share in (point.precision, point.recall, point.lost, point.f1)
+            ]
+            side = "below" if row.side == "min" else "above"
+            lines.append([*start, side + mark, number(point.threshold), *shares])
+            start = ["", "", "", ""]
+    what = "= the recipe's threshold, * the highest F1; the others reach 50, 80, 90, 95 and 99% recall most precisely"
+    return f"{_aligned(lines)}\n{what}"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )

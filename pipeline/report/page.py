@@ -1,0 +1,299 @@
+"""The dataset's page: one HTML file that says what came in, what went out and why, and plays clips of both."""
+
+from __future__ import annotations
+
+import base64
+import graphlib
+import hashlib
+import importlib.resources
+import itertools
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import jinja2
+import markupsafe
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from filters.base import why_null
+from pipeline.config.recipe import from_dict
+from pipeline.report.calibrate import score_columns
+from pipeline.report.clips import JOIN, choose, show
+from pipeline.report.histogram import histogram, number
+from pipeline.report.summary import PASSES
+from pipeline.report.what_if import notches
+from pipeline.selection import balance
+from pipeline.sources.canaries import recall
+from pipeline.storage.store import Store
+from pipeline.tables import fragments
+from pipeline.tables.columns import Columns
+
+LATE_COLUMNS = pa.schema(  # what selection, captioning and packing add to a clip's row; a build without them lacks some
+    [
+        ("keep", pa.bool_()),
+        ("rejected_by", pa.list_(pa.string())),
+        ("caption", pa.string()),
+        ("bucket", pa.string()),
+        ("split", pa.string()),
+        ("shard", pa.string()),
+    ]
+)
+IN_SHARDS = {"Buckets": "bucket", "Split": "split"}  # said of kept clips only
+FAILURES = 200  # sources that could not be used are listed up to here
+TRIED_CLIPS = 20_000  # above this the page tries no other thresholds: each is a selection over all clips
+LARGEST = 12  # clusters shown
+MAX_LABELS = 24  # a text column with more values than this holds no labels
+
+
+@dataclass(frozen=True)
+class Step:
+    """One reason in the funnel. `removed`: clips whose first reason it is; `left`: what remains after it; `having`: all
+    clips that it rejects; `alone`: those that nothing else rejects."""
+
+    reason: str
+    removed: int
+    left: int
+    having: int
+    alone: int
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A labelled count, of which `kept` are kept clips; `share` of the largest, 0..1."""
+
+    label: str
+    count: int
+    kept: int
+    share: float
+
+
+def write_report(dataset: Path | str, clips_shown: int = 60) -> str:
+    """Writes DATASET/report.html from the dataset's tables and shards, and returns its path or URL.
+
+    The page needs nothing outside of itself and depends on the dataset's bytes alone. Half of `clips_shown` are kept
+    clips and half rejected ones, where there are enough of each. Raises OSError where there is no finished dataset.
+    """
+    store = Store(str(dataset))
+    with store.fetched("tables/clips") as near:
+        page = _render(store, Columns(near, "tables/clips", pa.schema([*fragments.CLIPS, *LATE_COLUMNS])), clips_shown)
+    store.write("report.html", page.encode())
+    return store.path("report.html")
+
+
+def funnel(reasons: Mapping[tuple[str, ...], int]) -> list[Step]:
+    """The steps from all clips to the kept ones: `reasons` counts the clips with each list of reasons, as selection
+    gives them (none: kept). Every list follows the one order in which selection asks; the steps are in that order."""
+    first, having, alone = Counter[str](), Counter[str](), Counter[str]()
+    after: dict[str, set[str]] = {}
+    for given, count in reasons.items():
+        for reason in given:
+            having[reason] += count
+        for earlier, later in itertools.pairwise(given):
+            after.setdefault(later, set()).add(earlier)
+        if given:
+            first[given[0]] += count
+        if len(given) == 1:
+            alone[given[0]] += count
+    left, steps = sum(reasons.values()), []
+    order = graphlib.TopologicalSorter({reason: sorted(after.get(reason, ())) for reason in sorted(having)})
+    for reason in order.static_order():
+        left -= first[reason]
+        steps.append(Step(reason, first[reason], left, having[reason], alone[reason]))
+    return steps
+
+
+def filter_costs(passes: Mapping[str, Any], reasons: Mapping[tuple[str, ...], int]) -> list[dict[str, Any]]:
+    """One row a filter, dearest first: name, pass, seconds and clips (of the last build that ran it), ms (a clip),
+    rejected (of all clips, by their `reasons`: a filter's columns begin with its name), rate (of all clips), share (of
+    the dearest filter's seconds)."""
+    rows = [
+        {"pass": name, "name": filter_name, "seconds": stats["seconds"], "clips": int(stats["clips"])}
+        for name, one in passes.items()
+        for filter_name, stats in (one.get("filters") or {}).items()
+    ]
+    rows.sort(key=lambda row: (-row["seconds"], row["name"]))
+    for row in rows:
+        prefix = f"{row['name']}_"
+        row["rejected"] = sum(n for given, n in reasons.items() if any(f"{r}_".startswith(prefix) for r in given))
+        row["ms"] = 1000 * row["seconds"] / max(1, row["clips"])
+        row["rate"] = row["rejected"] / max(1, sum(reasons.values()))
+        row["share"] = row["seconds"] / (rows[0]["seconds"] or 1.0)
+    return rows
+
+
+def _render(store: Store, clips: Columns, clips_shown: int) -> str:
+    info = json.loads(store.read("dataset.json"))
+    sources = Columns(store, "tables/sources", fragments.SOURCES).table()
+    unused = sources.filter(pc.not_equal(sources["status"], "ok"))
+    recipe, passes = info.get("recipe", {}), info.get("passes", {})
+    thresholds: Mapping[str, Mapping[str, Any]] = recipe.get("select", {}).get("thresholds", {})
+
+    seconds = pc.subtract(clips["end"], clips["start"]).to_numpy()
+    some = clips.table("clip_id", "source_id", "keep", "rejected_by")
+    keep = pc.fill_null(some["keep"], False).to_numpy(zero_copy_only=False).astype(bool)
+    reasons = _reasons(some)
+    ids = choose(some, clips_shown)
+    del some
+    numbers, labels = _score_columns(clips)
+    histograms = [histogram(name, fragments.floats(clips[name]), keep, thresholds.get(name)) for name in numbers]
+    rows = clips.rows(ids)
+    shown = show(store, [rows[clip] for clip in ids], histograms, labels)
+    moved = notches(clips.table(), from_dict(recipe)) if 0 < len(keep) <= TRIED_CLIPS else []
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("pipeline.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.globals.update(zip=zip)
+    environment.filters.update(number=number, duration=_duration, clock=_clock, size=_size)
+    script, style = _asset("report.js"), _asset("report.css")
+    return environment.get_template("report.html").render(
+        name=PurePosixPath(store.uri.partition("?")[0]).name,
+        info=info,
+        recipe=recipe,
+        sources=sources.num_rows,
+        opened=int(pc.sum(pc.equal(sources["status"], "ok")).as_py() or 0),
+        source_seconds=pc.sum(sources["duration"]).as_py() or 0.0,
+        failed=unused.slice(0, FAILURES).to_pylist(),
+        failures=len(unused),
+        found=len(keep),
+        kept=int(keep.sum()),
+        kept_seconds=float(seconds[keep].sum()),
+        captioned=len(keep) - clips["caption"].null_count,
+        shards=info.get("shards", []),
+        steps=funnel(reasons),
+        passes={
+            name: passes[name] for name in sorted(passes, key=lambda n: (PASSES.index(n) if n in PASSES else 9, n))
+        },
+        filters=filter_costs(passes, reasons),
+        canaries=recall(clips.canaries(), tuple(thresholds)),
+        bounded=[h for h in histograms if h.lines],
+        notches={h.name: [notch for notch in moved if notch.column == h.name] for h in histograms},
+        tried=len(keep) <= TRIED_CLIPS,
+        unbounded=[h for h in histograms if not h.lines],
+        distributions={
+            **{title: _bars(pc.if_else(keep, clips[name], None), keep) for title, name in IN_SHARDS.items()},
+            **{name: _bars(clips[name], keep) for name in labels},
+        },
+        tags=_top_tags(clips, keep)[:40],
+        balance=_balance(clips, keep),
+        unknown=_unknown(clips, keep),
+        shown=shown,
+        shown_reasons=sorted({reason for clip in shown for reason in clip.reasons}),
+        data=[{"id": clip.clip_id, "scores": [asdict(score) for score in clip.scores]} for clip in shown],
+        script=markupsafe.Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        style=markupsafe.Markup(style),
+    )
+
+
+def _score_columns(clips: Columns) -> tuple[list[str], list[str]]:
+    """Names of the columns with numbers, and of those with labels: few different short texts."""
+    numbers, labels = [name for name in score_columns(clips.schema) if name != "balance_cluster"], []
+    for column in clips.schema:
+        if column.name in (*fragments.CLIPS.names, *LATE_COLUMNS.names) or _says_why(column):
+            continue
+        if pa.types.is_boolean(column.type):
+            labels.append(column.name)
+        elif pa.types.is_string(column.type) and not column.name.startswith("caption"):
+            values = pc.unique(clips[column.name].drop_null()).to_pylist()
+            if 0 < len(values) <= MAX_LABELS and max(map(len, values)) <= 32:
+                labels.append(column.name)
+    return numbers, labels
+
+
+def _says_why(column: pa.Field) -> bool:
+    return column.name.endswith(why_null("")) and pa.types.is_string(column.type)
+
+
+def _unknown(clips: Columns, keep: np.ndarray) -> list[Bar]:
+    """Why scores are null: clips by filter and reason, most frequent first."""
+    whole = [
+        pc.binary_join_element_wise(column.name.removesuffix(why_null("")), clips[column.name], ": ")
+        for column in clips.schema
+        if _says_why(column)
+    ]
+    bars = [bar for reasons in whole for bar in _bars(reasons, keep)]
+    most = max((bar.count for bar in bars), default=1)
+    return sorted((replace(bar, share=bar.count / most) for bar in bars), key=lambda bar: (-bar.count, bar.label))
+
+
+def _reasons(clips: pa.Table) -> dict[tuple[str, ...], int]:
+    """How many clips have each list of reasons."""
+    joined = pc.value_counts(pc.fill_null(pc.binary_join(clips["rejected_by"], JOIN), "")).to_pylist()
+    return {tuple(filter(None, row["values"].split(JOIN))): row["counts"] for row in joined}
+
+
+def _top_tags(clips: Columns, keep: np.ndarray) -> list[Bar]:
+    """The most likely tag of each clip."""
+    if "tags_labels" not in clips:
+        return []
+    lists = pc.list_slice(clips["tags_labels"], 0, 1).combine_chunks()
+    return _bars(pc.list_flatten(lists), keep[pc.list_parent_indices(lists).to_numpy(zero_copy_only=False)])
+
+
+def _balance(clips: Columns, keep: np.ndarray) -> dict[str, Any] | None:
+    """The clusters of alike clips: as found, as kept with their weights, and the largest, each with its commonest tag.
+    None where the recipe asks for none."""
+    if "balance_cluster" not in clips:
+        return None
+    labels = pc.fill_null(clips["balance_cluster"], -1).to_numpy()
+    weight = np.nan_to_num(fragments.floats(clips["balance_weight"])) * keep
+    tags: Any = np.full(len(labels), None)
+    if "tags_labels" in clips:
+        lists = pc.list_slice(clips["tags_labels"], 0, 1).combine_chunks()
+        tags[pc.list_parent_indices(lists).to_numpy()] = pc.list_flatten(lists).to_pylist()
+    bars = []
+    sizes = np.bincount(labels[labels >= 0], minlength=1)
+    for cluster in np.argsort(-sizes, kind="stable")[:LARGEST]:
+        mine = labels == cluster
+        common = Counter(tag for tag in tags[mine] if tag).most_common(1)
+        name = f"{cluster}: {common[0][0]}" if common else str(cluster)
+        bars.append(Bar(name, int(sizes[cluster]), int(keep[mine].sum()), sizes[cluster] / max(1, sizes.max())))
+    kept = balance.distribution(np.where(weight > 0, labels, -1), weight)
+    return {"found": balance.distribution(labels), "kept": kept, "bars": [bar for bar in bars if bar.count]}
+
+
+def _bars(column: pa.ChunkedArray | pa.Array, keep: np.ndarray) -> list[Bar]:
+    """Counts of each value, most frequent first; nulls are left out."""
+    words = {True: "yes", False: "no"}
+    whole, kept = (
+        {
+            words.get(row["values"], row["values"]): row["counts"]
+            for row in pc.value_counts(some.drop_null()).to_pylist()
+        }
+        for some in (column, column.filter(pa.array(keep)))
+    )
+    ordered = sorted(whole, key=lambda value: (-whole[value], value))
+    return [Bar(value, whole[value], kept.get(value, 0), whole[value] / whole[ordered[0]]) for value in ordered]
+
+
+def _asset(name: str) -> str:
+    return (importlib.resources.files("pipeline.report") / "templates" / name).read_text()
+
+
+def _duration(seconds: float) -> str:
+    """Hours above two hours, minutes above two minutes, else seconds."""
+    if seconds >= 7200:
+        return f"{number(seconds / 3600)} h"
+    return f"{number(seconds / 60)} min" if seconds >= 120 else f"{number(seconds)} s"
+
+
+def _clock(seconds: float) -> str:
+    """1:02:03.4, or 2:03.4 below an hour."""
+    tenths = int(seconds * 10 + 1e-6)
+    minutes, rest = divmod(tenths, 600)
+    front = f"{minutes // 60}:{minutes % 60:02d}" if minutes >= 60 else f"{minutes}"
+    return f"{front}:{rest // 10:02d}.{rest % 10}"
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 1000 or unit == "TB":
+            break
+        count /= 1000
+    return f"{number(count)} {unit}"

@@ -1,0 +1,176 @@
+"""Counterfactuals: what another threshold would add or drop, from the tables alone, by the selection of a build."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.config.recipe import Recipe, RecipeError, SelectOptions, from_dict, to_dict
+from pipeline.selection.select import QUALITY, check_thresholds, select
+from pipeline.state import fingerprints
+from pipeline.storage.store import Store
+from pipeline.tables import fragments
+from pipeline.tables.columns import Columns
+
+EXAMPLES = 5
+DECIDING = {*fragments.CLIPS.names, *QUALITY, "caption", "embedding", "phash"}  # what selection reads beside thresholds
+NOTCH = 0.05  # of the clips that have the score
+
+
+@dataclass(frozen=True)
+class Group:
+    """Clips that share a fate: how many, how long together, and the first few ids."""
+
+    clips: int
+    hours: float
+    examples: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class WhatIf:
+    """A selection with other options against the one with the recipe as it is.
+
+    `added` holds `uncaptioned` clips that a build would first caption, and might lose there. `unscored` are clips that
+    the change lets through to scores which they do not have yet, because dear filters skip what cheap ones reject: only
+    a build can tell.
+    """
+
+    overrides: tuple[str, ...]
+    kept: int  # with the recipe as it is
+    added: Group
+    dropped: Group
+    uncaptioned: int
+    unscored: Group
+
+    def __str__(self) -> str:
+        lines = [f"{' '.join(self.overrides)}: {self.kept:,} clips now"]
+        after = f", of which {self.uncaptioned:,} have no caption yet" if self.uncaptioned else ""
+        for name, group, more in (
+            ("adds", self.added, after),
+            ("drops", self.dropped, ""),
+            ("lets through to filters not run yet", self.unscored, ""),
+        ):
+            if group.clips or group is not self.unscored:
+                shown = f" ({', '.join(group.examples)})" if group.examples else ""
+                lines.append(f"  {name} {group.clips:,} clips, {group.hours:.3f} h{more}{shown}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Notch:
+    """A threshold moved to where 5% of the clips more, or fewer, lie on its rejected side."""
+
+    column: str
+    side: str  # min or max
+    looser: WhatIf | None  # None where there is nothing in that direction
+    stricter: WhatIf | None
+
+
+def what_if(dataset: Path | str, recipe: Recipe, overrides: Sequence[str]) -> WhatIf:
+    """What `key=value` overrides of `recipe` would add to and drop from the dataset; nothing is decoded, scored or
+    written. A key may leave out `select.thresholds.` or `select.`. Raises RecipeError for an unknown key or one that
+    selection does not use, OSError where there is no dataset."""
+    store = Store(str(dataset))
+    if not store.list("tables/clips", ".parquet"):
+        raise FileNotFoundError(f"{dataset} has no clips table: build it first")
+    changed, _ = _changed(recipe, overrides)
+    clips = Columns(store, "tables/clips", fragments.CLIPS)
+    asked = {**recipe.select.thresholds, **changed.select.thresholds}
+    check_thresholds(asked, clips.schema)
+    return compare(clips.table(*(n for n in clips.schema.names if n in asked or n in DECIDING)), recipe, overrides)
+
+
+def compare(clips: pa.Table, recipe: Recipe, overrides: Sequence[str]) -> WhatIf:
+    """The same for a clips table as a build writes it."""
+    changed, keys = _changed(recipe, overrides)
+    return _compare(clips, _selected(clips, recipe), changed, keys)
+
+
+def notches(clips: pa.Table, recipe: Recipe) -> list[Notch]:
+    """Each numeric threshold of the recipe moved one notch both ways, the others left as they are."""
+    before = _selected(clips, recipe)
+    found = []
+    for column, bounds in recipe.select.thresholds.items():
+        for side in ("min", "max"):
+            value = getattr(bounds, side)
+            if value is None or column not in clips.column_names:
+                continue
+            moved: dict[str, WhatIf | None] = {}
+            for name, to in zip(("looser", "stricter"), _neighbours(clips[column], value, side), strict=True):
+                moved[name] = None
+                if to is not None:
+                    key = f"select.thresholds.{column}.{side}={to!r}"
+                    moved[name] = _compare(clips, before, from_dict(to_dict(recipe), [key]), (key,))
+            found.append(Notch(column, side, **moved))
+    return found
+
+
+def _changed(recipe: Recipe, overrides: Sequence[str]) -> tuple[Recipe, tuple[str, ...]]:
+    """The recipe with the overrides, and these with their whole keys."""
+    keys = tuple(_whole_key(override) for override in overrides)
+    changed = from_dict(to_dict(recipe), keys)
+    if dataclasses.replace(changed, select=recipe.select) != recipe:
+        raise RecipeError(f"{' '.join(overrides)}: only keys under select can be tried without a build")
+    return changed, keys
+
+
+def _compare(clips: pa.Table, before: pa.Table, changed: Recipe, overrides: tuple[str, ...]) -> WhatIf:
+    after = _selected(clips, changed)
+    was, keeps = (table["keep"].to_numpy(zero_copy_only=False) for table in (before, after))
+    reasons = [pc.binary_join(table["rejected_by"].cast(pa.list_(pa.string())), ",") for table in (before, after)]
+    uncaptioned = pc.equal(reasons[1], "caption").to_numpy() & ~pc.equal(reasons[0], "caption").to_numpy()
+    unscored = np.zeros(len(clips), bool)
+    for row in np.flatnonzero(pc.not_equal(*reasons).to_numpy() & ~keeps & ~uncaptioned):
+        columns = after["rejected_by"][row].as_py()
+        unscored[row] = all(c in changed.select.thresholds and not clips[c][row].is_valid for c in columns)
+    return WhatIf(
+        overrides=overrides,
+        kept=int(was.sum()),
+        added=_group(clips, (keeps | uncaptioned) & ~was),
+        dropped=_group(clips, was & ~keeps),
+        uncaptioned=int(uncaptioned.sum()),
+        unscored=_group(clips, unscored),
+    )
+
+
+def _selected(clips: pa.Table, recipe: Recipe) -> pa.Table:
+    return select(clips, recipe, fingerprints.late_columns(recipe))
+
+
+def _group(clips: pa.Table, rows: np.ndarray) -> Group:
+    some = clips.select(["clip_id", "start", "end"]).filter(pa.array(rows))
+    hours = (pc.sum(pc.subtract(some["end"], some["start"])).as_py() or 0.0) / 3600
+    return Group(len(some), hours, tuple(sorted(some["clip_id"].to_pylist())[:EXAMPLES]))
+
+
+def _neighbours(scores: pa.ChunkedArray, value: float, side: str) -> tuple[float | None, float | None]:
+    """Looser and stricter by a notch, to three digits; None where no clip lies that way."""
+    sign = 1.0 if side == "min" else -1.0
+    values = np.sort(sign * scores.drop_null().cast(pa.float64()).to_numpy())
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return None, None
+    share = np.searchsorted(values, sign * value) / len(values)
+    places = []
+    for direction in (-1, 1):
+        place = float(np.quantile(values, min(1.0, max(0.0, share + direction * NOTCH))))
+        rounded = float(f"{place:.3g}")
+        place = rounded if (rounded - sign * value) * direction > 0 else place
+        places.append(sign * place if (place - sign * value) * direction > 0 else None)
+    return places[0], places[1]
+
+
+def _whole_key(override: str) -> str:
+    """`override` with what it left out in front."""
+    first = override.partition("=")[0].partition(".")[0]
+    if first in (field.name for field in dataclasses.fields(Recipe)):
+        return override
+    if first in (field.name for field in dataclasses.fields(SelectOptions)):
+        return f"select.{override}"
+    return f"select.thresholds.{override}"

@@ -1,0 +1,327 @@
+"""The scan: one pass over a source gives its shots, the tracks and cheap scores of its clips, and sampled frames."""
+
+from __future__ import annotations
+
+import math
+import time
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import cv2
+import numpy as np
+
+from filters.base import Track, score
+from filters.borders import content_box
+from pipeline.config.recipe import Recipe, RecipeError
+from pipeline.media.frame import Frame
+from pipeline.media.proxy import FrameCandidate, Shrinker
+from pipeline.media.video import MediaError, Probe, Video
+from pipeline.scan.gap_decoder import ExactFrames, T
+from pipeline.scan.tracks import BURST_FRAMES, LEAST_BURST, ShotTracks, Tracks, clip_view, jpeg, sampled
+from pipeline.shots.cascade import Cascade
+from pipeline.shots.detectors import Adaptive, ShotDetector, Stride
+from pipeline.shots.same_scene import same_scene
+from pipeline.shots.shot_cutter import Shot, ShotCutter, Transition, equal_parts
+from pipeline.shots.transnet import TransNet
+from pipeline.sources.discover import Source, open_media
+from pipeline.state.fingerprints import columns_of, filters_of
+from pipeline.tables.fragments import clip_id
+
+WHOLE = (0.0, 0.0, 1.0, 1.0)
+LEAST_FPS = 20.0  # below it, frames that are left out would be missed
+
+
+@dataclass(frozen=True)
+class Scanned:
+    """What a scan gives: a row of tables.SOURCES, rows of tables.CLIPS with the columns of the filters that ran, rows
+    of tables.FRAMES, and seconds by part (decode, shots, flow, jpeg, filter:NAME). `shot_index` counts within the
+    segment."""
+
+    source: dict[str, Any]
+    clips: list[dict[str, Any]]
+    frames: list[dict[str, Any]]
+    stats: dict[str, float]
+
+
+def segments(start: float, duration: float, seconds: float) -> list[tuple[float, float]]:
+    """Parts of a long source, about `seconds` long, whose scans together are those of the source in one piece: each
+    owns the shots that start inside it. The last one goes on to wherever the source really ends."""
+    count = max(1, round(duration / seconds)) if duration > 1.5 * seconds else 1
+    edges = [start + duration * i / count for i in range(count + 1)]
+    return list(pairwise(edges))
+
+
+def scan(source: Source, recipe: Recipe, segment: tuple[float, float] | None = None) -> Scanned:
+    """Scans a source, or the shots of it that start inside `segment` (seconds). Raises MediaError when nothing of it
+    can be used; where a part can, that is used and `source["error"]` says what is missing."""
+    cv2.setNumThreads(1)  # a process a core, and the same bytes on any number of them
+    with Video(open_media(source.uri, recipe.sources), rough=True) as video:
+        shrinker = Shrinker(video.probe)
+        with ExactFrames(source.uri, recipe.sources) as exact:
+            return _Scan(source, recipe, video, shrinker, exact, segment).run()
+
+
+class _Scan:
+    """The state of one scan."""
+
+    def __init__(
+        self,
+        source: Source,
+        recipe: Recipe,
+        video: Video,
+        shrinker: Shrinker,
+        exact: ExactFrames,
+        segment: tuple[float, float] | None,
+    ):
+        self._source, self._options = source, recipe.scan
+        self._video, self._probe = video, video.probe
+        self._shrinker, self._exact = shrinker, exact
+        self._filters, self._columns = filters_of(recipe, "scan"), columns_of(recipe, "scan")
+        bursts = any(Track.BURST in made.needs for made in self._filters.values())
+        self._tracks = Tracks(shrinker, recipe.scan.frame_side, video.probe, bursts)
+        self._detector = self._make_detector()
+        self._keyframes: list[float] = []
+        self._segment = _opened(segment, video.probe)
+        self._cutter = ShotCutter(self._segment)
+        self._seconds: dict[str, float] = defaultdict(float)
+        self._clips: list[dict[str, Any]] = []
+        self._frames: list[dict[str, Any]] = []
+        self._shots = 0
+        self._entered = -math.inf  # where the last transition ended
+
+    def run(self) -> Scanned:
+        problem = self._image() if self._probe.image else self._film()
+        row = {
+            "source_id": self._source.source_id,
+            "source_uri": self._source.uri,
+            "status": "ok",
+            "error": problem,
+            "duration": self._probe.duration,
+            "fps": self._probe.fps,
+            "width": self._probe.width,
+            "height": self._probe.height,
+            "codec": self._probe.codec,
+        }
+        return Scanned(row, self._clips, self._frames, dict(self._seconds))
+
+    def _film(self) -> str | None:
+        """Goes through the frames; says what is missing at the end, if anything."""
+        start = self._segment[0]
+        first = not math.isfinite(start)
+        begin = None if first else ShotCutter.decode_from(start) - self._detector.reach
+        problem, seen = None, False
+        try:
+            for frame in self._timed(self._video.frames(begin, self._wanted())):
+                if not seen:
+                    self._cutter.begin(frame.time, first or frame.time <= self._probe.start)
+                    seen = True
+                if self._see(frame):
+                    return None
+        except MediaError as error:
+            if not seen:
+                raise
+            problem = str(error)
+        if not seen:
+            raise MediaError("no frame could be decoded")
+        self._tracks.pass_over(self._video.remaining)
+        _, last = self._tracks.last
+        end = last + (1 / self._probe.fps if self._probe.fps else 0)
+        with self._clock("shots"):
+            shots = self._cutter.push(self._stitched(self._detector.finish()), end) + self._cutter.finish()
+        for shot in shots:
+            self._finish(shot)
+        promised = self._probe.start + self._probe.duration
+        if problem is None and promised - end > max(1.0, 0.02 * self._probe.duration):
+            problem = f"truncated: {end - self._probe.start:.1f} of {self._probe.duration:.1f} s could be decoded"
+        return problem
+
+    def _see(self, frame: Frame) -> bool:
+        """Takes one frame; True when all shots of the segment have ended."""
+        if frame.key:
+            self._keyframes = [*self._keyframes[-200:], frame.time]
+        with self._clock("proxy"):
+            self._tracks.add(frame)
+            if frame.is_non_reference:  # here only for a burst: a file has the same shots whatever its filters
+                return False
+            proxy = self._shrinker.proxy(frame)
+        with self._clock("shots"):
+            shots = self._cutter.push(self._stitched(self._detector.push(proxy)), self._detector.settled)
+        for shot in shots:
+            self._finish(shot)
+        return self._cutter.done
+
+    def _stitched(self, found: Sequence[Transition]) -> list[Transition]:
+        """Without doubtful cuts inside one scene."""
+        kept = []
+        for transition in found:
+            beside = self._tracks.beside(transition.enter, self._entered) if transition.doubtful else None
+            if beside is None or not same_scene(*(still.rgb(WHOLE) for still in beside)):
+                kept.append(transition)
+                self._entered = transition.enter
+        return kept
+
+    def _make_detector(self) -> ShotDetector:
+        kinds: dict[str, Callable[[], ShotDetector]] = {
+            "cascade": lambda: Cascade(self._probe.fps, lambda a, b: self._between(a, b, self._shrinker.proxy)),
+            "adaptive": Adaptive,
+            "transnetv2": TransNet,
+            "stride": lambda: Stride(self._options.max_seconds),
+        }
+        if self._options.shots not in kinds:
+            raise RecipeError(f"scan.shots: {self._options.shots!r} is none of {', '.join(kinds)}")
+        return kinds[self._options.shots]()
+
+    def _wanted(self) -> Callable[[float], bool] | None:
+        """Which frames have to be decoded though nothing refers to them; None for all: only the cascade can do without,
+        and only where reference frames are dense enough to follow motion."""
+        dense = self._probe.fps >= LEAST_FPS
+        return self._tracks.in_burst if self._options.shots == "cascade" and dense else None
+
+    def _between(self, after: float, before: float, make: Callable[[Frame], T]) -> list[T]:
+        """What `make` makes of all frames between two that were decoded, when some were left out; nothing when the
+        second is a keyframe that came out of turn: an encoder that puts one there has seen the cut at that frame."""
+        if not self._tracks.skipped(after, before) or self._out_of_turn(before):
+            return []
+        keyframe = max((k for k in self._keyframes if k <= after), default=-math.inf)
+        with self._clock("exact"):
+            return self._exact.between(after, before, keyframe, make)
+
+    def _out_of_turn(self, time: float) -> bool:
+        """Whether there is a keyframe at this time, and not at the distance of the keyframes before or after it."""
+        index = bisect_left(self._keyframes, time)
+        near = self._keyframes[max(0, index - 2) : index + 3]
+        if time not in near or len(near) < 3:
+            return False
+        own = time - self._keyframes[index - 1] if index else math.inf
+        others = [b - a for a, b in pairwise(near) if b != time]
+        return all(abs(own - other) > 2.5 / self._probe.fps for other in others)
+
+    def _image(self) -> str | None:
+        frame = next(self._video.frames())
+        self._tracks.add(frame)
+        kept = self._tracks.span(-math.inf, math.inf)
+        self._clip(kept, frame.pts + 1, 0.0, self._box(kept), drop=False)
+        return None
+
+    def _finish(self, shot: Shot) -> None:
+        """A shot has ended: makes its clips."""
+        whole = self._tracks.span(shot.start, shot.end)
+        if len(whole.times):
+            end_pts, end = self._tracks.next_frame(shot.end) or self._after_last()
+            short = end - float(whole.times[0]) < self._options.min_seconds
+            box = self._box(whole)
+            for first, last in equal_parts(whole.times.tolist(), end, self._options.max_seconds):
+                more = last < len(whole.times)
+                until = (int(whole.pts[last]), float(whole.times[last])) if more else (end_pts, end)
+                self._clip(self._tracks.span(whole.times[first], until[1]), *until, box, short)
+            self._shots += 1
+        if math.isfinite(shot.end):
+            self._tracks.forget(shot.end)
+
+    def _clip(
+        self, kept: ShotTracks, end_pts: int, end: float, box: tuple[float, float, float, float], drop: bool
+    ) -> None:
+        start, size = float(kept.times[0]), (self._probe.width, self._probe.height)
+        name = clip_id(self._source.source_id, int(kept.pts[0]), end_pts, str(self._probe.time_base))
+        x, y, width, height = crop_pixels(box, size)
+        row: dict[str, Any] = {
+            "clip_id": name,
+            "source_id": self._source.source_id,
+            "source_uri": self._source.uri,
+            "shot_index": self._shots,
+            "start": start,
+            "end": end,
+            "start_pts": int(kept.pts[0]),
+            "end_pts": end_pts,
+            "time_base": str(self._probe.time_base),
+            "fps": len(kept.times) / (end - start) if end > start else 0.0,
+            "frames": len(kept.times),
+            "width": size[0],
+            "height": size[1],
+            "crop_x": x,
+            "crop_y": y,
+            "crop_w": width,
+            "crop_h": height,
+            "dropped": "duration" if drop else None,
+            **dict.fromkeys(self._columns),
+        }
+        self._clips.append(row)
+        if drop:
+            self._sample(name, kept.stills[len(kept.stills) // 2 :][:1], box)  # for the report to show what it was
+            return
+        if 0 < len(kept.burst) < LEAST_BURST <= len(kept.times):
+            kept = self._with_burst(kept)
+        with self._clock("flow"):
+            view = clip_view(kept, name, end, size, box)
+        for key, made in self._filters.items():
+            with self._clock(f"filter:{key}"):
+                row |= score(made, [view])[0]
+        self._sample(name, sampled(kept, view, self._options.frames_uniform, self._options.frames_peaks), box)
+
+    def _sample(self, name: str, stills: Sequence[FrameCandidate], box: tuple[float, float, float, float]) -> None:
+        with self._clock("jpeg"):
+            for index, still in enumerate(stills):
+                data = jpeg(still.rgb(box), self._options.jpeg_quality)
+                self._frames.append({"clip_id": name, "index": index, "time": still.time, "jpeg": data})
+
+    def _with_burst(self, kept: ShotTracks) -> ShotTracks:
+        """With neighbouring frames of its middle, for a clip that no burst of the grid falls into."""
+        first = max(0, (len(kept.times) - BURST_FRAMES) // 2)
+        last = min(len(kept.times), first + BURST_FRAMES) - 1
+        span = float(kept.times[first]) - 1e-6, float(kept.times[last]) + 1e-6
+        exact = self._between(*span, self._shrinker.luma)
+        return replace(kept, burst=np.stack(exact)) if exact else kept
+
+    def _box(self, kept: ShotTracks) -> tuple[float, float, float, float]:
+        with self._clock("borders"):
+            return content_box(kept.luma)
+
+    def _after_last(self) -> tuple[int, float]:
+        """pts and time at which the last frame ends."""
+        pts, _ = self._tracks.last
+        pts += max(1, round(1 / (self._probe.fps * self._probe.time_base)))
+        return pts, float(pts * self._probe.time_base)
+
+    def _timed(self, frames: Iterator[Frame]) -> Iterator[Frame]:
+        while True:
+            with self._clock("decode"):
+                frame = next(frames, None)
+            if frame is None:
+                return
+            yield frame
+
+    @contextmanager
+    def _clock(self, part: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[part] += time.perf_counter() - started
+
+
+def crop_pixels(box: tuple[float, float, float, float], size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The even-sized rectangle x, y, width, height inside `box` (fractions) of a picture of `size` pixels; of a picture
+    under two pixels, all of it."""
+    spans = []
+    for low, high, pixels in ((box[0], box[2], size[0]), (box[1], box[3], size[1])):
+        first = 2 * math.ceil(low * pixels / 2 - 1e-6)
+        length = 2 * math.floor((high * pixels - first) / 2 + 1e-6)
+        spans.append((first, length) if length >= 2 else (0, pixels))
+    (x, width), (y, height) = spans
+    return x, y, width, height
+
+
+def _opened(segment: tuple[float, float] | None, probe: Probe) -> tuple[float, float]:
+    """The segment, without a limit where it touches the source's ends, which may be elsewhere than promised."""
+    if segment is None:
+        return -math.inf, math.inf
+    start, end = segment
+    return (
+        -math.inf if start <= probe.start + 1e-6 else start,
+        math.inf if end >= probe.start + probe.duration - 1e-3 else end,
+    )

@@ -1,0 +1,228 @@
+"""What the scan keeps of frames until their shot has ended: the tracks of clips, and candidates for sampled frames."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from filters.base import ClipView
+from filters.flow import coarse_flow
+from pipeline.media.frame import Frame, seconds
+from pipeline.media.proxy import FrameCandidate, Shrinker, crop
+from pipeline.media.video import Probe
+
+LUMA_RATE = 8.0  # frames a second of the luma track; flow is between neighbours of it
+STILL_RATE = 3.0  # candidates a second for sampled frames
+BURST_EVERY = 3.0  # seconds between the beginnings of bursts: each costs as much as decoding its frames
+BURST_FRAMES = 12
+LEAST_BURST = 8  # a shorter one says too little
+DETAIL_PATCHES = 4
+PEAK_APART = 0.5  # seconds between two motion peaks
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class LumaFrame:
+    """The small luma of a frame, (h, w) uint8."""
+
+    time: float
+    luma: np.ndarray
+
+
+@dataclass(frozen=True)
+class ShotTracks:
+    """The frames of one span: presentation times and pts of all, and the tracks that fall inside."""
+
+    times: np.ndarray  # (n,) float64
+    pts: np.ndarray  # (n,) int64
+    luma_times: np.ndarray
+    luma: np.ndarray  # (m, h, w) uint8
+    stills: Sequence[FrameCandidate]
+    burst: np.ndarray  # (b, h, w) uint8
+
+
+class Tracks:
+    """Collects tracks frame by frame, on grids of absolute time, so that they do not depend on where decoding began."""
+
+    def __init__(self, shrinker: Shrinker, frame_side: int, probe: Probe, bursts: bool):
+        self._shrinker, self._side = shrinker, frame_side
+        self._base, self._wants_bursts = probe.time_base, bursts
+        self._burst_seconds = (BURST_FRAMES + 0.5) / max(probe.fps, 1.0) if bursts else 0.0
+        self._times: list[float] = []  # of all frames of the source, also those that were not decoded
+        self._pts: list[int] = []
+        self._analysed: list[float] = []  # of those that are not spare: all but bursts is made of them
+        self._last: float | None = None  # the time of the last frame that was decoded
+        self._luma: list[LumaFrame] = []
+        self._stills: list[FrameCandidate] = []
+        self._due = False  # a still, of the next frame that is no B-frame
+        self._bursts: list[list[LumaFrame]] = []
+        self._filling = False
+
+    def add(self, frame: Frame) -> None:
+        before, self._last = self._last, frame.time
+        self.pass_over(frame.passed)
+        if self._wants_bursts and _crossed(before, frame.time, 1 / BURST_EVERY):
+            self._bursts.append([])
+            self._filling = True
+        elif self._filling and len(frame.passed) > 1:
+            self._filling = False  # frames are missing: what follows is no neighbour
+        seen = False
+        if not frame.is_non_reference:
+            last = self._analysed[-1] if self._analysed else None
+            self._analysed.append(frame.time)
+            late, again = self._due, _crossed(last, frame.time, STILL_RATE)
+            self._due = late or again
+            if self._due and (not frame.b or (late and again)):  # a B-frame where there was no other all the while
+                self._stills.append(self._shrinker.still(frame, self._side))
+                self._due = False
+            seen = _crossed(last, frame.time, LUMA_RATE)
+        if not seen and not self._filling:
+            return
+        grey = LumaFrame(frame.time, self._shrinker.luma(frame))
+        if seen:
+            self._luma.append(grey)
+        if self._filling:
+            self._bursts[-1].append(grey)
+            self._filling = len(self._bursts[-1]) < BURST_FRAMES
+
+    def pass_over(self, pts: Sequence[int]) -> None:
+        """Frames of the source that have gone by, decoded or not."""
+        self._pts += pts
+        self._times += [seconds(p, self._base) for p in pts]
+
+    def in_burst(self, time: float) -> bool:
+        """Whether the burst track needs a frame at this time, so that it has to be decoded."""
+        return time % BURST_EVERY < self._burst_seconds
+
+    def skipped(self, after: float, before: float) -> bool:
+        """Whether the source has frames with after < time < before that are not analysed."""
+        every, seen = (bisect_left(t, before) - bisect_right(t, after) for t in (self._times, self._analysed))
+        return every > seen
+
+    def span(self, start: float, end: float) -> ShotTracks:
+        """What is kept of frames with start <= time < end."""
+        first, last = bisect_left(self._times, start), bisect_left(self._times, end)
+        luma = [p for p in self._luma if start <= p.time < end]
+        bursts = [[p for p in burst if start <= p.time < end] for burst in self._bursts]
+        middle = (self._times[first] + self._times[max(first, last - 1)]) / 2
+        best = max(
+            bursts, key=lambda b: (len(b) >= LEAST_BURST, -abs(b[0].time - middle)) if b else (False, -1e9), default=[]
+        )
+        return ShotTracks(
+            times=np.array(self._times[first:last]),
+            pts=np.array(self._pts[first:last], np.int64),
+            luma_times=np.array([p.time for p in luma]),
+            luma=_stack([p.luma for p in luma]),
+            stills=[s for s in self._stills if start <= s.time < end],
+            burst=_stack([p.luma for p in best]),
+        )
+
+    def beside(self, time: float, since: float) -> tuple[FrameCandidate, FrameCandidate] | None:
+        """The candidates next to a cut at `time`; none where there is none between it and `since`, or after it."""
+        index = bisect_left(self._stills, time, key=lambda still: still.time)
+        if not 0 < index < len(self._stills) or self._stills[index - 1].time < since:
+            return None
+        return self._stills[index - 1], self._stills[index]
+
+    def forget(self, before: float) -> None:
+        """Drops what lies before a time that no later span will reach."""
+        gone = bisect_left(self._times, before)
+        del self._times[:gone], self._pts[:gone]
+        del self._analysed[: bisect_left(self._analysed, before)]
+        self._luma = [p for p in self._luma if p.time >= before]
+        self._stills = [s for s in self._stills if s.time >= before]
+        while len(self._bursts) > 1 and self._bursts[0][-1].time < before:
+            del self._bursts[0]
+
+    def next_frame(self, time: float) -> tuple[int, float] | None:
+        """pts and time of the first frame at or after `time`."""
+        index = bisect_left(self._times, time)
+        return (self._pts[index], self._times[index]) if index < len(self._times) else None
+
+    @property
+    def last(self) -> tuple[int, float]:
+        return self._pts[-1], self._times[-1]
+
+
+def clip_view(kept: ShotTracks, clip_id: str, end: float, size: tuple[int, int], box: Box) -> ClipView:
+    """The scan's tracks of one clip, cut to `box`; `size` is width and height of the source as displayed."""
+    luma = np.ascontiguousarray(crop(kept.luma, box))
+    start = float(kept.times[0])
+    times = kept.luma_times
+    flow = [coarse_flow(a, b, float(dt)) for a, b, dt in zip(luma[:-1], luma[1:], np.diff(times), strict=True)]
+    return ClipView(
+        clip_id=clip_id,
+        start=start,
+        end=end,
+        fps=len(kept.times) / (end - start) if end > start else 0.0,
+        width=size[0],
+        height=size[1],
+        box=box,
+        luma=luma,
+        luma_times=times,
+        flow=np.stack(flow) if flow else np.zeros((0, 0, 0, 2), np.float32),
+        flow_times=np.stack([times[:-1], times[1:]], axis=1) if flow else np.zeros((0, 2)),
+        burst=np.ascontiguousarray(crop(kept.burst, box)),
+        detail=[s.patch for s in _spread(kept.stills, DETAIL_PATCHES)],
+    )
+
+
+def sampled(kept: ShotTracks, view: ClipView, uniform: int, peaks: int) -> list[FrameCandidate]:
+    """Which candidates become sampled frames: `uniform` evenly spread ones and those at the `peaks` strongest moments
+    of motion against the rest of the picture, each the sharpest of its neighbourhood; in order of time."""
+    duration = view.end - view.start
+    wanted = [(view.start + duration * (i + 0.5) / uniform, duration / uniform / 4) for i in range(uniform)]
+    wanted += [(moment, 1 / STILL_RATE) for moment in motion_peaks(view, peaks)]
+    left, chosen = list(kept.stills), []
+    for moment, around in wanted:
+        if not left:
+            break
+        near = [s for s in left if abs(s.time - moment) <= around] or [min(left, key=lambda s: abs(s.time - moment))]
+        best = max(near, key=lambda s: s.sharpness)
+        chosen.append(best)
+        left = [s for s in left if s is not best]
+    return sorted(chosen, key=lambda s: s.time)
+
+
+def motion_peaks(view: ClipView, count: int) -> list[float]:
+    """Seconds of the strongest motion that the picture does not share, strongest first, at least `PEAK_APART` apart."""
+    if not len(view.flow):
+        return []
+    own = view.flow - np.nanmedian(view.flow, axis=(1, 2), keepdims=True)
+    speed = np.nan_to_num(np.linalg.norm(own, axis=-1).mean(axis=(1, 2)))
+    moments = view.flow_times.mean(axis=1)
+    found: list[float] = []
+    for index in np.argsort(-speed, kind="stable"):
+        if len(found) == count:
+            break
+        if all(abs(moments[index] - other) >= PEAK_APART for other in found):
+            found.append(float(moments[index]))
+    return found
+
+
+def jpeg(rgb: np.ndarray, quality: int) -> bytes:
+    """(h, w, 3) uint8 RGB as a JPEG."""
+    done, data = cv2.imencode(".jpg", rgb[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+    assert done
+    return data.tobytes()
+
+
+def _crossed(last: float | None, time: float, rate: float) -> bool:
+    """Whether a multiple of 1 / rate lies between two frames, or there was none before."""
+    return last is None or int(time * rate) != int(last * rate)
+
+
+def _spread(items: Sequence[FrameCandidate], count: int) -> list[FrameCandidate]:
+    """`count` items, evenly spread."""
+    if not items:
+        return []
+    return [items[i] for i in sorted({int((k + 0.5) * len(items) / count) for k in range(count)})]
+
+
+def _stack(pictures: Sequence[np.ndarray]) -> np.ndarray:
+    return np.stack(pictures) if pictures else np.zeros((0, 0, 0), np.uint8)

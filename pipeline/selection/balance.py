@@ -1,0 +1,78 @@
+"""Balance: clusters of alike clips by their embeddings, so that what is common does not drown what is rare."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pipeline.selection.duplicates import Vectors
+
+SAMPLE = 64  # clips a cluster that its centre is fitted on
+ROUNDS = 20
+BLOCK = 1 << 14
+
+
+def clusters(embedding: np.ndarray | Vectors, count: int) -> np.ndarray:
+    """(n,) int32: the cluster of each row of `embedding` ((n, d) float, unit rows), -1 where the row is not finite.
+
+    Spherical k-means (Dhillon and Modha 2001), started from distinct random rows and fitted on a sample, so that the
+    cost of fitting does not grow with n. The same rows, in the same order, always get the same clusters.
+    """
+    blocks = [slice(i, i + BLOCK) for i in range(0, len(embedding), BLOCK)]
+    finite = [np.isfinite(embedding[block]).all(axis=1) for block in blocks]
+    known = np.flatnonzero(np.concatenate([*finite, np.zeros(0, bool)]))
+    labels = np.full(len(embedding), -1, np.int32)
+    if not len(known):
+        return labels
+    generator = np.random.default_rng(0)
+    sample = embedding[np.sort(generator.permutation(known)[: count * SAMPLE])].astype(np.float32)
+    distinct = np.unique(sample, axis=0)
+    centres = distinct[generator.permutation(len(distinct))[:count]]
+    for _ in range(ROUNDS):
+        nearest = _nearest(sample, centres)
+        sums = np.zeros_like(centres)
+        np.add.at(sums, nearest, sample)
+        lengths = np.linalg.norm(sums, axis=1, keepdims=True)
+        moved = np.where(lengths > 0, sums / np.maximum(lengths, 1e-12), centres)
+        if np.allclose(moved, centres, atol=1e-6):
+            break
+        centres = moved
+    for i in range(0, len(known), BLOCK):
+        labels[known[i : i + BLOCK]] = _nearest(embedding[known[i : i + BLOCK]].astype(np.float32), centres)
+    return labels
+
+
+def weights(labels: np.ndarray) -> np.ndarray:
+    """(n,) float32 sampling weights with mean 1: 1 / sqrt(size of the clip's cluster), as word2vec
+    tempers frequent words (Mikolov et al. 2013); 1 for clips in no cluster."""
+    result = np.ones(len(labels), np.float32)
+    inside = labels >= 0
+    if inside.any():
+        sizes = np.bincount(labels[inside])
+        result[inside] = 1 / np.sqrt(sizes[labels[inside]])
+        result[inside] /= result[inside].mean()
+    return result
+
+
+def over_cap(labels: np.ndarray, order: np.ndarray, cap: int) -> np.ndarray:
+    """(n,) bool: which clips go when a cluster keeps at most `cap`, those with the smallest `order` first."""
+    by_cluster = np.lexsort((order, labels))
+    sorted_labels = labels[by_cluster]
+    starts = np.searchsorted(sorted_labels, sorted_labels)
+    over = np.zeros(len(labels), bool)
+    over[by_cluster] = (np.arange(len(labels)) - starts >= cap) & (sorted_labels >= 0)
+    return over
+
+
+def distribution(labels: np.ndarray, weight: np.ndarray | None = None) -> dict[str, float]:
+    """What a report says of clusters, where each clip counts by its `weight`: how many, the largest's share, and how
+    even they are (entropy of the shares over its maximum, 1 when all are equal)."""
+    inside = labels >= 0
+    sizes = np.bincount(labels[inside], None if weight is None else weight[inside]) if inside.any() else np.zeros(0)
+    shares = sizes[sizes > 0] / max(1e-9, sizes.sum())
+    entropy = float(-(shares * np.log(shares)).sum())
+    even = entropy / float(np.log(len(shares))) if len(shares) > 1 else 1.0
+    return {"clusters": float(len(shares)), "largest": float(shares.max(initial=0.0)), "evenness": even}
+
+
+def _nearest(rows: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    return np.concatenate([(rows[i : i + BLOCK] @ centres.T).argmax(axis=1) for i in range(0, len(rows), BLOCK)])

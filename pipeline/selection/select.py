@@ -1,0 +1,278 @@
+"""Selection: scores and a recipe in; what is kept, and why the rest is not, out. Pure, and quick for millions."""
+
+from __future__ import annotations
+
+import difflib
+import zlib
+from collections.abc import Collection, Iterable, Mapping
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.config.recipe import Bounds, Recipe, RecipeError
+from pipeline.selection import balance, duplicates
+from pipeline.selection.buckets import bucket_names, with_durations
+from pipeline.selection.duplicates import Embeddings
+from pipeline.sources import canaries
+from pipeline.tables.fragments import floats, id_prefix_u64
+
+SELECTED = pa.schema(
+    [
+        ("keep", pa.bool_()),
+        (
+            "rejected_by",
+            pa.list_(pa.string()),
+        ),  # every reason: columns whose threshold is not met, `dropped` and others
+        ("duplicates_of", pa.string()),  # clip_id of the copy that stays
+        ("bucket", pa.string()),  # 16x9-720p; null where the picture is too small for any
+        ("split", pa.string()),  # train or val
+    ]
+)
+QUALITY = ("sharpness_laplacian", "aesthetics_mean")  # which of two copies of one resolution stays
+RANKED = ("frames", "crop_w", "crop_h", "start", "end", "clip_id", "source_uri", *QUALITY)  # what that is decided by
+BLOCK = 1 << 18  # rows at a time
+
+
+def select(
+    clips: pa.Table,
+    recipe: Recipe,
+    late: Collection[str] = frozenset(),
+    captioned: bool = True,
+    embeddings: Embeddings | None = None,
+) -> pa.Table:
+    """`clips` with the columns of SELECTED (texts of few values as dictionaries), and with `balance_cluster` and
+    `balance_weight` where the recipe asks for clusters; the rows in the same order.
+
+    `late` names the columns that the caption pass writes. Before that pass (`captioned=False`) their thresholds are not
+    asked; after it they decide among the clips that were captioned, and a clip whose `caption` is null is out. Either
+    way duplicates are decided among the clips that the other thresholds keep, so that both calls agree on them.
+
+    `embeddings` are the clips', where they are not a column `embedding`.
+
+    A null or NaN does not meet a threshold unless its bounds say `missing: keep`. Nulls are listed as reasons only
+    where nothing measured speaks against the clip, because dear filters skip what cheap ones reject. Raises RecipeError
+    for a threshold on a column that is not there, or not of its type.
+    """
+    thresholds = {k: b for k, b in recipe.select.thresholds.items() if captioned or k not in late}
+    check_thresholds(thresholds, clips.schema)
+    n, embeddings = len(clips), embeddings or duplicates.embeddings_of(clips)
+    still = floats(clips["frames"]) == 1
+    buckets = bucket_names(floats(clips["crop_w"]), floats(clips["crop_h"]), still, recipe.pack.heights)
+    seconds = floats(clips["end"]) - floats(clips["start"])
+    buckets = with_durations(buckets, seconds, still, recipe.pack.durations)
+    reasons = {**_dropped(clips), "resolution": buckets.is_null().to_numpy(zero_copy_only=False)}
+    reasons |= _judged(clips, {k: b for k, b in thresholds.items() if k not in late}, ~_any(reasons.values(), n))
+
+    candidates = ~_any(reasons.values(), n)
+    keeper = _keepers(clips, recipe, candidates, embeddings)
+    reasons["duplicates"] = keeper >= 0
+    if captioned:
+        chosen = candidates & (keeper < 0)
+        if "caption" in clips.column_names:
+            reasons["caption"] = chosen & clips["caption"].is_null().to_numpy()
+        answered = chosen & ~reasons.get("caption", np.zeros(n, bool))
+        late_reasons = _judged(clips, {k: b for k, b in thresholds.items() if k in late}, answered)
+        reasons |= {column: failed & answered for column, failed in late_reasons.items()}
+
+    added: dict[str, pa.Array | pa.ChunkedArray] = {}
+    if recipe.select.balance_clusters and embeddings:
+        added, reasons["balance"] = _balanced(clips, embeddings, recipe, ~_any(reasons.values(), n))
+    if "source_uri" in clips.column_names and (planted := canaries.is_canary(clips).to_numpy()).any():
+        reasons[canaries.MARK] = planted
+    added |= {
+        "keep": pa.array(~_any(reasons.values(), n)),
+        "rejected_by": _reason_lists(reasons, n),
+        "duplicates_of": clips["clip_id"].take(pa.array(np.maximum(keeper, 0), mask=keeper < 0)),
+        "bucket": buckets,
+        "split": splits(clips["source_id"], recipe.select.val_fraction),
+    }
+    for name, column in added.items():
+        if name in clips.column_names:
+            clips = clips.drop_columns([name])
+        clips = clips.append_column(name, column)
+    return clips
+
+
+def check_thresholds(thresholds: Mapping[str, Bounds], schema: pa.Schema) -> None:
+    """Raises RecipeError for a threshold on a column that is not in `schema`, naming the nearest that is, and for
+    bounds that do not go with the column's type."""
+    for column, bounds in thresholds.items():
+        key = f"select.thresholds.{column}"
+        if column not in schema.names:
+            near = difflib.get_close_matches(column, schema.names, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else "; is its filter in the recipe?"
+            raise RecipeError(f"{key}: no filter writes this score{hint}")
+        kind = schema.field(column).type
+        labels = bounds.any_of is not None or bounds.none_of is not None
+        if labels != _is_label(kind) and not pa.types.is_null(kind):
+            wanted = "any_of or none_of" if _is_label(kind) else "min or max"
+            raise RecipeError(f"{key}: the score is {kind}, so its bounds are {wanted}")
+        if pa.types.is_nested(kind) and not _is_label(kind):
+            raise RecipeError(f"{key}: a list of numbers has no threshold")
+
+
+def splits(source_ids: pa.ChunkedArray, val_fraction: float) -> pa.Array:
+    """train or val for each row, by a hash of its source: all clips of a source are on one side, for good."""
+    encoded = source_ids.combine_chunks().dictionary_encode()
+    hashes = np.array([zlib.crc32(name) for name in encoded.dictionary.cast(pa.binary()).to_pylist()], np.uint64)
+    sides = (hashes < round(val_fraction * 2**32)).astype(np.int8)
+    return pa.DictionaryArray.from_arrays(sides[encoded.indices.to_numpy()], ["train", "val"])
+
+
+def _dropped(clips: pa.Table) -> dict[str, np.ndarray]:
+    """What the scan gave up, by its reason."""
+    reasons: dict[str, np.ndarray] = {}
+    if "dropped" in clips.column_names:
+        for reason in pc.drop_null(pc.unique(clips["dropped"])).to_pylist():
+            reasons[reason] = pc.fill_null(pc.equal(clips["dropped"], reason), False).to_numpy()
+    return reasons
+
+
+def admitted(scores: pa.ChunkedArray, bounds: Bounds) -> np.ndarray:
+    """(n,) bool: `bounds.admit` of each score."""
+    failed, missing = _judge(scores, bounds)
+    return ~failed & ~missing if bounds.missing != "keep" else ~failed
+
+
+def _judge(scores: pa.ChunkedArray, bounds: Bounds) -> tuple[np.ndarray, np.ndarray]:
+    """Which scores do not meet the bounds, and which are missing."""
+    return (_judge_labels if _is_label(scores.type) else _judge_numbers)(scores, bounds)
+
+
+def _judged(clips: pa.Table, thresholds: Mapping[str, Bounds], open_: np.ndarray) -> dict[str, np.ndarray]:
+    """Which rows fail each threshold; for a null only in rows that are still `open_` and fail nothing measured."""
+    failed, missing = {}, {}
+    for column, bounds in thresholds.items():
+        failed[column], missing[column] = _judge(clips[column], bounds)
+    quiet = open_ & ~_any(failed.values(), len(clips))
+    return {
+        column: failed[column] | (missing[column] & quiet if bounds.missing != "keep" else False)
+        for column, bounds in thresholds.items()
+    }
+
+
+def _judge_numbers(scores: pa.ChunkedArray, bounds: Bounds) -> tuple[np.ndarray, np.ndarray]:
+    values = floats(scores)
+    failed = np.zeros(len(values), bool)
+    with np.errstate(invalid="ignore"):
+        if bounds.min is not None:
+            failed |= values < bounds.min
+        if bounds.max is not None:
+            failed |= values > bounds.max
+    return failed, np.isnan(values)
+
+
+def _judge_labels(labels: pa.ChunkedArray, bounds: Bounds) -> tuple[np.ndarray, np.ndarray]:
+    """Of a list of labels, one in `any_of` is enough, and one in `none_of` too many."""
+    missing = labels.is_null().to_numpy()
+    failed = np.zeros(len(labels), bool)
+    for wanted, names in ((True, bounds.any_of), (False, bounds.none_of)):
+        if names is not None:
+            failed |= holds(labels, names) != wanted
+    return failed & ~missing, missing
+
+
+def holds(labels: pa.ChunkedArray, names: Collection[str]) -> np.ndarray:
+    """(n,) bool: whether each label, or one of each list of labels, is among `names`."""
+    wanted = pa.array(list(names), pa.string())
+    if not pa.types.is_nested(labels.type):
+        return pc.is_in(labels, value_set=wanted).to_numpy()
+    rows = pc.list_parent_indices(labels).to_numpy()
+    result = np.zeros(len(labels), bool)
+    result[rows[pc.is_in(pc.list_flatten(labels), value_set=wanted).to_numpy()]] = True
+    return result
+
+
+def _keepers(clips: pa.Table, recipe: Recipe, candidates: np.ndarray, embeddings: Embeddings | None) -> np.ndarray:
+    """(n,) int64: the row of the copy that stays, -1 for a clip that is nobody's copy."""
+    keeper = np.full(len(clips), -1)
+    rows = np.flatnonzero(candidates)
+    pairs = duplicates.equal_pairs(
+        id_prefix_u64(clips["clip_id"])[rows]
+    )  # two copies of one file: always, ids are keys
+    if recipe.select.duplicates:
+        pictures = duplicates.pictures(clips, rows, embeddings)
+        near = duplicates.near_pairs(pictures, recipe.select.duplicate_similarity, recipe.select.duplicate_bits)
+        pairs = np.concatenate([pairs, near])
+    involved = np.unique(pairs)
+    rank = np.zeros(len(rows), np.int64)
+    ranked = clips.select([name for name in clips.column_names if name in RANKED])
+    rank[involved] = _rank(ranked.take(pa.array(rows[involved])))
+    best = rows[duplicates.groups(pairs, rank)]
+    copies = best != rows
+    keeper[rows[copies]] = best[copies]
+    return keeper
+
+
+def _rank(clips: pa.Table) -> np.ndarray:
+    """(n,) int64: 0 for the best copy: video before stills taken of it, then resolution, QUALITY, length, clip_id and
+    address."""
+    keys = [floats(clips["frames"]) == 1, -floats(clips["crop_w"]) * floats(clips["crop_h"])]
+    keys += [-np.nan_to_num(floats(clips[name]), nan=-np.inf) for name in QUALITY if name in clips.column_names]
+    keys += [floats(clips["start"]) - floats(clips["end"])]
+    names = (clips[name].cast(pa.string()) for name in ("clip_id", "source_uri"))
+    keys += [pc.rank(name, tiebreaker="dense").to_numpy() for name in names]
+    rank = np.empty(len(clips), np.int64)
+    rank[np.lexsort(keys[::-1])] = np.arange(len(clips))
+    return rank
+
+
+def _balanced(
+    clips: pa.Table, embeddings: Embeddings, recipe: Recipe, keep: np.ndarray
+) -> tuple[dict[str, pa.Array], np.ndarray]:
+    rows = np.flatnonzero(keep)
+    order = pc.rank(clips["clip_id"].take(pa.array(rows)), tiebreaker="first").to_numpy().astype(np.int64)
+    rows = rows[np.argsort(order)]  # clusters depend on which clips there are, not on the order of their rows
+    labels = balance.clusters(embeddings(rows), recipe.select.balance_clusters)
+    over = np.zeros(len(rows), bool)
+    if recipe.select.balance_cap:
+        over = balance.over_cap(labels, np.arange(len(rows)), recipe.select.balance_cap)
+    cluster, weight, capped = (
+        np.full(len(clips), -1, np.int32),
+        np.zeros(len(clips), np.float32),
+        np.zeros(len(clips), bool),
+    )
+    cluster[rows], capped[rows] = labels, over
+    weight[rows[~over]] = balance.weights(labels[~over])
+    columns = {
+        "balance_cluster": pa.array(cluster, mask=cluster < 0),
+        "balance_weight": pa.array(weight, mask=weight == 0),
+    }
+    return columns, capped
+
+
+def _reason_lists(reasons: Mapping[str, np.ndarray], n: int) -> pa.ChunkedArray:
+    names = pa.array(list(reasons), pa.string())
+    chunks = []
+    for i in range(0, max(n, 1), BLOCK):
+        marks = np.stack([mask[i : i + BLOCK] for mask in reasons.values()], axis=1)
+        offsets = np.concatenate([[0], marks.sum(axis=1).cumsum()]).astype(np.int32)
+        said = pa.DictionaryArray.from_arrays(np.nonzero(marks)[1].astype(np.int8), names)
+        chunks.append(pa.ListArray.from_arrays(offsets, said))
+    return pa.chunked_array(chunks)
+
+
+def with_reason(lists: pa.ChunkedArray, rows: np.ndarray, reason: str) -> pa.ChunkedArray:
+    """Lists of reasons with one more in the `rows` ((n,) bool)."""
+    chunks, at = [], 0
+    for chunk in lists.chunks:
+        more = rows[at : at + len(chunk)]
+        at += len(chunk)
+        if more.any():
+            longer = [[*old, reason] if new else old for old, new in zip(chunk.to_pylist(), more, strict=True)]
+            chunk = pa.array(longer, lists.type)
+        chunks.append(chunk)
+    return pa.chunked_array(chunks, lists.type)
+
+
+def _any(masks: Iterable[np.ndarray], n: int) -> np.ndarray:
+    result = np.zeros(n, bool)
+    for mask in masks:
+        result |= mask
+    return result
+
+
+def _is_label(kind: pa.DataType) -> bool:
+    inner = kind.value_type if pa.types.is_list(kind) else kind
+    return pa.types.is_string(inner) or pa.types.is_large_string(inner)

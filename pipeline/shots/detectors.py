@@ -1,0 +1,89 @@
+"""Shot detectors that are fed frames in order and speak in presentation time: PySceneDetect's, and a fixed stride."""
+
+from __future__ import annotations
+
+from collections import deque
+from fractions import Fraction
+from typing import Protocol
+
+import cv2
+from scenedetect import FrameTimecode
+from scenedetect.detectors import AdaptiveDetector
+
+from pipeline.media.proxy import Proxy
+from pipeline.shots.shot_cutter import Transition
+
+
+class ShotDetector(Protocol):
+    """What it says of a moment depends on frames within `reach` seconds of it alone, not on where decoding began."""
+
+    reach: float
+
+    def push(self, proxy: Proxy) -> list[Transition]:
+        """Takes the next frame; gives the transitions that are certain now, in order, each once."""
+        ...
+
+    @property
+    def settled(self) -> float:
+        """All transitions that leave a shot before this time, seconds, have been given."""
+        ...
+
+    def finish(self) -> list[Transition]:
+        """The transitions that are left when there are no more frames."""
+        ...
+
+
+class Adaptive:
+    """PySceneDetect's adaptive content detector (hard cuts only), with its default thresholds and no minimum length.
+
+    A cut is where the change of hue, saturation and luma between two frames is 3 times the mean of the two changes
+    before and after it, and above 15.
+    """
+
+    reach = 1.0
+    WINDOW = 2
+
+    def __init__(self) -> None:
+        self._detector = AdaptiveDetector(min_scene_len=0, window_width=self.WINDOW)
+        self._times: deque[float] = deque(maxlen=self.WINDOW + 2)
+        self._index = 0
+
+    def push(self, proxy: Proxy) -> list[Transition]:
+        self._times.append(proxy.time)
+        # Counted in frames: the detector only compares, and this is exact where frame rates vary.
+        found = self._detector.process_frame(
+            FrameTimecode(self._index, fps=Fraction(25)), cv2.cvtColor(proxy.colour, cv2.COLOR_RGB2BGR)
+        )
+        behind = [self._index - cut.frame_num for cut in found if cut.frame_num > 0]
+        self._index += 1
+        return [Transition(self._times[-1 - b], self._times[-1 - b]) for b in behind]
+
+    @property
+    def settled(self) -> float:
+        return self._times[-1 - self.WINDOW] if len(self._times) > self.WINDOW else float("-inf")
+
+    def finish(self) -> list[Transition]:
+        return []
+
+
+class Stride:
+    """No detection: a cut at every multiple of `seconds`."""
+
+    reach = 1.0
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._last: float | None = None
+
+    def push(self, proxy: Proxy) -> list[Transition]:
+        last, self._last = self._last, proxy.time
+        if last is None or proxy.time // self._seconds == last // self._seconds:
+            return []
+        return [Transition(proxy.time, proxy.time)]
+
+    @property
+    def settled(self) -> float:
+        return float("-inf") if self._last is None else self._last
+
+    def finish(self) -> list[Transition]:
+        return []

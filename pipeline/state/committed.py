@@ -1,0 +1,184 @@
+"""What is already done: fragments of earlier builds that still hold under the recipe, and their rows joined."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.config.recipe import Recipe
+from pipeline.state import fingerprints
+from pipeline.storage.store import Store
+from pipeline.tables import compaction
+from pipeline.tables.compaction import Runs, spans
+from pipeline.tables.fragments import Fragment, IdRange, fingerprint, frames_of, read_fragments, write_fragment
+
+KEYS = ("clip_id", "source_id", "start_pts", "end_pts", "shot_index", "unit")  # that put a row in its place
+
+UNREACHABLE = "unreachable"  # the status of a source, and in place of the limits of a part, that is to be tried again
+
+
+@dataclass
+class Scanned:
+    """The keys of the parts that the scan is done with; why parts failed and what of others could not be used, by key;
+    and the fragments with their rows. Not done are parts that were out of reach."""
+
+    keys: pa.Array
+    errors: Mapping[str, str]
+    unreachable: Mapping[str, str]
+    notes: Mapping[str, str]
+    fragments: Sequence[Fragment]
+
+
+def merge(store: Store, recipe: Recipe) -> None:
+    """Merges small fragments where they have become many. For the one build that writes to the dataset."""
+    for folder, made_by in (
+        ("state/scan", fingerprints.scan_fingerprint(recipe)),
+        ("state/embed", fingerprints.embed_fingerprint(recipe)),
+        ("state/caption", fingerprints.caption_fingerprint(recipe)),
+    ):
+        compaction.merge(store, folder, made_by)
+    fragments = list(read_fragments(store, "state/sources"))
+    if len(fragments) > compaction.LOOSE:
+        name = f"state/sources/{fingerprint([f.name for f in fragments])}.parquet"
+        write_fragment(store, name, identified(store), {})
+        for fragment in fragments:
+            if fragment.name != name:
+                store.delete(fragment.name)
+
+
+def identified(store: Store) -> pa.Table:
+    """Rows of passes.IDENTIFIED of every file that a build has looked at; first those that it could reach."""
+    rows = [fragment.rows(store).replace_schema_metadata() for fragment in read_fragments(store, "state/sources")]
+    table = pa.concat_tables(
+        [fingerprints.IDENTIFIED.empty_table(), *(one for one in rows if one.schema == fingerprints.IDENTIFIED)]
+    )
+    lost = pc.equal(table["status"], UNREACHABLE)
+    return pa.concat_tables([table.filter(pc.invert(lost)), table.filter(lost)])
+
+
+def scanned(store: Store, recipe: Recipe) -> Scanned:
+    """Parts scanned under this recipe. One that failed on a limit is not done when the limits have changed."""
+    limits = fingerprint(fingerprints.limits(recipe))
+    frames = {name: size for name, size, _ in store.stat("tables/frames")}
+    keys, errors, unreachable, notes, fragments = [], {}, {}, {}, []
+    for fragment in compaction.current(store, "state/scan", fingerprints.scan_fingerprint(recipe)):
+        said = {key: value for key, value in fragment.done.items() if key != "parts"}
+        fragments.append(replace(fragment, done=said))
+        good = []
+        for part in fragment.done["parts"]:
+            size = frames.get(frames_of(part["unit"]))
+            if size is None or part["frames_bytes"] not in (size, None):
+                continue  # gone, or cut off
+            if part.get("error"):
+                if part["limits"] == UNREACHABLE:
+                    unreachable[part["key"]] = part["error"]
+                elif part["limits"] == limits:
+                    errors[part["key"]] = part["error"]
+                continue
+            good.append(part["key"])
+            if part.get("note"):
+                notes[part["key"]] = part["note"]
+        keys.append(pa.array(good, pa.string()))
+    done = pa.concat_arrays([*keys, pa.array([], pa.string())])
+    failed = pa.array(list(errors), pa.string())
+    failed = failed.filter(pc.invert(pc.is_in(failed, done)))
+    errors = {key: errors[key] for key in failed.to_pylist()}
+    known = pa.concat_arrays([done, failed])
+    lost = pa.array(list(unreachable), pa.string())
+    lost = lost.filter(pc.invert(pc.is_in(lost, known))).to_pylist()
+    return Scanned(known, errors, {key: unreachable[key] for key in lost}, notes, fragments)
+
+
+def clips(
+    store: Store, recipe: Recipe, sources: pa.Table, columns: Collection[str] | None = None
+) -> Iterator[pa.Table]:
+    """Every clip of `sources` (with source_id, source_uri, status and metadata) with all that the passes say of it, or
+    the `columns` of that; null where a pass has not seen it yet. Table by table, in order of source_id and place.
+
+    Beside the passes' columns there are `metadata`; `unit`, which names the frames; `scan_at` and `embed_at`, the
+    fragments that hold the rows; and `captioned`, whether the caption pass is done with the clip.
+    """
+    usable = sources.filter(pc.equal(sources["status"], "ok")).select(["source_id", "source_uri", "metadata"])
+    usable = usable.sort_by("source_id").combine_chunks()
+    embed, caption = fingerprints.embed_fingerprint(recipe), fingerprints.caption_fingerprint(recipe)
+    with ExitStack() as stack:
+        scan, *later = (
+            stack.enter_context(Runs(store, fragments))
+            for fragments in (
+                scanned(store, recipe).fragments,
+                compaction.current(store, "state/embed", embed),
+                compaction.current(store, "state/caption", caption),
+            )
+        )
+        schemas = (fingerprints.embed_schema(recipe), fingerprints.caption_schema(recipe))
+        empty = True
+        for span in spans(scan.count):
+            rows = scan.rows(span, columns and {*columns, *KEYS})
+            if rows is not None:
+                empty = False
+                there = [one.rows(span, columns and {*columns, "clip_id", "source_id", "scored"}) for one in later]
+                yield _joined(_of_today(rows, usable, span), there, schemas, columns)
+                pa.default_memory_pool().release_unused()  # else it keeps as much as is in use
+        if empty:
+            rows = pa.schema([*fingerprints.scan_schema(recipe), ("at", pa.string())]).empty_table()
+            yield _joined(_of_today(rows, usable, IdRange()), (None, None), schemas, columns)
+
+
+def _joined(
+    rows: pa.Table,
+    later: Sequence[pa.Table | None],
+    schemas: Sequence[pa.Schema],
+    columns: Collection[str] | None,
+) -> pa.Table:
+    for table, schema, at in zip(later, schemas, ("embed_at", "caption_at"), strict=True):
+        rows = join(rows, table, [f for f in schema if columns is None or f.name in columns], at)
+    captioned = pc.is_valid(rows["caption_at"])
+    return rows.drop_columns(["caption_at"]).append_column("captioned", captioned)
+
+
+def _of_today(rows: pa.Table, sources: pa.Table, span: IdRange) -> pa.Table:
+    """Rows of a span whose source is among `sources` (in order of source_id), with its URI of today and its metadata,
+    and shots numbered."""
+    ids = sources["source_id"].chunk(0)
+    first, end = (bisect.bisect_left(ids, edge, key=pa.StringScalar.as_py) for edge in (span.first, span.end or "~"))
+    at = pc.index_in(rows["source_id"], ids.slice(first, end - first))
+    rows, at = rows.filter(pc.is_valid(at)), pc.add(pc.drop_null(at), first).combine_chunks()
+    rows = rows.rename_columns({"at": "scan_at"})
+    for name in ("source_id", "source_uri", "metadata"):
+        column = pa.DictionaryArray.from_arrays(at.cast(pa.int32()), sources[name].chunk(0))
+        found = rows.schema.get_field_index(name)
+        rows = rows.append_column(name, column) if found < 0 else rows.set_column(found, name, column)
+    shots = _shot_numbers(at.to_numpy(), rows["shot_index"].to_numpy())
+    return rows.set_column(rows.schema.get_field_index("shot_index"), "shot_index", shots)
+
+
+def _shot_numbers(sources: np.ndarray, counted: np.ndarray) -> pa.Array:
+    """The number of each clip's shot in its source, int32, for rows in order of source and time: (n,) numbers of their
+    sources, and of their shots as the scan counts them, from zero in every segment. Parts of one long shot have one
+    number."""
+    fresh = np.ones(len(counted), bool)
+    new = np.ones(len(counted), bool)
+    new[1:] = sources[1:] != sources[:-1]
+    fresh[1:] = new[1:] | (counted[1:] != counted[:-1])
+    shots = np.cumsum(fresh) - 1
+    return pa.array((shots - np.maximum.accumulate(np.where(new, shots, 0))).astype(np.int32))
+
+
+def join(left: pa.Table, right: pa.Table | None, fields: Sequence[pa.Field], at: str) -> pa.Table:
+    """`left` with the columns `fields` that it lacks, from the rows of `right` with the same clip_id, null where there
+    is none; and the column `at` of `right` under that name."""
+    fields = [f for f in fields if f.name not in left.column_names]
+    if right is None:
+        columns = [pa.nulls(left.num_rows, f.type) for f in [*fields, pa.field(at, pa.string())]]
+    else:
+        rows = pc.index_in(left["clip_id"], right["clip_id"].combine_chunks())
+        columns = [right[name].take(rows) for name in [*(f.name for f in fields), "at"]]
+    for name, column in zip([*(f.name for f in fields), at], columns, strict=True):
+        left = left.append_column(name, column)
+    return left

@@ -1,0 +1,212 @@
+"""The passes of a build: which filters each runs, the columns that it writes, and the fingerprint of what it does.
+
+A fingerprint covers everything that can change a pass's rows: its options, the versions of its filters, the models by
+name, this code's own version, and the fingerprints of the passes before it. Limits of time and memory are not part of
+it: they decide only whether a unit is finished.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from captioners import CAPTIONERS, captioner_version, check_captioner
+from captioners.text.audit import AUDIT_COLUMNS
+from captioners.text.audit import VERSION as AUDIT_VERSION
+from filters import load_filter
+from filters.base import Filter, Track, why_null
+from filters.encoders.base import Declared
+from pipeline.config.recipe import Bounds, Recipe, RecipeError, to_dict
+from pipeline.selection.select import admitted, check_thresholds, holds
+from pipeline.tables.fragments import CLIPS, fingerprint
+
+SCAN_VERSION = 11
+EMBED_VERSION = 4
+CAPTION_VERSION = 3
+ON_GPU = frozenset(("openclip", "watermark", "vlm"))
+
+LIMITS = ("deadline_factor", "deadline_seconds", "memory_mb")
+SCAN_TRACKS = frozenset({Track.LUMA, Track.FLOW, Track.BURST, Track.DETAIL})
+
+IDENTIFIED = pa.schema(
+    [
+        ("uri", pa.string()),
+        ("size", pa.int64()),
+        ("stamp", pa.string()),
+        ("source_id", pa.string()),
+        ("status", pa.string()),
+        ("error", pa.string()),
+        ("start", pa.float64()),  # seconds: presentation time of the first frame
+        ("duration", pa.float64()),
+        ("fps", pa.float64()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("codec", pa.string()),
+    ]
+)
+
+EMBEDDED = pa.schema(
+    [
+        ("clip_id", pa.string()),
+        ("source_id", pa.string()),
+        ("scored", pa.list_(pa.string())),  # the filters that ran, which are fewer where a cheap one rejected
+        ("embedding", pa.list_(pa.float32())),  # what the clip looks like, mean over the frames, unit norm
+        ("frame_embeddings", pa.binary()),  # (frames, d) float16: what each means, to compare with texts
+        ("phash", pa.list_(pa.uint64())),  # a frame
+    ]
+)
+
+CAPTIONED = pa.schema(
+    [
+        ("clip_id", pa.string()),
+        ("source_id", pa.string()),
+        ("caption_short", pa.string()),
+        ("caption_dense", pa.string()),
+        ("caption_json", pa.string()),
+        ("caption_error", pa.string()),
+        ("caption_by", pa.string()),  # the captioner's id: model and prompt
+    ]
+)
+
+
+def pass_of(needs: frozenset[Track]) -> str:
+    """The first pass that has everything in `needs`: scan, embed or caption."""
+    if needs <= SCAN_TRACKS:
+        return "scan"
+    return "caption" if Track.CAPTION in needs else "embed"
+
+
+def filters_of(recipe: Recipe, name: str, encoder: object = None) -> dict[str, Filter]:
+    """The recipe's filters that run in the pass `name`, in the recipe's order. Raises RecipeError for an unknown
+    filter or option, or weights that are not there or go with another encoder."""
+    chosen = {}
+    named = Declared(f"{recipe.encoder.name}:{recipe.encoder.model}:{recipe.encoder.pretrained}")
+    for key, options in recipe.filters.items():
+        try:
+            made = load_filter(key, options, encoder or named)
+        except KeyError as error:
+            raise RecipeError(f"unknown filter {key!r}") from error
+        except (TypeError, ValueError) as error:
+            raise RecipeError(f"filters.{key}: {error}") from error
+        if pass_of(made.needs) == name:
+            chosen[key] = made
+    return chosen
+
+
+def columns_of(recipe: Recipe, name: str) -> dict[str, pa.DataType]:
+    """The columns that the filters of a pass write: scores, and for each filter why some are null."""
+    filters = filters_of(recipe, name)
+    scores = {column: kind for made in filters.values() for column, kind in made.columns.items()}
+    return {**scores, **{why_null(key): pa.string() for key in filters}}
+
+
+def thresholds_of(recipe: Recipe, columns: Mapping[str, Any]) -> dict[str, Bounds]:
+    """The recipe's thresholds on these columns."""
+    return {column: bounds for column, bounds in recipe.select.thresholds.items() if column in columns}
+
+
+def scan_bounds(recipe: Recipe) -> dict[str, Bounds]:
+    """What a clip's scan scores have to meet before the embed pass looks at it."""
+    return {} if recipe.score_all else thresholds_of(recipe, columns_of(recipe, "scan"))
+
+
+def passes_scan_thresholds(row: Mapping[str, Any], bounds: Mapping[str, Bounds]) -> bool:
+    """Whether a scanned clip goes on to the embed pass: not dropped, and within the `scan_bounds`."""
+    return row["dropped"] is None and all(bound.admit(row[column]) for column, bound in bounds.items())
+
+
+def needs_scoring(rows: pa.Table, recipe: Recipe) -> np.ndarray:
+    """(n,) bool: of which clips the embed pass still has something to say. `rows` have `dropped`, the scores so far of
+    the recipe's thresholds, and `scored`, the filters that ran (null: not embedded yet). A clip that an earlier build
+    stopped scoring goes on when today's thresholds let it through."""
+    open_ = rows["dropped"].is_null().to_numpy()
+    for column, bounds in scan_bounds(recipe).items():
+        open_ = open_ & admitted(rows[column], bounds)
+    filters, scored = filters_of(recipe, "embed"), rows["scored"]
+    fresh = scored.is_null().to_numpy()
+    stopped = np.zeros(rows.num_rows, bool)
+    for name, made in ({} if recipe.score_all else filters).items():
+        for column, bounds in thresholds_of(recipe, made.columns).items():
+            stopped |= holds(scored, [name]) & ~admitted(rows[column], bounds)
+    some_left = pc.fill_null(pc.less(pc.list_value_length(scored), len(filters)), False).to_numpy()
+    return open_ & (fresh | (~stopped & some_left))
+
+
+def check(recipe: Recipe) -> None:
+    """Raises RecipeError for a recipe that cannot be built: unknown filters, options, captioners or thresholds."""
+    kinds = {column: kind for name in ("scan", "embed", "caption") for column, kind in columns_of(recipe, name).items()}
+    fields = [*CLIPS, *EMBEDDED, *(pa.field(k, v) for k, v in {**kinds, **AUDIT_COLUMNS}.items())]
+    check_thresholds(recipe.select.thresholds, pa.schema(fields))
+    if recipe.caption.captioner not in CAPTIONERS:
+        raise RecipeError(f"unknown captioner {recipe.caption.captioner!r}: known are {', '.join(CAPTIONERS)}")
+    try:
+        check_captioner(recipe.caption.captioner, recipe.caption.options)
+    except TypeError as error:
+        raise RecipeError(f"caption.options: {error}") from error
+
+
+def late_columns(recipe: Recipe) -> set[str]:
+    """The score columns that the caption pass writes."""
+    return {*AUDIT_COLUMNS, *columns_of(recipe, "caption")}
+
+
+def scan_schema(recipe: Recipe) -> pa.Schema:
+    """With `unit`, the name of the unit of work that scanned the clip and of the file with its frames."""
+    columns = {"unit": pa.string(), **columns_of(recipe, "scan")}
+    return pa.schema([*CLIPS, *(pa.field(k, v) for k, v in columns.items())])
+
+
+def embed_schema(recipe: Recipe) -> pa.Schema:
+    return pa.schema([*EMBEDDED, *(pa.field(k, v) for k, v in columns_of(recipe, "embed").items())])
+
+
+def caption_schema(recipe: Recipe) -> pa.Schema:
+    columns = {**AUDIT_COLUMNS, **columns_of(recipe, "caption")}
+    return pa.schema([*CAPTIONED, *(pa.field(k, v) for k, v in columns.items())])
+
+
+def on_gpu(recipe: Recipe) -> frozenset[str]:
+    """The passes with a model that runs on a GPU where there is one."""
+    models = {"embed": {recipe.encoder.name, *recipe.filters}, "caption": {recipe.caption.captioner}}
+    return frozenset(name for name, used in models.items() if used & ON_GPU)
+
+
+def limits(recipe: Recipe) -> dict[str, Any]:
+    """Options that decide whether a scan finishes, not what it finds."""
+    return {name: value for name, value in to_dict(recipe.scan).items() if name in LIMITS}
+
+
+def scan_fingerprint(recipe: Recipe) -> str:
+    options = {name: value for name, value in to_dict(recipe.scan).items() if name not in LIMITS}
+    return fingerprint("scan", SCAN_VERSION, options, _versions(recipe, "scan"))
+
+
+def embed_fingerprint(recipe: Recipe) -> str:
+    return fingerprint(
+        "embed",
+        EMBED_VERSION,
+        scan_fingerprint(recipe),
+        to_dict(recipe.encoder),
+        _versions(recipe, "embed"),
+        recipe.score_all,
+    )
+
+
+def caption_fingerprint(recipe: Recipe) -> str:
+    caption = recipe.caption
+    return fingerprint(
+        "caption",
+        CAPTION_VERSION,
+        embed_fingerprint(recipe),
+        [caption.captioner, captioner_version(caption.captioner), caption.options],
+        caption.audit and AUDIT_VERSION,
+        _versions(recipe, "caption"),
+    )
+
+
+def _versions(recipe: Recipe, name: str) -> list[Any]:
+    return [[key, made.version, recipe.filters[key]] for key, made in filters_of(recipe, name).items()]

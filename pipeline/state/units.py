@@ -1,0 +1,99 @@
+"""Units of work: what goes into the workers of each pass, and what they say when it is done."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from pipeline.sources.discover import DiscoveredFile, Source
+from pipeline.tables.fragments import IdRange
+
+
+@dataclass(frozen=True)
+class IdentifyUnit:
+    """Files to look at."""
+
+    found: tuple[DiscoveredFile, ...]
+
+    @property
+    def amount(self) -> float:
+        return len(self.found)
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is scanned in one go: a source, or a segment (seconds) of a long one."""
+
+    source: Source
+    duration: float
+    segment: tuple[float, float] | None = None
+
+    @property
+    def key(self) -> str:
+        return self.source.source_id + ("" if self.segment is None else f"@{self.segment[0]:g}-{self.segment[1]:g}")
+
+    @property
+    def seconds(self) -> float:
+        return self.duration if self.segment is None else self.segment[1] - self.segment[0]
+
+
+@dataclass(frozen=True)
+class ScanUnit:
+    """Parts whose rows are committed together."""
+
+    parts: tuple[Part, ...]
+
+    @property
+    def amount(self) -> float:
+        return sum(part.seconds for part in self.parts)
+
+
+@dataclass(frozen=True)
+class UnitClips:
+    """Clips that one unit of the scan found: `clip_ids` of them, None for all; their sources are in `span`. Their rows
+    are in `fragment`, alone or with those of other units; their frames go by the name of the `unit`."""
+
+    unit: str
+    fragment: str
+    clip_ids: tuple[str, ...] | None = None
+    span: IdRange | None = None
+
+    @property
+    def amount(self) -> float:
+        return len(self.clip_ids or ())
+
+
+@dataclass(frozen=True)
+class CaptionPart:
+    """Clips of one unit of the scan; their scores are in the fragments `embedded` too."""
+
+    clips: UnitClips
+    embedded: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class CaptionUnit:
+    """Clips that are captioned together, from as many fragments as it takes to fill a batch."""
+
+    parts: tuple[CaptionPart, ...]
+
+    @property
+    def amount(self) -> float:
+        return sum(part.clips.amount for part in self.parts)
+
+
+@dataclass(frozen=True)
+class UnitResult:
+    """What a worker says of a unit: how much, how long each part of it took, and what went wrong."""
+
+    of: str  # the pass
+    amount: float  # in the pass's own measure: seconds of video, clips ...
+    counts: Mapping[str, int] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    filters: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # name -> seconds, clips, rejected
+    fragment: str = ""
+    problem: str = ""  # stops the pass when not empty; what is done is kept
+
+
+class BuildStopped(RuntimeError):
+    """A pass that could not go on; what it did is kept, and the message says how to continue."""

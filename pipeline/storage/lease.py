@@ -1,0 +1,126 @@
+"""One build at a time in a dataset on an object store: a lease with signs of life, for stores without locks.
+
+Nothing is asked of the store but that a list shows what was written before it; of clocks, only that they run. Every
+build writes a claim and goes on writing it anew. It holds the dataset once it sees no other claim (Lamport's bakery,
+with names for numbers: of claims made at once the first by name holds). Claims that stay the same for `silent` seconds
+are of a dead build and are removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from pipeline.storage.store import Store
+
+FOLDER = "state/lock"
+BEAT = 5.0  # seconds between two signs of life
+SILENT = 60.0  # seconds without one after which a build is dead
+
+_claims: list[_Claim] = []  # of this process
+
+
+class LeaseError(RuntimeError):
+    """The dataset is another build's; the message says whose."""
+
+
+@contextlib.contextmanager
+def lease(store: Store, beat: float = BEAT, silent: float = SILENT) -> Iterator[Callable[[], None]]:
+    """Holds `store` for as long as the context lasts; yields a function that raises LeaseError when it was lost, as
+    after a sleep longer than `silent`. Raises LeaseError where another build is alive, and waits to see whether it is.
+    """
+    claim = _Claim(store, silent)
+    stopped = threading.Event()
+
+    def live() -> None:
+        while not stopped.wait(beat):
+            claim.renew()
+
+    claim.write()
+    _claims.append(claim)
+    thread = threading.Thread(target=live, daemon=True)
+    thread.start()
+    try:
+        _wait(claim, beat, silent)
+        yield claim.check
+    finally:
+        stopped.set()
+        thread.join()
+        claim.withdraw()
+        _claims.remove(claim)
+
+
+def give_back() -> None:
+    """Withdraws what this process holds, so that others need not wait to see that it is dead."""
+    for claim in _claims:
+        claim.withdraw()
+
+
+class _Claim:
+    def __init__(self, store: Store, silent: float) -> None:
+        self.store, self.name = store, f"{FOLDER}/{secrets.token_hex(8)}.json"
+        self._silent, self._said, self._last, self._lost = silent, 0, time.monotonic(), False
+        self._holds, self._writing = False, threading.Lock()
+
+    def write(self, holds: bool = False) -> None:
+        with self._writing:
+            begun = time.monotonic()
+            self._holds, self._said = self._holds or holds, self._said + 1
+            who = f"process {os.getpid()} on {socket.gethostname()}"
+            said = {"who": who, "holds": self._holds, "said": self._said}
+            self.store.write(self.name, json.dumps(said).encode())
+            self._last = begun
+
+    def renew(self) -> None:
+        """A sign of life, if it is not too late for one."""
+        if time.monotonic() - self._last > self._silent:
+            self._lost = True
+        if self._lost:
+            return
+        with contextlib.suppress(OSError):  # there may be luck with the next
+            self.write()
+            self._lost = self._holds and any(other["holds"] for other in self.others().values())
+
+    def withdraw(self) -> None:
+        with contextlib.suppress(OSError):  # it will be silent
+            self.store.delete(self.name)
+
+    def others(self) -> dict[str, dict[str, Any]]:
+        """The claims of other builds, by name."""
+        found = {}
+        for name in self.store.list(FOLDER):
+            with contextlib.suppress(FileNotFoundError, ValueError):
+                if name != self.name:
+                    found[name] = json.loads(self.store.read(name))
+        return found
+
+    def check(self) -> None:
+        if self._lost or time.monotonic() - self._last > self._silent:
+            raise LeaseError(f"this build was out of touch with {self.store.uri} for too long, and another may go on")
+
+
+def _wait(claim: _Claim, beat: float, silent: float) -> None:
+    """Returns when `claim` holds the store."""
+    seen: dict[str, tuple[int, float]] = {}  # name -> what it said first, and when
+    told = False
+    while others := claim.others():
+        for name, other in others.items():
+            said, since = seen.setdefault(name, (other["said"], time.monotonic()))
+            if other["said"] != said and (other["holds"] or name < claim.name):
+                where = claim.store.path(name)
+                raise LeaseError(f"another build is writing to {claim.store.uri} ({other['who']}, alive in {where})")
+            if other["said"] == said and time.monotonic() - since > silent:
+                claim.store.delete(name)
+            elif not told and time.monotonic() - since > 2 * beat:
+                told = True
+                print(f"{other['who']} was building here: {silent:.0f} s to see whether it still is", file=sys.stderr)
+        time.sleep(beat / 5)
+    claim.write(holds=True)

@@ -1,0 +1,4 @@
+"""Schemas of tables, fragments (committed units of rows) and their compaction.
+
+Start at fragments.py. May import storage and config.
+"""
