@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.backbones.base import Layout, pad_words
+from model.backbones.base import Layout, pad_words, replace_tensors
 from model.backbones.family import Conditions, Family
 
 ATTENTION = ("scaled_dot_product", "_flash_attention", "_efficient_attention", "bmm")  # parts of the names of operators
@@ -51,10 +51,11 @@ class DiffusersBackbone(nn.Module):
 def count_flops(backbone: DiffusersBackbone, shape: Sequence[int], words: int) -> tuple[int, int]:
     """Return the operations of one sample's forward pass in linear layers, and in attention."""
     layout = word_layout(backbone.family, backbone.transformer.config, words)
+    with torch.device("meta"):
+        transformer = type(backbone.transformer).from_config(backbone.transformer.config)
+        fake = DiffusersBackbone(transformer, backbone.family, backbone.conditions)
     with FakeTensorMode(), torch.no_grad():
-        fake = DiffusersBackbone(
-            type(backbone.transformer).from_config(backbone.transformer.config), backbone.family, backbone.conditions
-        )
+        replace_tensors(fake)
         with FlopCounterMode(display=False) as counter:
             fake(torch.zeros(1, *shape[1:]), torch.zeros(1, shape[2]), **pad_words([{}], layout))
     counts = {str(operator): count for operator, count in counter.get_flop_counts()["Global"].items()}

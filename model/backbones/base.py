@@ -48,3 +48,14 @@ def drop_words(words: Words, empty: Words, keep: Tensor) -> Words:
         name: torch.where(keep.view(-1, *[1] * (tensor.ndim - 1)), tensor, empty[name])
         for name, tensor in words.items()
     }
+
+
+def replace_tensors(model: nn.Module) -> None:
+    """Replace the tensors of a model that was made on the meta device by uninitialised ones on the CPU; in a
+    FakeTensorMode they take no memory, and a forward pass computes shapes alone."""
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            empty = torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu")
+            module.register_parameter(name, nn.Parameter(empty, requires_grad=parameter.requires_grad))
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device="cpu")

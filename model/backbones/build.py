@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -27,11 +27,11 @@ def make_backbone(
     config: Config, channels: int, layout: Layout, stride: tuple[int, int, int], weights: bool = True
 ) -> DiT | DiffusersBackbone:
     """Return the backbone of a run before training, on the CPU. channels, stride: of the latents; layout: of the words.
-    weights=False leaves the weights of a base uninitialised, as for an estimate. Raises BaseError."""
+    weights=False reads no weights of a base, for use on the meta device. Raises BaseError."""
     if not config.base:
         return DiT(SIZES[config.size], channels, layout["text"][1], config.patch, config.attention)
     source = read_source(config.base, config.expert)
-    if source.transformer["in_channels"] not in (channels, channels * source.family.patch(source.transformer) ** 2):
+    if source.transformer["in_channels"] != channels:
         raise BaseError(
             f"{source.path} takes latents of {source.transformer['in_channels']} channels, these have {channels}"
         )
@@ -39,13 +39,16 @@ def make_backbone(
     if weights:
         transformer = load_transformer(source, config.expert, dtype)
     else:
-        transformer = getattr(load_diffusers(), source.family.transformer).from_config(source.transformer).to(dtype)
+        transformer = getattr(load_diffusers(), source.family.transformer).from_config(source.transformer)
+        _cast_weights(transformer, dtype)
     if config.lora_rank:
         targets = config.lora_targets or source.family.lora_targets
         add_lora(transformer, config.lora_rank, lora_alpha(config), config.lora_dropout, targets)
     else:
         transformer.requires_grad_(True)
-    return DiffusersBackbone(transformer.train(), source.family, Conditions(source.index, config.fps, stride))
+    return DiffusersBackbone(
+        transformer.train(), source.family, Conditions(config.clean_frames > 0, config.fps, stride)
+    )
 
 
 def make_path(config: Config) -> ObjectivePath:
@@ -95,3 +98,12 @@ def export(config: Config, weights: Mapping[str, Tensor], out: Path) -> str:
     model.transformer.to(dtype).save_pretrained(out / name)
     loader = f"{source.family.transformer}.from_pretrained({str(out / name)!r})"
     return f"{out / name}: load it with {how}, {name}={loader})"
+
+
+def _cast_weights(transformer: Any, dtype: torch.dtype) -> None:
+    """Replace the weights as loading with `torch_dtype=dtype` does, which leaves some modules in fp32."""
+    fp32 = transformer._keep_in_fp32_modules or ()
+    for name, module in transformer.named_modules():
+        for key, parameter in list(module.named_parameters(recurse=False)):
+            if not any(part in f"{name}.{key}".split(".") for part in fp32):
+                module.register_parameter(key, torch.nn.Parameter(parameter.detach().to(dtype)))

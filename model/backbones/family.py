@@ -15,10 +15,10 @@ Settings = Mapping[str, Any]  # of a model_index.json, a config.json or a schedu
 
 @dataclass(frozen=True)
 class Conditions:
-    """What a prediction depends on besides the latents: the pipeline's model_index.json, the frames a second of the
-    videos, and the stride of the latents."""
+    """What a prediction depends on besides latents, times and words. time_per_frame: whether frames of a sample may
+    have different times; fps: frames a second of the videos; stride: of the latents."""
 
-    index: Settings
+    time_per_frame: bool
     fps: float
     stride: tuple[int, int, int]
 
@@ -38,8 +38,8 @@ class Family:
     masked: str | None = None  # the word tensor that is 1 at tokens and 0 at padding; None: zero rows are padding
     padding_counts: bool = False  # whether the model reads the vectors of padding, so that none may be dropped
     patch: Callable[[Settings], int] = lambda config: int(config["patch_size"])  # latent pixels a token, each side
-    frame_multiple: Callable[[Settings], int] = lambda config: 1  # latent frames must be a multiple of this
-    time_per_frame: Callable[[Settings], bool] = lambda index: False  # by model_index.json: frames may be clean
+    unsupported: Callable[[Settings], str] = lambda config: ""  # why a transformer cannot be trained, or ""
+    time_per_frame: Callable[[Settings], bool] = lambda index: False  # by model_index.json
     sample_options: Callable[[float | None, float], dict[str, Any]] = lambda scale, fps: (  # of the pipeline's call
         {} if scale is None else {"guidance_scale": scale}
     )

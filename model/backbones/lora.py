@@ -36,11 +36,10 @@ def add_lora(transformer: Any, rank: int, alpha: float, dropout: float, targets:
         init_lora_weights=True,
     )
     transformer.add_adapter(config, adapter_name=ADAPTER)
-    for name, parameter in transformer.named_parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-            if "lora_" not in name:
-                raise BaseError(f"{name} would be trained beside the LoRA")
+    for module in list(transformer.modules()):
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if parameter.requires_grad:
+                module.register_parameter(name, torch.nn.Parameter(parameter.detach().float()))
 
 
 def lora_file(weights: Mapping[str, Tensor], rank: int, alpha: float, folder: Path) -> Path:

@@ -26,6 +26,9 @@ class PipelineText:
         """path: folder or hub repository of the pipeline. Raises BaseError and TextError."""
         self.source = read_source(f"diffusers:{path}")
         diffusers = load_diffusers()
+        import transformers
+
+        transformers.utils.logging.disable_progress_bar()
         pipeline_class = getattr(diffusers, self.source.index["_class_name"])
         absent = {name: None for name in ("transformer", "transformer_2", "vae") if name in self.source.index}
         dtype = torch.bfloat16 if device != "cpu" else torch.float32
@@ -70,7 +73,7 @@ def text_id(source: Source, tokens: int) -> str:
     import transformers
 
     digest = hashlib.sha256(source.family.transformer.encode())
-    for name in sorted(name for name in source.index if name.startswith("text_encoder")):
+    for name in sorted(name for name in source.index if name.startswith("text_encoder") and source.index[name][0]):
         try:
             values = transformers.AutoConfig.from_pretrained(source.path, subfolder=name).to_dict()
         except (OSError, ValueError) as error:

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from model.backbones import wan
+from model.backbones import cogvideox, hunyuan, ltx, wan
 from model.backbones.family import Family, Settings
 from model.errors import BaseError
 from model.objective import LINEAR, Path, scheduled
 
-FAMILIES = (wan.FAMILY,)
+FAMILIES = (wan.FAMILY, ltx.FAMILY, hunyuan.FAMILY, cogvideox.FAMILY)
 SUBFOLDERS = {"": "transformer", "high": "transformer", "low": "transformer_2"}  # by expert
 
 
@@ -54,12 +54,14 @@ def read_source(base: str, expert: str | None = None) -> Source:
         wanted = "set expert=high or expert=low: one is trained at a time" if experts else "leave expert out"
         raise BaseError(f"{path} has {'two transformers' if experts else 'one transformer'}; {wanted}")
     try:
-        model = diffusers.ModelMixin.load_config(path, subfolder=SUBFOLDERS[expert or ""])
-        scheduler = diffusers.SchedulerMixin.load_config(path, subfolder="scheduler")
+        model = getattr(diffusers, family.transformer).load_config(path, subfolder=SUBFOLDERS[expert or ""])
+        scheduler = diffusers.FlowMatchEulerDiscreteScheduler.load_config(path, subfolder="scheduler")
     except (OSError, ValueError) as error:
         raise BaseError(f"{path} is not whole: {first_line(error)}") from error
     if model.get("_class_name") != family.transformer:
         raise BaseError(f"{path} has a {model.get('_class_name')}, not the {family.transformer} of a {name}")
+    if reason := family.unsupported(model):
+        raise BaseError(f"{path} cannot be trained on: {reason}")
     return Source(path, family, index, model, scheduler)
 
 
@@ -67,7 +69,8 @@ def default_options(base: str, expert: str) -> dict[str, Any]:
     """Return the options of a run that follow from its base, where nothing else is set. Raises BaseError."""
     source = read_source(base, expert)
     family = source.family
-    shift = source.scheduler.get("flow_shift") or source.scheduler.get("shift") or 0.0
+    fixed_shift = source.scheduler.get("flow_shift") or source.scheduler.get("shift") or 0.0
+    shift = 0.0 if source.scheduler.get("use_dynamic_shifting") else fixed_shift  # 0: by the number of tokens
     options: dict[str, Any] = {"latents": base, "text": base, "text_tokens": family.text_tokens}
     options |= {"patch": family.patch(source.transformer), "time_shift": float(shift)}
     options |= {} if family.time_per_frame(source.index) else {"clean_frames": 0.0}
@@ -136,6 +139,7 @@ def load_diffusers() -> Any:
         import diffusers
     except ImportError as error:
         raise BaseError("this needs diffusers and peft: pip install 'clipmill[diffusers]'") from error
+    diffusers.utils.logging.disable_progress_bar()  # among the lines of a run
     return diffusers
 
 

@@ -16,7 +16,7 @@ def predict(transformer: Any, x: Tensor, t: Tensor, words: Words, conditions: Co
     """Return noise - x_0. A model with one time a sample takes the noisiest frame's; one with a time a token (TI2V)
     takes each frame's, for all tokens of the frame."""
     timestep = TIMESTEPS * t.amax(1)
-    if conditions.index.get("expand_timesteps"):
+    if conditions.time_per_frame:
         _, rows, columns = transformer.config.patch_size
         timestep = TIMESTEPS * t.repeat_interleave(x.shape[3] // rows * (x.shape[4] // columns), 1)
     return transformer(x, timestep, words["encoder_hidden_states"], return_dict=False)[0]
@@ -38,6 +38,7 @@ FAMILY = Family(
     encode=encode,
     layout=lambda config: {"encoder_hidden_states": (None, int(config["text_dim"]))},
     patch=lambda config: int(config["patch_size"][1]),
+    unsupported=lambda config: "it is conditioned on images" if config["in_channels"] != config["out_channels"] else "",
     time_per_frame=lambda index: bool(index.get("expand_timesteps")),
     options={"path": "linear", "time": "logit_normal"},
 )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from model.backbones.base import Layout, pad_words
+from model.backbones.base import Layout, pad_words, replace_tensors
 from model.backbones.build import make_backbone
 from model.config import Config
 from model.training.parallel import RankContext, autocast, choose_kept
@@ -41,9 +41,11 @@ def estimate_memory(
         kept[tensor.untyped_storage()._cdata] = tensor
         return tensor
 
-    with FakeTensorMode(allow_fallback_kernels=False):
+    with torch.device("meta"):
         model = make_backbone(config, shape[1], layout, stride, weights=False)
-        choose_kept(model, config)
+    choose_kept(model, config)
+    with FakeTensorMode(allow_fallback_kernels=False):
+        replace_tensors(model)
         x, t = torch.zeros(*shape), torch.zeros(shape[0], shape[2])
         words = pad_words([{} for _ in range(shape[0])], layout)
         cpu = RankContext(torch.device("cpu"), 0, 1)
