@@ -33,7 +33,7 @@ class Config:
     lora_rank: int = 0  # 0 trains all weights of the base
     lora_alpha: float = 0.0  # the LoRA's update is multiplied by alpha / rank; 0 is rank
     lora_dropout: float = 0.0
-    lora_targets: tuple[str, ...] = ()  # ends of layer names, e.g. to_q,to_v; default: attention and MLP
+    lora_targets: tuple[str, ...] = ()  # ends of layer names, e.g. [to_q, to_v]; default: attention and MLP
     lora_merge: bool = False  # also write the base with the LoRA merged, at the end
 
     # what it sees

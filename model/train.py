@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -203,8 +204,12 @@ def check_folder(config: Config, out: Path, context: RankContext) -> None:
     path = out / "config.json"
     if path.exists():
         differing = changed(from_dict(json.loads(path.read_text())), config)
-        if differing:
+        if differing and ((out / "log.jsonl").exists() or checkpoint.latest(out)):
             raise ConfigError(f"{out} holds a run with another {', '.join(differing)}; give another --out")
+        barrier()
+        if differing and context.main:  # it ended before its first step, so that nothing is lost
+            shutil.rmtree(out / "latents", ignore_errors=True)
+            path.unlink()
     elif out.exists() and any(out.iterdir()) and context.main:
         raise ConfigError(f"{out} holds something else; give an empty or new folder")
     barrier()

@@ -119,12 +119,13 @@ def hunyuan() -> Any:
     )  # fmt: skip
     llama = transformers.LlamaModel(
         transformers.LlamaConfig(
-            vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=3, num_attention_heads=2, pad_token_id=0
+            vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=3, num_attention_heads=2
         )
     )  # fmt: skip
     clip = transformers.CLIPTextModel(
         transformers.CLIPTextConfig(
-            vocab_size=64, hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2, eos_token_id=1
+            vocab_size=64, hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2,
+            bos_token_id=2, eos_token_id=1,
         )
     )  # fmt: skip
     return diffusers.HunyuanVideoPipeline(
@@ -149,9 +150,9 @@ PIPELINES: dict[str, Callable[[], Any]] = {
 }
 
 
-def save_pipeline(name: str, folder: Path) -> Path:
+def save_pipeline(name: str, folder: Path, seed: int = 0) -> Path:
     """Write a pipeline with random weights; every parameter is random, also those that are zero in a new model."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     pipeline = PIPELINES[name]()
     for component in pipeline.components.values():
         if isinstance(component, torch.nn.Module):

@@ -95,7 +95,8 @@ def export(config: Config, weights: Mapping[str, Tensor], out: Path) -> str:
         merge_lora(model.transformer)
     name = "transformer_2" if config.expert == "low" else "transformer"
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-    model.transformer.to(dtype).save_pretrained(out / name)
+    _cast_weights(model.transformer, dtype)
+    model.transformer.save_pretrained(out / name)
     loader = f"{source.family.transformer}.from_pretrained({str(out / name)!r})"
     return f"{out / name}: load it with {how}, {name}={loader})"
 
