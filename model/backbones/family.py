@@ -39,6 +39,7 @@ class Family:
     padding_counts: bool = False  # whether the model reads the vectors of padding, so that none may be dropped
     patch: Callable[[Settings], int] = lambda config: int(config["patch_size"])  # latent pixels a token, each side
     unsupported: Callable[[Settings], str] = lambda config: ""  # why a transformer cannot be trained, or ""
+    speed_up: Callable[[Any], None] = lambda transformer: None  # make the forward pass faster, in place
     time_per_frame: Callable[[Settings], bool] = lambda index: False  # by model_index.json
     sample_options: Callable[[float | None, float], dict[str, Any]] = lambda scale, fps: (  # of the pipeline's call
         {} if scale is None else {"guidance_scale": scale}

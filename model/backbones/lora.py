@@ -42,6 +42,13 @@ def add_lora(transformer: Any, rank: int, alpha: float, dropout: float, targets:
                 module.register_parameter(name, torch.nn.Parameter(parameter.detach().float()))
 
 
+def use_autocast(transformer: Any) -> None:
+    """Leave the precision of the adapters to autocast; peft would first copy every input to fp32."""
+    for module in transformer.modules():
+        if hasattr(module, "cast_input_dtype_enabled"):
+            module.cast_input_dtype_enabled = False
+
+
 def lora_file(weights: Mapping[str, Tensor], rank: int, alpha: float, folder: Path) -> Path:
     """Write adapters, by the names of a backbone's parameters, as FILE for `pipeline.load_lora_weights(folder)`, and
     return the file. The factor alpha / rank is multiplied into B, so that every program that

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from model.backbones.base import Words
 from model.backbones.family import Conditions, Family
+from model.backbones.wan_blocks import speed_up
 
 TIMESTEPS = 1000  # t = 1 is this timestep
 
@@ -39,6 +40,7 @@ FAMILY = Family(
     layout=lambda config: {"encoder_hidden_states": (None, int(config["text_dim"]))},
     patch=lambda config: int(config["patch_size"][1]),
     unsupported=lambda config: "it is conditioned on images" if config["in_channels"] != config["out_channels"] else "",
+    speed_up=speed_up,
     time_per_frame=lambda index: bool(index.get("expand_timesteps")),
     options={"path": "linear", "time": "logit_normal"},
 )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from model.config import Config
+if TYPE_CHECKING:
+    from model.config import Config
 
 
 def make_optimizer(parameters: Sequence[nn.Parameter], config: Config) -> torch.optim.AdamW:

@@ -7,7 +7,7 @@ import functools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -17,8 +17,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from model.backbones.adapter import DiffusersBackbone
-from model.config import Config
+from model.backbones.lora import use_autocast
 from model.network.dit import DiT
+
+if TYPE_CHECKING:
+    from model.config import Config
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,10 @@ def spread(model: DiT | DiffusersBackbone, config: Config, context: RankContext)
     """Return the model as it is trained, on the context's device: what to call. No wrapper changes the names of the
     parameters of `model`."""
     model.to(context.device)
+    if isinstance(model, DiffusersBackbone):
+        model.family.speed_up(model.transformer)
+        if config.precision == "bf16":
+            use_autocast(model.transformer)
     choose_kept(model, config)
     for block in model.blocks:
         if config.compile:

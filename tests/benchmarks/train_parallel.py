@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from model import flow
+from model import objective
 from model.config import Config
 from model.network.dit import SIZES, DiT
 from model.training.optimise import clipped_step, global_norm, make_optimizer
@@ -46,9 +46,9 @@ def losses_of(
         if place.device.type == "cuda":
             torch.cuda.synchronize()
         began = time.perf_counter()
-        x, target = flow.noisy(x0, noise, t, "linear")
+        x, target = objective.noisy(x0, noise, t, objective.LINEAR)
         with autocast(config, place):
-            loss = flow.loss_per_sample(trained(x, t, text), target, torch.ones_like(t)).sum()
+            loss = objective.loss_per_sample(trained(x, t, text), target, torch.ones_like(t)).sum()
         (loss * place.world / shape[0]).backward()
         norm = global_norm(list(model.parameters()))
         clipped_step(optimizer, norm, torch.full_like(norm, 1.0))

@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from model import flow
+from model import objective
 from model.config import Config
 from model.network.dit import SIZES, DiT, Size
 from model.training.optimise import ClipRule, clipped_step, global_norm, make_optimizer
@@ -106,10 +106,10 @@ def training_step(
 
     def step() -> Tensor:
         t = torch.rand(len(x0), 1, device=place.device).expand(-1, x0.shape[2])
-        x, target = flow.noisy(x0, torch.randn_like(x0), t, "linear")
+        x, target = objective.noisy(x0, torch.randn_like(x0), t, objective.LINEAR)
         with autocast(config, place):
             prediction = predict(x, t, text)
-        loss = flow.loss_per_sample(prediction, target, torch.ones_like(t)).mean()
+        loss = objective.loss_per_sample(prediction, target, torch.ones_like(t)).mean()
         loss.backward()
         if users:
             torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm)
