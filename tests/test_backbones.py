@@ -274,7 +274,7 @@ def test_a_run_on_a_base_is_evaluated(folder, dataset, tmp_path):
 
 @pytest.mark.parametrize("kind", ["fp32", "bf16"])
 def test_wans_faster_blocks_compute_what_diffusers_blocks_do(kind, folder):
-    config, plain, words, _ = load("wan", folder("wan"))
+    _, plain, words, _ = load("wan", folder("wan"))
     _, fast, _, _ = load("wan", folder("wan"))
     fast.family.speed_up(fast.transformer)
     assert dict(fast.named_parameters()).keys() == dict(plain.named_parameters()).keys()
@@ -289,6 +289,8 @@ def test_wans_faster_blocks_compute_what_diffusers_blocks_do(kind, folder):
         out.square().mean().backward()
         outputs.append(out.detach())
     assert torch.allclose(*outputs, rtol=tolerance, atol=tolerance)
+    largest = max(float(p.grad.norm()) for p in plain.parameters() if p.grad is not None)
     for (name, a), b in zip(plain.named_parameters(), fast.parameters(), strict=True):
         assert a.grad is not None, name
-        assert torch.allclose(a.grad, b.grad, rtol=tolerance, atol=tolerance * float(a.grad.abs().max())), name
+        assert b.grad is not None, name
+        assert float((a.grad - b.grad).norm()) <= tolerance * largest, name

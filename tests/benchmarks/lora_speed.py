@@ -32,8 +32,7 @@ from typing import Any
 import diffusers
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from model.backbones import wan
 from model.backbones.adapter import DiffusersBackbone
 from model.backbones.family import Conditions
@@ -42,6 +41,7 @@ from model.objective import LINEAR, loss_per_sample, noisy
 from model.training.optimise import ClipRule, clipped_step, global_norm, make_optimizer
 from model.training.parallel import RankContext, autocast, choose_kernels, spread
 
+ROOT = Path(__file__).resolve().parents[2]
 PEAK = 989e12  # FLOP/s of an H100 or H200 in dense bf16
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
@@ -55,8 +55,8 @@ if not CUDA:
 
 
 def prepare_torchvision() -> None:
-    """Let a torchvision that was built for another torch be imported. The module is read by its path, because the package
-    `filters` imports what a bare GPU machine may lack."""
+    """Let a torchvision that was built for another torch be imported. The module is read by its path, because the
+    package `filters` imports what a bare GPU machine may lack."""
     spec = importlib.util.spec_from_file_location("torchvision_ops", ROOT / "filters" / "torchvision_ops.py")
     assert spec is not None
     assert spec.loader is not None
