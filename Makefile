@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
 
-.PHONY: demo test bench clean
+.PHONY: demo test test-cluster bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python jobs/demo.py --out $(DEMO)
@@ -16,6 +16,10 @@ test: $(VENV)/.installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# What starts several nodes: jobs on a cluster, nodes that come and go.
+test-cluster: $(VENV)/.installed
+	$(BIN)/python -m pytest -m cluster
 
 bench: $(VENV)/.installed
 	$(BIN)/python tests/benchmarks/$(NAME).py $(ARGS)

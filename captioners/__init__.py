@@ -32,6 +32,11 @@ def captioner_version(name: str) -> int:
     return int(importlib.import_module(CAPTIONERS[name].partition(":")[0]).VERSION)
 
 
+def captioner_uses_gpu(name: str) -> bool:
+    """Whether the captioner's class says `gpu = True`: its model runs on a GPU where there is one."""
+    return bool(getattr(_kind(name), "gpu", False))
+
+
 def _kind(name: str) -> Callable[..., Captioner]:
     module, _, attribute = CAPTIONERS[name].partition(":")
     kind: Callable[..., Captioner] = getattr(importlib.import_module(module), attribute)

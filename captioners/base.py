@@ -45,6 +45,7 @@ class Caption:
     setting: str = ""
     light: str = ""
     style: str = ""
+    content: float = 1.0  # how sure the captioner is of what is shown, 0 to 1; 0: it does not know
     provenance: Mapping[str, str] = field(default_factory=dict)  # field -> where it is from: measured, model, parsed
     usage: Mapping[str, float] = field(default_factory=dict)  # prompt_tokens, completion_tokens, seconds ...
 
@@ -80,4 +81,6 @@ def to_json(caption: Caption) -> str:
     """One line of JSON with every field that is not empty; times rounded to milliseconds."""
     tree = dataclasses.asdict(caption)
     tree["actions"] = [{**a, "start": round(a["start"], 3), "end": round(a["end"], 3)} for a in tree["actions"]]
-    return json.dumps({k: v for k, v in tree.items() if v or k in ("clip_id", "short", "dense")}, ensure_ascii=False)
+    return json.dumps(
+        {k: v for k, v in tree.items() if v or k in ("clip_id", "short", "dense", "content")}, ensure_ascii=False
+    )

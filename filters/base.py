@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import cv2
 import numpy as np
 import pyarrow as pa
+
+from pipeline.media.faults import failure, is_machine_fault
 
 Score = float | int | bool | str | list[float] | list[str] | None
 
@@ -21,6 +23,7 @@ class Track(enum.Enum):
     LUMA = "luma"  # scan: small grey frames of the whole clip
     FLOW = "flow"  # scan: coarse optical flow of the whole clip
     BURST = "burst"  # scan: a run of consecutive source frames, small and grey
+    FIELDS = "fields"  # scan: how two orders of a frame's fields fit its neighbours, for frames of the bursts
     DETAIL = "detail"  # scan: patches at the source's own resolution, grey
     FRAMES = "frames"  # embed: sampled colour frames, at the recipe's size
     EMBEDDING = "embedding"  # embed: unit vectors of the sampled frames: their meaning, their looks, and tags
@@ -49,6 +52,8 @@ class ClipView:
     # (m, gh, gw, 2) float32: dx (right) and dy (down) of the picture's content, in picture heights per second
     flow_times: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))  # (m, 2) float64: from, to
     burst: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0), np.uint8))  # (b, h, w) uint8, consecutive
+    fields: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))  # (f, 2) float64: misfits of bottom field
+    # first and of top field first (filters/interlacing.py), mean absolute grey levels
     detail: Sequence[np.ndarray] = ()  # patches (h, w) uint8 of luma, source pixels, not resized
     frames: Sequence[np.ndarray] = ()  # k arrays (h, w, 3) uint8 RGB, in order of time
     frame_times: np.ndarray = field(default_factory=lambda: np.zeros(0))  # (k,) float64
@@ -67,7 +72,8 @@ class ClipView:
 class Filter(Protocol):
     """Scores clips; thresholds are the recipe's. Options are the constructor's keyword arguments, with defaults.
 
-    A filter whose constructor has a parameter `encoder` is given the recipe's TextVideoEncoder.
+    A filter whose constructor has a parameter `encoder` is given the recipe's TextVideoEncoder. One whose model runs on
+    a GPU where there is one has an attribute `gpu = True`.
     """
 
     name: str  # the prefix of its columns
@@ -80,9 +86,15 @@ class Filter(Protocol):
         `why_null(name)`, which is one more column of the table. One clip at a time: what a clip scores does not depend
         on which others share its unit of work.
 
-        Bad clips (one frame, black, 16 pixels wide) are None, never an exception and never 0 or -1.
+        Bad clips (one frame, black, 16 pixels wide) are None, never an exception and never 0 or -1. (An exception is
+        caught by `score` below, and logged as an error in the filter.)
         """
         ...
+
+
+def uses_gpu(filter: Filter) -> bool:
+    """Whether the filter's model runs on a GPU where there is one."""
+    return bool(getattr(filter, "gpu", False))
 
 
 def why_null(name: str) -> str:
@@ -108,11 +120,29 @@ def shrunk(rgb: np.ndarray, longest: int) -> np.ndarray:
     return cv2.resize(rgb, None, fx=max(scale, 1 / width), fy=max(scale, 1 / height), interpolation=cv2.INTER_AREA)
 
 
-def score(kind: Filter, clips: Sequence[ClipView]) -> list[dict[str, Score]]:
-    """One answer a clip, with NaN and infinity made null: what a model gives for a picture that it cannot digest."""
-    answers = [kind.score(clip) for clip in clips]
-    for answer in answers:
+OnError = Callable[[str, ClipView, Exception], None]  # the filter's name, the clip, and what its score raised
+
+
+def score(kind: Filter, clips: Sequence[ClipView], on_error: OnError | None = None) -> list[dict[str, Score]]:
+    """One answer a clip, with NaN and infinity made null: what a model gives for a picture that it cannot digest.
+
+    A clip for which the filter raises has null scores, for the reason that the exception gives, and goes to `on_error`.
+    Faults of the machine are raised.
+    """
+    return [_scored(kind, clip, on_error) for clip in clips]
+
+
+def _scored(kind: Filter, clip: ClipView, on_error: OnError | None) -> dict[str, Score]:
+    try:
+        answer = kind.score(clip)
+        for name, value in answer.items():
+            if isinstance(value, int) and not isinstance(value, bool):
+                pa.scalar(value, kind.columns.get(name))  # raises where the column cannot hold it
         broken = [name for name, value in answer.items() if isinstance(value, float) and not math.isfinite(value)]
-        if broken:
-            answer |= {**dict.fromkeys(broken), why_null(kind.name): "not a number"}
-    return answers
+    except Exception as error:
+        if is_machine_fault(error):
+            raise
+        if on_error is not None:
+            on_error(kind.name, clip, error)
+        return unknown(kind, failure(error).reason)
+    return answer | {**dict.fromkeys(broken), why_null(kind.name): "not a number"} if broken else answer

@@ -13,17 +13,17 @@ from filters.base import ClipView, Score, Track, unknown
 
 class Tags:
     """`tags_labels` and `tags_probabilities`, best first: the mean over frames, where a label that a frame's list
-    does not have counts as 0. `count` is how many are kept."""
+    does not have counts as 0. `count` are kept: the captioner sums up relatives, so unlikely ones count too."""
 
     name = "tags"
-    version = 1
+    version = 2
     needs = frozenset({Track.EMBEDDING})
     columns: Mapping[str, pa.DataType] = {
         "tags_labels": pa.list_(pa.string()),
         "tags_probabilities": pa.list_(pa.float32()),
     }
 
-    def __init__(self, count: int = 10):
+    def __init__(self, count: int = 32):
         self.count = count
 
     def score(self, clip: ClipView) -> dict[str, Score]:

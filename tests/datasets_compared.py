@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from pipeline.storage.store import Store
-from pipeline.tables.fragments import read_table
+from pipeline.tables.published import read_table
 
 
 def snapshot(dataset: Path) -> dict[str, str]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from captioners import load_captioner
 from captioners.base import Action, Caption, CaptionError, ClipFrames, to_json
 from captioners.measured.colours import colours
-from captioners.measured.imagenet_groups import _named
+from captioners.measured.imagenet_groups import GROUPS, _members, subjects
 from captioners.text.camera_words import CAMERA
 from captioners.text.phases import camera_spans, motion_peaks, motion_phases
 
@@ -68,14 +68,55 @@ def test_events_are_told_in_order_of_time():
     assert caption.camera == "The camera pans right from 0.0 to 2.0 s, then holds still from 2.0 to 4.0 s."
 
 
-def test_tags_are_said_as_surely_as_they_are_measured():
-    tags = {"tags_labels": ["mountain bike, off-roader", "valley, vale", "ox"], "tags_probabilities": [0.7, 0.5, 0.05]}
-    assert say(ClipFrames("clip", 4.0, [], np.zeros(0), tags)).short == "A mountain bike, probably in a valley."
-    assert (
-        say(ClipFrames("clip", 4.0, [], np.zeros(0), tags), confidence="numbers").short
-        == "A mountain bike (0.70), in a valley (0.50)."
+def tagged(**probabilities):
+    """A clip with these tags and nothing else; underscores stand for spaces."""
+    names = [name.replace("_", " ") for name in probabilities]
+    return ClipFrames(
+        "clip", 4.0, [], np.zeros(0), {"tags_labels": names, "tags_probabilities": [*probabilities.values()]}
     )
-    assert say(ClipFrames("clip", 4.0, [], np.zeros(0), tags), least=0.6).setting == ""
+
+
+def test_what_is_probable_is_told_and_the_rest_is_not():
+    clip = tagged(mountain_bike=0.4, tricycle=0.1, valley=0.3, ox=0.05)
+    assert say(clip).dense == "A bicycle, in the mountains."
+    assert say(clip).setting == "in the mountains"
+    assert say(clip).content == pytest.approx(0.5)
+    assert say(clip, least=0.35).dense == "A bicycle."
+    assert say(clip, most_subjects=1).setting == ""
+
+
+def test_clothes_and_gear_mean_a_person_and_much_gear_sport():
+    assert say(tagged(sweatshirt=0.2, jeans=0.1)).dense == "A person."
+    assert say(tagged(barbell=0.25, parallel_bars=0.2)).dense == "A person doing sport."
+    assert say(tagged(barbell=0.15, jeans=0.2)).dense == "A person."
+
+
+def test_the_one_subject_that_can_move_is_named_instead_of_something():
+    scores = clip(leftwards).scores
+    dog = {"tags_labels": ["Golden Retriever", "sliding door"], "tags_probabilities": [0.4, 0.1]}
+    assert say(clip(leftwards, **dog)).dense.startswith("A dog. The dog crosses from right to left")
+    people = say(clip(leftwards, faces_count=2.0)).dense
+    assert people.startswith("Two people. The people cross from right to left")
+    screen = {"tags_labels": ["website"], "tags_probabilities": [0.5]}
+    assert "Something crosses" in say(clip(leftwards, **screen)).dense
+    both = say(ClipFrames("clip", 4.0, [], np.zeros(0), {**scores, **dog, "faces_count": 1.0})).dense
+    assert "Something crosses" in both
+
+
+def test_motion_without_a_direction_is_told_only_where_it_has_a_name_or_nothing_else_is_known():
+    def stays(t):
+        return (0.5, 0.5, 0.3)
+
+    assert say(clip(stays)).dense == "Something moves in the middle."
+    screen = {"tags_labels": ["website"], "tags_probabilities": [0.5]}
+    assert say(clip(stays, **screen)).dense == "A screen."
+    assert len(say(clip(stays, **screen)).actions) == 1
+
+
+def test_a_caption_says_how_sure_it_is_of_what_is_shown():
+    assert say(clip(leftwards)).content == 0.0
+    assert say(clip(leftwards, faces_count=1.0)).content == 1.0
+    assert json.loads(to_json(say(clip(leftwards))))["content"] == 0.0
 
 
 def test_nothing_moving_is_said_and_nothing_measured_is_not():
@@ -149,7 +190,7 @@ def test_json_keeps_every_field_that_says_something():
     assert json.loads(to_json(caption)) == {
         "clip_id": "id", "short": "A.", "dense": "B.", "subjects": ["ox"],
         "actions": [{"text": "ox walks", "start": 0.0, "end": 1.25}],
-        "camera": "still", "setting": "field", "light": "dusk",
+        "camera": "still", "setting": "field", "light": "dusk", "content": 1.0,
     }  # fmt: skip
 
 
@@ -175,18 +216,32 @@ def test_breeds_that_a_tagger_wavers_between_are_together_a_dog():
     assert say(ClipFrames("clip", 4.0, [], np.zeros(0), sure)).short == "A Golden Retriever."
 
 
-def test_kinds_hold_the_classes_that_they_name():
-    kinds = _named(general=False)
-    for name, kind in (
-        ("tabby cat", "cat"),
-        ("great grey owl", "bird"),
-        ("taxicab", "car"),
-        ("mountain bike", "bicycle"),
+def test_groups_and_kinds_hold_the_classes_that_they_name():
+    members = {group.name: (names, kinds) for group, names, kinds in _members()}
+    assert len(members) == len(GROUPS)
+    for name, group, kind in (
+        ("tabby cat", "animal", "cat"),
+        ("great grey owl", "animal", "bird"),
+        ("taxicab", "motor vehicle", "car"),
+        ("mountain bike", "bicycle", None),
+        ("Windsor tie", "person", None),
+        ("baseball player", "person doing sport", None),
+        ("coral reef", "under water", None),
     ):
-        assert kinds[name] == kind
-    for name in ("unicycle", "sea lion", "hot dog", "crane bird", "catamaran"):
-        assert kinds.get(name) in (None, "bird", "boat")
-    assert sum(kind == "dog" for kind in kinds.values()) == 118
+        names, kinds = members[group]
+        assert name in names
+        assert kind is None or name in kinds[kind]
+    assert len(members["animal"][1]["dog"]) == 118
+    assert "unicycle" in members["bicycle"][0]
+    assert not {"hot dog", "Christmas stocking", "catamaran"} & members["animal"][0]
+
+
+@given(tags=st.lists(st.tuples(st.sampled_from(sorted(set().union(*(m for _, m, _ in _members())))), st.floats(0, 1))))
+@settings(max_examples=60, deadline=None)
+def test_any_tags_give_each_subject_once_likeliest_first(tags):
+    shown = subjects(tags, 0.2)
+    assert [s.probability for s in shown] == sorted((s.probability for s in shown), reverse=True)
+    assert len({s.name for s in shown}) == len(shown)
 
 
 def test_where_no_kind_is_likely_an_animal_is_still_an_animal():
@@ -194,7 +249,7 @@ def test_where_no_kind_is_likely_an_animal_is_still_an_animal():
         "tags_labels": ["sea lion", "albatross", "axolotl", "king penguin", "monitor"],
         "tags_probabilities": [0.2, 0.1, 0.15, 0.1, 0.05],
     }
-    assert say(ClipFrames("clip", 4.0, [], np.zeros(0), tags)).short == "Probably an animal."
+    assert say(ClipFrames("clip", 4.0, [], np.zeros(0), tags)).short == "An animal."
 
 
 def test_animals_that_only_add_up_are_not_said():
@@ -205,11 +260,11 @@ def test_animals_that_only_add_up_are_not_said():
     assert isinstance(say(ClipFrames("clip", 4.0, [], np.zeros(0), tags)), CaptionError)
 
 
-def test_faces_and_writing_are_said_and_counted():
-    caption = say(clip(leftwards, faces_count=2.0, text_area=0.02))
-    assert caption.dense.startswith("Two faces and some writing. Something crosses")
-    assert caption.subjects == ("two faces", "some writing")
-    assert say(clip(leftwards, faces_count=9.0)).subjects == ("many faces",)
+def test_people_by_their_faces_and_writing_are_told_and_counted():
+    caption = say(clip(leftwards, faces_count=2.0, text_area=0.08))
+    assert caption.dense.startswith("Two people and writing. The people cross")
+    assert caption.subjects == ("two people", "writing")
+    assert say(clip(leftwards, faces_count=9.0)).subjects == ("many people",)
     assert say(clip(leftwards, faces_count=0.0, text_area=None)).subjects == ()
 
 

@@ -14,11 +14,11 @@ from captioners.api.ray_llm import RayLlm
 from captioners.base import ClipFrames
 from pipeline.build import build
 from pipeline.config.recipe import from_dict
-from pipeline.engine import ray_engine
+from pipeline.engine.ray_engine import RayEngine
 from pipeline.passes.ray_llm import AskRay
 from pipeline.state.units import BuildStopped
 from pipeline.storage.store import Store
-from pipeline.tables.fragments import read_table
+from pipeline.tables.published import read_table
 
 CLIP = ClipFrames("clip", 4.0, [np.zeros((8, 8, 3), np.uint8)], np.zeros(1))
 LENGTHS = (1.2, 1.6, 2.0, 2.8)  # seconds: they name the clips in the questions
@@ -28,10 +28,9 @@ LENGTHS = (1.2, 1.6, 2.0, 2.8)  # seconds: they name the clips in the questions
 def one_ray():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OPENAI_API_KEY", KEY)
-        ray_engine.start()
-        patch.setattr(ray_engine, "stop", lambda: None)
+        engine = RayEngine()
         yield
-    ray_engine.stop()
+        engine.close()
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from filters.torchvision_ops import ensure_torchvision
 @pytest.fixture
 def serve(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.setattr("captioners.api.chat.FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("pipeline.storage.retry.FIRST_PAUSE", 0.01)
     made = []
 
     def start(script, **options):
@@ -101,6 +101,7 @@ def test_a_request_that_hangs_is_given_up_and_repeated(serve):
         (reply(None, refusal="no"), "refusal"),
         (reply("", finish="content_filter"), "refusal"),
         (reply('{"short": A dog, "dense"', finish="length"), "malformed JSON"),
+        (reply('{"short": "A man.", "dense": "A man walks" "to a'), "malformed JSON"),
         (reply('{"short": {"a": ', finish="length"), "empty"),
         (reply("A dog runs over the lawn and then it goes to the", finish="length"), "cut off"),
         (reply("on and on it goes " * 200, finish="length"), "repeats itself"),

@@ -1,5 +1,7 @@
 """The vlm captioner loads real models in the hub's format and says what plain generate says, faster."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -59,7 +61,7 @@ def test_answers_are_those_of_plain_generate(saved, family):
 def test_an_end_token_ends_an_answer_and_its_row_is_used_again(saved):
     captioner = Vlm(saved["qwen"], max_new_tokens=12, rows=1, prefill=1, frame_tokens=8)
     free = {answer.key: answer.tokens for answer in captioner.answers(clips(3))}
-    captioner._decoders.clear()
+    captioner._decoder = None  # it was made with the model's own end tokens
     captioner.ends = [free["clip0"][3]]
     ended = {answer.key: answer for answer in captioner.answers(clips(3))}
     cut = free["clip0"].index(captioner.ends[0])
@@ -96,6 +98,43 @@ def test_sampling_is_seeded_and_differs_from_greedy(saved):
 
     assert sampled() == sampled()
     assert sampled() != [answer.tokens for answer in captioner.answers(clips(2))]
+
+
+def test_one_decoder_serves_greedy_rounds_and_retries(saved):
+    captioner = Vlm(saved["qwen"], max_new_tokens=8, rows=4, prefill=4, frame_tokens=8)
+    captioner.caption(clips(2))  # random weights: every answer is asked for again, sampled
+    decoder = captioner._decoder
+    assert decoder is not None
+    captioner.caption(clips(2))
+    assert captioner._decoder is decoder
+
+
+def test_a_batch_larger_than_the_rows_is_split_and_answered(saved):
+    captioner = Vlm(saved["qwen"], max_new_tokens=4, rows=2, prefill=32, frame_tokens=8)
+    assert {answer.key for answer in captioner.answers(clips(5))} == {clip.clip_id for clip in clips(5)}
+    decoder = Decoder(captioner.model, rows=1, length=512, limit=4, ends=[])
+    with pytest.raises(ValueError, match="a batch of 2 prompts does not fit 1 rows"):
+        list(decoder.run([captioner._prompts(clips(2), ["What happens?"] * 2)]))
+
+
+@pytest.mark.gpu
+def test_several_batches_with_retries_are_captioned_while_other_threads_use_the_gpu(saved):
+    captioner = Vlm(saved["qwen"], device="cuda", max_new_tokens=24, rows=8, prefill=4, frame_tokens=8)
+    stop = threading.Event()
+
+    def score() -> None:  # allocates and synchronizes all the time, as similarity scoring does
+        while not stop.is_set():
+            states = torch.ones(256, 256, device="cuda")
+            (states @ states).sum().item()
+
+    busy = threading.Thread(target=score)
+    busy.start()
+    try:
+        for _ in range(4):
+            assert len(captioner.caption(clips(5))) == 5
+    finally:
+        stop.set()
+        busy.join()
 
 
 def test_questions_get_a_probability_from_the_first_word(saved):

@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import json
 import os
-import pickle
 import re
 import shutil
 import socket
@@ -31,7 +30,9 @@ from model.data.index import read_index
 from pipeline.dataset.finish import read_info
 from pipeline.dataset.verify import verify
 from pipeline.engine import ray_engine
-from pipeline.engine.ray_engine import Stage
+from pipeline.engine.base import Machine, NodesLost, Stage
+from pipeline.engine.ray_engine import RayEngine
+from pipeline.state.units import Handoff, UnitResult
 from pipeline.storage.store import Store
 
 ROOT = Path(__file__).parents[1]
@@ -130,6 +131,7 @@ def scraped(cluster: Running) -> str:
     return "".join(pages)
 
 
+@pytest.mark.cluster
 def test_a_job_that_is_stopped_and_submitted_again_builds_a_dataset_once(cluster, tmp_path, sample_videos):
     dataset = tmp_path / "dataset"
     words = ["jobs/curate.py", str(sample_videos["bikes"]), "--out", str(dataset), *OPTIONS]
@@ -253,12 +255,31 @@ def test_the_slurm_script_starts_a_head_its_workers_and_the_build(tmp_path, node
     assert "python jobs/curate.py in put/ --out /shared/d @one:22345" in lines
 
 
-class Where:
-    """A pass's worker that says which node it runs on."""
+@dataclass(frozen=True)
+class Trip:
+    """A unit, and the nodes whose workers have had it."""
 
-    def __call__(self, unit: list[str]) -> list[str]:
+    name: str
+    nodes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SecondTrip(Trip):
+    pass
+
+
+class Where:
+    """A pass's worker that says which node it runs on, as the name of its pass."""
+
+    def __call__(self, unit: Trip) -> UnitResult:
         time.sleep(0.2)
-        return [*unit, ray.get_runtime_context().get_node_id()]
+        return UnitResult(" ".join([unit.name, *unit.nodes, ray.get_runtime_context().get_node_id()]), 1.0)
+
+
+class First:
+    def __call__(self, unit: Trip) -> Handoff:
+        time.sleep(0.2)
+        return Handoff(SecondTrip(unit.name, (ray.get_runtime_context().get_node_id(),)))
 
 
 class Attentive(_AutoscalingCoordinatorActor):
@@ -267,6 +288,11 @@ class Attentive(_AutoscalingCoordinatorActor):
     TICK_INTERVAL_S = 1
 
 
+def trips(count: int) -> list[Trip]:
+    return [Trip(str(i)) for i in range(count)]
+
+
+@pytest.mark.cluster
 def test_pools_grow_onto_nodes_that_join_and_a_pass_goes_on_when_they_are_lost(monkeypatch):
     """A GPU that comes is used by the next pass. Nodes only say that they have one: Ray's placement is what is tested.
 
@@ -275,33 +301,34 @@ def test_pools_grow_onto_nodes_that_join_and_a_pass_goes_on_when_they_are_lost(m
     """
     monkeypatch.setattr(ray_engine, "QUIET", 4.0)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 0})
+    engine = RayEngine(cluster.address)
     try:
-        machine = ray_engine.machine(cluster.address)
         name = {"name": "AutoscalingCoordinator", "namespace": "AutoscalingCoordinator"}
         ray.remote(num_cpus=0)(Attentive).options(**name, lifetime="detached").remote()
-        assert (machine.cpus, machine.gpus) == (2, frozenset())
+        assert engine.machine() == Machine(cpus=2, widest=2, gpu=False)
         head = ray.get_runtime_context().get_node_id()
 
-        went = ray_engine.run([pickle.dumps([])] * 500, [Stage(Where, (), **machine.other())])
-        assert {node for (node,) in itertools.islice(went, 4)} == {head}
+        went = engine.run(trips(500), [Stage(Where, (), Trip, cpus=1.0)])
+        assert {result.of.split()[-1] for result in itertools.islice(went, 4)} == {head}
         gpu = cluster.add_node(num_cpus=2, num_gpus=1).node_id
-        assert any(node == gpu for (node,) in went), "none of the workers is on the new node"
+        assert any(result.of.endswith(gpu) for result in went), "none of the workers is on the new node"
         went.close()
 
-        machine = ray_engine.machine(cluster.address)
-        assert (machine.cpus, machine.gpus) == (4, {"embed", "caption"})
-        scan, embed = (Stage(Where, (), **pools) for pools in (machine.scan(), machine.embed()))
-        scanned, embedded = map(set, zip(*ray_engine.run([pickle.dumps([])] * 16, [scan, embed]), strict=True))
-        assert embedded == {gpu}
-        assert head in scanned
+        assert engine.machine() == Machine(cpus=4, widest=2, gpu=True)
+        on_gpu = Stage(Where, (), SecondTrip, cpus=0.0, gpus=0.5)
+        nodes = [result.of.split()[1:] for result in engine.run(trips(16), [Stage(First, (), Trip, cpus=1.0), on_gpu])]
+        assert {last for _, last in nodes} == {gpu}
+        assert head in {first for first, _ in nodes}
 
-        left = {str(i): pickle.dumps([str(i)]) for i in range(40)}
-        while left:
-            with contextlib.suppress(ray_engine.NodesLost):
-                for unit, *nodes in ray_engine.run(list(left.values()), [Stage(Where, (), **machine.other())] * 2):
-                    del left[unit]
-                    if gpu in nodes and cluster.worker_nodes:
+        pending = {trip.name: trip for trip in trips(40)}
+        stages = [Stage(First, (), Trip, cpus=1.0), Stage(Where, (), SecondTrip, cpus=1.0)]
+        while pending:
+            with contextlib.suppress(NodesLost):
+                for result in engine.run(list(pending.values()), stages):
+                    unit, *nodes_of_unit = result.of.split()
+                    del pending[unit]
+                    if gpu in nodes_of_unit and cluster.worker_nodes:
                         cluster.remove_node(*cluster.worker_nodes, allow_graceful=False)
     finally:
-        ray_engine.stop()
+        engine.close()
         cluster.shutdown()

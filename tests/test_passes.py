@@ -6,6 +6,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.config.recipe import Recipe, load_recipe
+from pipeline.passes.registry import PASSES
 from pipeline.state import fingerprints
 
 ROW = {"dropped": None, "exposure_luma": 0.5, "scored": None, "sharpness_detail": None, "text_overlay": None}
@@ -67,6 +68,9 @@ def test_fingerprints_follow_what_a_pass_does_and_not_what_it_is_compared_with(r
 
 
 def test_only_a_pass_with_a_model_for_it_takes_a_gpu():
-    assert fingerprints.on_gpu(load_recipe("standard")) == {"embed", "caption"}
-    assert fingerprints.on_gpu(load_recipe("standard", ["caption={captioner: server}"])) == {"embed"}
-    assert fingerprints.on_gpu(load_recipe("embedded")) == set()
+    def on_gpu(name: str, *overrides: str) -> set[str]:
+        return {each.name for each in PASSES if each.uses_gpu(load_recipe(name, overrides))}
+
+    assert on_gpu("standard") == {"embed", "caption"}
+    assert on_gpu("standard", "caption={captioner: server}") == {"embed"}
+    assert on_gpu("embedded") == set()

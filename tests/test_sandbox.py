@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -11,8 +12,21 @@ import time
 import psutil
 import pytest
 
+from pipeline.doctor import confinement
+from pipeline.media.faults import MachineFault, failure
 from pipeline.media.sandbox import Sandbox, SandboxError
 from pipeline.media.video import MediaError, probe
+from pipeline.sources.source_sandbox import SourceSandbox
+
+IN_MEMORY = """
+from pipeline.media.memory_file import memory_file
+with memory_file("clip") as (path, file):
+    with open(path, "wb") as sink:
+        sink.write(b"a clip")
+    assert file.read() == b"a clip"
+with open("/dev/null", "w") as sink:
+    sink.write("gone")
+"""
 
 
 @pytest.fixture
@@ -74,9 +88,74 @@ if os.path.getsize({str(tries)!r}) < 3:
 def test_memory_is_bounded(sandbox):
     with pytest.raises(SandboxError, match="more than 600 MB"):
         sandbox.call(exec, "a = bytearray(b'x') * (700 << 20); import time; time.sleep(30)", deadline=20)
-    with pytest.raises(MemoryError):  # one step over the backstop, without touching it
+    with pytest.raises(SandboxError, match="needed more than the 600 MB"):  # over the backstop, without touching it
         sandbox.call(bytearray, 8 << 30, deadline=20)
     assert sandbox.call(abs, -2, deadline=20) == 2
+
+
+def test_the_traceback_of_the_child_comes_with_its_exception(sandbox):
+    with pytest.raises(IndexError) as raised:
+        sandbox.call(exec, "def deep():\n    [][1]\ndeep()", {}, deadline=20)
+    record = failure(raised.value)
+    assert "in deep" in record.traceback
+    assert record.place.startswith("IndexError at ")
+    assert record.reason == f"internal error: {record.place}: list index out of range"
+
+
+def test_an_exception_that_cannot_be_sent_still_says_what_and_where(sandbox):
+    code = "class Odd(Exception):\n    def __init__(self, a, b): super().__init__('odd')\nraise Odd(1, 2)"
+    with pytest.raises(RuntimeError, match="Odd: odd") as raised:
+        sandbox.call(exec, code, {}, deadline=20)
+    assert failure(raised.value).place.startswith("Odd at ")
+
+
+def test_a_confined_child_has_no_network_and_cannot_change_files(tmp_path):
+    if "confined: no" in (held := confinement()):
+        pytest.skip(held)
+    kept = tmp_path / "kept"
+    kept.write_text("as it was")
+    attempts = {
+        "socket": "import socket; socket.socket()",
+        "udp": "import socket; socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)",
+        "overwrite": f"open({str(kept)!r}, 'r+b')",
+        "truncate": f"import os; os.truncate({str(kept)!r}, 0)",
+        "create": f"open({str(tmp_path / 'new')!r}, 'w')",
+        "delete": f"import os; os.unlink({str(kept)!r})",
+        "rename": f"import os; os.rename({str(kept)!r}, {str(tmp_path / 'moved')!r})",
+        "folder": f"import os; os.mkdir({str(tmp_path / 'folder')!r})",
+        "grandchild": f"import subprocess; subprocess.run(['rm', {str(kept)!r}], check=True)",
+    }
+    with Sandbox(memory_mb=600, confined=True) as confined:
+        for name, code in attempts.items():
+            with pytest.raises((PermissionError, subprocess.CalledProcessError)):
+                confined.call(exec, code, {}, deadline=20)
+            assert [p.name for p in tmp_path.iterdir()] == ["kept"], name
+        read = confined.call(exec, f"assert open({str(kept)!r}).read() == 'as it was'", {}, deadline=20)
+        assert read is None
+        confined.call(exec, IN_MEMORY, {}, deadline=20)
+
+
+def test_a_confined_child_knows_the_temporary_folder_as_libraries_ask_for_it_when_imported():
+    with Sandbox(memory_mb=600, confined=True) as confined:
+        confined.call(exec, "import tempfile; assert tempfile.gettempdir()", {}, deadline=20)
+
+
+def test_only_a_source_behind_a_url_may_use_the_network():
+    with SourceSandbox(600) as sandbox:
+        for uri in ("/films/a.mp4", "file:///films/a.mp4", "/films/a.tar#b.mp4"):
+            with pytest.raises(PermissionError):
+                sandbox.call(uri, exec, "import socket; socket.socket()", {}, deadline=20)
+        for uri in ("https://example.org/a.mp4", "s3://films/a.mp4", "ytdlp:https://example.org/a"):
+            sandbox.call(uri, exec, "import socket; socket.socket()", {}, deadline=20)
+
+
+def test_no_process_to_be_had_is_a_fault_of_the_machine(monkeypatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr("pipeline.media.sandbox.subprocess.Popen", refuse)
+    with pytest.raises(MachineFault, match="no process can be started"), Sandbox() as sandbox:
+        sandbox.call(abs, -2, deadline=20)
 
 
 def test_prints_do_not_disturb_the_answers(sandbox):

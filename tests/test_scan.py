@@ -14,7 +14,8 @@ from videos import pan, texture, write_video
 from pipeline.config.recipe import Recipe, ScanOptions, load_recipe
 from pipeline.media.sandbox import Sandbox
 from pipeline.media.video import MediaError, Video
-from pipeline.scan.scan import crop_pixels, scan, segments
+from pipeline.scan.scan import scan, segments
+from pipeline.scan.tracks import crop_pixels
 from pipeline.sources.discover import Source
 from pipeline.tables.fragments import CLIPS, FRAMES
 

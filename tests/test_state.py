@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipeline.build import with_errors
 from pipeline.config.recipe import Recipe
-from pipeline.passes.pending import identify_units, source_rows
+from pipeline.passes.identify import identify_units
+from pipeline.passes.scan import with_errors
+from pipeline.passes.snapshot import source_rows
 from pipeline.sources.discover import DiscoveredFile
 from pipeline.state import fingerprints
 from pipeline.state.committed import _shot_numbers, join, scanned

@@ -1,14 +1,35 @@
-"""Kinds of things over ImageNet's classes: breeds that a tagger wavers between are together surely a dog."""
+"""Groups over ImageNet's classes: a classifier that wavers between relatives is together sure of the group.
+
+Footage of the web is seldom one of a thousand products and breeds, so a single class is rarely likely, but what its
+likely classes have in common mostly is: clothes and sports gear mean a person, banjo and guitar a stringed instrument.
+"""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from filters.encoders.imagenet import imagenet_classes
 
-# Indexes of the classes of each kind, first and last; ImageNet keeps relatives together.
-KINDS: dict[str, Sequence[tuple[int, int]]] = {
+Spans = Sequence[tuple[int, int]]  # indices of classes, first and last; ImageNet keeps relatives together
+
+
+class Group(NamedTuple):
+    """What a group of classes shows, in the words of a caption."""
+
+    name: str  # a noun without article, or for a setting a phrase that follows the subject
+    spans: Spans
+    setting: bool = False
+    moves: bool = False  # moves by itself, so that measured motion may be told of it
+    kinds: Sequence[str] = ()  # narrower names in KINDS, told instead where they hold most of the group
+
+
+def _each(*indices: int) -> Spans:
+    return [(index, index) for index in indices]
+
+
+KINDS: dict[str, Spans] = {
     "shark": [(2, 4)],
     "bird": [(7, 24), (80, 100), (127, 146)],
     "frog": [(30, 32)],
@@ -29,63 +50,108 @@ KINDS: dict[str, Sequence[tuple[int, int]]] = {
     "ape": [(365, 369)],
     "monkey": [(370, 382)],
     "elephant": [(385, 386)],
-    "fish": [(389, 397)],
-    "car": [(436, 436), (468, 468), (511, 511), (609, 609), (627, 627), (656, 656), (661, 661), (751, 751), (817, 817)],
-    "truck": [(555, 555), (569, 569), (675, 675), (717, 717), (864, 864), (867, 867)],
-    "bus": [(654, 654), (779, 779), (874, 874)],
-    "train": [(466, 466), (547, 547), (705, 705), (820, 820), (829, 829)],
-    "bicycle": [(444, 444), (671, 671)],
-    "motorcycle": [(665, 665), (670, 670)],
-    "aeroplane": [(404, 404), (895, 895)],
-    "boat": [(472, 472), (484, 484), (554, 554), (576, 576), (625, 625), (814, 814), (871, 871), (914, 914)],
-    "ship": [(403, 403), (510, 510), (628, 628), (724, 724), (780, 780)],
-    "guitar": [(402, 402), (546, 546)],
+    "fish": [(0, 1), (389, 397)],
+    "car": _each(436, 468, 511, 609, 627, 656, 661, 751, 817),
+    "truck": _each(555, 569, 675, 717, 864, 867),
+    "bus": _each(654, 779, 874),
+    "bicycle": _each(444, 671),
+    "guitar": _each(402, 546),
 }
-# What is said where no class or kind is likely: the widest that the order of the classes still tells.
-GENERAL: dict[str, Sequence[tuple[int, int]]] = {
-    "animal": [(0, 397)],
-    "vehicle": [span for name in ("car", "truck", "bus", "train", "bicycle", "motorcycle") for span in KINDS[name]]
-    + [(407, 408), (475, 475), (479, 479), (581, 581), (603, 603), (612, 612), (734, 734), (757, 757), (866, 866)],
-}
-MOSTLY = 0.8  # share of the listed probability that has to be animals
-SPECIFIC = 0.45  # probability from which one class is said by its own name
+CLOTHES = _each(399, 400, 411, 451, 452, 457, 459, 465, 474, 501, 514, 515, 568, 578, 601, 608, 610, 614, 617, 638)
+WORN = _each(445, 518, 529, 560, 570, 630, 639, 643, 652, 655, 658, 667, 678, 679, 689, 691, 697, 735, 770, 775, 796)
+WORN_TOO = _each(419, 424, 433, 461, 524, 629, 680, 774, 785, 801, 808, 823, 824, 834, 836, 837, 841, 842, 869, 887)
+SPORT = _each(416, 422, 429, 430, 522, 543, 574, 602, 615, 702, 722, 747, 752, 768, 805, 852, 890, 981)
+GROUPS: list[Group] = [
+    Group("person doing sport", SPORT, moves=True),
+    Group("person", [*CLOTHES, *WORN, *WORN_TOO, *SPORT, *_each(903, 906, 982, 983)], moves=True),
+    Group(
+        "animal",
+        [(0, 397)],
+        moves=True,
+        kinds=[name for name, spans in KINDS.items() if all(last < 398 for _, last in spans)],
+    ),
+    Group(
+        "motor vehicle",
+        [
+            *(span for name in ("car", "truck", "bus") for span in KINDS[name]),
+            *_each(407, 475, 479, 573, 581, 586, 734, 757, 803, 866),
+        ],
+        moves=True,
+        kinds=("car", "truck", "bus"),
+    ),
+    Group("motorcycle or scooter", _each(518, 665, 670), moves=True),
+    Group("bicycle", [*KINDS["bicycle"], *_each(870, 880)], moves=True),
+    Group("train", _each(466, 547, 705, 820, 829), moves=True),
+    Group("boat", _each(403, 449, 472, 484, 510, 554, 576, 625, 628, 694, 724, 780, 814, 871, 914), moves=True),
+    Group("aircraft", _each(404, 405, 417, 701, 895, 908), moves=True),
+    Group("stringed instrument", _each(402, 420, 486, 546, 594, 714, 889), kinds=("guitar",)),
+    Group("drum", _each(541, 542, 822)),
+    Group("wind instrument", _each(401, 432, 513, 558, 566, 593, 683, 684, 699, 776, 875)),
+    Group("piano", _each(579, 881)),
+    Group("screen", _each(487, 527, 590, 620, 664, 681, 782, 851, 916)),
+    Group("drawing or cartoon", _each(917, 921)),
+    Group("building", _each(425, 442, 483, 497, 500, 538, 660, 663, 668, 698, 832, 853, 858)),
+    Group("bottle", _each(440, 711, 720, 737, 898, 899, 907)),
+    Group("cup or bowl", _each(441, 504, 505, 550, 572, 809, 849, 925, 966, 967, 968, 969)),
+    Group("piece of food", [(924, 924), (926, 957), (959, 965)]),
+    Group("under water", [(0, 4), (389, 397), (973, 973), (983, 983)], setting=True),
+    Group("by the water", _each(437, 460, 536, 718, 974, 975, 976, 977, 978), setting=True),
+    Group("in the mountains", _each(970, 972, 979, 980), setting=True),
+    Group("in the snow", _each(270, 279, 296, 450, 537, 795, 796, 802, 803), setting=True),
+    Group("in a field", _each(595, 730, 856, 958, 984, 987, 998), setting=True),
+    Group("on a stage", _each(650, 818, 819, 854), setting=True),
+]
+SURE = 0.6  # probability from which one class is told by its own name
+HALF = 0.5  # share of a group's probability from which a narrower kind is told instead
+MOSTLY = 0.7  # share of all listed probability that "animal" needs
+SPORTING = 0.4  # probability from which a person is told to do sport: gear alone hangs in many pictures
 
 
-def with_kinds(tags: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
-    """(name, probability) pairs, likeliest first, with the classes of a kind told as that kind, at their summed
-    probability, unless one class is likely by itself. Names that are not ImageNet's stay as they are."""
-    kinds = _named(general=False)
-    sums: dict[str, float] = {}
-    best: dict[str, tuple[str, float]] = {}
-    for name, probability in tags:
-        kind = kinds.get(name, name)
-        sums[kind] = sums.get(kind, 0.0) + probability
-        if kind not in best or probability > best[kind][1]:
-            best[kind] = name, probability
-    told = [best[kind] if best[kind][1] >= SPECIFIC else (kind, total) for kind, total in sums.items()]
-    return sorted(told, key=lambda pair: -pair[1])
+class Subject(NamedTuple):
+    """Something that a clip shows, with its probability, 0 to 1."""
+
+    name: str
+    probability: float
+    setting: bool
+    moves: bool
 
 
-def in_general(tags: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
-    """(name, probability) of "animal" and "vehicle", likelier first: sums over the classes in `tags`, lower bounds.
-    Two classes in five are animals, so they add up on pictures of anything: one is only told where `tags` hold little
-    else."""
-    listed, kinds, sums = sum(p for _, p in tags), _named(general=True), dict.fromkeys(GENERAL, 0.0)
-    for name, probability in tags:
-        if name in kinds:
-            sums[kinds[name]] += probability
-    told = {name: p for name, p in sums.items() if name != "animal" or p >= MOSTLY * listed}
-    return sorted(told.items(), key=lambda pair: -pair[1])
+def subjects(tags: Sequence[tuple[str, float]], least: float) -> list[Subject]:
+    """Return what `tags`, (ImageNet class, probability) pairs, show with at least the probability `least`.
+
+    Likeliest first. Each group is told once, by the narrowest name that is sure: a class, a kind, or the group.
+    """
+    total = sum(probability for _, probability in tags)
+    result: list[Subject] = []
+    for group, members, kinds in _members():
+        inside = [(name, probability) for name, probability in tags if name in members]
+        mass = sum(probability for _, probability in inside)
+        if mass < least or (group.name == "person doing sport" and mass < SPORTING):
+            continue
+        if group.name == "person" and any(s.name == "person doing sport" for s in result):
+            continue
+        name = group.name
+        if not group.setting:
+            narrower = [(sum(p for n, p in inside if n in names), kind) for kind, names in kinds.items()]
+            if narrower and max(narrower)[0] >= HALF * mass:
+                name = max(narrower)[1]
+            best, probability = max(inside, key=lambda pair: pair[1])
+            if probability >= SURE and group.name in ("animal", "screen"):  # elsewhere a class is what a person has
+                name = best.split(" (")[0]
+            if name == "animal" and mass < MOSTLY * total:
+                continue  # two classes in five are animals: they add up on pictures of anything
+        result.append(Subject(name, min(mass, 1.0), group.setting, group.moves))
+    covered = set().union(*(members for _, members, _ in _members()))
+    result += [Subject(name, p, False, False) for name, p in tags if p >= SURE and name not in covered]
+    return sorted(result, key=lambda subject: -subject.probability)
 
 
 @functools.cache
-def _named(general: bool) -> dict[str, str]:
-    """Class name -> kind, for the names that only one class has."""
+def _members() -> list[tuple[Group, frozenset[str], dict[str, frozenset[str]]]]:
+    """Each group with the names of its classes, and those of its kinds; names that two classes share are left out."""
     names = [name for name, _ in imagenet_classes()]
-    return {
-        name: kind
-        for kind, spans in (GENERAL if general else KINDS).items()
-        for first, last in spans
-        for name in names[first : last + 1]
-        if names.count(name) == 1
-    }
+
+    def of(spans: Spans) -> frozenset[str]:
+        return frozenset(n for first, last in spans for n in names[first : last + 1] if names.count(n) == 1)
+
+    return [(group, of(group.spans), {kind: of(KINDS[kind]) for kind in group.kinds}) for group in GROUPS]

@@ -2,60 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from captioners.base import Action, Caption, CaptionError, ClipFrames
 from captioners.measured.colours import colours
-from captioners.measured.imagenet_groups import in_general, with_kinds
+from captioners.measured.imagenet_groups import Subject, subjects
 from captioners.text.camera_words import CAMERA
 from captioners.text.claims import as_sentence
 from captioners.text.phases import Phase, camera_spans, motion_phases
 
-VERSION = 4  # raise it when the same measurements would be told in other words
-# Names of ImageNet's classes that mean a place rather than a thing.
-PLACES = {
-    "beach": "at a beach",
-    "lakeshore": "at a lakeshore",
-    "valley": "in a valley",
-    "mountain": "in the mountains",
-    "cliff": "at a cliff",
-    "promontory": "at a promontory",
-    "sandbar": "at a sandbar",
-    "coral reef": "at a coral reef",
-    "volcano": "at a volcano",
-    "geyser": "at a geyser",
-}
+VERSION = 5  # raise it when the same measurements give other words
 TOGETHER = 0.6  # seconds: events that begin nearer than this are told in one sentence
 DARK, BRIGHT = 0.12, 0.72  # mean luma, 0 to 1
 LATE = 0.6  # seconds without motion that are worth a word
-LETTERED = 0.004  # fraction of the picture that writing covers
-NUMBERS = ("no", "a", "two", "three", "four", "five")
+LETTERED = 0.06  # fraction of the picture that writing covers, from which it is told
+PEOPLE = ("", "person", "two people", "three people", "four people", "five people", "many people")  # by faces
 
 
 class Measured:
     """Captions from the columns of `tags`, `camera`, `motion`, `faces`, `text` and `exposure`, and from the frames'
     colours; needs no model, and is the same on every machine.
 
-    Tags under `least` probability are not said. `confidence` says a tag's probability in words (perhaps under 0.45,
-    probably under 0.7) or, with "numbers", as "(0.61)".
+    What is less probable than `least` is not told; at most `most_subjects` are. `Caption.content` is the probability
+    of the likeliest subject, 0 where none is known and the caption holds only motion, camera and colours.
     """
 
-    def __init__(self, least: float = 0.3, most_tags: int = 3, confidence: str = "words") -> None:
-        if confidence not in ("words", "numbers"):
-            raise ValueError(f"captioner measured: confidence is words or numbers, not {confidence!r}")
-        self.least, self.most_tags, self.confidence = least, most_tags, confidence
-        self.id = f"measured-{VERSION}:{least}:{most_tags}:{confidence}"
+    def __init__(self, least: float = 0.2, most_subjects: int = 3) -> None:
+        self.least, self.most_subjects = least, most_subjects
+        self.id = f"measured-{VERSION}:{least}:{most_subjects}"
 
     def caption(self, clips: Sequence[ClipFrames]) -> list[Caption | CaptionError]:
         """One answer a clip, in order; an error where nothing was measured that could be said."""
         return [self._one(clip) for clip in clips]
 
     def _one(self, clip: ClipFrames) -> Caption | CaptionError:
-        tags = self._tags(clip)
-        seen = _seen(clip.scores)
-        things = [*seen, *(_with_article(name) for name, _ in tags if name not in PLACES)]
-        places = [PLACES[name] for name, _ in tags if name in PLACES]
+        shown = self._subjects(clip)
+        things = [_with_article(subject.name) for subject in shown if not subject.setting]
+        if (clip.scores.get("text_area") or 0.0) >= LETTERED:
+            things.append("writing")
+        settings = [subject.name for subject in shown if subject.setting]
         cameras = [
             Action(f"the camera {CAMERA[label]}", start, end)
             for label, start, end in camera_spans(clip.scores, clip.duration)
@@ -63,80 +48,86 @@ class Measured:
         ]
         phases = motion_phases(clip.scores, clip.duration)
         wide = (clip.scores.get("motion_area") or 0.0) > 0.5
-        actions = [Action(_movement(p, wide), p.start, p.end) for p in phases or []]
-        said = self._tag_sentence(seen, tags)
+        mover = _mover(shown)
+        actions = [Action(_movement(p, wide, mover), p.start, p.end) for p in phases or []]
+        content = as_sentence(", ".join([_list(things), *settings[:1]] if things else settings[:1]))
+        plain = [action for action, phase in zip(actions, phases or [], strict=True) if not (mover or phase.direction)]
+        told = [action for action in actions if not content or action not in plain]
         named = _list([name for name, _ in colours(clip.frames)])
         style = f"the picture is mostly {named}" if named else ""
-        story = _story(cameras, actions, phases, clip.duration)
-        if not said and not story and not style:
+        story = _story(cameras, told, phases, clip.duration)
+        if not content and not story and not style:
             return CaptionError(clip.clip_id, "nothing was measured that could be said of this clip")
         light = _light(clip.scores.get("exposure_luma"))
+        by_tags = [subject for subject in shown if subject.name not in PEOPLE]
         provenance = {
             "light": "measured: exposure" if light else "",
-            "subjects": _origin([p for name, p in tags if name not in PLACES]) or ("measured" if seen else ""),
+            "subjects": _origin(by_tags, setting=False) or ("measured" if things else ""),
             "style": "measured: colours" if style else "",
-            "setting": _origin([p for name, p in tags if name in PLACES]),
+            "setting": _origin(by_tags, setting=True),
             "camera": "measured: camera" if cameras else "",
             "actions": "measured: motion" if actions else "",
         }
         return Caption(
             clip_id=clip.clip_id,
-            short=_short(said, cameras, actions, phases) or as_sentence(style),
-            dense=" ".join(part for part in (said, story, as_sentence(style), light) if part),
+            short=_short(content, cameras, told, phases) or as_sentence(style),
+            dense=" ".join(part for part in (content, story, "" if content else as_sentence(style), light) if part),
             subjects=tuple(things),
             actions=tuple(actions),
             camera=_camera(cameras, clip.duration),
-            setting=", ".join(places),
+            setting=", ".join(settings),
             light=light,
             style=style,
+            content=max((subject.probability for subject in shown), default=0.0),
             provenance={"short": "measured", "dense": "measured"} | {k: v for k, v in provenance.items() if v},
         )
 
-    def _tags(self, clip: ClipFrames) -> list[tuple[str, float]]:
-        """Names of classes or of their kinds that the tags give with enough probability, most likely first; where none
-        has enough, "animal" or "vehicle" if that has."""
+    def _subjects(self, clip: ClipFrames) -> list[Subject]:
+        """People whose faces were found, then what the tags show, likeliest first."""
         labels = clip.scores.get("tags_labels") or []
         probabilities = clip.scores.get("tags_probabilities") or []
         pairs = [(label.split(",")[0].strip(), float(p)) for label, p in zip(labels, probabilities, strict=False)]
-        narrow = [(name.split(" (")[0], p) for name, p in with_kinds(pairs)[: self.most_tags] if p >= self.least]
-        return narrow or [(name, p) for name, p in in_general(pairs)[:1] if p >= self.least]
-
-    def _tag_sentence(self, seen: Sequence[str], tags: Sequence[tuple[str, float]]) -> str:
-        things = [*seen, *(self._hedge(_with_article(name), p) for name, p in tags if name not in PLACES)]
-        places = [self._hedge(PLACES[name], p) for name, p in tags if name in PLACES]
-        return as_sentence(", ".join([_list(things), *places[:1]] if things else places[:1]))
-
-    def _hedge(self, text: str, probability: float) -> str:
-        if self.confidence == "numbers":
-            return f"{text} ({probability:.2f})"
-        return ("" if probability >= 0.7 else "probably " if probability >= 0.45 else "perhaps ") + text
+        shown = subjects(pairs, self.least)
+        faces = int(clip.scores.get("faces_count") or 0)
+        if faces:
+            sport = " doing sport" if any(subject.name == "person doing sport" for subject in shown) else ""
+            people = Subject(PEOPLE[min(faces, len(PEOPLE) - 1)] + sport, 1.0, False, True)
+            shown = [people, *(subject for subject in shown if not subject.name.startswith("person"))]
+        return shown[: self.most_subjects]
 
 
-def _seen(scores: Mapping[str, Any]) -> list[str]:
-    """What was found rather than guessed: faces and writing."""
-    faces, lettered = int(scores.get("faces_count") or 0), (scores.get("text_area") or 0.0) >= LETTERED
-    found = [f"{NUMBERS[faces]} face{'s' * (faces > 1)}" if faces < len(NUMBERS) else "many faces"] if faces else []
-    return found + ["some writing"] * lettered
+def _origin(shown: Sequence[Subject], setting: bool) -> str:
+    values = [f"{subject.probability:.2f}" for subject in shown if subject.setting == setting]
+    return "measured: tags " + ", ".join(values) if values else ""
 
 
-def _origin(probabilities: Sequence[float]) -> str:
-    return "measured: tags " + ", ".join(f"{p:.2f}" for p in probabilities) if probabilities else ""
+def _mover(shown: Sequence[Subject]) -> str:
+    """The one subject that can have moved, as "the dog"; empty where there is none or a choice."""
+    movers = [subject.name for subject in shown if subject.moves]
+    if len(movers) != 1:
+        return ""
+    if " people" in movers[0]:
+        return "the people"
+    return f"the {movers[0].removesuffix(' doing sport')}"
 
 
-def _movement(phase: Phase, wide: bool) -> str:
+def _movement(phase: Phase, wide: bool, mover: str) -> str:
     """A clause without a capital: what the moving region does in this phase."""
+    many = mover == "the people"
+    moves, crosses = ("move", "cross") if many else ("moves", "crosses")
+    who = mover or "something"
     pace = " slowly" if phase.speed < 0.08 else " fast" if phase.speed > 0.8 else ""
     (x0, y0), (x1, y1) = phase.begin, phase.finish
     if phase.direction in ("left", "right"):
         other = "right" if phase.direction == "left" else "left"
         if min(x0, x1) < 0.33 and max(x0, x1) > 0.67:
-            return f"something crosses{pace} from {other} to {phase.direction}"
-        return f"something moves{pace} to the {phase.direction}"
+            return f"{who} {crosses}{pace} from {other} to {phase.direction}"
+        return f"{who} {moves}{pace} to the {phase.direction}"
     if phase.direction:
-        return f"something moves{pace} {phase.direction}"
-    if wide:
+        return f"{who} {moves}{pace} {phase.direction}"
+    if wide and not mover:
         return f"most of the picture moves{pace}"
-    return f"something moves{pace} {_place((x0 + x1) / 2, (y0 + y1) / 2)}"
+    return f"{who} {moves}{pace} {_place((x0 + x1) / 2, (y0 + y1) / 2)}"
 
 
 def _place(x: float, y: float) -> str:
@@ -212,6 +203,8 @@ def _light(luma: float | None) -> str:
 
 
 def _with_article(name: str) -> str:
+    if name.split()[0] in ("two", "three", "four", "five", "many"):
+        return name
     if name.endswith("s") and not name.endswith(("ss", "us", "is")):
         return name
     return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"

@@ -18,13 +18,14 @@ from captioners.text.facts import Facts, contradiction, facts_of, only_still, or
 from captioners.text.phases import motion_peaks
 from captioners.text.text_quality import check_form, tells_order, unusable, vague_share
 
-VERSION = 2
+VERSION = 3
 AUDIT_COLUMNS: Mapping[str, pa.DataType] = {
     "audit_defects": pa.int32(),  # of form, found in short and dense
     "audit_vague": pa.float32(),  # share of the dense caption's sentences without a concrete subject and an action
     "audit_contradictions": pa.int32(),  # claims that measurements contradict, before repair
     "audit_missed": pa.float32(),  # share of motion peaks that no action's time covers; null without either
     "audit_faithfulness": pa.float32(),  # mean log-probability of yes to what was asked back; null when not asked
+    "audit_content": pa.float32(),  # how sure the captioner is of what is shown; 0: only motion, camera and colours
     "audit_repaired": pa.bool_(),
     "audit_reasons": pa.list_(pa.string()),  # all that was found, "kind: detail"
 }
@@ -52,6 +53,7 @@ def audit(caption: Caption, clip: ClipFrames) -> Audited:
     short, dense = (check_form(text, cut_off=cut_off) for text in (caption.short, caption.dense))
     score: dict[str, Any] = dict.fromkeys(AUDIT_COLUMNS)
     defects = list(dict.fromkeys([*short.found, *dense.found]))
+    score["audit_content"] = caption.content
     score |= {"audit_defects": len(defects), "audit_contradictions": 0, "audit_repaired": False}
     score |= {"audit_faithfulness": caption.usage.get("faithfulness"), "audit_reasons": defects}
     rejected = dense.rejected or (short.rejected if short.rejected != "empty" else None)

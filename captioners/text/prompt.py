@@ -87,7 +87,7 @@ def read_answer(
         usage["cut_off"] = 1
     if not text.strip():
         return CaptionError(clip.clip_id, "empty answer")
-    tree = find_json(text)
+    tree = find_json(text, cut_off=not ended)
     if tree is not None:
         caption = _from_tree(clip, tree, usage)
     elif "{" in text[:200] and '"' in text:
@@ -100,22 +100,30 @@ def read_answer(
     return caption
 
 
-def find_json(text: str) -> dict[str, Any] | None:
-    """The first JSON object in `text`, without what is incomplete if it was cut off; None if there is none."""
+def find_json(text: str, cut_off: bool) -> dict[str, Any] | None:
+    """Return the first JSON object in `text`, or None if there is none.
+
+    Only an answer that was `cut_off` at the token limit may be incomplete: it is read up to where it breaks off. An
+    answer that the model ended itself has to be valid JSON.
+    """
     tree: Any = None
     start = text.find("{")
     if start < 0:
         return None
     try:
         tree, _ = json.JSONDecoder().raw_decode(text[start:])
+    except RecursionError:
+        return None
     except json.JSONDecodeError:
+        if not cut_off:
+            return None
         with contextlib.suppress(ValueError):  # a number at the very end may lack digits
             tree = pydantic_core.from_json(text[start:].rstrip("0123456789.+-eE"), allow_partial=True)
     return tree if isinstance(tree, dict) else None
 
 
 def _from_tree(clip: ClipFrames, tree: Mapping[str, Any], usage: Mapping[str, float]) -> Caption:
-    said = {name: _text(tree.get(name), limit) for name, limit in LONGEST.items()}
+    said: dict[str, Any] = {name: _text(tree.get(name), limit) for name, limit in LONGEST.items()}
     subjects = tuple(filter(None, (_text(item, 80) for item in _items(tree.get("subjects"), MOST["subjects"]))))
     actions = tuple(filter(None, (_action(clip, item) for item in _items(tree.get("actions"), MOST["actions"]))))
     dense = said["dense"] or " ".join(as_sentence(action.text) for action in actions) or said["short"]
@@ -168,7 +176,7 @@ def _text(value: Any, most: int) -> str:
     """One line of at most `most` characters, ending at a word, or at a sentence where there is one to end at."""
     if not isinstance(value, str):
         return ""
-    text = " ".join(value.split())
+    text = " ".join(value.encode("utf-8", "replace").decode().split())  # JSON can hold half of a character
     if len(text) <= most:
         return text
     cut = text[:most].rsplit(" ", 1)[0]

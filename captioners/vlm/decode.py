@@ -89,18 +89,16 @@ class StaticKVCache(Cache):
 class Decoder:
     """Answers prompts with `rows` at once, each prompt and answer within `length` tokens; `limit` tokens an answer.
 
-    Greedy at temperature 0, else sampled (by adding Gumbel noise, from torch's generator). Keeps rows * length *
-    layers * heads * dim * 4 bytes of cache in bf16.
+    One decoder serves every temperature: the caches are allocated once, and a CUDA graph is captured once for greedy
+    steps and once for sampled ones. Keeps rows * length * layers * heads * dim * 4 bytes of cache in bf16.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, rows: int, length: int, limit: int, ends: Sequence[int], temperature: float = 0.0
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, rows: int, length: int, limit: int, ends: Sequence[int]) -> None:
         config = model.config.get_text_config(decoder=True)
         if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
             raise ValueError(f"{type(model).__name__}: sliding-window attention is not supported by this decoder")
         self.model, self.decoder = model, model.get_decoder()
-        self.rows, self.length, self.limit, self.temperature = rows, length, limit, temperature
+        self.rows, self.length, self.limit = rows, length, limit
         device, dtype = model.device, model.dtype
         self.cache = StaticKVCache(config, rows, length, device, dtype)
         self.grids = hasattr(model.base_model, "get_rope_index")  # positions in time, height and width (M-RoPE)
@@ -111,16 +109,25 @@ class Decoder:
         self.answers = torch.zeros(rows, limit, dtype=torch.long, device=device)
         self.ends = torch.tensor(list(ends) or [-1], device=device)
         self.shared = torch.zeros(0, dtype=torch.long)  # the tokens whose states `cache.shared` holds
-        self.graph: torch.cuda.CUDAGraph | None = None
+        self.sampled = False
+        self.temperature = torch.ones((), device=device)  # read by the graph of sampled steps
+        self.graphs: dict[bool, torch.cuda.CUDAGraph] = {}  # by whether steps are sampled
 
     @torch.inference_mode()
-    def run(self, batches: Iterable[Prompts]) -> Iterator[Answer]:
-        """Answers in the order in which they end. A batch must not be larger than `rows`."""
+    def run(self, batches: Iterable[Prompts], temperature: float = 0.0) -> Iterator[Answer]:
+        """Yield answers in the order in which they end: greedy at temperature 0, else sampled with torch's generator.
+
+        Raises ValueError for a batch of more prompts than `rows`, or a prompt that does not fit a row.
+        """
+        self.sampled = temperature > 0
+        self.temperature.fill_(temperature)
         waiting = iter(batches)
         batch = next(waiting, None)
         free = list(range(self.rows))
         asked: dict[int, tuple[str, int]] = {}
         while batch is not None or asked:
+            if batch is not None and len(batch.keys) > self.rows:
+                raise ValueError(f"a batch of {len(batch.keys)} prompts does not fit {self.rows} rows")
             while batch is not None and len(batch.keys) <= len(free):
                 rows, free = free[: len(batch.keys)], free[len(batch.keys) :]
                 lengths = self._prefill(batch, rows)
@@ -164,7 +171,8 @@ class Decoder:
         return lengths.tolist()
 
     def _choose(self, logits: Tensor) -> Tensor:
-        if self.temperature == 0:
+        """Token ids (b,) from `logits` (b, vocabulary); sampling adds Gumbel noise scaled by the temperature."""
+        if not self.sampled:
             return logits.argmax(-1)
         noise = -torch.empty_like(logits, dtype=torch.float32).exponential_().log()
         return (logits.float() + self.temperature * noise).argmax(-1)
@@ -173,13 +181,16 @@ class Decoder:
         if self.token.device.type != "cuda":
             self._step()
             return
-        if self.graph is None:
+        if self.sampled not in self.graphs:
             self._capture()
-        assert self.graph is not None
-        self.graph.replay()
+        self.graphs[self.sampled].replay()
 
     def _capture(self) -> None:
-        """Records a step. The warm-up runs with no row active, so it changes nothing that is kept."""
+        """Record a step as a CUDA graph. The warm-up runs with no row active, so it changes nothing that is kept.
+
+        Other threads of the process use the GPU meanwhile (prompts are prepared, similarity is scored), which a capture
+        in the global mode does not survive.
+        """
         active = self.active.clone()
         self.active.zero_()
         stream = torch.cuda.Stream()
@@ -189,9 +200,9 @@ class Decoder:
                 self._step()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self._step()
-        self.graph = graph
+        self.graphs[self.sampled] = graph
         self.active.copy_(active)
 
     def _step(self) -> None:

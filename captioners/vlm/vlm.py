@@ -49,6 +49,8 @@ class Vlm:
     each sentence is true (see judge.py). Raises OSError when the model cannot be loaded.
     """
 
+    gpu = True
+
     def __init__(
         self,
         model: str | PreTrainedModel,
@@ -83,12 +85,12 @@ class Vlm:
         self.ends = _end_tokens(model, processor)
         self.max_new_tokens, self.most_frames = max_new_tokens, most_frames
         self.frame_pixels = frame_tokens * token_side**2
-        self.rows, self.prefill, self.threads = rows, prefill, threads
+        self.rows, self.prefill, self.threads = rows, min(prefill, rows), threads
         self.verify, self.retry_temperature, self.seed = verify, retry_temperature, seed
         options = (max_new_tokens, self.frame_pixels, most_frames, verify, retry_temperature, seed)
         self.id = ":".join(["vlm", str(VERSION), name, *map(str, options)])
         self._own = threading.local()
-        self._decoders: dict[float, Decoder] = {}
+        self._decoder: Decoder | None = None
 
     def caption(self, clips: Sequence[ClipFrames]) -> list[Caption | CaptionError]:
         """One answer a clip, in order of `clips`. Give it many at once: rows that end are refilled from the rest."""
@@ -110,7 +112,7 @@ class Vlm:
         if first is None:
             return
         longest = first.inputs["input_ids"].shape[1]  # groups come longest first
-        yield from self._decoder(longest, temperature).run(itertools.chain([first], batches))
+        yield from self._decoder_for(longest).run(itertools.chain([first], batches), temperature)
 
     def ask(self, clips: Sequence[ClipFrames], questions: Sequence[str]) -> list[float]:
         """Probability of yes against no, 0 to 1, for one question a clip (a clip may come several times)."""
@@ -193,15 +195,13 @@ class Vlm:
         scale = min(1.0, (self.frame_pixels / (height * width)) ** 0.5)
         return max(28, round(height * scale)), max(28, round(width * scale))
 
-    def _decoder(self, prompt_tokens: int, temperature: float) -> Decoder:
+    def _decoder_for(self, prompt_tokens: int) -> Decoder:
         length = -(-(prompt_tokens + self.max_new_tokens) // ROUND) * ROUND
-        decoder = self._decoders.get(temperature)
-        if decoder is None or decoder.length < length:
-            self._decoders.clear()  # the caches of one decoder fill the GPU
+        if self._decoder is None or self._decoder.length < length:
+            self._decoder = None  # frees its caches, which fill the GPU
             rows = min(self.rows, max(1, rows_that_fit(self.model, length) // self.prefill) * self.prefill)
-            decoder = Decoder(self.model, rows, length, self.max_new_tokens, self.ends, temperature)
-            self._decoders[temperature] = decoder
-        return decoder
+            self._decoder = Decoder(self.model, rows, length, self.max_new_tokens, self.ends)
+        return self._decoder
 
     def _word(self, word: str) -> list[int]:
         forms = (word, word.capitalize(), f" {word}", f" {word.capitalize()}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
@@ -47,19 +48,28 @@ class Declared(NamedTuple):
     dim: int = 0  # not known
 
 
+class EncoderEntry(NamedTuple):
+    """Where an encoder's class is, and whether it runs on a GPU where there is one."""
+
+    path: str
+    gpu: bool = False
+
+
+ENCODERS = {
+    "conse": EncoderEntry("filters.encoders.conse:Conse"),
+    "openclip": EncoderEntry("filters.encoders.openclip:OpenClip", gpu=True),
+}
+
+
 @functools.cache
 def load_encoder(name: str = "conse", model: str = "ViT-L-14", pretrained: str = "openai") -> TextVideoEncoder:
-    """The encoder called `name`: conse (embedded; ignores the rest) or openclip (architecture, tag or checkpoint).
-    One instance a process. Raises KeyError for another name, RuntimeError when weights cannot be loaded."""
-    if name == "conse":
-        from filters.encoders.conse import Conse
-
-        return Conse()
-    if name == "openclip":
-        from filters.encoders.openclip import OpenClip
-
-        return OpenClip(model, pretrained)
-    raise KeyError(f"no encoder called {name!r}: there are conse and openclip")
+    """Return the encoder called `name`: conse (embedded; ignores the rest) or openclip (architecture, tag or
+    checkpoint). One instance a process. Raises KeyError for another name, RuntimeError when weights cannot be loaded.
+    """
+    module, _, attribute = ENCODERS[name].path.partition(":")
+    encoder = getattr(importlib.import_module(module), attribute)
+    loaded: TextVideoEncoder = encoder() if name == "conse" else encoder(model, pretrained)
+    return loaded
 
 
 @contextlib.contextmanager

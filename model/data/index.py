@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
-import io
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -17,6 +15,7 @@ from model.data.schedule import BatchSchedule, Shape, Stream
 from model.encoding import read_encoding, split_weight
 from model.errors import DataError
 from pipeline.storage.store import Store
+from pipeline.tables.published import list_shards, open_published
 
 COLUMNS = ("key", "media", "frames", "width", "height", "duration", "fps")
 SPANS = ("media_offset", "media_size", "text_offset", "text_size")
@@ -60,22 +59,21 @@ def read_index(datasets: Sequence[str], split: str = "train", shard: str = "") -
     shards: list[str] = []
     for number, dataset in enumerate(datasets):
         root = split_weight(dataset)[0]
-        store, wanted = Store(root), f"shards/{shard}.parquet" if shard else f"shards/*/{split}-*.parquet"
-        indexes = [name for name in store.list("shards", ".parquet") if fnmatch.fnmatch(name, wanted)]
+        store, wanted = Store(root), f"shards/{shard}.tar" if shard else f"shards/*/{split}-*.tar"
+        tars = list_shards(store, wanted)
         encoding = read_encoding([dataset])
         count = encoding.shards.get(split, 0) if encoding else 0
-        if len(indexes) < count:
-            raise DataError(f"{root}: {len(indexes)} of {count} shards are encoded; encode the rest")
-        if not indexes:
+        if len(tars) < count:
+            raise DataError(f"{root}: {len(tars)} of {count} shards are encoded; encode the rest")
+        if not tars:
             raise DataError(f"{root}: no {split} shards in it; `clipmill build` makes them")
-        for name in indexes:
-            table = pq.read_table(io.BytesIO(store.read(name)), columns=[*COLUMNS, *SPANS]).to_pydict()
-            if not table["key"]:  # none of its clips could be encoded
-                continue
+        for tar in tars:
+            with open_published(store, f"{tar.removesuffix('.tar')}.parquet") as file:
+                table = pq.read_table(file, columns=[*COLUMNS, *SPANS]).to_pydict()
             table |= {"shard": [len(shards)] * len(table["key"]), "dataset": [number] * len(table["key"])}
             for key, values in table.items():
                 columns.setdefault(key, []).append(np.asarray(values))
-            shards.append(store.path(name.removesuffix(".parquet") + ".tar"))
+            shards.append(store.path(tar))
     if not shards:
         raise DataError(f"{' and '.join(datasets)}: no sample in the {split} shards")
     joined = {key: np.concatenate(parts) for key, parts in columns.items()}

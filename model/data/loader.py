@@ -23,6 +23,7 @@ from model.errors import DataError
 from pipeline.media.clip_reader import ClipError, frame_times, read_frames, read_image, shown_at
 from pipeline.sources.downloads import downloaded
 from pipeline.storage.store import locate
+from pipeline.tables.published import retired_path
 
 ATTEMPTS = 8  # samples tried in a row before the run stops: more is a broken dataset, not a corrupt clip
 
@@ -130,8 +131,13 @@ class Clips(Dataset[Batch]):
     def _open(self, shard: str) -> BinaryIO:
         """Open a shard; a remote one is copied to this machine once."""
         if "://" not in shard:
-            return open(shard, "rb")
+            try:
+                return open(shard, "rb")
+            except FileNotFoundError:  # a newer build has replaced it since the index was read
+                return open(retired_path(shard), "rb")
         store, name = locate(shard)
+        if not store.exists(name):
+            store, name = locate(retired_path(shard))
         return downloaded(f"{shard} {store.info(name)}", lambda path: store.fetch(name, path), self.config.cache_gb)
 
     def __getstate__(self) -> dict[str, object]:

@@ -1,8 +1,11 @@
-"""Versions of installed packages."""
+"""Versions: clipmill's own, and those of installed packages."""
 
 from __future__ import annotations
 
 import importlib.metadata
+
+VERSION = "0.1.0"  # of clipmill; pyproject.toml reads it from here, so that it is known where nothing is installed
+PACKAGES = ("av", "numpy", "opencv-python-headless", "torch", "open_clip_torch", "transformers", "scenedetect-headless")
 
 
 def installed(package: str) -> str:
@@ -11,3 +14,8 @@ def installed(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return ""
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of clipmill and of the packages that decide what a build computes."""
+    return {"clipmill": VERSION, **{name: installed(name) or "unknown" for name in PACKAGES}}

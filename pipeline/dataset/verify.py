@@ -25,6 +25,7 @@ from pipeline.dataset.finish import damage
 from pipeline.media.video import MediaError, Video
 from pipeline.pack.shards import BLOCK, INDEX, index_path
 from pipeline.storage.store import Store
+from pipeline.tables.published import open_published, table_files
 
 DECORD_READS = ("h264", "hevc")  # its FFmpeg is of 2021 and has no AV1 decoder
 COLUMNS = ("clip_id", "caption", "bucket", "split", "keep", "frames")
@@ -44,7 +45,7 @@ def verify(dataset: str | Path, workers: int | None = None) -> list[str]:
         shards, fps = info["shards"], info["recipe"]["pack"]["fps"]
         if problems := damage(store, info):
             return problems
-        clips = _kept(store)
+        clips = _kept(store, info)
     except (OSError, ValueError, KeyError) as error:
         return [f"the dataset cannot be read: {error}"]
     listed = {shard["path"] for shard in shards}
@@ -56,15 +57,14 @@ def verify(dataset: str | Path, workers: int | None = None) -> list[str]:
         keys.update(found)
         problems += [f"{shard['path']}: {text}" for text in wrong]
     problems += [f"clip {key} is in {number} places" for key, number in sorted(keys.items()) if number > 1]
-    failed = {clip for shard in shards for clip, _ in shard.get("failures", ())}
-    absent = set(clips["clip_id"].to_pylist()) - keys.keys() - failed
+    absent = set(clips["clip_id"].to_pylist()) - keys.keys()
     return problems + [f"clip {key} is kept by the tables, and in no shard" for key in sorted(absent)]
 
 
-def _kept(store: Store) -> pa.Table:
+def _kept(store: Store, info: Mapping[str, Any]) -> pa.Table:
     tables = []
-    for name in store.list("tables/clips", ".parquet"):
-        with store.open(name) as file:
+    for name in table_files(store, "tables/clips", info):
+        with open_published(store, name) as file:
             table = pq.read_table(file, columns=list(COLUMNS))
         tables.append(table.filter(pc.fill_null(table["keep"], False)))
     return pa.concat_tables(tables, promote_options="permissive")

@@ -22,7 +22,7 @@ def publish(done: UnitResult) -> None:
                 counter.inc(value, {**tags, name: key})
 
 
-def publish_left(name: str, amount: float) -> None:
+def publish_pending(name: str, amount: float) -> None:
     """How much a pass still has to do."""
     _metrics()[-1].set(max(0.0, amount), {"pass": name})
 

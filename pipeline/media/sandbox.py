@@ -11,12 +11,16 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Any, TypeVar
 
 import psutil
+
+from pipeline.media.confinement import confine
+from pipeline.media.faults import ChildTraceback, MachineFault, is_out_of_memory, place_of, trace_of
 
 Result = TypeVar("Result")
 
@@ -39,17 +43,19 @@ class SandboxKilled(SandboxError):
 class Sandbox:
     """One child process, started at the first call and kept for the next ones. Not for use by several threads at once.
 
-    `memory_mb` bounds the child's resident set. Functions are sent by name: they must be importable in a fresh
-    process. What a function prints goes to standard error.
+    `memory_mb` bounds the child's resident set. A `confined` child has no network and cannot write files, where the
+    system allows to take that away. Functions are sent by name: they must be importable in a fresh process. What a
+    function prints goes to standard error.
     """
 
-    def __init__(self, memory_mb: int = 3000):
-        self.memory_mb = memory_mb
+    def __init__(self, memory_mb: int = 3000, confined: bool = False):
+        self.memory_mb, self.confined = memory_mb, confined
         self._child: subprocess.Popen[bytes] | None = None
 
     def call(self, function: Callable[..., Result], *args: object, deadline: float) -> Result:
         """`function(*args)` in the child, within `deadline` seconds, up to `TRIES` times where others end the child.
-        Raises what it raises, or SandboxError."""
+        Raises what it raises, with the child's traceback as a ChildTraceback in its cause; SandboxError, also where the
+        child runs out of its memory; MachineFault where no child can be started."""
         request = pickle.dumps((function, args))
         for _ in range(TRIES - 1):
             with contextlib.suppress(SandboxKilled):
@@ -64,10 +70,13 @@ class Sandbox:
         except BaseException:
             self.close()
             raise
-        failed, value = pickle.loads(answer)
-        if failed:
-            raise value
-        return value
+        value, trace = pickle.loads(answer)
+        if trace is None:
+            return value
+        if is_out_of_memory(value):
+            self.close()  # what it holds is of no use to the next call
+            value = SandboxError(f"needed more than the {self.memory_mb} MB of memory that it may have")
+        raise value from ChildTraceback(*trace)
 
     def close(self) -> None:
         """Ends the child, if there is one."""
@@ -99,9 +108,13 @@ class Sandbox:
         for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
             environment[name] = "1"  # as many sandboxes as cores, one thread each
         command = [sys.executable, "-m", "pipeline.media.sandbox", str(os.getpid()), str(self.memory_mb)]
+        command += ["confined"] if self.confined else []
         pipe = subprocess.PIPE
         start = _starter.submit(subprocess.Popen, command, stdin=pipe, stdout=pipe, env=environment, bufsize=0)
-        self._child = start.result()
+        try:
+            self._child = start.result()
+        except OSError as error:
+            raise MachineFault(error.errno, f"no process can be started: {error.strerror}") from error
         return self._child
 
     def _wait(self, child: subprocess.Popen[bytes], until: float, deadline: float) -> bytes:
@@ -157,20 +170,21 @@ def _read(pipe: IO[bytes], size: int) -> bytes:
 
 
 def _answer(message: bytes) -> bytes:
-    """What a call gives, pickled: (failed, value or exception)."""
+    """What a call gives, pickled: its value and None, or its exception and the arguments of ChildTraceback."""
     try:
         function, args = pickle.loads(message)
-        return pickle.dumps((False, function(*args)))
+        return pickle.dumps((function(*args), None))
     except Exception as error:
+        trace = (trace_of(error), place_of(error))
         try:
-            answer = pickle.dumps((True, error))
+            answer = pickle.dumps((error, trace))
             pickle.loads(answer)
         except Exception:
-            answer = pickle.dumps((True, RuntimeError(f"{type(error).__name__}: {error}")))
+            answer = pickle.dumps((RuntimeError(f"{type(error).__name__}: {error}"), trace))
         return answer
 
 
-def _serve(parent: int, memory_mb: int) -> None:
+def _serve(parent: int, memory_mb: int, confined: bool) -> None:
     """The child's life: a call in, an answer out, until the parent goes away."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
@@ -181,6 +195,12 @@ def _serve(parent: int, memory_mb: int) -> None:
     with contextlib.suppress(ValueError, OSError):
         limit = (memory_mb + 2048) << 20
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    try:
+        tempfile.gettempdir()  # kept: libraries ask for it when they are imported, and it is looked for by writing
+    except FileNotFoundError:
+        tempfile.tempdir = "/tmp"  # full: who writes there is told so
+    if confined:
+        confine()
     calls = os.fdopen(os.dup(0), "rb", buffering=0)
     answers: Any = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # prints must not end up between answers
@@ -189,4 +209,4 @@ def _serve(parent: int, memory_mb: int) -> None:
 
 
 if __name__ == "__main__":
-    _serve(int(sys.argv[1]), int(sys.argv[2]))
+    _serve(int(sys.argv[1]), int(sys.argv[2]), "confined" in sys.argv[3:])

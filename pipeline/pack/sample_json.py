@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
-import importlib.metadata
 import json
 import math
 from collections.abc import Mapping
@@ -20,7 +18,10 @@ from pipeline.selection.buckets import bucket_size
 from pipeline.tables.fragments import fingerprint
 
 SOURCE = ("source_id", "source_uri", "shot_index", "start", "end", "start_pts", "end_pts", "time_base")
-PICTURE = ("width", "height", "crop_x", "crop_y", "crop_w", "crop_h", "fps", "frames")
+PICTURE = (
+    *("width", "height", "crop_x", "crop_y", "crop_w", "crop_h", "fps", "frames"),
+    *("color_matrix", "color_primaries", "color_transfer", "color_range"),
+)
 INTERNAL = (  # of the build alone
     *("unit", "scan_at", "embed_at", "captioned"),
     *("scored", "embedding", "frame_embeddings", "phash"),
@@ -123,9 +124,9 @@ def to_json(document: Mapping[str, Any]) -> bytes:
     return json.dumps(document, sort_keys=True, ensure_ascii=False, allow_nan=False).encode()
 
 
-@functools.cache
 def _versions() -> dict[str, Any]:
-    return {"clipmill": importlib.metadata.version("clipmill"), "encoding": encode.VERSION}
+    """Not clipmill's own, which dataset.json has: a release that encodes alike leaves the shards as they are."""
+    return {"encoding": encode.VERSION}
 
 
 def _plain(value: Any, short: bool) -> Any:

@@ -10,7 +10,6 @@ import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
@@ -20,14 +19,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.config.recipe import PackOptions, Recipe, SourceOptions
+from pipeline.config.recipe import PackOptions, Recipe
 from pipeline.media import encode
-from pipeline.media.remux import copy_span
-from pipeline.media.video import MediaError, Video
+from pipeline.pack.clip_encoder import ClipEncoder
 from pipeline.pack.sample_json import content, documents, to_json
 from pipeline.selection.buckets import bucket_size
-from pipeline.sources.discover import open_file, open_media
-from pipeline.storage.store import Store, Unreachable, atomic
+from pipeline.sources.discover import open_file
+from pipeline.storage.store import Store, atomic
 from pipeline.tables.fragments import id_prefix_u64, to_parquet
 
 INDEX = pa.schema(
@@ -137,14 +135,18 @@ def plan_shards(kept: pa.Table, recipe: Recipe) -> list[ShardPlan]:
 
 
 def write_shard(
-    plan: ShardPlan, folder: Path, reuse: Mapping[str, Stored] | None = None, sources: SourceOptions | None = None
+    plan: ShardPlan, folder: Path, reuse: Mapping[str, Stored] | None = None, encoder: ClipEncoder | None = None
 ) -> ShardResult:
     """Encodes the clips of `plan` and writes its tar and index below `folder`, each whole or not at all.
 
     Members are KEY.mp4 (or KEY.jpg), KEY.txt and KEY.json, without times or owners. Media in `reuse` that was encoded
     the same way is copied; where it is no longer what it was, the clip is encoded. A clip that cannot be encoded is
-    left out and reported. Raises OSError when the shard cannot be written, or a source not be reached.
+    left out and reported. Raises OSError when the shard cannot be written, or a source not be reached; there is then no
+    tar and no index. Without an `encoder` it starts one of its own.
     """
+    if encoder is None:
+        with ClipEncoder() as own:
+            return write_shard(plan, folder, reuse, own)
     table = plan.rows()
     said = {document["clip_id"]: document for document in documents(table, plan.options)}
     media: dict[str, _Spooled] = {}
@@ -157,7 +159,7 @@ def write_shard(
                 media[key] = _spool(spool, found)
         reused = len(media)
         left = [row for row in table.to_pylist() if row["clip_id"] not in media]
-        for key, answer in _encode_all(left, plan.options, sources):
+        for key, answer in encoder.encode_all(left, plan.options):
             if isinstance(answer, str):
                 failures.append((key, answer))
             else:
@@ -243,52 +245,6 @@ def _estimated_bytes(clips: pa.Table, options: PackOptions) -> np.ndarray:
         seconds = clips["end"].to_numpy() - clips["start"].to_numpy()
         frames = np.where(frames > 1, seconds * options.fps, frames)
     return pixels * np.where(frames > 1, frames, STILL) * BITS_A_PIXEL[options.preset] / 8 + 4 * BLOCK
-
-
-def _encode_all(
-    rows: list[dict[str, Any]], options: PackOptions, sources: SourceOptions | None
-) -> Iterator[tuple[str, encode.Encoded | str]]:
-    """Each clip's media, or why there is none; source by source in order of time, so that each is opened once."""
-    by_source: dict[str, list[dict[str, Any]]] = {}
-    for row in sorted(rows, key=lambda row: (row["source_uri"], row["start_pts"], row["end_pts"])):
-        by_source.setdefault(row["source_uri"], []).append(row)
-    for uri, clips in by_source.items():
-        try:
-            with Video(open_media(uri, sources)) as video:
-                reader = encode.SpanReader(video)
-                for row in clips:
-                    yield row["clip_id"], _encode(reader, row, options, sources)
-        except Unreachable:
-            raise
-        except (MediaError, OSError) as error:
-            yield from ((row["clip_id"], f"the source cannot be opened: {error}") for row in clips)
-
-
-def _encode(
-    reader: encode.SpanReader, row: Mapping[str, Any], options: PackOptions, sources: SourceOptions | None
-) -> encode.Encoded | str:
-    cut = encode.Cut(
-        start_pts=row["start_pts"],
-        end_pts=row["end_pts"],
-        time_base=Fraction(row["time_base"]),
-        shown=(row["width"], row["height"]),
-        crop=(row["crop_x"], row["crop_y"], row["crop_w"], row["crop_h"]),
-        size=bucket_size(row["bucket"]),
-    )
-    try:
-        if row["frames"] == 1:
-            return encode.encode_image(reader, cut)
-        result = None
-        if options.codec == "copy" and not options.fps:
-            result = copy_span(open_media(row["source_uri"], sources), cut, reader.video.probe)
-        result = result or encode.encode_span(reader, cut, options)
-    except Unreachable:
-        raise
-    except (MediaError, OSError) as error:
-        return str(error)
-    if not options.fps and result.frames != row["frames"]:
-        return f"{result.frames} frames could be decoded where the scan saw {row['frames']}"
-    return result
 
 
 def _spool(spool: IO[bytes], encoded: encode.Encoded) -> _Spooled:

@@ -1,4 +1,5 @@
-"""The passes of a build: which units are pending, and the workers of the embed and caption passes.
+"""The passes of a build, one file a pass, and the workers of those that read sampled frames.
 
-Start at pending.py. May import engine, scan, pack and below.
+Start at registry.py, the list that `build` and `plan` go through, then base.py. May import engine, scan, pack and
+below.
 """

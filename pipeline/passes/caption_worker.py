@@ -13,13 +13,15 @@ import pyarrow.compute as pc
 from captioners import load_captioner
 from captioners.base import Caption, CaptionerDown, CaptionError, ClipFrames, to_json
 from captioners.text.audit import audit
-from filters.base import score
+from filters.base import ClipView, score
 from filters.encoders.base import load_encoder
 from pipeline.config.recipe import Recipe
+from pipeline.media.faults import is_machine_fault
 from pipeline.passes.embed_worker import Costs, Frames, chunks, clip_view, one_thread, rows_in
 from pipeline.state import fingerprints
 from pipeline.state.committed import join
-from pipeline.state.units import CaptionUnit, UnitResult
+from pipeline.state.error_log import LoggedError, logged_error, unforeseen, write_errors
+from pipeline.state.units import CaptionUnit, UnitResult, stopped
 from pipeline.storage.store import Store
 from pipeline.tables.compaction import Runs
 from pipeline.tables.fragments import IdRange, fingerprint, read_fragment, table_from, write_fragment
@@ -40,7 +42,15 @@ class CaptionClips:
         self._fingerprint = fingerprints.caption_fingerprint(recipe)
 
     def __call__(self, unit: CaptionUnit) -> UnitResult:
-        costs, problem = Costs(), ""
+        try:
+            return self._unit(unit)
+        except Exception as error:
+            if not isinstance(error, (OSError, pa.ArrowInvalid)) and not is_machine_fault(error):
+                raise
+            return stopped("caption", error)
+
+    def _unit(self, unit: CaptionUnit) -> UnitResult:
+        costs, problem, errors = Costs(), "", list[LoggedError]()
         rows: list[dict[str, Any]] = []
         following = batches(self._store, self._recipe, unit)
         # While the captioner (a GPU, a server) has one batch, the next one's frames are decoded, the last one scored.
@@ -49,15 +59,18 @@ class CaptionClips:
             while not problem and (batch := coming.result()):
                 coming = pool.submit(next, following, None)
                 clips = {row["clip_id"]: clip_frames(row, batch[1][row["clip_id"]]) for row in batch[0]}
-                answers, problem = self._ask(clips, costs)
+                source_of = {row["clip_id"]: row["source_uri"] for row in batch[0]}
+                with costs.measure("captioner", len(clips)):
+                    answers, problem = self._ask(list(clips.values()), source_of, errors)
                 rows += scored.result() if scored else []
-                scored = pool.submit(self._score, *batch, clips, answers, costs)
+                scored = pool.submit(self._score, *batch, clips, answers, costs, errors)
             rows += scored.result() if scored else []
         name = ""
         if rows:
             key = fingerprint(self._fingerprint, [row["clip_id"] for row in rows])
             name = f"state/caption/{key}.parquet"
             rows_table = table_from(rows, self._schema).sort_by("clip_id")
+            write_errors(self._store, "caption", key, errors)
             write_fragment(self._store, name, rows_table, {"fingerprint": self._fingerprint})
         failed = sum(row["caption_error"] is not None for row in rows)
         return UnitResult(
@@ -65,18 +78,35 @@ class CaptionClips:
             amount=len(rows),
             counts={"captions": len(rows) - failed, "failed": failed},
             seconds={"total": costs.total},
-            filters=costs.filters(),
+            filters=costs.filters,
             fragment=name,
+            unforeseen=unforeseen(errors),
             problem=problem,
         )
 
-    def _ask(self, clips: Mapping[str, ClipFrames], costs: Costs) -> tuple[Sequence[Caption | CaptionError], str]:
-        """The captioner's answers, and what stopped it, if anything did."""
-        with costs.measure("captioner", len(clips)):
-            try:
-                return self._captioner.caption(list(clips.values())), ""
-            except CaptionerDown as down:
-                return down.done, str(down)
+    def _ask(
+        self, clips: Sequence[ClipFrames], source_of: Mapping[str, str], errors: list[LoggedError]
+    ) -> tuple[Sequence[Caption | CaptionError], str]:
+        """The captioner's answers, and what stopped it, if anything did. A batch for which it raises is asked again
+        clip by clip, so that one clip costs no other its caption."""
+        try:
+            return self._captioner.caption(clips), ""
+        except CaptionerDown as down:
+            return down.done, str(down)
+        except Exception as error:
+            if isinstance(error, OSError) or is_machine_fault(error):
+                raise
+            if len(clips) == 1:
+                name = clips[0].clip_id
+                errors.append(logged_error(source_of[name], error, name, "captioner"))
+                return [CaptionError(name, errors[-1].failure.reason)], ""
+        answers: list[Caption | CaptionError] = []
+        for clip in clips:
+            answer, problem = self._ask([clip], source_of, errors)
+            answers += answer
+            if problem:
+                return answers, problem
+        return answers, ""
 
     def _columns(self, answer: Caption | CaptionError, clip: ClipFrames) -> dict[str, Any]:
         if isinstance(answer, CaptionError):
@@ -104,13 +134,31 @@ class CaptionClips:
         clips: Mapping[str, ClipFrames],
         answers: Sequence[Caption | CaptionError],
         costs: Costs,
+        errors: list[LoggedError],
     ) -> list[dict[str, Any]]:
         """Rows of the pass, of the clips that were answered: captions, audited, with the scores of the filters that
-        need one."""
+        need one. What raises an exception is null, and is added to `errors`."""
+        source_of = {row["clip_id"]: row["source_uri"] for row in rows}
+
+        def failed(step: str, clip_id: str, error: Exception) -> str:
+            if is_machine_fault(error):
+                raise error
+            errors.append(logged_error(source_of[clip_id], error, clip_id, step))
+            return errors[-1].failure.reason
+
+        captions = {}
         with costs.measure("audit", len(answers)):
-            said = {answer.clip_id: self._columns(answer, clips[answer.clip_id]) for answer in answers}
-        rows = [row for row in rows if row["clip_id"] in said]
-        out = [{**{name: row[name] for name in ("clip_id", "source_id")}, **said[row["clip_id"]]} for row in rows]
+            for answer in answers:
+                try:
+                    captions[answer.clip_id] = self._columns(answer, clips[answer.clip_id])
+                except Exception as error:
+                    captions[answer.clip_id] = {"caption_error": failed("audit", answer.clip_id, error)}
+        rows = [row for row in rows if row["clip_id"] in captions]
+        out = [{**{name: row[name] for name in ("clip_id", "source_id")}, **captions[row["clip_id"]]} for row in rows]
+
+        def on_error(step: str, clip: ClipView, error: Exception) -> None:
+            failed(step, clip.clip_id, error)
+
         for name, made in self._filters.items():
             with costs.measure(name, len(out)):
                 views = [
@@ -123,7 +171,7 @@ class CaptionClips:
                     )
                     for row, columns in zip(rows, out, strict=True)
                 ]
-                for columns, scores in zip(out, score(made, views), strict=True):
+                for columns, scores in zip(out, score(made, views, on_error), strict=True):
                     columns.update(scores)
         return out
 

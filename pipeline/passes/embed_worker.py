@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -19,73 +18,129 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from filters.base import ClipView, Track, score
-from filters.encoders.base import load_encoder
+from filters.base import ClipView, Filter, Track, score
+from filters.encoders.base import EncoderOutput, TextVideoEncoder, load_encoder
 from pipeline.config.recipe import Bounds, Recipe
+from pipeline.media.faults import is_machine_fault
 from pipeline.selection.duplicates import frame_hashes
 from pipeline.state import fingerprints
-from pipeline.state.units import UnitClips, UnitResult
+from pipeline.state.error_log import LoggedError, logged_error, unforeseen, write_errors
+from pipeline.state.units import UnitClips, UnitResult, stopped
 from pipeline.storage.store import Store
 from pipeline.tables.fragments import Fragment, fingerprint, frames_of, read_frames, table_from, write_fragment
 
 CHUNK = 16  # clips whose frames are in memory at once
+Unit = TypeVar("Unit")
+Answer = TypeVar("Answer")
 
 
 class Embed:
-    """A scan fragment -> a fragment of embeddings and scores."""
+    """Clips of the scan -> a fragment of embeddings and scores, all on one core: the encoder runs when the first filter
+    needs it, one clip at a time."""
 
     def __init__(self, store: Store, recipe: Recipe) -> None:
         one_thread()
         self._store, self._recipe = store, recipe
         self._encoder = load_encoder(recipe.encoder.name, recipe.encoder.model, recipe.encoder.pretrained)
-        self._filters = fingerprints.filters_of(recipe, "embed", self._encoder)
-        self._bounds = fingerprints.scan_bounds(recipe)
-        self._schema = fingerprints.embed_schema(recipe)
-        self._fingerprint = fingerprints.embed_fingerprint(recipe)
+        filters = list(fingerprints.filters_of(recipe, "embed", self._encoder).values())
+        first = next((i for i, made in enumerate(filters) if Track.EMBEDDING in made.needs), len(filters))
+        self._before, self._after = filters[:first], filters[first:]
 
-    def __call__(self, message: tuple[UnitResult | None, UnitClips] | UnitClips) -> list[UnitResult]:
-        """What the scan said of the unit, if it was scanned just now, and what there is to say here."""
-        scanned, unit = (None, message) if isinstance(message, UnitClips) else message
-        rows_found = rows_in(self._store, unit).to_pylist()
-        wanted = [row for row in rows_found if fingerprints.passes_scan_thresholds(row, self._bounds)]
-        costs = Costs()
+    def __call__(self, unit: UnitClips) -> UnitResult:
+        return stop_on_fault(self._unit, unit)
+
+    def _unit(self, unit: UnitClips) -> UnitResult:
+        costs, errors = Costs(), list[LoggedError]()
         rows = []
-        for chunk, frames in chunks(self._store, unit.unit, wanted):
-            rows += self._score(chunk, frames, costs)
-        done = UnitResult(
-            "embed", len(rows), counts={"clips": len(rows)}, seconds={"total": costs.total}, filters=costs.filters()
-        )
-        if rows:
-            name = fingerprint(self._fingerprint, unit.unit, [row["clip_id"] for row in rows])
-            table = table_from(rows, self._schema).sort_by("clip_id")
-            write_fragment(self._store, f"state/embed/{name}.parquet", table, {"fingerprint": self._fingerprint})
-        return [scanned, done] if scanned else [done]
+        for chunk, frames in chunks(self._store, unit.unit, wanted_rows(self._store, self._recipe, unit)):
+            states = [ClipState(row, frames[row["clip_id"]]) for row in chunk]
+            admitted = apply_filters(states, self._before, self._recipe, costs, errors)
+            with costs.measure("encoder", len(admitted)):
+                for state in admitted:
+                    encode_clip(state, self._encoder, errors)
+            apply_filters(admitted, self._after, self._recipe, costs, errors)
+            rows += [state.out for state in states]
+        return commit(self._store, self._recipe, unit, rows, costs, errors)
 
-    def _score(
-        self, rows: Sequence[dict[str, Any]], frames: Mapping[str, Frames], costs: Costs
-    ) -> list[dict[str, Any]]:
-        """The embed columns of `rows`. The encoder runs when the first filter needs it, at the latest at the end."""
-        states = [_State(row, frames[row["clip_id"]]) for row in rows]
-        left = states
-        looked = False
-        for name, made in [*self._filters.items(), ("", None)]:
-            if not looked and (made is None or Track.EMBEDDING in made.needs or name == "tags"):
-                with costs.measure("encoder", len(left)):
-                    for state in left:
-                        state.look(self._encoder)
-                looked = True
-            if made is None:
-                break
-            with costs.measure(name, len(left)):
-                answers = score(made, [state.view() for state in left])
-            for state, answer in zip(left, answers, strict=True):
-                state.take(name, answer)
-            before = len(left)
-            if not self._recipe.score_all:
-                bounds = fingerprints.thresholds_of(self._recipe, made.columns)
-                left = [state for state in left if admitted(state.out, bounds)]
-            costs.rejected(name, before - len(left))
-        return [state.out for state in states]
+
+def stop_on_fault(work: Callable[[Unit], Answer], unit: Unit) -> Answer | UnitResult:
+    """`work(unit)`, or the result that stops the build for a fault of the machine."""
+    try:
+        return work(unit)
+    except Exception as error:
+        if not isinstance(error, (OSError, pa.ArrowInvalid)) and not is_machine_fault(error):
+            raise
+        return stopped("embed", error)
+
+
+def wanted_rows(store: Store, recipe: Recipe, unit: UnitClips) -> list[dict[str, Any]]:
+    """The scan's rows of the clips of `unit` that its thresholds let through."""
+    bounds = fingerprints.scan_bounds(recipe)
+    return [row for row in rows_in(store, unit).to_pylist() if fingerprints.passes_scan_thresholds(row, bounds)]
+
+
+def apply_filters(
+    states: list[ClipState], filters: Sequence[Filter], recipe: Recipe, costs: Costs, errors: list[LoggedError]
+) -> list[ClipState]:
+    """Score clips filter by filter; return those that no threshold has rejected. A clip leaves with the first that
+    does. What raises an exception is null, and is added to `errors`."""
+    for made in filters:
+        with costs.measure(made.name, len(states)):
+            sources = {state.row["clip_id"]: state.row["source_uri"] for state in states}
+
+            def on_error(step: str, clip: ClipView, error: Exception, uris: Mapping[str, str] = sources) -> None:
+                errors.append(logged_error(uris[clip.clip_id], error, clip.clip_id, step))
+
+            answers = score(made, [state.view() for state in states], on_error)
+        for state, answer in zip(states, answers, strict=True):
+            state.out.update(answer)
+            state.out["scored"].append(made.name)
+        before = len(states)
+        if not recipe.score_all:
+            bounds = fingerprints.thresholds_of(recipe, made.columns)
+            states = [state for state in states if admitted(state.out, bounds)]
+        costs.rejected(made.name, before - len(states))
+    return states
+
+
+def encode_clip(state: ClipState, encoder: TextVideoEncoder, errors: list[LoggedError]) -> None:
+    """Embed one clip's frames. One call a clip, so that what comes out does not depend on which clips share a unit."""
+    if not state.frames.pictures:
+        return
+    try:
+        state.take(encoder.look(state.frames.pictures))
+    except Exception as error:
+        if isinstance(error, OSError) or is_machine_fault(error):
+            raise
+        errors.append(logged_error(state.row["source_uri"], error, state.row["clip_id"], "encoder"))
+
+
+def commit(
+    store: Store,
+    recipe: Recipe,
+    unit: UnitClips,
+    rows: Sequence[Mapping[str, Any]],
+    costs: Costs,
+    errors: Sequence[LoggedError],
+) -> UnitResult:
+    """Write the rows of a unit's clips as a fragment of the embed pass, if there are any."""
+    name = ""
+    if rows:
+        made_by = fingerprints.embed_fingerprint(recipe)
+        key = fingerprint(made_by, unit.unit, [row["clip_id"] for row in rows])
+        name = f"state/embed/{key}.parquet"
+        table = table_from(rows, fingerprints.embed_schema(recipe)).sort_by("clip_id")
+        write_errors(store, "embed", key, errors)
+        write_fragment(store, name, table, {"fingerprint": made_by})
+    return UnitResult(
+        "embed",
+        len(rows),
+        counts={"clips": len(rows)},
+        seconds={"total": costs.total},
+        filters=costs.filters,
+        fragment=name,
+        unforeseen=unforeseen(errors),
+    )
 
 
 @dataclass(frozen=True)
@@ -97,33 +152,34 @@ class Frames:
 
 
 class Costs:
-    """Seconds, clips and rejections by filter."""
+    """Seconds, clips and rejections by filter; goes on from the seconds and sums of an earlier stage."""
 
-    def __init__(self) -> None:
-        self._started = time.perf_counter()
-        self._filters: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    def __init__(self, seconds: float = 0.0, filters: Mapping[str, Mapping[str, float]] | None = None) -> None:
+        self._started = time.perf_counter() - seconds
+        self.filters: dict[str, dict[str, float]] = {name: dict(sums) for name, sums in (filters or {}).items()}
 
     @contextlib.contextmanager
     def measure(self, name: str, clips: int) -> Iterator[None]:
         began = time.perf_counter()
         yield
-        self._filters[name]["seconds"] += time.perf_counter() - began
-        self._filters[name]["clips"] += clips
+        self._add(name, "seconds", time.perf_counter() - began)
+        self._add(name, "clips", clips)
 
     def rejected(self, name: str, clips: int) -> None:
-        self._filters[name]["rejected"] += clips
+        self._add(name, "rejected", clips)
 
     @property
     def total(self) -> float:
         return time.perf_counter() - self._started
 
-    def filters(self) -> dict[str, dict[str, float]]:
-        return {name: dict(values) for name, values in self._filters.items()}
+    def _add(self, name: str, quantity: str, value: float) -> None:
+        sums = self.filters.setdefault(name, {})
+        sums[quantity] = sums.get(quantity, 0) + value
 
 
 @dataclass
-class _State:
-    """One clip on its way through the filters."""
+class ClipState:
+    """One clip on its way through the filters: its row of the scan, its frames, and the columns of the embed pass."""
 
     row: dict[str, Any]
     frames: Frames
@@ -133,26 +189,20 @@ class _State:
     appearance: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
 
     def __post_init__(self) -> None:
-        ids = {name: self.row[name] for name in ("clip_id", "source_id")}
-        self.out = {**ids, "scored": [], "phash": frame_hashes(self.frames.pictures)}
+        if not self.out:
+            ids = {name: self.row[name] for name in ("clip_id", "source_id")}
+            self.out = {**ids, "scored": [], "phash": frame_hashes(self.frames.pictures)}
 
-    def look(self, encoder: Any) -> None:
-        """One call a clip, so that what comes out does not depend on which clips share a unit."""
-        if not self.frames.pictures:
-            return
-        looked = encoder.look(self.frames.pictures)
-        self.embedding, self.appearance, self.tags = looked
-        mean = self.appearance.mean(axis=0)
+    def take(self, output: EncoderOutput) -> None:
+        embedding, appearance, tags = output
+        mean = appearance.mean(axis=0)
         self.out["embedding"] = (mean / max(float(np.linalg.norm(mean)), 1e-9)).astype(np.float32)
-        self.out["frame_embeddings"] = self.embedding.astype(np.float16).tobytes()
+        self.out["frame_embeddings"] = embedding.astype(np.float16).tobytes()
+        self.embedding, self.appearance, self.tags = embedding, appearance, tags
 
     def view(self) -> ClipView:
         tracks = {"tags": self.tags, "embedding": self.embedding, "appearance": self.appearance}
         return clip_view(self.row, self.frames, {**self.row, **self.out}, **tracks)
-
-    def take(self, name: str, answer: Mapping[str, Any]) -> None:
-        self.out.update(answer)
-        self.out["scored"].append(name)
 
 
 def clip_view(row: Mapping[str, Any], frames: Frames, scores: Mapping[str, Any], **tracks: Any) -> ClipView:
@@ -193,10 +243,10 @@ def chunks(
             jpegs: dict[str, list[dict[str, Any]]] = {row["clip_id"]: [] for row in chunk}
             for frame in read_frames(stored, jpegs).to_pylist():
                 jpegs[frame["clip_id"]].append(frame)
-            yield chunk, {clip: _decode(frames) for clip, frames in jpegs.items()}
+            yield chunk, {clip: decode_frames(frames) for clip, frames in jpegs.items()}
 
 
-def _decode(stored: Sequence[Mapping[str, Any]]) -> Frames:
+def decode_frames(stored: Sequence[Mapping[str, Any]]) -> Frames:
     ordered = sorted(stored, key=lambda frame: frame["index"])
     pictures = [_rgb(frame["jpeg"]) for frame in ordered]
     return Frames(pictures, np.array([frame["time"] for frame in ordered], dtype=np.float64))

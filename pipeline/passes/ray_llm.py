@@ -30,7 +30,7 @@ from pipeline.storage.store import Store
 
 @dataclass(frozen=True)
 class AskRay:
-    """A stage like `stages.Stage`: workers read clips, others keep answers, between them is the processor."""
+    """A RayStage: workers read clips, others keep answers, between them is the processor."""
 
     store: Store
     recipe: Recipe
@@ -76,7 +76,8 @@ class _Ask:
         self._store, self._recipe, self._llm = store, recipe, _llm(recipe)
 
     def __call__(self, row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        unit: CaptionUnit = pickle.loads(row["unit"])
+        unit: CaptionUnit
+        _, unit = pickle.loads(row["unit"])
         homes = {clip: pickle.dumps(part) for part in unit.parts for clip in part.clips.clip_ids or ()}
         for chunk, frames in batches(self._store, self._recipe, unit):
             for one in chunk:
@@ -103,7 +104,7 @@ class _Keep:
             part: CaptionPart = pickle.loads(home)
             of_these = dataclasses.replace(part.clips, clip_ids=tuple(clips))
             parts.append(CaptionPart(of_these, part.embedded))
-        return {"unit": [pickle.dumps(self._clips(CaptionUnit(tuple(parts))))]}
+        return {"unit": [pickle.dumps(([self._clips(CaptionUnit(tuple(parts)))], None))]}
 
     def caption(self, clips: Sequence[ClipFrames]) -> list[Caption | CaptionError]:
         return [self._llm.read(clip, self._rows[clip.clip_id]) for clip in clips]

@@ -28,7 +28,7 @@ from pipeline.report.histogram import histogram, number
 from pipeline.report.summary import PASSES
 from pipeline.report.what_if import notches
 from pipeline.selection import balance
-from pipeline.sources.canaries import recall
+from pipeline.sources.names import printable
 from pipeline.storage.store import Store
 from pipeline.tables import fragments
 from pipeline.tables.columns import Columns
@@ -149,7 +149,7 @@ def _render(store: Store, clips: Columns, clips_shown: int) -> str:
         loader=jinja2.PackageLoader("pipeline.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.globals.update(zip=zip)
-    environment.filters.update(number=number, duration=_duration, clock=_clock, size=_size)
+    environment.filters.update(number=number, duration=_duration, clock=_clock, size=_size, printable=printable)
     script, style = _asset("report.js"), _asset("report.css")
     return environment.get_template("report.html").render(
         name=PurePosixPath(store.uri.partition("?")[0]).name,
@@ -170,7 +170,6 @@ def _render(store: Store, clips: Columns, clips_shown: int) -> str:
             name: passes[name] for name in sorted(passes, key=lambda n: (PASSES.index(n) if n in PASSES else 9, n))
         },
         filters=filter_costs(passes, reasons),
-        canaries=recall(clips.canaries(), tuple(thresholds)),
         bounded=[h for h in histograms if h.lines],
         notches={h.name: [notch for notch in moved if notch.column == h.name] for h in histograms},
         tried=len(keep) <= TRIED_CLIPS,

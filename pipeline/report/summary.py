@@ -23,21 +23,11 @@ def summary(out: str, info: Mapping[str, Any]) -> str:
         ("captions", f"{count['captions']:,}"),
         ("shards", f"{len(shards):,}, {sum(shard['bytes'] for shard in shards) / 1e6:.1f} MB"),
         *filter_cost.lines(info),
-        *((("canaries", _canaries(info["canaries"])),) if info.get("canaries") else ()),
         *((f"seconds: {name}", _seconds(info["passes"][name])) for name in PASSES if name in info["passes"]),
     ]
     width = max(len(name) for name, _ in rows)
     lines = [f"{name:<{width}}  {value}" for name, value in rows]
     return "\n".join(["", *lines, "", f"dataset  {out}", f"report   {out.rstrip('/')}/report.html"])
-
-
-def _canaries(results: Mapping[str, str]) -> str:
-    """Of the planted defects that a threshold is there for, how many it caught, and which it did not."""
-    by = {result: [name for name, one in results.items() if one == result] for result in results.values()}
-    lost = [*by.get("missed", ()), *by.get("rejected", ())]
-    caught = len(by.get("caught", ()))
-    text = f"{caught} of {caught + len(lost)} caught by the filter meant for them"
-    return text + (f" (not {', '.join(lost)})" if lost else "")
 
 
 def _seconds(spent: Mapping[str, Any]) -> str:

@@ -15,43 +15,48 @@ from typing import Any
 import cv2
 import numpy as np
 
-from filters.base import Track, score
+from filters.base import ClipView, Track, score
 from filters.borders import content_box
 from pipeline.config.recipe import Recipe, RecipeError
+from pipeline.media.faults import is_machine_fault
 from pipeline.media.frame import Frame
 from pipeline.media.proxy import FrameCandidate, Shrinker
 from pipeline.media.video import MediaError, Probe, Video
 from pipeline.scan.gap_decoder import ExactFrames, T
-from pipeline.scan.tracks import BURST_FRAMES, LEAST_BURST, ShotTracks, Tracks, clip_view, jpeg, sampled
+from pipeline.scan.tracks import BURST_FRAMES, LEAST_BURST, ShotTracks, Tracks, clip_view, crop_pixels, jpeg, sampled
 from pipeline.shots.cascade import Cascade
 from pipeline.shots.detectors import Adaptive, ShotDetector, Stride
 from pipeline.shots.same_scene import same_scene
 from pipeline.shots.shot_cutter import Shot, ShotCutter, Transition, equal_parts
 from pipeline.shots.transnet import TransNet
 from pipeline.sources.discover import Source, open_media
+from pipeline.state.error_log import LoggedError, logged_error
 from pipeline.state.fingerprints import columns_of, filters_of
 from pipeline.tables.fragments import clip_id
 
 WHOLE = (0.0, 0.0, 1.0, 1.0)
+MOST_SEGMENTS = 10_000  # of one source: 69 days in segments of 600 s
 LEAST_FPS = 20.0  # below it, frames that are left out would be missed
 
 
 @dataclass(frozen=True)
 class Scanned:
     """What a scan gives: a row of tables.SOURCES, rows of tables.CLIPS with the columns of the filters that ran, rows
-    of tables.FRAMES, and seconds by part (decode, shots, flow, jpeg, filter:NAME). `shot_index` counts within the
-    segment."""
+    of tables.FRAMES, seconds by part (decode, shots, flow, jpeg, filter:NAME), and the exceptions of filters and of
+    single clips. `shot_index` counts within the segment."""
 
     source: dict[str, Any]
     clips: list[dict[str, Any]]
     frames: list[dict[str, Any]]
     stats: dict[str, float]
+    errors: Sequence[LoggedError] = ()
 
 
 def segments(start: float, duration: float, seconds: float) -> list[tuple[float, float]]:
     """Parts of a long source, about `seconds` long, whose scans together are those of the source in one piece: each
-    owns the shots that start inside it. The last one goes on to wherever the source really ends."""
-    count = max(1, round(duration / seconds)) if duration > 1.5 * seconds else 1
+    owns the shots that start inside it. The last one goes on to wherever the source really ends. A duration that no
+    source has makes one part."""
+    count = max(1, round(duration / seconds)) if 1.5 * seconds < duration < MOST_SEGMENTS * seconds else 1
     edges = [start + duration * i / count for i in range(count + 1)]
     return list(pairwise(edges))
 
@@ -60,7 +65,10 @@ def scan(source: Source, recipe: Recipe, segment: tuple[float, float] | None = N
     """Scans a source, or the shots of it that start inside `segment` (seconds). Raises MediaError when nothing of it
     can be used; where a part can, that is used and `source["error"]` says what is missing."""
     cv2.setNumThreads(1)  # a process a core, and the same bytes on any number of them
+    limits = recipe.scan
     with Video(open_media(source.uri, recipe.sources), rough=True) as video:
+        if video.streams > limits.max_streams:
+            raise MediaError(f"{video.streams} streams, more than scan.max_streams allows ({limits.max_streams})")
         shrinker = Shrinker(video.probe)
         with ExactFrames(source.uri, recipe.sources) as exact:
             return _Scan(source, recipe, video, shrinker, exact, segment).run()
@@ -82,7 +90,7 @@ class _Scan:
         self._video, self._probe = video, video.probe
         self._shrinker, self._exact = shrinker, exact
         self._filters, self._columns = filters_of(recipe, "scan"), columns_of(recipe, "scan")
-        bursts = any(Track.BURST in made.needs for made in self._filters.values())
+        bursts = any(made.needs & {Track.BURST, Track.FIELDS} for made in self._filters.values())
         self._tracks = Tracks(shrinker, recipe.scan.frame_side, video.probe, bursts)
         self._detector = self._make_detector()
         self._keyframes: list[float] = []
@@ -91,6 +99,7 @@ class _Scan:
         self._seconds: dict[str, float] = defaultdict(float)
         self._clips: list[dict[str, Any]] = []
         self._frames: list[dict[str, Any]] = []
+        self._errors: list[LoggedError] = []
         self._shots = 0
         self._entered = -math.inf  # where the last transition ended
 
@@ -106,27 +115,32 @@ class _Scan:
             "width": self._probe.width,
             "height": self._probe.height,
             "codec": self._probe.codec,
+            **self._probe.stated_colour,
         }
-        return Scanned(row, self._clips, self._frames, dict(self._seconds))
+        return Scanned(row, self._clips, self._frames, dict(self._seconds), self._errors)
 
     def _film(self) -> str | None:
         """Goes through the frames; says what is missing at the end, if anything."""
         start = self._segment[0]
         first = not math.isfinite(start)
         begin = None if first else ShotCutter.decode_from(start) - self._detector.reach
-        problem, seen = None, False
+        problem, decoded = None, 0
+        most = self._options.max_gigapixels * 1e9 / (self._probe.coded_width * self._probe.coded_height)  # frames
         try:
             for frame in self._timed(self._video.frames(begin, self._wanted())):
-                if not seen:
+                if not decoded:
                     self._cutter.begin(frame.time, first or frame.time <= self._probe.start)
-                    seen = True
+                if decoded > most:
+                    limit = f"more pixels than scan.max_gigapixels allows ({self._options.max_gigapixels:g})"
+                    raise MediaError(f"truncated at {frame.time:.2f} s: {limit}")
+                decoded += 1
                 if self._see(frame):
                     return None
         except MediaError as error:
-            if not seen:
+            if not decoded:
                 raise
             problem = str(error)
-        if not seen:
+        if not decoded:
             raise MediaError("no frame could be decoded")
         self._tracks.pass_over(self._video.remaining)
         _, last = self._tracks.last
@@ -247,6 +261,7 @@ class _Scan:
             "crop_y": y,
             "crop_w": width,
             "crop_h": height,
+            **self._probe.stated_colour,
             "dropped": "duration" if drop else None,
             **dict.fromkeys(self._columns),
         }
@@ -254,14 +269,33 @@ class _Scan:
         if drop:
             self._sample(name, kept.stills[len(kept.stills) // 2 :][:1], box)  # for the report to show what it was
             return
+        pictures = len(self._frames)
+        try:
+            row |= self._scored(kept, name, end, box)
+        except Exception as error:
+            if is_machine_fault(error):
+                raise
+            del self._frames[pictures:]
+            row["dropped"] = "error"
+            self._errors.append(logged_error(self._source.uri, error, name))
+
+    def _scored(
+        self, kept: ShotTracks, name: str, end: float, box: tuple[float, float, float, float]
+    ) -> dict[str, Any]:
+        """The scan's scores of a clip, whose sampled frames are added to those of the scan."""
+        size, scores = (self._probe.width, self._probe.height), dict[str, Any]()
         if 0 < len(kept.burst) < LEAST_BURST <= len(kept.times):
             kept = self._with_burst(kept)
         with self._clock("flow"):
             view = clip_view(kept, name, end, size, box)
         for key, made in self._filters.items():
             with self._clock(f"filter:{key}"):
-                row |= score(made, [view])[0]
+                scores |= score(made, [view], self._filter_failed)[0]
         self._sample(name, sampled(kept, view, self._options.frames_uniform, self._options.frames_peaks), box)
+        return scores
+
+    def _filter_failed(self, name: str, clip: ClipView, error: Exception) -> None:
+        self._errors.append(logged_error(self._source.uri, error, clip.clip_id, name))
 
     def _sample(self, name: str, stills: Sequence[FrameCandidate], box: tuple[float, float, float, float]) -> None:
         with self._clock("jpeg"):
@@ -304,20 +338,8 @@ class _Scan:
             self._seconds[part] += time.perf_counter() - started
 
 
-def crop_pixels(box: tuple[float, float, float, float], size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The even-sized rectangle x, y, width, height inside `box` (fractions) of a picture of `size` pixels; of a picture
-    under two pixels, all of it."""
-    spans = []
-    for low, high, pixels in ((box[0], box[2], size[0]), (box[1], box[3], size[1])):
-        first = 2 * math.ceil(low * pixels / 2 - 1e-6)
-        length = 2 * math.floor((high * pixels - first) / 2 + 1e-6)
-        spans.append((first, length) if length >= 2 else (0, pixels))
-    (x, width), (y, height) = spans
-    return x, y, width, height
-
-
 def _opened(segment: tuple[float, float] | None, probe: Probe) -> tuple[float, float]:
-    """The segment, without a limit where it touches the source's ends, which may be elsewhere than promised."""
+    """The segment, open where it touches the source's ends, which may be elsewhere than promised."""
     if segment is None:
         return -math.inf, math.inf
     start, end = segment

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import numpy as np
 
 from filters.base import ClipView
 from filters.flow import coarse_flow
+from filters.interlacing import field_columns, field_misfits
 from pipeline.media.frame import Frame, seconds
 from pipeline.media.proxy import FrameCandidate, Shrinker, crop
 from pipeline.media.video import Probe
@@ -35,6 +37,15 @@ class LumaFrame:
 
 
 @dataclass(frozen=True)
+class FieldFit:
+    """How two orders of the fields of a frame fit its neighbours (filters/interlacing.py), and the times of those."""
+
+    first: float
+    last: float
+    misfits: tuple[float, float]
+
+
+@dataclass(frozen=True)
 class ShotTracks:
     """The frames of one span: presentation times and pts of all, and the tracks that fall inside."""
 
@@ -44,6 +55,7 @@ class ShotTracks:
     luma: np.ndarray  # (m, h, w) uint8
     stills: Sequence[FrameCandidate]
     burst: np.ndarray  # (b, h, w) uint8
+    fields: np.ndarray  # (f, 2) float64
 
 
 class Tracks:
@@ -62,12 +74,15 @@ class Tracks:
         self._due = False  # a still, of the next frame that is no B-frame
         self._bursts: list[list[LumaFrame]] = []
         self._filling = False
+        self._columns: list[tuple[float, np.ndarray]] = []  # time and columns of the last two frames of the burst
+        self._fields: list[FieldFit] = []
 
     def add(self, frame: Frame) -> None:
         before, self._last = self._last, frame.time
         self.pass_over(frame.passed)
         if self._wants_bursts and _crossed(before, frame.time, 1 / BURST_EVERY):
             self._bursts.append([])
+            self._columns = []
             self._filling = True
         elif self._filling and len(frame.passed) > 1:
             self._filling = False  # frames are missing: what follows is no neighbour
@@ -89,6 +104,14 @@ class Tracks:
         if self._filling:
             self._bursts[-1].append(grey)
             self._filling = len(self._bursts[-1]) < BURST_FRAMES
+            self._fit_fields(frame)
+
+    def _fit_fields(self, frame: Frame) -> None:
+        columns = field_columns(frame.planes()[0])
+        if len(self._columns) == 2:
+            (first, before), (_, middle) = self._columns
+            self._fields.append(FieldFit(first, frame.time, field_misfits(before, middle, columns)))
+        self._columns = [*self._columns[-1:], (frame.time, columns)]
 
     def pass_over(self, pts: Sequence[int]) -> None:
         """Frames of the source that have gone by, decoded or not."""
@@ -105,11 +128,11 @@ class Tracks:
         return every > seen
 
     def span(self, start: float, end: float) -> ShotTracks:
-        """What is kept of frames with start <= time < end."""
+        """The tracks of frames with start <= time < end; empty where no frame lies there, as after the last one."""
         first, last = bisect_left(self._times, start), bisect_left(self._times, end)
         luma = [p for p in self._luma if start <= p.time < end]
         bursts = [[p for p in burst if start <= p.time < end] for burst in self._bursts]
-        middle = (self._times[first] + self._times[max(first, last - 1)]) / 2
+        middle = (self._times[first] + self._times[last - 1]) / 2 if first < last else start
         best = max(
             bursts, key=lambda b: (len(b) >= LEAST_BURST, -abs(b[0].time - middle)) if b else (False, -1e9), default=[]
         )
@@ -120,6 +143,7 @@ class Tracks:
             luma=_stack([p.luma for p in luma]),
             stills=[s for s in self._stills if start <= s.time < end],
             burst=_stack([p.luma for p in best]),
+            fields=np.array([f.misfits for f in self._fields if start <= f.first and f.last < end]).reshape(-1, 2),
         )
 
     def beside(self, time: float, since: float) -> tuple[FrameCandidate, FrameCandidate] | None:
@@ -136,6 +160,7 @@ class Tracks:
         del self._analysed[: bisect_left(self._analysed, before)]
         self._luma = [p for p in self._luma if p.time >= before]
         self._stills = [s for s in self._stills if s.time >= before]
+        self._fields = [f for f in self._fields if f.first >= before]
         while len(self._bursts) > 1 and self._bursts[0][-1].time < before:
             del self._bursts[0]
 
@@ -168,6 +193,7 @@ def clip_view(kept: ShotTracks, clip_id: str, end: float, size: tuple[int, int],
         flow=np.stack(flow) if flow else np.zeros((0, 0, 0, 2), np.float32),
         flow_times=np.stack([times[:-1], times[1:]], axis=1) if flow else np.zeros((0, 2)),
         burst=np.ascontiguousarray(crop(kept.burst, box)),
+        fields=kept.fields,
         detail=[s.patch for s in _spread(kept.stills, DETAIL_PATCHES)],
     )
 
@@ -203,6 +229,18 @@ def motion_peaks(view: ClipView, count: int) -> list[float]:
         if all(abs(moments[index] - other) >= PEAK_APART for other in found):
             found.append(float(moments[index]))
     return found
+
+
+def crop_pixels(box: tuple[float, float, float, float], size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The even-sized rectangle x, y, width, height inside `box` (fractions) of a picture of `size` pixels; of a picture
+    under two pixels, all of it."""
+    spans = []
+    for low, high, pixels in ((box[0], box[2], size[0]), (box[1], box[3], size[1])):
+        first = 2 * math.ceil(low * pixels / 2 - 1e-6)
+        length = 2 * math.floor((high * pixels - first) / 2 + 1e-6)
+        spans.append((first, length) if length >= 2 else (0, pixels))
+    (x, width), (y, height) = spans
+    return x, y, width, height
 
 
 def jpeg(rgb: np.ndarray, quality: int) -> bytes:

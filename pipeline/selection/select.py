@@ -14,7 +14,6 @@ from pipeline.config.recipe import Bounds, Recipe, RecipeError
 from pipeline.selection import balance, duplicates
 from pipeline.selection.buckets import bucket_names, with_durations
 from pipeline.selection.duplicates import Embeddings
-from pipeline.sources import canaries
 from pipeline.tables.fragments import floats, id_prefix_u64
 
 SELECTED = pa.schema(
@@ -31,6 +30,7 @@ SELECTED = pa.schema(
 )
 QUALITY = ("sharpness_laplacian", "aesthetics_mean")  # which of two copies of one resolution stays
 RANKED = ("frames", "crop_w", "crop_h", "start", "end", "clip_id", "source_uri", *QUALITY)  # what that is decided by
+HDR = ("smpte2084", "arib-std-b67")  # color_transfer: PQ and HLG
 BLOCK = 1 << 18  # rows at a time
 
 
@@ -62,6 +62,8 @@ def select(
     seconds = floats(clips["end"]) - floats(clips["start"])
     buckets = with_durations(buckets, seconds, still, recipe.pack.durations)
     reasons = {**_dropped(clips), "resolution": buckets.is_null().to_numpy(zero_copy_only=False)}
+    if recipe.pack.hdr == "reject":
+        reasons["hdr"] = pc.is_in(clips["color_transfer"], pa.array(HDR)).to_numpy()
     reasons |= _judged(clips, {k: b for k, b in thresholds.items() if k not in late}, ~_any(reasons.values(), n))
 
     candidates = ~_any(reasons.values(), n)
@@ -78,8 +80,6 @@ def select(
     added: dict[str, pa.Array | pa.ChunkedArray] = {}
     if recipe.select.balance_clusters and embeddings:
         added, reasons["balance"] = _balanced(clips, embeddings, recipe, ~_any(reasons.values(), n))
-    if "source_uri" in clips.column_names and (planted := canaries.is_canary(clips).to_numpy()).any():
-        reasons[canaries.MARK] = planted
     added |= {
         "keep": pa.array(~_any(reasons.values(), n)),
         "rejected_by": _reason_lists(reasons, n),

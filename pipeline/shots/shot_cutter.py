@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+MOST_CELLS = 1440  # of the grid of LONGEST seconds that are gone through between two frames: a day
 LONGEST = 60.0  # seconds: without a transition for a whole cell of this grid, a shot is cut at the cell's end
 
 
@@ -71,11 +72,18 @@ class ShotCutter:
         assert self._cell is not None
         shots: list[Shot] = []
         while (point := (self._cell + 1) * LONGEST) <= until and not self.done:
-            spanned = inside is not None and inside.leave <= point
-            if not self._busy and not spanned:
+            if inside is not None and inside.leave <= point:  # so are all later points up to its end
+                self._cell = math.floor(until / LONGEST)
+                self._busy = False
+                break
+            if not self._busy:
                 shots += self._cut(Transition(point, point))
             self._cell += 1
             self._busy = False
+            ahead = math.floor((until if inside is None else inside.leave) / LONGEST) - self._cell
+            if ahead > MOST_CELLS:  # a jump of the timestamps: no frame lies in these cells
+                shots += self._cut(Transition((self._cell + 1) * LONGEST, (self._cell + ahead - 1) * LONGEST))
+                self._cell += ahead - 1
         return shots
 
     def _cut(self, transition: Transition) -> list[Shot]:

@@ -18,19 +18,18 @@ from captioners import CAPTIONERS, captioner_version, check_captioner
 from captioners.text.audit import AUDIT_COLUMNS
 from captioners.text.audit import VERSION as AUDIT_VERSION
 from filters import load_filter
-from filters.base import Filter, Track, why_null
-from filters.encoders.base import Declared
+from filters.base import Filter, Track, uses_gpu, why_null
+from filters.encoders.base import ENCODERS, Declared
 from pipeline.config.recipe import Bounds, Recipe, RecipeError, to_dict
 from pipeline.selection.select import admitted, check_thresholds, holds
 from pipeline.tables.fragments import CLIPS, fingerprint
 
-SCAN_VERSION = 11
+SCAN_VERSION = 12
 EMBED_VERSION = 4
 CAPTION_VERSION = 3
-ON_GPU = frozenset(("openclip", "watermark", "vlm"))
 
-LIMITS = ("deadline_factor", "deadline_seconds", "memory_mb")
-SCAN_TRACKS = frozenset({Track.LUMA, Track.FLOW, Track.BURST, Track.DETAIL})
+LIMITS = ("deadline_factor", "deadline_seconds", "memory_mb", "max_gb", "max_streams", "max_gigapixels")
+SCAN_TRACKS = frozenset({Track.LUMA, Track.FLOW, Track.BURST, Track.FIELDS, Track.DETAIL})
 
 IDENTIFIED = pa.schema(
     [
@@ -46,6 +45,10 @@ IDENTIFIED = pa.schema(
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("codec", pa.string()),
+        ("color_matrix", pa.string()),
+        ("color_primaries", pa.string()),
+        ("color_transfer", pa.string()),
+        ("color_range", pa.string()),
     ]
 )
 
@@ -169,10 +172,9 @@ def caption_schema(recipe: Recipe) -> pa.Schema:
     return pa.schema([*CAPTIONED, *(pa.field(k, v) for k, v in columns.items())])
 
 
-def on_gpu(recipe: Recipe) -> frozenset[str]:
-    """The passes with a model that runs on a GPU where there is one."""
-    models = {"embed": {recipe.encoder.name, *recipe.filters}, "caption": {recipe.caption.captioner}}
-    return frozenset(name for name, used in models.items() if used & ON_GPU)
+def embed_uses_gpu(recipe: Recipe) -> bool:
+    """Whether the recipe's encoder or a filter of the embed pass runs on a GPU where there is one."""
+    return ENCODERS[recipe.encoder.name].gpu or any(map(uses_gpu, filters_of(recipe, "embed").values()))
 
 
 def limits(recipe: Recipe) -> dict[str, Any]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
+from pipeline.media.faults import problem
 from pipeline.sources.discover import DiscoveredFile, Source
 from pipeline.tables.fragments import IdRange
 
@@ -92,7 +94,21 @@ class UnitResult:
     seconds: Mapping[str, float] = field(default_factory=dict)
     filters: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # name -> seconds, clips, rejected
     fragment: str = ""
+    unforeseen: Mapping[str, int] = field(default_factory=dict)  # sources hit, by "IndexError at pipeline/x.py:12"
     problem: str = ""  # stops the pass when not empty; what is done is kept
+
+
+def stopped(of: str, error: BaseException) -> UnitResult:
+    """The result of a unit that a fault of the machine has ended: nothing of it is committed, the build stops."""
+    return UnitResult(of, 0.0, problem=problem(error))
+
+
+@dataclass(frozen=True)
+class Handoff:
+    """What a stage passes on to the next ones: a unit of another type, and the results of what is finished by then."""
+
+    unit: Any
+    results: tuple[UnitResult, ...] = ()
 
 
 class BuildStopped(RuntimeError):

@@ -25,6 +25,12 @@ FOLDER = "state/lock"
 BEAT = 5.0  # seconds between two signs of life
 SILENT = 60.0  # seconds without one after which a build is dead
 
+
+def now() -> float:
+    """Seconds by a clock that also runs while the machine is suspended, as CLOCK_MONOTONIC does not on Linux."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
 _claims: list[_Claim] = []  # of this process
 
 
@@ -67,12 +73,12 @@ def give_back() -> None:
 class _Claim:
     def __init__(self, store: Store, silent: float) -> None:
         self.store, self.name = store, f"{FOLDER}/{secrets.token_hex(8)}.json"
-        self._silent, self._said, self._last, self._lost = silent, 0, time.monotonic(), False
+        self._silent, self._said, self._last, self._lost = silent, 0, now(), False
         self._holds, self._writing = False, threading.Lock()
 
     def write(self, holds: bool = False) -> None:
         with self._writing:
-            begun = time.monotonic()
+            begun = now()
             self._holds, self._said = self._holds or holds, self._said + 1
             who = f"process {os.getpid()} on {socket.gethostname()}"
             said = {"who": who, "holds": self._holds, "said": self._said}
@@ -81,7 +87,7 @@ class _Claim:
 
     def renew(self) -> None:
         """A sign of life, if it is not too late for one."""
-        if time.monotonic() - self._last > self._silent:
+        if now() - self._last > self._silent:
             self._lost = True
         if self._lost:
             return
@@ -103,7 +109,7 @@ class _Claim:
         return found
 
     def check(self) -> None:
-        if self._lost or time.monotonic() - self._last > self._silent:
+        if self._lost or now() - self._last > self._silent:
             raise LeaseError(f"this build was out of touch with {self.store.uri} for too long, and another may go on")
 
 
@@ -113,13 +119,13 @@ def _wait(claim: _Claim, beat: float, silent: float) -> None:
     told = False
     while others := claim.others():
         for name, other in others.items():
-            said, since = seen.setdefault(name, (other["said"], time.monotonic()))
+            said, since = seen.setdefault(name, (other["said"], now()))
             if other["said"] != said and (other["holds"] or name < claim.name):
                 where = claim.store.path(name)
                 raise LeaseError(f"another build is writing to {claim.store.uri} ({other['who']}, alive in {where})")
-            if other["said"] == said and time.monotonic() - since > silent:
+            if other["said"] == said and now() - since > silent:
                 claim.store.delete(name)
-            elif not told and time.monotonic() - since > 2 * beat:
+            elif not told and now() - since > 2 * beat:
                 told = True
                 print(f"{other['who']} was building here: {silent:.0f} s to see whether it still is", file=sys.stderr)
         time.sleep(beat / 5)

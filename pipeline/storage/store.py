@@ -13,7 +13,9 @@ import io
 import os
 import random
 import re
+import secrets
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -26,15 +28,12 @@ import fsspec
 import pyarrow as pa
 from pyarrow import fs
 
+from pipeline.config.secrets import IN_URL
+
 REMOTE = ("s3://", "gs://", "gcs://", "az://", "abfs://", "abfss://")  # by Arrow; other protocols by fsspec
 PIECE = 8 << 20  # bytes of one request at most: what a cut connection costs again
 LEAST = 256 << 10  # and at least
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before another try
-SECRET = re.compile(
-    r"://[^/@]*:[^/@]*@|https?://[^/?#@]*@|"
-    r"[?&]([^=&]*(secret|password|credential|access_?key|account_key|api_?key|token|signature)[^=&]*|sig)=",
-    re.I,
-)
 S3_OPTIONS: dict[str, Callable[[str], Any]] = {  # what may follow an s3:// URL, as ?name=value
     "region": str,
     "endpoint_override": str,
@@ -212,7 +211,7 @@ def locate(url: str) -> tuple[Store, str]:
 def atomic(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` to write to; it takes the final name on success and goes away on failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(temporary_name(path.name))
     try:
         yield temporary
         with open(temporary, "rb") as file:
@@ -221,6 +220,15 @@ def atomic(path: Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def temporary_name(name: str) -> str:
+    """A hidden name for `name` while it is written, which no other writer of a shared file system takes: process ids
+    repeat over machines and containers. Shortened where it would exceed the 255 bytes of a file name."""
+    host = re.sub(r"[^A-Za-z0-9-]", "", socket.gethostname())[:32]
+    suffix = f".{host}-{os.getpid()}-{secrets.token_hex(4)}.tmp"
+    stem = name.encode()[: 254 - len(suffix)].decode(errors="ignore")
+    return f".{stem}{suffix}"
 
 
 def remove_abandoned(folder: Path) -> None:
@@ -286,7 +294,7 @@ def _reachable() -> Iterator[None]:
 
 def refuse_secrets(uri: str) -> None:
     """Raises StorageError for a URL with a password or key in it: URLs are written to tables."""
-    if "://" in uri and SECRET.search(uri):
+    if "://" in uri and IN_URL.search(uri):
         where = urlsplit(uri).hostname
         raise StorageError(f"{where}: credentials in a URL end up in tables: put them into the environment instead")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,10 @@ SOURCES = pa.schema(
         ("width", pa.int32()),  # as displayed: rotation applied
         ("height", pa.int32()),
         ("codec", pa.string()),
+        ("color_matrix", pa.string()),  # FFmpeg's names of what the stream states of its colours; null: it does not
+        ("color_primaries", pa.string()),
+        ("color_transfer", pa.string()),  # smpte2084 (PQ) and arib-std-b67 (HLG) are HDR
+        ("color_range", pa.string()),  # tv (limited) or pc (full)
         ("metadata", pa.string()),  # JSON of the user's own columns
     ]
 )
@@ -52,6 +56,10 @@ CLIPS = pa.schema(
         ("crop_y", pa.int32()),
         ("crop_w", pa.int32()),
         ("crop_h", pa.int32()),
+        ("color_matrix", pa.string()),  # of the source, as in SOURCES
+        ("color_primaries", pa.string()),
+        ("color_transfer", pa.string()),
+        ("color_range", pa.string()),
         ("dropped", pa.string()),  # why the scan itself gives the clip up (duration ...), or null
     ]
 )
@@ -212,14 +220,20 @@ def to_parquet(table: pa.Table) -> bytes:
     return sink.getvalue()
 
 
-def read_table(store: Store, folder: str, wanted: Callable[[pa.Field], bool] = lambda field: True) -> pa.Table | None:
-    """All files of a finished table, in order of name, with the columns that are `wanted`; None where there is none."""
-    tables = []
-    for name in store.list(folder, ".parquet"):
-        with store.open(name) as file:
-            parquet = pq.ParquetFile(file)
-            tables.append(parquet.read([field.name for field in parquet.schema_arrow if wanted(field)]))
-    return pa.concat_tables(tables, promote_options="permissive") if tables else None
+def plain(table: pa.Table) -> pa.Table:
+    """`table` without dictionaries."""
+    for i, field in enumerate(table.schema):
+        kind = field.type
+        if pa.types.is_list(kind) and pa.types.is_dictionary(kind.value_type):
+            kind = pa.list_(kind.value_type.value_type)
+        elif pa.types.is_dictionary(kind):
+            kind = kind.value_type
+        table = table.set_column(i, field.name, table.column(i).cast(kind))
+    return table
+
+
+def replace_column(table: pa.Table, name: str, column: pa.Array | pa.ChunkedArray) -> pa.Table:
+    return table.set_column(table.schema.get_field_index(name), name, column)
 
 
 def table_from(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:

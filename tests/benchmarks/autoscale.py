@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import json
 import os
-import pickle
 import shutil
 import socket
 import subprocess
@@ -21,6 +20,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -28,8 +28,9 @@ import ray
 from ray._private.services import get_node_ip_address
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from pipeline.engine import ray_engine
-from pipeline.engine.ray_engine import Machine, Stage
+from pipeline.engine.base import Stage
+from pipeline.engine.ray_engine import RayEngine
+from pipeline.state.units import Handoff, UnitResult
 
 NODES = {
     "ray.head.default": {"resources": {"CPU": 2}, "node_config": {}, "max_workers": 0},
@@ -39,18 +40,32 @@ NODES = {
 COMMANDS = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
 
 
-class Asleep:
-    """A pass's worker that says on which kind of node it is."""
+@dataclass(frozen=True)
+class Scanned:
+    """A unit of the first stage, and the node that had it."""
 
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
+    node: str = ""
+
+
+@dataclass(frozen=True)
+class Embedded(Scanned):
+    """The same, for the second stage."""
+
+
+class Asleep:
+    """A pass's worker that says on which node it is; hands its unit on where there is a second stage."""
+
+    def __init__(self, seconds: float, hand_on: bool) -> None:
+        self._seconds, self._hand_on = seconds, hand_on
         own = ray.get_runtime_context().get_node_id()
         has = next(node["Resources"] for node in ray.nodes() if node["NodeID"] == own)
-        self._kind = "gpu" if "GPU" in has else "head" if "node:__internal_head__" in has else "cores"
+        self._node = "gpu" if "GPU" in has else "head" if "node:__internal_head__" in has else "cores"
 
-    def __call__(self, unit: list[str]) -> list[str]:
+    def __call__(self, unit: Scanned) -> Handoff | UnitResult:
         time.sleep(self._seconds)
-        return [*unit, self._kind]
+        if self._hand_on:
+            return Handoff(Embedded(self._node))
+        return UnitResult(f"{unit.node} {self._node}", 1.0)
 
 
 @contextlib.contextmanager
@@ -97,29 +112,34 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.5, help="that a worker sleeps over a unit")
     args = parser.parse_args()
 
-    def passed(name: str, *graph: tuple[str, dict[str, float]]) -> None:
+    def passed(engine: RayEngine, name: str, graph: dict[str, Stage]) -> None:
         begun = time.monotonic()
-        pools = [Stage(Asleep, (args.seconds,), **needs) for _, needs in graph]
-        went = zip(*ray_engine.run([pickle.dumps([])] * args.units, pools), strict=True)
+        results = engine.run([Scanned()] * args.units, list(graph.values()))
+        nodes_of_units = [result.of.split() for result in results]
         seconds = time.monotonic() - begun
-        for (worker, _), kinds in zip(graph, went, strict=True):
-            count = Counter(kinds)
-            where = " | ".join(str(count[kind]) for kind in ("head", "cores", "gpu"))
+        for worker, nodes in zip(graph, zip(*nodes_of_units, strict=True), strict=True):
+            count = Counter(nodes)
+            where = " | ".join(str(count[node]) for node in ("head", "cores", "gpu"))
             print(f"| {name} | {worker} | {seconds:.0f} | {where} |")
         sys.stdout.flush()
+
+    def stages(gpu: bool) -> dict[str, Stage]:
+        """As the passes scan and embed have them."""
+        scan = Stage(Asleep, (args.seconds, True), Scanned, cpus=1.0 if gpu else 0.5)
+        embed = {"cpus": 0.0, "gpus": 0.5} if gpu else {"cpus": 0.7}
+        return {"scan": scan, "embed": Stage(Asleep, (args.seconds, False), Embedded, **embed)}
 
     with cluster() as address:
         print(f"| {args.units} units | stage | seconds | on the head | on the other cores | on the GPU node |")
         print(6 * "|---" + "|")
+        engine = RayEngine(address)
         try:
-            now = ray_engine.machine(address)
-            passed("no GPU yet", ("scan", now.scan()), ("embed", now.embed()))
-            now = Machine(now.cpus, now.widest, frozenset({"embed", "caption"}))  # what --gpus says
-            passed("--gpus", ("scan", now.scan()), ("embed", now.embed()))
-            now = ray_engine.machine()
-            passed("the pass after", ("caption", now.caption()))
+            passed(engine, "no GPU yet", stages(gpu=False))
+            passed(engine, "--gpus", stages(gpu=True))
+            caption = Stage(Asleep, (args.seconds, False), Scanned, cpus=1.0, gpus=1.0)
+            passed(engine, "the pass after", {"caption": caption})
         finally:
-            ray_engine.stop()
+            engine.close()
 
 
 if __name__ == "__main__":

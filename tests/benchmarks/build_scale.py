@@ -17,13 +17,13 @@ import functools
 import inspect
 import itertools
 import json
-import pickle
 import resource
 import sys
 import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +36,11 @@ import pyarrow.compute as pc
 
 from pipeline import build
 from pipeline.config.recipe import Recipe, load_recipe
-from pipeline.engine import ray_engine
+from pipeline.engine.base import Stage
+from pipeline.engine.ray_engine import RayEngine
 from pipeline.media import encode
-from pipeline.pack import shards
 from pipeline.pack.worker import Pack, PackUnit
-from pipeline.passes import pending
+from pipeline.passes import caption, pack, scan, snapshot
 from pipeline.report import page
 from pipeline.sources.discover import DiscoveredFile
 from pipeline.state import committed, fingerprints
@@ -214,7 +214,7 @@ class DummyPack(Pack):
 
     def __call__(self, unit: PackUnit) -> UnitResult:
         made = encode.Encoded(bytes(1000), "mp4", 100, 30.0, 1280, 720, 3.3)
-        shards._encode_all = lambda rows, *_: ((row["clip_id"], made) for row in rows)
+        self._encoder.encode_all = lambda rows, *_: ((row["clip_id"], made) for row in rows)  # type: ignore[method-assign]
         return super().__call__(unit)
 
 
@@ -244,17 +244,17 @@ def whole(folder: Path, clips: int, *more: str) -> None:
     recipe = load_recipe("embedded", [*OPTIONS, *more])
     found = [DiscoveredFile(uri(i), 10**7, "1") for i in range(clips // PER_SOURCE)]
     build.discover = lambda *_: found
-    build.CaptionClips, build.Pack = Captions, DummyPack
-    timed(pending, "source_rows", "sources, as columns")
+    caption.CaptionClips, pack.Pack = Captions, DummyPack
+    timed(snapshot, "source_rows", "sources, as columns")
     timed(committed, "merge", "small fragments merged")
     timed(committed, "scanned", "what is scanned")
-    timed(pending, "parts_of", "what there is to scan")
-    timed(pending, "clip_rows", "columns that selection reads")
-    timed(build, "select", "selection, duplicates, clusters")
-    timed(build, "run", lambda _, name, *__: f"pass: {name}")
-    timed(build, "plan_shards", "shard plan")
-    timed(build, "pack_units", "whole rows by shard, names of shards")
-    timed(build, "finish", "tables written")
+    timed(scan, "parts_of", "what there is to scan")
+    timed(snapshot, "clip_rows", "columns that selection reads")
+    timed(snapshot, "select", "selection, duplicates, clusters")
+    timed(build, "run_passes", lambda passes, *_: f"passes: {', '.join(each.name for each in passes)}")
+    timed(pack, "plan_shards", "shard plan")
+    timed(build, "publish", "tables written")
+    timed(build, "retire")
     timed(build, "sweep")
     timed(page, "write_report", "report")
     timed(build, "is_unchanged", "is anything changed?")
@@ -267,21 +267,26 @@ def whole(folder: Path, clips: int, *more: str) -> None:
     print(f"| **all of it** ({said}) | {time.perf_counter() - start:.1f} | | {peak():.2f} |", flush=True)
 
 
+@dataclass(frozen=True)
+class Number:
+    value: int
+
+
 class Nothing:
-    def __call__(self, unit: int) -> int:
-        return unit
+    def __call__(self, unit: Number) -> UnitResult:
+        return UnitResult("nothing", unit.value)
 
 
 def units(count: int = 1000) -> None:
     """Milliseconds of wall time and of the driver's CPU that a unit costs when its work is nothing."""
-    ray_engine.start(cores=2)
+    engine = RayEngine(cores=2)
     for n in (10, count):
         start = time.perf_counter(), time.process_time()
-        answers = list(ray_engine.run([pickle.dumps(i) for i in range(n)], [ray_engine.Stage(Nothing, (), 1.0)]))
+        results = list(engine.run(map(Number, range(n)), [Stage(Nothing, (), Number, 1.0)]))
         wall, cpu = time.perf_counter() - start[0], time.process_time() - start[1]
-        assert sorted(answers) == list(range(n))
+        assert sorted(result.amount for result in results) == list(range(n))
         print(f"{n} empty units: {1000 * wall / n:.1f} ms of wall time a unit, {1000 * cpu / n:.1f} ms of CPU")
-    ray_engine.stop()
+    engine.close()
 
 
 def main() -> None:

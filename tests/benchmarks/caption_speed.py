@@ -1,10 +1,13 @@
 """Captioning speed of the `vlm` captioner beside plain `model.generate`, in one run, with Qwen2.5-VL-7B's geometry.
 
-    python tests/benchmarks/caption_speed.py [--tiny] [--clips 1024] [--rows 512] [--plain 32 128] [--profile]
+    python tests/benchmarks/caption_speed.py [--tiny] [--clips 1024] [--rows 512] [--plain 32 128] [--static 128 256]
+        [--continuous] [--profile]
 
 Weights are random (speed does not depend on them) and answers are not allowed to end early. Both sides get the same
 prompts: 8 frames of 448x224, 1,024 visual tokens a clip, 96 new tokens. Plain generate is the model as transformers
-loads it, with its inputs ready on the GPU; ours includes what the CPU does to frames and prompts. The bound is the
+loads it, with its inputs ready on the GPU; --static adds generate with its static cache, whose steps transformers
+compiles; --continuous adds transformers' continuous batching, which takes tokens only: its prompts are as long, but
+no picture is encoded. Ours includes what the CPU does to frames and prompts. The bound is the
 floating-point work of a clip at the rate of the model's own largest matrix product, measured in the same run. Needs a
 GPU with 80 GB; --tiny runs the same code with a toy model on the CPU.
 """
@@ -68,19 +71,45 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def plain(model: Any, inputs: dict[str, torch.Tensor], new: int, repeats: int) -> tuple[list[float], list[list[int]]]:
-    """Seconds of `generate` on one batch, defaults everywhere, greedy; and what it said."""
+def plain(
+    model: Any, inputs: dict[str, torch.Tensor], new: int, repeats: int, **options: Any
+) -> tuple[list[float], list[list[int]]]:
+    """Seconds of greedy `generate` on one batch with `options`, after a warm-up; and what it said."""
     took, said = [], []
     for repeat in range(repeats + 1):
         synchronize()
         start = time.perf_counter()
         with torch.inference_mode():
-            many = new if repeat else 2
-            out = model.generate(**inputs, max_new_tokens=many, min_new_tokens=many, do_sample=False)
+            many = new if repeat or options else 2  # a static cache compiles for its length
+            out = model.generate(**inputs, max_new_tokens=many, min_new_tokens=many, do_sample=False, **options)
         said = out[:, inputs["input_ids"].shape[1] :].tolist()
         synchronize()
         took.append(time.perf_counter() - start)
     return took[1:], said
+
+
+def continuous(config: Any, device: str, prompt: int, clips: int, new: int) -> float:
+    """Tokens a second of transformers' continuous batching for `clips` prompts of `prompt` tokens, without pictures: a
+    language model of the geometry of `config`, random weights, bf16."""
+    from transformers import AutoModelForCausalLM, GenerationConfig, Qwen2Config
+
+    text = config.get_text_config(decoder=True).to_dict()
+    sizes = ("vocab_size", *(name for name in TEXT_7B if name != "rope_parameters"))
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(Qwen2Config(**{n: text[n] for n in sizes}), dtype=torch.bfloat16)
+    random = np.random.default_rng(0)
+    prompts = [random.integers(0, text["vocab_size"], prompt).tolist() for _ in range(clips)]
+    settings = GenerationConfig(max_new_tokens=new, do_sample=False, eos_token_id=-1, pad_token_id=0)
+    took = 0.0
+    for count in (min(64, clips), clips):  # the first one warms up
+        synchronize()
+        start = time.perf_counter()
+        answers = model.eval().generate_batch(prompts[:count], generation_config=settings)
+        synchronize()
+        took = time.perf_counter() - start
+    if not all(len(answer.generated_tokens) == new for answer in answers.values()):
+        raise RuntimeError(next(str(answer.error) for answer in answers.values()))
+    return new * len(answers) / took
 
 
 class Busy:
@@ -110,7 +139,7 @@ def parts(captioner: Vlm, clips: list[ClipFrames]) -> None:
     start = time.perf_counter()
     batch = captioner._prepared(clips[: captioner.prefill])
     prepare = time.perf_counter() - start
-    decoder = captioner._decoder(batch.inputs["input_ids"].shape[1], 0.0)
+    decoder = captioner._decoder_for(batch.inputs["input_ids"].shape[1])
     with torch.inference_mode():
         reads, steps = [], []
         for _ in range(3):
@@ -183,6 +212,8 @@ def main() -> None:
     parser.add_argument("--prefill", type=int, default=32)
     parser.add_argument("--new", type=int, default=96)
     parser.add_argument("--plain", type=int, nargs="+", default=[32, 128], help="batch sizes of plain generate")
+    parser.add_argument("--static", type=int, nargs="*", default=[], help="batch sizes of generate, static cache")
+    parser.add_argument("--continuous", action="store_true", help="transformers' continuous batching of tokens")
     parser.add_argument("--profile", action="store_true")
     given = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -203,6 +234,23 @@ def main() -> None:
         rows.append(("model.generate", batch, batch * given.new / min(took), 3600 * batch / min(took), "-"))
         said, needed = said or tokens, work(model, inputs, given.new)
         print(f"  plain generate {batch} clips in {', '.join(f'{t:.2f}' for t in took)} s", flush=True)
+    for batch in given.static:
+        made = blank._prepared(clips[:batch])
+        inputs = {name: value.to(device) for name, value in made.inputs.items() if name not in ours}
+        try:
+            took, _ = plain(model, inputs, given.new, 1, cache_implementation="static")
+        except Exception as error:  # too large for the GPU, or a model that does not compile: a finding
+            print(f"  static cache, {batch} clips: {type(error).__name__}: {str(error)[:300]}", flush=True)
+            continue
+        rows.append(("static cache", batch, batch * given.new / min(took), 3600 * batch / min(took), "-"))
+        print(f"  static cache {batch} clips in {min(took):.2f} s", flush=True)
+    if given.continuous:
+        try:
+            speed = continuous(model.config, device, made.inputs["input_ids"].shape[1], given.clips, given.new)
+            rows.append(("continuous", given.clips, speed, 3600 * speed / given.new, "-"))
+            print(f"  continuous batching, tokens only: {speed:.0f} tokens/s", flush=True)
+        except Exception as error:
+            print(f"  continuous batching: {type(error).__name__}: {str(error)[:300]}", flush=True)
     less = work(model, inputs, given.new, made.shared, trimmed=True)
     rate = ceiling(model)
     del inputs
@@ -238,7 +286,7 @@ def main() -> None:
 def profile(captioner: Vlm, clips: list[ClipFrames]) -> None:
     """The kernels that a prefill and a step spend their time in."""
     batch = captioner._prepared(clips[: captioner.prefill])
-    decoder = captioner._decoder(batch.inputs["input_ids"].shape[1], 0.0)
+    decoder = captioner._decoder_for(batch.inputs["input_ids"].shape[1])
     activities = [torch.profiler.ProfilerActivity.CUDA]
     with torch.inference_mode():
         for label, work in (

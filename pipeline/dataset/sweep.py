@@ -1,0 +1,87 @@
+"""Deleting what no longer belongs to a dataset, after dataset.json names what does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.config.recipe import Recipe
+from pipeline.dataset.finish import PREVIOUS, ROWS, files_of
+from pipeline.pack.shards import ShardResult
+from pipeline.state import fingerprints
+from pipeline.storage.store import Store, remove_abandoned
+from pipeline.tables.compaction import writer
+from pipeline.tables.fragments import DONE, Fragment, frames_of, read_fragments, write_frames
+from pipeline.tables.published import RETIRED
+
+
+def retire(store: Store, info: Mapping[str, Any], shards: Sequence[ShardResult]) -> None:
+    """Move tables and shards that dataset.json (`info`) does not name to RETIRED, where readers of the dataset as it
+    was before find them (`open_published`) and others do not. Of `shards` the index stays, also where there is no tar.
+    """
+    named = {*files_of(info), *(shard.path.removesuffix(".tar") + ".parquet" for shard in shards)}
+    for folder in ("tables/clips", "tables/sources", "shards"):
+        for name in store.list(folder):
+            if name not in named:
+                store.move(name, f"{RETIRED}/{name}")
+
+
+def sweep(store: Store, recipe: Recipe, sources: pa.Table) -> None:
+    """Delete scans under other options or of removed sources, with their frames; rows of shards that are written; and
+    retired files but those of the dataset before this one. Runs after `retire`, and only where no source was out of
+    reach: what a server does not give today may be wanted tomorrow."""
+    frames = _sweep_scans(store, recipe, sources)
+    if store.local:
+        remove_abandoned(store.local)
+    previous = set(json.loads(store.read(PREVIOUS))) if store.exists(PREVIOUS) else set()
+    keep = frames | {f"{RETIRED}/{name}" for name in previous}
+    for folder in ("tables/frames", "state/pack", RETIRED):
+        for name in store.list(folder):
+            if name not in keep:
+                store.delete(name)
+
+
+def _sweep_scans(store: Store, recipe: Recipe, sources: pa.Table) -> set[str]:
+    """Delete and shorten fragments of the scan; return the names of the files of frames that stay."""
+    current, wanted = fingerprints.scan_fingerprint(recipe), sources["source_id"].drop_null().combine_chunks()
+    frames = set()
+    for fragment in read_fragments(store, "state/scan"):
+        parts = fragment.done["parts"]
+        of = pa.array([part["key"].partition("@")[0] for part in parts], pa.string())
+        used = pc.is_in(of, wanted).to_pylist()
+        if fragment.done["fingerprint"] != current or not any(used):
+            store.delete(fragment.name)
+            continue
+        frames |= {frames_of(part["unit"]) for part, good in zip(parts, used, strict=True) if good}
+        if not all(used):
+            _forget(store, fragment, wanted, [part for part, good in zip(parts, used, strict=True) if good])
+    return frames
+
+
+def _forget(store: Store, fragment: Fragment, wanted: pa.Array, parts: Sequence[Mapping[str, Any]]) -> None:
+    """Rewrites a scan fragment, and the frames of its units, without the sources that are not wanted; `parts` stay."""
+    left = [part["key"] for part in parts]
+    mixed = {part["unit"] for part in fragment.done["parts"] if part["key"] not in left}
+    stay: dict[str, list[str]] = {part["unit"]: [] for part in parts if part["unit"] in mixed}
+    parts = [{**part, "frames_bytes": None} if part["unit"] in mixed else part for part in parts]
+    with store.open(fragment.name) as file:
+        rows = pq.ParquetFile(file)
+        with writer(store, fragment.name, rows.schema_arrow.remove_metadata()) as out:
+            for batch in rows.iter_batches(ROWS):
+                table = pa.Table.from_batches([batch])
+                table = table.filter(pc.is_in(table["source_id"], wanted))
+                out.write_table(table)
+                for unit, clip in zip(table["unit"].to_pylist(), table["clip_id"].to_pylist(), strict=True):
+                    if unit in stay:
+                        stay[unit].append(clip)
+            done = {**fragment.done, "parts": list(parts)}
+            out.add_key_value_metadata({DONE: json.dumps(done, sort_keys=True).encode()})
+    for unit, clips in stay.items():
+        pictures = Fragment(frames_of(unit), {}).rows(store)
+        there = pc.is_in(pictures["clip_id"], pa.array(clips, pa.string()))
+        write_frames(store, unit, pictures.filter(there))

@@ -1,0 +1,42 @@
+"""Whether a build would make the dataset that is there already."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import captioners
+import filters
+import pipeline
+from pipeline.config.recipe import Recipe, to_dict
+from pipeline.config.versions import versions
+from pipeline.sources.discover import DiscoveredFile
+from pipeline.storage.lease import FOLDER
+from pipeline.storage.store import Store
+
+UNCHANGED = "state/unchanged"  # names all that went into the last build and came out of it
+
+
+def is_unchanged(found: Sequence[DiscoveredFile], store: Store, recipe: Recipe) -> bool:
+    """Return whether the last build was finished and would be the same: sources, recipe, code and packages, and
+    every file of the dataset."""
+    return store.exists(UNCHANGED) and store.read(UNCHANGED) == _digest(found, store, recipe)
+
+
+def note_unchanged(found: Sequence[DiscoveredFile], store: Store, recipe: Recipe) -> None:
+    store.write(UNCHANGED, _digest(found, store, recipe))
+
+
+def _digest(found: Sequence[DiscoveredFile], store: Store, recipe: Recipe) -> bytes:
+    digest = hashlib.sha256(repr([to_dict(recipe), versions()]).encode())
+    for package in (pipeline, filters, captioners):
+        for path in sorted(Path(package.__path__[0]).rglob("*")):
+            if path.suffix != ".pyc" and path.is_file():
+                digest.update(path.read_bytes())
+    for file in found:
+        digest.update(repr(file).encode())
+    for name, size, stamp in store.stat():
+        if name != UNCHANGED and not name.startswith(FOLDER):
+            digest.update(f"{name} {size} {stamp}\n".encode())
+    return digest.hexdigest().encode()

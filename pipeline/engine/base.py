@@ -1,0 +1,70 @@
+"""What an engine is: it sends units of work through stages of workers, in this process or on a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pipeline.state.units import BuildStopped, UnitResult
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What an engine has to give, of this machine or of a whole cluster, when a pass begins."""
+
+    cpus: int
+    widest: int  # cores of the largest node
+    gpu: bool  # whether there is a GPU, or will be
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A pool of workers, as many as there is work and room for, also on nodes that join later.
+
+    `worker(*args)` is made once per worker, then called with each unit whose type is `takes`; units of other types go
+    on to the next stage. A worker answers with a UnitResult, or with a Handoff to a later stage. It takes `cpus` and
+    `gpus` of what the engine has.
+    """
+
+    worker: Callable[..., Any]
+    args: tuple[Any, ...]
+    takes: type
+    cpus: float
+    gpus: float = 0.0
+
+
+class Engine(Protocol):
+    """Runs units through stages. To a pass all engines are the same."""
+
+    name: str
+
+    def machine(self) -> Machine:
+        """What there is now: a cluster may have grown since the last pass."""
+        ...
+
+    def run(self, units: Iterable[Any], stages: Sequence[Any]) -> Iterator[UnitResult]:
+        """Send every unit through the stages and yield the results in the order of completion.
+
+        Raises BuildStopped where a worker could not load its models, OSError where it could not read or write the
+        dataset, NodesLost where the pass has to begin again. Anything else that a worker raises is a bug.
+        """
+        ...
+
+    def publish(self, result: UnitResult, pending: float) -> None:
+        """Export the progress of a pass for monitoring; `pending` is the amount that is still to be done."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class NodesLost(Exception):
+    """A pass has lost nodes and then come to a stop. What it has done is kept; begun again, it goes on."""
+
+
+def start_worker(stage: Stage) -> Any:
+    """Return a worker of `stage`. Raises BuildStopped where it cannot load its models."""
+    try:
+        return stage.worker(*stage.args)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise BuildStopped(f"{stage.worker.__name__} cannot start: {' '.join(str(error).split())[:500]}") from error

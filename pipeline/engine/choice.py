@@ -1,0 +1,58 @@
+"""Which engine a build runs on."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, NamedTuple
+
+from pipeline.config.recipe import RecipeError
+from pipeline.engine.base import Engine
+
+EngineName = Literal["auto", "local", "ray"]
+SMALL_BYTES = 1 << 30  # of all sources: a smaller build is done before it pays to start Ray
+
+
+class EngineNeeds(NamedTuple):
+    """What of a build decides about its engine."""
+
+    size: int  # bytes of all sources
+    gpu: bool  # whether a model of the recipe runs on a GPU where there is one
+    ray: bool  # whether a pass runs on Ray alone
+
+
+def check_engine(name: EngineName, needs: EngineNeeds, address: str | None, wait_for_gpu: bool) -> None:
+    """Raises RecipeError for options that contradict each other or the recipe."""
+    if wait_for_gpu and not needs.gpu:
+        raise RecipeError("--gpus, and no model of this recipe runs on one")
+    if name == "local" and address is not None:
+        raise RecipeError("--engine local and --address: the local engine joins no cluster")
+    if name == "local" and needs.ray:
+        raise RecipeError("--engine local, and the recipe's captioner is ray_llm, which runs on Ray")
+
+
+@contextmanager
+def open_engine(
+    name: EngineName, needs: EngineNeeds, address: str | None, cores: int | None, wait_for_gpu: bool
+) -> Iterator[Engine]:
+    """The engine called `name`, closed on leaving; `auto` is `local` for small builds on this machine."""
+    engine: Engine
+    if name == "local" or (name == "auto" and address is None and not needs.ray and _is_small(needs)):
+        from pipeline.engine.local import LocalEngine
+
+        engine = LocalEngine(cores, needs.gpu, wait_for_gpu)
+    else:
+        from pipeline.engine.ray_engine import RayEngine  # takes seconds to import
+
+        engine = RayEngine(address, cores, wait_for_gpu)
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+def _is_small(needs: EngineNeeds) -> bool:
+    """Whether starting Ray would take longer than it saves: not where this process has called `ray.init` already."""
+    running = "ray" in sys.modules and sys.modules["ray"].is_initialized()
+    return needs.size < SMALL_BYTES and not running

@@ -1,0 +1,109 @@
+"""Clips of a shard, encoded in a child process: one that hangs, crashes or eats memory costs only itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
+from typing import Any
+
+from pipeline.config.recipe import PackOptions, ScanOptions, SourceOptions
+from pipeline.media import encode
+from pipeline.media.faults import is_machine_fault
+from pipeline.media.video import MediaError, Video
+from pipeline.selection.buckets import bucket_size
+from pipeline.sources.discover import open_media
+from pipeline.sources.source_sandbox import SourceSandbox
+from pipeline.state.error_log import LoggedError, logged_error
+from pipeline.storage.store import Unreachable
+
+ENCODE_FACTOR = 60.0  # seconds that encoding a second of video may take
+
+
+class ClipEncoder:
+    """Encodes clips in a child that is kept from clip to clip, with the source that it has open. Limits are the scan's:
+    `memory_mb`, and for each clip the time that the scan may take to reach it and `ENCODE_FACTOR` for its length."""
+
+    def __init__(self, limits: ScanOptions | None = None, sources: SourceOptions | None = None) -> None:
+        self._limits, self._sources = limits or ScanOptions(), sources or SourceOptions()
+        self._sandbox = SourceSandbox(self._limits.memory_mb)
+        self.errors: list[LoggedError] = []  # of the clips since it was last emptied
+
+    def encode_all(
+        self, rows: Sequence[Mapping[str, Any]], options: PackOptions
+    ) -> Iterator[tuple[str, encode.Encoded | str]]:
+        """(clip_id, media or why there is none) of clips, by source in order of time, so that spans that follow each
+        other are one decode. Raises Unreachable where a source is out of reach, and faults of the machine."""
+        at = ("", 0.0)  # the source that the child has open, and how far it has come, seconds
+        for row in sorted(rows, key=lambda row: (row["source_uri"], row["start_pts"], row["end_pts"])):
+            uri, length = row["source_uri"], row["end"] - row["start"]
+            ahead = row["end"] - (at[1] if at[0] == uri else 0.0)
+            reach = min(max(0.0, ahead), 1.5 * self._limits.segment_seconds)  # no segment of the scan is longer
+            deadline = self._limits.deadline_seconds + self._limits.deadline_factor * reach + ENCODE_FACTOR * length
+            answer: encode.Encoded | str
+            try:
+                answer = self._sandbox.call(uri, encode_clip, dict(row), options, self._sources, deadline=deadline)
+                at = (uri, row["end"])
+            except Exception as error:
+                if isinstance(error, Unreachable) or is_machine_fault(error):
+                    raise
+                self.errors.append(entry := logged_error(uri, error, row["clip_id"], "encode"))
+                answer, at = entry.failure.reason, ("", 0.0)
+            yield row["clip_id"], answer
+
+    def close(self) -> None:
+        self._sandbox.close()
+
+    def __enter__(self) -> ClipEncoder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+_open: dict[str, tuple[Video, encode.SpanReader]] = {}  # in the child: the source of the last clip
+
+
+def encode_clip(row: Mapping[str, Any], options: PackOptions, sources: SourceOptions) -> encode.Encoded:
+    """The media of one clip; runs in the child. Raises MediaError, or OSError where the source cannot be read."""
+    uri = row["source_uri"]
+    try:
+        encoded = _encode(_reader(uri, sources), row, options)
+    except Exception:
+        _close()  # where it stands is not known
+        raise
+    if not options.fps and encoded.frames != row["frames"]:
+        raise MediaError(f"{encoded.frames} frames could be decoded where the scan saw {row['frames']}")
+    return encoded
+
+
+def _reader(uri: str, sources: SourceOptions) -> encode.SpanReader:
+    """The source, open; another one is closed."""
+    if uri not in _open:
+        _close()
+        try:
+            video = Video(open_media(uri, sources))
+        except (MediaError, OSError) as error:
+            if isinstance(error, Unreachable) or is_machine_fault(error):
+                raise
+            raise MediaError(f"the source cannot be opened: {error}") from error
+        _open[uri] = video, encode.SpanReader(video)
+    return _open[uri][1]
+
+
+def _close() -> None:
+    while _open:
+        _open.popitem()[1][0].__exit__()
+
+
+def _encode(reader: encode.SpanReader, row: Mapping[str, Any], options: PackOptions) -> encode.Encoded:
+    cut = encode.Cut(
+        start_pts=row["start_pts"],
+        end_pts=row["end_pts"],
+        time_base=Fraction(row["time_base"]),
+        shown=(row["width"], row["height"]),
+        crop=(row["crop_x"], row["crop_y"], row["crop_w"], row["crop_h"]),
+        size=bucket_size(row["bucket"]),
+    )
+    if row["frames"] == 1:
+        return encode.encode_image(reader, cut)
+    return encode.encode_span(reader, cut, options)

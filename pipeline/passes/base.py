@@ -1,0 +1,52 @@
+"""What a pass is: a step of a build that commits rows, and knows what of it is still to be done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import pyarrow as pa
+
+from pipeline.config.recipe import Recipe
+from pipeline.engine.base import Machine
+from pipeline.passes.snapshot import Snapshot
+from pipeline.storage.store import Store
+
+
+class Outlook(NamedTuple):
+    """What a pass would do now, in its measure."""
+
+    pending: float
+    total: float  # with what is done
+    why: str  # for a person: why the pending part is
+
+
+class Pass(Protocol):
+    """One entry of `passes.PASSES`. A pass without state: all that it knows is in the recipe and the dataset."""
+
+    name: str  # as in progress lines, stats/ and dataset.json
+    measure: str  # of its amounts: sources, video (seconds) or clips
+
+    def fingerprint(self, recipe: Recipe) -> str:
+        """16 hex digits over everything that can change the pass's rows."""
+        ...
+
+    def schema(self, recipe: Recipe) -> pa.Schema:
+        """Of the rows that the pass commits."""
+        ...
+
+    def uses_gpu(self, recipe: Recipe) -> bool:
+        """Whether a model of this pass runs on a GPU where there is one."""
+        ...
+
+    def pending(self, snapshot: Snapshot, workers: int) -> Iterator[Any]:
+        """Units of work, with an `amount` each, that no earlier build has finished; for about `workers` workers."""
+        ...
+
+    def stages(self, store: Store, recipe: Recipe, machine: Machine) -> Sequence[Any]:
+        """What the units go through, in order."""
+        ...
+
+    def outlook(self, snapshot: Snapshot) -> Outlook:
+        """What `pending` would give, without writing anything."""
+        ...

@@ -1,0 +1,70 @@
+"""The pass `caption`: a text for every clip that selection keeps, audited, with the scores that need a text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from captioners import captioner_uses_gpu
+from pipeline.config.recipe import Recipe
+from pipeline.engine.base import Machine, Stage
+from pipeline.passes.base import Outlook
+from pipeline.passes.caption_worker import CaptionClips
+from pipeline.passes.snapshot import Snapshot
+from pipeline.passes.unit_clips import plain_columns, units_of
+from pipeline.state import fingerprints
+from pipeline.state.units import CaptionPart, CaptionUnit
+from pipeline.storage.store import Store
+
+UNIT = 64  # clips, at least
+BATCHES = 4  # of a unit, at least: a batch's frames are decoded while the one before is captioned
+
+
+class CaptionPass:
+    name, measure = "caption", "clips"
+
+    def fingerprint(self, recipe: Recipe) -> str:
+        return fingerprints.caption_fingerprint(recipe)
+
+    def schema(self, recipe: Recipe) -> pa.Schema:
+        return fingerprints.caption_schema(recipe)
+
+    def uses_gpu(self, recipe: Recipe) -> bool:
+        return captioner_uses_gpu(recipe.caption.captioner)
+
+    def pending(self, snapshot: Snapshot, workers: int) -> Iterator[CaptionUnit]:
+        return caption_units(snapshot.selected_before_captions(), snapshot.recipe)
+
+    def stages(self, store: Store, recipe: Recipe, machine: Machine) -> Sequence[Any]:
+        """Workers that hold the captioner, or, for `ray_llm`, Ray's processor between workers. Without a GPU a worker
+        takes two cores: on one it captions, on the other it reads frames and audits."""
+        if recipe.caption.captioner == "ray_llm":
+            from pipeline.passes.ray_llm import AskRay  # takes seconds to import
+
+            return [AskRay(store, recipe)]
+        gpu = machine.gpu and self.uses_gpu(recipe)
+        cpus, gpus = (1.0, 1.0) if gpu else (min(2.0, machine.widest), 0.0)
+        return [Stage(CaptionClips, (store, recipe), CaptionUnit, cpus, gpus)]
+
+    def outlook(self, snapshot: Snapshot) -> Outlook:
+        clips = snapshot.selected_before_captions()
+        pending = sum(unit.amount for unit in caption_units(clips, snapshot.recipe))
+        return Outlook(pending, pc.sum(clips["keep"]).as_py() or 0, "kept and without a caption of this captioner")
+
+
+def caption_units(clips: pa.Table, recipe: Recipe) -> Iterator[CaptionUnit]:
+    """Kept clips that have neither a caption nor a reason for none, by the units that have their frames."""
+    left = clips.filter(pc.and_(clips["keep"], pc.invert(clips["captioned"])))
+    size = max(BATCHES * recipe.caption.batch, UNIT)
+    rows = plain_columns(left, ("source_id", "clip_id", "scan_at", "unit", "embed_at"))
+    rows = rows.sort_by([("source_id", "ascending"), ("clip_id", "ascending")])
+    for at in range(0, rows.num_rows, size):
+        some = rows.slice(at, size)
+        parts = []
+        for clips_ in units_of(some):
+            mine = some.filter(pc.is_in(some["clip_id"], pa.array(clips_.clip_ids)))
+            parts.append(CaptionPart(clips_, tuple(sorted(set(mine["embed_at"].to_pylist())))))
+        yield CaptionUnit(tuple(parts))

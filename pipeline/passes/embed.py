@@ -1,0 +1,61 @@
+"""The pass `embed`: embeddings, hashes and the expensive scores of the clips that the scan lets through."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+
+from pipeline.config.recipe import Recipe
+from pipeline.engine.base import Machine, Stage
+from pipeline.passes.base import Outlook
+from pipeline.passes.embed_on_gpu import EncodeClips, EncodeUnit, ScoreFrames
+from pipeline.passes.embed_worker import Embed
+from pipeline.passes.snapshot import Snapshot
+from pipeline.passes.unit_clips import plain_columns, units_of
+from pipeline.state import committed, fingerprints
+from pipeline.state.units import UnitClips
+from pipeline.storage.store import Store
+
+
+class EmbedPass:
+    name, measure = "embed", "clips"
+
+    def fingerprint(self, recipe: Recipe) -> str:
+        return fingerprints.embed_fingerprint(recipe)
+
+    def schema(self, recipe: Recipe) -> pa.Schema:
+        return fingerprints.embed_schema(recipe)
+
+    def uses_gpu(self, recipe: Recipe) -> bool:
+        return fingerprints.embed_uses_gpu(recipe)
+
+    def pending(self, snapshot: Snapshot, workers: int) -> Iterator[UnitClips]:
+        return embed_units(snapshot.sources, snapshot.store, snapshot.recipe)
+
+    def stages(self, store: Store, recipe: Recipe, machine: Machine) -> Sequence[Stage]:
+        """On a GPU two stages, with two workers of the second to a GPU. Else one, beside the scan on the same cores:
+        with two of them one worker, as loading models takes as long as a small build, with more nearly as many as the
+        scan has."""
+        if machine.gpu and self.uses_gpu(recipe):
+            return [
+                Stage(ScoreFrames, (store, recipe), UnitClips, cpus=1.0),
+                Stage(EncodeClips, (store, recipe), EncodeUnit, cpus=0.0, gpus=0.5),
+            ]
+        return [Stage(Embed, (store, recipe), UnitClips, cpus=min(0.7, machine.widest / 2))]
+
+    def outlook(self, snapshot: Snapshot) -> Outlook:
+        pending = sum(unit.amount for unit in embed_units(snapshot.sources, snapshot.store, snapshot.recipe))
+        return Outlook(pending, snapshot.clip_count, "not scored yet, or let through by other thresholds")
+
+
+EMBED = EmbedPass()
+
+
+def embed_units(sources: pa.Table, store: Store, recipe: Recipe) -> Iterator[UnitClips]:
+    """Clips of earlier scans that are still in question and lack a score, by the unit that has their frames."""
+    kinds = {**fingerprints.columns_of(recipe, "scan"), **fingerprints.columns_of(recipe, "embed")}
+    columns = {"dropped", "scored", *fingerprints.thresholds_of(recipe, kinds)}
+    for rows in committed.clips(store, recipe, sources, columns):
+        left = rows.filter(pa.array(fingerprints.needs_scoring(rows, recipe)))
+        yield from units_of(plain_columns(left, ("scan_at", "unit", "source_id", "clip_id")))

@@ -1,0 +1,80 @@
+"""The pass `sources`: what each file is, by its content and container."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.config.recipe import Recipe
+from pipeline.engine.base import Machine, Stage
+from pipeline.passes.base import Outlook
+from pipeline.passes.snapshot import Snapshot, file_table, with_key
+from pipeline.scan.worker import Identify
+from pipeline.sources.discover import DiscoveredFile
+from pipeline.state import committed, fingerprints
+from pipeline.state.units import IdentifyUnit
+from pipeline.storage.store import Store
+from pipeline.tables.fragments import fingerprint
+from pipeline.tables.published import read_table
+
+UNIT = 32  # sources
+
+
+class IdentifyPass:
+    name, measure = "sources", "sources"
+
+    def fingerprint(self, recipe: Recipe) -> str:
+        return fingerprint("sources", recipe.sources.identity)
+
+    def schema(self, recipe: Recipe) -> pa.Schema:
+        return fingerprints.IDENTIFIED
+
+    def uses_gpu(self, recipe: Recipe) -> bool:
+        return False
+
+    def pending(self, snapshot: Snapshot, workers: int) -> Iterator[IdentifyUnit]:
+        return identify_units(snapshot.files, snapshot.store)
+
+    def stages(self, store: Store, recipe: Recipe, machine: Machine) -> Sequence[Stage]:
+        return [Stage(Identify, (store, recipe), IdentifyUnit, cpus=1.0)]
+
+    def outlook(self, snapshot: Snapshot) -> Outlook:
+        pending = sum(unit.amount for unit in identify_units(snapshot.files, snapshot.store))
+        return Outlook(pending, len(snapshot.files), "new or changed")
+
+
+def identify_units(found: Sequence[DiscoveredFile], store: Store) -> Iterator[IdentifyUnit]:
+    """Files that no build has looked at since they last changed."""
+    rows = with_key(committed.identified(store))
+    known = rows.filter(pc.not_equal(rows["status"], committed.UNREACHABLE))["key"].combine_chunks()
+    new = np.flatnonzero(pc.is_in(file_table(found)["key"], known).to_numpy() == 0)
+    for at in range(0, len(new), UNIT):
+        yield IdentifyUnit(tuple(found[i] for i in new[at : at + UNIT]))
+
+
+def as_last_seen(found: Sequence[DiscoveredFile], store: Store) -> Sequence[DiscoveredFile]:
+    """`found`, with the files of servers that do not answer now as the last build saw them; says so on stderr."""
+    silent = pa.array([file.uri for file in found if file.silent], pa.string())
+    if not len(silent):
+        return found
+    rows = read_table(store, "tables/sources", lambda field: field.name in ("source_uri", "source_id"))
+    if rows is None:
+        return found
+    rows = rows.filter(pc.is_in(rows["source_uri"], silent))
+    used = set(zip(rows["source_uri"].to_pylist(), rows["source_id"].to_pylist(), strict=True))
+    known = committed.identified(store)
+    known = known.filter(pc.and_(pc.is_in(known["uri"], silent), pc.not_equal(known["status"], committed.UNREACHABLE)))
+    seen = {row["uri"]: row for row in known.to_pylist() if (row["uri"], row["source_id"]) in used}
+    if seen:
+        print(f"{len(seen):,} files are used as last seen: their servers do not answer", file=sys.stderr)
+    return [
+        replace(file, size=seen[file.uri]["size"], stamp=seen[file.uri]["stamp"], silent=False)
+        if file.uri in seen
+        else file
+        for file in found
+    ]

@@ -1,0 +1,20 @@
+"""The passes in the order in which a build runs them. Adding one is a file and a line here."""
+
+from __future__ import annotations
+
+import itertools
+
+from pipeline.passes.base import Pass
+from pipeline.passes.caption import CaptionPass
+from pipeline.passes.embed import EMBED
+from pipeline.passes.identify import IdentifyPass
+from pipeline.passes.pack import PackPass
+from pipeline.passes.scan import ScanPass
+
+CHAINS: tuple[tuple[Pass, ...], ...] = (  # the passes of a chain run at the same time: each hands its units to the next
+    (IdentifyPass(),),
+    (ScanPass(), EMBED),
+    (CaptionPass(),),
+    (PackPass(),),
+)
+PASSES: tuple[Pass, ...] = tuple(itertools.chain(*CHAINS))

@@ -1,0 +1,104 @@
+"""Running passes: pending units go through an engine, with a progress line, sums in stats/ and a stop on faults."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import pickle
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pipeline.engine.base import Engine
+from pipeline.engine.progress import Progress
+from pipeline.passes.base import Pass
+from pipeline.passes.snapshot import Snapshot
+from pipeline.passes.spent import Spent
+from pipeline.state.error_log import FOLDER, why_stop
+from pipeline.state.units import BuildStopped, UnitResult
+from pipeline.storage.store import Store
+
+SAVE_SECONDS = 5.0  # between two writings of stats/PASS.json
+SHARED_SECONDS = 10.0  # a network file system may show what another node wrote as late as that
+
+
+def run_passes(passes: Sequence[Pass], snapshot: Snapshot, engine: Engine, totals: dict[str, Any]) -> bool:
+    """Run passes of which each hands its units on to the next; return whether there was anything to do.
+
+    `totals` are the entries of dataset.json's `passes` for this build, which are continued. Raises BuildStopped where a
+    worker says that it cannot go on, and what `Engine.run` raises.
+    """
+    store, recipe = snapshot.store, snapshot.recipe
+    workers = engine.machine().cpus
+    pending = [[pickle.dumps(unit) for unit in each.pending(snapshot, workers)] for each in passes]
+    first = next((i for i, units in enumerate(pending) if units), None)
+    if first is None:
+        return False
+    passes, pending = passes[first:], pending[first:]
+    machine = engine.machine()
+    stages = [stage for each in passes for stage in each.stages(store, recipe, machine)]
+    units = (pickle.loads(unit) for unit in itertools.chain(*pending))
+    amount = sum(pickle.loads(unit).amount for unit in pending[0])
+    sums = {each.name: Spent(each.fingerprint(recipe), totals.get(each.name)) for each in passes}
+    progress = Progress(passes[0].name, amount, passes[0].measure)
+    check_shared = _shared_check(store)
+
+    def save() -> None:
+        for name, spent in sums.items():
+            if spent.units:
+                spent.seconds = progress.seconds
+                totals[name] = spent.to_dict()
+                whole = {"total": amount, "measure": passes[0].measure} if name == passes[0].name else {}
+                store.write(f"stats/{name}.json", json.dumps(totals[name] | whole, indent=2, sort_keys=True).encode())
+
+    saved, hits = 0.0, Counter[str]()
+    try:
+        for result in engine.run(units, stages):
+            check_shared(result)
+            sums[result.of].add(result)
+            if result.of == passes[0].name:
+                progress.add(result.amount, result.counts)
+            engine.publish(result, amount - progress.amount if result.of == passes[0].name else 0.0)
+            hits.update(result.unforeseen)
+            if problem := result.problem or why_stop(hits, len(snapshot.files)):
+                raise BuildStopped(problem)
+            if progress.seconds - saved > SAVE_SECONDS:
+                save()
+                saved = progress.seconds
+    except BaseException:
+        progress.close()
+        with contextlib.suppress(OSError):  # of a full disk, say, which is the error that is raised already
+            save()
+        raise
+    progress.close()
+    save()
+    if hits:
+        where = store.path(FOLDER)
+        name = passes[0].name
+        print(
+            f"{name}: {hits.total():,} sources met an error in the program; tracebacks are in {where}", file=sys.stderr
+        )
+    return True
+
+
+def _shared_check(store: Store) -> Callable[[UnitResult], None]:
+    """A function that raises BuildStopped for the result of a unit whose fragment this machine does not see."""
+    if store.local is None:
+        return lambda result: None
+    folder = store.local
+
+    def check(result: UnitResult) -> None:
+        path = folder / result.fragment
+        until = time.monotonic() + SHARED_SECONDS
+        while result.fragment and not path.exists():
+            if time.monotonic() > until:
+                raise BuildStopped(
+                    f"OUT is not shared by all nodes: a worker wrote {path}, which is not there on the node of the "
+                    "build. Give a folder of a file system that all nodes share, or a URL of an object store"
+                )
+            time.sleep(0.2)
+
+    return check

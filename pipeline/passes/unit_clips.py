@@ -1,0 +1,27 @@
+"""Clips grouped by the unit of the scan that has their frames."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+
+from pipeline.state.units import UnitClips
+from pipeline.tables.fragments import IdRange
+
+
+def plain_columns(rows: pa.Table, names: Sequence[str]) -> pa.Table:
+    """Some columns as plain strings."""
+    return pa.table({name: rows[name].cast(pa.string()) for name in names})
+
+
+def units_of(rows: pa.Table) -> Iterator[UnitClips]:
+    """`rows` (scan_at, unit, source_id, clip_id) by the unit, in the order in which units begin."""
+    found: dict[tuple[str, str], list[tuple[str, str]]] = defaultdict(list)
+    columns = (rows[name].to_pylist() for name in ("scan_at", "unit", "source_id", "clip_id"))
+    for at, unit, source, clip in zip(*columns, strict=True):
+        found[at, unit].append((source, clip))
+    for (at, unit), clips in found.items():
+        sources = [source for source, _ in clips]
+        yield UnitClips(unit, at, tuple(clip for _, clip in clips), IdRange(min(sources), max(sources) + "~"))

@@ -1,0 +1,60 @@
+"""Errors of single sources and clips: their tracebacks, kept under the dataset, and when there are too many of one."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from pipeline.media.faults import Failure, failure
+from pipeline.storage.store import Store
+
+FOLDER = "state/errors"
+FEWEST = 10  # sources that the same unforeseen exception has to hit before a build stops for it
+SHARE = 0.1  # of the build's sources, above which it stops
+
+
+@dataclass(frozen=True)
+class LoggedError:
+    """What went wrong with a source, or with one of its clips."""
+
+    source: str  # URI or source_id
+    failure: Failure
+    clip: str = ""  # clip_id
+    step: str = ""  # the filter, captioner or encoder
+
+
+def logged_error(source: str, error: BaseException, clip: str = "", step: str = "") -> LoggedError:
+    return LoggedError(source, failure(error), clip, step)
+
+
+def write_errors(store: Store, name: str, unit: str, errors: Sequence[LoggedError]) -> None:
+    """Write the errors of a unit of the pass `name` as JSON lines; a unit that is done again overwrites them. Raises
+    OSError."""
+    if not errors:
+        return
+    rows = ({**asdict(error), **asdict(error.failure)} for error in errors)
+    lines = [json.dumps({k: v for k, v in row.items() if k != "failure"}, sort_keys=True) for row in rows]
+    store.write(f"{FOLDER}/{name}/{unit}.jsonl", "".join(f"{line}\n" for line in lines).encode())
+
+
+def unforeseen(errors: Sequence[LoggedError]) -> dict[str, int]:
+    """How many sources each unforeseen exception hit, by its place."""
+    sources: dict[str, set[str]] = defaultdict(set)
+    for error in errors:
+        if error.failure.place:
+            sources[error.failure.place].add(error.source)
+    return {place: len(hit) for place, hit in sorted(sources.items())}
+
+
+def why_stop(hits: Mapping[str, int], sources: int) -> str:
+    """Why a build of so many `sources` should stop, given how many of them each unforeseen exception hit: "" while it
+    should not."""
+    place, count = max(hits.items(), key=lambda item: item[1], default=("", 0))
+    if count < FEWEST or count <= SHARE * sources:
+        return ""
+    return (
+        f"{place} hit {count:,} of {sources:,} sources: this is an error in the program, not in so many files. "
+        f"Tracebacks are in {FOLDER}; what is done is kept."
+    )

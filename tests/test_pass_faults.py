@@ -1,0 +1,173 @@
+"""Encoders, filters and captioners that raise for one clip: null or a reason there, its traceback kept, others done."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from videos import pan, texture, write_video
+
+import filters
+from captioners.base import Caption, CaptionerDown, CaptionError, ClipFrames
+from filters.base import ClipView, Score, Track, score, why_null
+from filters.encoders.base import EncoderOutput
+from pipeline.config.recipe import CaptionOptions, Recipe, ScanOptions
+from pipeline.passes import embed_worker
+from pipeline.passes.caption_worker import CaptionClips
+from pipeline.passes.embed_worker import Embed
+from pipeline.scan.worker import Scan
+from pipeline.sources.discover import Source
+from pipeline.state.error_log import FOLDER
+from pipeline.state.units import CaptionPart, CaptionUnit, Handoff, Part, ScanUnit, UnitClips, UnitResult
+from pipeline.storage.store import Store
+from pipeline.tables.fragments import IdRange
+
+RECIPE = Recipe(
+    scan=ScanOptions(min_seconds=0.5),
+    filters={"colour": {}, "sharpness": {}, "tags": {}},
+    caption=CaptionOptions(batch=4, audit=False),
+)
+
+
+class Encoder:
+    """Gives every frame the same vector; raises `error` for the call `fails`."""
+
+    id, dim = "same:1", 4
+
+    def __init__(self, error: Exception | None = None, fails: int = 1) -> None:
+        self.error, self.fails, self.calls = error, fails, 0
+
+    def look(self, frames: Sequence[np.ndarray]) -> EncoderOutput:
+        self.calls += 1
+        if self.error and self.calls == self.fails:
+            raise self.error
+        rows = np.full((len(frames), self.dim), 0.5, np.float32)
+        return EncoderOutput(rows, rows, [[("dog", 0.5)]] * len(frames))
+
+
+class Captioner:
+    """A caption for every clip, but an exception for a batch that has the clip `bad`."""
+
+    id = "one:1"
+
+    def __init__(self, bad: str = "", error: Exception | None = None) -> None:
+        self.bad, self.error = bad, error or KeyError("choices")
+
+    def caption(self, clips: Sequence[ClipFrames]) -> list[Caption | CaptionError]:
+        if any(clip.clip_id == self.bad for clip in clips):
+            raise self.error
+        return [Caption(clip.clip_id, "A dog.", "A dog runs over a field.") for clip in clips]
+
+
+class Fragile:
+    """A filter that cannot take pictures wider than 64 pixels, and is wrong about a number."""
+
+    name, version, needs = "fragile", 1, frozenset({Track.FRAMES})
+    columns = filters.load_filter("colour", {}, Encoder()).columns
+
+    def score(self, clip: ClipView) -> dict[str, Score]:
+        if clip.width > 64:
+            raise IndexError("index 64 is out of bounds")
+        return dict.fromkeys(self.columns, 1.0)
+
+
+@pytest.fixture(scope="module")
+def scanned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, UnitClips]:
+    """Three clips of one film, scanned."""
+    folder = tmp_path_factory.mktemp("film")
+    frames = [frame for seed in range(3) for frame in pan(texture(seed, 90, 160), 30, 1.5)]
+    path = write_video(folder / "film.mp4", frames)
+    store = Store(str(folder / "dataset"))
+    passed_on = Scan(store, RECIPE)(ScanUnit((Part(Source("ab" * 16, str(path)), 3.6),)))
+    assert isinstance(passed_on, Handoff)
+    assert passed_on.results[0].counts["clips"] == 3
+    return store, passed_on.unit
+
+
+def embedded(scanned: tuple[Store, UnitClips], encoder: Encoder) -> tuple[list[dict[str, Any]], UnitResult]:
+    store, clips = scanned
+    for name in store.list("state/embed") + store.list(FOLDER):
+        store.delete(name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(embed_worker, "load_encoder", lambda *_: encoder)
+        result = Embed(store, RECIPE)(clips)
+    return [row for name in store.list("state/embed") for row in pq.read_table(store.path(name)).to_pylist()], result
+
+
+def captioned(scanned: tuple[Store, UnitClips], captioner: Captioner) -> tuple[list[dict[str, Any]], UnitResult]:
+    store, clips = scanned
+    for name in store.list("state/caption"):
+        store.delete(name)
+    rows, _ = embedded(scanned, Encoder())
+    part = UnitClips(clips.unit, clips.fragment, tuple(row["clip_id"] for row in rows), IdRange())
+    unit = CaptionUnit((CaptionPart(part, tuple(store.list("state/embed"))),))
+    result = CaptionClips(store, RECIPE, captioner)(unit)
+    return [row for name in store.list("state/caption") for row in pq.read_table(store.path(name)).to_pylist()], result
+
+
+def entries(store: Store, name: str) -> list[dict[str, Any]]:
+    files = store.list(f"{FOLDER}/{name}")
+    return [json.loads(line) for file in files for line in store.read(file).decode().splitlines()]
+
+
+def test_a_clip_that_the_encoder_cannot_take_has_no_embedding_and_the_others_have(
+    scanned: tuple[Store, UnitClips],
+) -> None:
+    rows, result = embedded(scanned, Encoder(RuntimeError("shape mismatch"), 2))
+    assert [row["embedding"] is None for row in rows].count(True) == 1
+    (row,) = [row for row in rows if row["embedding"] is None]
+    assert row["colour_null"] is None
+    assert row["tags_null"]
+    (entry,) = entries(scanned[0], "embed")
+    assert (entry["clip"], entry["step"]) == (row["clip_id"], "encoder")
+    assert "shape mismatch" in entry["traceback"]
+    assert list(result.unforeseen.values()) == [1]
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), OSError(errno.ENOSPC, "No space left on device"), RuntimeError("CUDA error: assert")]
+)
+def test_a_machine_that_cannot_go_on_stops_the_embed_pass_and_commits_nothing(
+    scanned: tuple[Store, UnitClips], error: Exception
+) -> None:
+    rows, result = embedded(scanned, Encoder(error))
+    assert rows == []
+    assert "nothing that is done is lost" in result.problem
+
+
+def test_a_filter_that_raises_gives_null_with_the_exception_as_its_reason() -> None:
+    errors: list[tuple[str, str, str]] = []
+    views = [ClipView(str(width), 0.0, 1.0, 25.0, width, 36) for width in (64, 128)]
+    fine, broken = score(Fragile(), views, lambda name, clip, error: errors.append((name, clip.clip_id, str(error))))
+    assert set(fine.values()) == {1.0}
+    why = broken.pop(why_null("fragile"))
+    assert set(broken.values()) == {None}
+    assert isinstance(why, str)
+    assert why.startswith("internal error: IndexError at ")
+    assert errors == [("fragile", "128", "index 64 is out of bounds")]
+
+
+def test_a_batch_that_a_captioner_cannot_take_costs_one_caption(scanned: tuple[Store, UnitClips]) -> None:
+    rows, result = captioned(scanned, Captioner())
+    assert [row["caption_error"] for row in rows] == [None] * 3
+    bad = rows[1]["clip_id"]
+    rows, result = captioned(scanned, Captioner(bad))
+    reasons = {row["clip_id"]: row["caption_error"] for row in rows}
+    assert reasons.pop(bad).startswith("internal error: KeyError at ")
+    assert set(reasons.values()) == {None}
+    assert not result.problem
+    assert [entry["step"] for entry in entries(scanned[0], "caption")] == ["captioner"]
+
+
+def test_a_captioner_that_is_down_or_cannot_reach_its_server_stops_the_pass(scanned: tuple[Store, UnitClips]) -> None:
+    bad = embedded(scanned, Encoder())[0][1]["clip_id"]
+    rows, result = captioned(scanned, Captioner(bad, CaptionerDown("the server is down")))
+    assert (rows, result.problem) == ([], "the server is down")
+    rows, result = captioned(scanned, Captioner(bad, ConnectionRefusedError(111, "Connection refused")))
+    assert rows == []
+    assert result.problem.startswith("connection refused")
