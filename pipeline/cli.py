@@ -29,7 +29,6 @@ TRAINER = {
     "train": ("model.train", "Train a video diffusion model on a dataset."),
     "sample": ("model.sample", "Write a video for a prompt."),
     "evaluate": ("model.evaluate", "Measure a trained model."),
-    "train-vae": ("model.train_vae", "Train a latent space on a dataset."),
     "encode": ("model.encode", "Encode a dataset into latents to train on."),
 }
 

@@ -1,9 +1,9 @@
-"""The order is a function: which samples make up step s, without having run the steps before.
+"""The schedule is a function: it gives the samples of step s without running the steps before.
 
-A stream is the samples of one shape from one dataset, repeated for ever, in a new permutation each epoch. Streams fire
-at times spaced by their rates, and step s is the s-th event, so the mixture is even at every point, nothing is padded
-or dropped, and the state of the loader is one number. A step's samples do not depend on ranks or workers: rank r of w
-takes micro-batches r, r + w, ... of it.
+A stream is the samples of one shape from one dataset, repeated for ever, in a new permutation each epoch. Each stream
+has a rate, its events are evenly spaced in time, and step s is the s-th event of all streams together. So the mixture
+is even at every point, nothing is padded or dropped, and the state of the loader is one number. A step's samples do not
+depend on ranks or workers: rank r of w takes its micro-batches r, r + w, ...
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Shape:
-    """Of a sample as the trainer sees it: frames, height and width in pixels."""
+    """Shape of a sample as the trainer sees it: frames, height and width in pixels."""
 
     frames: int
     height: int
@@ -30,8 +30,8 @@ class Shape:
 
 @dataclass(frozen=True)
 class Stream:
-    """members: ids of samples, (n,) int64. groups: (n,) shard of each. weight: samples it gives a unit of time,
-    relative to the other streams. batch: samples a micro-batch."""
+    """Samples of one shape. members: ids of samples, (n,) int64. groups: (n,) shard of each. weight: samples a unit of
+    time, relative to the other streams. batch: samples a micro-batch."""
 
     shape: Shape
     members: np.ndarray
@@ -41,7 +41,7 @@ class Stream:
 
 
 @dataclass(frozen=True)
-class Draw:
+class SampleRef:
     """One sample of a step: slot counts over all micro-batches of the step."""
 
     step: int
@@ -52,9 +52,9 @@ class Draw:
     position: int  # in the stream's endless sequence
 
 
-class Order:
-    """What is drawn when. seed: of every permutation. micro_batches: a step. window: 0 shuffles a stream as a whole, n
-    shuffles shards and then the samples of n shards at a time, so that few shards are open at once."""
+class BatchSchedule:
+    """Which samples make up each step. seed: of every permutation. micro_batches: a step. window: 0 shuffles a stream
+    as a whole, n shuffles shards and then the samples of n shards at a time, so that few shards are open at once."""
 
     def __init__(self, streams: Sequence[Stream], seed: int, micro_batches: int, window: int = 0) -> None:
         if not streams or any(len(s.members) == 0 or s.weight <= 0 for s in streams):
@@ -65,11 +65,11 @@ class Order:
         self._permutation = lru_cache(maxsize=2 * len(self.streams) + 2)(self._permute)
 
     def samples_per_step(self, stream: Stream) -> int:
-        """Over all micro-batches and ranks."""
+        """Return the samples a step, over all micro-batches and ranks."""
         return stream.batch * self.micro_batches
 
     def event(self, step: int) -> tuple[int, int]:
-        """The stream that step `step` draws from, and how often it has fired before.
+        """Return the stream that step `step` draws from, and how many earlier steps drew from it.
 
         Stream i fires for the k-th time at (k + 1/2) / rate_i, in exact fractions; ties go to the lower i.
         """
@@ -81,29 +81,29 @@ class Order:
             counts[chosen] += 1
         return chosen, counts[chosen] - 1
 
-    def step(self, step: int) -> list[list[Draw]]:
-        """The micro-batches of a step, all of one shape."""
+    def step(self, step: int) -> list[list[SampleRef]]:
+        """Return the micro-batches of a step, all of one shape."""
         which, fired = self.event(step)
         stream = self.streams[which]
         size = self.samples_per_step(stream)
-        draws = [self._draw(step, slot, which, fired * size + slot) for slot in range(size)]
-        return [draws[i : i + stream.batch] for i in range(0, size, stream.batch)]
+        refs = [self._ref(step, slot, which, fired * size + slot) for slot in range(size)]
+        return [refs[i : i + stream.batch] for i in range(0, size, stream.batch)]
 
-    def substitute(self, draw: Draw, attempt: int) -> Draw:
-        """What stands in for a sample that cannot be read: the next of its stream, then the one after it ..."""
-        return self._draw(draw.step, draw.slot, draw.stream, draw.position + attempt)
+    def substitute(self, ref: SampleRef, attempt: int) -> SampleRef:
+        """Return a replacement for a sample that cannot be read: the one `attempt` places later in its stream."""
+        return self._ref(ref.step, ref.slot, ref.stream, ref.position + attempt)
 
-    def _draw(self, step: int, slot: int, which: int, position: int) -> Draw:
+    def _ref(self, step: int, slot: int, which: int, position: int) -> SampleRef:
         stream = self.streams[which]
         epoch, index = divmod(position, len(stream.members))
         sample = int(stream.members[self._permutation(which, epoch)[index]])
-        return Draw(step, slot, sample, stream.shape, which, position)
+        return SampleRef(step, slot, sample, stream.shape, which, position)
 
     def _permute(self, which: int, epoch: int) -> np.ndarray:
         stream, rng = self.streams[which], np.random.default_rng((self.seed, which, epoch))
         if self.window == 0:
             return rng.permutation(len(stream.members))
         shards = rng.permutation(np.unique(stream.groups))
-        place = np.empty(int(shards.max()) + 1, np.int64)
-        place[shards] = np.arange(len(shards)) // self.window
-        return np.lexsort((rng.random(len(stream.members)), place[stream.groups]))
+        block = np.empty(int(shards.max()) + 1, np.int64)
+        block[shards] = np.arange(len(shards)) // self.window
+        return np.lexsort((rng.random(len(stream.members)), block[stream.groups]))

@@ -11,62 +11,63 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from model.parallel import Place
+from model.training.parallel import RankContext
 
 BINS = 10  # of t, in which the loss is reported
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16, of the vendor's data sheets
 
 
 class Log:
-    """Losses stay on the device between two lines."""
+    """Collects what a line reports; losses stay on the device between two lines."""
 
-    def __init__(self, out: Path, place: Place, first: int) -> None:
-        self.place, self.out = place, out
-        self._writer = SummaryWriter(str(out / "tensorboard"), purge_step=first) if place.main else None
+    def __init__(self, out: Path, context: RankContext, first: int) -> None:
+        self.context, self.out = context, out
+        self._writer = SummaryWriter(str(out / "tensorboard"), purge_step=first) if context.main else None
         self._last: dict[str, float] = {}
         self._reset()
 
     def _reset(self) -> None:
         self._since, self._waited, self._clips, self._tokens, self._flops = time.monotonic(), 0.0, 0, 0, 0.0
-        self._bins = torch.zeros(2, BINS, device=self.place.device)
-        self._share, self._loss = 0.0, torch.zeros((), device=self.place.device)
+        self._bins = torch.zeros(2, BINS, device=self.context.device)
+        self._share, self._loss = 0.0, torch.zeros((), device=self.context.device)
 
     def wait(self, seconds: float) -> None:
+        """Add time spent waiting for data."""
         self._waited += seconds
 
     def losses(self, losses: Tensor, times: Tensor, samples: int) -> None:
-        """Of the samples of one micro-batch, at their times; `samples` in the whole step."""
+        """Add the losses of one micro-batch at their times; `samples` in the whole step."""
         self._loss += losses.sum() / samples
         self._share += len(losses) / samples
-        where = (times * BINS).long().clamp(0, BINS - 1)
-        self._bins[0].index_add_(0, where, losses)
-        self._bins[1].index_add_(0, where, torch.ones_like(losses))
+        bins = (times * BINS).long().clamp(0, BINS - 1)
+        self._bins[0].index_add_(0, bins, losses)
+        self._bins[1].index_add_(0, bins, torch.ones_like(losses))
 
     def count(self, clips: int, flops: int, tokens: int) -> None:
-        """clips of `flops` forward operations and `tokens` latent tokens each."""
+        """Count clips of `flops` operations of a training step and `tokens` latent tokens each."""
         self._clips += clips
         self._tokens += tokens * clips
-        self._flops += 3.0 * flops * clips
+        self._flops += float(flops * clips)
 
     def write(self, step: int, norm: float, rate: float, skipped: int, replaced: int, elapsed: float) -> None:
-        """Every process calls it."""
-        if self.place.device.type == "cuda":
+        """Write a row; every process calls it."""
+        if self.context.device.type == "cuda":
             torch.cuda.synchronize()
         seconds = time.monotonic() - self._since
         sums = torch.cat(
-            [self._bins.flatten(), self._loss[None], torch.tensor([self._share], device=self.place.device)]
+            [self._bins.flatten(), self._loss[None], torch.tensor([self._share], device=self.context.device)]
         )
-        if self.place.world > 1:
+        if self.context.world > 1:
             dist.all_reduce(sums)
         bins, counts = sums[:BINS].tolist(), sums[BINS : 2 * BINS].tolist()
-        name = torch.cuda.get_device_name() if self.place.device.type == "cuda" else ""
+        name = torch.cuda.get_device_name() if self.context.device.type == "cuda" else ""
         peak = next((v for k, v in PEAK_FLOPS.items() if k in name), None)
         row: dict[str, float] = {
             "loss": float(sums[-2] / sums[-1]),
             "norm": norm,
             "lr": rate,
-            "tokens_per_second": self._tokens * self.place.world / seconds,
-            "clips_per_second": self._clips * self.place.world / seconds,
+            "tokens_per_second": self._tokens * self.context.world / seconds,
+            "clips_per_second": self._clips * self.context.world / seconds,
             "data_wait": self._waited / seconds,
             "skipped": skipped,
             "replaced": replaced,
@@ -90,6 +91,7 @@ class Log:
         )
 
     def close(self) -> dict[str, float]:
+        """Return the last row."""
         if self._writer is not None:
             self._writer.close()
         return self._last

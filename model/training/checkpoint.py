@@ -1,7 +1,7 @@
-"""Checkpoints: sharded, written while training goes on, and there as a whole or not at all.
+"""Checkpoints: sharded, written while training goes on, and complete or absent.
 
-RUN/checkpoints/step-0000100/ is a torch.distributed.checkpoint of the weights, the moving average, the optimiser and a
-little state; it is written under a temporary name, renamed when complete, and `latest` then names it.
+RUN/checkpoints/step-0000100/ is a torch.distributed.checkpoint of the weights, the moving average, the optimiser and
+state.json. It is written under a temporary name and renamed when complete; then the file `latest` names it.
 """
 
 from __future__ import annotations
@@ -18,15 +18,12 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.optim import Optimizer
 
-from model.parallel import barrier
+from model.errors import CheckpointError
+from model.training.parallel import barrier
 from pipeline.storage.store import atomic
-
-
-class CheckpointError(ValueError):
-    """No checkpoint, or one that does not fit; the message says what to do."""
 
 
 class Checkpoints:
@@ -37,7 +34,7 @@ class Checkpoints:
         self._pending: tuple[Future[Any] | None, Path, Path] | None = None
 
     def save(self, step: int, tensors: dict[str, Any], state: dict[str, Any]) -> None:
-        """Starts writing `tensors` (nested dicts of tensors) and `state` (JSON); training may go on meanwhile."""
+        """Start writing `tensors` (nested dicts of tensors) and `state` (JSON); training may go on meanwhile."""
         self.finish()
         final = self.folder / f"step-{step:07d}"
         part = final.with_suffix(".part")
@@ -59,7 +56,7 @@ class Checkpoints:
             self.finish()
 
     def finish(self) -> None:
-        """Waits for the checkpoint that is being written and puts it in place."""
+        """Wait for the checkpoint that is being written, and put it in place."""
         if self._pending is None:
             return
         future, part, final = self._pending
@@ -79,36 +76,48 @@ class Checkpoints:
 
 
 def latest(run: Path) -> Path | None:
-    """The newest whole checkpoint of a run, or None."""
+    """Return the newest complete checkpoint of a run, or None."""
     pointer = run / "checkpoints" / "latest"
     if not pointer.exists():
         return None
     folder = pointer.parent / pointer.read_text().strip()
     if not re.fullmatch(r"step-\d{7}", folder.name) or not (folder / "state.json").exists():
         raise CheckpointError(
-            f"{pointer} names {folder.name}, which is not a whole checkpoint; write another name in it"
+            f"{pointer} names {folder.name}, which is not a complete checkpoint; write the name of another one into it"
         )
     return folder
 
 
-def training_tensors(model: nn.Module, optimizer: Optimizer, ema: dict[str, Tensor]) -> dict[str, Any]:
-    """What a checkpoint holds, under names that do not depend on ranks or wrappers."""
-    weights, moments = get_state_dict(model, optimizer)
+def training_tensors(
+    model: nn.Module, optimizer: Optimizer, ema: dict[str, Tensor], frozen: bool = True
+) -> dict[str, Any]:
+    """Return what a checkpoint holds, under names that do not depend on ranks or wrappers; without `frozen`, no weights
+    that are not trained."""
+    options = StateDictOptions(ignore_frozen_params=not frozen)
+    weights, moments = get_state_dict(model, optimizer, options=options)
     return {"model": weights, "optimizer": moments, "ema": ema}
 
 
-def restore(folder: Path, model: nn.Module, optimizer: Optimizer, ema: dict[str, Tensor]) -> dict[str, Any]:
-    """Loads model, optimiser and moving average in place; returns the saved state."""
-    tensors = training_tensors(model, optimizer, ema)
+def restore(
+    folder: Path, model: nn.Module, optimizer: Optimizer, ema: dict[str, Tensor], frozen: bool = True
+) -> dict[str, Any]:
+    """Load model, optimiser and moving average in place; return the saved state."""
+    tensors = training_tensors(model, optimizer, ema, frozen)
     dcp.load(tensors, checkpoint_id=folder, no_dist=not dist.is_initialized())
-    set_state_dict(model, optimizer, model_state_dict=tensors["model"], optim_state_dict=tensors["optimizer"])
+    set_state_dict(
+        model,
+        optimizer,
+        model_state_dict=tensors["model"],
+        optim_state_dict=tensors["optimizer"],
+        options=StateDictOptions(strict=frozen),
+    )
     for name, value in tensors["ema"].items():
         ema[name].copy_(value)
     return _state(folder)
 
 
 def read_weights(run: Path, which: str = "ema") -> dict[str, Tensor]:
-    """The weights of a run's newest checkpoint, whole, in main memory; which: ema or model."""
+    """Return the weights of a run's newest checkpoint, unsharded, in main memory; which: ema or model."""
     folder = _newest(run)
     saved = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
     prefix = f"{which}."
@@ -121,12 +130,12 @@ def read_weights(run: Path, which: str = "ema") -> dict[str, Tensor]:
 
 
 def read_state(run: Path) -> dict[str, Any]:
-    """The state beside a run's newest checkpoint."""
+    """Return the state of a run's newest checkpoint."""
     return _state(_newest(run))
 
 
 def check_latents(state: dict[str, Any], latents_id: str) -> None:
-    """Raises CheckpointError when a checkpoint was trained on other latents."""
+    """Raise CheckpointError when a checkpoint was trained on other latents."""
     if state["latents"] != latents_id:
         raise CheckpointError(f"the checkpoint is of latents {state['latents']}, these are {latents_id}")
 

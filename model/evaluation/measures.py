@@ -14,13 +14,10 @@ import torch
 from torch import Tensor
 
 from filters.encoders.base import TextVideoEncoder
+from model.errors import MeasureError
 
 I3D_FEATURES = 400
 I3D_FRAMES = 10  # the network needs at least these
-
-
-class MeasureError(ValueError):
-    """Something that cannot be measured with; the message says why."""
 
 
 def consistency(frames: np.ndarray) -> dict[str, float]:

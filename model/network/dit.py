@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 KERNELS = find_spec("triton") is not None
 if KERNELS:
-    from model import kernels, word_attention
+    from model.network import kernels, word_attention
 
 
 @dataclass(frozen=True)
@@ -209,6 +209,10 @@ class DiT(nn.Module):
     def tokens(self, shape: Sequence[int]) -> int:
         """Tokens of a sample of latents (b, c, t, h, w)."""
         return shape[2] * (shape[3] // self.patch) * (shape[4] // self.patch)
+
+    def step_flops(self, shape: Sequence[int], words: int) -> int:
+        """Return the operations of training on one sample: three times those of the forward pass."""
+        return 3 * self.forward_flops(shape, words)
 
     def forward_flops(self, shape: Sequence[int], words: int) -> int:
         """Floating-point operations (2 a multiply-add) of the forward pass of one sample of latents (b, c, t, h, w).

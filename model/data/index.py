@@ -1,4 +1,4 @@
-"""What there is to train on: every sample of the shards, the shapes that samples are given, and their order."""
+"""The index of a run: every sample of its shards, the shape each sample is given, and the schedule of batches."""
 
 from __future__ import annotations
 
@@ -10,18 +10,16 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow.parquet as pq
 
-from model.config import Config, read_encoding, split_weight
-from model.order import Order, Shape, Stream
+from model.config import Config
+from model.data.schedule import BatchSchedule, Shape, Stream
+from model.encoding import read_encoding, split_weight
+from model.errors import DataError
 from pipeline.storage.store import Store
 from pipeline.tables.published import list_shards, open_published
 
 COLUMNS = ("key", "media", "frames", "width", "height", "duration", "fps")
 SPANS = ("media_offset", "media_size", "text_offset", "text_size")
 ASPECTS = (16 / 9, 4 / 3, 1.0, 3 / 4, 9 / 16)
-
-
-class DataError(ValueError):
-    """A dataset that cannot be trained on; the message says what is missing."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ class Index:
 
 
 def read_index(datasets: Sequence[str], split: str = "train", shard: str = "") -> Index:
-    """The samples of a split over datasets (folders or URLs, perhaps with @WEIGHT), or of one shard
+    """Return the samples of a split over datasets (folders or URLs, perhaps with @WEIGHT), or of one shard
     ("BUCKET/SPLIT-NNNNNN"). Raises DataError."""
     columns: dict[str, list[np.ndarray]] = {}
     shards: list[str] = []
@@ -86,7 +84,7 @@ def read_index(datasets: Sequence[str], split: str = "train", shard: str = "") -
 
 
 def shape_table(resolution: int, multiple: tuple[int, int]) -> np.ndarray:
-    """Heights and widths of about resolution^2 pixels at each aspect ratio: (aspects, 2), multiples of `multiple`."""
+    """Return heights and widths, (aspects, 2), of about resolution^2 pixels, multiples of `multiple`."""
     rows = [
         [max(1, round(resolution * r / m)) * m for r, m in zip((a**-0.5, a**0.5), multiple, strict=True)]
         for a in ASPECTS
@@ -95,15 +93,15 @@ def shape_table(resolution: int, multiple: tuple[int, int]) -> np.ndarray:
 
 
 def assign_shapes(index: Index, config: Config, stride: tuple[int, int, int]) -> tuple[np.ndarray, list[Shape]]:
-    """For every sample the number of its shape, -1 for too short, and the shapes.
+    """Return the number of each sample's shape, -1 for a clip that is too short, and the shapes.
 
     A clip takes the largest resolution that it fills without being enlarged (the smallest if it fills none), the aspect
     ratio nearest its own, and the largest frame count that it is long enough for at the config's rate. Latents have the
     shape that they were made with.
     """
     if index.encoded:
-        made, number = np.unique(np.stack([index.frames, index.height, index.width], 1), axis=0, return_inverse=True)
-        return number.reshape(-1), [Shape(*row) for row in made.tolist()]
+        encoded, number = np.unique(np.stack([index.frames, index.height, index.width], 1), axis=0, return_inverse=True)
+        return number.reshape(-1), [Shape(*row) for row in encoded.tolist()]
     multiple = (stride[1] * config.patch, stride[2] * config.patch)
     for frames in config.frame_counts:
         if (frames - 1) % stride[0]:
@@ -132,8 +130,8 @@ def assign_shapes(index: Index, config: Config, stride: tuple[int, int, int]) ->
     return number, table
 
 
-def make_order(index: Index, config: Config, stride: tuple[int, int, int]) -> Order:
-    """The order of a run over `index`. Raises DataError when no clip is long enough."""
+def make_schedule(index: Index, config: Config, stride: tuple[int, int, int]) -> BatchSchedule:
+    """Return the schedule of a run over `index`. Raises DataError when no clip is long enough."""
     number, shapes = assign_shapes(index, config, stride)
     if (number < 0).all():
         raise DataError(
@@ -155,11 +153,11 @@ def make_order(index: Index, config: Config, stride: tuple[int, int, int]) -> Or
                     streams.append(Stream(part, members, index.shard[members], scale * chance * len(members), batch))
     if not streams:
         raise DataError("every dataset has weight 0")
-    return Order(streams, config.seed, config.micro_batches, config.shuffle_shards)
+    return BatchSchedule(streams, config.seed, config.micro_batches, config.shuffle_shards)
 
 
 def samples_in(shape: Shape, config: Config, stride: tuple[int, int, int]) -> int:
-    """Samples of a shape within a micro-batch's token budget. Raises DataError when not even one fits."""
+    """Return how many samples of a shape fit into a micro-batch's token budget. Raises DataError when none fits."""
     tokens = token_count(shape, config, stride)
     if tokens > config.tokens:
         raise DataError(f"one sample of {shape} has {tokens} tokens, over tokens={config.tokens}: raise it")
@@ -167,20 +165,20 @@ def samples_in(shape: Shape, config: Config, stride: tuple[int, int, int]) -> in
 
 
 def token_count(shape: Shape, config: Config, stride: tuple[int, int, int]) -> int:
-    """Latent tokens of one sample."""
+    """Return the latent tokens of one sample."""
     frames, height, width = latent_size(shape, stride)
     return frames * (height // config.patch) * (width // config.patch)
 
 
 def latent_size(shape: Shape, stride: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Frames, height and width of a sample's latents."""
+    """Return frames, height and width of a sample's latents."""
     return 1 + (shape.frames - 1) // stride[0], shape.height // stride[1], shape.width // stride[2]
 
 
-def describe(index: Index, order: Order) -> str:
-    """One line for the log: samples, datasets and shapes."""
+def describe(index: Index, schedule: BatchSchedule) -> str:
+    """Return one line for the log: samples, shards and shapes."""
     shapes: Counter[str] = Counter()
-    for stream in order.streams:
+    for stream in schedule.streams:
         shapes[str(stream.shape)] += len(stream.members)
     listed = json.dumps(dict(shapes)).strip("{}").replace('"', "")
     return f"{len(index)} samples in {len(index.shards)} shards; shapes (frames x height x width): {listed}"
