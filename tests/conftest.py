@@ -19,7 +19,9 @@ settings.load_profile("same")
 # A suite that a script starts in the background inherits that Ctrl-C is ignored; some tests send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-sys.path.insert(0, str(Path(__file__).parent))  # so that tests can import videos.py, also in importlib mode
+# So that tests, and workers that Ray starts for them, can import videos.py, also in importlib mode.
+sys.path.insert(0, str(Path(__file__).parent))
+os.environ["PYTHONPATH"] = os.pathsep.join([sys.path[0], *filter(None, [os.environ.get("PYTHONPATH")])])
 
 from faulty import Proxy, proxy  # noqa: E402
 from object_store import KEYS, s3_server  # noqa: E402

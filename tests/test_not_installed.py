@@ -19,10 +19,15 @@ def find_others(name):
     return find(name)
 
 importlib.metadata.Distribution.from_name = find_others
+importlib.import_module("filters.torchvision_ops").ensure_torchvision()  # before transformers imports it
 for root in ("pipeline", "filters", "captioners"):
     package = importlib.import_module(root)
     for module in pkgutil.walk_packages(package.__path__, f"{root}."):
-        importlib.import_module(module.name)
+        try:
+            importlib.import_module(module.name)
+        except ModuleNotFoundError as error:
+            if error.name != "triton":  # comes with torch for GPUs alone
+                raise
 from pipeline.config.versions import VERSION, versions
 assert versions()["clipmill"] == VERSION != "unknown"
 """

@@ -23,7 +23,7 @@ from pipeline.passes.embed_worker import Embed
 from pipeline.scan.worker import Scan
 from pipeline.sources.discover import Source
 from pipeline.state.error_log import FOLDER
-from pipeline.state.units import CaptionPart, CaptionUnit, Part, ScanUnit, UnitClips, UnitResult
+from pipeline.state.units import CaptionPart, CaptionUnit, Handoff, Part, ScanUnit, UnitClips, UnitResult
 from pipeline.storage.store import Store
 from pipeline.tables.fragments import IdRange
 
@@ -83,10 +83,10 @@ def scanned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, UnitClips]
     frames = [frame for seed in range(3) for frame in pan(texture(seed, 90, 160), 30, 1.5)]
     path = write_video(folder / "film.mp4", frames)
     store = Store(str(folder / "dataset"))
-    result, clips = Scan(store, RECIPE)(ScanUnit((Part(Source("ab" * 16, str(path)), 3.6),)))
-    assert result is not None
-    assert result.counts["clips"] == 3
-    return store, clips
+    scan = Scan(store, RECIPE)(ScanUnit((Part(Source("ab" * 16, str(path)), 3.6),)))
+    assert isinstance(scan, Handoff)
+    assert scan.results[0].counts["clips"] == 3
+    return store, scan.unit
 
 
 def embedded(scanned: tuple[Store, UnitClips], encoder: Encoder) -> tuple[list[dict[str, Any]], UnitResult]:
@@ -95,7 +95,7 @@ def embedded(scanned: tuple[Store, UnitClips], encoder: Encoder) -> tuple[list[d
         store.delete(name)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(embed_worker, "load_encoder", lambda *_: encoder)
-        (result,) = Embed(store, RECIPE)(clips)
+        result = Embed(store, RECIPE)(clips)
     return [row for name in store.list("state/embed") for row in pq.read_table(store.path(name)).to_pylist()], result
 
 

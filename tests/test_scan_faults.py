@@ -22,7 +22,7 @@ from pipeline.scan.worker import Identify, Scan
 from pipeline.sources.discover import DiscoveredFile, Source
 from pipeline.state.committed import UNREACHABLE
 from pipeline.state.error_log import FEWEST, FOLDER, why_stop
-from pipeline.state.units import IdentifyUnit, Part, ScanUnit
+from pipeline.state.units import Handoff, IdentifyUnit, Part, ScanUnit
 from pipeline.storage.store import Store
 
 HARD = Path(__file__).resolve().parents[2] / "shared" / "hard"
@@ -45,7 +45,8 @@ def identified(paths: Sequence[Path], store: Store, recipe: Recipe = SHORT) -> t
 def scanned(paths: Sequence[Path], store: Store, recipe: Recipe = SHORT) -> tuple[list[dict[str, Any]], Any]:
     """What the fragment says of each file as a part, and the worker's result."""
     unit = ScanUnit(tuple(Part(Source(p.name, str(p)), 1.0) for p in paths))
-    result, _ = Scan(store, recipe)(unit)
+    answer = Scan(store, recipe)(unit)
+    result = answer.results[0] if isinstance(answer, Handoff) else answer
     done = {} if result.problem else json.loads(pq.read_metadata(store.path(result.fragment)).metadata[b"clipmill"])
     return done.get("parts", []), result
 

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import packing_rows as rows
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import videos
+from conftest import GOLDEN_OPTIONS
 
-from pipeline.config.recipe import PackOptions, Recipe, SelectOptions
+from pipeline.build import build
+from pipeline.config.recipe import PackOptions, Recipe, SelectOptions, load_recipe
 from pipeline.dataset.verify import verify
+from pipeline.engine.base import Stage
+from pipeline.engine.local import LocalEngine
 from pipeline.pack.shards import plan_shards, write_shard
+from pipeline.pack.worker import PackUnit
 from pipeline.selection.select import select
+from pipeline.state.units import UnitResult
 
 RECIPE = Recipe(select=SelectOptions(duplicates=False, val_fraction=0.0), pack=PackOptions(heights=(64,)))
 
@@ -113,6 +122,40 @@ def test_a_kept_clip_that_is_in_no_shard_is_named(dataset: Path) -> None:
     more = pa.concat_tables([clips, with_column(clips.slice(0, 1), "clip_id", ["f" * 20])])
     save(dataset, json.loads((dataset / "dataset.json").read_text())["shards"], more)
     assert verify(dataset, workers=1) == [f"clip {'f' * 20} is kept by the tables, and in no shard"]
+
+
+def test_what_build_makes_has_no_problems(golden_dataset: Path) -> None:
+    assert verify(golden_dataset, workers=1) == []
+
+
+def test_a_shard_of_which_no_clip_could_be_encoded_is_not_listed_and_no_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A source is damaged between its scan and its packing; size and time of change stay."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    videos.write_video(folder / "wide.mp4", videos.pan(videos.texture(1, 240, 640), 60, 3.0))
+    tall = videos.write_video(folder / "tall.mp4", videos.pan(videos.texture(2, 640, 400), 60, 0.0, 3.0))
+    recipe = load_recipe("embedded", GOLDEN_OPTIONS)
+    run = LocalEngine.run
+
+    def damaging(engine: LocalEngine, units: Iterable[Any], stages: Sequence[Stage]) -> Iterator[UnitResult]:
+        if stages[0].takes is PackUnit and tall.read_bytes()[:4] != bytes(4):
+            before = tall.stat()
+            tall.write_bytes(bytes(before.st_size))
+            os.utime(tall, ns=(before.st_atime_ns, before.st_mtime_ns))
+        return run(engine, units, stages)
+
+    monkeypatch.setattr(LocalEngine, "run", damaging)
+    built = build([str(folder)], str(tmp_path / "dataset"), recipe, engine="local")
+    assert {row["keep"]: row["rejected_by"] for row in built.clips.to_pylist()} == {True: [], False: ["encoding"]}
+    assert len(built.info["shards"]) == 1
+    assert verify(tmp_path / "dataset", workers=1) == []
+    (tmp_path / "dataset" / "state" / "unchanged").unlink()
+    capsys.readouterr()
+    again = build([str(folder)], str(tmp_path / "dataset"), recipe, engine="local")
+    assert capsys.readouterr().out == "", "a shard that cannot be made is not tried again"
+    assert again.info == built.info
 
 
 def test_what_is_no_dataset_is_one_problem(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
@@ -9,7 +10,6 @@ from typing import Any
 from pipeline.config.recipe import PackOptions, ScanOptions, SourceOptions
 from pipeline.media import encode
 from pipeline.media.faults import is_machine_fault
-from pipeline.media.remux import copy_span
 from pipeline.media.video import MediaError, Video
 from pipeline.selection.buckets import bucket_size
 from pipeline.sources.discover import open_media
@@ -68,7 +68,7 @@ def encode_clip(row: Mapping[str, Any], options: PackOptions, sources: SourceOpt
     """The media of one clip; runs in the child. Raises MediaError, or OSError where the source cannot be read."""
     uri = row["source_uri"]
     try:
-        encoded = _encode(_reader(uri, sources), row, options, sources)
+        encoded = _encode(_reader(uri, sources), row, options)
     except Exception:
         _close()  # where it stands is not known
         raise
@@ -96,21 +96,19 @@ def _close() -> None:
         _open.popitem()[1][0].__exit__()
 
 
-def _encode(
-    reader: encode.SpanReader, row: Mapping[str, Any], options: PackOptions, sources: SourceOptions
-) -> encode.Encoded:
+def _encode(reader: encode.SpanReader, row: Mapping[str, Any], options: PackOptions) -> encode.Encoded:
+    base, end_pts, count = Fraction(row["time_base"]), row["end_pts"], row.get("pack_frames")
+    if count and options.fps:  # frames behind the last packed one are not decoded
+        rate = Fraction(options.fps).limit_denominator(1001)
+        end_pts = min(end_pts, row["start_pts"] + math.ceil(count / (rate * base)))
     cut = encode.Cut(
         start_pts=row["start_pts"],
-        end_pts=row["end_pts"],
-        time_base=Fraction(row["time_base"]),
+        end_pts=end_pts,
+        time_base=base,
         shown=(row["width"], row["height"]),
         crop=(row["crop_x"], row["crop_y"], row["crop_w"], row["crop_h"]),
         size=bucket_size(row["bucket"]),
     )
     if row["frames"] == 1:
         return encode.encode_image(reader, cut)
-    if options.codec == "copy" and not options.fps:
-        copied = copy_span(open_media(row["source_uri"], sources), cut, reader.video.probe)
-        if copied:
-            return copied
-    return encode.encode_span(reader, cut, options)
+    return encode.encode_span(reader, cut, options, count)

@@ -23,11 +23,13 @@ import pyarrow.compute as pc
 from filters.base import why_null
 from pipeline.config.recipe import from_dict
 from pipeline.report.calibrate import score_columns
+from pipeline.report.caption_health import caption_health
 from pipeline.report.clips import JOIN, choose, show
 from pipeline.report.histogram import histogram, number
 from pipeline.report.summary import PASSES
 from pipeline.report.what_if import notches
 from pipeline.selection import balance
+from pipeline.sources.names import printable
 from pipeline.storage.store import Store
 from pipeline.tables import fragments
 from pipeline.tables.columns import Columns
@@ -148,7 +150,7 @@ def _render(store: Store, clips: Columns, clips_shown: int) -> str:
         loader=jinja2.PackageLoader("pipeline.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.globals.update(zip=zip)
-    environment.filters.update(number=number, duration=_duration, clock=_clock, size=_size)
+    environment.filters.update(number=number, duration=_duration, clock=_clock, size=_size, printable=printable)
     script, style = _asset("report.js"), _asset("report.css")
     return environment.get_template("report.html").render(
         name=PurePosixPath(store.uri.partition("?")[0]).name,
@@ -180,6 +182,8 @@ def _render(store: Store, clips: Columns, clips_shown: int) -> str:
         tags=_top_tags(clips, keep)[:40],
         balance=_balance(clips, keep),
         unknown=_unknown(clips, keep),
+        health=caption_health(clips),
+        prompts=info.get("prompts", {}),
         shown=shown,
         shown_reasons=sorted({reason for clip in shown for reason in clip.reasons}),
         data=[{"id": clip.clip_id, "scores": [asdict(score) for score in clip.scores]} for clip in shown],
