@@ -63,6 +63,8 @@ def read_index(datasets: Sequence[str], split: str = "train", shard: str = "") -
         tars = list_shards(store, wanted)
         encoding = read_encoding([dataset])
         count = encoding.shards.get(split, 0) if encoding else 0
+        if encoding:  # `clipmill encode` writes a shard's index last
+            tars = [tar for tar in tars if store.exists(f"{tar.removesuffix('.tar')}.parquet")]
         if len(tars) < count:
             raise DataError(f"{root}: {len(tars)} of {count} shards are encoded; encode the rest")
         if not tars:
