@@ -23,6 +23,7 @@ class Track(enum.Enum):
     LUMA = "luma"  # scan: small grey frames of the whole clip
     FLOW = "flow"  # scan: coarse optical flow of the whole clip
     BURST = "burst"  # scan: a run of consecutive source frames, small and grey
+    FIELDS = "fields"  # scan: how two orders of a frame's fields fit its neighbours, for frames of the bursts
     DETAIL = "detail"  # scan: patches at the source's own resolution, grey
     FRAMES = "frames"  # embed: sampled colour frames, at the recipe's size
     EMBEDDING = "embedding"  # embed: unit vectors of the sampled frames: their meaning, their looks, and tags
@@ -51,6 +52,8 @@ class ClipView:
     # (m, gh, gw, 2) float32: dx (right) and dy (down) of the picture's content, in picture heights per second
     flow_times: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))  # (m, 2) float64: from, to
     burst: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0), np.uint8))  # (b, h, w) uint8, consecutive
+    fields: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))  # (f, 2) float64: misfits of bottom field
+    # first and of top field first (filters/interlacing.py), mean absolute grey levels
     detail: Sequence[np.ndarray] = ()  # patches (h, w) uint8 of luma, source pixels, not resized
     frames: Sequence[np.ndarray] = ()  # k arrays (h, w, 3) uint8 RGB, in order of time
     frame_times: np.ndarray = field(default_factory=lambda: np.zeros(0))  # (k,) float64

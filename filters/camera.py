@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -15,15 +16,20 @@ import pyarrow as pa
 
 from filters.base import ClipView, Score, Track, unknown, why_null
 from filters.global_motion import GlobalMotion, aspect, global_motion, grid, why_unseen
+from filters.steady_motion import SteadyMotion, steady_motion
 
-SMOOTH = 0.75  # seconds: half width of the triangle that parts a move from shake
-STILL = 0.01  # picture heights per second: a slower move is none
-STEADY = 0.01  # shake below which a camera that goes nowhere stands on something
+SMOOTH_SHAKE, SMOOTH_MOVE = 0.75, 0.5  # seconds: half widths of the triangles that shake and moves are smoothed by
+HELD = 0.6  # seconds before and after a moment, over which the median of the standing share is taken
+STANDS = 0.2  # share of the textured cells that stand still, from which on the camera does: no moving camera shows that
+QUIET = 0.1  # the same, from which on it is not held by hand
+STILL = 0.012  # picture heights per second: a slower move is none
+STEADY = 0.012  # shake, picture heights per second, below which a camera that goes nowhere stands on something
 SHAKY = 0.02  # shake above which it is held by hand; between the two nothing is said
-PURE = 0.85  # share of a move that must be of one kind to be called by its name
+AGREED = 0.55  # share of the picture that must shake alike, or a subject shakes and not the camera
+PURE = 0.8  # share of a move that must be of one kind to be called by its name
 MOVED = 0.03  # picture heights that a named move covers at least
 SHORTEST = 0.5  # seconds of a span
-SUPPORT = 0.6  # share of the picture that must move along, or it is not known whether the camera moves
+SUPPORT = 0.4  # share of the picture that must move along, or it is not known whether the camera moves
 COVER = 0.6  # share of the time that the clip's label must hold for
 TRAVEL = 1.0  # seconds of a zoom, from which on it is asked whether it is a dolly
 PARTS = (8, 5)  # of the picture, across and down, whose growth is compared; less the middle, where nothing grows
@@ -37,7 +43,7 @@ LABELS = (("pan_right", "pan_left"), ("tilt_down", "tilt_up"), ("zoom_out", "zoo
 
 class Camera:
     name = "camera"
-    version = 2
+    version = 3
     needs = frozenset({Track.LUMA, Track.FLOW})
     columns: Mapping[str, pa.DataType] = {
         "camera_label": pa.string(),  # of most of the clip: static, pan_left ... handheld; null when unsure
@@ -51,19 +57,19 @@ class Camera:
         whole = global_motion(clip)
         if whole is None:
             return unknown(self, why_unseen(clip))
-        clear = whole.valid & (whole.support >= SUPPORT)
         radius = float(np.sqrt((aspect(clip) ** 2 + 1) / 12))  # root mean square distance from the centre, in heights
-        speeds = np.stack([whole.pan, whole.tilt, whole.zoom * radius, whole.roll * radius], axis=1).astype(np.float64)
-        move, shake = _move_and_shake(whole, clear, speeds)
-        spans = [(a, b, _travels(clip, whole, a, b, name)) for a, b, name in _spans(whole, clear, move, shake)]
-        known = float(whole.seconds[whole.valid].sum())
+        lengths = np.array([1.0, 1.0, radius, radius])  # what turns zoom and roll into picture heights per second
+        moments = _moments(whole, steady_motion(clip, whole), lengths)
+        spans = [(a, b, _travels(clip, whole, a, b, name)) for a, b, name in _spans(whole, moments)]
+        observed = float(whole.seconds[whole.valid].sum())
         held: dict[str, float] = {}
         for first, last, name in spans:
             held[name] = held.get(name, 0.0) + float(whole.seconds[first : last + 1].sum())
         label = max(held, key=lambda name: held[name], default=None)
-        if label is not None and held[label] < COVER * known:
+        if label is not None and held[label] < COVER * observed:
             label = None
-        jerk = _jerk(whole, clear, speeds)
+        clear = whole.valid & (whole.support >= SUPPORT)
+        jerk = _jerk(whole, clear, whole.theta * lengths)
         why = "too few moments" if jerk is None else "" if label else "no one move for most of the clip"
         times = whole.times - clip.start
         listed = [
@@ -71,20 +77,59 @@ class Camera:
                 "label": name,
                 "start": round(times[a, 0].item(), 3),
                 "end": round(times[b, 1].item(), 3),
-                "confidence": round(_confidence(name, [(a, b, name)], move, shake), 3),
+                "confidence": round(_confidence(name, [(a, b, name)], moments), 3),
             }
             for a, b, name in spans
         ]
+        share = min(1.0, held[label] / observed) if label else 0.0
         return {
             "camera_label": label,
-            "camera_confidence": None
-            if label is None
-            else _confidence(label, spans, move, shake) * held[label] / known,
+            "camera_confidence": None if label is None else _confidence(label, spans, moments) * share,
             "camera_spans": json.dumps(listed),
-            "camera_shake": float(np.median(shake[clear])) if clear.any() else None,
+            "camera_shake": float(np.median(moments.shake[moments.clear])) if moments.clear.any() else None,
             "camera_jerk": jerk,
             **({why_null(self.name): why} if why else {}),
         }
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What is known of the camera in each of m intervals, smoothed over time."""
+
+    move: np.ndarray  # (m, 4) pan, tilt, zoom and roll of the content, picture heights per second
+    shake: np.ndarray  # (m,) picture heights per second
+    agreement: np.ndarray  # (m,) share of the picture that shakes alike
+    standing: np.ndarray  # (m,) share of the textured cells that stand still; NaN where it is not known
+    clear: np.ndarray  # (m,) bool: the background follows one motion
+
+
+def _moments(whole: GlobalMotion, steady: SteadyMotion, lengths: np.ndarray) -> Moments:
+    middle = whole.times.mean(axis=1)
+    clear = whole.valid & (steady.support >= SUPPORT)
+    near = np.abs(middle[:, None] - middle) <= HELD
+    standing = np.array([_median(steady.standing[row]) for row in near])
+    return Moments(
+        move=_smooth(whole, clear, SMOOTH_MOVE, steady.theta * lengths),
+        shake=_smooth(whole, clear, SMOOTH_SHAKE, steady.shake),
+        agreement=_smooth(whole, whole.valid, SMOOTH_SHAKE, steady.agreement),
+        standing=standing,
+        clear=clear,
+    )
+
+
+def _median(values: np.ndarray) -> float:
+    """Of the numbers among `values`; NaN where there is none."""
+    numbers = values[np.isfinite(values)]
+    return float(np.median(numbers)) if len(numbers) else float("nan")
+
+
+def _smooth(whole: GlobalMotion, clear: np.ndarray, half: float, values: np.ndarray) -> np.ndarray:
+    """`values`, (m,) or (m, n), of the clear intervals, averaged under a triangle of `half` seconds to both sides."""
+    middle = whole.times.mean(axis=1)
+    kernel = np.maximum(0, 1 - np.abs(middle[:, None] - middle) / half) * (whole.seconds * clear)
+    kernel /= np.maximum(kernel.sum(axis=1, keepdims=True), 1e-9)
+    smoothed: np.ndarray = kernel @ values.astype(np.float64)
+    return smoothed
 
 
 def _jerk(whole: GlobalMotion, clear: np.ndarray, speeds: np.ndarray) -> float | None:
@@ -97,19 +142,9 @@ def _jerk(whole: GlobalMotion, clear: np.ndarray, speeds: np.ndarray) -> float |
     return float(np.quantile(changes[both], 0.95))
 
 
-def _move_and_shake(whole: GlobalMotion, clear: np.ndarray, speeds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(m, 4) `speeds` smoothed over time, and (m,) how fast the picture moves around that, itself smoothed."""
-    middle = whole.times.mean(axis=1)
-    kernel = np.maximum(0, 1 - np.abs(middle[:, None] - middle) / SMOOTH) * (whole.seconds * clear)
-    kernel /= np.maximum(kernel.sum(axis=1, keepdims=True), 1e-9)
-    move = kernel @ speeds
-    unsteady = np.sqrt(((speeds - move) ** 2).sum(axis=1))
-    return move, kernel @ unsteady
-
-
-def _spans(whole: GlobalMotion, clear: np.ndarray, move: np.ndarray, shake: np.ndarray) -> list[tuple[int, int, str]]:
+def _spans(whole: GlobalMotion, moments: Moments) -> list[tuple[int, int, str]]:
     """(first interval, last interval, label), in order; what has no label is left out."""
-    labels = [_label(v, s) if ok else None for v, s, ok in zip(move, shake, clear, strict=True)]
+    labels = [_label(moments, k) for k in range(len(whole.times))]
     spans: list[tuple[int, int, str]] = []
     for k, label in enumerate(labels):
         if label is None:
@@ -118,7 +153,7 @@ def _spans(whole: GlobalMotion, clear: np.ndarray, move: np.ndarray, shake: np.n
             spans[-1] = (spans[-1][0], k, label)
         else:
             spans.append((k, k, label))
-    return [span for span in spans if _real(whole, move, span)]
+    return [span for span in spans if _real(whole, moments.move, span)]
 
 
 def _travels(clip: ClipView, whole: GlobalMotion, first: int, last: int, label: str) -> str:
@@ -156,26 +191,33 @@ def _real(whole: GlobalMotion, move: np.ndarray, span: tuple[int, int, str]) -> 
     )
 
 
-def _label(move: np.ndarray, shake: float) -> str | None:
+def _label(moments: Moments, k: int) -> str | None:
+    """What the camera does in interval `k`; None where that is not clear."""
+    standing, move, shake = moments.standing[k], moments.move[k], float(moments.shake[k])
+    if standing >= STANDS:
+        return "static"
+    if not moments.clear[k]:
+        return None
     speed = float(np.linalg.norm(move))
-    if speed < STILL and shake < STEADY:
+    if speed < STILL and (shake < STEADY or standing >= QUIET):
         return "static"
     if shake > SHAKY and speed < 1.5 * shake:
-        return "handheld"
-    kind = int(np.abs(move).argmax())
-    if speed >= STILL and abs(move[kind]) >= PURE * speed:
-        return LABELS[kind][int(move[kind] > 0)]
+        return "handheld" if moments.agreement[k] >= AGREED and not standing >= QUIET else None
+    strongest = int(np.abs(move).argmax())
+    if speed >= STILL and abs(move[strongest]) >= PURE * speed:
+        return LABELS[strongest][int(move[strongest] > 0)]
     return None
 
 
-def _confidence(label: str, spans: list[tuple[int, int, str]], move: np.ndarray, shake: np.ndarray) -> float:
+def _confidence(label: str, spans: list[tuple[int, int, str]], moments: Moments) -> float:
     """0.5 to 1: how far the label's intervals lie from where they would be called something else."""
     inside = np.concatenate([np.arange(a, b + 1) for a, b, name in spans if name == label])
-    speed, unsteady = np.linalg.norm(move[inside], axis=1), shake[inside]
+    speed, shake = np.linalg.norm(moments.move[inside], axis=1), moments.shake[inside]
     if label == "static":
-        far = 1 - np.maximum(speed / STILL, unsteady / STEADY)
+        far = 1 - np.maximum(speed / STILL, shake / STEADY)
+        far = np.fmax(far, (moments.standing[inside] - STANDS) / STANDS)
     elif label == "handheld":
-        far = 1 - np.maximum(SHAKY / unsteady, speed / (1.5 * unsteady))
+        far = 1 - np.maximum(SHAKY / np.maximum(shake, SHAKY), speed / (1.5 * np.maximum(shake, SHAKY)))
     else:
-        far = (np.abs(move[inside]).max(axis=1) / speed - PURE) / (1 - PURE)
+        far = (np.abs(moments.move[inside]).max(axis=1) / np.maximum(speed, 1e-9) - PURE) / (1 - PURE)
     return float(0.5 + 0.5 * np.clip(far, 0, 1).mean())

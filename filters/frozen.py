@@ -13,6 +13,7 @@ from filters.base import ClipView, Score, Track, unknown, why_null
 
 GRID = (16, 9)  # blocks across and down, in each of which a change must show
 SAME = 0.8  # grey levels: a block's mean difference up to which nothing changed but noise and compression
+WIDESPREAD = 0.9  # quantile of the blocks' changes that must move before a frame counts as more than a copy
 REPEAT = 0.1  # of the ordinary difference between neighbours, up to which a frame is called a copy
 
 
@@ -20,7 +21,7 @@ class Frozen:
     """A tripod shot of a quiet street is not frozen: something in some block moves. A still image is."""
 
     name = "frozen"
-    version = 1
+    version = 2
     needs = frozenset({Track.LUMA, Track.BURST})
     columns: Mapping[str, pa.DataType] = {
         "frozen_share": pa.float32(),  # of the clip's time in which nothing at all changes, 0 to 1
@@ -45,8 +46,14 @@ class Frozen:
 def changes(frames: np.ndarray) -> np.ndarray:
     """(n - 1,) float: between neighbours of (n, h, w) uint8 frames, the block that changes most: its mean absolute
     difference in grey levels."""
-    apart = [cv2.absdiff(a, b).astype(np.float32) for a, b in itertools.pairwise(frames)]
-    return np.array([cv2.resize(each, GRID, interpolation=cv2.INTER_AREA).max() for each in apart], np.float64)
+    return _block_changes(frames).max(axis=1, initial=0.0)
+
+
+def _block_changes(frames: np.ndarray) -> np.ndarray:
+    """(n - 1, blocks) float32: the mean absolute difference of each block between neighbours."""
+    apart = (cv2.absdiff(a, b).astype(np.float32) for a, b in itertools.pairwise(frames))
+    blocks = [cv2.resize(each, GRID, interpolation=cv2.INTER_AREA).ravel() for each in apart]
+    return np.array(blocks, np.float32).reshape(-1, GRID[0] * GRID[1])
 
 
 def _longest(still: np.ndarray, seconds: np.ndarray) -> float:
@@ -58,11 +65,12 @@ def _longest(still: np.ndarray, seconds: np.ndarray) -> float:
 
 
 def _repeats(burst: np.ndarray) -> float | None:
-    """None where too few frames follow each other, or the picture hardly moves between the ones that differ."""
+    """None where too few frames follow each other, or little of the picture moves between the ones that differ: a
+    cursor, a mouth of a cartoon or a slow hand may rest for a frame without a copy."""
     if len(burst) < 8:
         return None
-    change = changes(burst)
-    ordinary = float(np.quantile(change, 0.9))
-    if ordinary < 2 * SAME:
+    blocks = _block_changes(burst)
+    if float(np.quantile(np.quantile(blocks, WIDESPREAD, axis=1), 0.9)) < 2 * SAME:
         return None
-    return float((change <= max(REPEAT * ordinary, 0.25)).mean())
+    change = blocks.max(axis=1)
+    return float((change <= max(REPEAT * float(np.quantile(change, 0.9)), 0.25)).mean())

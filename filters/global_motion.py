@@ -42,6 +42,11 @@ class GlobalMotion:
         """(m,) float64: each interval's length."""
         return self.times[:, 1] - self.times[:, 0]
 
+    @property
+    def theta(self) -> np.ndarray:
+        """(m, 4): pan, tilt, zoom and roll."""
+        return np.stack([self.pan, self.tilt, self.zoom, self.roll], axis=1)
+
 
 @functools.lru_cache(maxsize=1)
 def global_motion(clip: ClipView) -> GlobalMotion | None:
@@ -62,13 +67,13 @@ def global_motion(clip: ClipView) -> GlobalMotion | None:
     valid = (seconds > 0) & (belief.mean(axis=(1, 2)) >= EVIDENCE)
     if not valid.any():
         return None
-    theta = _fit(flow, belief, x, y, dt)
+    theta = fit_similarity(flow, belief, x, y, dt, NOISE)
     theta[~valid] = 0
     pan, tilt, zoom, roll = theta.T
-    fitted = _motion(theta, x, y)
+    fitted = similarity_flow(theta, x, y)
     speed = np.sqrt((fitted**2).sum(axis=-1).mean(axis=(1, 2)))
     left = flow - fitted
-    along = (left**2).sum(axis=-1) < (3 * _scale(theta, dt[:, 0])[:, :, None]) ** 2
+    along = moves_along(left, theta, dt, NOISE)
     support = (belief * along).sum(axis=(1, 2)) / np.maximum(belief.sum(axis=(1, 2)), 1e-6)
     return GlobalMotion(times, pan, tilt, zoom, roll, speed, left, belief, support, valid)
 
@@ -85,9 +90,12 @@ def grid(rows: int, columns: int, aspect: float) -> tuple[np.ndarray, np.ndarray
     return np.broadcast_to(x, (rows, columns)), np.broadcast_to(y[:, None], (rows, columns))
 
 
-def _fit(flow: np.ndarray, belief: np.ndarray, x: np.ndarray, y: np.ndarray, dt: np.ndarray) -> np.ndarray:
-    """(m, 4) float32 pan, tilt, zoom, roll: iteratively reweighted least squares with Cauchy weights, from the best of
-    three starts: stillness, the picture's median and the rim's median."""
+def fit_similarity(
+    flow: np.ndarray, belief: np.ndarray, x: np.ndarray, y: np.ndarray, dt: np.ndarray, noise: float
+) -> np.ndarray:
+    """(m, 4) float32 pan, tilt, zoom, roll of (m, gh, gw, 2) flow: iteratively reweighted least squares with Cauchy
+    weights, from the best of three starts: stillness, the picture's median and the rim's median. `noise` is how far a
+    cell's flow is off where nothing is wrong, picture heights over `dt` seconds, (m, 1, 1)."""
     m = len(flow)
     rim = (np.abs(x) > x.max() * 2 / 3) | (np.abs(y) > y.max() * 2 / 3)
     weight = (belief * np.where(rim, np.float32(RIM), np.float32(1))).reshape(m, -1)
@@ -95,17 +103,17 @@ def _fit(flow: np.ndarray, belief: np.ndarray, x: np.ndarray, y: np.ndarray, dt:
     x, y, inside, dt = x.ravel(), y.ravel(), ~rim.ravel(), dt.reshape(m, 1)
     starts = np.zeros((3, m, 4), np.float32)
     for k, left_out in ((1, np.zeros_like(inside)), (2, inside)):
-        starts[k, :, 0] = _weighted_median(u, weight * ~left_out)
-        starts[k, :, 1] = _weighted_median(v, weight * ~left_out)
-    costs = [(weight * np.log1p(_squares(u, v, s, x, y) / _scale(s, dt) ** 2)).sum(axis=1) for s in starts]
+        starts[k, :, 0] = weighted_median(u, weight * ~left_out)
+        starts[k, :, 1] = weighted_median(v, weight * ~left_out)
+    costs = [(weight * np.log1p(_squares(u, v, s, x, y) / _scale(s, dt, noise) ** 2)).sum(axis=1) for s in starts]
     theta = starts[np.argmin(costs, axis=0), np.arange(m)]
     for turn in range(ROUNDS):
-        scale = _scale(theta, dt) * np.float32(1 + 7 * 0.5**turn)
+        scale = _scale(theta, dt, noise) * np.float32(1 + 7 * 0.5**turn)
         theta = _least_squares(u, v, weight / (1 + _squares(u, v, theta, x, y) / scale**2), x, y)
     return theta
 
 
-def _weighted_median(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
+def weighted_median(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """(m,) of (m, cells): where half of a row's weight lies below."""
     order = values.argsort(axis=1)
     below = np.take_along_axis(weight, order, axis=1).cumsum(axis=1)
@@ -114,10 +122,15 @@ def _weighted_median(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
     return values[rows, order[rows, middle]]
 
 
-def _scale(theta: np.ndarray, dt: np.ndarray) -> np.ndarray:
+def moves_along(residual: np.ndarray, theta: np.ndarray, dt: np.ndarray, noise: float) -> np.ndarray:
+    """(m, gh, gw) bool: where the residual of the similarities `theta` is ordinary; `dt` and `noise` as for the fit."""
+    return (residual**2).sum(axis=-1) < (3 * _scale(theta, dt[:, 0], noise)[:, :, None]) ** 2
+
+
+def _scale(theta: np.ndarray, dt: np.ndarray, noise: float) -> np.ndarray:
     """(m, 1): residual speed that is still ordinary, picture heights per second."""
     speed = np.hypot(theta[:, 0], theta[:, 1]) + 0.5 * np.hypot(theta[:, 2], theta[:, 3])
-    return NOISE / dt + np.float32(DISTORTION) * speed[:, None]
+    return np.float32(noise) / dt + np.float32(DISTORTION) * speed[:, None]
 
 
 def _squares(u: np.ndarray, v: np.ndarray, theta: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -145,7 +158,7 @@ def _least_squares(u: np.ndarray, v: np.ndarray, weight: np.ndarray, x: np.ndarr
     return np.stack([pan, tilt, zoom, roll], axis=1)
 
 
-def _motion(theta: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def similarity_flow(theta: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """(m, gh, gw, 2) of the similarities `theta`, (m, 4)."""
     pan, tilt, zoom, roll = (theta[:, k, None, None] for k in range(4))
     return np.stack([pan + zoom * x - roll * y, tilt + zoom * y + roll * x], axis=-1)

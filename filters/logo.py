@@ -15,13 +15,14 @@ SAMPLES = 24  # frames looked at, evenly spread
 EDGE = 6.0  # grey levels per proxy pixel that an edge has on average
 STANDS = 0.94  # of an edge's strength that is left when its direction is averaged over time
 CORNER = (0.3, 0.3)  # of the height and of the width that a corner reaches
-MOVES = 0.55  # most that half of the edges outside the corners may keep, or the picture moves too little to tell
+MOVES = 0.5  # most that half of the edges outside the corners may keep, or the picture moves too little to tell
+JOINS = 5  # proxy pixels: standing edges this near to each other are one cluster
 SEEN = 0.02  # least share of such edges
 
 
 class Logo:
     name = "logo"
-    version = 1
+    version = 2
     needs = frozenset({Track.LUMA})
     columns: Mapping[str, pa.DataType] = {
         "logo_area": pa.float32(),  # share of the worst corner that standing edges cover; null when too little moves
@@ -74,10 +75,16 @@ def gradients(luma: np.ndarray) -> Gradients | None:
 
 
 def _covered(found: Gradients, corner: tuple[slice, slice]) -> float:
-    """Share of a corner under standing edges that run both ways: the scene's lines along which it moves stand too, but
-    only one way."""
+    """Share of a corner under the largest cluster of standing edges that run both ways. The scene's lines along which
+    it moves stand too, but only one way; carpets and foliage that stand by chance do so in many small places."""
     standing = ((found.strength > EDGE) & (found.kept > STANDS))[corner]
     around = cv2.boxFilter(standing.astype(np.uint8), -1, (3, 3), normalize=False, borderType=cv2.BORDER_CONSTANT)
     standing &= around >= 4
     upright = found.upright[corner] > np.sqrt(0.5)
-    return 2 * float(min((standing & upright).mean(), (standing & ~upright).mean()))
+    joined = cv2.dilate(standing.astype(np.uint8), np.ones((JOINS, JOINS), np.uint8))
+    count, labels = cv2.connectedComponents(joined)
+    shares = [0.0]
+    for label in range(1, count):
+        cluster = standing & (labels == label)
+        shares.append(2 * float(min((cluster & upright).mean(), (cluster & ~upright).mean())))
+    return max(shares)

@@ -19,7 +19,7 @@ from filters.base import ClipView, Score, Track, evenly, unknown
 from filters.weights import onnx_session, package_folder
 
 CORE = 0.3  # probability above which a pixel is the core of a line of text
-LIKELY = 0.5  # mean probability that the rectangle around a core must have
+LIKELY = 0.7  # mean probability that the rectangle around a core must have; snow, sand and foliage reach 0.65
 THIN = 3  # pixels: a thinner core is a speck
 TALL = 0.65  # of the picture's height: what is taller are fences, roofs and shadows that the network takes for letters
 UNCLIP = 1.6  # how far a line reaches beyond its core, in core areas over core perimeters
@@ -48,7 +48,7 @@ class Text:
     """
 
     name = "text"
-    version = 1
+    version = 2
     needs = frozenset({Track.FRAMES})
     columns: Mapping[str, pa.DataType] = {
         "text_area": pa.float32(),

@@ -74,7 +74,7 @@ def build(
     check_folder(store)
     fingerprints.check(recipe)
     needs = EngineNeeds(
-        size=sum(file.size for file in files),
+        size=sum(file.size or 0 for file in files),
         gpu=any(each.uses_gpu(recipe) for each in PASSES),
         ray=recipe.caption.captioner == "ray_llm",
     )

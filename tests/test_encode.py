@@ -14,7 +14,6 @@ import videos
 
 from pipeline.config.recipe import PackOptions
 from pipeline.media.encode import Cut, Encoded, SpanReader, encode_image, encode_span
-from pipeline.media.remux import copy_span
 from pipeline.media.video import MediaError, Video
 
 BITS = 6
@@ -224,38 +223,3 @@ def test_a_span_that_the_source_does_not_have_is_an_error(tmp_path: Path) -> Non
     path = videos.write_video(tmp_path / "a.mp4", (coded(i) for i in range(4)))
     with Video(str(path)) as video, pytest.raises(MediaError, match="no frame in the span"):
         encode_span(SpanReader(video), cut_of(video, 10, 12), PackOptions())
-
-
-@pytest.mark.parametrize(
-    ("first", "last", "copied"), [(12, 24, True), (24, 36, True), (13, 24, False), (12, 22, False)]
-)
-def test_a_span_between_keyframes_is_copied_and_another_is_not(
-    first: int, last: int, copied: bool, tmp_path: Path
-) -> None:
-    closed = {"g": "12", "bf": "3", "x264-params": "open-gop=0:scenecut=0:b-adapt=0"}
-    path = videos.write_video(tmp_path / "a.mp4", (coded(i) for i in range(40)), **closed)
-    with Video(str(path)) as video:
-        cut = cut_of(video, first / 25, last / 25)
-        result = copy_span(str(path), cut, video.probe)
-    if not copied:
-        assert result is None
-        return
-    assert result is not None
-    frames = decoded(result)
-    assert [number_of(f.to_ndarray(format="gray")) for f in frames] == list(range(first, last))
-    assert (result.frames, result.fps, result.duration) == (12, 25.0, 0.48)
-    assert [float(f.pts * f.time_base) for f in frames] == pytest.approx([i / 25 for i in range(12)])
-    assert result == copy_span(str(path), cut, video.probe)
-
-
-def test_what_changes_the_picture_or_crosses_an_open_group_is_not_copied(tmp_path: Path) -> None:
-    open_gop = {"g": "12", "bf": "3", "x264-params": "open-gop=1:scenecut=0:b-adapt=0"}
-    path = videos.write_video(tmp_path / "a.mkv", (coded(i) for i in range(40)), **open_gop)
-    with Video(str(path)) as video:
-        keys = [frame.pts for frame in video.frames() if frame.key]
-        assert len(keys) > 2
-        base = video.probe.time_base
-        spans = Cut(keys[1], keys[2], base, (192, 96), (0, 0, 192, 96), (192, 96))
-        assert copy_span(str(path), spans, video.probe) is None
-        smaller = Cut(keys[0], keys[1], base, (192, 96), (0, 0, 192, 96), (96, 48))
-        assert copy_span(str(path), smaller, video.probe) is None

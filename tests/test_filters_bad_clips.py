@@ -20,7 +20,7 @@ from filters.encoders.base import EncoderOutput
 from pipeline.config.recipe import Bounds
 
 DIM = 8
-SAYS_NOTHING = {"motion_x", "motion_y", "logo_corner"}  # null or NaN is an answer: nothing moves, no logo
+SAYS_NOTHING = {"motion_x", "motion_y", "logo_corner", "interlacing_order"}  # null or NaN is an answer: none
 
 
 class Encoder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config.recipe import Bounds, RecipeError, from_dict, load_recipe, presets, to_dict
+from pipeline.state import fingerprints
 
 
 @pytest.mark.parametrize("name", presets())
@@ -77,3 +79,131 @@ def test_labels_are_admitted_by_name():
 def test_a_dataset_of_an_earlier_version_with_retired_options_is_read():
     stored = {**to_dict(load_recipe("embedded")), "canaries": False}
     assert from_dict(stored) == load_recipe("embedded")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("select.val_fraction=7", "select.val_fraction: expected at most 1, got 7"),
+        ("scan.jpeg_quality=900", "scan.jpeg_quality: expected at most 100, got 900"),
+        ("scan.frames_peaks=-3", "scan.frames_peaks: expected at least 0, got -3"),
+        ("sources.delay=-1", "sources.delay: expected at least 0, got -1"),
+        ("sources.cache_gb=-1", "sources.cache_gb: expected at least 0"),
+        ("scan.min_seconds=-2", "scan.min_seconds: expected at least 0, got -2"),
+        ("scan.min_seconds=20", "scan: min_seconds=20 is above max_seconds=10"),
+        ("scan.memory_mb=1.5", "scan.memory_mb: expected int, got 1.5"),
+        ("scan.max_seconds=true", "scan.max_seconds: expected float, got True"),
+        ("scan.max_seconds=.inf", "scan.max_seconds: expected a finite number"),
+        ("pack.heights=1", "pack.heights.0: expected at least 16, got 1"),
+        ("pack.heights=720,high", "pack.heights.1: expected int, got 'high'"),
+        ("pack.durations=4,-1", "pack.durations.1: expected more than 0"),
+        ("pack.fps=0", "pack.fps: expected more than 0"),
+        ("select.duplicate_bits=65", "select.duplicate_bits: expected at most 64"),
+        ("select.duplicate_similarity=3", "select.duplicate_similarity: expected at most 1"),
+        ("select.balance_cap=-1", "select.balance_cap: expected at least 0"),
+        ("select.thresholds.x={min: 2, max: 1}", "select.thresholds.x: min=2 is above max=1"),
+        ("caption.audit=1", "caption.audit: expected bool, got 1"),
+        ("select=5", "select: expected a section, got 5"),
+    ],
+)
+def test_a_number_out_of_range_is_named_before_any_work(override, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe("embedded", [override])
+
+
+# Fingerprints hash these options with their order: a change here makes existing datasets score their clips again.
+@pytest.mark.parametrize(
+    ("name", "sections"),
+    [
+        (
+            "embedded",
+            {
+                "encoder": "aba4978cf059",
+                "filters": "19df723b721f",
+                "thresholds": "c75a2be1d196",
+                "caption": "7f8924e2d6b2",
+            },
+        ),
+        (
+            "standard",
+            {
+                "encoder": "c7ebc5f26bb9",
+                "filters": "c98afff7240e",
+                "thresholds": "05b1e6e6867b",
+                "caption": "ebd73a1d3c49",
+            },
+        ),
+    ],
+)
+def test_the_options_that_fingerprints_hash_are_as_they_were(name, sections):
+    tree = to_dict(load_recipe(name))
+    tree["thresholds"] = tree["select"]["thresholds"]
+    hashes = {key: hashlib.sha256(json.dumps(tree[key]).encode()).hexdigest()[:12] for key in sections}
+    assert hashes == sections
+
+
+def test_a_recipe_extends_another_and_its_filters_stand_where_it_names_them(tmp_path):
+    (tmp_path / "base.yaml").write_text(
+        "extends: embedded\nname: base\nselect: {thresholds: {text_area: {max: 0.01}}}\n"
+    )
+    (tmp_path / "mine.yaml").write_text("extends: base.yaml\nname: mine\nfilters: {motion:, aesthetics:}\n")
+    recipe, base = load_recipe(str(tmp_path / "mine.yaml")), load_recipe("embedded")
+    names = list(base.filters)
+    names.insert(names.index("motion") + 1, "aesthetics")
+    assert list(recipe.filters) == names
+    assert recipe.select.thresholds["text_area"] == Bounds(max=0.01, missing="keep")
+    assert recipe.scan == base.scan
+
+
+def test_a_recipe_that_extends_itself_or_nothing_is_refused(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("extends: mine.yaml\n")
+    with pytest.raises(RecipeError, match=r"extends .*mine\.yaml"):
+        load_recipe(str(path))
+    path.write_text("extends: [embedded]\n")
+    with pytest.raises(RecipeError, match="expected the name of a recipe"):
+        load_recipe(str(path))
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+        lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+        max_leaves=4,
+    ),
+    st.sampled_from(
+        [
+            "scan",
+            "scan.max_seconds",
+            "sources.connections",
+            "pack.heights",
+            "pack.durations",
+            "filters",
+            "filters.motion",
+            "select.thresholds",
+            "select.thresholds.x",
+            "select.thresholds.x.any_of",
+            "caption.options",
+            "name",
+        ]
+    ),
+)
+def test_any_value_is_read_or_refused_with_its_key(value, key):
+    tree = {}
+    section = tree
+    *above, last = key.split(".")
+    for name in above:
+        section = section.setdefault(name, {})
+    section[last] = value
+    try:
+        recipe = from_dict(tree)
+    except RecipeError as error:
+        message = str(error)
+        assert above[0] in message if above else last in message
+    else:
+        assert from_dict(to_dict(recipe)) == recipe or "nan" in repr(recipe).lower()
+
+
+@pytest.mark.parametrize("name", ["embedded", "small"])
+def test_a_preset_names_filters_options_and_columns_that_exist(name):
+    fingerprints.check(load_recipe(name))

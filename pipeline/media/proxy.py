@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from pipeline.media.frame import Frame
+from pipeline.media.colour import Colour, luma_table, picture_to_bt709, rgb_matrix
+from pipeline.media.frame import Frame, upright
 from pipeline.media.video import Probe
 
 SHORT_SIDE = 90  # pixels of a proxy's luma: high enough for flow and letterbox, 14 kB at 16:9
@@ -31,16 +32,16 @@ class FrameCandidate:
     time: float
     planes: tuple[np.ndarray, np.ndarray, np.ndarray]
     patch: np.ndarray
-    full_range: bool
-    bt709: bool
-    turns: int
+    colour: Colour
+    rotation: int  # degrees counter-clockwise
+    mirrored: bool
 
     def rgb(self, box: tuple[float, float, float, float]) -> np.ndarray:
-        """(h, w, 3) uint8 RGB as displayed, cut to `box` (x0, y0, x1, y1 as fractions)."""
+        """(h, w, 3) uint8 RGB of BT.709 as displayed, cut to `box` (x0, y0, x1, y1 as fractions)."""
         y, u, v = self.planes
         u, v = (shrink(plane, (y.shape[1], y.shape[0])) for plane in (u, v))
-        whole = np.rot90(rgb_from_yuv(y, u, v, self.full_range, self.bt709), self.turns)
-        return crop(np.ascontiguousarray(whole), box)
+        whole = upright(rgb_from_yuv(y, u, v, self.colour), self.rotation, self.mirrored)
+        return crop(whole, box)
 
     @property
     def sharpness(self) -> float:
@@ -60,15 +61,14 @@ class Shrinker:
         scale = min(1.0, SHORT_SIDE / min(shown))
         self._size = _even_or_one(shown, scale)
         self._shown = shown
-        self._turns = probe.rotation // 90
 
     def proxy(self, frame: Frame) -> Proxy:
         y, u, v = (shrink(plane, TINY) for plane in frame.planes())
-        return Proxy(frame.pts, frame.time, rgb_from_yuv(y, u, v, frame.full_range, frame.bt709))
+        return Proxy(frame.pts, frame.time, rgb_from_yuv(y, u, v, frame.colour))
 
     def luma(self, frame: Frame) -> np.ndarray:
         """(h, w) uint8 luma, full range, as displayed."""
-        return self._turn(widen(shrink(frame.planes()[0], self._size), frame.full_range))
+        return frame.upright(widen(shrink(frame.planes()[0], self._size), frame.colour))
 
     def still(self, frame: Frame, long_side: int) -> FrameCandidate:
         """The frame at `long_side` pixels at most, to be made a picture of if it is chosen."""
@@ -76,16 +76,7 @@ class Shrinker:
         half = (max(1, (size[0] + 1) // 2), max(1, (size[1] + 1) // 2))
         y, u, v = frame.planes()
         planes = (shrink(y, size), shrink(u, half), shrink(v, half))
-        return FrameCandidate(
-            frame.time, planes, self._patch(y, frame.full_range), frame.full_range, frame.bt709, self._turns
-        )
-
-    def _patch(self, y: np.ndarray, full_range: bool, side: int = 256) -> np.ndarray:
-        top, left = max(0, y.shape[0] - side) // 2, max(0, y.shape[1] - side) // 2
-        return self._turn(widen(y[top : top + side, left : left + side].copy(), full_range))
-
-    def _turn(self, picture: np.ndarray) -> np.ndarray:
-        return np.ascontiguousarray(np.rot90(picture, self._turns)) if self._turns else picture
+        return FrameCandidate(frame.time, planes, _patch(frame, y), frame.colour, frame.rotation, frame.mirrored)
 
 
 def shrink(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -118,26 +109,20 @@ def crop(picture: np.ndarray, box: tuple[float, float, float, float]) -> np.ndar
     return picture[tuple(cut)]
 
 
-def widen(luma: np.ndarray, full_range: bool) -> np.ndarray:
-    """Luma of 16-235 stretched to 0-255."""
-    return luma if full_range else cv2.LUT(luma, _WIDEN)
+def widen(luma: np.ndarray, colour: Colour) -> np.ndarray:
+    """Luma as coded as full-range luma of BT.709; of HDR as if it were grey."""
+    table = luma_table(colour)
+    return luma if table is None else cv2.LUT(luma, table)
 
 
-def rgb_from_yuv(y: np.ndarray, u: np.ndarray, v: np.ndarray, full_range: bool, bt709: bool) -> np.ndarray:
-    """(h, w) uint8 planes of one size to (h, w, 3) uint8 RGB, by the matrices of ITU-R BT.601 and BT.709."""
-    return cv2.transform(cv2.merge([y, u, v]), _matrix(full_range, bt709))
+def rgb_from_yuv(y: np.ndarray, u: np.ndarray, v: np.ndarray, colour: Colour) -> np.ndarray:
+    """(h, w) uint8 planes of one size to (h, w, 3) uint8 RGB of BT.709."""
+    return picture_to_bt709(cv2.transform(cv2.merge([y, u, v]), rgb_matrix(colour)), colour)
 
 
-def _matrix(full_range: bool, bt709: bool) -> np.ndarray:
-    """3x4: RGB from (Y, U, V, 1)."""
-    red, blue = (0.2126, 0.0722) if bt709 else (0.299, 0.114)
-    green = 1 - red - blue
-    gain, lift, chroma = (1.0, 0.0, 1.0) if full_range else (255 / 219, 16.0, 255 / 224)
-    ru, rv = 0.0, 2 * (1 - red) * chroma
-    gu, gv = -2 * blue * (1 - blue) / green * chroma, -2 * red * (1 - red) / green * chroma
-    bu, bv = 2 * (1 - blue) * chroma, 0.0
-    rows = [[gain, cu, cv, -gain * lift - 128 * (cu + cv)] for cu, cv in ((ru, rv), (gu, gv), (bu, bv))]
-    return np.array(rows, np.float32)
+def _patch(frame: Frame, y: np.ndarray, side: int = 256) -> np.ndarray:
+    top, left = max(0, y.shape[0] - side) // 2, max(0, y.shape[1] - side) // 2
+    return frame.upright(widen(y[top : top + side, left : left + side].copy(), frame.colour))
 
 
 def _even_or_one(shown: tuple[int, int], scale: float) -> tuple[int, int]:
@@ -145,6 +130,3 @@ def _even_or_one(shown: tuple[int, int], scale: float) -> tuple[int, int]:
     if scale >= 1:
         return width, height
     return max(1, 2 * round(width * scale / 2)), max(1, 2 * round(height * scale / 2))
-
-
-_WIDEN = np.clip((np.arange(256) - 16) * 255 / 219 + 0.5, 0, 255).astype(np.uint8)

@@ -2,49 +2,42 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import av
-import numpy as np
 
-from pipeline.media.faults import is_machine_fault
-from pipeline.media.frame import Frame, is_mirrored, seconds
-from pipeline.media.nal import is_non_reference
+from pipeline.media.colour import colour_of, columns_of
+from pipeline.media.container import (
+    MediaError,
+    Probe,
+    duration_of,
+    film_stream,
+    first_bytes,
+    is_encrypted,
+    is_encrypted_stream,
+    is_rate_plausible,
+    measured_rate,
+    open_container,
+    words,
+)
+from pipeline.media.frame import Frame, seconds
+from pipeline.media.nal import is_idr, is_non_reference
+from pipeline.media.side_data import orientation
+from pipeline.media.timestamps import B_FRAME, DisplayTimes
 from pipeline.storage.store import Unreachable
+
+__all__ = ["MediaError", "Probe", "Video", "probe"]
 
 av.logging.set_level(av.logging.PANIC)  # what FFmpeg has to say about a broken file becomes a MediaError
 
 IMAGE_FORMATS = {"image2", "png_pipe", "jpeg_pipe", "webp_pipe", "bmp_pipe", "tiff_pipe", "webp", "mjpeg_pipe"}
-HEAD = 1 << 16  # bytes of a JPEG, of which EXIF is the first part
+HEAD = 1 << 16  # bytes of a picture, of which EXIF is the first part
+UNSEEKABLE = {"asf", "mpeg"}  # where FFmpeg guesses times of packets after a seek that are others than without
 JUMP_BACK = 1.0  # seconds: timestamps that go back further than this start another timeline, which cannot be addressed
-
-
-class MediaError(Exception):
-    """A file that cannot be used; the message says why in words for a person."""
-
-
-@dataclass(frozen=True)
-class Probe:
-    """What a file says of its video stream. Sizes are as displayed: rotated, with square pixels."""
-
-    duration: float  # seconds from `start` to the end; 0 for a still image, estimated where the file does not say
-    fps: float  # frames per second on average; 0 for a still image
-    width: int
-    height: int
-    coded_width: int
-    coded_height: int
-    rotation: int  # degrees counter-clockwise that the decoded frame is turned for display: 0, 90, 180, 270
-    codec: str
-    pix_fmt: str
-    time_base: Fraction
-    start: float  # presentation time of the first frame, seconds
-    image: bool = False
+OPENING_FRAMES = 8  # decoded at most to see whether a stream with B-frames has display times
 
 
 class Video:
@@ -59,22 +52,24 @@ class Video:
         self._wanted: Callable[[float], bool] | None = None
         self._skipped: list[int] = []  # pts of packets that were not decoded, in any order
         self._spare: set[int] = set()  # pts of packets that could have been left out
+        self._rate: float | None = None
         self._open()
         try:
-            self._unread: Iterator[av.VideoFrame] | None = self._decode()
-            first = self._first_frame(self._unread)
+            if not is_rate_plausible(self._stream):
+                self._rate = measured_rate(self._container, self._stream)
+                self._rewind()
+            self._unread: Iterator[av.VideoFrame] | None = None
+            first = self._opening()
             self._fields = bool(first.interlaced_frame)  # two packets may make one frame
-            self._unread = chain([first], self._unread)  # a first decode goes on from there
             self.probe = self._probe(first)
-            self._mirrored = self.probe.image and self.probe.codec == "mjpeg" and is_mirrored(self._head())
         except BaseException:
             self._container.close()
             raise
 
     def _open(self) -> None:
-        self._container = _open(self._file)
+        self._container = open_container(self._file)
         try:
-            self._stream = _video_stream(self._container)
+            self._stream = film_stream(self._container)
         except BaseException:
             self._container.close()
             raise
@@ -98,29 +93,36 @@ class Video:
         other frame refers to them (H.264 and H.265; usually a half to three quarters of all), but their times are
         known and come in `Frame.passed`, and those after the last frame given are in `remaining` afterwards.
 
-        Timestamps are repaired: a missing one is the last plus one frame, a repeated or slightly earlier frame is left
-        out, and decoding ends where time jumps back by more than a second. Corrupt packets are skipped. Raises
+        Timestamps are repaired: decoding times are made presentation times, a missing one is the last plus one frame, a
+        repeated or slightly earlier frame is left out unless the last was missing, and decoding ends where time jumps
+        back by more than a second. Corrupt packets are skipped. Raises
         MediaError("truncated: ...") at the end when the file stops short of what it promised or its picture changes
         size, after the frames that are there.
         """
         natives, self._unread = self._unread, None
-        if start is not None and start > self.probe.start and not self.probe.image:
+        self._wanted = wanted if self.skips else None
+        if start is not None and start > self.probe.start and self.is_seekable:
             self._seek(start)
-            natives = None
+            natives = self._decode_from(start)
         elif natives is None:
             self._rewind()
-        self._wanted = wanted if self.skips else None
         base, step = self.probe.time_base, self._step()
+        rotation, mirrored, colour = self.probe.rotation, self.probe.mirrored, self.probe.colour
         last: int | None = None
+        is_estimated = False
         for native in natives or self._decode():
             pts = native.pts
             if pts is None:
-                pts = 0 if last is None else last + step
+                pts, is_estimated = 0 if last is None else last + step, True
             elif last is not None and pts <= last:
                 if (last - pts) * base > JUMP_BACK:
                     self._skipped.clear()
                     return
-                continue
+                if not is_estimated:
+                    continue
+                pts = last + 1
+            else:
+                is_estimated = False
             passed = sorted(p for p in self._skipped if last is not None and last < p < pts)
             if (native.width, native.height) != (self.probe.coded_width, self.probe.coded_height):
                 self._skipped = passed
@@ -129,10 +131,9 @@ class Video:
             self._skipped = [p for p in self._skipped if p > pts]
             last = pts
             non_reference, key = pts in self._spare, bool(native.key_frame)
-            b = int(native.pict_type) == 3  # AV_PICTURE_TYPE_B
-            if self._mirrored:
-                native = av.VideoFrame.from_ndarray(np.flipud(native.to_ndarray(format="rgb24")), format="rgb24")
-            yield Frame(pts, seconds(pts, base), key, native, self.probe.rotation, b, (*passed, pts), non_reference)
+            b = int(native.pict_type) == B_FRAME
+            shown = (rotation, mirrored, colour)
+            yield Frame(pts, seconds(pts, base), key, native, *shown, b, (*passed, pts), non_reference)
         self._skipped = sorted(p for p in self._skipped if last is not None and p > last)
 
     @property
@@ -143,23 +144,23 @@ class Video:
     @property
     def skips(self) -> bool:
         """Whether `wanted` has an effect: the codec has frames that nothing refers to, and packets are whole frames."""
-        return self.probe.codec in ("h264", "hevc") and not self._fields and not self.probe.image
+        usual = not self._fields and not self.probe.image and not self._is_permuted
+        return usual and self.probe.codec in ("h264", "hevc")
+
+    @property
+    def is_seekable(self) -> bool:
+        """Whether decoding can start at a keyframe, with the times that decoding from the beginning gives."""
+        return self._container.format.name not in UNSEEKABLE and not self.probe.image
+
+    @property
+    def stream_index(self) -> int:
+        """The number of the stream in its file that the frames are of."""
+        return int(self._stream.index)
 
     @property
     def remaining(self) -> list[int]:
         """pts of the source's frames after the last one that was given, when `frames` is through."""
         return self._skipped
-
-    def _head(self) -> bytes:
-        """The first bytes, where a camera notes how it was held."""
-        if isinstance(self._file, str):
-            with open(self._file, "rb") as file:
-                return file.read(HEAD)
-        at = self._file.tell()
-        self._file.seek(0)
-        head = self._file.read(HEAD)
-        self._file.seek(at)
-        return head
 
     def _step(self) -> int:
         return max(1, round(1 / (self.probe.fps * self.probe.time_base))) if self.probe.fps else 1
@@ -168,6 +169,7 @@ class Video:
         context, clean, errors = self._stream.codec_context, False, 0
         packets, base = self._container.demux(self._stream), self._stream.time_base
         self._skipped, self._spare = [], set()
+        times = self._times = DisplayTimes()
         codec, header = context.codec.canonical_name, context.extradata
         while True:
             try:
@@ -177,7 +179,7 @@ class Video:
             except IndexError:  # PyAV's flush, after the decoder's, of a stream that appeared while it was reading
                 return
             except (av.error.FFmpegError, OSError) as error:
-                raise MediaError(f"truncated: reading stopped ({_words(error)})") from error
+                raise MediaError(f"truncated: reading stopped ({words(error)})") from error
             if packet is None:
                 return
             if (
@@ -190,6 +192,8 @@ class Video:
                 else:
                     self._skipped += [] if packet.is_discard else [packet.pts]
                     continue
+            if packet.size and not packet.is_discard:
+                times.add_packet(packet.pts, packet.dts)
             try:
                 frames = context.decode(packet if packet.size else None)
             except av.error.EOFError:
@@ -197,13 +201,23 @@ class Video:
             except av.error.FFmpegError as error:
                 errors += 1
                 if not clean and errors > 500:
-                    raise MediaError(f"no frame could be decoded ({_words(error)})") from error
+                    raise MediaError(f"no frame could be decoded ({words(error)})") from error
                 continue
             for frame in frames:
+                frame.pts = times.add_frame(frame, context.has_b_frames)
                 if not clean and frame.is_corrupt and not frame.key_frame:
                     continue  # after a seek: leading frames whose references lie before the seek point
                 clean = True
                 yield frame
+
+    def _decode_from(self, start: float) -> Iterator[av.VideoFrame]:
+        """Frames after a seek; from the first frame on where the seek went past `start`, as with some edit lists."""
+        frames = self._decode()
+        first = next(frames, None)
+        if first is not None and (first.pts is None or seconds(first.pts, self.probe.time_base) <= start):
+            return chain([first], frames)
+        self._rewind()
+        return self._decode()
 
     def _seek(self, start: float) -> None:
         """Leaves the demuxer at a keyframe at or before `start`; from the beginning where the file cannot seek."""
@@ -216,7 +230,7 @@ class Video:
                 self._container.seek(int(target / base), stream=self._stream, backward=True)
                 self._stream.codec_context.flush_buffers()
                 packets = self._container.demux(self._stream)
-                key = next((p for p in packets if p.is_keyframe and p.pts is not None), None)
+                key = next((p for p in packets if p.pts is not None and self._is_entry(p)), None)
                 if key is not None and key.pts * base <= start:
                     self._container.seek(int(target / base), stream=self._stream, backward=True)
                     self._stream.codec_context.flush_buffers()
@@ -224,6 +238,14 @@ class Video:
             except (av.error.FFmpegError, IndexError):
                 break
         self._rewind()
+
+    def _is_entry(self, packet: av.Packet) -> bool:
+        """Whether decoding from this packet gives the frames, with their times, that decoding from the first gives."""
+        if not packet.is_keyframe or not self._is_permuted:
+            return packet.is_keyframe
+        context = self._stream.codec_context
+        codec = context.codec.canonical_name
+        return codec in ("h264", "hevc") and is_idr(memoryview(packet), codec, context.extradata)
 
     def _rewind(self) -> None:
         """Back to the beginning by opening the file again, which images and streams without an index need."""
@@ -234,15 +256,16 @@ class Video:
         stream, context = self._stream, self._stream.codec_context
         image = self._container.format.name in IMAGE_FORMATS or (stream.frames == 1 and not stream.duration)
         base = Fraction(stream.time_base or Fraction(1, 1000))
-        rotation = round(first.rotation / 90) * 90 % 360
+        rotation, mirrored = orientation(first, first_bytes(self._file, HEAD) if image else b"")
         aspect = Fraction(stream.sample_aspect_ratio or context.sample_aspect_ratio or 1) or Fraction(1)
         shown = (max(1, round(first.width * aspect)), first.height)
         if rotation % 180:
             shown = shown[::-1]
-        fps = 0.0 if image else float(stream.average_rate or stream.guessed_rate or 0)
+        rate = stream.guessed_rate if first.pts is None else self._rate or stream.average_rate or stream.guessed_rate
+        fps = 0.0 if image else float(rate or 0)
         start = float((first.pts if first.pts is not None else stream.start_time or 0) * base)
         return Probe(
-            duration=0.0 if image else self._duration(base, start),
+            duration=0.0 if image else duration_of(self._container, stream, start),
             fps=fps if 0 < fps < 1000 else 0.0 if image else 25.0,
             width=shown[0],
             height=shown[1],
@@ -254,72 +277,36 @@ class Video:
             time_base=base,
             start=0.0 if image else start,
             image=image,
+            mirrored=mirrored,
+            colour=colour_of(first),
+            stated_colour=columns_of(first),
         )
 
-    @staticmethod
-    def _first_frame(frames: Iterator[av.VideoFrame]) -> av.VideoFrame:
+    def _opening(self) -> av.VideoFrame:
+        """The first frame. A first decode goes on from there: it, and those after it that were decoded to see what the
+        times mean, are given again."""
+        frames, opening = self._decode(), []
         try:
-            first = next(frames, None)
-        except MediaError as error:
-            raise MediaError(f"no frame could be decoded ({error})") from error
-        if first is None:
-            raise MediaError("no frame could be decoded")
-        return first
+            for frame in frames:
+                opening.append(frame)
+                if len(opening) == OPENING_FRAMES or not self._times.is_unclear(self._stream.codec_context):
+                    break
+            self._unread = chain(opening, frames)
+        except MediaError as error:  # after some frames: comes again when they are decoded again
+            if not opening:
+                raise MediaError(self._no_frame(f" ({error})")) from error
+        if not opening:
+            raise MediaError(self._no_frame(""))
+        self._is_permuted = self._times.is_permuted
+        return opening[0]
 
-    def _duration(self, base: Fraction, start: float) -> float:
-        if self._stream.duration:
-            return max(0.0, float((self._stream.duration + (self._stream.start_time or 0)) * base) - start)
-        if self._container.duration:
-            zero = "matroska" in self._container.format.name  # which counts from 0 rather than from its first frame
-            first = 0 if zero else self._container.start_time or 0
-            return max(0.0, (self._container.duration + first) / av.time_base - start)
-        return 0.0
+    def _no_frame(self, why: str) -> str:
+        if is_encrypted_stream(self._stream) or is_encrypted(self._file):
+            return "encrypted"
+        return f"no frame could be decoded{why}"
 
 
 def probe(file: str | BinaryIO) -> Probe:
     """What a file holds, from its header and its first frame. Raises MediaError."""
     with Video(file) as video:
         return video.probe
-
-
-def _open(file: str | BinaryIO) -> Any:
-    if isinstance(file, str):
-        path = Path(file)
-        if not path.exists():
-            raise MediaError("no such file")
-        if path.is_dir():
-            raise MediaError("a folder, not a file")
-        if path.stat().st_size == 0:
-            raise MediaError("empty file")
-    else:
-        size = file.seek(0, io.SEEK_END)
-        file.seek(0)
-        if size == 0:
-            raise MediaError("empty file")
-    try:
-        return av.open(file, mode="r", metadata_errors="ignore")
-    except Unreachable:
-        raise
-    except PermissionError as error:
-        raise MediaError("not allowed to read the file") from error
-    except av.error.InvalidDataError as error:
-        raise MediaError("not a video file, or its header is damaged or cut off") from error
-    except (av.error.FFmpegError, OSError, ValueError) as error:
-        if is_machine_fault(error):
-            raise
-        raise MediaError(f"cannot be opened ({_words(error)})") from error
-
-
-def _video_stream(container: Any) -> Any:
-    """The first video stream that is not a cover picture; a sound file's cover is no video."""
-    for stream in container.streams.video:
-        if not int(stream.disposition) & 0x400:  # AV_DISPOSITION_ATTACHED_PIC
-            if stream.codec_context is None:
-                raise MediaError("its video codec is not supported")
-            return stream
-    kinds = sorted({s.type for s in container.streams})
-    raise MediaError("no video stream" + (f" (only {', '.join(kinds)})" if kinds else ""))
-
-
-def _words(error: BaseException) -> str:
-    return str(getattr(error, "strerror", None) or error).split(":")[0]

@@ -9,7 +9,6 @@ from typing import Any
 from pipeline.config.recipe import PackOptions, ScanOptions, SourceOptions
 from pipeline.media import encode
 from pipeline.media.faults import is_machine_fault
-from pipeline.media.remux import copy_span
 from pipeline.media.video import MediaError, Video
 from pipeline.selection.buckets import bucket_size
 from pipeline.sources.discover import open_media
@@ -68,7 +67,7 @@ def encode_clip(row: Mapping[str, Any], options: PackOptions, sources: SourceOpt
     """The media of one clip; runs in the child. Raises MediaError, or OSError where the source cannot be read."""
     uri = row["source_uri"]
     try:
-        encoded = _encode(_reader(uri, sources), row, options, sources)
+        encoded = _encode(_reader(uri, sources), row, options)
     except Exception:
         _close()  # where it stands is not known
         raise
@@ -96,9 +95,7 @@ def _close() -> None:
         _open.popitem()[1][0].__exit__()
 
 
-def _encode(
-    reader: encode.SpanReader, row: Mapping[str, Any], options: PackOptions, sources: SourceOptions
-) -> encode.Encoded:
+def _encode(reader: encode.SpanReader, row: Mapping[str, Any], options: PackOptions) -> encode.Encoded:
     cut = encode.Cut(
         start_pts=row["start_pts"],
         end_pts=row["end_pts"],
@@ -109,8 +106,4 @@ def _encode(
     )
     if row["frames"] == 1:
         return encode.encode_image(reader, cut)
-    if options.codec == "copy" and not options.fps:
-        copied = copy_span(open_media(row["source_uri"], sources), cut, reader.video.probe)
-        if copied:
-            return copied
     return encode.encode_span(reader, cut, options)

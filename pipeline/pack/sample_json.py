@@ -18,7 +18,10 @@ from pipeline.selection.buckets import bucket_size
 from pipeline.tables.fragments import fingerprint
 
 SOURCE = ("source_id", "source_uri", "shot_index", "start", "end", "start_pts", "end_pts", "time_base")
-PICTURE = ("width", "height", "crop_x", "crop_y", "crop_w", "crop_h", "fps", "frames")
+PICTURE = (
+    *("width", "height", "crop_x", "crop_y", "crop_w", "crop_h", "fps", "frames"),
+    *("color_matrix", "color_primaries", "color_transfer", "color_range"),
+)
 INTERNAL = (  # of the build alone
     *("unit", "scan_at", "embed_at", "captioned"),
     *("scored", "embedding", "frame_embeddings", "phash"),

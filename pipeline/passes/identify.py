@@ -16,7 +16,6 @@ from pipeline.passes.base import Outlook
 from pipeline.passes.snapshot import Snapshot, file_table, with_key
 from pipeline.scan.worker import Identify
 from pipeline.sources.discover import DiscoveredFile
-from pipeline.sources.http import SILENT
 from pipeline.state import committed, fingerprints
 from pipeline.state.units import IdentifyUnit
 from pipeline.storage.store import Store
@@ -60,7 +59,7 @@ def identify_units(found: Sequence[DiscoveredFile], store: Store) -> Iterator[Id
 
 def as_last_seen(found: Sequence[DiscoveredFile], store: Store) -> Sequence[DiscoveredFile]:
     """`found`, with the files of servers that do not answer now as the last build saw them; says so on stderr."""
-    silent = pa.array([file.uri for file in found if file.stamp == SILENT], pa.string())
+    silent = pa.array([file.uri for file in found if file.silent], pa.string())
     if not len(silent):
         return found
     rows = read_table(store, "tables/sources", lambda field: field.name in ("source_uri", "source_id"))
@@ -74,6 +73,8 @@ def as_last_seen(found: Sequence[DiscoveredFile], store: Store) -> Sequence[Disc
     if seen:
         print(f"{len(seen):,} files are used as last seen: their servers do not answer", file=sys.stderr)
     return [
-        replace(file, size=seen[file.uri]["size"], stamp=seen[file.uri]["stamp"]) if file.uri in seen else file
+        replace(file, size=seen[file.uri]["size"], stamp=seen[file.uri]["stamp"], silent=False)
+        if file.uri in seen
+        else file
         for file in found
     ]

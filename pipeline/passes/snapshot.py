@@ -26,7 +26,7 @@ from pipeline.storage.store import Store
 
 SELECTED_BY = (  # what selection, planning and counting read of a clip, beside the columns that have thresholds
     *("clip_id", "source_id", "source_uri", "shot_index", "start", "end", "frames", "crop_w", "crop_h", "dropped"),
-    *("unit", "caption_error", *QUALITY),
+    *("color_transfer", "unit", "caption_error", *QUALITY),
 )
 DECIDED = (  # the columns of a clip that stay in memory after selection
     *("clip_id", "source_uri", "start", "end", "frames", "caption"),
@@ -88,14 +88,19 @@ class Snapshot:
 
 def file_table(found: Sequence[DiscoveredFile]) -> pa.Table:
     """`found` as columns: uri, size, stamp, metadata (JSON or null); `key` names a file as it is now."""
-    columns: dict[str, list[Any]] = {name: [getattr(f, name) for f in found] for name in ("uri", "size", "stamp")}
+    columns: dict[str, list[Any]] = {
+        "uri": [file.uri for file in found],
+        "size": [file.size for file in found],
+        "stamp": [file.revision for file in found],
+    }
     said = [json.dumps(dict(f.metadata), sort_keys=True, default=str) if f.metadata else None for f in found]
     schema = pa.schema([("uri", pa.string()), ("size", pa.int64()), ("stamp", pa.string()), ("metadata", pa.string())])
     return with_key(pa.table({**columns, "metadata": said}, schema=schema))
 
 
 def with_key(files: pa.Table) -> pa.Table:
-    key = pc.binary_join_element_wise(files["uri"], files["size"].cast(pa.string()), files["stamp"], "\0")
+    size = pc.fill_null(files["size"], 0).cast(pa.string())
+    key = pc.binary_join_element_wise(files["uri"], size, files["stamp"], "\0")
     return files.append_column("key", key)
 
 

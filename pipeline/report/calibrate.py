@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.config.recipe import Bounds, from_dict
-from pipeline.dataset.finish import DatasetError
 from pipeline.report.histogram import number
+from pipeline.report.labels import Judgement, file_of, is_good, judge, read_file_labels, read_labels
 from pipeline.storage.store import Store
 from pipeline.tables import fragments
 from pipeline.tables.columns import Columns
 
 PERCENTILES = (1, 5, 10, 25, 50, 75, 90, 95, 99)
 RECALLS = (0.5, 0.8, 0.9, 0.95, 0.99)
-GOOD, BAD = ("good", "1", "true", "yes"), ("bad", "0", "false", "no")
-
-
-class LabelError(DatasetError):
-    """Labels that cannot be used; the message says which file, line and why."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +64,12 @@ class Separation:
     curve: tuple[Point, ...]  # thresholds other than `best` with the highest precision that reaches each of RECALLS
 
 
-def calibrate(dataset: Path | str, labels_csv: Path | str | None = None) -> str:
-    """Return tables as text: percentiles of every score and, with `labels_csv` (columns clip_id and label: good or
-    bad, 1 or 0), precision and recall against threshold.
+def calibrate(dataset: Path | str, labels_file: Path | str | None = None) -> str:
+    """Return tables as text: percentiles of every score and, with labels, precision and recall against threshold.
 
-    Raises LabelError for labels that cannot be used, FileNotFoundError where there is no dataset.
+    Labels are a CSV file (columns clip_id and label: good or bad, 1 or 0), or JSON Lines (.jsonl) with what is wrong
+    with each source file (pipeline/report/labels.py). Raises LabelError for labels that cannot be used,
+    FileNotFoundError where there is no dataset.
     """
     store = Store(str(dataset))
     if not store.list("tables/clips", ".parquet"):
@@ -81,8 +77,10 @@ def calibrate(dataset: Path | str, labels_csv: Path | str | None = None) -> str:
     thresholds = from_dict(json.loads(store.read("dataset.json"))["recipe"]).select.thresholds
     clips = Columns(store, "tables/clips", pa.schema([*fragments.CLIPS, ("rejected_by", pa.list_(pa.string()))]))
     parts = [_spread_table(spreads(clips))]
-    if labels_csv is not None:
-        labels = read_labels(labels_csv)
+    if labels_file is not None and str(labels_file).endswith(".jsonl"):
+        parts.append(_file_label_tables(clips, read_file_labels(labels_file), thresholds))
+    elif labels_file is not None:
+        labels = read_labels(labels_file)
         unknown = len(labels.keys() - set(clips["clip_id"].to_pylist()))
         note = f"{len(labels) - unknown} labelled clips" + (f", {unknown} that this dataset lacks" if unknown else "")
         parts.append(f"{note}\n{_separation_table(separations(clips, labels, thresholds))}")
@@ -149,25 +147,6 @@ def score_columns(schema: pa.Schema) -> list[str]:
     ]
 
 
-def read_labels(path: Path | str) -> dict[str, bool]:
-    """clip_id -> whether it is good. Raises LabelError."""
-    labels: dict[str, bool] = {}
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            if not {"clip_id", "label"} <= set(reader.fieldnames or ()):
-                raise LabelError(f"{path}: the first line has to name the columns clip_id and label")
-            for row in reader:
-                label = (row["label"] or "").strip().lower()
-                if label not in GOOD + BAD:
-                    raise LabelError(f"{path}, line {reader.line_num}: label {row['label']!r} is not good, bad, 1 or 0")
-                if labels.setdefault(row["clip_id"], label in GOOD) != (label in GOOD):
-                    raise LabelError(f"{path}, line {reader.line_num}: {row['clip_id']} is labelled good and bad")
-    except (OSError, UnicodeDecodeError) as error:
-        raise LabelError(f"{path} cannot be read: {error}") from error
-    return labels
-
-
 def _points(values: np.ndarray, good: np.ndarray, side: str) -> list[Point]:
     """Every threshold that makes a difference, halfway between neighbouring scores; clips below it are rejected, or
     above it. One that rejects every clip is there only where all scores are equal."""
@@ -211,6 +190,36 @@ def _spread_table(rows: Sequence[Spread]) -> str:
             ),
         ]
     )
+
+
+def _file_label_tables(
+    clips: Columns, labels: Mapping[str, Mapping[str, Any]], thresholds: Mapping[str, Bounds]
+) -> str:
+    """What the thresholds do to the clips of labelled files."""
+    columns = ["source_uri", "rejected_by", *(name for name in thresholds if name in clips)]
+    rows = [(row, file_of(row["source_uri"], labels)) for row in clips.table(*columns).to_pylist()]
+    labelled = [(row, labels[name]) for row, name in rows if name is not None]
+    present = {name for _, name in rows if name is not None}
+    good = [not row["rejected_by"] for row, label in labelled if is_good(label)]
+    kept = f", of which {sum(good) / len(good):.3f} are kept" if good else ""
+    return (
+        f"{len(labelled)} clips of {len(present)} labelled files, "
+        f"{len(labels) - len(present)} that this dataset lacks; "
+        f"{len(good)} clips of filmed single shots without a labelled defect{kept}\n"
+        f"{judgement_table(judge(labelled, thresholds), thresholds)}"
+    )
+
+
+def judgement_table(judgements: Sequence[Judgement], thresholds: Mapping[str, Bounds]) -> str:
+    """One line a threshold."""
+    lines = [["threshold", "kept within", "right", "wrong", "undecided", "precision", "bad", "recall"]]
+    for row in judgements:
+        bounds = thresholds[row.column]
+        within = f"{number(bounds.min)} to {number(bounds.max)}"
+        shares = ["–" if np.isnan(share) else f"{share:.3f}" for share in (row.precision, row.recall)]
+        counts = [str(count) for count in (row.right, row.wrong, row.undecided)]
+        lines.append([row.column, within, *counts, shares[0], str(row.bad), shares[1]])
+    return _aligned(lines)
 
 
 def _separation_table(rows: Sequence[Separation]) -> str:

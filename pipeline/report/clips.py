@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from filters.base import evenly, why_null
 from pipeline.report.histogram import Histogram, number
+from pipeline.sources.names import printable
 from pipeline.storage.store import Store
 from pipeline.tables.columns import rows_of
 from pipeline.tables.fragments import Fragment, frames_of
@@ -109,8 +110,8 @@ def show(
                 clip_id=clip["clip_id"],
                 kept=bool(clip["keep"]),
                 reasons=tuple(clip["rejected_by"] or ()),
-                title=clip["source_uri"].rstrip("/").rsplit("/", 1)[-1],
-                source=clip["source_uri"],
+                title=printable(clip["source_uri"].rstrip("/").rsplit("/", 1)[-1]),
+                source=printable(clip["source_uri"]),
                 start=clip["start"],
                 end=clip["end"],
                 caption=clip["caption"] or "",

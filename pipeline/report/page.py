@@ -28,6 +28,7 @@ from pipeline.report.histogram import histogram, number
 from pipeline.report.summary import PASSES
 from pipeline.report.what_if import notches
 from pipeline.selection import balance
+from pipeline.sources.names import printable
 from pipeline.storage.store import Store
 from pipeline.tables import fragments
 from pipeline.tables.columns import Columns
@@ -148,7 +149,7 @@ def _render(store: Store, clips: Columns, clips_shown: int) -> str:
         loader=jinja2.PackageLoader("pipeline.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.globals.update(zip=zip)
-    environment.filters.update(number=number, duration=_duration, clock=_clock, size=_size)
+    environment.filters.update(number=number, duration=_duration, clock=_clock, size=_size, printable=printable)
     script, style = _asset("report.js"), _asset("report.css")
     return environment.get_template("report.html").render(
         name=PurePosixPath(store.uri.partition("?")[0]).name,

@@ -90,7 +90,7 @@ class _Scan:
         self._video, self._probe = video, video.probe
         self._shrinker, self._exact = shrinker, exact
         self._filters, self._columns = filters_of(recipe, "scan"), columns_of(recipe, "scan")
-        bursts = any(Track.BURST in made.needs for made in self._filters.values())
+        bursts = any(made.needs & {Track.BURST, Track.FIELDS} for made in self._filters.values())
         self._tracks = Tracks(shrinker, recipe.scan.frame_side, video.probe, bursts)
         self._detector = self._make_detector()
         self._keyframes: list[float] = []
@@ -115,6 +115,7 @@ class _Scan:
             "width": self._probe.width,
             "height": self._probe.height,
             "codec": self._probe.codec,
+            **self._probe.stated_colour,
         }
         return Scanned(row, self._clips, self._frames, dict(self._seconds), self._errors)
 
@@ -260,6 +261,7 @@ class _Scan:
             "crop_y": y,
             "crop_w": width,
             "crop_h": height,
+            **self._probe.stated_colour,
             "dropped": "duration" if drop else None,
             **dict.fromkeys(self._columns),
         }

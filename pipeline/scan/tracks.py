@@ -12,6 +12,7 @@ import numpy as np
 
 from filters.base import ClipView
 from filters.flow import coarse_flow
+from filters.interlacing import field_columns, field_misfits
 from pipeline.media.frame import Frame, seconds
 from pipeline.media.proxy import FrameCandidate, Shrinker, crop
 from pipeline.media.video import Probe
@@ -36,6 +37,15 @@ class LumaFrame:
 
 
 @dataclass(frozen=True)
+class FieldFit:
+    """How two orders of the fields of a frame fit its neighbours (filters/interlacing.py), and the times of those."""
+
+    first: float
+    last: float
+    misfits: tuple[float, float]
+
+
+@dataclass(frozen=True)
 class ShotTracks:
     """The frames of one span: presentation times and pts of all, and the tracks that fall inside."""
 
@@ -45,6 +55,7 @@ class ShotTracks:
     luma: np.ndarray  # (m, h, w) uint8
     stills: Sequence[FrameCandidate]
     burst: np.ndarray  # (b, h, w) uint8
+    fields: np.ndarray  # (f, 2) float64
 
 
 class Tracks:
@@ -63,12 +74,15 @@ class Tracks:
         self._due = False  # a still, of the next frame that is no B-frame
         self._bursts: list[list[LumaFrame]] = []
         self._filling = False
+        self._columns: list[tuple[float, np.ndarray]] = []  # time and columns of the last two frames of the burst
+        self._fields: list[FieldFit] = []
 
     def add(self, frame: Frame) -> None:
         before, self._last = self._last, frame.time
         self.pass_over(frame.passed)
         if self._wants_bursts and _crossed(before, frame.time, 1 / BURST_EVERY):
             self._bursts.append([])
+            self._columns = []
             self._filling = True
         elif self._filling and len(frame.passed) > 1:
             self._filling = False  # frames are missing: what follows is no neighbour
@@ -90,6 +104,14 @@ class Tracks:
         if self._filling:
             self._bursts[-1].append(grey)
             self._filling = len(self._bursts[-1]) < BURST_FRAMES
+            self._fit_fields(frame)
+
+    def _fit_fields(self, frame: Frame) -> None:
+        columns = field_columns(frame.planes()[0])
+        if len(self._columns) == 2:
+            (first, before), (_, middle) = self._columns
+            self._fields.append(FieldFit(first, frame.time, field_misfits(before, middle, columns)))
+        self._columns = [*self._columns[-1:], (frame.time, columns)]
 
     def pass_over(self, pts: Sequence[int]) -> None:
         """Frames of the source that have gone by, decoded or not."""
@@ -121,6 +143,7 @@ class Tracks:
             luma=_stack([p.luma for p in luma]),
             stills=[s for s in self._stills if start <= s.time < end],
             burst=_stack([p.luma for p in best]),
+            fields=np.array([f.misfits for f in self._fields if start <= f.first and f.last < end]).reshape(-1, 2),
         )
 
     def beside(self, time: float, since: float) -> tuple[FrameCandidate, FrameCandidate] | None:
@@ -137,6 +160,7 @@ class Tracks:
         del self._analysed[: bisect_left(self._analysed, before)]
         self._luma = [p for p in self._luma if p.time >= before]
         self._stills = [s for s in self._stills if s.time >= before]
+        self._fields = [f for f in self._fields if f.first >= before]
         while len(self._bursts) > 1 and self._bursts[0][-1].time < before:
             del self._bursts[0]
 
@@ -169,6 +193,7 @@ def clip_view(kept: ShotTracks, clip_id: str, end: float, size: tuple[int, int],
         flow=np.stack(flow) if flow else np.zeros((0, 0, 0, 2), np.float32),
         flow_times=np.stack([times[:-1], times[1:]], axis=1) if flow else np.zeros((0, 2)),
         burst=np.ascontiguousarray(crop(kept.burst, box)),
+        fields=kept.fields,
         detail=[s.patch for s in _spread(kept.stills, DETAIL_PATCHES)],
     )
 

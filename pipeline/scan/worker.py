@@ -15,10 +15,11 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.config.recipe import Recipe, SourceOptions
-from pipeline.media.faults import is_machine_fault
+from pipeline.media.faults import is_machine_fault, one_line
 from pipeline.media.video import Probe, probe
 from pipeline.scan.scan import Scanned, scan
-from pipeline.sources.discover import DiscoveredFile, content_id, open_media, suffix
+from pipeline.sources.content import HEAD, not_media
+from pipeline.sources.discover import DiscoveredFile, content_id, open_file, open_media
 from pipeline.sources.source_sandbox import SourceSandbox
 from pipeline.state import fingerprints
 from pipeline.state.committed import UNREACHABLE
@@ -48,7 +49,7 @@ class Identify:
         started = time.perf_counter()
         errors: list[LoggedError] = []
         rows = [self._row(found, errors) for found in unit.found]
-        name = fingerprint([(f.uri, f.size, f.stamp) for f in unit.found])
+        name = fingerprint([(f.uri, f.size, f.revision) for f in unit.found])
         fragment = f"state/sources/{name}.parquet"
         write_errors(self._store, "sources", name, errors)
         write_fragment(self._store, fragment, pa.Table.from_pylist(rows, schema=fingerprints.IDENTIFIED), {})
@@ -63,15 +64,16 @@ class Identify:
 
     def _row(self, found: DiscoveredFile, errors: list[LoggedError]) -> dict[str, Any]:
         """A row of IDENTIFIED; where the file cannot be read, what happened is added to `errors`."""
-        row: dict[str, Any] = {"uri": found.uri, "size": found.size, "stamp": found.stamp}
-        if not found.worth_opening:
-            return row | {"status": "skipped", "error": f"not a video by its name ({suffix(found.uri) or 'no ending'})"}
-        if found.size == -1:
-            return row | {"status": "failed", "error": found.stamp}
-        if found.size == 0 and ":" not in found.uri:
+        row: dict[str, Any] = {"uri": found.uri, "size": found.size, "stamp": found.revision}
+        if not found.worth_opening and (reason := self._not_media(found)):
+            return row | {"status": "skipped", "error": f"not a video ({reason})"}
+        if found.problem:
+            return row | {"status": "failed", "error": found.problem}
+        if found.size == 0:
             return row | {"status": "failed", "error": "empty file"}
-        if found.size > self._limits.max_gb * 1e9:
-            error = f"{found.size / 1e9:.1f} GB, more than scan.max_gb allows ({self._limits.max_gb:g})"
+        size = found.size or 0
+        if size > self._limits.max_gb * 1e9:
+            error = f"{size / 1e9:.1f} GB, more than scan.max_gb allows ({self._limits.max_gb:g})"
             return row | {"status": UNREACHABLE, "error": error}  # the next build may allow more
         try:
             facts, row["source_id"] = self._sandbox.call(
@@ -79,8 +81,8 @@ class Identify:
                 identify,
                 found.uri,
                 self._options,
-                found.size,
-                deadline=self._limits.deadline_seconds + found.size / SLOWEST,
+                size,
+                deadline=self._limits.deadline_seconds + size / SLOWEST,
             )
             row |= {
                 "status": "ok",
@@ -90,6 +92,7 @@ class Identify:
                 "height": facts.height,
                 "start": facts.start,
                 "codec": facts.codec,
+                **facts.stated_colour,
             }
             pa.Table.from_pylist([row], schema=fingerprints.IDENTIFIED)  # a header may hold what no column takes
             return row
@@ -98,7 +101,22 @@ class Identify:
                 raise
             errors.append(entry := logged_error(found.uri, raised))
             row = {name: row[name] for name in ("uri", "size", "stamp")}
-            return row | {"status": retry_or(raised, entry, "failed"), "error": entry.failure.reason}
+            status = "failed" if found.worth_opening else "skipped"
+            return row | {"status": retry_or(raised, entry, status), "error": entry.failure.reason}
+
+    def _not_media(self, found: DiscoveredFile) -> str | None:
+        """What a file with an ending that says little is, by its first bytes; None where it may be a video."""
+        if found.problem:
+            return found.problem
+        try:
+            with open_file(found.uri, self._options) as file:
+                return not_media(file.read(HEAD))
+        except Unreachable:
+            return None  # the decoder cannot reach it either, and says so
+        except OSError as error:
+            if is_machine_fault(error):
+                raise
+            return one_line(error)
 
 
 class Scan:

@@ -55,11 +55,12 @@ def with_durations(names: pa.Array, seconds: np.ndarray, still: np.ndarray, edge
 
 def bucket_size(name: str) -> tuple[int, int]:
     """(width, height) in pixels of the clips in a bucket, both multiples of 16: (1280, 720) for "16x9-720p" and
-    "16x9-720p-4s", (1904, 1072) for "16x9-1080p"."""
+    "16x9-720p-4s", (1920, 1072) for "16x9-1080p": pictures of the named size are cropped, not scaled."""
     aspect, side = name.split("-")[:2]
     ratio = _ratio(aspect)
-    short = int(side.removesuffix("p")) // MULTIPLE * MULTIPLE
-    long = int(short * max(ratio, 1 / ratio) / MULTIPLE) * MULTIPLE  # not rounded: 426x240 is a usual size
+    pixels = int(side.removesuffix("p"))
+    short = pixels // MULTIPLE * MULTIPLE
+    long = int(pixels * max(ratio, 1 / ratio) / MULTIPLE + 1e-9) * MULTIPLE  # not rounded: 426x240 is a usual size
     return (long, short) if ratio >= 1 else (short, long)
 
 

@@ -30,6 +30,7 @@ SELECTED = pa.schema(
 )
 QUALITY = ("sharpness_laplacian", "aesthetics_mean")  # which of two copies of one resolution stays
 RANKED = ("frames", "crop_w", "crop_h", "start", "end", "clip_id", "source_uri", *QUALITY)  # what that is decided by
+HDR = ("smpte2084", "arib-std-b67")  # color_transfer: PQ and HLG
 BLOCK = 1 << 18  # rows at a time
 
 
@@ -61,6 +62,8 @@ def select(
     seconds = floats(clips["end"]) - floats(clips["start"])
     buckets = with_durations(buckets, seconds, still, recipe.pack.durations)
     reasons = {**_dropped(clips), "resolution": buckets.is_null().to_numpy(zero_copy_only=False)}
+    if recipe.pack.hdr == "reject":
+        reasons["hdr"] = pc.is_in(clips["color_transfer"], pa.array(HDR)).to_numpy()
     reasons |= _judged(clips, {k: b for k, b in thresholds.items() if k not in late}, ~_any(reasons.values(), n))
 
     candidates = ~_any(reasons.values(), n)

@@ -71,16 +71,19 @@ class ShotCutter:
     def _grid(self, until: float, inside: Transition | None = None) -> list[Shot]:
         assert self._cell is not None
         shots: list[Shot] = []
-        empty = min(until, inside.leave if inside else math.inf) // LONGEST - self._cell
-        if empty > MOST_CELLS and not self._busy:  # a jump of the timestamps: no frame lies in these cells
-            shots += self._cut(Transition((self._cell + 1) * LONGEST, (self._cell + empty - 1) * LONGEST))
-            self._cell += int(empty) - 1
         while (point := (self._cell + 1) * LONGEST) <= until and not self.done:
-            spanned = inside is not None and inside.leave <= point
-            if not self._busy and not spanned:
+            if inside is not None and inside.leave <= point:  # so are all later points up to its end
+                self._cell = math.floor(until / LONGEST)
+                self._busy = False
+                break
+            if not self._busy:
                 shots += self._cut(Transition(point, point))
             self._cell += 1
             self._busy = False
+            ahead = math.floor((until if inside is None else inside.leave) / LONGEST) - self._cell
+            if ahead > MOST_CELLS:  # a jump of the timestamps: no frame lies in these cells
+                shots += self._cut(Transition((self._cell + 1) * LONGEST, (self._cell + ahead - 1) * LONGEST))
+                self._cell += ahead - 1
         return shots
 
     def _cut(self, transition: Transition) -> list[Shot]:

@@ -11,30 +11,38 @@ import glob
 import hashlib
 import io
 import os
+import stat
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, BinaryIO
+from urllib.parse import urlsplit
 
 import fsspec
 
 from pipeline.config.recipe import SourceOptions
+from pipeline.config.secrets import redact
 from pipeline.sources import http
+from pipeline.sources.addresses import WEB, AddressRefused, check_host, check_scheme
+from pipeline.sources.discovered import IMAGES, MEMBER, VIDEOS, DiscoveredFile, split_member, suffix
 from pipeline.sources.downloads import YTDLP, look_at_page, open_page
 from pipeline.sources.lists import list_rows, members
-from pipeline.storage.store import PIECE, REMOTE, Store, Unreachable, locate, ranged, refuse_secrets
-
-VIDEOS = frozenset(
-    ".3gp .asf .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .ts .vob .webm .wmv .y4m".split()  # noqa: SIM905
+from pipeline.sources.names import clean, from_text, printable, to_text, url_text
+from pipeline.storage.store import (
+    PIECE,
+    REMOTE,
+    StorageError,
+    Store,
+    Unreachable,
+    locate,
+    ranged,
+    refuse_secrets,
 )
-IMAGES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"))
+
 LISTS = frozenset((".csv", ".jsonl", ".ndjson", ".parquet"))
 URI_COLUMNS = ("uri", "url", "path", "video", "file", "video_path", "source_uri")
-MEMBER = "#"  # archive.tar#folder/clip.mp4
-WEB = ("http://", "https://")
-UNSEEN = "unseen"  # the stamp of a file that no server was asked for yet
 LOOKS = 32  # servers that are asked at once
 SAMPLES, SAMPLE = 16, 256 << 10  # pieces of a file, and bytes of each, that `identity: sampled` reads
 
@@ -51,62 +59,51 @@ class Source:
     uri: str
 
 
-@dataclass(frozen=True, slots=True)
-class DiscoveredFile:
-    """A file that may be a source: not opened yet. `stamp` changes when the file does (time of change, or ETag); where
-    it cannot be used, `size` is -1 and `stamp` says why."""
-
-    uri: str
-    size: int
-    stamp: str
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-    named: bool = True  # by the user; False where it merely lies in a folder that the user named
-
-    @property
-    def worth_opening(self) -> bool:
-        return self.named or suffix(self.uri) in VIDEOS | IMAGES
-
-
 def discover(inputs: Sequence[str], options: SourceOptions | None = None) -> list[DiscoveredFile]:
     """Every file that the inputs name, sorted by URI, each once. Raises SourceError for an input that is not there,
     and where nothing is found at all."""
-    found: dict[str, DiscoveredFile] = {}
+    options = options or SourceOptions()
+    files: dict[str, DiscoveredFile] = {}
     for text in inputs:
-        there = list(_looked(list(_expand(text)), options or SourceOptions()))
-        if not there:
-            raise SourceError(f"{text}: nothing found there")
-        for item in there:
-            found.setdefault(item.uri, item)
-    if not found:
+        expanded = list(_looked(list(_expand(text, options)), options))
+        if not expanded:
+            raise SourceError(f"{printable(text)}: nothing found there")
+        for file in expanded:
+            files.setdefault(file.uri, file)
+    if not files:
         raise SourceError("no sources: name a folder, a file, a list (.csv, .jsonl, .parquet), a .tar or a URL")
-    there = [found[uri] for uri in sorted(found)]
-    if options is None or options.identity == "whole":
-        return there
-    # known in another way, so not the file that an earlier build has identified
+    ordered = [files[uri] for uri in sorted(files)]
+    if options.identity == "whole":
+        return ordered
+    # A change of `identity` must identify every file again, so the stamp names it.
     return [
-        item
-        if item.size == -1 or item.stamp == http.SILENT
-        else replace(item, stamp=f"{item.stamp} {options.identity}")
-        for item in there
+        file if file.problem or file.silent else replace(file, stamp=f"{file.stamp or ''} {options.identity}".strip())
+        for file in ordered
     ]
 
 
 def open_media(uri: str, options: SourceOptions | None = None) -> str | BinaryIO:
     """What a decoder opens: a local path, or a seekable binary file for a URL or a member of a tar. Raises OSError,
     or Unreachable where another try later may do."""
+    options = options or SourceOptions()
     archive, member = split_member(uri)
     if member:
-        return _open_member(archive, member, options or SourceOptions())
-    if uri.startswith(REMOTE):
-        store, name = locate(uri)
-        return store.open(name)
+        return _open_member(archive, member, options)
     if uri.startswith(WEB):
-        return http.open_url(uri, options or SourceOptions())
-    if uri.startswith(YTDLP):
-        return open_page(uri, options or SourceOptions())
-    if "://" in uri and not uri.startswith("file://"):
-        return fsspec.open(uri, "rb").open()
-    return uri.removeprefix("file://")
+        return http.open_url(uri, options)
+    if not uri.startswith(YTDLP) and not _is_url(uri):
+        return from_text(uri.removeprefix("file://"))
+    try:
+        if uri.startswith(YTDLP):
+            check_host(urlsplit(uri.removeprefix(YTDLP)).hostname, options.allow_private)
+            return open_page(uri, options)
+        if uri.startswith(REMOTE):
+            store, name = locate(uri)
+            return store.open(name)
+        check_scheme(uri, options.allow_private)
+    except AddressRefused as error:
+        raise PermissionError(13, str(error), uri) from error
+    return fsspec.open(uri, "rb").open()
 
 
 def open_file(uri: str, options: SourceOptions | None = None) -> BinaryIO:
@@ -133,50 +130,54 @@ def content_id(uri: str, options: SourceOptions | None = None) -> str:
     return digest.hexdigest()[:32]
 
 
-def suffix(uri: str) -> str:
-    """The file name's ending in lower case, with its dot: of the member for a tar, without a URL's query."""
-    archive, member = split_member(uri)
-    return PurePosixPath((member or archive).split("?")[0]).suffix.lower()
+def _is_url(text: str) -> bool:
+    return "://" in text and not text.startswith("file://")
 
 
-def split_member(uri: str) -> tuple[str, str]:
-    """(archive, member) of "a.tar#b.mp4"; (uri, "") of anything else."""
-    archive, mark, member = uri.partition(f".tar{MEMBER}")
-    return (f"{archive}.tar", member) if mark else (uri, "")
-
-
-def _expand(text: str) -> Iterator[DiscoveredFile]:
+def _expand(text: str, options: SourceOptions) -> Iterator[DiscoveredFile]:
     refuse_secrets(text)
-    if "://" in text and not text.startswith("file://"):
-        yield from _expand_url(text)
+    if _is_url(text):
+        yield from _expand_url(text, options)
     else:
-        yield from _expand_local(text.removeprefix("file://"))
+        yield from _expand_local(text.removeprefix("file://"), options)
 
 
-def _expand_local(text: str) -> Iterator[DiscoveredFile]:
+def _expand_local(text: str, options: SourceOptions) -> Iterator[DiscoveredFile]:
     path = Path(text).expanduser()
     if text.startswith(YTDLP):
-        yield DiscoveredFile(text, 0, UNSEEN)
+        yield DiscoveredFile(url_text(text))
     elif path.is_dir():
-        for folder, names, files in os.walk(path):
+        unreadable: list[OSError] = []
+        for folder, names, files in os.walk(path, onerror=unreadable.append):
             names[:] = sorted(n for n in names if not n.startswith("."))
             for name in sorted(files):
                 if not name.startswith("."):
-                    yield from _expand_file(Path(folder) / name, in_folder=True)
+                    yield from _expand_file(Path(folder) / name, options, in_folder=True)
+        for error in unreadable:
+            problem = f"the folder cannot be read: {(error.strerror or str(error)).lower()}"
+            yield DiscoveredFile(to_text(str(Path(error.filename).absolute())), problem=problem)
     elif path.is_file():
-        yield from _expand_file(path, in_folder=False)
+        yield from _expand_file(path, options, in_folder=False)
     elif glob.has_magic(text):
         for name in sorted(glob.glob(str(path), recursive=True)):
-            yield from _expand_local(name)
+            yield from _expand_local(name, options)
     else:
-        raise SourceError(f"{text}: no such file or folder")
+        raise SourceError(f"{printable(text)}: no such file or folder")
 
 
-def _expand_file(path: Path, in_folder: bool) -> Iterator[DiscoveredFile]:
+def _expand_file(path: Path, options: SourceOptions, in_folder: bool) -> Iterator[DiscoveredFile]:
     if path.suffix.lower() == ".tar":
-        yield from _members(str(path), open(path, "rb"))
+        try:
+            yield from _members(str(path), open(path, "rb"), options)
+        except (SourceError, OSError) as error:
+            if not in_folder:
+                raise
+            problem = (
+                str(error.__cause__ or error) if isinstance(error, SourceError) else (error.strerror or "").lower()
+            )
+            yield DiscoveredFile(to_text(str(path.absolute())), problem=f"not a readable tar: {problem}")
     elif path.suffix.lower() in LISTS and not in_folder:
-        yield from _listed(str(path), path.read_bytes())
+        yield from _listed(str(path), path.read_bytes(), options)
     else:
         yield _local(path, {}, named=not in_folder)
 
@@ -184,108 +185,143 @@ def _expand_file(path: Path, in_folder: bool) -> Iterator[DiscoveredFile]:
 def _local(path: Path, metadata: Mapping[str, Any], named: bool = True) -> DiscoveredFile:
     """Absolute, so that a row means the same wherever the build is started; missing files are kept for their row."""
     path = path.absolute()
+    file = DiscoveredFile(to_text(str(path)), metadata=metadata, named=named)
     try:
-        stat = path.stat()
-    except OSError:
-        return DiscoveredFile(str(path), -1, "no such file", metadata, named)
-    return DiscoveredFile(str(path), stat.st_size, str(stat.st_mtime_ns), metadata, named)
+        status = path.stat()
+    except FileNotFoundError:
+        return replace(file, problem="no such file")
+    except OSError as error:
+        return replace(file, problem=(error.strerror or str(error)).lower())
+    except ValueError:  # a null character, or a surrogate that no file system has
+        return replace(file, problem="not a file name")
+    if not stat.S_ISREG(status.st_mode):
+        return replace(file, problem="not a regular file")
+    return replace(file, size=status.st_size, stamp=str(status.st_mtime_ns))
 
 
-def _expand_url(text: str) -> Iterator[DiscoveredFile]:
+def _expand_url(text: str, options: SourceOptions) -> Iterator[DiscoveredFile]:
     kind = suffix(text.rstrip("/"))
     if kind in LISTS:
-        with open_file(text) as file:
-            yield from _listed(text, file.read())
+        with open_file(text, options) as file:
+            yield from _listed(text, file.read(), options)
     elif kind == ".tar":
-        yield from _members(text, open_file(text))
+        yield from _members(text, open_file(text, options), options)
     elif text.startswith(REMOTE) and kind not in VIDEOS | IMAGES:
         store = Store(text)
         for name, size, stamp in store.stat():
             if suffix(name) == ".tar":
-                yield from _members(store.path(name), store.open(name))
+                yield from _members(store.path(name), store.open(name), options)
             else:
-                yield DiscoveredFile(store.path(name), size, stamp, named=False)
+                yield DiscoveredFile(to_text(store.path(name)), size, stamp, named=False)
     else:
         yield _at(text, {})
 
 
 def _at(uri: str, metadata: Mapping[str, Any]) -> DiscoveredFile:
-    """A file that is named by its URL. Those of the web are not looked at yet."""
-    if uri.startswith(REMOTE):
-        store, name = locate(uri)
-        size, stamp = store.info(name) or (-1, "no such file")
-        return DiscoveredFile(uri, size, stamp, metadata)
-    return DiscoveredFile(uri, 0, UNSEEN, metadata)
+    """A file that is named by its URL. Servers other than object stores are asked later, several at a time."""
+    file = DiscoveredFile(url_text(uri), metadata=metadata)
+    if not uri.startswith(REMOTE):
+        return file
+    store, name = locate(file.uri)
+    if info := store.info(name):
+        return replace(file, size=info[0], stamp=info[1])
+    return replace(file, problem="no such file")
 
 
-def _looked(found: Sequence[DiscoveredFile], options: SourceOptions) -> Iterator[DiscoveredFile]:
-    """`found`, with what the servers of the unseen say of them; several at a time."""
+def _looked(files: Sequence[DiscoveredFile], options: SourceOptions) -> Iterator[DiscoveredFile]:
+    """`files`, with what servers say of those that have neither stamp nor problem; several at a time."""
 
-    def look(item: DiscoveredFile) -> list[DiscoveredFile]:
-        if item.stamp != UNSEEN:
-            return [item]
-        if item.uri.startswith(YTDLP):
-            return _pages(item, options)
-        size, stamp = http.look(item.uri, options) if item.uri.startswith(WEB) else _look_elsewhere(item.uri)
-        return [replace(item, size=size, stamp=stamp)]
+    def look(file: DiscoveredFile) -> list[DiscoveredFile]:
+        if file.stamp is not None or file.problem:
+            return [file]
+        try:
+            if file.uri.startswith(YTDLP):
+                check_host(urlsplit(file.uri.removeprefix(YTDLP)).hostname, options.allow_private)
+                return _pages(file, options)
+            if file.uri.startswith(WEB):
+                return [http.look(file, options)]
+            check_scheme(file.uri, options.allow_private)
+        except ValueError as error:  # no URL, or one of a refused address
+            return [replace(file, problem=str(error))]
+        return [_look_elsewhere(file)]
 
     with ThreadPoolExecutor(LOOKS) as pool:
-        for items in pool.map(look, found):
-            yield from items
+        for looked in pool.map(look, files):
+            yield from looked
 
 
-def _pages(item: DiscoveredFile, options: SourceOptions) -> list[DiscoveredFile]:
+def _pages(file: DiscoveredFile, options: SourceOptions) -> list[DiscoveredFile]:
     try:
-        videos = look_at_page(item.uri, options)
+        videos = look_at_page(file.uri, options)
     except Unreachable:
-        return [replace(item, size=0, stamp=http.SILENT)]
+        return [replace(file, silent=True)]
     except OSError as error:
-        return [replace(item, size=-1, stamp=str(error))]
-    return [replace(item, uri=uri, stamp=YTDLP, metadata={**said, **item.metadata}) for uri, said in videos]
+        return [replace(file, problem=redact(str(error)))]
+    return [replace(file, uri=url_text(uri), metadata={**clean(info), **file.metadata}) for uri, info in videos]
 
 
-def _look_elsewhere(uri: str) -> tuple[int, str]:
-    """Size and stamp of a file behind any other protocol that fsspec knows; (-1, why) where there is none."""
+def _look_elsewhere(file: DiscoveredFile) -> DiscoveredFile:
+    """`file`, behind any other protocol that fsspec knows, with its size and stamp, or why there are none."""
     try:
-        filesystem, path = fsspec.core.url_to_fs(uri)
+        filesystem, path = fsspec.core.url_to_fs(file.uri)
         info = filesystem.info(path)
     except FileNotFoundError:
-        return -1, "no such file"
+        return replace(file, problem="no such file")
     except (OSError, ValueError, ImportError) as error:
-        return -1, str(error)
-    stamp = next((info[key] for key in ("ETag", "etag", "mtime", "created") if info.get(key)), info.get("size"))
-    return int(info.get("size") or 0), str(stamp)
+        return replace(file, problem=redact(str(error)) or type(error).__name__)
+    size = info.get("size")
+    stamp = next((info[key] for key in ("ETag", "etag", "mtime", "created") if info.get(key)), size)
+    return replace(file, size=None if size is None else int(size), stamp=None if stamp is None else str(stamp))
 
 
-def _listed(name: str, data: bytes) -> Iterator[DiscoveredFile]:
+def _listed(name: str, data: bytes, options: SourceOptions) -> Iterator[DiscoveredFile]:
     """The rows of a list. Relative paths are meant from the list's own folder."""
-    path, *query = name.partition("?")
     try:
         rows = list_rows(suffix(name), data)
     except ValueError as error:
-        raise SourceError(f"{name} cannot be read as {suffix(name)[1:].upper()}: {error}") from error
+        problem = f"{name} cannot be read as {suffix(name)[1:].upper()}: {error}"
+        raise SourceError(printable(problem)) from error
     for number, row in enumerate(rows, start=1):
         uri = next((str(row[c]) for c in URI_COLUMNS if row.get(c)), None)
         if uri is None:
-            raise SourceError(f"{name}, row {number}: no column of {', '.join(URI_COLUMNS)} names the video")
-        refuse_secrets(uri)
-        metadata = {k: v for k, v in row.items() if v is not None and str(v) != uri}
-        if "://" in uri and not uri.startswith("file://"):
-            yield _at(uri, metadata)
-        elif "://" in name:
-            yield _at(f"{path.rpartition('/')[0]}/{uri}{''.join(query)}", metadata)
-        else:
-            yield _local(Path(name).parent / uri.removeprefix("file://"), metadata)
+            raise SourceError(f"{printable(name)}, row {number}: no column of {', '.join(URI_COLUMNS)} names the video")
+        yield _row(name, uri, clean({k: v for k, v in row.items() if v is not None and str(v) != uri}), options)
 
 
-def _members(uri: str, file: BinaryIO) -> Iterator[DiscoveredFile]:
-    name = uri if "://" in uri else str(Path(uri).absolute())
+def _row(name: str, uri: str, metadata: Mapping[str, Any], options: SourceOptions) -> DiscoveredFile:
+    """The file that a row of the list `name` names. Whoever wrote the list may be a stranger: a row reads neither local
+    files by a list from a server, nor object stores at refused addresses, nor anything by credentials."""
+    path, *query = name.partition("?")
+    shown = DiscoveredFile(url_text(redact(uri)), metadata=metadata)
     try:
-        for member, metadata in members(file, VIDEOS | IMAGES):
+        refuse_secrets(uri)
+        if _is_url(uri) or uri.startswith(YTDLP):
+            if urlsplit(uri).query != "".join(query[1:]):
+                check_scheme(uri.removeprefix(YTDLP), options.allow_private)
+            return _at(uri, metadata)
+        if _is_url(name):
+            if uri.startswith("file://"):
+                return replace(shown, problem="a local file in a list from a server")
+            return _at(f"{path.rpartition('/')[0]}/{uri}{''.join(query)}", metadata)
+    except (StorageError, ValueError) as error:
+        return replace(shown, problem=redact(str(error)))
+    file = Path(name).parent / uri.removeprefix("file://")
+    encoded = Path(name).parent / from_text(uri.removeprefix("file://"))  # as tables of a dataset have it
+    return _local(encoded if encoded != file and not os.path.lexists(file) else file, metadata)
+
+
+def _members(uri: str, file: BinaryIO, options: SourceOptions) -> Iterator[DiscoveredFile]:
+    name = to_text(uri if "://" in uri else str(Path(uri).absolute()))
+    try:
+        for member, metadata, problem in members(file, VIDEOS | IMAGES, options.archive_members):
+            if not problem and member.size > options.max_gb * 1e9:
+                problem = f"larger than {options.max_gb:g} GB (sources.max_gb)"
             stamp = f"{member.offset_data}:{member.mtime}"
-            yield DiscoveredFile(f"{name}{MEMBER}{member.name}", member.size, stamp, metadata)
-    except tarfile.TarError as error:
-        raise SourceError(f"{uri} is not a readable tar: {error}") from error
+            yield DiscoveredFile(
+                f"{name}{MEMBER}{to_text(member.name)}", member.size, stamp, clean(metadata), problem=problem
+            )
+    except (tarfile.TarError, ValueError) as error:
+        raise SourceError(f"{printable(uri)} is not a readable tar: {error}") from error
 
 
 def _open_member(archive: str, member: str, options: SourceOptions) -> BinaryIO:
@@ -305,7 +341,7 @@ def _open_member(archive: str, member: str, options: SourceOptions) -> BinaryIO:
 def _index(archive: str, options: SourceOptions) -> dict[str, tuple[int, int]]:
     """Offset and size of every member; kept, because a tar is read through for it."""
     try:
-        with open_file(archive, options) as file, tarfile.open(fileobj=file) as tar:
-            return {member.name: (member.offset_data, member.size) for member in tar}
-    except tarfile.TarError as error:
+        with open_file(archive, options) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            return {to_text(member.name): (member.offset_data, member.size) for member in tar if member.isreg()}
+    except (tarfile.TarError, ValueError) as error:
         raise FileNotFoundError(f"{archive} is not a readable tar: {error}") from error

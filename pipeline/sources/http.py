@@ -6,16 +6,16 @@ Every process of a machine waits for its turn at a host: so many connections at 
 from __future__ import annotations
 
 import contextlib
-import email.utils
 import fcntl
 import functools
 import os
 import random
+import re
 import tempfile
-import threading
 import time
 import urllib.robotparser
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import quote, urlsplit
@@ -25,46 +25,45 @@ import urllib3
 
 from pipeline.config.recipe import SourceOptions
 from pipeline.config.versions import VERSION
+from pipeline.sources.addresses import AddressRefused, session
+from pipeline.sources.discovered import DiscoveredFile
 from pipeline.sources.downloads import downloaded
+from pipeline.storage.retry import AGAIN, pause
 from pipeline.storage.store import Unreachable, ranged
 
 AGENT = f"clipmill/{VERSION} (video dataset builder)"
-AGAIN = frozenset((408, 425, 429, 500, 502, 503, 504))  # statuses that another try may change
 TRIES = 6  # of one request, without a byte of progress
-PAUSE = 0.5  # seconds before the second try; doubled for each further one, with some chance in it
 LONGEST = 120.0  # seconds that a server's Retry-After is followed
 TIMEOUT = (10.0, 30.0)  # seconds to connect, and between two packets
-SILENT = ""  # the stamp of a file whose server does not answer
 SLOWEST = 20_000  # bytes a second: a server that gives less is as good as gone
+NOT_USABLE = (
+    *(requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, requests.exceptions.MissingSchema),
+    *(requests.exceptions.TooManyRedirects, requests.exceptions.InvalidHeader, UnicodeError),
+)
 ROBOTS = 500_000  # bytes of a robots.txt that are read, as in RFC 9309
 
-_local = threading.local()
 
-
-def look(url: str, options: SourceOptions) -> tuple[int, str]:
-    """Size (bytes; 0 where the server does not say) and a stamp that changes with the file; (0, SILENT) where it does
-    not answer, (-1, why) where the file cannot be used."""
+def look(file: DiscoveredFile, options: SourceOptions) -> DiscoveredFile:
+    """Return `file`, which is named by a URL, with the size and stamp that its server gives, or with `problem` or
+    `silent` set."""
     try:
-        urlsplit(url)
-    except ValueError as error:
-        return -1, f"not a URL: {error}"
-    try:
-        with _ask("HEAD", url, options) as answer:
-            headers, size = answer.headers, int(answer.headers.get("Content-Length") or 0)
+        with _ask("HEAD", file.uri, options) as answer:
+            headers, size = answer.headers, _number(answer.headers.get("Content-Length")) or None  # 0: of no GET
         if answer.status_code in (403, 405, 501):  # of servers that know GET alone
-            with _ask("GET", url, options, "bytes=0-0") as answer:
-                _refuse(answer, url)
+            with _ask("GET", file.uri, options, "bytes=0-0") as answer:
+                _refuse(answer, file.uri)
                 headers, size = answer.headers, _total(answer)
-        _refuse(answer, url)
+        _refuse(answer, file.uri)
     except FileNotFoundError:
-        return -1, "no such file"
+        return replace(file, problem="no such file")
     except Unreachable:
-        return 0, SILENT  # whoever opens it will say so, and the next build tries again
+        return replace(file, silent=True)  # whoever opens it will say so, and the next build tries again
     except OSError as error:
-        return -1, error.strerror or str(error)
-    if size > options.max_gb * 1e9:
-        return -1, _too_large(options)
-    return size, headers.get("ETag") or headers.get("Last-Modified") or str(size)
+        return replace(file, problem=error.strerror or str(error))
+    if (size or 0) > options.max_gb * 1e9:
+        return replace(file, problem=_too_large(options))
+    stamp = headers.get("ETag") or headers.get("Last-Modified") or (None if size is None else str(size))
+    return replace(file, size=size, stamp=stamp)
 
 
 def open_url(url: str, options: SourceOptions) -> BinaryIO:
@@ -74,10 +73,10 @@ def open_url(url: str, options: SourceOptions) -> BinaryIO:
         _refuse(answer, url)
         size, tag = _total(answer), answer.headers.get("ETag")
         stamp = tag or answer.headers.get("Last-Modified") or str(size)
-        if size > options.max_gb * 1e9:
+        if (size or 0) > options.max_gb * 1e9:
             raise OSError(_too_large(options))
-        by_ranges = answer.status_code == 206 and size > 0
-    if not by_ranges or _delay(url, options):  # many requests with pauses between them are worse than one
+        by_ranges = answer.status_code == 206
+    if not by_ranges or not size or _delay(url, options):  # many requests with pauses between them are worse than one
         return downloaded(f"{url} {stamp}", lambda path: _download(url, path, options), options.cache_gb)
     return ranged(size, lambda count, at: _fetch(url, count, at, size, tag, options))
 
@@ -114,7 +113,7 @@ def _download(url: str, path: Path, options: SourceOptions) -> None:
                 return
             except urllib3.exceptions.HTTPError as error:
                 problem = error
-        _sleep(attempt, None)
+        time.sleep(pause(attempt, None, LONGEST, LONGEST))
     raise Unreachable(f"{urlsplit(url).netloc} ends every answer early ({type(problem).__name__})")
 
 
@@ -133,18 +132,23 @@ def _ask(
     method: str, url: str, options: SourceOptions, span: str = "", robots: bool = True
 ) -> Iterator[requests.Response]:
     """The server's answer, its body not read yet, while it is this process's turn. Raises Unreachable after TRIES."""
-    if robots and options.robots and not _robots(*urlsplit(url)[:2]).can_fetch(AGENT, url):
+    try:
+        where = urlsplit(url)[:2]
+    except ValueError as error:
+        raise OSError(f"not a URL: {error}") from error
+    if robots and options.robots and not _robots(*where, options.allow_private).can_fetch(AGENT, url):
         raise PermissionError(13, "robots.txt asks to leave it alone (sources.robots)", url)
     headers = {"User-Agent": AGENT, "Accept-Encoding": "identity"} | ({"Range": span} if span else {})
-    if not hasattr(_local, "session"):
-        _local.session = requests.Session()
     problem = ""
     for attempt in range(TRIES):
         with _turn(url, options, _delay(url, options) if robots else 0.0):
             try:
-                answer = _local.session.request(method, url, headers=headers, stream=True, timeout=TIMEOUT)
-            except requests.exceptions.InvalidURL as error:
-                raise OSError(f"not a usable URL ({error})") from error
+                web = session(options.allow_private)
+                answer = web.request(method, url, headers=headers, stream=True, timeout=TIMEOUT)
+            except AddressRefused as error:
+                raise PermissionError(13, str(error), url) from error
+            except NOT_USABLE as error:
+                raise OSError(f"not a usable URL ({type(error).__name__})") from error
             except requests.RequestException as error:
                 problem, wait = type(error).__name__, None
             else:
@@ -154,18 +158,8 @@ def _ask(
                         return
                     problem, wait = f"status {answer.status_code}", answer.headers.get("Retry-After")
         if attempt + 1 < TRIES:
-            _sleep(attempt, wait)
+            time.sleep(pause(attempt, wait, LONGEST, LONGEST))
     raise Unreachable(f"{urlsplit(url).netloc} does not answer ({problem})")
-
-
-def _sleep(attempt: int, asked: str | None) -> None:
-    """For as long as the server asked (seconds or a date), else longer with every attempt."""
-    seconds = PAUSE * 2**attempt * random.uniform(0.5, 1.0)
-    if asked:
-        with contextlib.suppress(ValueError, OverflowError):  # neither
-            when = int(asked) if asked.isdigit() else email.utils.parsedate_to_datetime(asked).timestamp() - time.time()
-            seconds = max(seconds, min(float(when), LONGEST))
-    time.sleep(seconds)
 
 
 def _refuse(answer: requests.Response, url: str) -> None:
@@ -178,12 +172,16 @@ def _refuse(answer: requests.Response, url: str) -> None:
         raise OSError(f"the server does not give it (status {status})")
 
 
-def _total(answer: requests.Response) -> int:
-    """Bytes of the whole file; 0 where the answer does not say."""
+def _total(answer: requests.Response) -> int | None:
+    """Bytes of the whole file; None where the answer does not say."""
     if answer.status_code == 206:
-        total = answer.headers.get("Content-Range", "").rpartition("/")[2]
-        return int(total) if total.isdigit() else 0
-    return int(answer.headers.get("Content-Length") or 0)
+        return _number(answer.headers.get("Content-Range", "").rpartition("/")[2])
+    return _number(answer.headers.get("Content-Length"))
+
+
+def _number(header: str | None) -> int | None:
+    """Return the value of a header that counts bytes; None for anything else that a server writes there."""
+    return int(header) if header and re.fullmatch(r"\d{1,18}", header, re.ASCII) else None
 
 
 def _too_large(options: SourceOptions) -> str:
@@ -219,15 +217,16 @@ def _locked(file: object) -> bool:
 
 def _delay(url: str, options: SourceOptions) -> float:
     """Seconds between requests to the host of `url`."""
-    asked = _robots(*urlsplit(url)[:2]).crawl_delay(AGENT) if options.robots else None
+    asked = _robots(*urlsplit(url)[:2], options.allow_private).crawl_delay(AGENT) if options.robots else None
     return max(options.delay, float(asked or 0))
 
 
 @functools.lru_cache(maxsize=1024)
-def _robots(scheme: str, host: str) -> urllib.robotparser.RobotFileParser:
+def _robots(scheme: str, host: str, allow_private: bool) -> urllib.robotparser.RobotFileParser:
     """What a host asks of robots; without such a file, nothing (RFC 9309)."""
     rules = urllib.robotparser.RobotFileParser()
-    with _ask("GET", f"{scheme}://{host}/robots.txt", SourceOptions(), robots=False) as answer:
+    options = SourceOptions(allow_private=allow_private)
+    with _ask("GET", f"{scheme}://{host}/robots.txt", options, robots=False) as answer:
         text = b"" if answer.status_code >= 400 else answer.raw.read(ROBOTS, decode_content=True)
     rules.parse(text.decode("utf-8", "replace").splitlines())
     return rules

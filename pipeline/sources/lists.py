@@ -16,7 +16,7 @@ def list_rows(kind: str, data: bytes) -> list[dict[str, Any]]:
     """The rows of a list; `kind` is its ending. Raises ValueError where it is no such list."""
     if kind == ".parquet":
         return list(pq.read_table(io.BytesIO(data)).to_pylist())
-    text = data.decode("utf-8-sig")
+    text = data.decode("utf-8-sig", "surrogateescape")  # paths may be in any encoding
     if kind == ".csv":
         try:
             rows = list(csv.DictReader(io.StringIO(text)))
@@ -31,28 +31,36 @@ def list_rows(kind: str, data: bytes) -> list[dict[str, Any]]:
 def _object(line: str, number: int) -> dict[str, Any]:
     try:
         value = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"line {number}: {error}") from error
     if not isinstance(value, dict):
         raise ValueError(f"line {number} is no object")
     return value
 
 
-def members(file: BinaryIO, endings: Collection[str]) -> Iterator[tuple[tarfile.TarInfo, dict[str, Any]]]:
-    """Members of a WebDataset tar with one of `endings`, in its order; the .json and .txt of the same key are their
-    metadata. Closes the file. Raises tarfile.TarError."""
+def members(
+    file: BinaryIO, endings: Collection[str], most: int
+) -> Iterator[tuple[tarfile.TarInfo, dict[str, Any], str]]:
+    """Yield members of a WebDataset tar with one of `endings`, in its order, each with its metadata (the .json and .txt
+    of the same key) and why it cannot be read, if so. Nothing is extracted, so paths in the tar lead nowhere.
+
+    Closes the file. Raises tarfile.TarError for a tar that is compressed, damaged or of more than `most` members.
+    """
     media: list[tuple[tarfile.TarInfo, str]] = []
     beside: dict[str, dict[str, Any]] = {}
     with file, tarfile.open(fileobj=file, mode="r:") as tar:
-        for member in tar:
+        for number, member in enumerate(tar, start=1):
+            if number > most:
+                raise tarfile.ReadError(f"more than {most:,} members (sources.archive_members)")
             key, kind = _webdataset_key(member.name)
-            if kind in endings:
+            if kind in endings and not member.isdir():
                 media.append((member, key))
-            elif kind in (".json", ".txt") and member.size < 1 << 20:
+            elif kind in (".json", ".txt") and member.isreg() and not member.sparse and member.size < 1 << 20:
                 content = tar.extractfile(member)
                 beside.setdefault(key, {}).update(_sidecar(kind, content.read() if content else b""))
     for member, key in media:
-        yield member, beside.get(key, {})
+        whole = member.isreg() and not member.sparse
+        yield member, beside.get(key, {}), "" if whole else "not a regular file in its tar"
 
 
 def _webdataset_key(name: str) -> tuple[str, str]:
@@ -67,6 +75,6 @@ def _sidecar(kind: str, data: bytes) -> dict[str, Any]:
         return {"text": data.decode("utf-8", "replace")}
     try:
         value = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {"json": value}

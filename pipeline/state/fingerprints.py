@@ -24,12 +24,12 @@ from pipeline.config.recipe import Bounds, Recipe, RecipeError, to_dict
 from pipeline.selection.select import admitted, check_thresholds, holds
 from pipeline.tables.fragments import CLIPS, fingerprint
 
-SCAN_VERSION = 11
+SCAN_VERSION = 12
 EMBED_VERSION = 4
 CAPTION_VERSION = 3
 
 LIMITS = ("deadline_factor", "deadline_seconds", "memory_mb", "max_gb", "max_streams", "max_gigapixels")
-SCAN_TRACKS = frozenset({Track.LUMA, Track.FLOW, Track.BURST, Track.DETAIL})
+SCAN_TRACKS = frozenset({Track.LUMA, Track.FLOW, Track.BURST, Track.FIELDS, Track.DETAIL})
 
 IDENTIFIED = pa.schema(
     [
@@ -45,6 +45,10 @@ IDENTIFIED = pa.schema(
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("codec", pa.string()),
+        ("color_matrix", pa.string()),
+        ("color_primaries", pa.string()),
+        ("color_transfer", pa.string()),
+        ("color_range", pa.string()),
     ]
 )
 

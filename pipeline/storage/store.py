@@ -28,15 +28,12 @@ import fsspec
 import pyarrow as pa
 from pyarrow import fs
 
+from pipeline.config.secrets import IN_URL
+
 REMOTE = ("s3://", "gs://", "gcs://", "az://", "abfs://", "abfss://")  # by Arrow; other protocols by fsspec
 PIECE = 8 << 20  # bytes of one request at most: what a cut connection costs again
 LEAST = 256 << 10  # and at least
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before another try
-SECRET = re.compile(
-    r"://[^/@]*:[^/@]*@|https?://[^/?#@]*@|"
-    r"[?&]([^=&]*(secret|password|credential|access_?key|account_key|api_?key|token|signature)[^=&]*|sig)=",
-    re.I,
-)
 S3_OPTIONS: dict[str, Callable[[str], Any]] = {  # what may follow an s3:// URL, as ?name=value
     "region": str,
     "endpoint_override": str,
@@ -297,7 +294,7 @@ def _reachable() -> Iterator[None]:
 
 def refuse_secrets(uri: str) -> None:
     """Raises StorageError for a URL with a password or key in it: URLs are written to tables."""
-    if "://" in uri and SECRET.search(uri):
+    if "://" in uri and IN_URL.search(uri):
         where = urlsplit(uri).hostname
         raise StorageError(f"{where}: credentials in a URL end up in tables: put them into the environment instead")
 

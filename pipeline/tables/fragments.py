@@ -29,6 +29,10 @@ SOURCES = pa.schema(
         ("width", pa.int32()),  # as displayed: rotation applied
         ("height", pa.int32()),
         ("codec", pa.string()),
+        ("color_matrix", pa.string()),  # FFmpeg's names of what the stream states of its colours; null: it does not
+        ("color_primaries", pa.string()),
+        ("color_transfer", pa.string()),  # smpte2084 (PQ) and arib-std-b67 (HLG) are HDR
+        ("color_range", pa.string()),  # tv (limited) or pc (full)
         ("metadata", pa.string()),  # JSON of the user's own columns
     ]
 )
@@ -52,6 +56,10 @@ CLIPS = pa.schema(
         ("crop_y", pa.int32()),
         ("crop_w", pa.int32()),
         ("crop_h", pa.int32()),
+        ("color_matrix", pa.string()),  # of the source, as in SOURCES
+        ("color_primaries", pa.string()),
+        ("color_transfer", pa.string()),
+        ("color_range", pa.string()),
         ("dropped", pa.string()),  # why the scan itself gives the clip up (duration ...), or null
     ]
 )

@@ -5,7 +5,8 @@
 Originals are a second of 64 x 48 pixels in MP4 (three layouts), MKV, WebM, TS, AVI and GIF; `--first` and `--count` say
 which of the seeded mutations to build, in datasets of 250 files and two undamaged controls each; the first dataset has
 the structured cases too (100 streams, 16k pictures, pipes, sockets, links in circles, files that grow and vanish).
-Builds run in this process, with its children, unless `--ray` is given. Exits with 1 where a file has not exactly one
+Builds run in this process and its children, with mean colours in place of the image
+encoder, unless `--ray` is given. Exits with 1 where a file has not exactly one
 row, a build ends with an exception, a control is not kept, or a process, descriptor or temporary file stays. The last
 table says what became of the files; "contained" are crashes of the decoder, and errors of the program, that became the
 reason of their file. Memory is this process's resident set after each dataset.
@@ -46,6 +47,8 @@ def main() -> int:
     problems: list[str] = []
     memory: list[int] = []
     with tempfile.TemporaryDirectory(prefix="fuzz-") as scratch:
+        tempfile.tempdir = os.environ["TMPDIR"] = str(Path(scratch) / "temporary")  # so that what stays is ours
+        Path(tempfile.tempdir).mkdir()
         sources = originals(Path(scratch))
         for first in range(args.first, args.first + args.count, DATASET):
             numbers = range(first, min(first + DATASET, args.first + args.count))

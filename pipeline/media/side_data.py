@@ -1,0 +1,63 @@
+"""What comes beside a frame's picture: how it is turned for display, and how bright HDR gets."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import av
+from av.sidedata.sidedata import Type
+
+EXIF_MARK = b"Exif\0\0"
+MIRRORED = (2, 4, 5, 7)  # EXIF orientations
+
+
+def side_data(frame: av.VideoFrame) -> Mapping[Type, bytes] | None:
+    """The side data of a frame by type; None where PyAV cannot give it, because there is EXIF among it."""
+    try:
+        parts: Any = frame.side_data
+        return {data.type: bytes(data) for data in parts}
+    except ValueError:
+        return None
+
+
+def orientation(frame: av.VideoFrame, head: bytes) -> tuple[int, bool]:
+    """Rotation in degrees counter-clockwise (0, 90, 180, 270) and whether the frame is turned upside down before it.
+
+    From the display matrix (a, b, u, c, d, v, x, y, w): the picture's x axis points to (a, b), its y axis to (c, d).
+    A picture with EXIF has its orientation in `head`, the file's first bytes.
+    """
+    rotation, data = round(frame.rotation / 90) * 90 % 360, side_data(frame)
+    if data is None:
+        return rotation, _is_mirrored_exif(head)
+    if Type.DISPLAYMATRIX not in data:
+        return 0, False
+    a, b, _, c, d = struct.unpack("<5i", data[Type.DISPLAYMATRIX][:20])
+    area = a * d - b * c
+    return (rotation, area < 0) if area else (0, False)
+
+
+def brightest(frame: av.VideoFrame) -> float | None:
+    """cd/m2 of the brightest pixel: MaxCLL, else the peak of the mastering display; None where neither is stated."""
+    data = side_data(frame) or {}
+    if level := data.get(Type.CONTENT_LIGHT_LEVEL):
+        return float(struct.unpack("<I", level[:4])[0]) or None
+    if mastering := data.get(Type.MASTERING_DISPLAY_METADATA):
+        numerator, denominator = struct.unpack("<2i", mastering[72:80])  # AVMasteringDisplayMetadata.max_luminance
+        return numerator / denominator if numerator > 0 and denominator > 0 else None
+    return None
+
+
+def _is_mirrored_exif(head: bytes) -> bool:
+    """Whether the EXIF orientation in a JPEG's head is a mirrored one (2, 4, 5 or 7): upside down, then turned by the
+    rotation that FFmpeg makes of it."""
+    _, mark, tiff = head.partition(EXIF_MARK)
+    order: Literal["little", "big"] = "little" if tiff[:2] == b"II" else "big"
+
+    def number(at: int, size: int) -> int:
+        return int.from_bytes(tiff[at : at + size], order)
+
+    first = number(4, 4)
+    entries = range(first + 2, first + 2 + 12 * min(number(first, 2), 100), 12) if mark else ()
+    return any(number(at, 2) == 0x112 and number(at + 8, 2) in MIRRORED for at in entries)

@@ -1,0 +1,50 @@
+"""What the first bytes of a file say it is, where its name does not say that it is a video."""
+
+from __future__ import annotations
+
+HEAD = 4096  # bytes that are looked at
+SIGNATURES = (  # of files that hold no video themselves
+    (b"PK\x03\x04", "a zip archive"),
+    (b"PK\x05\x06", "a zip archive"),
+    (b"\x1f\x8b", "gzip"),
+    (b"BZh", "bzip2"),
+    (b"\xfd7zXZ", "xz"),
+    (b"(\xb5/\xfd", "zstd"),
+    (b"7z\xbc\xaf", "a 7z archive"),
+    (b"Rar!", "a rar archive"),
+    (b"%PDF", "a PDF"),
+    (b"\x7fELF", "a program"),
+    (b"PAR1", "Parquet"),
+    (b"ARROW1", "Arrow"),
+    (b"SQLite format 3", "a database"),
+    (b"\x89HDF", "HDF5"),
+    (b"\x93NUMPY", "a NumPy array"),
+    (b"\x80\x02", "a pickle"),
+    (b"\x80\x04", "a pickle"),
+    (b"\x80\x05", "a pickle"),
+)
+TEXT_CONTROLS = b"\t\n\r\f\x1b"
+TAR_MARK, TAR_PLACE = b"ustar", 257
+
+
+def not_media(head: bytes) -> str | None:
+    """What a file is that begins with `head` and cannot be a video; None where it may be one."""
+    for signature, name in SIGNATURES:
+        if head.startswith(signature):
+            return name
+    if head[TAR_PLACE:].startswith(TAR_MARK):
+        return "a tar"
+    return "text" if _is_text(head) else None
+
+
+def _is_text(head: bytes) -> bool:
+    """UTF-8 without control characters; where there is more than `head`, its last character may be cut off."""
+    if any(byte < 32 and byte not in TEXT_CONTROLS for byte in head):
+        return False
+    for cut in range(4 if len(head) >= HEAD else 1):
+        try:
+            head[: len(head) - cut].decode()
+        except UnicodeDecodeError:
+            continue
+        return True
+    return False
