@@ -83,10 +83,10 @@ def scanned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, UnitClips]
     frames = [frame for seed in range(3) for frame in pan(texture(seed, 90, 160), 30, 1.5)]
     path = write_video(folder / "film.mp4", frames)
     store = Store(str(folder / "dataset"))
-    scan = Scan(store, RECIPE)(ScanUnit((Part(Source("ab" * 16, str(path)), 3.6),)))
-    assert isinstance(scan, Handoff)
-    assert scan.results[0].counts["clips"] == 3
-    return store, scan.unit
+    passed_on = Scan(store, RECIPE)(ScanUnit((Part(Source("ab" * 16, str(path)), 3.6),)))
+    assert isinstance(passed_on, Handoff)
+    assert passed_on.results[0].counts["clips"] == 3
+    return store, passed_on.unit
 
 
 def embedded(scanned: tuple[Store, UnitClips], encoder: Encoder) -> tuple[list[dict[str, Any]], UnitResult]:
