@@ -31,10 +31,9 @@ def list_shards(store: Store, pattern: str = "shards/*/*.tar", info: Mapping[str
     """Names of the shards that match `pattern`, sorted: those that dataset.json names, or all files where there is none
     (encoded latents)."""
     if info is None:
-        try:
-            info = json.loads(store.read("dataset.json"))
-        except FileNotFoundError:
+        if not store.exists("dataset.json"):
             return [name for name in store.list("shards", ".tar") if fnmatch.fnmatch(name, pattern)]
+        info = json.loads(store.read("dataset.json"))
     return sorted(shard["path"] for shard in info["shards"] if fnmatch.fnmatch(shard["path"], pattern))
 
 
