@@ -13,7 +13,9 @@ CAPTIONERS: dict[str, str] = {
     "vlm": "captioners.vlm.vlm:Vlm",
     "server": "captioners.api.server:Server",
     "ray_llm": "captioners.api.ray_llm:RayLlm",
+    "listed": "captioners.listed:Listed",
 }
+PROMPTED = frozenset({"vlm", "server", "ray_llm"})  # those that ask a model, in words that a recipe may change
 
 
 def load_captioner(name: str, options: Mapping[str, object] | None = None) -> Captioner:

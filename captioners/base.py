@@ -45,6 +45,7 @@ class Caption:
     setting: str = ""
     light: str = ""
     style: str = ""
+    others: tuple[str, ...] = ()  # more captions of the same clip, where there are any
     content: float = 1.0  # how sure the captioner is of what is shown, 0 to 1; 0: it does not know
     provenance: Mapping[str, str] = field(default_factory=dict)  # field -> where it is from: measured, model, parsed
     usage: Mapping[str, float] = field(default_factory=dict)  # prompt_tokens, completion_tokens, seconds ...

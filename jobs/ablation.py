@@ -29,12 +29,12 @@ import numpy as np
 from demo import videos
 
 from model.config import load_config
+from model.data.index import read_index
 from model.evaluate import encoder_of, evaluate
-from model.index import read_index
-from model.latents import settle_latents
-from model.parallel import join
+from model.latents.settle import settle_latents
 from model.sample import Trained
 from model.train import train
+from model.training.parallel import join
 from pipeline.build import build
 from pipeline.config.recipe import Recipe, load_recipe
 from pipeline.media.clip_reader import fit, write_mp4

@@ -13,8 +13,8 @@ import sys
 import ray
 from ray.util import ActorPool
 
+from model.cli import ERRORS
 from model.encode import Encoder, arguments, plan
-from model.train import ERRORS
 
 
 def main() -> int:
@@ -22,19 +22,19 @@ def main() -> int:
     try:
         out, config = arguments("encode", sys.argv[1:])
         out = out.absolute()
-        left = plan(out, config)
+        pending = plan(out, config)
     except ERRORS as error:
         print(f"encode: {error}", file=sys.stderr)
         return 2
     gpus = int(ray.cluster_resources().get("GPU", 0))
     if gpus == 0:
         config = dataclasses.replace(config, device="cpu")
-    many = min(gpus or int(ray.cluster_resources()["CPU"]), len(left))
+    workers = min(gpus or int(ray.cluster_resources()["CPU"]), len(pending))
     worker = ray.remote(num_cpus=1, num_gpus=min(gpus, 1), max_restarts=3, max_task_retries=3)(Encoder)
-    pool = ActorPool([worker.remote(out, config) for _ in range(many)])
-    done = pool.map_unordered(lambda actor, shard: actor.encode.remote(shard), left)
-    for number, (shard, made, failed) in enumerate(done):
-        print(f"{number + 1} of {len(left)}  {shard}  {made} samples, {failed} failed", flush=True)
+    pool = ActorPool([worker.remote(out, config) for _ in range(workers)])
+    results = pool.map_unordered(lambda actor, shard: actor.encode.remote(shard), pending)
+    for number, (shard, count, failed) in enumerate(results):
+        print(f"{number + 1} of {len(pending)}  {shard}  {count} samples, {failed} failed", flush=True)
     print(f"the latents are in {out}")
     return 0
 

@@ -11,19 +11,20 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from model.config import load_config
-from model.train import ERRORS, parse, train
+from model.cli import ERRORS, parse
+from model.config import from_dict, load_config, to_dict
+from model.train import train
 
 
-def work(options: dict[str, list[str] | str | bool | None]) -> None:
-    """What each worker runs; Ray has joined them into one process group."""
-    config = load_config(options["config"], options["options"], options["data"], cuda=bool(options["gpu"]))  # type: ignore[arg-type]
-    train(config, Path(str(options["out"])))
+def work(options: dict[str, Any]) -> None:
+    """Train in one worker; Ray has joined the workers into one process group."""
+    train(from_dict(options["config"]), Path(options["out"]))
 
 
 def main() -> int:
@@ -38,7 +39,7 @@ def main() -> int:
     ray.init(address=args.address, log_to_driver=True)
     gpu = ray.cluster_resources().get("GPU", 0) >= args.workers
     try:
-        load_config(args.config, options, data, cuda=gpu)  # a wrong option is said here, not by every worker
+        config = load_config(args.config, options, data, cuda=gpu, preset=args.preset)
     except ERRORS as error:
         print(f"train: {error}", file=sys.stderr)
         return 2
@@ -46,7 +47,7 @@ def main() -> int:
     out = args.out.absolute()
     trainer = TorchTrainer(
         work,
-        train_loop_config={"config": args.config, "options": options, "data": data, "out": str(out), "gpu": gpu},
+        train_loop_config={"config": to_dict(config), "out": str(out)},
         scaling_config=ScalingConfig(num_workers=args.workers, use_gpu=gpu, resources_per_worker=resources),
         run_config=RunConfig(
             name=out.name, storage_path=str(out.parent / "ray"), failure_config=FailureConfig(max_failures=3)

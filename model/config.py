@@ -1,17 +1,17 @@
-"""Every option of a training run, in one place: a preset for the device, a YAML file, then `key=value` on top."""
+"""Every option of a training run: a preset (presets.py), then a YAML file, then `key=value`."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from model.encoding import read_encoding
+from model.presets import CUDA, PRESETS
 from pipeline.config.options import Amount, Count, override, parse_section, typed
 from pipeline.config.options import OptionError as ConfigError
-from pipeline.storage.store import Store
 
 
 @dataclass(frozen=True)
@@ -19,38 +19,51 @@ class Config:
     data: tuple[str, ...] = ()  # datasets; PATH or PATH@WEIGHT, weights in clips drawn (default: all its clips once)
     seed: int = 0
 
-    # the model
-    size: str = "tiny"  # a name in model.dit.SIZES
+    # the model: a new transformer ...
+    size: str = "tiny"  # a name in model.network.dit.SIZES
     attention: Literal["full", "factorised"] = "full"  # factorised: space then time
     patch: Count = 2  # latent pixels a token, in height and in width
-    init_from: str = ""  # a run to start from: an image model is inflated to a video model
+    init_from: str = ""  # a run to start from; an image model is inflated to a video model
     train_only: Literal["all", "temporal"] = "all"  # temporal: only the temporal attention of a factorised model
 
+    # ... or one of diffusers, which decides latents, text, patch, path and the defaults of time
+    base: str = ""  # diffusers:FOLDER_OR_REPO of a pipeline: Wan, LTX-Video, HunyuanVideo or CogVideoX
+    expert: Literal["", "high", "low"] = ""  # of a base with two transformers, for high and for low noise
+    base_precision: Literal["bf16", "fp32"] = "bf16"  # of the frozen weights under a LoRA
+    lora_rank: int = 0  # 0 trains all weights of the base
+    lora_alpha: float = 0.0  # the LoRA's update is multiplied by alpha / rank; 0 is rank
+    lora_dropout: float = 0.0
+    lora_targets: tuple[str, ...] = ()  # ends of layer names, e.g. [to_q, to_v]; default: attention and MLP
+    lora_merge: bool = False  # also write the base with the LoRA merged, at the end
+
     # what it sees
-    latents: str = "pca"  # pixel, pca, vae:RUN, or diffusers:FOLDER_OR_REPO
+    latents: str = "pca"  # pixel, pca, pca:RUN, or diffusers:FOLDER_OR_REPO
     latent_channels: Count = 16  # of pca
-    text: str = "minilm"  # minilm, or hf:FOLDER_OR_REPO (T5, UMT5, CLIP ...)
+    text: str = "minilm"  # minilm, hf:FOLDER_OR_REPO (T5, UMT5, CLIP ...), or diffusers:FOLDER_OR_REPO of a pipeline
     text_tokens: Count = 48  # longer captions are cut
     resolutions: tuple[Count, ...] = (96,)  # square root of a frame's pixels; a clip takes the largest it fills
     frame_counts: tuple[Count, ...] = (5, 9)  # a clip takes the largest it is long enough for
     fps: Amount = 5.0  # at which clips are sampled
     image_ratio: float = 0.0  # share of the samples that are single frames of videos
     workers: int = 0  # processes that load and decode; 0 decodes between steps
-    memory_mb: float = 1000.0  # a process that loads may hold this much of decoded clips, if that is all of them
+    memory_mb: float = 1000.0  # each loading process keeps decoded clips in memory if all of them fit into this
     shuffle_shards: int = 0  # 0 shuffles everything; n shuffles within n shards at a time (for remote shards)
     cache_gb: float = 50.0  # of the machine's temporary folder, for copies of remote shards
 
     # the objective
-    path: Literal["linear", "cosine"] = "linear"  # rectified flow, or DDPM in v-prediction
-    time_mean: float = 0.0  # of the logit-normal distribution of time
-    time_std: float = 1.0
-    shift_tokens: Count = 512  # time moves towards noise by the square root of tokens over this
+    path: Literal["linear", "cosine", "scheduler"] = "linear"  # rectified flow, DDPM in v-prediction, or the base's own
+    time: Literal["logit_normal", "uniform"] = "logit_normal"  # distribution of time before the shift
+    time_mean: float = 0.0  # of the logit-normal distribution
+    time_std: Amount = 1.0
+    time_range: tuple[float, float] = (0.0, 1.0)  # times to train on: an expert's part
+    time_shift: float = 0.0  # factor by which time moves towards noise; 0: the square root of tokens / shift_tokens
+    shift_tokens: Count = 512
     caption_dropout: float = 0.1
-    clean_frames: float = 0.1  # share of samples whose first frames are given (image-to-video, extension)
+    clean_frames: float = 0.1  # share of samples whose first frames are clean (image-to-video, extension)
 
     # steps
     steps: Count = 600
-    max_seconds: float = 0.0  # stop and save after this long; 0 is no limit
+    max_seconds: float = 0.0  # stop and save after this time; 0 is no limit
     tokens: Count = 864  # latent tokens a micro-batch, at most
     micro_batches: Count = 1  # a step, over all ranks
     lr: Amount = 3e-3
@@ -60,7 +73,7 @@ class Config:
     weight_decay: float = 0.01
     clip_norm: float = 1.0
     adaptive_clip: bool = False  # clip to the running mean of the norm plus three deviations, when that is lower
-    ema: float = 0.999
+    ema: float = 0.999  # decay of the moving average that is sampled; 0 takes the weights as they are
 
     # the machine
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -77,82 +90,9 @@ class Config:
     keep: Count = 2  # checkpoints
 
 
-CUDA_PRESET: Mapping[str, Any] = {
-    "size": "B",
-    "latent_channels": 32,
-    "resolutions": (256,),
-    "frame_counts": (1, 33),
-    "fps": 16.0,
-    "workers": 8,
-    "steps": 100_000,
-    "shift_tokens": 1024,
-    "tokens": 32_768,
-    "lr": 2e-4,
-    "warmup": 1000,
-    "decay": "constant",
-    "ema": 0.9999,
-    "precision": "bf16",
-    "compile": True,
-    "save_every": 1000,
-}
-
 # A run may be resumed with other values of these; everything else is part of what the run is.
 FREE = {"data", "steps", "max_seconds", "workers", "cache_gb", "device", "parallel", "compile", "recompute"}
-FREE |= {"memory_mb", "attention_kernel", "deterministic", "log_every", "save_every", "keep"}
-
-
-@dataclass(frozen=True)
-class Encoding:
-    """encoding.json of a dataset of latents: what `clipmill encode` made them with. A run on them uses the same."""
-
-    source: str  # the dataset of clips
-    encoder: Mapping[str, Any]  # that scored it: the recipe's
-    latents: str  # id
-    stride: tuple[int, int, int]  # theirs
-    text: str  # id of the captions' encoder
-    text_width: int
-    options: Mapping[str, Any]  # the config's values of ENCODED
-    shards: Mapping[str, int]  # by split
-
-
-ENCODED = ("latents", "latent_channels", "text", "text_tokens", "resolutions", "frame_counts", "fps", "patch")
-
-
-def read_encoding(datasets: Sequence[str]) -> Encoding | None:
-    """Of datasets of latents, which must have been made with the same; None for datasets of clips. Raises
-    ConfigError."""
-    found: list[Encoding | None] = []
-    for dataset in datasets:
-        store = Store(split_weight(dataset)[0])
-        there = store.exists("encoding.json")
-        found.append(Encoding(**json.loads(store.read("encoding.json"))) if there else None)
-    made = {json.dumps([e.latents, e.text, {**e.options, "latents": ""}], sort_keys=True) if e else "" for e in found}
-    if len(made) > 1:
-        raise ConfigError(f"{' and '.join(datasets)} were not encoded with the same latents, texts and options")
-    return found[0] if found else None
-
-
-def scored_by(dataset: str) -> dict[str, Any]:
-    """The encoder in the recipe of a dataset of clips; empty where it has no dataset.json."""
-    store = Store(dataset)
-    there = store.exists("dataset.json")
-    return dict(json.loads(store.read("dataset.json"))["recipe"]["encoder"]) if there else {}
-
-
-def check_encoding(config: Config, encoding: Encoding | None) -> None:
-    """Raises ConfigError when a run asks for other latents, texts or shapes than its datasets hold."""
-    asked, made = to_dict(config), encoding.options if encoding else {}
-    if wrong := [f"{key}={made[key]}, not {asked[key]}" for key in made if made[key] != asked[key]]:
-        raise ConfigError(f"the latents were encoded with {', '.join(wrong)}; leave that out, or encode again")
-
-
-def split_weight(dataset: str) -> tuple[str, float | None]:
-    """PATH@WEIGHT into its parts."""
-    path, at, weight = dataset.rpartition("@")
-    try:
-        return (path, float(weight)) if at else (dataset, None)
-    except ValueError:
-        return dataset, None
+FREE |= {"memory_mb", "attention_kernel", "deterministic", "log_every", "save_every", "keep", "lora_merge"}
 
 
 def load_config(
@@ -160,11 +100,13 @@ def load_config(
     overrides: Sequence[str] = (),
     data: Sequence[str] = (),
     cuda: bool = False,
-    preset: Mapping[str, Any] | None = None,
+    preset: str | None = None,
 ) -> Config:
-    """The device's preset, or `preset` instead; what encoded datasets fix; then the YAML `file`, then `key=value`.
-    Raises ConfigError."""
-    values = dict(preset if preset is not None else CUDA_PRESET if cuda else {})
+    """Return the preset (by default the device's), what encoded datasets fix, the YAML `file` and `key=value`, each
+    over the one before; and under all of them, what a base decides. Raises ConfigError and BaseError."""
+    if preset is not None and preset not in PRESETS:
+        raise ConfigError(f"no preset called {preset!r}: {', '.join(PRESETS)}")
+    values = dict(PRESETS[preset] if preset is not None else CUDA if cuda else {})
     if encoding := read_encoding(data):
         values |= encoding.options
     if file:
@@ -175,20 +117,33 @@ def load_config(
     override(values, overrides)
     if data:
         values["data"] = tuple(data)
+    if values.get("base"):
+        from model.backbones.source import check_options, default_options
+
+        base, expert = str(values["base"]), str(values.get("expert", ""))
+        own_model = ("size", "attention", "shift_tokens")  # of the device's preset
+        values = default_options(base, expert) | {k: v for k, v in values.items() if k not in own_model}
+        config = from_dict(values)
+        check_options(base, expert, to_dict(config))
+        return config
     return from_dict(values)
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:
-    """A checked Config. Raises ConfigError."""
+    """Return a checked Config. Raises ConfigError."""
     config: Config = typed(Config, values)
+    if (config.lora_rank or config.expert) and not config.base:
+        raise ConfigError("lora_rank and expert need a base, e.g. base=diffusers:FOLDER")
+    if len(config.time_range) != 2 or not 0 <= config.time_range[0] < config.time_range[1] <= 1:
+        raise ConfigError(f"time_range={config.time_range}: two numbers, 0 <= from < to <= 1")
     return config
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """Plain values, as they go into a run's config.json."""
+    """Return plain values, as they go into a run's config.json."""
     return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
 
 
 def changed(old: Config, new: Config) -> list[str]:
-    """Options that differ and may not, between a run and its continuation."""
+    """Return the options that differ and may not, between a run and its continuation."""
     return [k for k, v in to_dict(old).items() if k not in FREE and v != to_dict(new)[k]]

@@ -1,9 +1,8 @@
-"""`clipmill encode`: a dataset of clips to a dataset of latents and caption vectors, which trains without decoding.
+"""`clipmill encode`: a dataset of clips to a dataset of latents and encoded captions, which trains without decoding.
 
-LATENTS/ has shards like the dataset's, one for each of its shards and under the same name: WebDataset tars of
-KEY-NN.safetensors (latents (c, t', h', w') and text (tokens, width), both float16) and KEY-NN.txt, with indexes. A clip
-gives as many samples as it has room for. A shard is there as a whole or not at all, and its bytes follow from the
-dataset and the options.
+LATENTS/ has one shard for each of the dataset's, under the same name: WebDataset tars of KEY-NN.safetensors (`latents`
+(c, t', h', w') and the tensors of the encoded caption, all float16) and KEY-NN.txt, with indexes. A clip gives as many
+samples as fit into it. A shard is complete or absent, and its bytes are a function of the dataset and the options.
 """
 
 from __future__ import annotations
@@ -23,18 +22,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from safetensors.torch import save
+from safetensors.torch import save, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from model.config import ENCODED, Config, ConfigError, Encoding, load_config, scored_by, to_dict
-from model.data import Clips
-from model.index import DataError, Index, assign_shapes, make_order, read_index
-from model.latents import latent_stride, load_latents, settle_latents, to_signed
-from model.order import Shape
-from model.parallel import join
-from model.text import TextEncoder
-from model.train import ERRORS, parse
+from model.cli import ERRORS, parse
+from model.config import Config, load_config, to_dict
+from model.data.index import Index, assign_shapes, make_schedule, read_index
+from model.data.loader import Clips
+from model.data.schedule import Shape
+from model.encoding import ENCODED, Encoding, scored_by
+from model.errors import DataError
+from model.latents.base import to_signed
+from model.latents.settle import EMPTY_CAPTION, check_base, latent_stride, load_latents, settle_latents
+from model.text import describe_text, load_text
+from model.training.parallel import join
+from pipeline.config.options import OptionError as ConfigError
 from pipeline.media.clip_reader import ClipError
 from pipeline.storage.store import Store, atomic, remove_abandoned
 from pipeline.tables.published import list_shards, open_published
@@ -46,20 +49,22 @@ INDEX = pa.schema(
     + [(name, pa.int32()) for name in ("frames", "width", "height")]
     + [("fps", pa.float64()), ("duration", pa.float64())]
 )
-MARK = b"clipmill"  # key of an index's metadata: which shard it was made from
+MARK = b"clipmill"  # key in an index's metadata: hash of the index that it was made from
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`clipmill encode`; 0 when every shard is encoded, 2 when that cannot be."""
     try:
         out, config = arguments("clipmill encode", argv)
-        left = plan(out, config)
+        pending = plan(out, config)
         encoder = Encoder(out, config)
-        for number, shard in enumerate(left):
+        for number, shard in enumerate(pending):
             began = time.monotonic()
-            _, made, failed = encoder.encode(shard)
-            rate = made / (time.monotonic() - began)
-            print(f"{number + 1} of {len(left)}  {shard}  {made} samples, {failed} failed, {rate:.1f}/s", flush=True)
+            _, count, failed = encoder.encode(shard)
+            rate = count / (time.monotonic() - began)
+            print(
+                f"{number + 1} of {len(pending)}  {shard}  {count} samples, {failed} failed, {rate:.1f}/s", flush=True
+            )
     except ERRORS as error:
         print(f"clipmill encode: {error}", file=sys.stderr)
         return 2
@@ -68,58 +73,59 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def arguments(name: str, argv: Sequence[str] | None) -> tuple[Path, Config]:
-    """Folder and config, whose `data` is the dataset, of a command line. Raises ConfigError."""
+    """Return the folder and the config, whose `data` is the dataset, of a command line. Raises ConfigError."""
     description = "Encode a dataset into latents, to train on them. Run again with the same --out to go on."
     args = parse(argparse.ArgumentParser(prog=name, description=description), argv)
     if len(args.data) > 1:
         raise ConfigError(f"one dataset at a time, not {', '.join(args.data)}")
-    return args.out, load_config(args.config, args.options, args.data, cuda=args.cuda)
+    return args.out, load_config(args.config, args.options, args.data, cuda=args.cuda, preset=args.preset)
 
 
 def plan(folder: Path, config: Config) -> list[str]:
-    """Settles the latents, writes encoding.json, deletes shards of what the dataset no longer has, and returns those
-    that are still to encode ("BUCKET/SPLIT-NNNNNN"). Raises one of ERRORS."""
+    """Settle the latents, write encoding.json, delete shards that the dataset no longer has, and return the shards that
+    are still to encode ("BUCKET/SPLIT-NNNNNN"). Raises one of ERRORS."""
     source, path = config.data[0], folder / "encoding.json"
     if folder.exists() and any(folder.iterdir()) and not (folder / "latents").exists():
         raise ConfigError(f"{folder} holds something else; give an empty or new folder")
-    there = shards_of(source)
+    marks = shards_of(source)
     index = read_index([source])
     if index.encoded:
         raise DataError(f"{source} holds latents already")
-    make_order(index, config, latent_stride(config))  # says what no clip fits before anything is written
+    check_base(config, None)
+    make_schedule(index, config, latent_stride(config))  # raises before anything is written if no clip fits
     latents = settle_latents(config, folder, join(config.device), index)
-    text = TextEncoder(config.text, config.text_tokens)
-    counts = {split: sum(f"/{split}-" in name for name in there) for split in SPLITS}
-    made = Encoding(source, scored_by(source), latents.id, latents.stride, text.id, text.width, options(config), counts)
+    text, layout = describe_text(config.text, config.text_tokens)
+    counts = {split: sum(f"/{split}-" in name for name in marks) for split in SPLITS}
+    encoding = Encoding(source, scored_by(source), latents.id, latents.stride, text, layout, options(config), counts)
     if path.exists():
         old = json.loads(path.read_text())
-        new = json.loads(json.dumps(dataclasses.asdict(made)))
+        new = json.loads(json.dumps(dataclasses.asdict(encoding)))
         if differing := [key for key in ("latents", "text", "options") if old[key] != new[key]]:
             raise ConfigError(f"{folder} was encoded with other {', '.join(differing)}; give another --out")
     with atomic(path) as part:
-        part.write_text(json.dumps(dataclasses.asdict(made), indent=1))
+        part.write_text(json.dumps(dataclasses.asdict(encoding), indent=1))
     remove_abandoned(folder)
     for old_index in folder.glob("shards/*/*.parquet"):
-        if there.get(f"{old_index.parent.name}/{old_index.stem}") != _mark(old_index):
+        if marks.get(f"{old_index.parent.name}/{old_index.stem}") != _mark(old_index):
             old_index.unlink()
             old_index.with_suffix(".tar").unlink(missing_ok=True)
-    return [name for name, mark in there.items() if mark != _mark(folder / "shards" / f"{name}.parquet")]
+    return [name for name, mark in marks.items() if mark != _mark(folder / "shards" / f"{name}.parquet")]
 
 
 def options(config: Config) -> dict[str, object]:
-    """The config's values that decide what latents are made."""
+    """Return the config's values that decide what is encoded."""
     return {key: value for key, value in to_dict(config).items() if key in ENCODED}
 
 
 def shards_of(source: str, shard: str = "*/*") -> dict[str, str]:
-    """ "BUCKET/SPLIT-NNNNNN" of the dataset's shards that hold clips, in order, with a hash of each one's index; or of
-    one shard."""
-    store, found = Store(source), {}
+    """Return a hash of the index of each of the dataset's shards that hold clips, or of one shard, by
+    "BUCKET/SPLIT-NNNNNN" and in order."""
+    store, marks = Store(source), {}
     for tar in list_shards(store, f"shards/{shard}.tar"):
         name = tar.removesuffix(".tar")
         with open_published(store, f"{name}.parquet") as file:
-            found[name.removeprefix("shards/")] = hashlib.sha256(file.read()).hexdigest()
-    return found
+            marks[name.removeprefix("shards/")] = hashlib.sha256(file.read()).hexdigest()
+    return marks
 
 
 class Encoder:
@@ -128,14 +134,18 @@ class Encoder:
     def __init__(self, folder: Path, config: Config) -> None:
         """After `plan`. Raises one of ERRORS."""
         self.source, self.folder, self.config = config.data[0], folder, config
-        self.place = join(config.device)
-        self.latents = load_latents(config.latents, self.folder / "latents").to(self.place.device)
-        self.text = TextEncoder(config.text, config.text_tokens, str(self.place.device))
+        self.context = join(config.device)
+        self.latents = load_latents(config.latents, self.folder / "latents").to(self.context.device)
+        self.text = load_text(config.text, config.text_tokens, str(self.context.device))
+        if not (folder / "latents" / EMPTY_CAPTION).exists():
+            empty = {name: tensor.half().contiguous() for name, tensor in self.text.vectors([""])[0].items()}
+            with atomic(folder / "latents" / EMPTY_CAPTION) as part:
+                save_file(empty, part)
 
     def encode(self, shard: str) -> tuple[str, int, int]:
-        """Writes one shard; returns it, its number of samples and of those that cannot be decoded. Raises DataError
-        when the dataset's shard is gone."""
-        mark = shards_of(self.source, shard).get(shard, "")  # before it is read: a change from now on is seen later
+        """Write one shard; return its name, the number of its samples and of those that could not be decoded. Raises
+        DataError when the dataset's shard is gone."""
+        mark = shards_of(self.source, shard).get(shard, "")  # before it is read, so that a later change is noticed
         index = read_index([self.source], shard=shard)
         samples = list(windows(index, self.config, self.latents.stride))
         clips = Windows(Clips(index, None, self.config), samples)
@@ -154,9 +164,10 @@ class Encoder:
         return shard, len(rows), len(samples) - len(rows)
 
     def _add(self, tar: tarfile.TarFile, key: str, frames: Tensor, caption: str) -> dict[str, object]:
-        """Encodes one sample into the tar; its row of the index."""
-        latents = self.latents.encode(to_signed(frames[None].to(self.place.device)))[0]
-        tensors = {"latents": latents.half().cpu().contiguous(), "text": self.text.vectors([caption])[0].half()}
+        """Encode one sample into the tar; return its row of the index."""
+        latents = self.latents.encode(to_signed(frames[None].to(self.context.device)))[0]
+        words = {name: tensor.half().contiguous() for name, tensor in self.text.vectors([caption])[0].items()}
+        tensors = {"latents": latents.half().cpu().contiguous(), **words}
         row: dict[str, object] = {"key": key, "media": "safetensors"}
         for name, ending, data in (("media", "safetensors", save(tensors)), ("text", "txt", caption.encode())):
             member = tarfile.TarInfo(f"{key}.{ending}")
@@ -167,7 +178,7 @@ class Encoder:
 
 
 def windows(index: Index, config: Config, stride: tuple[int, int, int]) -> Iterator[tuple[int, Shape, int, float]]:
-    """Sample, shape, number and start (seconds) of everything that is encoded: a clip's parts that do not overlap."""
+    """Yield sample, shape, number and start (seconds) of all that is encoded: parts of clips that do not overlap."""
     numbers, shapes = assign_shapes(index, config, stride)
     for sample in np.flatnonzero(numbers >= 0).tolist():
         shape = shapes[numbers[sample]]
@@ -194,14 +205,14 @@ class Windows(Dataset[tuple[Tensor | None, str]]):
 
 
 def _picture(shape: Shape, fps: float) -> dict[str, float]:
-    """A sample's columns of the index that say what it shows."""
+    """Return a sample's columns of the index that describe its frames."""
     moving = shape.frames > 1
     rate, seconds = (fps, shape.frames / fps) if moving else (0.0, 0.0)
     return {"frames": shape.frames, "height": shape.height, "width": shape.width, "fps": rate, "duration": seconds}
 
 
 def _mark(index: Path) -> str:
-    """The hash of the index that an encoded shard was made from; "" where there is none."""
+    """Return the hash of the index that an encoded shard was made from; "" where there is none."""
     if not index.exists():
         return ""
     return (pq.read_schema(index).metadata or {}).get(MARK, b"").decode()

@@ -1,7 +1,7 @@
-"""How good a trained run is: loss on held-out clips at fixed noise and times, and how its samples compare.
+"""`clipmill evaluate`: loss on held-out clips at fixed noise and times, and measures of samples.
 
-The numbers of samples mean something only beside those of real footage, so real clips are put through the latents and
-back and measured in the same way: that is the reference band.
+The measures of samples mean something only beside those of real footage, so real clips are encoded, decoded and
+measured in the same way, as a reference.
 """
 
 from __future__ import annotations
@@ -17,22 +17,23 @@ import numpy as np
 import torch
 
 from filters.encoders.base import TextVideoEncoder, load_encoder
-from model import flow, page
-from model.config import read_encoding, scored_by, split_weight
-from model.data import Clips
-from model.index import Index, make_order, read_index
-from model.latents import encode_batch, to_bytes
-from model.measures import I3D, MeasureError, consistency, frechet, look
-from model.order import Draw
-from model.page import Pair
+from model import objective
+from model.cli import ERRORS
+from model.data.index import Index, make_schedule, read_index
+from model.data.loader import Clips
+from model.data.schedule import SampleRef
+from model.encoding import read_encoding, scored_by, split_weight
+from model.errors import MeasureError
+from model.evaluation import page
+from model.evaluation.measures import I3D, consistency, frechet, look
+from model.evaluation.page import Pair
+from model.latents.base import to_bytes
+from model.latents.settle import encode_batch
 from model.sample import Guidance, Trained
-from model.train import ERRORS as TRAINING_ERRORS
-from model.train import draw_noise
 from pipeline.media.clip_reader import write_mp4
 
-TIMES = tuple((i + 0.5) / 8 for i in range(8))
+TIMES = tuple((i + 0.5) / 8 for i in range(8))  # of the run's time range, where the loss is measured
 SCORES = ("motion", "warp", "flicker", "same", "text", "others")
-ERRORS = (*TRAINING_ERRORS, MeasureError)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,8 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     out = Path(args.run) / "evaluation"
     out.mkdir(exist_ok=True)
-    known = {name: value if math.isfinite(value) else None for name, value in result.items()}
-    (out / "scores.json").write_text(json.dumps(known, indent=1))
+    finite = {name: value if math.isfinite(value) else None for name, value in result.items()}
+    (out / "scores.json").write_text(json.dumps(finite, indent=1))
     if pairs:
         write_mp4(out / "samples.mp4", page.grid(pairs), trained.config.fps)
         (out / "index.html").write_text(page.page(result, pairs, trained.config.fps))
@@ -74,11 +75,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def encoder_of(dataset: str) -> TextVideoEncoder:
-    """The encoder that scored a dataset, or the dataset that its latents were made from. Raises MeasureError."""
+    """Return the encoder that scored a dataset, or the dataset that its latents are of. Raises MeasureError."""
     encoding = read_encoding([dataset])
-    said = encoding.encoder if encoding else scored_by(split_weight(dataset)[0])
+    options = encoding.encoder if encoding else scored_by(split_weight(dataset)[0])
     try:
-        return load_encoder(**said)
+        return load_encoder(**options)
     except (KeyError, RuntimeError) as error:
         raise MeasureError(f"{dataset} was scored with an encoder that cannot be loaded: {error}") from error
 
@@ -86,40 +87,42 @@ def encoder_of(dataset: str) -> TextVideoEncoder:
 def evaluate(
     trained: Trained, index: Index, count: int, steps: int, encoder: TextVideoEncoder, i3d: I3D | None = None
 ) -> tuple[dict[str, float], list[Pair]]:
-    """Scores and the clips that they are of. Validation loss, overall and at each of eight times; means of
+    """Return scores and the clips that they are of: validation loss, overall and at each of eight times; means of
     `measures.consistency` and `measures.look` over samples ("sampled_") and over real clips after a round trip through
-    the latents ("real_"). The same clips, noise and times every time it is called. Raises DataError."""
+    the latents ("real_"). Clips, noise and times are the same at every call. Raises DataError."""
     config = trained.config
-    order = make_order(index, config, trained.latents.stride)
-    clips = Clips(index, order, config)
-    first: dict[int, Draw] = {}
+    schedule = make_schedule(index, config, trained.latents.stride)
+    clips = Clips(index, schedule, config)
+    first: dict[int, SampleRef] = {}
     for step in range(16 * count):
-        for draw in (d for batch in order.step(step) for d in batch):
+        for ref in (d for batch in schedule.step(step) for d in batch):
             if len(first) < min(count, len(index)):
-                first.setdefault(draw.sample, draw)
-    losses: list[list[float]] = [[] for _ in TIMES]
+                first.setdefault(ref.sample, ref)
+    low, high = config.time_range
+    times = [low + (high - low) * at for at in TIMES]
+    losses: list[list[float]] = [[] for _ in times]
     captions = [clips.caption(sample) for sample in first]
     pairs: list[Pair] = []
-    for draw in first.values():
-        batch = clips[[draw]]
+    for ref in first.values():
+        batch = clips[[ref]]
         x0 = encode_batch(trained.latents, batch, trained.device)
-        text = trained.text(batch.captions)
-        for at, values in zip(TIMES, losses, strict=True):
+        words = trained.text(batch.captions)
+        for at, values in zip(times, losses, strict=True):
             t = torch.full((1, x0.shape[2]), at, device=trained.device)
-            noise = draw_noise(0, draw, x0.shape[1:], trained.device)[None]
-            x, target = flow.noisy(x0, noise, t, config.path)
+            noise = objective.draw_noise(0, ref, x0.shape[1:], trained.device)[None]
+            x, target = objective.noisy(x0, noise, t, trained.path)
             with torch.no_grad():
-                loss = flow.loss_per_sample(trained.model(x, t, text), target, torch.ones_like(t))
+                loss = objective.loss_per_sample(trained.model(x, t, words), target, torch.ones_like(t))
             values.append(float(loss))
-        if (shape := draw.shape).frames > 1:
+        if (shape := ref.shape).frames > 1:
             caption = batch.captions[0]
-            told = [caption, *(c for c in dict.fromkeys(captions) if c != caption)]
-            made = trained.generate([caption], shape.frames, shape.height, shape.width, Guidance(steps), draw.slot)
-            both = {"sampled": made, "real": to_bytes(trained.latents.decode(x0))}
+            texts = [caption, *(c for c in dict.fromkeys(captions) if c != caption)]
+            sampled = trained.generate([caption], shape.frames, shape.height, shape.width, Guidance(steps), ref.slot)
+            both = {"sampled": sampled, "real": to_bytes(trained.latents.decode(x0))}
             videos = {name: video[0].cpu().numpy() for name, video in both.items()}
-            scores = {name: consistency(video) | look(video, told, encoder) for name, video in videos.items()}
+            scores = {name: consistency(video) | look(video, texts, encoder) for name, video in videos.items()}
             pairs.append(Pair(caption, videos["sampled"], videos["real"], scores))
-    result = {f"loss_t{at:.3f}": float(np.mean(values)) for at, values in zip(TIMES, losses, strict=True)}
+    result = {f"loss_t{at:.3f}": float(np.mean(values)) for at, values in zip(times, losses, strict=True)}
     result = {"clips": len(first), "loss": float(np.mean(list(result.values())))} | result
     for name in ("sampled", "real") if pairs else ():
         result |= {f"{name}_{key}": float(np.mean([pair.scores[name][key] for pair in pairs])) for key in SCORES}

@@ -14,23 +14,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model import checkpoint, flow
+from model import sampler
+from model.backbones.adapter import DiffusersBackbone
+from model.backbones.base import Words
+from model.backbones.build import load_trained, make_backbone, make_path
+from model.backbones.prompts import PipelineText
+from model.backbones.source import make_pipeline, read_source
+from model.cli import ERRORS
 from model.config import Config, ConfigError, from_dict
-from model.dit import SIZES, DiT
-from model.index import shape_table
-from model.latents import Latents, load_latents, to_bytes, to_signed
-from model.text import TextEncoder
-from model.train import ERRORS
+from model.data.index import shape_table
+from model.latents.base import Latents, to_bytes, to_signed
+from model.latents.hub import HubLatents
+from model.latents.settle import load_latents
+from model.objective import time_shift
+from model.text import load_text
+from model.training import checkpoint
 from pipeline.media.clip_reader import fit, write_mp4
 
 
 @dataclass(frozen=True)
 class Guidance:
-    """How a sample is made; see model.flow for the meaning."""
+    """How a sample is made; see model/sampler.py for the meaning."""
 
     steps: int = 30
     sampler: str = "euler"
-    scale: float = 2.0
+    scale: float | None = None  # None: 2 for our own transformer, else what the base's pipeline uses
     interval: tuple[float, float] = (0.0, 1.0)
     rescale: float = 0.0
 
@@ -48,14 +56,19 @@ class Trained:
         weights = checkpoint.read_weights(run)
         checkpoint.check_latents(checkpoint.read_state(run), (run / "latents" / "id").read_text())
         self.latents: Latents = load_latents(self.config.latents, run / "latents").to(self.device)
-        self.text = TextEncoder(self.config.text, self.config.text_tokens, chosen)
-        c = self.config
-        self.model = DiT(SIZES[c.size], self.latents.channels, self.text.width, c.patch, c.attention)
-        self.model.load_state_dict(weights)
-        self.model.to(self.device).eval()
+        self.text = load_text(self.config.text, self.config.text_tokens, chosen)
+        self.path = make_path(self.config)
+        self.network = make_backbone(self.config, self.latents.channels, self.text.layout, self.latents.stride)
+        load_trained(self.network, weights)
+        self.network.to(self.device).eval()
+
+    def model(self, x: Tensor, t: Tensor, words: Words) -> Tensor:
+        """Return the prediction of the objective's target; see backbones.base.Backbone."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=bool(self.config.base) and x.is_cuda):
+            return self.network(x, t, **words)
 
     def size(self, aspect: float, resolution: int | None = None) -> tuple[int, int]:
-        """Height and width of a sample of an aspect ratio (width over height)."""
+        """Return height and width of a sample of an aspect ratio (width over height)."""
         stride = self.latents.stride
         table = shape_table(
             resolution or max(self.config.resolutions), (stride[1] * self.config.patch, stride[2] * self.config.patch)
@@ -74,32 +87,67 @@ class Trained:
         seed: int = 0,
         first: Tensor | None = None,
     ) -> Tensor:
-        """(n, frames, height, width, 3) uint8. first: (n, 3, k, height, width) in [-1, 1], frames that are given.
+        """Return (n, frames, height, width, 3) uint8. first: (n, 3, k, height, width) in [-1, 1], frames to start from.
 
         More frames than the model was trained on are made in windows: each continues the last frames of the one before.
+        A run on a base samples by the base's own pipeline. Raises ConfigError where that cannot do what is asked for.
         """
-        (st, sh, sw), trained, told = self.latents.stride, max(self.config.frame_counts), guidance
-        text = self.text(list(prompts))
-        model = flow.guided(self.model, text, torch.zeros_like(text), told.scale, told.interval, told.rescale)
+        if isinstance(self.network, DiffusersBackbone):
+            if first is not None and not self.config.clean_frames:
+                raise ConfigError(f"{self.config.base} was not trained to start from a picture")
+            if first is None:
+                return self._sample_by_pipeline(prompts, frames, height, width, guidance, seed)
+        (st, sh, sw), trained_frames = self.latents.stride, max(self.config.frame_counts)
+        words, empty = self.text(list(prompts)), self.text([""])
+        model = sampler.guided(self.model, words, empty, guidance.scale or 2.0, guidance.interval, guidance.rescale)
 
         def window(length: int, seed: int, first: Tensor | None) -> Tensor:
             shape = (len(prompts), self.latents.channels, 1 + (length - 1) // st, height // sh, width // sw)
             noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(self.device)
             clean = None if first is None else self.latents.encode(first.to(self.device))
-            factor = flow.shift_factor(self.model.tokens(shape), self.config.shift_tokens)
-            latents = flow.sample(model, noise, text, told.steps, told.sampler, factor, self.config.path, clean)
+            factor = time_shift(self.config, self.network.tokens(shape))
+            latents = sampler.sample(model, noise, words, guidance.steps, guidance.sampler, factor, self.path, clean)
             video = self.latents.decode(latents).cpu()
             if first is not None:
                 video[:, :, : first.shape[2]] = first.cpu()
             return video
 
-        video = window(min(trained, 1 + -(-(frames - 1) // st) * st), seed, first)
-        overlap = 1 + st * max(0, (trained - 1) // st // 3)
+        video = window(min(trained_frames, 1 + -(-(frames - 1) // st) * st), seed, first)
+        overlap = 1 + st * max(0, (trained_frames - 1) // st // 3)
         while video.shape[2] < frames:
             seed += 1
-            more = window(trained, seed, video[:, :, -overlap:])
-            video = torch.cat([video, more[:, :, overlap:]], dim=2)
+            following = window(trained_frames, seed, video[:, :, -overlap:])
+            video = torch.cat([video, following[:, :, overlap:]], dim=2)
         return to_bytes(video[:, :, :frames])
+
+    def _sample_by_pipeline(
+        self, prompts: Sequence[str], frames: int, height: int, width: int, guidance: Guidance, seed: int
+    ) -> Tensor:
+        """Sample a run on a base with the base's own pipeline, scheduler and defaults."""
+        if (guidance.sampler, guidance.interval, guidance.rescale) != ("euler", (0.0, 1.0), 0.0):
+            raise ConfigError("--sampler, --interval and --rescale are for runs without a base")
+        assert isinstance(self.text, PipelineText)
+        assert isinstance(self.latents, HubLatents)
+        assert isinstance(self.network, DiffusersBackbone)
+        source, stride = read_source(self.config.base, self.config.expert), self.latents.stride[0]
+        parts = {**self.text.parts(), "vae": self.latents.vae}
+        pipeline = make_pipeline(source, self.config.expert, self.network.transformer, parts)
+        pipeline.to(self.device).set_progress_bar_config(disable=True)
+        generator = torch.Generator().manual_seed(seed)
+        options = source.family.sample_options(guidance.scale, self.config.fps)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            video = pipeline(
+                prompt=list(prompts),
+                num_frames=1 + -(-(frames - 1) // stride) * stride,
+                height=height,
+                width=width,
+                num_inference_steps=guidance.steps,
+                generator=generator,
+                max_sequence_length=self.config.text_tokens,
+                output_type="pt",
+                **options,
+            ).frames
+        return (video[:, :frames].float().clamp(0, 1) * 255).round().byte().permute(0, 1, 3, 4, 2).cpu()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -121,7 +169,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--sampler", default="euler", choices=["euler", "heun", "dpm"])
     parser.add_argument(
-        "--guidance", type=float, default=2.0, help="1 follows the text plainly, more follows it harder"
+        "--guidance", type=float, help="1 is none, more follows the text more; default: 2, or the base pipeline's own"
     )
     parser.add_argument(
         "--interval", type=float, nargs=2, default=(0.0, 1.0), metavar=("FROM", "TO"), help="of t, where guidance acts"

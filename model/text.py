@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from filters.torchvision_ops import ensure_torchvision
 from filters.weights import package_folder
+from model.backbones.base import Layout, Words, pad_words
+from model.errors import TextError
 
-CACHED = 100_000  # captions
-ENCODERS = {  # by model_type; of other kinds AutoModel is the encoder
+CACHED = 100_000  # captions whose vectors are kept in memory
+ENCODERS = {  # class of the encoder by model_type; AutoModel for all others
     "t5": "T5EncoderModel",
     "umt5": "UMT5EncoderModel",
     "mt5": "MT5EncoderModel",
@@ -25,12 +28,27 @@ ENCODERS = {  # by model_type; of other kinds AutoModel is the encoder
 }
 
 
-class TextError(ValueError):
-    """A text encoder that cannot be loaded; the message says what to do."""
+class TextEncoder(Protocol):
+    """A frozen text encoder."""
+
+    id: str  # name and number of tokens; shards of latents carry it
+    layout: Layout
+
+    def vectors(self, captions: Sequence[str]) -> list[Words]:
+        """Return each caption's vectors in main memory, fp32, unpadded."""
+        ...
+
+    def __call__(self, captions: Sequence[str]) -> Words:
+        """Return a padded batch on the encoder's device, fp32."""
+        ...
+
+    def longer(self, captions: Sequence[str]) -> int:
+        """Return how many of the captions are longer than the encoder's tokens, so that their ends are cut."""
+        ...
 
 
-class TextEncoder:
-    """Captions to (tokens, width) fp32, in a bounded cache without padding. The empty caption has no token."""
+class HiddenStates:
+    """The last hidden states of an encoder as the words of our transformer. The empty caption has no token."""
 
     def __init__(self, name: str, tokens: int, device: str = "cpu") -> None:
         """name: minilm, or hf:FOLDER_OR_REPO. Raises TextError."""
@@ -45,35 +63,60 @@ class TextEncoder:
         try:
             config = transformers.AutoConfig.from_pretrained(folder)
             self._tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-            kind = ENCODERS.get(config.model_type, "AutoModel")
-            self._model = getattr(transformers, kind).from_pretrained(folder).eval().requires_grad_(False).to(device)
+            encoder = ENCODERS.get(config.model_type, "AutoModel")
+            self._model = getattr(transformers, encoder).from_pretrained(folder).eval().requires_grad_(False).to(device)
         except (OSError, ValueError) as error:
             raise TextError(f"cannot load the text encoder {folder}: {error}") from error
         text_config = getattr(config, "text_config", config)
-        self.width = int(getattr(text_config, "d_model", None) or text_config.hidden_size)
+        longest = getattr(text_config, "max_position_embeddings", None)
+        if longest and tokens > longest:
+            raise TextError(f"text_tokens={tokens}: {name} takes {longest} tokens at most")
+        width = int(getattr(text_config, "d_model", None) or text_config.hidden_size)
+        self.layout: Layout = {"text": (tokens, width)}
         self.id = f"{name}-{tokens}"
         self._tokens, self._device = tokens, device
         self._cached = functools.lru_cache(CACHED)(self._encode)
 
-    def __call__(self, captions: Sequence[str]) -> Tensor:
-        """(n, tokens, width) fp32 on the encoder's device; rows past a caption's end are zero, as is all of "" ."""
-        return pad(self.vectors(captions), self._tokens, self.width).to(self._device)
+    def __call__(self, captions: Sequence[str]) -> Words:
+        """Return {"text": (n, tokens, width)}; rows past a caption's end are zero, as is all of "" ."""
+        batch = pad_words(self.vectors(captions), self.layout)
+        return {name: tensor.to(self._device) for name, tensor in batch.items()}
 
-    def vectors(self, captions: Sequence[str]) -> list[Tensor]:
-        """(tokens, width) fp32 each, unpadded, in main memory."""
-        return [self._cached(c) if c else torch.zeros(0, self.width) for c in captions]
+    def vectors(self, captions: Sequence[str]) -> list[Words]:
+        """Return {"text": (tokens, width)} of each caption."""
+        width = self.layout["text"][1]
+        return [{"text": self._cached(c) if c else torch.zeros(0, width)} for c in captions]
+
+    def longer(self, captions: Sequence[str]) -> int:
+        """Return how many of the captions are cut."""
+        return sum(len(self._tokenizer(caption)["input_ids"]) > self._tokens for caption in captions)
 
     @torch.no_grad()
     def _encode(self, caption: str) -> Tensor:
-        """Of one caption: in a batch, a vector's last bits depend on its neighbours."""
+        """Encode one caption; in a batch, the last bits of a vector depend on its neighbours."""
         words = self._tokenizer(caption, truncation=True, max_length=self._tokens, return_tensors="pt")
         ids, mask = (words[name].to(self._device) for name in ("input_ids", "attention_mask"))
         return self._model(input_ids=ids, attention_mask=mask).last_hidden_state[0].float().cpu()
 
 
-def pad(vectors: Sequence[Tensor], tokens: int, width: int) -> Tensor:
-    """(n, tokens, width) fp32 of captions' (up to tokens, width), zero past their ends."""
-    out = torch.zeros(len(vectors), tokens, width)
-    for row, words in zip(out, vectors, strict=True):
-        row[: len(words)] = words
-    return out
+def load_text(name: str, tokens: int, device: str = "cpu") -> TextEncoder:
+    """Return the text encoder of a run; name: minilm, hf:FOLDER_OR_REPO, or diffusers:FOLDER_OR_REPO for those of a
+    pipeline. Raises TextError and BaseError."""
+    if name.startswith("diffusers:"):
+        from model.backbones.prompts import PipelineText
+
+        return PipelineText(name.removeprefix("diffusers:"), tokens, device)
+    return HiddenStates(name, tokens, device)
+
+
+def describe_text(name: str, tokens: int) -> tuple[str, Layout]:
+    """Return the id and the layout of a text encoder, of a pipeline without loading its weights. Raises TextError and
+    BaseError."""
+    if name.startswith("diffusers:"):
+        from model.backbones.prompts import text_id, word_layout
+        from model.backbones.source import read_source
+
+        source = read_source(name)
+        return text_id(source, tokens), word_layout(source.family, source.transformer, tokens)
+    encoder = HiddenStates(name, tokens)
+    return encoder.id, encoder.layout

@@ -16,6 +16,7 @@ from pipeline.dataset.sweep import retire, sweep
 from pipeline.dataset.unchanged import is_unchanged, note_unchanged
 from pipeline.engine.base import Engine, NodesLost
 from pipeline.engine.choice import EngineName, EngineNeeds, check_engine, open_engine
+from pipeline.passes.caption import with_listed_captions
 from pipeline.passes.identify import as_last_seen, identify_units
 from pipeline.passes.pack import with_shards
 from pipeline.passes.registry import CHAINS, PASSES
@@ -81,6 +82,7 @@ def build(
     check_engine(engine, needs, address, gpus)
     with lock(store) as still_ours:
         files = as_last_seen(files, store)
+        recipe = with_listed_captions(recipe, files)
         if is_unchanged(files, store, recipe):
             return Built(read_info(store), store)
         with open_engine(engine, needs, address, cores, gpus) as opened:

@@ -29,7 +29,6 @@ TRAINER = {
     "train": ("model.train", "Train a video diffusion model on a dataset."),
     "sample": ("model.sample", "Write a video for a prompt."),
     "evaluate": ("model.evaluate", "Measure a trained model."),
-    "train-vae": ("model.train_vae", "Train a latent space on a dataset."),
     "encode": ("model.encode", "Encode a dataset into latents to train on."),
 }
 
@@ -253,7 +252,9 @@ def select(dataset: str, overrides: Sequence[str]) -> None:
 
 @cli.command(epilog=_examples("clipmill calibrate my_dataset", "clipmill calibrate my_dataset --labels labels.jsonl"))
 @click.argument("dataset")
-@click.option("--labels", metavar="FILE", help="CSV: clip_id,label with good or bad; or .jsonl, one object a source file.")
+@click.option(
+    "--labels", metavar="FILE", help="CSV: clip_id,label with good or bad; or .jsonl, one object a source file."
+)
 def calibrate(dataset: str, labels: str | None) -> None:
     """Print percentiles of every score; precision and recall where labels exist."""
     from pipeline.dataset.finish import read_whole
@@ -264,15 +265,39 @@ def calibrate(dataset: str, labels: str | None) -> None:
     _say(tables(dataset, labels))
 
 
-@cli.command(epilog=_examples("clipmill export my_dataset --out kept.csv"))
+@cli.command(
+    epilog=_examples(
+        "clipmill export my_dataset --to musubi --out for_musubi --model wan2.1",
+        "clipmill export my_dataset --to videofolder --out my_videofolder",
+        "clipmill export my_dataset --to csv --out kept.csv",
+    )
+)
 @click.argument("dataset")
-@click.option("--out", required=True, metavar="FILE", help="The table: .csv, .jsonl or .parquet.")
-def export(dataset: str, out: str) -> None:
-    """Write the kept clips as one table."""
-    from pipeline.dataset.export import export as write
-    from pipeline.storage.store import Store
+@click.option(
+    "--to",
+    required=True,
+    metavar="NAME",
+    help="Trainers: musubi, diffusion-pipe, ai-toolkit, ltx, simpletuner, diffsynth, finetrainers, fastvideo, "
+    "videox-fun, automodel, cosmos, open-sora; libraries: videofolder, hf-parquet, hub; tables: csv, jsonl, parquet.",
+)
+@click.option("--out", required=True, metavar="FOLDER", help="A new or empty folder; for a table, the file.")
+@click.option("--model", metavar="MODEL", help="List the clips that it cannot use: wan2.1, ltx ...")
+def export(dataset: str, to: str, out: str, model: str | None) -> None:
+    """Write a dataset in the layout of a trainer or library, or as one table."""
+    from pipeline.export.export import export as write
 
-    _say(f"{write(Store(dataset), Path(out)):,} clips written to {out}")
+    _say(write(dataset, to, Path(out), model))
+
+
+@cli.command(epilog=_examples("clipmill compare before after", "clipmill compare before after --out differences.csv"))
+@click.argument("before", metavar="DATASET")
+@click.argument("after", metavar="DATASET")
+@click.option("--out", metavar="CSV", help="Every difference as a row: clip_id, what, before, after.")
+def compare(before: str, after: str, out: str | None) -> None:
+    """Say what differs between two datasets, clip by clip."""
+    from pipeline.dataset.compare import compare as differences
+
+    _say(differences(before, after, Path(out) if out else None))
 
 
 @cli.command(epilog=_examples("clipmill doctor"))

@@ -12,6 +12,7 @@ from pipeline.config.recipe import Recipe
 from pipeline.dataset.finish import check_folder, read_info
 from pipeline.engine.progress import clock
 from pipeline.passes.base import Outlook, Pass
+from pipeline.passes.caption import with_listed_captions
 from pipeline.passes.identify import as_last_seen
 from pipeline.passes.registry import PASSES
 from pipeline.passes.snapshot import Snapshot
@@ -29,6 +30,7 @@ def plan(inputs: Sequence[str], out: str, recipe: Recipe) -> str:
     check_folder(store)
     fingerprints.check(recipe)
     files = as_last_seen(files, store)
+    recipe = with_listed_captions(recipe, files)
     info: dict[str, Any] = read_info(store) if store.exists("dataset.json") else {}
     snapshot = Snapshot(store, recipe, files)
     outlooks = [(each, each.outlook(snapshot)) for each in PASSES]

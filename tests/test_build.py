@@ -179,7 +179,11 @@ def test_tables_and_states_that_are_gone_are_made_anew(copied, footage, built):
 
 def test_a_dataset_that_lost_part_of_a_table_is_not_read_as_if_it_were_whole(copied, capsys):
     lost = halved(copied, "tables/clips/*.parquet")
-    for words in (["report"], ["select", "select.thresholds.motion_object.min=0.5"], ["export", "--out", "x.csv"]):
+    for words in (
+        ["report"],
+        ["select", "select.thresholds.motion_object.min=0.5"],
+        ["export", "--to", "csv", "--out", "x.csv"],
+    ):
         assert main([words[0], str(copied), *words[1:]]) == 2
         said = capsys.readouterr().err
         assert str(lost.relative_to(copied)) in said

@@ -42,7 +42,7 @@ def video(tmp_path: Path) -> str:
         (["build", "VIDEO", "--out", "nothing://bucket/x"], "Protocol not known: nothing"),
         (["report", "OUT"], "is not a dataset"),
         (["verify", "OUT"], "is not a dataset"),
-        (["export", "OUT", "--out", "x.csv"], "is not a dataset"),
+        (["export", "OUT", "--to", "csv", "--out", "x.csv"], "is not a dataset"),
     ],
 )
 def test_wrong_input_ends_with_status_2_and_one_line(words, message, video, tmp_path, capsys):
@@ -126,18 +126,18 @@ def test_doctor_names_cores_weights_and_the_hub(capsys):
         assert word in out
 
 
-@pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
-def test_export_writes_what_is_kept(ending, tmp_path, capsys):
+@pytest.mark.parametrize("name", ["csv", "jsonl", "parquet"])
+def test_export_writes_what_is_kept(name, tmp_path, capsys):
     rows = [{"clip_id": "a", "keep": True, "caption": 'says "hi", twice', "rejected_by": []}]
     rows.append({"clip_id": "b", "keep": False, "caption": None, "rejected_by": ["duration"]})
     (tmp_path / "tables" / "clips").mkdir(parents=True)
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "tables" / "clips" / "00000.parquet")
     (tmp_path / "dataset.json").write_text(json.dumps({"format": 1}))
-    out = tmp_path / f"kept{ending}"
-    assert main(["export", str(tmp_path), "--out", str(out)]) == 0
+    out = tmp_path / f"kept.{name}"
+    assert main(["export", str(tmp_path), "--to", name, "--out", str(out)]) == 0
     text = out.read_bytes()
     assert b"twice" in text
-    assert b"duration" not in text or ending == ".parquet"
+    assert b"duration" not in text or name == "parquet"
     assert "1 clips written" in capsys.readouterr().out
 
 

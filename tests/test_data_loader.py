@@ -3,6 +3,7 @@
 import io
 import itertools
 import tempfile
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -11,11 +12,12 @@ import pytest
 import torch
 from shards import clips_of, still, write_shards
 
-from model import data
 from model.config import Config, from_dict
-from model.index import DataError, assign_shapes, make_order, read_index
-from model.order import Draw, Shape
-from pipeline.media.clip_reader import ClipError, read_frames
+from model.data import loader as data
+from model.data.index import assign_shapes, make_schedule, read_index
+from model.data.schedule import SampleRef, Shape
+from model.errors import DataError
+from pipeline.media.clip_reader import ClipError, frame_times, read_frames
 from pipeline.media.encode import ENCODERS
 
 torch.set_num_threads(1)
@@ -72,13 +74,42 @@ def test_batches_do_not_depend_on_workers_or_on_what_is_kept_in_memory(clips, tm
     for workers, memory in ((0, 1000.0), (2, 1000.0), (0, 0.0)):
         config = setting(root, memory_mb=memory)
         index = read_index(config.data)
-        order = make_order(index, config, (4, 8, 8))
+        order = make_schedule(index, config, (4, 8, 8))
         loader = data.make_loader(data.Clips(index, order, config), data.micro_batches(order, 2, 5, 0, 1), workers)
         batches.append(list(loader))
     for other in batches[1:]:
         for a, b in zip(batches[0], other, strict=True):
-            assert torch.equal(a.video, b.video)
-            assert (a.captions, a.keys, a.draws) == (b.captions, b.keys, b.draws)
+            assert torch.equal(a.inputs, b.inputs)
+            assert (a.captions, a.keys, a.refs) == (b.captions, b.keys, b.refs)
+
+
+def test_decoded_clips_in_memory_show_the_frames_that_decoding_shows_at_variable_frame_rates(sample_videos, tmp_path):
+    with av.open(str(sample_videos["bikes"])) as container:
+        pictures = [f.to_ndarray(format="rgb24") for f in itertools.islice(container.decode(video=0), 24)]
+    ticks = np.cumsum([0, *([10] * 8), *([70] * 8), *([25] * 7)])  # 100, 14 and 40 frames a second
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as mp4:
+        stream = mp4.add_stream("libx264", rate=25, options={"g": "6", "bf": "2"})
+        stream.height, stream.width, stream.pix_fmt = *pictures[0].shape[:2], "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for picture, tick in zip(pictures, ticks.tolist(), strict=True):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = tick, Fraction(1, 1000)
+            mp4.mux(stream.encode(frame))
+        mp4.mux(stream.encode(None))
+    assert frame_times(file.getvalue()) == pytest.approx(ticks / 1000, abs=1e-4)
+    duration = (ticks[-1] + 25) / 1000
+    columns = {"frames": 24, "fps": 24 / duration, "duration": duration, "width": 160, "height": 90}
+    root = write_shards(tmp_path, [[("mp4", file.getvalue(), "variable", columns)]])
+    index = read_index([str(root)])
+    kept, decoded = (data.Clips(index, None, setting(root, memory_mb=mb)) for mb in (1000.0, 0.0))
+    shape = Shape(5, 48, 80)
+    rows = [clips.frames(0, shape, start) for start in (0.0, 0.02, 0.1, 0.3) for clips in (kept, decoded)]
+    assert kept._decoded
+    assert not decoded._decoded
+    for a, b in zip(rows[::2], rows[1::2], strict=True):
+        assert np.array_equal(a, b)
+    assert len({row.tobytes() for row in rows}) == 4
 
 
 def test_a_corrupt_sample_is_replaced_by_the_next_of_its_stream_and_counted(clips, tmp_path):
@@ -86,13 +117,13 @@ def test_a_corrupt_sample_is_replaced_by_the_next_of_its_stream_and_counted(clip
     root = write_shards(tmp_path, [[broken, *clips[:2]]])
     config = setting(root)
     index = read_index(config.data)
-    order = make_order(index, config, (4, 8, 8))
+    order = make_schedule(index, config, (4, 8, 8))
     loader = data.Clips(index, order, config)
     seen = [loader[batch] for step in range(3) for batch in order.step(step)]
-    assert sum(batch.replaced for batch in seen) == sum(d.sample == 0 for batch in seen for d in batch.draws) > 0
+    assert sum(batch.replaced for batch in seen) == sum(d.sample == 0 for batch in seen for d in batch.refs) > 0
     assert all("broken" not in batch.captions for batch in seen)
     with pytest.raises(DataError, match="in a row"):
-        data.Clips(index, None, config)[[Draw(0, 0, 0, Shape(5, 32, 64), 0, 0)]]
+        data.Clips(index, None, config)[[SampleRef(0, 0, 0, Shape(5, 32, 64), 0, 0)]]
 
 
 def test_clips_take_the_largest_shape_that_they_fill(clips, tmp_path):
@@ -113,7 +144,7 @@ def test_weights_and_the_share_of_images_decide_what_is_drawn(clips, tmp_path):
          "image_ratio": 0.25}
     )  # fmt: skip
     index = read_index(config.data)
-    order = make_order(index, config, (4, 8, 8))
+    order = make_schedule(index, config, (4, 8, 8))
     draws = [d for step in range(400) for batch in order.step(step) for d in batch]
     assert np.mean([index.dataset[d.sample] == 0 for d in draws]) == pytest.approx(0.75, abs=0.02)
     assert np.mean([d.shape.frames == 1 for d in draws]) == pytest.approx(0.25, abs=0.02)

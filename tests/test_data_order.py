@@ -7,20 +7,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.order import Order, Shape, Stream
+from model.data.schedule import BatchSchedule, Shape, Stream
 
 streams = st.lists(
     st.tuples(st.integers(1, 40), st.integers(1, 5), st.floats(0.1, 10)), min_size=1, max_size=4
 )  # members, batch, weight
 
 
-def order_of(sizes: list[tuple[int, int, float]], seed: int, micro: int, window: int = 0) -> Order:
+def order_of(sizes: list[tuple[int, int, float]], seed: int, micro: int, window: int = 0) -> BatchSchedule:
     first, made = 0, []
     for number, (count, batch, weight) in enumerate(sizes):
         members = np.arange(first, first + count)
         made.append(Stream(Shape(1 + 4 * number, 16, 16), members, members // 7, weight, batch))
         first += count
-    return Order(made, seed, micro, window)
+    return BatchSchedule(made, seed, micro, window)
 
 
 @settings(max_examples=60, deadline=None)
@@ -83,7 +83,7 @@ def test_epochs_differ_and_a_window_opens_few_shards_at_a_time():
 
 def test_a_far_step_of_ten_million_samples_is_found_without_walking_there():
     members = np.arange(10_000_000)
-    order = Order([Stream(Shape(1, 16, 16), members, members // 1000, 1.0, 8)], 0, 4)
+    order = BatchSchedule([Stream(Shape(1, 16, 16), members, members // 1000, 1.0, 8)], 0, 4)
     first = order.step(3_000_000)
     assert first == order.step(3_000_000)
     assert first[0][0].position == 3_000_000 * 32

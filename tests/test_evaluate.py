@@ -13,7 +13,8 @@ from shards import clips_of, write_shards
 from filters.encoders.base import EncoderOutput
 from model import evaluate, train
 from model.config import load_config
-from model.measures import I3D, MeasureError, consistency, frechet, look
+from model.errors import MeasureError
+from model.evaluation.measures import I3D, consistency, frechet, look
 
 torch.set_num_threads(1)
 

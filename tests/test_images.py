@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 from videos import texture
 
-from model import data
 from model.config import from_dict
-from model.index import make_order, read_index
-from model.order import Shape
+from model.data import loader as data
+from model.data.index import make_schedule, read_index
+from model.data.schedule import Shape
 from pipeline.build import build
 from pipeline.config.recipe import load_recipe
 from pipeline.dataset.verify import verify
@@ -143,7 +143,7 @@ def test_images_of_a_folder_and_a_tar_are_samples_beside_the_clips_of_a_film(tmp
 
     config = from_dict({"data": [str(out)], "resolutions": 160, "frame_counts": [1, 5], "fps": 8, "tokens": 400})
     index = read_index(config.data)
-    order = make_order(index, config, (4, 8, 8))
+    order = make_schedule(index, config, (4, 8, 8))
     clips, numbers = data.Clips(index, order, config), index.key.tolist()
     for i, name in enumerate(("0.jpg", "1.png", "2.jpg", "3.jpg", "web.tar#4.jpg", "web.tar#5.jpg")):
         number = numbers.index(rows.pop(name)["clip_id"])
@@ -153,4 +153,4 @@ def test_images_of_a_folder_and_a_tar_are_samples_beside_the_clips_of_a_film(tmp
     assert list(rows) == ["film.mp4"]
     seen = [clips[draws] for step in range(8) for draws in order.step(step)]
     assert {key for batch in seen for key in batch.keys} == set(numbers)
-    assert {len(batch.video[0]) for batch in seen} == {1, 5}
+    assert {len(batch.inputs[0]) for batch in seen} == {1, 5}

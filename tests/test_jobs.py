@@ -26,7 +26,7 @@ import yaml
 from ray.cluster_utils import Cluster
 from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import _AutoscalingCoordinatorActor
 
-from model.index import read_index
+from model.data.index import read_index
 from pipeline.dataset.finish import read_info
 from pipeline.dataset.verify import verify
 from pipeline.engine import ray_engine

@@ -9,12 +9,16 @@ import pytest
 import torch
 from shards import clips_of, still, write_shards
 
-from model import checkpoint, encode, sample, train
+from model import encode, sample, train
 from model.config import ConfigError, load_config
-from model.data import Clips
-from model.index import DataError, make_order, read_index
-from model.latents import load_latents, to_signed
-from model.text import TextEncoder
+from model.data.index import make_schedule, read_index
+from model.data.loader import Clips
+from model.errors import DataError
+from model.latents.base import to_signed
+from model.latents.settle import load_latents
+from model.text import HiddenStates
+from model.training import checkpoint
+from pipeline.storage.store import Store
 
 torch.set_num_threads(1)
 OPTIONS = ("resolutions=48", "frame_counts=5", "fps=8", "latent_channels=8", "device=cpu")
@@ -60,15 +64,17 @@ def test_a_sample_is_what_encoding_its_frames_gives_and_a_broken_clip_is_left_ou
     config = load_config(None, OPTIONS, [str(latents)])
     index, source = read_index([str(latents)]), read_index([str(dataset)])
     assert index.key.tolist() == ["s0n0-00", "s0n0-01", "s0n1-00", "s0n1-01", "s1n1-00", "s1n1-01", "s1n2-00"]
-    order = make_order(index, config, (4, 8, 8))
+    order = make_schedule(index, config, (4, 8, 8))
     draw = next(d for step in range(20) for batch in order.step(step) for d in batch if d.sample == 3)
-    stored, vectors = Clips(index, order, config).load(draw)
+    stored, stored_words = Clips(index, order, config).load(draw)
     frames = torch.from_numpy(Clips(source, None, config).frames(1, draw.shape, 5 / 8))
     there = load_latents("pca", latents / "latents")
     assert torch.allclose(stored.float(), there.encode(to_signed(frames[None]))[0], rtol=2e-3, atol=2e-3)
     caption = Clips(index, None, config).caption(3)
     assert caption == "part 1 of bigbuckbunny"
-    assert torch.allclose(vectors.float(), TextEncoder("minilm", 48).vectors([caption])[0], rtol=2e-3, atol=2e-3)
+    expected = HiddenStates("minilm", 48).vectors([caption])[0]
+    assert stored_words.keys() == expected.keys()
+    assert torch.allclose(stored_words["text"].float(), expected["text"], rtol=2e-3, atol=2e-3)
 
 
 def test_a_run_on_latents_learns_and_samples_without_the_clips(latents, tmp_path):
@@ -81,6 +87,26 @@ def test_a_run_on_latents_learns_and_samples_without_the_clips(latents, tmp_path
     )
     words = ["--prompt", "a rabbit", "--out", str(tmp_path / "x.mp4"), "--steps", "2", "--device", "cpu"]
     assert sample.main([str(tmp_path / "run"), *words]) == 0
+
+
+def test_a_run_killed_while_it_copies_its_latents_can_start_again(latents, tmp_path, monkeypatch):
+    config = load_config(None, ["steps=1", "tokens=48", "device=cpu"], [str(latents)])
+    count = len(list((latents / "latents").iterdir()))
+    fetch = Store.fetch
+    for survived in range(count):
+        calls = iter(range(count))
+
+        def killed(self, name, path, calls=calls, survived=survived):
+            if next(calls) == survived:
+                raise KeyboardInterrupt
+            fetch(self, name, path)
+
+        monkeypatch.setattr(Store, "fetch", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train.train(config, tmp_path / str(survived))
+        assert not (tmp_path / str(survived) / "latents" / "id").exists()
+        monkeypatch.setattr(Store, "fetch", fetch)
+        train.train(config, tmp_path / str(survived))
 
 
 def test_latents_that_do_not_fit_the_run_are_an_error(dataset, latents, tmp_path, sample_videos):

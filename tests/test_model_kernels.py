@@ -45,7 +45,7 @@ def compare(
 
 
 def main() -> None:
-    from model import dit, kernels, word_attention
+    from model.network import dit, kernels, word_attention
 
     cuda = torch.cuda.is_available()
     if not cuda:

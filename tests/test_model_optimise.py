@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from model.config import Config
-from model.optimise import ClipRule, clipped_step, global_norm, make_optimizer
+from model.training.optimise import ClipRule, clipped_step, global_norm, make_optimizer
 
 
 def with_gradients(scale: float) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:

@@ -3,15 +3,16 @@
 import pytest
 import torch
 
-from model.text import TextEncoder, TextError
+from model.errors import TextError
+from model.text import HiddenStates
 
 torch.set_num_threads(1)
 
 
 def test_a_caption_has_the_same_vectors_whatever_is_beside_it():
-    first, second = TextEncoder("minilm", 8), TextEncoder("minilm", 8)
-    alone = first(["a dog runs"])
-    beside = second(["a very long caption about something else entirely, cut at eight", "a dog runs", ""])
+    first, second = HiddenStates("minilm", 8), HiddenStates("minilm", 8)
+    alone = first(["a dog runs"])["text"]
+    beside = second(["a very long caption about something else entirely, cut at eight", "a dog runs", ""])["text"]
     assert alone.shape == (1, 8, 384)
     assert torch.equal(alone[0], beside[1])
     assert torch.equal(beside[2], torch.zeros(8, 384))
@@ -39,9 +40,9 @@ def test_encoders_in_the_hubs_format_are_loaded(kind, tmp_path):
             vocab_size=8, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
         )
         transformers.CLIPTextModel(config).save_pretrained(tmp_path)
-    encoder = TextEncoder(f"hf:{tmp_path}", 6)
-    vectors = encoder(["a dog runs"])
-    assert encoder.width == 16
+    encoder = HiddenStates(f"hf:{tmp_path}", 6)
+    vectors = encoder(["a dog runs"])["text"]
+    assert encoder.layout == {"text": (6, 16)}
     assert vectors.shape == (1, 6, 16)
     assert vectors[0, :3].abs().sum() > 0
     assert torch.equal(vectors[0, 3:], torch.zeros(3, 16))
@@ -49,6 +50,6 @@ def test_encoders_in_the_hubs_format_are_loaded(kind, tmp_path):
 
 def test_an_encoder_that_is_not_there_is_an_error_for_people(tmp_path):
     with pytest.raises(TextError, match="cannot load"):
-        TextEncoder(f"hf:{tmp_path}", 8)
+        HiddenStates(f"hf:{tmp_path}", 8)
     with pytest.raises(TextError, match="minilm, or hf:"):
-        TextEncoder("word2vec", 8)
+        HiddenStates("word2vec", 8)

@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pipeline.dataset.export import WRITERS
 
 from pipeline.config.recipe import SourceOptions, load_recipe
 from pipeline.config.secrets import redact
-from pipeline.dataset.export import WRITERS
 from pipeline.passes.identify import identify_units
 from pipeline.passes.snapshot import source_rows
 from pipeline.scan.worker import Identify

@@ -17,11 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset as wds
 from conftest import GOLDEN_OPTIONS
+from model.data.index import read_index
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from model.config import from_dict
-from model.data import Clips
-from model.index import read_index
+from model.data.loader import Clips
 from pipeline import build as build_module
 from pipeline.build import build
 from pipeline.config.recipe import load_recipe

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.resources
 import json
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config.recipe import Bounds, RecipeError, from_dict, load_recipe, presets, to_dict
+from pipeline.config.video_models import resolved
 from pipeline.state import fingerprints
 
 
@@ -207,3 +209,15 @@ def test_any_value_is_read_or_refused_with_its_key(value, key):
 @pytest.mark.parametrize("name", ["embedded", "small"])
 def test_a_preset_names_filters_options_and_columns_that_exist(name):
     fingerprints.check(load_recipe(name))
+
+
+@pytest.mark.parametrize("name", ["svd", "moviegen", "panda70m", "hunyuanvideo", "opensora"])
+def test_a_published_method_names_its_source_and_what_cannot_be_had(name):
+    text = (importlib.resources.files("pipeline.config") / "recipes" / f"{name}.yaml").read_text()
+    assert "arXiv" in text or "hpcaitech" in text
+    assert "# As published:" in text
+    assert "# Not reproduced:" in text
+    recipe = load_recipe(name)
+    scores = {column.partition("_")[0] for column in recipe.select.thresholds}
+    assert scores <= set(recipe.filters), "every threshold's filter runs"
+    resolved(recipe.pack)

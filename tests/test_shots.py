@@ -163,6 +163,47 @@ def test_limits_that_are_known_roughly_are_found_to_a_few_frames_and_never_insid
     assert (last - 1) / 25 < enter < (last + 3) / 25
 
 
+@st.composite
+def frames_at_any_times(draw):
+    """Frames of a few flat or textured shots at times that repeat, stand still, and jump by a frame or by hours."""
+    steps = draw(st.lists(st.sampled_from([0.0, 1e-6, 0.04, 0.04, 0.04, 0.2, 3.0, 7200.0]), min_size=0, max_size=160))
+    times = draw(st.sampled_from([0.0, -5.0, 1e6])) + np.cumsum([0.0, *steps])
+    shots = np.cumsum(draw(st.lists(st.integers(0, 1), min_size=len(times), max_size=len(times)))) // 20
+    pictures = [
+        texture(seed, 27, 48) if seed % 3 else np.full((27, 48, 3), 40 * seed % 256, np.uint8) for seed in range(9)
+    ]
+    mixed = draw(st.booleans())
+    frames = [pictures[i % 9] for i in shots]
+    if mixed:
+        frames = [
+            cv2.addWeighted(a, 0.5, b, 0.5, 0)
+            for a, b in zip(frames, frames[len(frames) // 3 :] + frames, strict=False)
+        ]
+    return times, frames
+
+
+@settings(deadline=None, max_examples=40)
+@pytest.mark.parametrize("make", [lambda: Cascade(25.0), lambda: Cascade(0.2), Adaptive, lambda: Stride(2.0)])
+@given(frames_at_any_times())
+def test_every_transition_lies_between_the_first_and_the_last_frame_at_any_times(make, film):
+    times, frames = film
+    found = detect(make(), frames, times)
+    for transition in found:
+        assert times[0] <= transition.leave <= transition.enter <= times[-1]
+    for transition, following in pairwise(found):
+        assert transition.enter <= following.leave
+
+
+def test_a_shot_after_a_transition_to_the_end_has_a_frame():
+    a, b = shot(0, 75), shot(1, 75)
+    for last in range(1, 40, 3):
+        weight = np.linspace(0, 1, 32)[1:-1]
+        mixed = [cv2.addWeighted(x, 1 - w, y, w, 0) for x, y, w in zip(a[-30:], b[:30], weight, strict=True)]
+        frames = (a[:-30] + mixed + b[30:])[: 45 + last]
+        for transition in detect(Cascade(25.0), frames):
+            assert transition.enter <= (len(frames) - 1) / 25
+
+
 def test_flashes_strobes_and_pans_are_no_transitions():
     flash, strobe = shot(0, 100), shot(1, 100)
     for i in (50, 51):

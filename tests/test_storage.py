@@ -23,8 +23,8 @@ from pyarrow.fs import AwsStandardS3RetryStrategy
 from shards import clips_of, write_shards
 
 from model.config import from_dict
-from model.data import Clips
-from model.index import read_index
+from model.data.index import read_index
+from model.data.loader import Clips
 from pipeline.cli import main
 from pipeline.dataset.finish import read_info
 from pipeline.media.video import Video, probe

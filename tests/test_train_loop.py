@@ -13,13 +13,14 @@ import pytest
 import torch
 from shards import clips_of, still, write_shards
 
-from model import checkpoint, data, sample, train
-from model import latents as lat
+from model import sample, train
 from model.config import Config, ConfigError, load_config
-from model.dit import SIZES, DiT
-from model.index import make_order, read_index
-from model.latents import to_signed
-from model.memory import need
+from model.data import loader as data
+from model.data.index import make_schedule, read_index
+from model.latents.base import to_bytes, to_signed
+from model.network.dit import SIZES, DiT
+from model.training import checkpoint
+from model.training.memory import estimate_memory
 
 torch.set_num_threads(1)
 TINY = (
@@ -32,6 +33,8 @@ TINY = (
     "device=cpu",
     "log_every=5",
 )
+TEXT, STRIDE = {"text": (48, 384)}, (4, 8, 8)
+COMMAND = (sys.executable, "-c", "import sys; from model.train import main; sys.exit(main(sys.argv[1:]))")
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -58,12 +61,12 @@ def test_it_overfits_a_few_clips_and_samples_look_like_them(dataset, tmp_path):
     trained = sample.Trained(run, "cpu")
     index = read_index([str(dataset)])
     clips = data.Clips(index, None, trained.config)
-    shape = make_order(index, trained.config, (4, 8, 8)).streams[0].shape
+    shape = make_schedule(index, trained.config, (4, 8, 8)).streams[0].shape
     made = trained.generate(
         [clips.caption(i) for i in (0, 1)], 5, shape.height, shape.width, sample.Guidance(12, scale=1.0)
     )
-    real = [clips.load(data.Draw(0, 0, i, shape, 0, 0))[0].float() for i in (0, 1)]
-    noise = lat.to_bytes(trained.latents.decode(torch.randn(1, 8, 2, shape.height // 8, shape.width // 8)))[0]
+    real = [clips.load(data.SampleRef(0, 0, i, shape, 0, 0))[0].float() for i in (0, 1)]
+    noise = to_bytes(trained.latents.decode(torch.randn(1, 8, 2, shape.height // 8, shape.width // 8)))[0]
     for i in (0, 1):
         error = (made[i] - real[i]).abs().mean()
         assert error < 0.6 * (noise - real[i]).abs().mean()  # nearer than noise
@@ -96,9 +99,8 @@ def test_micro_batches_have_the_losses_and_gradients_of_one_large_batch(dataset,
 
 def test_sigterm_ends_the_run_with_its_state_saved(dataset, tmp_path):
     run = tmp_path / "run"
-    command = [sys.executable, "-c", "import sys; from model.train import main; sys.exit(main(sys.argv[1:]))"]
     process = subprocess.Popen(
-        [*command, str(dataset), "--out", str(run), *TINY, "steps=100000", "tokens=48", "log_every=1"],
+        [*COMMAND, str(dataset), "--out", str(run), *TINY, "steps=100000", "tokens=48", "log_every=1"],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
@@ -114,6 +116,56 @@ def test_sigterm_ends_the_run_with_its_state_saved(dataset, tmp_path):
     assert "run again to go on" in rest
     state = checkpoint.read_state(run)
     assert 2 <= state["step"] < 100000
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_process_group_saves_a_run_with_loader_workers(number, dataset, tmp_path):
+    run = tmp_path / "run"
+    options = [*(o for o in TINY if not o.startswith("workers=")), "workers=2", "steps=100000", "tokens=160"]
+    process = subprocess.Popen(
+        [*COMMAND, str(dataset), "--out", str(run), *options, "log_every=1", "latents=pixel", "memory_mb=0"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step      3"):
+            break
+    os.killpg(process.pid, number)  # as a terminal's Ctrl-C and a batch system's end of time do
+    rest = process.stdout.read()
+    assert process.wait(60) == 0
+    assert "run again to go on" in rest
+    assert checkpoint.read_state(run)["step"] >= 3
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 0), (0, 1)])
+def test_recomputation_does_not_show_in_a_checkpoint(before, after, dataset, tmp_path):
+    options = ("steps=4", "tokens=48", "decay=constant", "frame_counts=1", "latents=pixel")
+    train.train(config(dataset, *options, f"recompute={before}"), tmp_path / "straight")
+    train.train(config(dataset, *options, "steps=2", f"recompute={before}"), tmp_path / "run")
+    names = dict(DiT(SIZES["tiny"], 96, 384).named_parameters()).keys()
+    for which in ("model", "ema"):
+        assert weights(tmp_path / "run", which).keys() == names
+    train.train(config(dataset, *options, f"recompute={after}"), tmp_path / "run")
+    for which in ("model", "ema"):
+        a, b = (weights(tmp_path / name, which) for name in ("straight", "run"))
+        assert all(torch.allclose(a[name], b[name], atol=1e-6) for name in names)
+    words = ["--prompt", "x", "--out", str(tmp_path / "x.mp4"), "--steps", "2", "--device", "cpu"]
+    assert sample.main([str(tmp_path / "run"), *words]) == 0
+    video = ("latents=pixel", "attention=factorised", f"init_from={tmp_path / 'run'}", f"recompute={after}")
+    train.train(config(dataset, "steps=1", "tokens=768", *video), tmp_path / "video")
+
+
+def test_a_dataset_smaller_than_a_micro_batch_is_repeated_within_it(dataset, tmp_path):
+    settings = config(dataset, "steps=2", "tokens=480", "frame_counts=1", "latents=pixel")
+    schedule = make_schedule(read_index(settings.data), settings, (2, 4, 4))
+    (batch,) = schedule.step(0)
+    assert len(batch) > len(schedule.streams[0].members) == 2
+    assert abs([ref.sample for ref in batch].count(0) - len(batch) / 2) < 1
+    train.train(settings, tmp_path / "run")
 
 
 def test_a_run_whose_shards_vanish_midway_stops_with_its_state_saved(dataset, tmp_path, monkeypatch, capsys):
@@ -161,7 +213,7 @@ def test_images_and_videos_train_together(dataset, tmp_path):
     root = write_shards(tmp_path / "stills", [[still(i) for i in range(3)]])
     settings = load_config(None, (*TINY, "steps=4", "tokens=96"), [str(dataset), f"{root}@4"])
     train.train(settings, tmp_path / "run")
-    order = make_order(read_index(settings.data), settings, (4, 8, 8))
+    order = make_schedule(read_index(settings.data), settings, (4, 8, 8))
     assert {stream.shape.frames for stream in order.streams} == {1, 9}
 
 
@@ -193,11 +245,11 @@ def test_what_cannot_be_trained_is_said_before_the_first_step(dataset, tmp_path,
 
 def test_the_memory_needed_grows_with_tokens_and_shrinks_by_recomputing_and_sharding():
     sizes = load_config(None, ["size=S"])
-    once, twice = (need(sizes, 384, (n, 16, 3, 16, 16), 1) for n in (1, 2))
+    once, twice = (estimate_memory(sizes, TEXT, (n, 16, 3, 16, 16), STRIDE, 1) for n in (1, 2))
     saving = load_config(None, ["size=S", "recompute=1"])
     assert twice.activations == pytest.approx(2 * once.activations, rel=0.05)
-    assert need(saving, 384, (1, 16, 3, 16, 16), 1).activations < once.activations / 5
-    assert need(sizes, 384, (1, 16, 3, 16, 16), 4).state == once.state // 4
+    assert estimate_memory(saving, TEXT, (1, 16, 3, 16, 16), STRIDE, 1).activations < once.activations / 5
+    assert estimate_memory(sizes, TEXT, (1, 16, 3, 16, 16), STRIDE, 4).state == once.state // 4
     model = DiT(SIZES["S"], 16, 384)
     assert once.state == 20 * sum(p.numel() for p in model.parameters())
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from shards import clips_of, write_shards
 
-from model import checkpoint
+from model.training import checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 OPTIONS = (

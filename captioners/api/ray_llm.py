@@ -18,7 +18,7 @@ import aiohttp
 
 from captioners.api.server import FORMAT, pictures, read_reply, token_counts
 from captioners.base import Caption, CaptionError, ClipFrames
-from captioners.text.prompt import INSTRUCTIONS, SCHEMA, VERSION, question_for, read_answer
+from captioners.text.prompt import ENGLISH, SCHEMA, VERSION, Prompt, question_for, read_answer
 
 if TYPE_CHECKING:
     from ray.data.llm import Processor
@@ -48,6 +48,8 @@ class RayLlm:
         frame_side: int = 512,
         temperature: float = 0.0,
         seed: int = 0,
+        instruction: str | None = None,
+        language: str = ENGLISH,
     ) -> None:
         if base_url is not None and not base_url.startswith(("http://", "https://")):
             raise ValueError(f"captioner ray_llm: base_url starts with http:// or https://, got {base_url!r}")
@@ -57,14 +59,15 @@ class RayLlm:
         self.most_frames, self.frame_side = most_frames, frame_side
         self.sampling = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
         options = (model, max_tokens, most_frames, frame_side, temperature, seed)
-        self.id = ":".join(map(str, ["ray_llm", VERSION, *options]))
+        self.prompt = Prompt(instruction, language)
+        self.id = ":".join(map(str, ["ray_llm", VERSION, *options])) + self.prompt.id
 
     def request(self, clip: ClipFrames) -> dict[str, Any]:
         """The columns that the processor reads of one clip."""
         # Instructions are a plain string and the question a list: Arrow cannot make one type of both, so Ray hands the
         # messages on as they are, and does not fill in the keys that some parts have and others lack.
         messages = [
-            {"role": "system", "content": INSTRUCTIONS},
+            {"role": "system", "content": self.prompt.instructions},
             {
                 "role": "user",
                 "content": [
@@ -85,13 +88,14 @@ class RayLlm:
         if self.base_url is None and not row.get("__inference_error__"):
             told = int(row["num_generated_tokens"])
             usage = {"prompt_tokens": int(row["num_input_tokens"]), "completion_tokens": told}
-            return read_answer(clip, row["generated_text"], told < self.sampling["max_tokens"], usage)
+            ended = told < self.sampling["max_tokens"]
+            return read_answer(clip, row["generated_text"], ended, usage, self.prompt)
         tree = json.loads(json.dumps(row.get("http_response") or {}, default=_from_arrow))
         error = row.get("__inference_error__") or tree.get("error")
         if error:
             said = error.get("message", error) if isinstance(error, dict) else error
             return CaptionError(clip.clip_id, f"the model rejects this clip: {str(said)[:200]}")
-        return read_reply(clip, tree, token_counts(tree))
+        return read_reply(clip, tree, token_counts(tree), self.prompt)
 
     def processor(self) -> Processor:
         """Ray's processor from rows with `request`'s columns to rows that `read` reads."""

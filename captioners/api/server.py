@@ -13,7 +13,7 @@ import cv2
 
 from captioners.api.chat import ChatClient, Refused, Unreachable
 from captioners.base import Caption, CaptionerDown, CaptionError, ClipFrames
-from captioners.text.prompt import INSTRUCTIONS, SCHEMA, VERSION, question_for, read_answer
+from captioners.text.prompt import ENGLISH, SCHEMA, VERSION, Prompt, question_for, read_answer
 from filters.base import evenly, shrunk
 
 FORMAT = {"type": "json_schema", "json_schema": {"name": "caption", "strict": True, "schema": SCHEMA}}
@@ -45,12 +45,16 @@ class Server:
         temperature: float = 0.0,
         seed: int = 0,
         prices: Sequence[float] = (),
+        instruction: str | None = None,
+        language: str = ENGLISH,
     ) -> None:
         self.client = ChatClient(base_url, key_env, timeout, attempts, longest_pause, requests_per_minute)
         self.model, self.concurrency, self.max_tokens = model, concurrency, max_tokens
         self.most_frames, self.frame_side = most_frames, frame_side
         self.temperature, self.seed, self.prices = temperature, seed, tuple(prices)
-        self.id = ":".join(map(str, ["server", VERSION, model, max_tokens, most_frames, frame_side, temperature, seed]))
+        self.prompt = Prompt(instruction, language)
+        options = ("server", VERSION, model, max_tokens, most_frames, frame_side, temperature, seed)
+        self.id = ":".join(map(str, options)) + self.prompt.id
         self._guided = True  # until the server rejects a JSON schema
         self._failed: list[str] = []  # clips that used up their attempts since anything last worked
         self._rejected = 0  # likewise, clips that the server called bad requests
@@ -88,7 +92,11 @@ class Server:
     def _ask(self, clip: ClipFrames, temperature: float, seed: int) -> tuple[Caption | CaptionError, bool]:
         """The answer, and whether the server replied at all."""
         shown = pictures(clip, self.most_frames, self.frame_side)
-        asked = [{"type": "text", "text": INSTRUCTIONS}, *shown, {"type": "text", "text": question_for(clip)}]
+        asked = [
+            {"type": "text", "text": self.prompt.instructions},
+            *shown,
+            {"type": "text", "text": question_for(clip)},
+        ]
         body = {
             "model": self.model,
             "messages": [{"role": "user", "content": asked}],
@@ -116,7 +124,7 @@ class Server:
             self._failed.clear()
             self._rejected = 0
         usage = self._usage(reply) | {"seconds": round(time.monotonic() - started, 3), "attempts": attempts}
-        return read_reply(clip, reply, usage), True
+        return read_reply(clip, reply, usage, self.prompt), True
 
     def _post(self, body: dict[str, Any]) -> tuple[Mapping[str, Any], int]:
         """The reply, asked for with a JSON schema as long as the server takes one."""
@@ -157,7 +165,9 @@ def token_counts(reply: Mapping[str, Any]) -> dict[str, float]:
     return {k: counts[k] for k in ("prompt_tokens", "completion_tokens") if isinstance(counts.get(k), (int, float))}
 
 
-def read_reply(clip: ClipFrames, reply: Mapping[str, Any], usage: Mapping[str, float]) -> Caption | CaptionError:
+def read_reply(
+    clip: ClipFrames, reply: Mapping[str, Any], usage: Mapping[str, float], prompt: Prompt
+) -> Caption | CaptionError:
     """The caption in a chat completion, or why there is none."""
     try:
         choice = reply["choices"][0]
@@ -169,4 +179,4 @@ def read_reply(clip: ClipFrames, reply: Mapping[str, Any], usage: Mapping[str, f
         return CaptionError(clip.clip_id, "the server's reply holds no message")
     if message.get("refusal") or choice.get("finish_reason") == "content_filter":
         return CaptionError(clip.clip_id, "refusal")
-    return read_answer(clip, text, choice.get("finish_reason") != "length", usage)
+    return read_answer(clip, text, choice.get("finish_reason") != "length", usage, prompt)

@@ -42,15 +42,16 @@ class Audited:
     rejected: str | None
 
 
-def audit(caption: Caption, clip: ClipFrames) -> Audited:
+def audit(caption: Caption, clip: ClipFrames, english: bool = True) -> Audited:
     """Checks `caption` against its own form and against `clip.scores`.
 
     Repairs never invent: text goes, or a measured statement of the camera takes the place of a wrong one. What is
-    vague or incomplete is only scored: thresholds are the recipe's.
+    vague or incomplete is only scored: thresholds are the recipe's. What a text claims is understood in `english` only:
+    of other languages the form is checked, and the times of actions.
     """
     facts = facts_of(clip.scores, clip.duration)
     cut_off = bool(caption.usage.get("cut_off"))
-    short, dense = (check_form(text, cut_off=cut_off) for text in (caption.short, caption.dense))
+    short, dense = (check_form(text, cut_off=cut_off, english=english) for text in (caption.short, caption.dense))
     score: dict[str, Any] = dict.fromkeys(AUDIT_COLUMNS)
     defects = list(dict.fromkeys([*short.found, *dense.found]))
     score["audit_content"] = caption.content
@@ -60,6 +61,8 @@ def audit(caption: Caption, clip: ClipFrames) -> Audited:
     if rejected:
         return Audited(None, score, rejected)
 
+    if not english:
+        return _audit_form(caption, clip, short.text, dense.text, score)
     true_dense, reasons = _without_contradictions(dense.text, facts, whole=True)
     true_short, more = _without_contradictions(short.text, facts)
     late = order_error(claims(dense.text), facts)
@@ -87,6 +90,15 @@ def audit(caption: Caption, clip: ClipFrames) -> Audited:
         provenance={**caption.provenance, **({"camera": "measured: camera"} if of_camera else {})},
     )
     score["audit_repaired"] = repaired != caption
+    return Audited(repaired, score, None)
+
+
+def _audit_form(caption: Caption, clip: ClipFrames, short: str, dense: str, score: dict[str, Any]) -> Audited:
+    """The audit of a text in another language than English, whose form was checked: `short` and `dense` after it."""
+    inside = [Action(a.text, max(0.0, a.start), min(clip.duration, a.end)) for a in caption.actions]
+    actions = tuple(sorted((a for a in inside if a.end > a.start), key=lambda a: (a.start, a.end)))
+    repaired = dataclasses.replace(caption, short=short or dense, dense=dense, actions=actions)
+    score |= {"audit_missed": _missed(caption.actions, clip), "audit_repaired": repaired != caption}
     return Audited(repaired, score, None)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from dataclasses import dataclass
 
@@ -80,6 +81,9 @@ ORDER = re.compile(r"\b(?:then|after|before|until|finally|first|later|begins?|st
 LONGEST_WORDS = 320
 REPEAT_SPAN = 4  # words; a span said this often or more is a loop
 REPEAT_TIMES = 4
+LETTER_SPAN = 8  # letters; the same for scripts without spaces
+LETTERS_A_SPACE = 20  # where a text has more on average, its script has no spaces between words
+ENDS = (".", "!", "?", '"', ".)", "”", "。", "！", "？", "…", "।", "؟", "」", "»")  # of a whole sentence
 ECHO = 8  # words of the prompt in a row
 
 
@@ -92,11 +96,12 @@ class TextCheck:
     rejected: str | None = None
 
 
-def check_form(text: str, prompt: str = "", cut_off: bool = False) -> TextCheck:
+def check_form(text: str, prompt: str = "", cut_off: bool = False, english: bool = True) -> TextCheck:
     """Repairs what can be repaired without inventing: opener removed, repeated sentences said once, an unfinished last
-    sentence dropped. Refusals, other languages, loops, debris and echoes of `prompt` reject."""
+    sentence dropped. Refusals, loops, debris and echoes of `prompt` reject, and another language where the text has to
+    be `english`."""
     text = " ".join(text.split())
-    why = unusable(text, prompt)
+    why = unusable(text, prompt, english)
     if why:
         return TextCheck(text, (f"form: {why}",), why)
     found = []
@@ -107,7 +112,7 @@ def check_form(text: str, prompt: str = "", cut_off: bool = False) -> TextCheck:
     once = list(dict.fromkeys(said))
     if len(once) < len(said):
         found.append(f"form: {len(said) - len(once)} repeated sentence(s) removed")
-    if not once[-1].endswith((".", "!", "?", '"', ".)", "”")):
+    if not once[-1].endswith(ENDS):
         if len(once) > 1:
             found.append("form: unfinished last sentence removed")
             once.pop()
@@ -119,12 +124,13 @@ def check_form(text: str, prompt: str = "", cut_off: bool = False) -> TextCheck:
     if len(text.split()) > LONGEST_WORDS:
         found.append(f"form: {len(text.split())} words, cut to {LONGEST_WORDS}")
         text = _first_words(once, LONGEST_WORDS)
-    why = unusable(text, prompt)
+    why = unusable(text, prompt, english)
     return TextCheck(text, (*found, f"form: {why}") if why else tuple(found), why)
 
 
-def unusable(text: str, prompt: str = "") -> str | None:
-    """Why a text cannot be a caption, whatever it says; None when it can."""
+def unusable(text: str, prompt: str = "", english: bool = True) -> str | None:
+    """Why a text cannot be a caption, whatever it says; None when it can. In other languages than English a text may
+    have no spaces between its words."""
     bare = text.replace(" ", "").rstrip(".!?")
     if not bare:
         return "empty"
@@ -134,9 +140,11 @@ def unusable(text: str, prompt: str = "") -> str | None:
         return "markup in the text"
     if echoes(text, prompt):
         return "repeats the prompt"
-    if not is_english(text):
+    if english and not is_english(text):
         return "not English"
-    if len(WORD.findall(text)) < 2 or sum(c.isalpha() for c in bare) < 0.6 * len(bare):
+    words = WORD.findall(text) if english else tokens(text)
+    letters = sum(c.isalpha() or unicodedata.category(c).startswith("M") for c in bare)
+    if len(words) < 2 or letters < 0.6 * len(bare):
         return "not words"
     return "repeats itself" if loops(text) else None
 
@@ -152,9 +160,18 @@ def is_english(text: str) -> bool:
 
 def loops(text: str) -> bool:
     """Whether a span of REPEAT_SPAN words comes REPEAT_TIMES times or more."""
-    words = [w.lower() for w in WORD.findall(text)]
-    spans = Counter(tuple(words[i : i + REPEAT_SPAN]) for i in range(len(words) - REPEAT_SPAN + 1))
+    words = tokens(text)
+    size = REPEAT_SPAN if len(max(words, key=len, default="")) > 1 else LETTER_SPAN
+    spans = Counter(tuple(words[i : i + size]) for i in range(len(words) - size + 1))
     return bool(spans) and max(spans.values()) >= REPEAT_TIMES
+
+
+def tokens(text: str) -> list[str]:
+    """Words in lower case; of a script without spaces between words, letters."""
+    letters = [c for c in text if c.isalpha()]
+    if len(letters) >= LETTER_SPAN and text.count(" ") * LETTERS_A_SPACE < len(letters):
+        return letters
+    return [w.lower() for w in WORD.findall(text)]
 
 
 def echoes(text: str, prompt: str) -> bool:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from captioners.base import Caption, CaptionError, ClipFrames
-from captioners.text.prompt import INSTRUCTIONS, VERSION, question_for, read_answer
+from captioners.text.prompt import ENGLISH, VERSION, Prompt, question_for, read_answer
 from captioners.vlm.decode import (
     Answer,
     Decoder,
@@ -67,6 +67,8 @@ class Vlm:
         verify: bool = False,
         retry_temperature: float = 0.7,
         seed: int = 0,
+        instruction: str | None = None,
+        language: str = ENGLISH,
     ) -> None:
         if isinstance(model, str):
             device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -88,7 +90,8 @@ class Vlm:
         self.rows, self.prefill, self.threads = rows, min(prefill, rows), threads
         self.verify, self.retry_temperature, self.seed = verify, retry_temperature, seed
         options = (max_new_tokens, self.frame_pixels, most_frames, verify, retry_temperature, seed)
-        self.id = ":".join(["vlm", str(VERSION), name, *map(str, options)])
+        self.prompt = Prompt(instruction, language)
+        self.id = ":".join(["vlm", str(VERSION), name, *map(str, options)]) + self.prompt.id
         self._own = threading.local()
         self._decoder: Decoder | None = None
 
@@ -134,7 +137,7 @@ class Vlm:
         for answer in self.answers(clips, temperature):
             text = self.processor.tokenizer.decode(answer.tokens, skip_special_tokens=True)
             usage = {"prompt_tokens": answer.prompt_tokens, "completion_tokens": len(answer.tokens)}
-            read[answer.key] = read_answer(by_id[answer.key], text, answer.ended, usage)
+            read[answer.key] = read_answer(by_id[answer.key], text, answer.ended, usage, self.prompt)
         return read
 
     def _groups(self, clips: Sequence[ClipFrames]) -> list[list[ClipFrames]]:
@@ -151,10 +154,10 @@ class Vlm:
         """What `_prompts` gives, where the model can use it at once; runs in a thread, beside the GPU's other work."""
         asked = [question_for(clip) for clip in clips]
         if self.device.type != "cuda":
-            return self._prompts(clips, asked, INSTRUCTIONS)
+            return self._prompts(clips, asked, self.prompt.instructions)
         stream = torch.cuda.Stream(self.device, priority=-1)  # its small kernels do not queue behind a prefill
         with torch.cuda.stream(stream):
-            made = self._prompts(clips, asked, INSTRUCTIONS)
+            made = self._prompts(clips, asked, self.prompt.instructions)
             inputs = {k: v.to(self.model.dtype) if v.is_floating_point() else v for k, v in made.inputs.items()}
         stream.synchronize()
         for name, value in inputs.items():

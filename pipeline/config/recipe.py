@@ -114,8 +114,21 @@ class CaptionOptions:
     captioner: str = "measured"
     options: Mapping[str, Any] = field(default_factory=dict)  # the captioner's own
     text: Literal["short", "dense", "mix"] = "dense"  # what .txt holds
+    instruction: str | None = None  # what the model is to describe, in place of the usual task; the format stays
+    language: str = "English"  # of the captions; what other languages claim is not audited
+    prefix: str = ""  # goes before every caption, a space apart: a trigger word
+    suffix: str = ""  # goes behind every caption
     batch: Count = 16
     audit: bool = True
+
+
+@dataclass(frozen=True)
+class FrameOptions:
+    """A frame contract: a clip is packed with k * multiple + extra + spare frames, for the largest k that fits."""
+
+    multiple: Count = 1
+    extra: int = 1
+    spare: int = 1  # trainers that convert the rate again may lose a frame to rounding
 
 
 @dataclass(frozen=True)
@@ -125,6 +138,8 @@ class PackOptions:
     heights: Heights = (1080, 720, 480, 360, 240)  # a clip is scaled down to the nearest, never up
     durations: tuple[Amount, ...] = ()  # seconds: buckets also by length, as (4, 8) makes them; () makes one
     fps: Amount | None = None  # constant frame rate; None keeps the source's
+    frames: FrameOptions | None = None  # with fps: the numbers of frames that a clip may have; None is any
+    model: str | None = None  # sets fps and frames to what this video model is trained at: wan2.1, ltx, hunyuan ...
     hdr: Literal["tonemap", "reject"] = "tonemap"  # PQ and HLG: clips in BT.709, or none of such sources
     shard_mb: Amount = 256.0
 

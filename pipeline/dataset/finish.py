@@ -12,8 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from captioners import PROMPTED
+from captioners.text.prompt import QUESTION, Prompt
 from pipeline.config.recipe import Recipe, to_dict
 from pipeline.config.versions import versions
+from pipeline.config.video_models import resolved
 from pipeline.pack.shards import ShardResult
 from pipeline.storage.store import Store, temporary_name
 from pipeline.tables.fragments import SOURCES, plain
@@ -101,7 +104,8 @@ def publish(
         "format": FORMAT,
         "recipe": to_dict(recipe),
         "versions": versions(),
-        "counts": counts(sources, clips),
+        "prompts": _prompts(recipe),
+        "counts": counts(sources, clips, resolved(recipe.pack).fps),
         "tables": {
             "sources": _write_table(store, "tables/sources", [sources.select(SOURCES.names)]),
             "clips": _write_table(store, "tables/clips", map(_public, rows)),
@@ -128,12 +132,31 @@ def files_of(info: Mapping[str, Any]) -> list[str]:
     return sorted([*tables, *tars, *(tar.removesuffix(".tar") + ".parquet" for tar in tars)])
 
 
+def _prompts(recipe: Recipe) -> dict[str, str]:
+    """What the captioner's model is asked, word for word: of every clip, and after a clip's frames. Nothing where the
+    captioner asks no model."""
+    if recipe.caption.captioner not in PROMPTED:
+        return {}
+    prompt = Prompt(recipe.caption.instruction, recipe.caption.language)
+    return {"instructions": prompt.instructions, "question": QUESTION}
+
+
 def _public(table: pa.Table) -> pa.Table:
     return table.drop_columns([name for name in INTERNAL if name in table.column_names])
 
 
-def counts(sources: pa.Table, clips: pa.Table) -> dict[str, Any]:
-    """Numbers of sources by status, clips, kept, captions, rejections by reason, and hours."""
+def _trimmed(kept: pa.Table, fps: float | None) -> dict[str, float]:
+    """The hours of kept clips that a frame contract cuts off their ends; nothing where the recipe has none."""
+    if fps is None or "pack_frames" not in kept.column_names:
+        return {}
+    moving = kept.filter(pc.greater(kept["frames"], 1))
+    seconds = pc.sum(pc.subtract(moving["end"], moving["start"])).as_py() or 0.0
+    return {"hours_trimmed": round((seconds - (pc.sum(moving["pack_frames"]).as_py() or 0) / fps) / 3600, 4)}
+
+
+def counts(sources: pa.Table, clips: pa.Table, fps: float | None = None) -> dict[str, Any]:
+    """Numbers of sources by status, clips, kept, captions, rejections by reason, and hours. `fps` is the constant rate
+    that clips are packed at, if any."""
     status = {row["values"]: row["counts"] for row in pc.value_counts(sources["status"]).to_pylist()}
     usable = sources.filter(pc.equal(sources["status"], "ok"))
     seconds = pc.subtract(clips["end"], clips["start"])
@@ -149,6 +172,7 @@ def counts(sources: pa.Table, clips: pa.Table) -> dict[str, Any]:
         "hours_sources": round((pc.sum(usable["duration"]).as_py() or 0.0) / 3600, 4),
         "hours_clips": round((pc.sum(seconds).as_py() or 0.0) / 3600, 4),
         "hours_kept": round((pc.sum(pc.subtract(kept["end"], kept["start"])).as_py() or 0.0) / 3600, 4),
+        **_trimmed(kept, fps),
     }
 
 

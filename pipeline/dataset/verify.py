@@ -21,6 +21,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.config.recipe import from_dict
+from pipeline.config.video_models import resolved
 from pipeline.dataset.finish import damage
 from pipeline.media.video import MediaError, Video
 from pipeline.pack.shards import BLOCK, INDEX, index_path
@@ -28,7 +30,7 @@ from pipeline.storage.store import Store
 from pipeline.tables.published import open_published, table_files
 
 DECORD_READS = ("h264", "hevc")  # its FFmpeg is of 2021 and has no AV1 decoder
-COLUMNS = ("clip_id", "caption", "bucket", "split", "keep", "frames")
+COLUMNS = ("clip_id", "caption", "bucket", "split", "keep", "frames", "pack_frames")
 
 
 def verify(dataset: str | Path, workers: int | None = None) -> list[str]:
@@ -42,7 +44,7 @@ def verify(dataset: str | Path, workers: int | None = None) -> list[str]:
     store = Store(str(dataset))
     try:
         info = json.loads(store.read("dataset.json"))
-        shards, fps = info["shards"], info["recipe"]["pack"]["fps"]
+        shards, fps = info["shards"], resolved(from_dict(info["recipe"]).pack).fps
         if problems := damage(store, info):
             return problems
         clips = _kept(store, info)
@@ -65,7 +67,8 @@ def _kept(store: Store, info: Mapping[str, Any]) -> pa.Table:
     tables = []
     for name in table_files(store, "tables/clips", info):
         with open_published(store, name) as file:
-            table = pq.read_table(file, columns=list(COLUMNS))
+            parquet = pq.ParquetFile(file)
+            table = parquet.read([column for column in COLUMNS if column in parquet.schema_arrow.names])
         tables.append(table.filter(pc.fill_null(table["keep"], False)))
     return pa.concat_tables(tables, promote_options="permissive")
 
@@ -133,8 +136,9 @@ def _verify_clip(
         return
     if data["text"].decode() != (clip["caption"] or ""):
         yield "its text is not the caption in the tables"
-    if fps is None and row["frames"] != clip["frames"]:
-        yield f"{row['frames']} frames, where the tables say {clip['frames']}"
+    planned = clip.get("pack_frames") or (clip["frames"] if fps is None else None)
+    if planned and row["frames"] != planned:
+        yield f"{row['frames']} frames, where the tables say {planned}"
     try:
         if json.loads(data["json"])["clip_id"] != row["key"]:
             yield "its .json is of another clip"

@@ -31,8 +31,7 @@ def read_frames(data: bytes, times: np.ndarray, height: int, width: int) -> np.n
             stream.thread_type, stream.thread_count = "NONE", 1
             packets = [p for p in container.demux(stream) if p.size and p.pts is not None]
             pts = np.sort([p.pts for p in packets if not p.is_discard])
-            at = pts[0] + (np.asarray(times) + 1e-3) / float(stream.time_base or 1)
-            shown = pts[(np.searchsorted(pts, at, side="right") - 1).clip(0)]
+            shown = pts[shown_at((pts - pts[0]) * float(stream.time_base or 1), times)]
             size = cover(stream.height, stream.width, height, width)
             top, left = (size[0] - height) // 2, (size[1] - width) // 2
             out = np.empty((len(shown), height, width, 3), np.uint8)
@@ -48,6 +47,24 @@ def read_frames(data: bytes, times: np.ndarray, height: int, width: int) -> np.n
     if missing:
         raise ClipError(f"{len(missing)} frames of the clip cannot be decoded")
     return out
+
+
+def frame_times(data: bytes) -> np.ndarray:
+    """Return the presentation times of a clip's frames, seconds from its first frame, in order. Raises ClipError."""
+    try:
+        with av.open(io.BytesIO(data), "r") as container:
+            stream = container.streams.video[0]
+            packets = [p for p in container.demux(stream) if p.size and p.pts is not None and not p.is_discard]
+            pts = np.sort([p.pts for p in packets])
+            return (pts - pts[0]) * float(stream.time_base or 1)
+    except (av.FFmpegError, ValueError, IndexError) as error:
+        raise ClipError(f"cannot read the clip: {error}") from error
+
+
+def shown_at(frames: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Return which frame is shown at each of `times`, given the frames' own times; both in seconds, `frames` sorted.
+    A millisecond of tolerance, since `times` are computed and frames are at multiples of a time base."""
+    return (np.searchsorted(frames, np.asarray(times) + 1e-3, side="right") - 1).clip(0)
 
 
 def _decode(context: av.VideoCodecContext, packets: Sequence[av.Packet], wanted: set[int]) -> Iterator[av.VideoFrame]:

@@ -113,21 +113,22 @@ class SpanReader:
             self._ahead = next(self._frames, None)
 
 
-def encode_span(reader: SpanReader, cut: Cut, options: PackOptions) -> Encoded:
+def encode_span(reader: SpanReader, cut: Cut, options: PackOptions, frames: int | None = None) -> Encoded:
     """The span as an mp4 of `cut.size`: square pixels, upright, 8-bit 4:2:0, BT.709 in limited range, tone-mapped where
-    the source is HDR, progressive, without sound. The same input and options give the same bytes. Raises MediaError
-    where the source has no frame of it, or the encoder fails."""
+    the source is HDR, progressive, without sound. At a constant rate (`options.fps`) it has so many `frames`, or as
+    many as its length asks for. The same input and options give the same bytes. Raises MediaError where the source has
+    no frame of it, or the encoder fails."""
     base = reader.video.probe.time_base
     start, end = (round(pts * cut.time_base / base) for pts in (cut.start_pts, cut.end_pts))
-    frames = _progressive(reader.frames(start, end), base)
+    decoded = _progressive(reader.frames(start, end), base)
     length = end - start
     rate = Fraction(options.fps or reader.video.probe.fps or 25).limit_denominator(1001)
     if options.fps:
-        length = max(1, round(length * base * rate))
-        timed = _constant_rate(frames, start, length, base * rate)
+        length = frames or max(1, round(length * base * rate))
+        timed = _constant_rate(decoded, start, length, base * rate)
         base = 1 / rate
     else:
-        timed = ((frame, frame.pts - start) for frame in frames)
+        timed = ((frame, frame.pts - start) for frame in decoded)
     encoder = ENCODERS[f"{options.codec} {options.preset}"]
     with memory_file("clip") as (path, file):
         try:

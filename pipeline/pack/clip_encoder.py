@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
@@ -96,14 +97,18 @@ def _close() -> None:
 
 
 def _encode(reader: encode.SpanReader, row: Mapping[str, Any], options: PackOptions) -> encode.Encoded:
+    base, end_pts, count = Fraction(row["time_base"]), row["end_pts"], row.get("pack_frames")
+    if count and options.fps:  # frames behind the last packed one are not decoded
+        rate = Fraction(options.fps).limit_denominator(1001)
+        end_pts = min(end_pts, row["start_pts"] + math.ceil(count / (rate * base)))
     cut = encode.Cut(
         start_pts=row["start_pts"],
-        end_pts=row["end_pts"],
-        time_base=Fraction(row["time_base"]),
+        end_pts=end_pts,
+        time_base=base,
         shown=(row["width"], row["height"]),
         crop=(row["crop_x"], row["crop_y"], row["crop_w"], row["crop_h"]),
         size=bucket_size(row["bucket"]),
     )
     if row["frames"] == 1:
         return encode.encode_image(reader, cut)
-    return encode.encode_span(reader, cut, options)
+    return encode.encode_span(reader, cut, options, count)

@@ -17,9 +17,10 @@ from pipeline.media import encode
 from pipeline.selection.buckets import bucket_size
 from pipeline.tables.fragments import fingerprint
 
+VERSION = 2  # of what `documents` makes of the same rows
 SOURCE = ("source_id", "source_uri", "shot_index", "start", "end", "start_pts", "end_pts", "time_base")
 PICTURE = (
-    *("width", "height", "crop_x", "crop_y", "crop_w", "crop_h", "fps", "frames"),
+    *("width", "height", "crop_x", "crop_y", "crop_w", "crop_h", "fps", "frames", "pack_frames"),
     *("color_matrix", "color_primaries", "color_transfer", "color_range"),
 )
 INTERNAL = (  # of the build alone
@@ -35,6 +36,7 @@ SAID = (
     "caption_by",
     "caption_short",
     "caption_dense",
+    "caption_others",
     "caption_json",
     "caption_error",
 )
@@ -58,7 +60,8 @@ def documents(rows: pa.Table, options: PackOptions) -> list[dict[str, Any]]:
         result.append(
             {
                 "clip_id": values["clip_id"],
-                **{name: values[name] for name in SAID if name in values},
+                **{name: values[name] for name in SAID if name in values and name != "caption_others"},
+                **_captions(values),
                 **_licence(values.get("metadata")),
                 "bucket": values["bucket"],
                 "split": values["split"],
@@ -70,6 +73,16 @@ def documents(rows: pa.Table, options: PackOptions) -> list[dict[str, Any]]:
             }
         )
     return result
+
+
+def _captions(values: Mapping[str, Any]) -> dict[str, dict[str, list[str]]]:
+    """All captions of a clip, as lists: those of one sentence, and those of a paragraph."""
+    short, dense = values.get("caption_short"), values.get("caption_dense")
+    lists = {
+        "short": [short] if short else [],
+        "dense": [*([dense] if dense else []), *values.get("caption_others", ())],
+    }
+    return {"captions": lists} if any(lists.values()) else {}
 
 
 def _licence(metadata: str | None) -> dict[str, str]:
@@ -86,7 +99,7 @@ def content(rows: pa.Table, options: PackOptions) -> str:
     for name in sorted(set(rows.column_names) - left_out):
         digest.update(name.encode())
         _add(digest, rows[name].combine_chunks())
-    return fingerprint(digest.hexdigest(), dataclasses.asdict(options), _versions())
+    return fingerprint(digest.hexdigest(), dataclasses.asdict(options), _versions(), VERSION)
 
 
 def _add(digest: Any, values: pa.Array) -> None:
@@ -117,6 +130,7 @@ def encoding(row: Mapping[str, Any], options: PackOptions) -> dict[str, Any]:
         "width": width,
         "height": height,
         "crop": [row["crop_x"], row["crop_y"], row["crop_w"], row["crop_h"]],
+        **({"frames": row["pack_frames"]} if row.get("pack_frames") and not still else {}),
     }
 
 

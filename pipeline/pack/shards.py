@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.config.recipe import PackOptions, Recipe
+from pipeline.config.video_models import resolved
 from pipeline.media import encode
 from pipeline.pack.clip_encoder import ClipEncoder
 from pipeline.pack.sample_json import content, documents, to_json
@@ -122,15 +123,16 @@ def plan_shards(kept: pa.Table, recipe: Recipe) -> list[ShardPlan]:
     groups = buckets.indices.to_numpy().astype(np.int64) * len(splits.dictionary) + splits.indices.to_numpy()
     order = np.lexsort((words, groups))
     groups, words = groups[order], words[order]
-    limit = recipe.pack.shard_mb * 1e6 * FULL
-    sizes = np.concatenate([[0.0], np.cumsum(_estimated_bytes(kept, recipe.pack)[order])])
+    options = resolved(recipe.pack)
+    limit = options.shard_mb * 1e6 * FULL
+    sizes = np.concatenate([[0.0], np.cumsum(_estimated_bytes(kept, options)[order])])
     starts = np.flatnonzero(np.diff(groups, prepend=-1))
     plans = []
     for start, end in zip(starts, [*starts[1:], len(groups)], strict=True):
         bucket, split = divmod(int(groups[start]), len(splits.dictionary))
         folder = f"shards/{buckets.dictionary[bucket]}/{splits.dictionary[split]}"
         for number, a, b in _leaves(words[start:end], sizes[start : end + 1], limit):
-            plans.append(ShardPlan(f"{folder}-{number:06d}.tar", recipe.pack, kept, order[start + a : start + b]))
+            plans.append(ShardPlan(f"{folder}-{number:06d}.tar", options, kept, order[start + a : start + b]))
     return sorted(plans, key=lambda plan: plan.path)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.config.recipe import Recipe
+from pipeline.config.video_models import resolved
 from pipeline.pack.clip_encoder import ClipEncoder
 from pipeline.pack.shards import ShardPlan, index_path, stored_clips, write_shard
 from pipeline.state.error_log import unforeseen, write_errors
@@ -35,7 +36,7 @@ class Pack:
     """A plan -> a shard."""
 
     def __init__(self, store: Store, recipe: Recipe) -> None:
-        self._store, self._options = store, recipe.pack
+        self._store, self._options = store, resolved(recipe.pack)
         self._encoder = ClipEncoder(recipe.scan, recipe.sources)
 
     def __call__(self, unit: PackUnit) -> UnitResult:

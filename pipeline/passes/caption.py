@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -15,9 +17,11 @@ from pipeline.passes.base import Outlook
 from pipeline.passes.caption_worker import CaptionClips
 from pipeline.passes.snapshot import Snapshot
 from pipeline.passes.unit_clips import plain_columns, units_of
+from pipeline.sources.discover import DiscoveredFile
 from pipeline.state import fingerprints
 from pipeline.state.units import CaptionPart, CaptionUnit
 from pipeline.storage.store import Store
+from pipeline.tables.fragments import fingerprint
 
 UNIT = 64  # clips, at least
 BATCHES = 4  # of a unit, at least: a batch's frames are decoded while the one before is captioned
@@ -36,7 +40,7 @@ class CaptionPass:
         return captioner_uses_gpu(recipe.caption.captioner)
 
     def pending(self, snapshot: Snapshot, workers: int) -> Iterator[CaptionUnit]:
-        return caption_units(snapshot.selected_before_captions(), snapshot.recipe)
+        return caption_units(snapshot.selected_before_captions(), snapshot.sources, snapshot.recipe)
 
     def stages(self, store: Store, recipe: Recipe, machine: Machine) -> Sequence[Any]:
         """Workers that hold the captioner, or, for `ray_llm`, Ray's processor between workers. Without a GPU a worker
@@ -51,12 +55,27 @@ class CaptionPass:
 
     def outlook(self, snapshot: Snapshot) -> Outlook:
         clips = snapshot.selected_before_captions()
-        pending = sum(unit.amount for unit in caption_units(clips, snapshot.recipe))
+        pending = sum(unit.amount for unit in caption_units(clips, snapshot.sources, snapshot.recipe))
         return Outlook(pending, pc.sum(clips["keep"]).as_py() or 0, "kept and without a caption of this captioner")
 
 
-def caption_units(clips: pa.Table, recipe: Recipe) -> Iterator[CaptionUnit]:
+def with_listed_captions(recipe: Recipe, found: Sequence[DiscoveredFile]) -> Recipe:
+    """`recipe`, where its captioner is `listed` with a digest of all texts that the lists hold: a changed text is a
+    changed option, and the captions are read again."""
+    if recipe.caption.captioner != "listed":
+        return recipe
+    column = str(recipe.caption.options.get("column", "caption"))
+    texts = sorted((file.uri, json.dumps(file.metadata.get(column), default=str)) for file in found if file.metadata)
+    options = {**recipe.caption.options, "digest": fingerprint(texts)}
+    return replace(recipe, caption=replace(recipe.caption, options=options))
+
+
+def caption_units(clips: pa.Table, sources: pa.Table, recipe: Recipe) -> Iterator[CaptionUnit]:
     """Kept clips that have neither a caption nor a reason for none, by the units that have their frames."""
+    listed = dict[str, str]()
+    if recipe.caption.captioner == "listed":
+        columns = (sources[name].to_pylist() for name in ("source_id", "metadata"))
+        listed = {source: metadata for source, metadata in zip(*columns, strict=True) if source and metadata}
     left = clips.filter(pc.and_(clips["keep"], pc.invert(clips["captioned"])))
     size = max(BATCHES * recipe.caption.batch, UNIT)
     rows = plain_columns(left, ("source_id", "clip_id", "scan_at", "unit", "embed_at"))
@@ -66,5 +85,6 @@ def caption_units(clips: pa.Table, recipe: Recipe) -> Iterator[CaptionUnit]:
         parts = []
         for clips_ in units_of(some):
             mine = some.filter(pc.is_in(some["clip_id"], pa.array(clips_.clip_ids)))
-            parts.append(CaptionPart(clips_, tuple(sorted(set(mine["embed_at"].to_pylist())))))
+            metadata = {source: listed[source] for source in mine["source_id"].to_pylist() if source in listed}
+            parts.append(CaptionPart(clips_, tuple(sorted(set(mine["embed_at"].to_pylist()))), metadata))
         yield CaptionUnit(tuple(parts))

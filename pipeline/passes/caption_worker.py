@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -13,9 +14,10 @@ import pyarrow.compute as pc
 from captioners import load_captioner
 from captioners.base import Caption, CaptionerDown, CaptionError, ClipFrames, to_json
 from captioners.text.audit import audit
+from captioners.text.prompt import ENGLISH
 from filters.base import ClipView, score
 from filters.encoders.base import load_encoder
-from pipeline.config.recipe import Recipe
+from pipeline.config.recipe import CaptionOptions, Recipe
 from pipeline.media.faults import is_machine_fault
 from pipeline.passes.embed_worker import Costs, Frames, chunks, clip_view, one_thread, rows_in
 from pipeline.state import fingerprints
@@ -33,7 +35,7 @@ class CaptionClips:
     def __init__(self, store: Store, recipe: Recipe, captioner: Any = None) -> None:
         one_thread()
         self._store, self._recipe = store, recipe
-        self._captioner = captioner or load_captioner(recipe.caption.captioner, recipe.caption.options)
+        self._captioner = captioner or load_captioner(recipe.caption.captioner, fingerprints.captioner_options(recipe))
         self._filters: Mapping[str, Any] = {}
         if fingerprints.filters_of(recipe, "caption"):
             encoder = load_encoder(recipe.encoder.name, recipe.encoder.model, recipe.encoder.pretrained)
@@ -113,11 +115,14 @@ class CaptionClips:
             return {"caption_error": answer.reason}
         scores: Mapping[str, Any] = {}
         if self._recipe.caption.audit:
-            audited = audit(answer, clip)
+            audited = audit(answer, clip, self._recipe.caption.language == ENGLISH)
             scores = audited.score
-            if audited.caption is None:
+            if getattr(self._captioner, "verbatim", False):
+                scores = {**scores, "audit_repaired": False}
+            elif audited.caption is None:
                 return {**scores, "caption_error": f"audit: {audited.rejected}"}
-            answer = audited.caption
+            else:
+                answer = audited.caption
         return {
             **scores,
             "caption_short": answer.short,
@@ -187,7 +192,8 @@ def batches(
         with Runs(store, [read_fragment(store, name) for name in part.embedded]) as runs:
             embedded = runs.rows(part.clips.span or IdRange())
         table = join(rows_in(store, part.clips), embedded, fingerprints.embed_schema(recipe), "embed_at")
-        for more, pictures in chunks(store, part.clips.unit, table.to_pylist(), size):
+        known = [{**row, "metadata": part.metadata.get(row["source_id"])} for row in table.to_pylist()]
+        for more, pictures in chunks(store, part.clips.unit, known, size):
             rows, frames = rows + more, frames | pictures
             if len(rows) >= size:
                 yield rows[:size], frames
@@ -197,9 +203,23 @@ def batches(
         yield rows, frames
 
 
-def chosen_text(rows: pa.Table, text: str) -> pa.ChunkedArray:
-    """What goes into each clip's .txt: its short or its dense caption, or with `mix` one of the two by clip_id; null
-    where there is no caption."""
+def with_texts(rows: pa.Table, options: CaptionOptions) -> pa.Table:
+    """`rows` with all captions between the prefix and the suffix, a space apart, and with the column `caption`, which
+    goes into a clip's .txt: its short or its dense caption, or with `mix` one of the two by clip_id; null where there
+    is none. Where the captioner gives more captions of a clip, `caption_others` has them."""
+    before = f"{options.prefix.rstrip()} " if options.prefix else ""
+    after = f" {options.suffix.lstrip()}" if options.suffix else ""
+    if options.captioner == "listed":
+        trees = (json.loads(text) if text else {} for text in rows["caption_json"].to_pylist())
+        others = [[f"{before}{text}{after}" for text in tree.get("others", ())] for tree in trees]
+        rows = rows.append_column("caption_others", pa.array(others, pa.list_(pa.string())))
+    for name in ("caption_short", "caption_dense") if before or after else ():
+        column = pc.binary_join_element_wise(before, rows[name], after, "")
+        rows = rows.set_column(rows.schema.get_field_index(name), name, column)
+    return rows.append_column("caption", _one_text(rows, options.text))
+
+
+def _one_text(rows: pa.Table, text: str) -> pa.ChunkedArray:
     short, dense = rows["caption_short"], rows["caption_dense"]
     if text == "mix":
         odd = pc.is_in(pc.utf8_slice_codeunits(rows["clip_id"], 7, 8), pa.array(list("13579bdf")))

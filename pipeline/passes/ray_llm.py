@@ -24,6 +24,7 @@ from captioners.base import Caption, CaptionError, ClipFrames
 from pipeline.config.recipe import Recipe
 from pipeline.passes.caption_worker import CaptionClips, batches, clip_frames
 from pipeline.passes.embed_worker import one_thread
+from pipeline.state import fingerprints
 from pipeline.state.units import BuildStopped, CaptionPart, CaptionUnit
 from pipeline.storage.store import Store
 
@@ -64,7 +65,7 @@ class AskRay:
 
 
 def _llm(recipe: Recipe) -> RayLlm:
-    captioner: Any = load_captioner(recipe.caption.captioner, recipe.caption.options)
+    captioner: Any = load_captioner(recipe.caption.captioner, fingerprints.captioner_options(recipe))
     return captioner
 
 

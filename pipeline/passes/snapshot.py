@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config.recipe import Recipe
-from pipeline.passes.caption_worker import chosen_text
+from pipeline.passes.caption_worker import with_texts
 from pipeline.selection.duplicates import Embeddings, Vectors, matrix
 from pipeline.selection.select import QUALITY, SELECTED, select
 from pipeline.sources.discover import DiscoveredFile
@@ -30,7 +30,7 @@ SELECTED_BY = (  # what selection, planning and counting read of a clip, beside 
 )
 DECIDED = (  # the columns of a clip that stay in memory after selection
     *("clip_id", "source_uri", "start", "end", "frames", "caption"),
-    *(*SELECTED.names, "balance_cluster", "balance_weight"),
+    *(*SELECTED.names, "balance_cluster", "balance_weight", "pack_frames"),
 )
 
 
@@ -170,7 +170,7 @@ def joined_rows(
     schemas = (fingerprints.scan_schema(recipe), fingerprints.embed_schema(recipe), fingerprints.caption_schema(recipe))
     columns = {name for schema in schemas for name in schema.names} - set(without)
     for rows in committed.clips(store, recipe, sources, columns):
-        rows = rows.append_column("caption", chosen_text(rows, recipe.caption.text))
+        rows = with_texts(rows, recipe.caption)
         decided = clips.slice(at, rows.num_rows)
         at += rows.num_rows
         for name in decided.column_names:

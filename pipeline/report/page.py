@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 from filters.base import why_null
 from pipeline.config.recipe import from_dict
 from pipeline.report.calibrate import score_columns
+from pipeline.report.caption_health import caption_health
 from pipeline.report.clips import JOIN, choose, show
 from pipeline.report.histogram import histogram, number
 from pipeline.report.summary import PASSES
@@ -181,6 +182,8 @@ def _render(store: Store, clips: Columns, clips_shown: int) -> str:
         tags=_top_tags(clips, keep)[:40],
         balance=_balance(clips, keep),
         unknown=_unknown(clips, keep),
+        health=caption_health(clips),
+        prompts=info.get("prompts", {}),
         shown=shown,
         shown_reasons=sorted({reason for clip in shown for reason in clip.reasons}),
         data=[{"id": clip.clip_id, "scores": [asdict(score) for score in clip.scores]} for clip in shown],

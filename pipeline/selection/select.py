@@ -11,9 +11,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config.recipe import Bounds, Recipe, RecipeError
+from pipeline.config.video_models import resolved
 from pipeline.selection import balance, duplicates
 from pipeline.selection.buckets import bucket_names, with_durations
 from pipeline.selection.duplicates import Embeddings
+from pipeline.selection.frame_contracts import packed_frames
 from pipeline.tables.fragments import floats, id_prefix_u64
 
 SELECTED = pa.schema(
@@ -41,8 +43,9 @@ def select(
     captioned: bool = True,
     embeddings: Embeddings | None = None,
 ) -> pa.Table:
-    """`clips` with the columns of SELECTED (texts of few values as dictionaries), and with `balance_cluster` and
-    `balance_weight` where the recipe asks for clusters; the rows in the same order.
+    """`clips` with the columns of SELECTED (texts of few values as dictionaries), with `balance_cluster` and
+    `balance_weight` where the recipe asks for clusters, and with `pack_frames` where it has a frame contract: the
+    number of frames that a clip is packed with, from its start on. The rows are in the same order.
 
     `late` names the columns that the caption pass writes. Before that pass (`captioned=False`) their thresholds are not
     asked; after it they decide among the clips that were captioned, and a clip whose `caption` is null is out. Either
@@ -60,8 +63,14 @@ def select(
     still = floats(clips["frames"]) == 1
     buckets = bucket_names(floats(clips["crop_w"]), floats(clips["crop_h"]), still, recipe.pack.heights)
     seconds = floats(clips["end"]) - floats(clips["start"])
+    options = resolved(recipe.pack)
+    frames = packed_frames(seconds, still, options)
+    if frames is not None:
+        seconds = frames / (options.fps or 1.0)
     buckets = with_durations(buckets, seconds, still, recipe.pack.durations)
     reasons = {**_dropped(clips), "resolution": buckets.is_null().to_numpy(zero_copy_only=False)}
+    if frames is not None:
+        reasons["frame_contract"] = frames == 0
     if recipe.pack.hdr == "reject":
         reasons["hdr"] = pc.is_in(clips["color_transfer"], pa.array(HDR)).to_numpy()
     reasons |= _judged(clips, {k: b for k, b in thresholds.items() if k not in late}, ~_any(reasons.values(), n))
@@ -87,6 +96,8 @@ def select(
         "bucket": buckets,
         "split": splits(clips["source_id"], recipe.select.val_fraction),
     }
+    if frames is not None:
+        added["pack_frames"] = pa.array(frames)
     for name, column in added.items():
         if name in clips.column_names:
             clips = clips.drop_columns([name])

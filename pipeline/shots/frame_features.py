@@ -13,8 +13,10 @@ import numpy as np
 PAIRS = (1, 2, 3, 4, 6, 8, 12, 16, 24)  # frames between the two of a pair, centred on the moment
 MOVED = (1, 2, 4)  # of those, the ones also compared after block matching
 BLENDS = (2, 4, 8, 12, 16, 24)  # of those, the ones whose middle is tried as a mix of the two
+SHIFTED = (1, 2)  # and those of which it is asked whether one is the other, shifted as a whole
 REACH = 12
-FEATURES = 3 + 4 * len(PAIRS) + 2 * len(MOVED) + 4 * len(BLENDS) + 1
+FEATURES = 5 + 6 * len(PAIRS) + 2 * len(MOVED) + 5 * len(BLENDS) + len(SHIFTED)
+STILL = 6.0  # grey levels: cells that change by less within REACH are bars, lettering, or show nothing that moves
 GRID = (16, 9)  # cells of 3x3 pixels
 NOISE = 24.0  # squared length of about three grey levels in each colour of a cell: noise is no direction
 
@@ -23,12 +25,16 @@ def features(colour: np.ndarray, times: np.ndarray) -> np.ndarray:
     """(n, 27, 48, 3) uint8 RGB frames at `times` (n,) seconds -> (n - 2 * REACH, FEATURES) float32, of frames REACH up
     to n - REACH. Row t speaks of frame t, and of the gap between it and frame t - 1.
 
-    Per frame: mean, deviation and saturation. Per pair: mean and largest difference of a 9x16 grid of colours; one
-    minus the correlation of luma (blind to light); difference of colour histograms (blind to motion). Per moved pair:
-    mean and largest difference of 3x4 blocks of luma after the best shift of up to 3 pixels. Per blend: where the
-    middle frame lies on the line between the two in colour space, 0 to 1, and its distance from that line relative to
-    theirs from each other; in a dissolve the first goes from 0 to 1 and the second is near 0. And the same place cell
-    by cell, -0.5 to 0.5, least and greatest: a wipe's first cells are there before the picture as a whole has left.
+    Per frame: mean, deviation and saturation, and the share of cells that change at all within REACH. Per pair: mean
+    and largest difference of a 9x16 grid of colours; one minus the correlation of luma (blind to light); difference of
+    colour histograms (blind to motion); the difference relative to the range that the cells go through within REACH (in
+    a cut or dissolve all of them do so at once) and the uncorrelatedness of those cells that change (blind to bars).
+    Per moved pair: mean and largest difference of 3x4 blocks of luma after the best shift of up to 3 pixels. Per
+    shifted pair: the peak of their phase correlation. Per blend: where the middle frame lies on the line between the
+    two in colour space, 0 to 1, and its distance from that line relative to theirs from each other; in a dissolve the
+    first goes from 0 to 1 and the second is near 0. The same place cell by cell, -0.5 to 0.5, least and greatest: a
+    wipe's first cells are there before the picture as a whole has left. And the distance of the cells from lines of
+    their own: near 0 in a wipe too, not where something moves.
     """
     count, reach = len(colour), REACH
     luma = _luma(colour)
@@ -41,16 +47,28 @@ def features(colour: np.ndarray, times: np.ndarray) -> np.ndarray:
     red, green, blue = np.moveaxis(colour.reshape(count, -1, 3), 2, 0)
     saturation = (np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)).mean(axis=1)
     columns = [mean[middle] / 255, deviation[middle] / 64, saturation[middle] / 64]
+    span = _range(cells)  # (n - 2 * reach, 3, 144)
+    active = span.max(axis=1) > STILL
+    columns.append(active.mean(axis=1))
+    whole = span.sum(axis=(1, 2)) + 3 * STILL * span.shape[2] / 4
+    grey = cells.mean(axis=1)
+    weights = active + 1e-3
+    weights /= weights.sum(axis=1, keepdims=True)
     for lag in PAIRS:
         a, b = middle - (lag + 1) // 2, middle + lag // 2
         apart = np.abs(cells[a] - cells[b]).mean(axis=1)
         columns += [apart.mean(axis=1) / 32, apart.max(axis=1) / 64]
         columns.append(_uncorrelated(_products(centred[a], centred[b]), deviation[a] * deviation[b]))
         columns.append(np.abs(histogram[a] - histogram[b]).sum(axis=1))
+        columns.append(3 * apart.sum(axis=1) / whole)
+        columns.append(_weighted_uncorrelated(grey[a], grey[b], weights))
     small = luma.reshape(count, 27, 48).round().astype(np.uint8)
     for lag in MOVED:
         blocks = _moved(small[middle - (lag + 1) // 2], small[middle + lag // 2])
         columns += [blocks.mean(axis=1) / 32, blocks.max(axis=1) / 64]
+    spectra = np.fft.rfft2(centred.reshape(count, 27, 48) * _WINDOW)
+    for lag in SHIFTED:
+        columns.append(_shift_peak(spectra[middle - (lag + 1) // 2], spectra[middle + lag // 2]))
     for lag in BLENDS:
         a, b = middle - lag // 2, middle + lag // 2
         step, gone = cells[b] - cells[a], cells[middle] - cells[a]
@@ -61,6 +79,8 @@ def features(colour: np.ndarray, times: np.ndarray) -> np.ndarray:
         columns += [place, np.sqrt((left * left).sum(axis=(1, 2)) / length).clip(0, 4)]
         places = ((shares - lengths / 2) / (lengths + 12 * NOISE)).clip(-1, 1)
         columns += [places.min(axis=1), places.max(axis=1)]
+        off = (gone * gone).sum(axis=1) - shares * shares / (lengths + NOISE)
+        columns.append(np.sqrt(np.maximum(off, 0).sum(axis=1) / length).clip(0, 4))
     columns.append(np.log2(np.maximum(np.diff(times)[middle - 1], 1e-3) / 0.08).clip(-3, 4))
     return np.stack(columns, axis=1).astype(np.float32)
 
@@ -108,6 +128,31 @@ def _histograms(colour: np.ndarray) -> np.ndarray:
     return (counts / codes.shape[1]).astype(np.float32)
 
 
+def _range(cells: np.ndarray) -> np.ndarray:
+    """(n, 3, k) -> (n - 2 * REACH, 3, k): how far each value goes within REACH frames of a moment."""
+    high, low, width, wanted = cells, cells, 1, 2 * REACH + 1
+    while width < wanted:  # windows of doubled width, until two overlapping ones make the whole
+        step = min(width, wanted - width)
+        high, low = np.maximum(high[:-step], high[step:]), np.minimum(low[:-step], low[step:])
+        width += step
+    return high - low
+
+
+def _weighted_uncorrelated(a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(n,) one minus the correlation of (n, k) values under (n, k) weights whose rows sum to 1."""
+    a = a - (a * weights).sum(axis=1, keepdims=True)
+    b = b - (b * weights).sum(axis=1, keepdims=True)
+    deviations = np.sqrt((a * a * weights).sum(axis=1) * (b * b * weights).sum(axis=1))
+    return _uncorrelated((a * b * weights).sum(axis=1), deviations)
+
+
+def _shift_peak(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(n,) the highest phase correlation of pictures with spectra `a` and `b`: 1 for a shifted copy, near 0 for
+    another picture (Kuglin and Hines, 1975)."""
+    cross = a * b.conj()
+    return np.fft.irfft2(cross / (np.abs(cross) + 1e3), s=(27, 48)).max(axis=(1, 2))
+
+
 def _moved(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """(n, 12) mean difference of 3x4 blocks of (n, 27, 48) uint8 pictures after each block's best shift.
 
@@ -126,3 +171,4 @@ def _moved(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 _LEVELS = (((np.arange(256) * 5) >> 8)[:, None] * np.array([25, 5, 1])).astype(np.uint8)[None]
+_WINDOW = (np.hanning(29)[1:-1, None] * np.hanning(50)[1:-1]).astype(np.float32)

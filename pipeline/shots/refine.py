@@ -15,13 +15,13 @@ from pipeline.shots.frame_features import NOISE, mean_cells
 from pipeline.shots.shot_weights import weights
 
 STEP = 0.04  # seconds between the moments around a limit that the network is told of
-AROUND = np.arange(-11, 13) * STEP
-REACH = 0.7  # seconds before and after the limits: frames there are looked at
+AROUND = np.arange(-10, 17) * STEP
+REACH = 0.8  # seconds before and after the limits: frames there are looked at
 SIDE = 3  # frames at most that stand for the shot beside
 NEAR = 0.4  # seconds: they are no further away
 FEW = (24, 78, 390)  # of the 3,888 values of a small picture: how many most changed ones are averaged
 INPUTS = 9 * len(AROUND) + 5
-FURTHEST = 0.4  # seconds that a limit may be moved
+FURTHEST = 0.6  # seconds that a limit may be moved
 GUARD = 0.02  # and that it is set further out than the network says
 
 

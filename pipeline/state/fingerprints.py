@@ -20,7 +20,8 @@ from captioners.text.audit import VERSION as AUDIT_VERSION
 from filters import load_filter
 from filters.base import Filter, Track, uses_gpu, why_null
 from filters.encoders.base import ENCODERS, Declared
-from pipeline.config.recipe import Bounds, Recipe, RecipeError, to_dict
+from pipeline.config.recipe import Bounds, CaptionOptions, Recipe, RecipeError, to_dict
+from pipeline.config.video_models import resolved
 from pipeline.selection.select import admitted, check_thresholds, holds
 from pipeline.tables.fragments import CLIPS, fingerprint
 
@@ -140,16 +141,24 @@ def needs_scoring(rows: pa.Table, recipe: Recipe) -> np.ndarray:
 
 
 def check(recipe: Recipe) -> None:
-    """Raises RecipeError for a recipe that cannot be built: unknown filters, options, captioners or thresholds."""
+    """Raises RecipeError for a recipe that cannot be built: unknown filters, options, captioners, thresholds or video
+    models."""
     kinds = {column: kind for name in ("scan", "embed", "caption") for column, kind in columns_of(recipe, name).items()}
     fields = [*CLIPS, *EMBEDDED, *(pa.field(k, v) for k, v in {**kinds, **AUDIT_COLUMNS}.items())]
     check_thresholds(recipe.select.thresholds, pa.schema(fields))
+    resolved(recipe.pack)
     if recipe.caption.captioner not in CAPTIONERS:
         raise RecipeError(f"unknown captioner {recipe.caption.captioner!r}: known are {', '.join(CAPTIONERS)}")
     try:
         check_captioner(recipe.caption.captioner, recipe.caption.options)
     except TypeError as error:
         raise RecipeError(f"caption.options: {error}") from error
+    try:
+        check_captioner(recipe.caption.captioner, captioner_options(recipe))
+    except TypeError as error:
+        raise RecipeError(
+            f"caption: the captioner {recipe.caption.captioner!r} takes no instruction or language ({error})"
+        ) from error
 
 
 def late_columns(recipe: Recipe) -> set[str]:
@@ -204,10 +213,19 @@ def caption_fingerprint(recipe: Recipe) -> str:
         "caption",
         CAPTION_VERSION,
         embed_fingerprint(recipe),
-        [caption.captioner, captioner_version(caption.captioner), caption.options],
+        [caption.captioner, captioner_version(caption.captioner), captioner_options(recipe)],
         caption.audit and AUDIT_VERSION,
         _versions(recipe, "caption"),
     )
+
+
+def captioner_options(recipe: Recipe) -> dict[str, Any]:
+    """What the recipe's captioner is made with: its own options, and the prompt where the recipe changes it."""
+    caption = recipe.caption
+    prompt = {"instruction": caption.instruction, "language": caption.language}
+    usual = CaptionOptions()
+    changed = {name: value for name, value in prompt.items() if value != getattr(usual, name)}
+    return {**caption.options, **changed}
 
 
 def _versions(recipe: Recipe, name: str) -> list[Any]:

@@ -71,6 +71,7 @@ class CaptionPart:
 
     clips: UnitClips
     embedded: tuple[str, ...]
+    metadata: Mapping[str, str] = field(default_factory=dict)  # of their sources, where the captioner reads it: JSON
 
 
 @dataclass(frozen=True)

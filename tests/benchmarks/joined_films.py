@@ -14,6 +14,7 @@ from pathlib import Path
 import av
 import cv2
 import numpy as np
+from moving_shots import moving_shot, overlay
 
 MARGIN = 4  # frames left out on both sides of anything that looks like a transition in the footage
 
@@ -36,7 +37,7 @@ def footage(files: Sequence[Path], size: tuple[int, int], shortest: int = 20) ->
     for file in files:
         with av.open(str(file)) as container:
             container.streams.video[0].thread_type = "AUTO"
-            frames = [_fit(f.to_ndarray(format="rgb24"), size) for f in container.decode(video=0)]
+            frames = [fit(f.to_ndarray(format="rgb24"), size) for f in container.decode(video=0)]
         tiny = np.stack([cv2.resize(f, (48, 27), interpolation=cv2.INTER_AREA) for f in frames])
         padded = np.concatenate([tiny[:1].repeat(CONTEXT, 0), tiny, tiny[-1:].repeat(CONTEXT, 0)])
         unclean = np.zeros(len(tiny), bool)
@@ -52,23 +53,35 @@ def footage(files: Sequence[Path], size: tuple[int, int], shortest: int = 20) ->
                 yield np.stack(frames[first:last])
 
 
-def join(pieces: Sequence[np.ndarray], seed: int, shots: int, fps: float = 25.0) -> Film:
-    """A film of `shots` shots taken from `pieces`."""
+def join(pieces: Sequence[np.ndarray], seed: int, shots: int, fps: float = 25.0, motion: bool = False) -> Film:
+    """A film of `shots` shots taken from `pieces`. With `motion` the shots are those of moving_shots.py, some of them
+    very short, some cuts lie inside one scene, and bars or graphics may be laid over the whole film."""
     random = np.random.default_rng(seed)
     film = Film(np.zeros((0, *pieces[0].shape[1:]), np.uint8), fps)
     parts: list[np.ndarray] = []
     length, last = 0, -1
     for number in range(shots):
         which = int(random.choice([i for i in range(len(pieces)) if i != last or len(pieces) == 1]))
-        last = which
         kind = str(random.choice(["cut", "dissolve", "black", "white", "wipe"], p=[0.45, 0.22, 0.1, 0.05, 0.18]))
-        tail = 0 if number == 0 else len(parts[-1])
+        tail = len(parts[-1]) if parts else 0
         span = 0
         if kind in ("dissolve", "wipe"):
             span = min(round(fps * random.uniform(0.3, 2.0 if kind == "dissolve" else 1.2)), tail // 3)
         solid = round(fps * random.uniform(0.2, 1.6)) + span
-        shot, events = _shot(pieces[which], round(fps * random.uniform(0.8, 3.2)) + solid, fps, random)
-        if number == 0:
+        if motion:
+            brief = random.random() < 0.25
+            which = last if kind == "cut" and number and random.random() < 0.15 else which
+            count = round(fps * random.uniform(0.25, 0.8)) if brief else round(fps * random.uniform(0.8, 3.2)) + solid
+            shot, events = moving_shot(pieces[which], max(count, span + 5), fps, random, pieces), []
+            if random.random() < 0.3 and len(shot) > fps:
+                event = str(random.choice(["flash", "strobe", "title"]))
+                events.append((event, *_EVENTS[event](shot, fps, random)))
+            if kind == "cut" and number and _resembles(parts[-1][-1], shot[0]):
+                continue
+        else:
+            shot, events = _shot(pieces[which], round(fps * random.uniform(0.8, 3.2)) + solid, fps, random)
+        last = which
+        if not parts:
             parts.append(shot)
             length = len(shot)
             film.events += events
@@ -102,10 +115,18 @@ def join(pieces: Sequence[np.ndarray], seed: int, shots: int, fps: float = 25.0)
         film.events += [(k, a + start, b + start) for k, a, b in events]
         length = start + len(shot)
     film.frames = np.concatenate([p for p in parts if len(p)])
+    if motion:
+        overlay(film.frames, fps, random)
     assert len(film.frames) == length, (len(film.frames), length)
     spans = [(a, b) for _, a, b in film.joins]
     film.events = [e for e in film.events if all(e[2] < a - 2 or e[1] > b + 2 for a, b in spans)]
     return film
+
+
+def _resembles(first: np.ndarray, second: np.ndarray) -> bool:
+    """Whether two frames are so alike that a cut between them is hardly one."""
+    small = [cv2.resize(frame, (16, 9), interpolation=cv2.INTER_AREA).astype(np.float32) for frame in (first, second)]
+    return float(np.abs(small[0] - small[1]).mean()) < 0.12 * float(np.stack(small).mean() + 20)
 
 
 def _shot(piece: np.ndarray, length: int, fps: float, random: np.random.Generator) -> tuple[np.ndarray, list]:
@@ -247,7 +268,7 @@ def _wipe(out: np.ndarray, into: np.ndarray, weights: np.ndarray, random: np.ran
     return np.stack(made)
 
 
-def _fit(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def fit(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """The frame's black bars cut off, its middle cropped to the aspect of `size`, and resized."""
     grey = frame.max(axis=2)
     rows, columns = np.flatnonzero(grey.max(axis=1) > 30), np.flatnonzero(grey.max(axis=0) > 30)

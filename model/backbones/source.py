@@ -1,0 +1,147 @@
+"""What a `base: diffusers:FOLDER_OR_REPO` is: its family, and the options of a run that follow from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from model.backbones import cogvideox, hunyuan, ltx, wan
+from model.backbones.family import Family, Settings
+from model.errors import BaseError
+from model.objective import LINEAR, Path, scheduled
+
+FAMILIES = (wan.FAMILY, ltx.FAMILY, hunyuan.FAMILY, cogvideox.FAMILY)
+SUBFOLDERS = {"": "transformer", "high": "transformer", "low": "transformer_2"}  # by expert
+
+
+@dataclass(frozen=True)
+class Source:
+    """A pipeline in diffusers' folder format. path: folder or hub repository; index, transformer, scheduler: its
+    configurations."""
+
+    path: str
+    family: Family
+    index: Settings
+    transformer: Settings
+    scheduler: Settings
+
+    @property
+    def boundary(self) -> float | None:
+        """Time above which the first of two experts predicts; None for a model of one transformer."""
+        return self.index.get("boundary_ratio")
+
+
+def read_source(base: str, expert: str | None = None) -> Source:
+    """Read the configurations of `diffusers:FOLDER_OR_REPO`. Raises BaseError when it is no pipeline of a known family,
+    or `expert` (high, low or empty; None for whichever) does not fit it."""
+    diffusers = load_diffusers()
+    prefix, _, path = base.partition(":")
+    if prefix != "diffusers" or not path:
+        raise BaseError(f"base={base}: write diffusers:FOLDER or diffusers:REPO")
+    try:
+        index = dict(diffusers.DiffusionPipeline.load_config(path))
+    except (OSError, ValueError) as error:
+        raise BaseError(f"{path} is not a pipeline that diffusers can read: {first_line(error)}") from error
+    name = index.get("_class_name")
+    family = next((family for family in FAMILIES if name in family.pipelines), None)
+    if family is None:
+        names = ", ".join(name for family in FAMILIES for name in family.pipelines)
+        raise BaseError(f"{path} is a {name}; training works on {names}")
+    experts = index.get("boundary_ratio") is not None
+    if expert is not None and experts != bool(expert):
+        wanted = "set expert=high or expert=low: one is trained at a time" if experts else "leave expert out"
+        raise BaseError(f"{path} has {'two transformers' if experts else 'one transformer'}; {wanted}")
+    try:
+        model = getattr(diffusers, family.transformer).load_config(path, subfolder=SUBFOLDERS[expert or ""])
+        scheduler = diffusers.FlowMatchEulerDiscreteScheduler.load_config(path, subfolder="scheduler")
+    except (OSError, ValueError) as error:
+        raise BaseError(f"{path} is not whole: {first_line(error)}") from error
+    if model.get("_class_name") != family.transformer:
+        raise BaseError(f"{path} has a {model.get('_class_name')}, not the {family.transformer} of a {name}")
+    if reason := family.unsupported(model):
+        raise BaseError(f"{path} cannot be trained on: {reason}")
+    return Source(path, family, index, model, scheduler)
+
+
+def default_options(base: str, expert: str) -> dict[str, Any]:
+    """Return the options of a run that follow from its base, where nothing else is set. Raises BaseError."""
+    source = read_source(base, expert)
+    family = source.family
+    fixed_shift = source.scheduler.get("flow_shift") or source.scheduler.get("shift") or 0.0
+    shift = 0.0 if source.scheduler.get("use_dynamic_shifting") else fixed_shift  # 0: by the number of tokens
+    options: dict[str, Any] = {"latents": base, "text": base, "text_tokens": family.text_tokens}
+    options |= {"patch": family.patch(source.transformer), "time_shift": float(shift)}
+    options |= {} if family.time_per_frame(source.index) else {"clean_frames": 0.0}
+    if source.boundary is not None:
+        options["time_range"] = [source.boundary, 1.0] if expert == "high" else [0.0, source.boundary]
+    return options | dict(family.options)
+
+
+def check_options(base: str, expert: str, values: dict[str, Any]) -> None:
+    """Raise BaseError when a run's options contradict its base."""
+    source = read_source(base, expert)
+    fixed = {"patch": source.family.patch(source.transformer)}
+    for key, value in fixed.items():
+        if values[key] != value:
+            raise BaseError(f"{key}={values[key]}: {source.path} has {key}={value}; leave the option out")
+    if values["text_tokens"] > source.family.text_tokens:
+        raise BaseError(
+            f"text_tokens={values['text_tokens']}: {source.path} encodes {source.family.text_tokens} tokens at most"
+        )
+    if source.family.padding_counts and values["text_tokens"] != source.family.text_tokens:
+        raise BaseError(f"text_tokens={values['text_tokens']}: {source.path} needs all {source.family.text_tokens}")
+    if values["clean_frames"] and not source.family.time_per_frame(source.index):
+        raise BaseError(f"clean_frames: {source.path} has one time for all frames of a sample; set clean_frames=0")
+    if values["init_from"] or values["train_only"] != "all":
+        raise BaseError("init_from and train_only are for models without a base; leave them out")
+
+
+def base_path(source: Source) -> Path:
+    """Return the objective's path, with the scheduler's own noise levels where it has discrete steps."""
+    if source.family.options.get("path") != "scheduler":
+        return LINEAR
+    diffusers = load_diffusers()
+    scheduler = getattr(diffusers, source.scheduler["_class_name"]).from_config(source.scheduler)
+    targets = {"v_prediction": "v", "epsilon": "epsilon"}
+    prediction = source.scheduler.get("prediction_type")
+    if prediction not in targets:
+        raise BaseError(f"{source.path} predicts {prediction}; training works on {', '.join(targets)}")
+    return scheduled(scheduler.alphas_cumprod, targets[prediction])  # type: ignore[arg-type]
+
+
+def load_transformer(source: Source, expert: str, dtype: torch.dtype) -> Any:
+    """Load the transformer's weights. Raises BaseError."""
+    transformer_class = getattr(load_diffusers(), source.family.transformer)
+    try:
+        return transformer_class.from_pretrained(source.path, subfolder=SUBFOLDERS[expert], torch_dtype=dtype)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise BaseError(f"cannot load the transformer of {source.path}: {first_line(error)}") from error
+
+
+def make_pipeline(source: Source, expert: str, transformer: Any, parts: dict[str, Any]) -> Any:
+    """Return the base's pipeline with a trained transformer and components that are loaded already; the rest, as its
+    scheduler, is loaded. Raises BaseError."""
+    pipeline_class = getattr(load_diffusers(), source.index["_class_name"])
+    try:
+        return pipeline_class.from_pretrained(source.path, **parts, **{SUBFOLDERS[expert]: transformer})
+    except (OSError, ValueError) as error:
+        raise BaseError(f"cannot load the pipeline {source.path}: {first_line(error)}") from error
+
+
+def load_diffusers() -> Any:
+    """Import diffusers. Raises BaseError when it is not installed."""
+    from filters.torchvision_ops import ensure_torchvision
+
+    ensure_torchvision()
+    try:
+        import diffusers
+    except ImportError as error:
+        raise BaseError("this needs diffusers and peft: pip install 'clipmill[diffusers]'") from error
+    diffusers.utils.logging.disable_progress_bar()  # among the lines of a run
+    return diffusers
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

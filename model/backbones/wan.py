@@ -1,0 +1,46 @@
+"""Wan 2.1 and 2.2 (Wan Team, 2025): text-to-video of 1.3B and 14B, the two-expert A14B, and TI2V-5B."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from model.backbones.base import Words
+from model.backbones.family import Conditions, Family
+from model.backbones.wan_blocks import speed_up
+
+TIMESTEPS = 1000  # t = 1 is this timestep
+
+
+def predict(transformer: Any, x: Tensor, t: Tensor, words: Words, conditions: Conditions) -> Tensor:
+    """Return noise - x_0. A model with one time a sample takes the noisiest frame's; one with a time a token (TI2V)
+    takes each frame's, for all tokens of the frame."""
+    timestep = TIMESTEPS * t.amax(1)
+    if conditions.time_per_frame:
+        _, rows, columns = transformer.config.patch_size
+        timestep = TIMESTEPS * t.repeat_interleave(x.shape[3] // rows * (x.shape[4] // columns), 1)
+    return transformer(x, timestep, words["encoder_hidden_states"], return_dict=False)[0]
+
+
+def encode(pipeline: Any, caption: str, tokens: int) -> Words:
+    """Return UMT5's vectors, zero past the caption's end."""
+    vectors, _ = pipeline.encode_prompt(caption, do_classifier_free_guidance=False, max_sequence_length=tokens)
+    return {"encoder_hidden_states": vectors[0]}
+
+
+FAMILY = Family(
+    pipelines=("WanPipeline",),
+    transformer="WanTransformer3DModel",
+    blocks=("blocks",),
+    text_tokens=512,
+    lora_targets=("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"),
+    predict=predict,
+    encode=encode,
+    layout=lambda config: {"encoder_hidden_states": (None, int(config["text_dim"]))},
+    patch=lambda config: int(config["patch_size"][1]),
+    unsupported=lambda config: "it is conditioned on images" if config["in_channels"] != config["out_channels"] else "",
+    speed_up=speed_up,
+    time_per_frame=lambda index: bool(index.get("expand_timesteps")),
+    options={"path": "linear", "time": "logit_normal"},
+)

@@ -1,0 +1,80 @@
+"""The optimiser's side of a step: learning rate, clipping, skipping and the moving average, without host syncs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+if TYPE_CHECKING:
+    from model.config import Config
+
+
+def make_optimizer(parameters: Sequence[nn.Parameter], config: Config) -> torch.optim.AdamW:
+    """Return fused AdamW, which `clipped_step` needs."""
+    betas = (0.9, config.beta2)
+    return torch.optim.AdamW(parameters, config.lr, betas=betas, weight_decay=config.weight_decay, fused=True)
+
+
+def learning_rate(config: Config, step: int) -> float:
+    """Return the learning rate of a step: linear warm-up, then constant or a cosine to a tenth."""
+    rate = config.lr * min(1.0, (step + 1) / max(1, config.warmup))
+    if config.decay == "cosine" and step >= config.warmup:
+        progress = (step - config.warmup) / max(1, config.steps - config.warmup)
+        rate *= 0.55 + 0.45 * math.cos(math.pi * min(1.0, progress))
+    return rate
+
+
+def global_norm(parameters: Sequence[Tensor]) -> Tensor:
+    """Return the norm of the gradients over all processes, a scalar on the device."""
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def clipped_step(optimizer: torch.optim.Optimizer, norm: Tensor, limit: Tensor) -> Tensor:
+    """Step a fused optimiser with gradients clipped to `limit`, or not at all where `norm` is not finite; return 1
+    if it was skipped, else 0.
+
+    The fused kernel itself divides the gradients and leaves the weights alone, as it does under a GradScaler, so there
+    is neither a pass over the gradients nor a wait for the device.
+    """
+    skip = (~torch.isfinite(norm)).float()
+    optimizer.grad_scale = (norm / limit).clamp_min(1.0)  # type: ignore[attr-defined]
+    optimizer.found_inf = skip  # type: ignore[attr-defined]
+    optimizer.step()
+    return skip
+
+
+class ClipRule:
+    """The norm that gradients are clipped to: `clip_norm`, or lower, the running mean plus three deviations."""
+
+    def __init__(self, config: Config, device: torch.device) -> None:
+        self.config = config
+        self.moments = torch.zeros(2, device=device)  # running means of the norm and of its square
+
+    def limit(self, norm: Tensor) -> Tensor:
+        """Return the limit for this step's norm, and add the norm to the running moments if it is finite."""
+        limit = torch.full_like(norm, self.config.clip_norm)
+        if self.config.adaptive_clip:
+            mean, square = self.moments
+            bound = mean + 3 * (square - mean**2).clamp_min(0).sqrt()
+            limit = torch.where(mean > 0, torch.minimum(limit, bound), limit)
+            clipped = torch.minimum(norm, limit)
+            new = torch.where(
+                mean > 0,
+                self.moments.lerp(torch.stack([clipped, clipped**2]), 0.02),
+                torch.stack([clipped, clipped**2]),
+            )
+            self.moments = torch.where(torch.isfinite(norm), new, self.moments)
+        return limit
+
+
+@torch.no_grad()
+def update_ema(ema: dict[str, Tensor], model: nn.Module, decay: float) -> None:
+    """Set ema <- decay * ema + (1 - decay) * weights."""
+    own = dict(model.named_parameters())
+    torch._foreach_lerp_(list(ema.values()), [own[name].detach() for name in ema], 1 - decay)

@@ -1,0 +1,132 @@
+"""How a model is spread over processes, in a fixed order: recomputation, compilation, sharding."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from model.backbones.adapter import DiffusersBackbone
+from model.backbones.lora import use_autocast
+from model.network.dit import DiT
+
+if TYPE_CHECKING:
+    from model.config import Config
+
+
+@dataclass(frozen=True)
+class RankContext:
+    """This process: its device, and its rank among `world` processes."""
+
+    device: torch.device
+    rank: int
+    world: int
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that prints and writes what all share."""
+        return self.rank == 0
+
+
+def join(device: str) -> RankContext:
+    """Join the processes that torchrun or Ray Train started, if any. device: auto, cpu or cuda."""
+    cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    if not dist.is_initialized() and (cuda or "WORLD_SIZE" in os.environ):
+        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+        if "WORLD_SIZE" in os.environ:
+            dist.init_process_group(backend)
+        else:  # asynchronous checkpoints want a group, if only of one
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        atexit.register(_leave)
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    if not cuda:
+        return RankContext(torch.device("cpu"), rank, world)
+    local = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    torch.cuda.set_device(local)
+    return RankContext(local, rank, world)
+
+
+def barrier() -> None:
+    """Wait for the other processes, if any."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.barrier()
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def spread(model: DiT | DiffusersBackbone, config: Config, context: RankContext) -> nn.Module:
+    """Return the model as it is trained, on the context's device: what to call. No wrapper changes the names of the
+    parameters of `model`."""
+    model.to(context.device)
+    if isinstance(model, DiffusersBackbone):
+        model.family.speed_up(model.transformer)
+        if config.precision == "bf16":
+            use_autocast(model.transformer)
+    choose_kept(model, config)
+    for block in model.blocks:
+        if config.compile:
+            block.compile(fullgraph=not (config.recompute or config.base), dynamic=False)
+    if context.world == 1:
+        return model
+    if config.parallel == "ddp":
+        return DistributedDataParallel(
+            model, device_ids=[context.device.index] if context.device.index is not None else None
+        )
+    half = torch.bfloat16 if config.precision == "bf16" and not config.lora_rank else None  # a LoRA mixes precisions
+    policy = MixedPrecisionPolicy(
+        param_dtype=half, reduce_dtype=torch.float32 if half else None, cast_forward_inputs=False
+    )
+    if isinstance(model, DiT):
+        fully_shard(model.time)  # timesteps stay fp32
+    for block in model.blocks:
+        fully_shard(block, mp_policy=policy)
+    fully_shard(model, mp_policy=policy)
+    return model
+
+
+def choose_kept(model: DiT | DiffusersBackbone, config: Config) -> None:
+    """Choose which weights are trained, and which blocks keep no activations for the backward pass."""
+    if config.train_only == "temporal":
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(".temporal." in name)
+    for i, block in enumerate(model.blocks):
+        if config.recompute and i % config.recompute == 0:
+            block.forward = _recomputed(block.forward)
+
+
+def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `forward` computed again in the backward pass. A wrapper module would do the same, but would add its own
+    name to those of the parameters, and checkpoints would depend on it."""
+
+    @functools.wraps(forward)
+    def recomputed(*args: Any, **kwargs: Any) -> Any:
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+    return recomputed
+
+
+def choose_kernels(config: Config) -> None:
+    """Set the attention kernel and determinism of the process."""
+    torch.backends.cuda.enable_flash_sdp(config.attention_kernel != "cudnn")
+    torch.backends.cuda.enable_cudnn_sdp(config.attention_kernel != "flash")
+    torch.use_deterministic_algorithms(config.deterministic)
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def autocast(config: Config, context: RankContext) -> torch.autocast:
+    """Return the context of a forward pass: bf16 where the config asks for it."""
+    return torch.autocast(context.device.type, torch.bfloat16, enabled=config.precision == "bf16")

@@ -1,0 +1,230 @@
+"""`clipmill compare`: what differs between two datasets, clip by clip, read a column at a time.
+
+Clips are matched by clip_id, which names a span of a source's content: the same footage in another folder, scanned
+under other options or packed otherwise, is the same clip.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.dataset.finish import DatasetError, read_whole
+from pipeline.storage.store import Store, atomic
+from pipeline.tables.fragments import id_prefix_u64
+from pipeline.tables.published import open_published, table_files
+
+FOLDER = "tables/clips"
+UNCOMPARED = frozenset({"clip_id", "embedding", "phash", "source_uri", "shard"})  # keys, vectors, places
+BATCH = 65_536  # rows in memory at a time, of a column of texts
+MOST = 12  # reasons printed
+COLUMNS = ("clip_id", "what", "before", "after")  # of the CSV
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two datasets: `ids` are (n,) uint64 prefixes of its clip ids, each once and ascending, and `rows` the
+    rows of its table that they are of."""
+
+    store: Store
+    info: Mapping[str, Any]
+    schema: pa.Schema
+    ids: np.ndarray
+    rows: np.ndarray
+
+    def column(self, name: str) -> np.ndarray:
+        """(n,) float64 of numbers, NaN for null, or uint64 hashes of texts and lists, 0 for null, in order of `ids`."""
+        numeric = _is_number(self.schema.field(name).type)
+        parts = [_numbers(column) if numeric else _hashes(column) for column in self._batches(name)]
+        empty = np.zeros(0, np.float64 if numeric else np.uint64)
+        return np.concatenate([empty, *parts])[self.rows]
+
+    def texts(self, name: str, at: np.ndarray) -> list[Any]:
+        """The values of the clips at positions `at` of `ids`, as Python objects."""
+        wanted = np.sort(self.rows[at])
+        parts, first = [], 0
+        for column in self._batches(name):
+            inside = wanted[np.searchsorted(wanted, first) : np.searchsorted(wanted, first + len(column))]
+            parts.append(column.take(pa.array(inside - first)))
+            first += len(column)
+        values = pa.chunked_array(parts, self.schema.field(name).type)
+        order = np.searchsorted(wanted, self.rows[at])
+        return list(values.take(pa.array(order)).to_pylist())
+
+    def _batches(self, name: str) -> Iterator[pa.Array]:
+        yield from _batches(self.store, name)
+
+
+def compare(before: str, after: str, out: Path | None = None) -> str:
+    """What differs between the datasets `before` and `after`, as text. With `out`, every difference is a row of that
+    CSV: clip_id, what (added, removed, or the column), before, after. Raises DatasetError where one is not whole."""
+    a, b = _side(before), _side(after)
+    _, in_a, in_b = np.intersect1d(a.ids, b.ids, assume_unique=True, return_indices=True)
+    gone, new = (np.setdiff1d(np.arange(len(s.ids)), at) for s, at in ((a, in_a), (b, in_b)))
+    kept_a, kept_b = (side.column("keep") == 1 for side in (a, b))
+    lines = [
+        f"before  {before}: {len(a.ids):,} clips, {int(kept_a.sum()):,} kept",
+        f"after   {after}: {len(b.ids):,} clips, {int(kept_b.sum()):,} kept",
+        f"added   {len(new):,} clips, {int(kept_b[new].sum()):,} of them kept",
+        f"removed {len(gone):,} clips, {int(kept_a[gone].sum()):,} of them kept",
+        f"in both {len(in_a):,} clips",
+    ]
+    lost, won = kept_a[in_a] & ~kept_b[in_b], ~kept_a[in_a] & kept_b[in_b]
+    for text, clips, side, at in (
+        ("kept before, rejected now", lost, b, in_b),
+        ("rejected before, kept now", won, a, in_a),
+    ):
+        if clips.any():
+            lines.append(f"{text}: {int(clips.sum()):,}, by {_reasons(side, at[clips])}")
+    common = [name for name in a.schema.names if name in b.schema.names and name not in UNCOMPARED]
+    changes: dict[str, np.ndarray] = {}
+    for name in common:
+        changed, line = _changed(name, a, b, in_a, in_b)
+        if len(changed):
+            changes[name] = changed
+            lines.append(line)
+    for text, side, other in (("only before", a, b), ("only after", b, a)):
+        only = [name for name in side.schema.names if name not in other.schema.names]
+        if only:
+            lines.append(f"columns {text}: {', '.join(only)}")
+    lines += _options(a.info["recipe"], b.info["recipe"])
+    if out is not None:
+        with atomic(out) as temporary:
+            count = _write(temporary, a, b, gone, new, {n: (in_a[i], in_b[i]) for n, i in changes.items()})
+        lines.append(f"{count:,} differences in {out}")
+    return "\n".join(lines)
+
+
+def _side(uri: str) -> Side:
+    store = Store(uri)
+    info = read_whole(store)
+    names = table_files(store, FOLDER, info)
+    if not names:
+        raise DatasetError(f"{uri} has no {FOLDER}: build it again")
+    schemas = []
+    for name in names:
+        with open_published(store, name) as file:
+            schemas.append(pq.read_schema(file).remove_metadata())
+    schema = pa.unify_schemas(schemas, promote_options="permissive")
+    prefixes = [id_prefix_u64(pa.chunked_array([column])) for column in _batches(store, "clip_id")]
+    ids, rows = np.unique(np.concatenate([np.zeros(0, np.uint64), *prefixes]), return_index=True)
+    return Side(store, info, schema, ids, rows)
+
+
+def _batches(store: Store, name: str) -> Iterator[pa.Array]:
+    """A column of the clips table, BATCH rows at a time, nulls where a file lacks it."""
+    for path in table_files(store, FOLDER):
+        with open_published(store, path) as file:
+            parquet = pq.ParquetFile(file)
+            if name not in parquet.schema_arrow.names:
+                yield pa.nulls(parquet.metadata.num_rows)
+                continue
+            for batch in parquet.iter_batches(BATCH, columns=[name]):
+                yield batch.column(0)
+
+
+def _is_number(dtype: pa.DataType) -> bool:
+    return bool(pa.types.is_floating(dtype) or pa.types.is_integer(dtype) or pa.types.is_boolean(dtype))
+
+
+def _numbers(column: pa.Array) -> np.ndarray:
+    return np.asarray(pc.fill_null(column.cast(pa.float64()), float("nan")).to_numpy(zero_copy_only=False))
+
+
+def _hashes(column: pa.Array) -> np.ndarray:
+    """(n,) uint64. Equal texts are hashed once: paths, labels and reasons repeat."""
+    if not pa.types.is_nested(column.type):
+        values = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+        table = np.array([_hash(value) for value in [*values.dictionary.to_pylist(), None]], np.uint64)
+        indices = pc.fill_null(values.indices, len(values.dictionary)).to_numpy(zero_copy_only=False)
+        return np.asarray(table[indices])
+    return np.array([_hash(value) for value in column.to_pylist()], np.uint64)
+
+
+def _hash(value: Any) -> int:
+    if value is None:
+        return 0
+    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") or 1
+
+
+def _changed(name: str, a: Side, b: Side, in_a: np.ndarray, in_b: np.ndarray) -> tuple[np.ndarray, str]:
+    """Positions in `in_a` and `in_b` of the clips whose column `name` differs, and a line about them."""
+    if _is_number(a.schema.field(name).type) != _is_number(b.schema.field(name).type):
+        return np.zeros(0, np.int64), ""
+    old, new = a.column(name)[in_a], b.column(name)[in_b]
+    if old.dtype != np.float64:
+        changed = np.flatnonzero(old != new)
+        return changed, f"{name}: {len(changed):,} changed"
+    null = np.isnan(old) | np.isnan(new)
+    changed = np.flatnonzero((old != new) & ~(np.isnan(old) & np.isnan(new)))
+    difference = np.abs(new - old)[changed[~null[changed]]]
+    text = f"{name}: {len(changed):,} changed"
+    if len(difference):
+        text += f", by {difference.mean():.3g} on average and {difference.max():.3g} at most"
+    appeared = int((np.isnan(old) & ~np.isnan(new)).sum()), int((~np.isnan(old) & np.isnan(new)).sum())
+    text += f", {appeared[0]:,} from null" * bool(appeared[0]) + f", {appeared[1]:,} to null" * bool(appeared[1])
+    return changed, text
+
+
+def _reasons(side: Side, at: np.ndarray) -> str:
+    """Counts of the reasons for which clips at positions `at` are rejected, most frequent first."""
+    counts = Counter(reason for reasons in side.texts("rejected_by", at) for reason in reasons or ())
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    more = f", {len(ordered) - MOST} more reasons" * (len(ordered) > MOST)
+    return ", ".join(f"{reason} {count:,}" for reason, count in ordered[:MOST]) + more
+
+
+def _options(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """A line for each option of the recipe that differs."""
+    old, new = _flat(before), _flat(after)
+    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    return [f"recipe {key}: {json.dumps(old.get(key))} -> {json.dumps(new.get(key))}" for key in sorted(keys)]
+
+
+def _flat(tree: Any, path: str = "") -> dict[str, Any]:
+    if isinstance(tree, Mapping) and tree:
+        pairs = ((f"{path}.{key}" if path else str(key), value) for key, value in tree.items())
+        return {name: leaf for key, value in pairs for name, leaf in _flat(value, key).items()}
+    return {path: tree}
+
+
+def _write(
+    path: Path,
+    a: Side,
+    b: Side,
+    gone: np.ndarray,
+    new: np.ndarray,
+    changes: Mapping[str, tuple[np.ndarray, np.ndarray]],
+) -> int:
+    """Writes the differences and returns how many; the values of one column are in memory at a time."""
+    count = 0
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for what, side, at in (("removed", a, gone), ("added", b, new)):
+            kept = side.column("keep")[at] == 1
+            decisions = [("kept" if keep else "rejected") for keep in kept]
+            rows = zip(side.texts("clip_id", at), decisions, strict=True)
+            writer.writerows((key, what, *((text, "") if side is a else ("", text))) for key, text in rows)
+            count += len(at)
+        for name, (in_a, in_b) in changes.items():
+            keys, values = a.texts("clip_id", in_a), (a.texts(name, in_a), b.texts(name, in_b))
+            writer.writerows((key, name, _cell(x), _cell(y)) for key, x, y in zip(keys, *values, strict=True))
+            count += len(keys)
+    return count
+
+
+def _cell(value: Any) -> Any:
+    return "" if value is None else json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict)) else value

@@ -1,0 +1,138 @@
+"""`clipmill export`: the exporters by name, and one export from checks to summary."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.config.video_models import MODELS, VideoModel, nearest, video_model
+from pipeline.dataset.finish import DatasetError
+from pipeline.export.formats import (
+    ai_toolkit,
+    automodel,
+    cosmos,
+    diffsynth,
+    diffusion_pipe,
+    fastvideo,
+    finetrainers,
+    hf_parquet,
+    hub,
+    ltx,
+    musubi,
+    open_sora,
+    simpletuner,
+    videofolder,
+    videox_fun,
+)
+from pipeline.export.formats.table import WRITERS, write_table
+from pipeline.export.job import Exporter, Job
+from pipeline.export.layout import export_folder, write_csv
+from pipeline.export.reader import Dataset, read_dataset
+from pipeline.export.usability import Finding, Reads, commonest_size, findings, frame_buckets, usable_frames
+from pipeline.storage.store import Store
+
+EXPORTERS: Mapping[str, Exporter] = {
+    "musubi": musubi.EXPORTER,
+    "diffusion-pipe": diffusion_pipe.EXPORTER,
+    "ai-toolkit": ai_toolkit.EXPORTER,
+    "ltx": ltx.EXPORTER,
+    "simpletuner": simpletuner.EXPORTER,
+    "diffsynth": diffsynth.EXPORTER,
+    "finetrainers": finetrainers.EXPORTER,
+    "fastvideo": fastvideo.EXPORTER,
+    "videox-fun": videox_fun.EXPORTER,
+    "automodel": automodel.EXPORTER,
+    "cosmos": cosmos.EXPORTER,
+    "open-sora": open_sora.EXPORTER,
+    "videofolder": videofolder.EXPORTER,
+    "hf-parquet": hf_parquet.EXPORTER,
+    "hub": hub.EXPORTER,
+}
+NAMES = (*EXPORTERS, *WRITERS)
+LISTED = "unused_clips.csv"  # in an export: the clips that the trainer would drop or change, with the reason
+READS_ALL = Reads(converts=True, stills=True)
+
+
+def export(dataset: str, to: str, out: Path, model: str | None = None) -> str:
+    """Exports a dataset to the folder `out` (for a table: the file) in the layout of `to`, one of NAMES; returns what
+    to print.
+
+    With `model`, or where the trainer or the dataset's recipe is for one model, the clips that the trainer would drop
+    or show wrongly are counted by reason, and listed in LISTED; they are exported like all others. Raises DatasetError
+    for an unknown name, a dataset that cannot be read, or a folder that holds something else; RecipeError for an
+    unknown model.
+    """
+    if to not in NAMES:
+        raise DatasetError(f"unknown export {to!r}{nearest(to, NAMES)}")
+    if to in WRITERS:
+        return f"{write_table(Store(dataset), out, to):,} clips written to {out}"
+    exporter = EXPORTERS[to]
+    if model is not None:
+        video_model(model)
+    data = read_dataset(dataset)
+    if not data.index.num_rows:
+        raise DatasetError(f"{dataset} has no clips: nothing to export")
+    name, chosen = _model(data, exporter, model)
+    job = _job(data, exporter, out.absolute(), chosen)
+    with export_folder(job.out, {"to": to, "dataset": data.store.uri, "model": name}):
+        unused = findings(data.index, exporter.reads, chosen) if exporter.reads and name else []
+        if unused:
+            write_csv(job.out / LISTED, ("key", "effect", "reason"), _listed(data.index, unused))
+        steps = exporter.write(job)
+    return "\n".join([_headline(job, exporter, name), *_effects(job, unused), *(f"next: {step}" for step in steps)])
+
+
+def _model(data: Dataset, exporter: Exporter, model: str | None) -> tuple[str | None, VideoModel]:
+    """The model's name and its row: the one that was asked for, the trainer's only one, the recipe's; else none, and
+    counts that most models take at the dataset's commonest rate."""
+    name = model or exporter.model or data.info["recipe"]["pack"].get("model")
+    if name in MODELS:
+        return name, MODELS[name]
+    rates = Counter(fps for fps in data.index["fps"].to_pylist() if fps)
+    fps = min(rates, key=lambda rate: (-rates[rate], rate)) if rates else MODELS["any"].fps
+    return None, dataclasses.replace(MODELS["any"], multiple=4, fps=fps)
+
+
+def _job(data: Dataset, exporter: Exporter, out: Path, model: VideoModel) -> Job:
+    usable = usable_frames(data.index, exporter.reads or READS_ALL, model)
+    moving = int(data.moving.sum())
+    return Job(
+        dataset=data,
+        out=out,
+        model=model,
+        frames=frame_buckets(usable),
+        size=commonest_size(data.index, model.pixels),
+        videos=moving,
+        stills=data.index.num_rows - moving,
+    )
+
+
+def _listed(index: pa.Table, unused: Sequence[Finding]) -> list[tuple[str, str, str]]:
+    """(key, effect, reason) of every clip that is not used as it is, in order of reason and key."""
+    rows: list[tuple[str, str, str]] = []
+    for finding in unused:
+        keys = index["key"].take(pa.array(np.flatnonzero(finding.clips))).to_pylist()
+        rows += [(key, finding.effect, finding.reason) for key in sorted(keys)]
+    return rows
+
+
+def _headline(job: Job, exporter: Exporter, model: str | None) -> str:
+    stills = f" and {job.stills:,} still images" if job.stills else ""
+    about = f"{job.videos:,} videos{stills} for {exporter.title} in {job.out}"
+    if exporter.reads is None:
+        return about
+    counts = ", ".join(map(str, job.frames)) or "none"
+    return f"{about}; {model or 'any model'} at {job.model.fps:g} fps, frames {counts}, {job.size[0]}x{job.size[1]}"
+
+
+def _effects(job: Job, unused: Sequence[Finding]) -> list[str]:
+    lines: list[Any] = []
+    for effect, words in (("dropped", "would be dropped"), ("altered", "would not be seen as they are")):
+        lines += [f"{int(f.clips.sum()):,} {words}: {f.reason}" for f in unused if f.effect == effect]
+    return [*lines, f"they are listed in {job.out / LISTED}"] if lines else []

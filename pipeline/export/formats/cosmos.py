@@ -1,0 +1,36 @@
+"""Cosmos-Predict2: videos/KEY.mp4 and metas/KEY.txt, and the dataset part of an experiment.
+
+The trainer reads 93 frames of a video at its own rate. Text embeddings are made next, in t5_xxl/. Source:
+documentations/post-training_video2world.md of cosmos-predict2.
+"""
+
+from __future__ import annotations
+
+import shlex
+
+from pipeline.export.job import Exporter, Job
+from pipeline.export.layout import write_media, write_text
+from pipeline.export.usability import Reads
+
+
+def write(job: Job) -> list[str]:
+    for clip in job.dataset.clips():
+        if clip.media == "mp4":
+            write_media(clip, job.out / "videos" / clip.name)
+            write_text(job.out / "metas" / f"{clip.key}.txt", clip.caption)
+    width, height = job.size
+    lines = [
+        "from cosmos_predict2.data.dataset_video import Dataset",
+        "from imaginaire.lazy_config import LazyCall as L",
+        "",
+        "clips = L(Dataset)(",
+        f"    dataset_dir={str(job.out)!r},",
+        f"    num_frames={job.longest},",
+        f"    video_size=({height}, {width}),",
+        ")",
+    ]
+    write_text(job.out / "dataset.py", "\n".join(lines) + "\n")
+    return [f"python -m scripts.get_t5_embeddings --dataset_path {shlex.quote(str(job.out))}"]
+
+
+EXPORTER = Exporter("Cosmos-Predict2", write, Reads(converts=False), "cosmos-predict2")

@@ -1,0 +1,38 @@
+"""LTX-2 trainer: dataset.json of captions and paths beside it, and the preprocessing command with its buckets.
+
+The trainer takes the first frames of a clip at the file's own rate, and drops clips shorter than all buckets. Sizes
+are multiples of 32, frames 8n + 1. Source: packages/ltx-trainer/docs/dataset-preparation.md.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+
+from pipeline.export.job import Exporter, Job
+from pipeline.export.layout import write_json_list, write_media, write_text
+from pipeline.export.usability import Reads
+
+
+def write(job: Job) -> list[str]:
+    def rows() -> Iterator[dict[str, str]]:
+        for clip in job.dataset.clips():
+            path = job.out / ("videos" if clip.media == "mp4" else "images") / clip.name
+            write_media(clip, path)
+            yield {"caption": clip.caption, "video": path.relative_to(job.out).as_posix()}
+
+    write_json_list(job.out / "dataset.json", rows())
+    width, height = job.size
+    buckets = ";".join(f"{width}x{height}x{frames}" for frames in [*([1] if job.stills else []), *job.frames])
+    command = [
+        *("python", "scripts/process_dataset.py", str(job.out / "dataset.json"), "--resolution-buckets", buckets),
+        *("--skip-audio", "--output-dir", str(job.out / ".precomputed")),
+    ]
+    where = '--model-path "$1" --text-encoder-path "$2"'
+    text = "#!/bin/sh\n# usage: preprocess.sh MODEL.safetensors TEXT_ENCODER, in packages/ltx-trainer\n"
+    write_text(job.out / "preprocess.sh", f"{text}exec {shlex.join(command)} {where}\n")
+    batch = ["set optimization.batch_size: 1 in its configuration: there are several buckets"] if ";" in buckets else []
+    return [f"sh {shlex.quote(str(job.out / 'preprocess.sh'))} MODEL TEXT_ENCODER", *batch]
+
+
+EXPORTER = Exporter("LTX-2 trainer", write, Reads(converts=False, stills=True), "ltx")

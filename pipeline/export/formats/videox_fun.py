@@ -1,0 +1,44 @@
+"""VideoX-Fun: metadata.json, a list of files with text, type and size, and the arguments of its training scripts.
+
+The trainer reads `video_sample_n_frames` at the file's own rate, a stride apart. Source: videox_fun/data.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from typing import Any
+
+from pipeline.export.job import Exporter, Job
+from pipeline.export.layout import write_json_list, write_media, write_text
+from pipeline.export.usability import Reads
+
+
+def write(job: Job) -> list[str]:
+    def rows() -> Iterator[dict[str, Any]]:
+        for clip in job.dataset.clips():
+            path = job.out / ("videos" if clip.media == "mp4" else "images") / clip.name
+            write_media(clip, path)
+            yield {
+                "file_path": path.relative_to(job.out).as_posix(),
+                "text": clip.caption,
+                "type": "video" if clip.media == "mp4" else "image",
+                "width": clip.width,
+                "height": clip.height,
+            }
+
+    write_json_list(job.out / "metadata.json", rows())
+    options = {
+        "train_data_dir": job.out,
+        "train_data_meta": job.out / "metadata.json",
+        "video_sample_n_frames": job.longest,
+        "video_sample_stride": 1,
+        "video_sample_size": job.side,
+        "image_sample_size": job.side,
+    }
+    line = shlex.join(f"--{name}={value}" for name, value in options.items())
+    write_text(job.out / "arguments.txt", line + " --enable_bucket --random_hw_adapt\n")
+    return [f"accelerate launch scripts/wan2.1/train_lora.py $(cat {job.out / 'arguments.txt'}) ..."]
+
+
+EXPORTER = Exporter("VideoX-Fun", write, Reads(converts=False, stills=True))

@@ -1,0 +1,46 @@
+"""One export: the dataset, the folder, and what the exporter may rely on about model, frame counts and size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.config.video_models import VideoModel
+from pipeline.export.reader import Dataset
+from pipeline.export.usability import Reads
+
+
+@dataclass(frozen=True)
+class Job:
+    """`out` is absolute. `frames` are the frame counts to train on, ascending; `size` is (width, height) of most
+    clips, in multiples that the model takes; `videos` and `stills` count clips."""
+
+    dataset: Dataset
+    out: Path
+    model: VideoModel
+    frames: list[int]
+    size: tuple[int, int]
+    videos: int
+    stills: int
+
+    @property
+    def longest(self) -> int:
+        """The largest frame count; what is usual for the model where no clip is usable."""
+        return self.frames[-1] if self.frames else self.model.usual
+
+    @property
+    def side(self) -> int:
+        """Side of a square of about as many pixels as `size`, a multiple of 32."""
+        return max(32, round((self.size[0] * self.size[1]) ** 0.5 / 32) * 32)
+
+
+@dataclass(frozen=True)
+class Exporter:
+    """How one trainer's layout is written. `write` returns what to do next, a line each; `model` is the video model
+    that the trainer is for, where there is only one; `reads` is None where nothing is dropped."""
+
+    title: str
+    write: Callable[[Job], list[str]]
+    reads: Reads | None
+    model: str | None = None

@@ -1,0 +1,146 @@
+"""A finished dataset as exporters read it: its clips in the order of the shards, media and texts out of the tars."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.dataset.finish import DatasetError, read_info
+from pipeline.pack.shards import INDEX, index_path
+from pipeline.storage.store import Store
+from pipeline.tables.published import open_published
+
+VIDEO, STILL = "mp4", "jpg"
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A sample of a shard. `fps` is the mean rate and `duration` is in seconds, both 0 for a still image; `caption` is
+    one line."""
+
+    key: str
+    shard: str
+    media: str  # mp4 or jpg
+    frames: int
+    fps: float
+    width: int
+    height: int
+    duration: float
+    caption: str
+    _tar: BinaryIO = field(repr=False)
+    _places: dict[str, int] = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        return f"{self.key}.{self.media}"
+
+    @property
+    def size(self) -> int:
+        """Bytes of the media."""
+        return self._places["media_size"]
+
+    @property
+    def split(self) -> str:
+        """train or val."""
+        return Path(self.shard).name.partition("-")[0]
+
+    @property
+    def bucket(self) -> str:
+        return Path(self.shard).parent.name
+
+    def data(self) -> bytes:
+        """The media file."""
+        return self._member("media")
+
+    def document(self) -> dict[str, Any]:
+        """The sample's KEY.json."""
+        document: dict[str, Any] = json.loads(self._member("json"))
+        return document
+
+    def captions(self) -> list[str]:
+        """All captions of the clip, each once and on one line, the one that the dataset chose first."""
+        given = self.document().get("captions", {})
+        lines = [one_line(text) for texts in given.values() for text in texts]
+        return [text for text in dict.fromkeys([self.caption, *lines]) if text]
+
+    def place(self, member: str) -> tuple[int, int]:
+        """Offset and size in the tar of the member's data: `media`, `text` or `json`."""
+        return self._places[f"{member}_offset"], self._places[f"{member}_size"]
+
+    def _member(self, member: str) -> bytes:
+        offset, size = self.place(member)
+        self._tar.seek(offset)
+        return self._tar.read(size)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset folder, what its dataset.json says, and the rows of all shard indexes with the column `shard`."""
+
+    store: Store
+    info: dict[str, Any]
+    index: pa.Table
+
+    @property
+    def shards(self) -> list[dict[str, Any]]:
+        return [shard for shard in self.info["shards"] if shard["clips"]]
+
+    @property
+    def moving(self) -> np.ndarray:
+        """(n,) bool: which clips are videos and not still images."""
+        return np.asarray(self.index["media"].to_numpy() == VIDEO, bool)
+
+    def clips(self) -> Iterator[Clip]:
+        """Every clip, shard by shard. A clip can be read until the next shard begins."""
+        for shard in self.shards:
+            rows = _index(self.store, shard["path"]).to_pylist()
+            with open_published(self.store, shard["path"]) as tar:
+                for row in rows:
+                    places = {name: value for name, value in row.items() if name.endswith(("_offset", "_size"))}
+                    tar.seek(row["text_offset"])
+                    yield Clip(
+                        key=row["key"],
+                        shard=shard["path"],
+                        media=row["media"],
+                        frames=row["frames"],
+                        fps=row["fps"],
+                        width=row["width"],
+                        height=row["height"],
+                        duration=row["duration"],
+                        caption=one_line(tar.read(row["text_size"]).decode()),
+                        _tar=tar,
+                        _places=places,
+                    )
+
+
+def read_dataset(uri: str) -> Dataset:
+    """The dataset at `uri`. Raises DatasetError where there is none, or an index of a shard cannot be read."""
+    store = Store(uri)
+    info = read_info(store)
+    tables = [INDEX.empty_table().append_column("shard", pa.array([], pa.string()))]
+    for shard in info["shards"]:
+        if shard["clips"]:
+            table = _index(store, shard["path"])
+            tables.append(table.append_column("shard", pa.array([shard["path"]] * len(table), pa.string())))
+    return Dataset(store, info, pa.concat_tables(tables).combine_chunks())
+
+
+def one_line(text: str) -> str:
+    """`text` without line breaks, for formats in which a line is a caption."""
+    return " ".join(text.split())
+
+
+def _index(store: Store, tar: str) -> pa.Table:
+    name = str(index_path(Path(tar)))
+    try:
+        with open_published(store, name) as file:
+            return pq.read_table(file).replace_schema_metadata()
+    except (OSError, pa.ArrowException) as error:
+        raise DatasetError(f"{store.path(name)} cannot be read ({error}): run `clipmill verify {store.uri}`") from error

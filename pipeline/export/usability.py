@@ -1,0 +1,92 @@
+"""What a trainer makes of each clip: which it would drop, which it would show at a wrong speed, and which frame counts
+and picture size fit the clips that there are."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.config.video_models import VideoModel
+
+SAME_RATE = 0.01  # relative difference between two frame rates that nobody sees
+FLOAT_ERROR = 1e-6  # of a frame
+
+
+@dataclass(frozen=True)
+class Reads:
+    """How a trainer reads clips. `converts`: it converts the frame rate to the model's; `loses`: frames that its
+    conversion may lose to rounding; `stills`: it trains on still images too; `longest`: it drops clips that last longer
+    than so many times what it trains on."""
+
+    converts: bool
+    stills: bool = False
+    loses: int = 0
+    longest: float | None = None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One reason for which clips are not used as they are: `clips` is (n,) bool over the rows of the index."""
+
+    effect: Literal["dropped", "altered"]
+    reason: str
+    clips: np.ndarray
+
+
+def findings(index: pa.Table, reads: Reads, model: VideoModel) -> list[Finding]:
+    """What a trainer that reads as `reads` does with the clips of `index` when it trains `model`; reasons that concern
+    no clip are left out."""
+    still = np.asarray(index["media"].to_numpy() != "mp4", bool)
+    frames, fps = seen_frames(index, reads, model), index["fps"].to_numpy()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        wrong_rate = ~still & (np.abs(fps / model.fps - 1) > SAME_RATE)
+    short = ~still & (frames < model.least)
+    reasons = [
+        Finding("dropped", f"fewer than {model.least} frames{f' at {model.fps:g} fps' * reads.converts}", short),
+        Finding("dropped", "a still image, and the trainer reads videos only", still & (not reads.stills)),
+        Finding("altered", f"not {model.fps:g} fps: motion has a wrong speed", wrong_rate & (not reads.converts)),
+    ]
+    if reads.longest is not None:
+        limit = reads.longest * model.usual / model.fps
+        long = index["duration"].to_numpy() > limit
+        reasons.append(Finding("dropped", f"longer than {limit:g} s", ~still & long))
+    return [finding for finding in reasons if finding.clips.any()]
+
+
+def seen_frames(index: pa.Table, reads: Reads, model: VideoModel) -> np.ndarray:
+    """(n,) int64: the frames of each clip that the trainer can use; 1 for a still image."""
+    frames, fps = index["frames"].to_numpy().astype(np.int64), index["fps"].to_numpy()
+    if not reads.converts:
+        return frames
+    with np.errstate(divide="ignore", invalid="ignore"):
+        converted = np.floor(np.where(fps > 0, frames * model.fps / fps, 1) + FLOAT_ERROR).astype(np.int64)
+    return np.where(fps > 0, np.maximum(converted - reads.loses, 0), 1)
+
+
+def usable_frames(index: pa.Table, reads: Reads, model: VideoModel) -> np.ndarray:
+    """(n,) int64: the frames of each video that the model trains on, k * multiple + extra and at most what is usual for
+    it; 0 for still images and for videos that are too short."""
+    frames = np.minimum(seen_frames(index, reads, model), model.usual)
+    steps = np.maximum(frames - model.extra, 0) // model.multiple
+    moving = np.asarray(index["media"].to_numpy() == "mp4", bool)
+    return np.where(moving & (steps > 0), steps * model.multiple + model.extra, 0)
+
+
+def frame_buckets(usable: np.ndarray) -> list[int]:
+    """The frame counts to train on, ascending: what the shortest usable clip, the median and the longest have, so that
+    no usable clip is dropped; empty where there is none."""
+    counts = np.sort(usable[usable > 0])
+    return sorted({int(counts[i]) for i in (0, len(counts) // 2, -1)}) if len(counts) else []
+
+
+def commonest_size(index: pa.Table, pixels: int) -> tuple[int, int]:
+    """(width, height) that most videos have, or most clips where there is no video, in multiples of `pixels`."""
+    moving = index["media"].to_numpy() == "mp4"
+    rows = index.filter(pa.array(moving)) if moving.any() else index
+    sizes = Counter(zip(rows["width"].to_pylist(), rows["height"].to_pylist(), strict=True))
+    width, height = min(sizes, key=lambda size: (-sizes[size], size))
+    return max(pixels, width // pixels * pixels), max(pixels, height // pixels * pixels)

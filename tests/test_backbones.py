@@ -1,0 +1,296 @@
+"""Models of diffusers as backbones: losses, samples and files are those of diffusers' own pipelines and schedulers."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from shards import clips_of, write_shards
+from tiny_pipelines import PIPELINES, save_pipeline
+
+from model import encode, evaluate, objective, sample, sampler, train
+from model.backbones.adapter import DiffusersBackbone
+from model.backbones.build import make_backbone, make_path
+from model.config import Config, ConfigError, load_config
+from model.errors import BaseError, CheckpointError, LatentError
+from model.latents.hub import HubLatents
+from model.text import load_text
+from model.training import checkpoint
+
+torch.set_num_threads(1)
+CAPTION = "a red dog runs"
+LATENTS = {"ltx": (1, 8, 2, 2, 3), "wan": (1, 16, 3, 4, 6), "cogvideox": (1, 4, 3, 6, 8), "hunyuan": (1, 4, 3, 4, 6)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Folders of the tiny pipelines, each written once."""
+    root = tmp_path_factory.mktemp("pipelines")
+    return lambda name: root / name if (root / name).exists() else save_pipeline(name, root / name)
+
+
+def shape_of(name: str) -> tuple[int, ...]:
+    return LATENTS[name.partition("-")[0]]
+
+
+def config_of(name: str, folder: Path, *options: str) -> Config:
+    expert = ("expert=high",) if name == "wan-experts" else ()
+    return load_config(None, [f"base=diffusers:{folder}", "fps=24", *expert, *options])
+
+
+def load(name: str, folder: Path, *options: str) -> tuple[Config, DiffusersBackbone, dict[str, torch.Tensor], Any]:
+    """The config, the backbone in fp32 without dropout, the encoded caption and the pipeline of diffusers."""
+    config = config_of(name, folder, "clean_frames=0", *options)
+    text = load_text(config.text, config.text_tokens)
+    latents = HubLatents(str(folder))
+    backbone = make_backbone(config, latents.channels, text.layout, latents.stride)
+    assert isinstance(backbone, DiffusersBackbone)
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    return config, backbone.eval(), text([CAPTION]), pipeline
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_a_training_loss_is_that_of_the_scheduler_and_the_pipelines_conventions(name, folder):
+    config, backbone, words, pipeline = load(name, folder(name))
+    torch.manual_seed(1)
+    x0, noise = torch.randn(shape_of(name)), torch.randn(shape_of(name))
+    t = torch.full((1, x0.shape[2]), 0.6)
+    x, target = objective.noisy(x0, noise, t, make_path(config))
+    with torch.no_grad():
+        loss = objective.loss_per_sample(backbone(x, t, **words), target, torch.ones_like(t))
+        expected = reference_loss(name, pipeline, x0, noise)
+    assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+
+
+def reference_loss(name: str, pipeline: Any, x0: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """The loss at t = 0.6 by diffusers: its scheduler's noise, its transformer's call, its target."""
+    family = name.partition("-")[0]
+    scheduler, transformer = pipeline.scheduler, pipeline.transformer
+    if family == "cogvideox":
+        vectors, _ = pipeline.encode_prompt(CAPTION, do_classifier_free_guidance=False, max_sequence_length=226)
+        step = torch.tensor([600])
+        clean, noise = x0.transpose(1, 2), noise.transpose(1, 2)
+        noised = scheduler.add_noise(clean, noise, step)
+        frames, height, width = clean.shape[1], *clean.shape[3:]
+        rotary = None
+        if transformer.config.use_rotary_positional_embeddings:
+            rotary = pipeline._prepare_rotary_positional_embeddings(8 * height, 8 * width, frames, torch.device("cpu"))
+        out = transformer(noised, vectors, step, image_rotary_emb=rotary).sample
+        estimate = scheduler.get_velocity(out, noised, step)  # x_0 of a prediction of v, as diffusers' example has it
+        return ((estimate - clean) ** 2).mean() / (1 - scheduler.alphas_cumprod[600])
+    sigma = torch.tensor([0.6])
+    noised, target = (1 - sigma) * x0 + sigma * noise, noise - x0
+    if family == "ltx":
+        vectors, mask, *_ = pipeline.encode_prompt(CAPTION, do_classifier_free_guidance=False)
+        pack, unpack = pipeline._pack_latents, pipeline._unpack_latents
+        frames, height, width = x0.shape[2:]
+        out = transformer(
+            pack(noised), vectors, 1000 * sigma, mask, frames, height, width, rope_interpolation_scale=(8 / 24, 8, 8)
+        ).sample
+        return ((unpack(out, frames, height, width) - target) ** 2).mean()
+    if family == "hunyuan":
+        vectors, pooled, mask = pipeline.encode_prompt(CAPTION)
+        guidance = torch.tensor([1000.0])
+        out = transformer(noised, 1000 * sigma, vectors, mask, pooled, guidance).sample
+        return ((out - target) ** 2).mean()
+    vectors, _ = pipeline.encode_prompt(CAPTION, do_classifier_free_guidance=False, max_sequence_length=512)
+    return ((transformer(noised, 1000 * sigma, vectors).sample - target) ** 2).mean()
+
+
+@pytest.mark.parametrize(("name", "scale"), [("wan", 3.0), ("wan-per-frame", 3.0), ("ltx", 3.0), ("hunyuan", 1.0)])
+def test_our_sampler_on_the_backbone_makes_the_pipelines_video(name, scale, folder):
+    """The sampler shares nothing with the pipeline but the weights: words, times, guidance and latents must agree."""
+    config, backbone, words, pipeline = load(name, folder(name), *(["clean_frames=0.1"] if "frame" in name else []))
+    if name == "ltx":  # a fixed shift, which both sides take
+        pipeline.scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=1.0)
+    if name.startswith("wan"):  # whose call spaces the times by the scheduler's default, others evenly before the shift
+        evenly = np.linspace(1, 0, 5)[:-1].tolist()
+        pipeline.scheduler.set_timesteps = functools.partial(pipeline.scheduler.set_timesteps, sigmas=evenly)
+    latents = HubLatents(str(folder(name)))
+    torch.manual_seed(2)
+    noise = torch.randn(shape_of(name))
+    frames, height, width = (1 + (noise.shape[2] - 1) * latents.stride[0], *(s * 8 for s in noise.shape[3:]))
+    if name == "ltx":
+        height, width = 32, 64
+        noise = torch.randn(1, 8, 2, height // 8, width // 8)
+    empty = load_text(config.text, config.text_tokens)([""])
+    model = sampler.guided(lambda x, t, w: backbone(x, t, **w), words, empty, scale)
+    factor = 1.0 if name == "ltx" else config.time_shift
+    with torch.no_grad():
+        ours = latents.decode(sampler.sample(model, noise, words, 4, "euler", factor))
+    given = pipeline._pack_latents(noise, 1, 1) if name == "ltx" else noise
+    theirs = pipeline(
+        prompt=CAPTION, latents=given, num_frames=frames, height=height, width=width, num_inference_steps=4,
+        guidance_scale=scale, output_type="pt", **({"frame_rate": 24} if name == "ltx" else {}),
+    ).frames  # fmt: skip
+    assert torch.allclose((ours.clamp(-1, 1) + 1) / 2, theirs.transpose(1, 2), atol=2e-4)
+    assert theirs.std() > 0.01
+
+
+SMALL = ("resolutions=48", "frame_counts=9", "fps=8", "tokens=64", "device=cpu", "precision=fp32", "decay=constant")
+LORA = ("lora_rank=4", "lora_alpha=8", "base_precision=fp32", "lr=0.02", "warmup=0", "ema=0")
+
+
+@pytest.fixture(scope="module")
+def dataset(sample_videos, tmp_path_factory) -> Path:
+    return write_shards(tmp_path_factory.mktemp("clips"), [clips_of(sample_videos["bigbuckbunny"], 2)])
+
+
+def run_config(name: str, folder: Path, dataset: Path, *options: str) -> Config:
+    expert = ("expert=low",) if name == "wan-experts" else ()
+    words = [f"base=diffusers:{folder}", *SMALL, *expert, *options]
+    return load_config(None, words, [str(dataset)])
+
+
+def sampled(pipeline: Any, frames: int, height: int, width: int, seed: int, **options: Any) -> torch.Tensor:
+    """A pipeline's own video, (1, t, h, w, 3) uint8."""
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(seed)
+    video = pipeline(
+        prompt=[CAPTION], num_frames=frames, height=height, width=width, num_inference_steps=3, generator=generator,
+        output_type="pt", **options,
+    ).frames  # fmt: skip
+    return (video.clamp(0, 1) * 255).round().byte().permute(0, 1, 3, 4, 2)
+
+
+@pytest.mark.parametrize("name", ["wan", "wan-experts", "ltx", "cogvideox-5b", "hunyuan"])
+def test_a_lora_trained_here_loads_in_the_pipeline_and_samples_the_same(name, folder, dataset, tmp_path):
+    run = tmp_path / "run"
+    train.train(run_config(name, folder(name), dataset, *LORA, "steps=2"), run)
+    names = checkpoint.read_weights(run, "model").keys()
+    assert names
+    assert all("lora_" in name for name in names)  # the base is not in the checkpoint
+    trained = sample.Trained(run, "cpu")
+    ours = trained.generate([CAPTION], 9, 32, 64, sample.Guidance(3), seed=5)
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(folder(name))
+    options: dict[str, Any] = {"frame_rate": 8.0} if name == "ltx" else {}
+    plain = sampled(pipeline, 9, 32, 64, 5, **options)
+    second = {"load_into_transformer_2": True} if name == "wan-experts" else {}
+    pipeline.load_lora_weights(str(run), **second)
+    theirs = sampled(pipeline, 9, 32, 64, 5, **options)
+    assert (ours.int() - theirs.int()).abs().max() <= 1
+    assert (plain.int() - theirs.int()).abs().max() > 1  # the LoRA does something
+
+
+@pytest.mark.parametrize("name", ["wan", "cogvideox-5b"])
+def test_a_fine_tuned_transformer_loads_in_the_pipeline_and_samples_the_same(name, folder, dataset, tmp_path):
+    run = tmp_path / "run"
+    train.train(run_config(name, folder(name), dataset, "steps=2", "lr=1e-3", "ema=0.5", "recompute=1"), run)
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(folder(name))
+    plain = sampled(pipeline, 9, 32, 64, 5)
+    transformer_class = type(pipeline.transformer)
+    pipeline.transformer = transformer_class.from_pretrained(run / "transformer")
+    ours = sample.Trained(run, "cpu").generate([CAPTION], 9, 32, 64, sample.Guidance(3), seed=5)
+    assert torch.equal(ours, sampled(pipeline, 9, 32, 64, 5))
+    assert not torch.equal(ours, plain)
+    merged = tmp_path / "merged"
+    train.train(run_config(name, folder(name), dataset, *LORA, "steps=2", "lora_merge=true"), merged)
+    pipeline.transformer = transformer_class.from_pretrained(merged / "transformer")
+    ours = sample.Trained(merged, "cpu").generate([CAPTION], 9, 32, 64, sample.Guidance(3), seed=5)
+    assert (ours.int() - sampled(pipeline, 9, 32, 64, 5).int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("options", [LORA, ("lr=1e-3", "recompute=1")], ids=["lora", "full"])
+def test_a_run_on_a_base_stopped_and_resumed_is_bit_identical(options, folder, dataset, tmp_path):
+    settings = ("steps=3", "caption_dropout=0.5", *options)
+    train.train(run_config("wan", folder("wan"), dataset, *settings), tmp_path / "straight")
+    train.train(run_config("wan", folder("wan"), dataset, *settings, "steps=1"), tmp_path / "stopped")
+    train.train(run_config("wan", folder("wan"), dataset, *settings, "recompute=2"), tmp_path / "stopped")
+    a, b = (checkpoint.read_weights(tmp_path / name, "model") for name in ("straight", "stopped"))
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_encoded_latents_and_captions_give_the_losses_of_the_clips(folder, dataset, tmp_path):
+    """A clip here has room for one window, so that both runs see the same frames."""
+    base = f"base=diffusers:{folder('wan')}"
+    assert encode.main([str(dataset), "--out", str(tmp_path / "latents"), base, *SMALL]) == 0
+    assert (tmp_path / "latents" / "latents" / "empty_caption.safetensors").exists()
+    settings = load_config(
+        None, [base, *LORA, "steps=2", "log_every=1", "tokens=64", "device=cpu", "caption_dropout=0.5"],
+        [str(tmp_path / "latents")],
+    )  # fmt: skip
+    last = train.train(settings, tmp_path / "run")
+    assert last["loss"] > 0
+    with pytest.raises(BaseError, match="encodes 226 tokens at most"):
+        load_config(None, [f"base=diffusers:{folder('cogvideox-2b')}"], [str(tmp_path / "latents")])
+    other = save_pipeline("wan", tmp_path / "other", seed=1)
+    settings = load_config(None, [f"base=diffusers:{other}", "steps=1", "device=cpu"], [str(tmp_path / "latents")])
+    with pytest.raises(LatentError, match="works on its own latents"):
+        train.train(settings, tmp_path / "mixed")
+
+
+def test_what_cannot_be_trained_on_is_said_before_the_first_step(folder, dataset, tmp_path, capsys):
+    def message(*options: str) -> str:
+        words = [str(dataset), "--out", str(tmp_path / "run"), *SMALL, "steps=1", *options]
+        assert train.main(words) == 2
+        return capsys.readouterr().err
+
+    base = f"base=diffusers:{folder('wan')}"
+    image = tmp_path / "image"
+    image.mkdir()
+    (image / "model_index.json").write_text('{"_class_name": "FluxPipeline", "_diffusers_version": "0.35.0"}')
+    assert "is a FluxPipeline; training works on WanPipeline" in message(f"base=diffusers:{image}")
+    assert "not a pipeline that diffusers can read" in message(f"base=diffusers:{tmp_path}")
+    assert "write diffusers:FOLDER" in message(f"base={image}")
+    assert "set expert=high or expert=low" in message(f"base=diffusers:{folder('wan-experts')}")
+    assert "is called 'to_k_proj'" in message(base, "lora_rank=4", "lora_targets=[to_q, to_k_proj]")
+    assert "encodes 512 tokens at most" in message(base, "text_tokens=600")
+    assert "set clean_frames=0" in message(base, "clean_frames=0.5")
+    assert "GB are free: lower tokens" in message(base, "tokens=300000000")
+    assert "works on its own latents" in message(base, "latents=pixel")
+    assert "lora_rank and expert need a base" in message("lora_rank=4")
+    with pytest.raises(ConfigError, match="no preset called 'wan3'"):
+        load_config(preset="wan3")
+
+
+def test_a_lora_of_another_model_is_refused(folder, dataset, tmp_path):
+    train.train(run_config("wan", folder("wan"), dataset, *LORA, "steps=1"), tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    path.write_text(path.read_text().replace('"lora_rank": 4', '"lora_rank": 8'))
+    with pytest.raises(CheckpointError, match="of another model"):
+        sample.Trained(tmp_path / "run", "cpu")
+
+
+def test_captions_that_are_cut_are_counted(folder, dataset, tmp_path, capsys):
+    train.train(run_config("wan", folder("wan"), dataset, *LORA, "steps=1", "text_tokens=3"), tmp_path / "run")
+    assert "2 of the first 2 captions are longer than 3 tokens and are cut" in capsys.readouterr().out
+
+
+def test_a_run_on_a_base_is_evaluated(folder, dataset, tmp_path):
+    train.train(run_config("wan", folder("wan"), dataset, *LORA, "steps=1"), tmp_path / "run")
+    command = [str(tmp_path / "run"), "--split", "train", "--clips", "1", "--steps", "2", "--device", "cpu"]
+    assert evaluate.main(command) == 0
+    scores = json.loads((tmp_path / "run" / "evaluation" / "scores.json").read_text())
+    assert scores["loss"] > 0
+
+
+@pytest.mark.parametrize("kind", ["fp32", "bf16"])
+def test_wans_faster_blocks_compute_what_diffusers_blocks_do(kind, folder):
+    _, plain, words, _ = load("wan", folder("wan"))
+    _, fast, _, _ = load("wan", folder("wan"))
+    fast.family.speed_up(fast.transformer)
+    assert dict(fast.named_parameters()).keys() == dict(plain.named_parameters()).keys()
+    torch.manual_seed(3)
+    x, t = torch.randn(2, *shape_of("wan")[1:]), torch.rand(2, 1).expand(2, 3)
+    words = {name: torch.cat([tensor, tensor.flip(1)]) for name, tensor in words.items()}
+    tolerance = 2e-5 if kind == "fp32" else 3e-2
+    outputs = []
+    for model in (plain, fast):
+        with torch.autocast("cpu", torch.bfloat16, enabled=kind == "bf16"):
+            out = model(x, t, **words)
+        out.square().mean().backward()
+        outputs.append(out.detach())
+    assert torch.allclose(*outputs, rtol=tolerance, atol=tolerance)
+    largest = max(float(p.grad.norm()) for p in plain.parameters() if p.grad is not None)
+    for (name, a), b in zip(plain.named_parameters(), fast.parameters(), strict=True):
+        assert a.grad is not None, name
+        assert b.grad is not None, name
+        assert float((a.grad - b.grad).norm()) <= tolerance * largest, name

@@ -1,0 +1,164 @@
+"""Pipelines of the real classes of diffusers, tiny and with random weights, saved in diffusers' own folder format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from filters.torchvision_ops import ensure_torchvision
+
+ensure_torchvision()
+
+WORDS = ["a", "red", "green", "dog", "cat", "runs", "part", "of", "0", "1", "2", "bigbuckbunny", "bikes"]
+
+
+def tokenizer(length: int) -> Any:
+    """A word-level tokenizer that ends a text as T5's does and pads on the right."""
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    vocabulary = {word: i for i, word in enumerate(["<pad>", "</s>", "<unk>", *WORDS])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=length
+    )
+
+
+def t5(model_class: str) -> Any:
+    import transformers
+
+    config = {"T5EncoderModel": transformers.T5Config, "UMT5EncoderModel": transformers.UMT5Config}[model_class]
+    return getattr(transformers, model_class)(
+        config(vocab_size=64, d_model=32, d_kv=8, d_ff=32, num_layers=2, num_heads=4)
+    )
+
+
+def wan(experts: bool = False, per_frame: bool = False) -> Any:
+    """Wan 2.1 T2V; experts: as A14B; per_frame: as TI2V-5B, with a time a frame."""
+    import diffusers
+
+    vae = diffusers.AutoencoderKLWan(base_dim=4, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
+    transformers = [
+        diffusers.WanTransformer3DModel(
+            num_attention_heads=2, attention_head_dim=12, in_channels=16, out_channels=16, text_dim=32, freq_dim=32,
+            ffn_dim=48, num_layers=2, rope_max_seq_len=32,
+        )
+        for _ in range(1 + experts)
+    ]  # fmt: skip
+    return diffusers.WanPipeline(
+        tokenizer=tokenizer(512),
+        text_encoder=t5("UMT5EncoderModel"),
+        vae=vae,
+        transformer=transformers[0],
+        transformer_2=transformers[1] if experts else None,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        boundary_ratio=0.9 if experts else None,
+        expand_timesteps=per_frame,
+    )
+
+
+def ltx() -> Any:
+    import diffusers
+
+    vae = diffusers.AutoencoderKLLTXVideo(
+        latent_channels=8, block_out_channels=(8, 8, 8, 8), decoder_block_out_channels=(8, 8, 8, 8),
+        layers_per_block=(1, 1, 1, 1, 1), decoder_layers_per_block=(1, 1, 1, 1, 1), patch_size=1, scaling_factor=0.7,
+        spatio_temporal_scaling=(True, True, True, False), decoder_spatio_temporal_scaling=(True, True, True, False),
+    )  # fmt: skip
+    vae.latents_mean.normal_()
+    vae.latents_std.uniform_(0.5, 2)
+    transformer = diffusers.LTXVideoTransformer3DModel(
+        in_channels=8, out_channels=8, num_attention_heads=2, attention_head_dim=12, cross_attention_dim=24,
+        num_layers=2, caption_channels=32,
+    )  # fmt: skip
+    return diffusers.LTXPipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, base_shift=0.95, max_shift=2.05),
+        vae=vae,
+        text_encoder=t5("T5EncoderModel"),
+        tokenizer=tokenizer(128),
+        transformer=transformer,
+    )
+
+
+def cogvideox(rotary: bool) -> Any:
+    """CogVideoX; rotary: positions as in the 5B, else as in the 2B."""
+    import diffusers
+
+    vae = diffusers.AutoencoderKLCogVideoX(
+        down_block_types=("CogVideoXDownBlock3D",) * 4, up_block_types=("CogVideoXUpBlock3D",) * 4,
+        block_out_channels=(8, 8, 8, 8), latent_channels=4, layers_per_block=1, norm_num_groups=2, scaling_factor=0.7,
+    )  # fmt: skip
+    transformer = diffusers.CogVideoXTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, time_embed_dim=8,
+        text_embed_dim=32, num_layers=2, sample_width=8, sample_height=6, sample_frames=9, patch_size=2,
+        max_text_seq_length=226, use_rotary_positional_embeddings=rotary,
+    )  # fmt: skip
+    scheduler = diffusers.CogVideoXDDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="v_prediction",
+        rescale_betas_zero_snr=True, snr_shift_scale=3.0, timestep_spacing="trailing", clip_sample=False,
+    )  # fmt: skip
+    return diffusers.CogVideoXPipeline(tokenizer(226), t5("T5EncoderModel"), vae, transformer, scheduler)
+
+
+def hunyuan() -> Any:
+    import diffusers
+    import transformers
+
+    vae = diffusers.AutoencoderKLHunyuanVideo(
+        block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4, latent_channels=4,
+        mid_block_add_attention=True,
+    )  # fmt: skip
+    transformer = diffusers.HunyuanVideoTransformer3DModel(
+        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=12, num_layers=1, num_single_layers=1,
+        num_refiner_layers=1, text_embed_dim=16, pooled_projection_dim=8, rope_axes_dim=(4, 4, 4),
+    )  # fmt: skip
+    llama = transformers.LlamaModel(
+        transformers.LlamaConfig(
+            vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=3, num_attention_heads=2
+        )
+    )  # fmt: skip
+    clip = transformers.CLIPTextModel(
+        transformers.CLIPTextConfig(
+            vocab_size=64, hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2,
+            bos_token_id=2, eos_token_id=1,
+        )
+    )  # fmt: skip
+    return diffusers.HunyuanVideoPipeline(
+        llama,
+        tokenizer(512),
+        transformer,
+        vae,
+        diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0),
+        clip,
+        tokenizer(77),
+    )
+
+
+PIPELINES: dict[str, Callable[[], Any]] = {
+    "wan": wan,
+    "wan-experts": lambda: wan(experts=True),
+    "wan-per-frame": lambda: wan(per_frame=True),
+    "ltx": ltx,
+    "cogvideox-2b": lambda: cogvideox(rotary=False),
+    "cogvideox-5b": lambda: cogvideox(rotary=True),
+    "hunyuan": hunyuan,
+}
+
+
+def save_pipeline(name: str, folder: Path, seed: int = 0) -> Path:
+    """Write a pipeline with random weights; every parameter is random, also those that are zero in a new model."""
+    torch.manual_seed(seed)
+    pipeline = PIPELINES[name]()
+    for component in pipeline.components.values():
+        if isinstance(component, torch.nn.Module):
+            with torch.no_grad():
+                for parameter in component.parameters():
+                    if parameter.ndim < 2 or parameter.abs().max() == 0:
+                        parameter.add_(0.1 * torch.randn_like(parameter))
+    pipeline.save_pretrained(folder)
+    return folder
