@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset as wds
 from conftest import GOLDEN_OPTIONS
-from model.data.index import read_index
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from model.config import from_dict
+from model.data.index import read_index
 from model.data.loader import Clips
 from pipeline import build as build_module
 from pipeline.build import build
