@@ -124,7 +124,9 @@ def shards_of(source: str, shard: str = "*/*") -> dict[str, str]:
     for tar in list_shards(store, f"shards/{shard}.tar"):
         name = tar.removesuffix(".tar")
         with open_published(store, f"{name}.parquet") as file:
-            marks[name.removeprefix("shards/")] = hashlib.sha256(file.read()).hexdigest()
+            index = file.read()
+        if pq.read_metadata(io.BytesIO(index)).num_rows:
+            marks[name.removeprefix("shards/")] = hashlib.sha256(index).hexdigest()
     return marks
 
 

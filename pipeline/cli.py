@@ -21,6 +21,7 @@ import click
 if TYPE_CHECKING:
     from pipeline.engine.choice import EngineName
 
+PRESETS = sorted(file.stem for file in (Path(__file__).parent / "config" / "recipes").glob("*.yaml"))
 OVERRIDE = re.compile(r"[a-z_]+(\.\w+)*=")  # key=value, and no path or URL
 COMPLETE = "_CLIPMILL_COMPLETE"  # names the shell: eval "$(_CLIPMILL_COMPLETE=bash_source clipmill)"
 
@@ -106,7 +107,7 @@ def _examples(*lines: str) -> str:
 def _inputs(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add the arguments of build and plan."""
     for decorate in (
-        click.option("--recipe", default="embedded", help="embedded (default), small, standard, or a YAML file."),
+        click.option("--recipe", default="embedded", help=f"{', '.join(PRESETS)}, or a YAML file; default: embedded."),
         click.option("--out", required=True, metavar="DATASET", help="Folder of the dataset, or s3:// gs:// az://."),
         click.argument("words", nargs=-1, required=True, metavar="SOURCE... [key=value]..."),
     ):

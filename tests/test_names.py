@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pipeline.dataset.export import WRITERS
 
 from pipeline.config.recipe import SourceOptions, load_recipe
 from pipeline.config.secrets import redact
+from pipeline.export.formats.table import WRITERS
 from pipeline.passes.identify import identify_units
 from pipeline.passes.snapshot import source_rows
 from pipeline.scan.worker import Identify
@@ -206,7 +206,7 @@ def test_the_tables_of_odd_names_are_valid_parquet(odd_folder: Path, tmp_path: P
 def test_cells_that_a_spreadsheet_would_run_are_exported_as_texts(tmp_path: Path) -> None:
     texts = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "a=1", "", "'=1"]
     table = pa.table({"text": texts, "number": [-1.5] * len(texts)})
-    WRITERS[".csv"](table, tmp_path / "out.csv")
+    WRITERS["csv"](table, tmp_path / "out.csv")
     with open(tmp_path / "out.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["text"] for row in rows] == [*("'" + text for text in texts[:6]), *texts[6:]]

@@ -22,6 +22,7 @@ from filters.base import ClipView, Filter, score, why_null
 from filters.flow import coarse_flow
 from filters.naturalness import distance
 from pipeline.config.recipe import Recipe, ScanOptions
+from pipeline.media.colour import Colour
 from pipeline.media.frame import Frame, seconds
 from pipeline.media.proxy import Shrinker
 from pipeline.media.video import Probe
@@ -58,7 +59,7 @@ def probe(width: int = 64, height: int = 36, fps: float = 25.0) -> Probe:
 
 
 def frame(pts: int, picture: av.VideoFrame, b: bool = False, spare: bool = False) -> Frame:
-    return Frame(pts, seconds(pts, BASE), False, picture, 0, b, (pts,), spare)
+    return Frame(pts, seconds(pts, BASE), False, picture, 0, False, Colour(), b, (pts,), spare)
 
 
 @settings(max_examples=60)

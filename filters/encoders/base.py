@@ -66,6 +66,8 @@ def load_encoder(name: str = "conse", model: str = "ViT-L-14", pretrained: str =
     """Return the encoder called `name`: conse (embedded; ignores the rest) or openclip (architecture, tag or
     checkpoint). One instance a process. Raises KeyError for another name, RuntimeError when weights cannot be loaded.
     """
+    if name not in ENCODERS:
+        raise KeyError(f"no encoder called {name!r}: there are {' and '.join(ENCODERS)}")
     module, _, attribute = ENCODERS[name].path.partition(":")
     encoder = getattr(importlib.import_module(module), attribute)
     loaded: TextVideoEncoder = encoder() if name == "conse" else encoder(model, pretrained)

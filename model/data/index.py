@@ -72,6 +72,8 @@ def read_index(datasets: Sequence[str], split: str = "train", shard: str = "") -
         for tar in tars:
             with open_published(store, f"{tar.removesuffix('.tar')}.parquet") as file:
                 table = pq.read_table(file, columns=[*COLUMNS, *SPANS]).to_pydict()
+            if not table["key"]:  # none of its clips could be encoded
+                continue
             table |= {"shard": [len(shards)] * len(table["key"]), "dataset": [number] * len(table["key"])}
             for key, values in table.items():
                 columns.setdefault(key, []).append(np.asarray(values))

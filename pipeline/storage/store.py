@@ -287,7 +287,7 @@ def _reachable() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno is None and not isinstance(error, Unreachable):
+        if error.errno is None and not isinstance(error, (Unreachable, FileNotFoundError)):
             raise Unreachable(f"could not be read ({str(error).splitlines()[0][:200]})") from error
         raise
 

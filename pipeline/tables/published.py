@@ -28,11 +28,12 @@ def table_files(store: Store, folder: str, info: Mapping[str, Any] | None = None
 
 
 def list_shards(store: Store, pattern: str = "shards/*/*.tar", info: Mapping[str, Any] | None = None) -> list[str]:
-    """Names of the shards that match `pattern`, sorted: those that dataset.json names, or all files where there is none
-    (encoded latents)."""
+    """Names of the shards that match `pattern`, sorted: those that dataset.json names, or all that have an index where
+    there is none (encoded latents)."""
     if info is None:
         if not store.exists("dataset.json"):
-            return [name for name in store.list("shards", ".tar") if fnmatch.fnmatch(name, pattern)]
+            tars = (name.removesuffix(".parquet") + ".tar" for name in store.list("shards", ".parquet"))
+            return [tar for tar in tars if fnmatch.fnmatch(tar, pattern)]
         info = json.loads(store.read("dataset.json"))
     return sorted(shard["path"] for shard in info["shards"] if fnmatch.fnmatch(shard["path"], pattern))
 
