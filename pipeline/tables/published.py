@@ -31,11 +31,10 @@ def list_shards(store: Store, pattern: str = "shards/*/*.tar", info: Mapping[str
     """Names of the shards that match `pattern`, sorted: those that dataset.json names, or all that have an index where
     there is none (encoded latents)."""
     if info is None:
-        try:
-            info = json.loads(store.read("dataset.json"))
-        except FileNotFoundError:
+        if not store.exists("dataset.json"):
             tars = (name.removesuffix(".parquet") + ".tar" for name in store.list("shards", ".parquet"))
             return [tar for tar in tars if fnmatch.fnmatch(tar, pattern)]
+        info = json.loads(store.read("dataset.json"))
     return sorted(shard["path"] for shard in info["shards"] if fnmatch.fnmatch(shard["path"], pattern))
 
 
