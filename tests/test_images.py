@@ -131,16 +131,14 @@ def test_images_of_a_folder_and_a_tar_are_samples_beside_the_clips_of_a_film(tmp
                 member.size = len(body)
                 tar.addfile(member, io.BytesIO(body))
 
-    options = ["scan.shots=adaptive", "scan.min_seconds=1", "caption.options.least=0.02"]
+    options = ["scan.shots=adaptive", "scan.min_seconds=1", "caption.options.least=0.005"]
     built = build([str(folder)], str(out), load_recipe("embedded", options))
     assert verify(str(out)) == []
     errors = {row["source_uri"].rpartition("/")[2]: row["error"] for row in built.sources if row["status"] != "ok"}
     assert errors == dict.fromkeys(("half.jpg", "letter.jpg", "moving.webp"), "no frame could be decoded")
     rows = {row["source_uri"].rpartition("/")[2]: row for row in built.clips.to_pylist()}
     assert rows.pop("dot.png")["rejected_by"] == ["resolution"]
-    assert all(row["keep"] and row["caption"] for row in rows.values()), [
-        (uri, row["rejected_by"], row["caption"], row["caption_error"]) for uri, row in rows.items()
-    ]
+    assert all(row["keep"] and row["caption"] for row in rows.values()), rows
     assert {row["bucket"] for row in rows.values()} == {"16x9-720p", "21x9-240p-still"}
 
     config = from_dict({"data": [str(out)], "resolutions": 160, "frame_counts": [1, 5], "fps": 8, "tokens": 400})

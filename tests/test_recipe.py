@@ -122,8 +122,8 @@ def test_a_number_out_of_range_is_named_before_any_work(override, message):
             {
                 "encoder": "aba4978cf059",
                 "filters": "19df723b721f",
-                "thresholds": "c75a2be1d196",
-                "caption": "7f8924e2d6b2",
+                "thresholds": "4dcfaba54036",
+                "caption": "2c9bd99ef6bc",
             },
         ),
         (
@@ -131,8 +131,8 @@ def test_a_number_out_of_range_is_named_before_any_work(override, message):
             {
                 "encoder": "c7ebc5f26bb9",
                 "filters": "c98afff7240e",
-                "thresholds": "05b1e6e6867b",
-                "caption": "ebd73a1d3c49",
+                "thresholds": "3c88ab2f532f",
+                "caption": "77f859bd45ee",
             },
         ),
     ],
@@ -146,14 +146,14 @@ def test_the_options_that_fingerprints_hash_are_as_they_were(name, sections):
 
 def test_a_recipe_extends_another_and_its_filters_stand_where_it_names_them(tmp_path):
     (tmp_path / "base.yaml").write_text(
-        "extends: embedded\nname: base\nselect: {thresholds: {text_area: {max: 0.01}}}\n"
+        "extends: embedded\nname: base\nselect: {thresholds: {text_overlay: {max: 0.01}}}\n"
     )
     (tmp_path / "mine.yaml").write_text("extends: base.yaml\nname: mine\nfilters: {motion:, aesthetics:}\n")
     recipe, base = load_recipe(str(tmp_path / "mine.yaml")), load_recipe("embedded")
     names = list(base.filters)
     names.insert(names.index("motion") + 1, "aesthetics")
     assert list(recipe.filters) == names
-    assert recipe.select.thresholds["text_area"] == Bounds(max=0.01, missing="keep")
+    assert recipe.select.thresholds["text_overlay"] == Bounds(max=0.01, missing="keep")
     assert recipe.scan == base.scan
 
 

@@ -101,7 +101,8 @@ GROUPS: list[Group] = [
     Group("in a field", _each(595, 730, 856, 958, 984, 987, 998), setting=True),
     Group("on a stage", _each(650, 818, 819, 854), setting=True),
 ]
-SURE = 0.6  # probability from which one class is told by its own name
+SURE = 0.6  # probability from which one class of a group is told by its own name
+ALONE = 3.0  # factor on `least` for a class that is in no group: nothing else speaks for it
 HALF = 0.5  # share of a group's probability from which a narrower kind is told instead
 MOSTLY = 0.7  # share of all listed probability that "animal" needs
 SPORTING = 0.4  # probability from which a person is told to do sport: gear alone hangs in many pictures
@@ -142,7 +143,7 @@ def subjects(tags: Sequence[tuple[str, float]], least: float) -> list[Subject]:
                 continue  # two classes in five are animals: they add up on pictures of anything
         result.append(Subject(name, min(mass, 1.0), group.setting, group.moves))
     covered = set().union(*(members for _, members, _ in _members()))
-    result += [Subject(name, p, False, False) for name, p in tags if p >= SURE and name not in covered]
+    result += [Subject(name, p, False, False) for name, p in tags if p >= ALONE * least and name not in covered]
     return sorted(result, key=lambda subject: -subject.probability)
 
 
