@@ -77,9 +77,8 @@ def main() -> int:
             remains = fuzzing.remains()
             usage = process.memory_info().rss / 2**20, remains.descriptors, remains.children, remains.temporary
             rows.append((*usage, len(built.sources), built.info["counts"]["clips"] if "counts" in built.info else 0))
-    print(
-        "| round | memory, MB | descriptors | children | temporary files | sources | clips |\n|---|---|---|---|---|---|---|"
-    )
+    print("| round | memory, MB | descriptors | children | temporary files | sources | clips |")
+    print("|---|---|---|---|---|---|---|")
     for number in range(0, len(rows), max(1, len(rows) // SHOWN)):
         print(f"| {number} | {rows[number][0]:.0f} | " + " | ".join(str(value) for value in rows[number][1:]) + " |")
     second_half = rows[len(rows) // 2 :]
