@@ -39,7 +39,10 @@ def video(tmp_path: Path) -> str:
         (["build", "nothing/here", "--out", "OUT"], "nothing/here: no such file or folder"),
         (["build", "VIDEO", "--out", "s3://key:secret@bucket/x"], "put them into the environment"),
         (["build", "VIDEO", "--out", "FULL"], "holds something else"),
+        (["build", "VIDEO", "--out", "LATIN"], "holds something else"),
+        (["build", "VIDEO", "--out", "VIDEO"], "is a file: give an empty or new folder"),
         (["build", "VIDEO", "--out", "nothing://bucket/x"], "Protocol not known: nothing"),
+        (["build", "LIST", "--out", "OUT"], "row 2: path is empty"),
         (["report", "OUT"], "is not a dataset"),
         (["verify", "OUT"], "is not a dataset"),
         (["export", "OUT", "--to", "csv", "--out", "x.csv"], "is not a dataset"),
@@ -48,7 +51,11 @@ def video(tmp_path: Path) -> str:
 def test_wrong_input_ends_with_status_2_and_one_line(words, message, video, tmp_path, capsys):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.doc").touch()
-    names = {"VIDEO": video, "OUT": str(tmp_path / "out"), "FULL": str(tmp_path / "full")}
+    (tmp_path / "latin").mkdir()
+    (tmp_path / "latin" / os.fsdecode(b"caf\xe9.mp4")).touch()
+    (tmp_path / "list.csv").write_text("path,caption\na.mp4,yes\n,no\n")
+    made = {name.upper(): str(tmp_path / name) for name in ("out", "full", "latin")}
+    names = {"VIDEO": video, "LIST": str(tmp_path / "list.csv"), **made}
     assert main([names.get(word, word) for word in words]) == 2
     error = capsys.readouterr().err
     assert message in error

@@ -347,6 +347,12 @@ def test_an_unknown_trainer_or_model_names_the_nearest(dataset, to, model, messa
     assert not (tmp_path / "out").exists()
 
 
+def test_a_table_is_not_written_over_a_folder(dataset, tmp_path):
+    with pytest.raises(DatasetError, match="is a folder: give a file to write to"):
+        export(str(dataset), "csv", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_export_stops_at_a_folder_that_holds_something_else(dataset, tmp_path):
     (tmp_path / "thesis.doc").touch()
     with pytest.raises(DatasetError, match="holds something else"):

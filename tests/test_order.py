@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config.recipe import load_recipe, to_dict
+from pipeline.dataset.finish import publish, read_info
 from pipeline.report.filter_cost import ENCODER, Cost, best, expected, lines, with_encoder
+from pipeline.storage.store import Store
+from pipeline.tables.fragments import SOURCES
 
 NEEDS = ("tags", "concepts")
 
@@ -43,3 +48,11 @@ def test_a_build_says_what_its_filters_cost_and_what_a_better_order_would() -> N
         ("  in a better order", "245 ms a clip: text, sharpness"),
     ]
     assert lines({**info, "passes": {}}) == []
+
+
+def test_a_dataset_keeps_the_order_of_its_filters(tmp_path: Path) -> None:
+    recipe = load_recipe("embedded")
+    kinds = {"start": pa.float64(), "end": pa.float64(), "keep": pa.bool_(), "rejected_by": pa.list_(pa.string())}
+    clips = pa.schema({**kinds, "caption": pa.string(), "frames": pa.int64()}).empty_table()
+    publish(Store(str(tmp_path)), recipe, SOURCES.empty_table(), clips, [clips], [], {})
+    assert list(read_info(Store(str(tmp_path)))["recipe"]["filters"]) == list(recipe.filters)

@@ -37,11 +37,17 @@ class DatasetError(RuntimeError):
 
 
 def check_folder(store: Store) -> None:
-    """Raises DatasetError when the folder holds something that is not a dataset of ours."""
+    """Raises DatasetError when there is a file in its place, or the folder holds something that is not a dataset of
+    ours."""
+    if store.local and store.local.is_file():
+        raise DatasetError(f"{store.uri} is a file: give an empty or new folder")
     if store.exists("dataset.json"):
         read_info(store)
         return
-    names = store.list("")
+    try:
+        names = store.list("")
+    except UnicodeDecodeError as error:  # Arrow's, of a name that no build writes
+        raise DatasetError(f"{store.uri} holds something else (a name that is not UTF-8): give a new folder") from error
     strange = [n for n in names if not n.startswith(("state/", "stats/", "tables/", "shards/", *PAGES))]
     if strange or (names and not any(n.startswith("state/") for n in names)):
         raise DatasetError(f"{store.uri} holds something else ({(strange or names)[0]}): give an empty or new folder")
@@ -121,7 +127,7 @@ def publish(
     if old and (replaced := files_of(old)) != files_of(info):
         store.write(PREVIOUS, json.dumps(replaced).encode())
     store.write("README.md", card(info).encode())
-    store.write("dataset.json", json.dumps(info, indent=2, sort_keys=True).encode())
+    store.write("dataset.json", json.dumps(info, indent=2).encode())  # the order of filters counts
     return info
 
 

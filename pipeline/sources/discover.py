@@ -284,7 +284,9 @@ def _listed(name: str, data: bytes, options: SourceOptions) -> Iterator[Discover
     for number, row in enumerate(rows, start=1):
         uri = next((str(row[c]) for c in URI_COLUMNS if row.get(c)), None)
         if uri is None:
-            raise SourceError(f"{printable(name)}, row {number}: no column of {', '.join(URI_COLUMNS)} names the video")
+            empty = next((f"{column} is empty" for column in URI_COLUMNS if column in row), None)
+            problem = empty or f"no column of {', '.join(URI_COLUMNS)} names the video"
+            raise SourceError(f"{printable(name)}, row {number}: {problem}")
         yield _row(name, uri, clean({k: v for k, v in row.items() if v is not None and str(v) != uri}), options)
 
 

@@ -20,8 +20,11 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")  # first characters that spreadsheets
 def write_table(store: Store, out: Path, name: str) -> int:
     """Writes the kept clips of a dataset to the file `out` in the format `name`, one of WRITERS; returns how many.
 
-    Embeddings and hashes are left out of the text formats. Raises DatasetError where there is no whole dataset.
+    Embeddings and hashes are left out of the text formats. Raises DatasetError where there is no whole dataset,
+    or `out` is a folder.
     """
+    if out.is_dir():
+        raise DatasetError(f"{out} is a folder: give a file to write to")
     read_whole(store)
     table = read_table(store, "tables/clips")
     if table is None:
