@@ -1,6 +1,6 @@
 """Presets: options by name, under those of a YAML file and of the command line.
 
-Those of a diffusers model are for one GPU; README.md has a table of the memory that each is reckoned to need.
+Those of a diffusers model are for one GPU; `train` prints the memory that a process needs before the first step.
 """
 
 from __future__ import annotations
