@@ -30,8 +30,8 @@ class Frame:
     rotation: int  # degrees counter-clockwise, as in `Probe`
     mirrored: bool  # turned upside down before it is rotated
     colour: Colour
-    b: bool  # a B-frame: of lower quality than its neighbours
-    passed: tuple[int, ...]  # pts of this frame and of the source's frames between the last one given and it
+    is_b_frame: bool  # a B-frame: of lower quality than its neighbours
+    skipped_pts: tuple[int, ...]  # pts of this frame and of the source's frames between the last one given and it
     is_non_reference: bool  # no frame refers to it: it is given only because it was `wanted`
 
     def planes(self, deep: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

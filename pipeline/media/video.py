@@ -91,7 +91,7 @@ class Video:
 
         `wanted` says of a time whether a frame there has to be decoded: frames that it refuses are left out where no
         other frame refers to them (H.264 and H.265; usually a half to three quarters of all), but their times are
-        known and come in `Frame.passed`, and those after the last frame given are in `remaining` afterwards.
+        known and come in `Frame.skipped_pts`, and those after the last frame given are in `remaining` afterwards.
 
         Timestamps are repaired: decoding times are made presentation times, a missing one is the last plus one frame, a
         repeated or slightly earlier frame is left out unless the last was missing, and decoding ends where time jumps

@@ -19,12 +19,12 @@ def clusters(embedding: np.ndarray | Vectors, count: int) -> np.ndarray:
     """
     blocks = [slice(i, i + BLOCK) for i in range(0, len(embedding), BLOCK)]
     finite = [np.isfinite(embedding[block]).all(axis=1) for block in blocks]
-    known = np.flatnonzero(np.concatenate([*finite, np.zeros(0, bool)]))
+    finite_rows = np.flatnonzero(np.concatenate([*finite, np.zeros(0, bool)]))
     labels = np.full(len(embedding), -1, np.int32)
-    if not len(known):
+    if not len(finite_rows):
         return labels
     generator = np.random.default_rng(0)
-    sample = embedding[np.sort(generator.permutation(known)[: count * SAMPLE])].astype(np.float32)
+    sample = embedding[np.sort(generator.permutation(finite_rows)[: count * SAMPLE])].astype(np.float32)
     distinct = np.unique(sample, axis=0)
     centres = distinct[generator.permutation(len(distinct))[:count]]
     for _ in range(ROUNDS):
@@ -36,8 +36,8 @@ def clusters(embedding: np.ndarray | Vectors, count: int) -> np.ndarray:
         if np.allclose(moved, centres, atol=1e-6):
             break
         centres = moved
-    for i in range(0, len(known), BLOCK):
-        labels[known[i : i + BLOCK]] = _nearest(embedding[known[i : i + BLOCK]].astype(np.float32), centres)
+    for i in range(0, len(finite_rows), BLOCK):
+        labels[finite_rows[i : i + BLOCK]] = _nearest(embedding[finite_rows[i : i + BLOCK]].astype(np.float32), centres)
     return labels
 
 

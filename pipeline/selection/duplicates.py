@@ -66,11 +66,11 @@ class Vectors:
 
     def __getitem__(self, which: np.ndarray | slice) -> np.ndarray:
         rows = self.rows[which]
-        found = np.empty((len(rows), self.width), np.float32)
+        vectors = np.empty((len(rows), self.width), np.float32)
         edges = np.flatnonzero(np.diff(rows, prepend=-2, append=-2) != 1).tolist()  # of neighbours, read at once
         for first, end in itertools.pairwise(edges):
-            os.preadv(self.file.fileno(), [found[first:end].data], int(rows[first]) * found.strides[0])
-        return found
+            os.preadv(self.file.fileno(), [vectors[first:end].data], int(rows[first]) * vectors.strides[0])
+        return vectors
 
 
 Embeddings = Callable[[np.ndarray], np.ndarray | Vectors]  # those of rows of a clips table, by their numbers
@@ -103,8 +103,8 @@ def near_pairs(pictures: Pictures, similarity: float, bits: int) -> np.ndarray:
     if n < 2:
         return np.zeros((0, 2), np.int64)
     codes = np.zeros(0, np.uint64)
-    for found in itertools.chain(_hash_candidates(pictures), _embedding_candidates(pictures.embedding)):
-        codes = np.union1d(codes, found)
+    for candidates in itertools.chain(_hash_candidates(pictures), _embedding_candidates(pictures.embedding)):
+        codes = np.union1d(codes, candidates)
     pairs = np.stack([codes // np.uint64(n), codes % np.uint64(n)], axis=1).astype(np.int64)
     pairs = pairs[pictures.shot[pairs[:, 0]] != pictures.shot[pairs[:, 1]]]
     same = [_same(pictures, pairs[i : i + CHUNK], similarity, bits) for i in range(0, len(pairs), CHUNK)]
@@ -143,10 +143,10 @@ def groups(pairs: np.ndarray, rank: np.ndarray) -> np.ndarray:
 
 
 def _hash_candidates(pictures: Pictures) -> Iterator[np.ndarray]:
-    known = np.flatnonzero(pictures.hashes)
-    owners = np.repeat(np.arange(len(pictures), dtype=np.int32), np.diff(pictures.offsets))[known]
+    hashed = np.flatnonzero(pictures.hashes)
+    owners = np.repeat(np.arange(len(pictures), dtype=np.int32), np.diff(pictures.offsets))[hashed]
     for turn in HASH_TURNS:
-        yield _neighbours(_turned(pictures.hashes[known], turn), owners, len(pictures))
+        yield _neighbours(_turned(pictures.hashes[hashed], turn), owners, len(pictures))
 
 
 def _embedding_candidates(embedding: np.ndarray | Vectors | None) -> Iterator[np.ndarray]:
@@ -161,10 +161,10 @@ def _embedding_candidates(embedding: np.ndarray | Vectors | None) -> Iterator[np
     normals = np.random.default_rng(0).standard_normal((sample.shape[1], 64)).astype(np.float32)
     signs, owners = [], []
     for i in range(0, n, VECTORS):
-        some = embedding[slice(i, i + VECTORS)]
-        there = _present(some)
-        owners.append((i + np.flatnonzero(there)).astype(np.int32))
-        signs.append(np.packbits((_unit(some[there]) - centre) @ normals > 0, axis=1).view(np.uint64)[:, 0])
+        block = embedding[slice(i, i + VECTORS)]
+        present = _present(block)
+        owners.append((i + np.flatnonzero(present)).astype(np.int32))
+        signs.append(np.packbits((_unit(block[present]) - centre) @ normals > 0, axis=1).view(np.uint64)[:, 0])
     for turn in EMBEDDING_TURNS:
         yield _neighbours(_turned(np.concatenate(signs), turn), np.concatenate(owners), n)
 
@@ -208,16 +208,16 @@ def _same(pictures: Pictures, pairs: np.ndarray, similarity: float, bits: int) -
         return by_hash
     no_hashes = ~((a != 0).any(axis=1) | (b != 0).any(axis=1))
     usual = (matched > 0) | no_hashes
-    asked = np.flatnonzero(usual | (apart <= CROPPED_BITS).any(axis=(1, 2)))
+    compared = np.flatnonzero(usual | (apart <= CROPPED_BITS).any(axis=(1, 2)))
     least = np.where(usual, similarity, (1 + similarity) / 2)
     same = by_hash
-    for i in range(0, len(asked), VECTORS):
-        some = asked[i : i + VECTORS]
-        left, right = (pictures.embedding[pairs[some, side]] for side in (0, 1))
-        both = _present(left) & _present(right)
+    for i in range(0, len(compared), VECTORS):
+        block = compared[i : i + VECTORS]
+        first, second = (pictures.embedding[pairs[block, side]] for side in (0, 1))
+        both = _present(first) & _present(second)
         with np.errstate(invalid="ignore", divide="ignore"):
-            alike = (_unit(left) * _unit(right)).sum(axis=1) >= least[some]
-        same[some] = np.where(both, alike, by_hash[some])
+            alike = (_unit(first) * _unit(second)).sum(axis=1) >= least[block]
+        same[block] = np.where(both, alike, by_hash[block])
     return same
 
 
@@ -247,15 +247,15 @@ def pictures(clips: pa.Table, rows: np.ndarray, embeddings: Embeddings | None) -
     there is such a column, and the rows' `embeddings`."""
     chosen = np.zeros(len(clips), bool)
     chosen[rows] = True  # filtered, not taken: that would put all pieces of the table together first
-    known = clips.select([c for c in ("phash", "source_id", "shot_index") if c in clips.column_names])
-    known = known.filter(pa.array(chosen))
+    columns = clips.select([c for c in ("phash", "source_id", "shot_index") if c in clips.column_names])
+    columns = columns.filter(pa.array(chosen))
     hashes, offsets = np.zeros(0, np.uint64), np.zeros(len(rows) + 1, np.int64)
-    if "phash" in known.column_names and len(rows):
-        offsets[1:] = np.cumsum(pc.fill_null(pc.list_value_length(known["phash"]), 0).to_numpy())
-        lists = [pc.list_flatten(chunk).to_numpy(zero_copy_only=False) for chunk in known["phash"].chunks]
+    if "phash" in columns.column_names and len(rows):
+        offsets[1:] = np.cumsum(pc.fill_null(pc.list_value_length(columns["phash"]), 0).to_numpy())
+        lists = [pc.list_flatten(chunk).to_numpy(zero_copy_only=False) for chunk in columns["phash"].chunks]
         hashes = np.concatenate(lists).astype(np.int64, copy=False).view(np.uint64)
-    source = known["source_id"].combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
-    shot = source * (1 << 32) + pc.fill_null(known["shot_index"], 0).to_numpy()
+    source = columns["source_id"].combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
+    shot = source * (1 << 32) + pc.fill_null(columns["shot_index"], 0).to_numpy()
     return Pictures(hashes, offsets, embeddings and embeddings(rows), shot)
 
 

@@ -114,12 +114,12 @@ def check_thresholds(thresholds: Mapping[str, Bounds], schema: pa.Schema) -> Non
             near = difflib.get_close_matches(column, schema.names, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else "; is its filter in the recipe?"
             raise RecipeError(f"{key}: no filter writes this score{hint}")
-        kind = schema.field(column).type
+        data_type = schema.field(column).type
         labels = bounds.any_of is not None or bounds.none_of is not None
-        if labels != _is_label(kind) and not pa.types.is_null(kind):
-            wanted = "any_of or none_of" if _is_label(kind) else "min or max"
-            raise RecipeError(f"{key}: the score is {kind}, so its bounds are {wanted}")
-        if pa.types.is_nested(kind) and not _is_label(kind):
+        if labels != _is_label(data_type) and not pa.types.is_null(data_type):
+            wanted = "any_of or none_of" if _is_label(data_type) else "min or max"
+            raise RecipeError(f"{key}: the score is {data_type}, so its bounds are {wanted}")
+        if pa.types.is_nested(data_type) and not _is_label(data_type):
             raise RecipeError(f"{key}: a list of numbers has no threshold")
 
 
@@ -156,9 +156,9 @@ def _judged(clips: pa.Table, thresholds: Mapping[str, Bounds], open_: np.ndarray
     failed, missing = {}, {}
     for column, bounds in thresholds.items():
         failed[column], missing[column] = _judge(clips[column], bounds)
-    quiet = open_ & ~_any(failed.values(), len(clips))
+    unrejected = open_ & ~_any(failed.values(), len(clips))
     return {
-        column: failed[column] | (missing[column] & quiet if bounds.missing != "keep" else False)
+        column: failed[column] | (missing[column] & unrejected if bounds.missing != "keep" else False)
         for column, bounds in thresholds.items()
     }
 
@@ -259,8 +259,8 @@ def _reason_lists(reasons: Mapping[str, np.ndarray], n: int) -> pa.ChunkedArray:
     for i in range(0, max(n, 1), BLOCK):
         marks = np.stack([mask[i : i + BLOCK] for mask in reasons.values()], axis=1)
         offsets = np.concatenate([[0], marks.sum(axis=1).cumsum()]).astype(np.int32)
-        said = pa.DictionaryArray.from_arrays(np.nonzero(marks)[1].astype(np.int8), names)
-        chunks.append(pa.ListArray.from_arrays(offsets, said))
+        listed_reasons = pa.DictionaryArray.from_arrays(np.nonzero(marks)[1].astype(np.int8), names)
+        chunks.append(pa.ListArray.from_arrays(offsets, listed_reasons))
     return pa.chunked_array(chunks)
 
 
@@ -284,6 +284,6 @@ def _any(masks: Iterable[np.ndarray], n: int) -> np.ndarray:
     return result
 
 
-def _is_label(kind: pa.DataType) -> bool:
-    inner = kind.value_type if pa.types.is_list(kind) else kind
+def _is_label(data_type: pa.DataType) -> bool:
+    inner = data_type.value_type if pa.types.is_list(data_type) else data_type
     return pa.types.is_string(inner) or pa.types.is_large_string(inner)
