@@ -124,26 +124,26 @@ class Decoder:
         waiting = iter(batches)
         batch = next(waiting, None)
         free = list(range(self.rows))
-        asked: dict[int, tuple[str, int]] = {}
-        while batch is not None or asked:
+        running: dict[int, tuple[str, int]] = {}
+        while batch is not None or running:
             if batch is not None and len(batch.keys) > self.rows:
                 raise ValueError(f"a batch of {len(batch.keys)} prompts does not fit {self.rows} rows")
             while batch is not None and len(batch.keys) <= len(free):
                 rows, free = free[: len(batch.keys)], free[len(batch.keys) :]
                 lengths = self._prefill(batch, rows)
-                asked.update(zip(rows, zip(batch.keys, lengths, strict=True), strict=True))
+                running.update(zip(rows, zip(batch.keys, lengths, strict=True), strict=True))
                 batch = next(waiting, None)
             for _ in range(STRIDE):
                 self._advance()
             active = self.active.tolist()
-            ended = [row for row in asked if not active[row]]
+            ended = [row for row in running if not active[row]]
             if ended:
                 tokens, counts = self.answers[ended].tolist(), self.count[ended].tolist()
                 ends = set(self.ends.tolist())
                 for row, answer, count in zip(ended, tokens, counts, strict=True):
-                    key, prompt_tokens = asked.pop(row)
-                    said, last = answer[:count], answer[count - 1] in ends
-                    yield Answer(key, said[:-1] if last else said, last, prompt_tokens)
+                    key, prompt_tokens = running.pop(row)
+                    generated, last = answer[:count], answer[count - 1] in ends
+                    yield Answer(key, generated[:-1] if last else generated, last, prompt_tokens)
                 free += ended
 
     def _prefill(self, batch: Prompts, rows: list[int]) -> list[int]:

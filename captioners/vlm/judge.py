@@ -33,19 +33,21 @@ def judged(captions: Sequence[Caption], clips: Sequence[ClipFrames], judge: Judg
     many statements failed. A caption of which nothing is left is empty: the audit rejects it."""
     by_id = {clip.clip_id: clip for clip in clips}
     # Sentences and actions, each once.
-    said = [list(dict.fromkeys([*sentences(c.dense), *(action.text for action in c.actions)])) for c in captions]
-    asked = [(by_id[c.clip_id], text) for c, texts in zip(captions, said, strict=True) for text in texts]
-    chance = _ask(judge, asked)
-    altered = [(i, copy, text) for i, (clip, text) in enumerate(asked) if (copy := _altered(clip, text)) is not None]
-    doubt = _ask(judge, [(copy, text) for _, copy, text in altered])
-    failed = [p < LEAST for p in chance]
-    for (i, _, _), p in zip(altered, doubt, strict=True):
-        failed[i] |= p >= chance[i]  # as likely of the mirrored or reversed copy
+    statements = [list(dict.fromkeys([*sentences(c.dense), *(action.text for action in c.actions)])) for c in captions]
+    questions = [(by_id[c.clip_id], text) for c, texts in zip(captions, statements, strict=True) for text in texts]
+    probabilities = _ask(judge, questions)
+    altered = [
+        (i, copy, text) for i, (clip, text) in enumerate(questions) if (copy := _altered(clip, text)) is not None
+    ]
+    altered_probabilities = _ask(judge, [(copy, text) for _, copy, text in altered])
+    failed = [p < LEAST for p in probabilities]
+    for (i, _, _), p in zip(altered, altered_probabilities, strict=True):
+        failed[i] |= p >= probabilities[i]  # as likely of the mirrored or reversed copy
     kept, at = [], 0
-    for caption, texts in zip(captions, said, strict=True):
+    for caption, texts in zip(captions, statements, strict=True):
         span = slice(at, at := at + len(texts))
         wrong = {text for text, bad in zip(texts, failed[span], strict=True) if bad}
-        kept.append(_without(caption, wrong, chance[span]))
+        kept.append(_without(caption, wrong, probabilities[span]))
     return kept
 
 
@@ -60,13 +62,17 @@ def backwards(clip: ClipFrames) -> ClipFrames:
     return dataclasses.replace(clip, frames=list(clip.frames)[::-1], times=times, scores={})
 
 
-def _ask(judge: Judge, asked: Sequence[tuple[ClipFrames, str]]) -> list[float]:
-    return judge.ask([clip for clip, _ in asked], [QUESTION.format(text) for _, text in asked]) if asked else []
+def _ask(judge: Judge, questions: Sequence[tuple[ClipFrames, str]]) -> list[float]:
+    return (
+        judge.ask([clip for clip, _ in questions], [QUESTION.format(text) for _, text in questions])
+        if questions
+        else []
+    )
 
 
 def _altered(clip: ClipFrames, text: str) -> ClipFrames | None:
     sides = ("left", "right")
-    if any(claim.kind in ("direction", "camera") and claim.value.endswith(sides) for claim in claims(text)):
+    if any(claim.topic in ("direction", "camera") and claim.value.endswith(sides) for claim in claims(text)):
         return mirrored(clip)
     return backwards(clip) if ORDER.search(text) else None
 

@@ -84,31 +84,31 @@ def remember_geometry(model: PreTrainedModel) -> None:
 
 
 def _remembered(function: Callable[..., Any]) -> Callable[..., Any]:
-    known: dict[Any, Any] = {}
+    cache: dict[Any, Any] = {}
 
     @functools.wraps(function)
     def recall(of: Tensor, *args: Any, kwargs: dict[str, Any] | None = None, **options: Any) -> Any:
-        there = getattr(of, "on_cpu", None)
-        if there is None:
+        on_cpu = getattr(of, "on_cpu", None)
+        if on_cpu is None:
             return function(of, *args, kwargs=kwargs, **options)
         plain = tuple(x if isinstance(x, (int, str)) else id(x) for x in (*args, *options.values()))
-        key = (there.numpy().tobytes(), of.device, plain)
-        if key not in known:
-            if len(known) >= MOST_GEOMETRIES:
-                known.clear()
-            made = function(there, *args, **options)
-            known[key] = tuple(_moved(x, of) for x in made) if isinstance(made, tuple) else _moved(made, of)
-        return known[key]
+        key = (on_cpu.numpy().tobytes(), of.device, plain)
+        if key not in cache:
+            if len(cache) >= MOST_GEOMETRIES:
+                cache.clear()
+            value = function(on_cpu, *args, **options)
+            cache[key] = tuple(_moved(x, of) for x in value) if isinstance(value, tuple) else _moved(value, of)
+        return cache[key]
 
     return recall
 
 
-def _moved(made: Any, beside: Tensor) -> Any:
+def _moved(value: Any, beside: Tensor) -> Any:
     """A tensor on the other's device, which remembers what it was on the CPU; anything else as it is."""
-    if not isinstance(made, Tensor):
-        return made
-    moved = made.to(beside.device, non_blocking=True).view_as(made)
-    moved.on_cpu = made  # type: ignore[attr-defined]
+    if not isinstance(value, Tensor):
+        return value
+    moved = value.to(beside.device, non_blocking=True).view_as(value)
+    moved.on_cpu = value  # type: ignore[attr-defined]
     return moved
 
 

@@ -103,8 +103,8 @@ class Vlm:
             torch.manual_seed(self.seed)
             read |= self._round(again, self.retry_temperature)
         if self.verify:
-            said = [answer for answer in read.values() if isinstance(answer, Caption)]
-            read |= {caption.clip_id: caption for caption in judged(said, clips, self)}
+            captions = [answer for answer in read.values() if isinstance(answer, Caption)]
+            read |= {caption.clip_id: caption for caption in judged(captions, clips, self)}
         return [read[clip.clip_id] for clip in clips]
 
     def answers(self, clips: Sequence[ClipFrames], temperature: float = 0.0) -> Iterator[Answer]:
@@ -123,8 +123,8 @@ class Vlm:
         chances: list[float] = []
         for start in range(0, len(clips), self.prefill):
             part = slice(start, start + self.prefill)
-            asked = [f"{question} Answer yes or no." for question in questions[part]]
-            logits = read(self.model, self._prompts(clips[part], asked)).float()
+            prompts = [f"{question} Answer yes or no." for question in questions[part]]
+            logits = read(self.model, self._prompts(clips[part], prompts)).float()
             pair = torch.stack([logits[:, yes].logsumexp(1), logits[:, no].logsumexp(1)], 1)
             chances += pair.softmax(1)[:, 0].tolist()
         return chances
@@ -152,27 +152,27 @@ class Vlm:
 
     def _prepared(self, clips: Sequence[ClipFrames]) -> Prompts:
         """What `_prompts` gives, where the model can use it at once; runs in a thread, beside the GPU's other work."""
-        asked = [question_for(clip) for clip in clips]
+        questions = [question_for(clip) for clip in clips]
         if self.device.type != "cuda":
-            return self._prompts(clips, asked, self.prompt.instructions)
+            return self._prompts(clips, questions, self.prompt.instructions)
         stream = torch.cuda.Stream(self.device, priority=-1)  # its small kernels do not queue behind a prefill
         with torch.cuda.stream(stream):
-            made = self._prompts(clips, asked, self.prompt.instructions)
-            inputs = {k: v.to(self.model.dtype) if v.is_floating_point() else v for k, v in made.inputs.items()}
+            prompts = self._prompts(clips, questions, self.prompt.instructions)
+            inputs = {k: v.to(self.model.dtype) if v.is_floating_point() else v for k, v in prompts.inputs.items()}
         stream.synchronize()
         for name, value in inputs.items():
             if value.is_cuda:
                 value.record_stream(torch.cuda.current_stream(self.device))
             else:
                 inputs[name] = value.pin_memory()
-        return dataclasses.replace(made, inputs=inputs)
+        return dataclasses.replace(prompts, inputs=inputs)
 
-    def _prompts(self, clips: Sequence[ClipFrames], asked: Sequence[str], shared: str = "") -> Prompts:
+    def _prompts(self, clips: Sequence[ClipFrames], questions: Sequence[str], shared: str = "") -> Prompts:
         if not hasattr(self._own, "processor"):
             self._own.processor = copy.deepcopy(self.processor)  # fast tokenizers cannot be shared by threads
         processor = self._own.processor
         texts, pictures = [], []
-        for clip, text in zip(clips, asked, strict=True):
+        for clip, text in zip(clips, questions, strict=True):
             chosen = evenly(len(clip.frames), self.most_frames)
             # What all prompts share comes first; pictures lie between their times, which any model understands.
             content: list[dict[str, str]] = [{"type": "text", "text": shared + "\n"}] if shared else []
@@ -183,8 +183,8 @@ class Vlm:
             pictures.append([self._picture(clip.frames[i], self._size(clip)) for i in chosen])
         # Some processors (InternVL's) pad on the left, whatever their tokenizer says.
         inputs = processor(text=texts, images=pictures, padding=True, padding_side="right", return_tensors="pt")
-        given = with_positions(self.model, inputs)
-        return Prompts([clip.clip_id for clip in clips], given, shared_tokens(self.model, given))
+        positioned = with_positions(self.model, inputs)
+        return Prompts([clip.clip_id for clip in clips], positioned, shared_tokens(self.model, positioned))
 
     def _picture(self, frame: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
         """(3, h, w) uint8 on the model's device, where the processor does the rest with it."""
