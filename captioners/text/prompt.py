@@ -70,21 +70,21 @@ TIMED = re.compile(
 
 @dataclass(frozen=True)
 class Prompt:
-    """What is asked of every clip: `instruction` replaces TASK, texts are asked for in `language`."""
+    """The prompt of every clip: `instruction` replaces TASK, and texts are requested in `language`."""
 
     instruction: str | None = None
     language: str = ENGLISH
 
     @cached_property
     def instructions(self) -> str:
-        """The same for every clip, and said first: servers and the vlm captioner read it once."""
+        """The common beginning of all prompts, which servers and the vlm captioner process once."""
         task = " ".join(self.instruction.split()) if self.instruction else TASK
         language = "" if self.language == ENGLISH else f". Write all texts in {self.language}, the keys as here"
         return f"{SHOWN}{task}{FORM}{language}"
 
     @property
     def id(self) -> str:
-        """What it adds to a captioner's id: nothing for the usual prompt."""
+        """Suffix of a captioner's id; empty for the default prompt."""
         if self == Prompt():
             return ""
         return ":" + hashlib.sha256(self.instructions.encode()).hexdigest()[:12]

@@ -1,7 +1,7 @@
-"""Asking back: each sentence of a caption put to a video-language model as a yes/no question about the frames.
+"""Verification: a video-language model answers for each sentence of a caption whether it is true of the frames.
 
-A sentence that tells a direction is asked of the mirrored clip too, one that tells an order of the reversed clip: a
-model that says yes to both does not see it. Nothing is added to a caption, only what fails is taken out.
+A sentence with a direction is also tested on the mirrored clip, one with an order on the reversed clip: a model that
+confirms both cannot tell. Sentences that fail are removed from the caption; nothing is added.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from captioners.text.claims import claims, sentences
 from captioners.text.text_quality import ORDER
 
 QUESTION = 'Is this true of the clip? "{}"'
-LEAST = 0.5  # probability of yes under which a sentence is taken out
+LEAST = 0.5  # probability of yes under which a sentence is removed
 
 
 class Judge(Protocol):
     def ask(self, clips: Sequence[ClipFrames], questions: Sequence[str]) -> list[float]:
-        """Probability of yes against no, one question a clip."""
+        """Return the probability of yes against no, for one question a clip."""
         ...
 
 
 def judged(captions: Sequence[Caption], clips: Sequence[ClipFrames], judge: Judge) -> list[Caption]:
-    """The captions (matched to `clips` by id) without the sentences and actions that fail. `usage` gets
-    "faithfulness", the mean natural logarithm of the probability of yes over all that was said, and "unfaithful", how
-    many statements failed. A caption of which nothing is left is empty: the audit rejects it."""
+    """Return the captions (matched to `clips` by id) without the sentences and actions that fail. `usage` gets
+    "faithfulness", the mean natural logarithm of the probability of yes over all statements, and "unfaithful", the
+    number of failed ones. If all fail the caption is empty, and the audit rejects it."""
     by_id = {clip.clip_id: clip for clip in clips}
-    # Sentences and actions, each once.
+    # Distinct sentences and actions.
     statements = [list(dict.fromkeys([*sentences(c.dense), *(action.text for action in c.actions)])) for c in captions]
     questions = [(by_id[c.clip_id], text) for c, texts in zip(captions, statements, strict=True) for text in texts]
     probabilities = _ask(judge, questions)
@@ -52,12 +52,12 @@ def judged(captions: Sequence[Caption], clips: Sequence[ClipFrames], judge: Judg
 
 
 def mirrored(clip: ClipFrames) -> ClipFrames:
-    """Left and right changed places; measurements are left out."""
+    """Return the clip mirrored left to right, without measurements."""
     return dataclasses.replace(clip, frames=[np.ascontiguousarray(f[:, ::-1]) for f in clip.frames], scores={})
 
 
 def backwards(clip: ClipFrames) -> ClipFrames:
-    """The last frame first; measurements are left out."""
+    """Return the clip with its frames in reverse order, without measurements."""
     times = (clip.duration - clip.times)[::-1]
     return dataclasses.replace(clip, frames=list(clip.frames)[::-1], times=times, scores={})
 
@@ -81,7 +81,7 @@ def _without(caption: Caption, wrong: set[str], chance: Sequence[float]) -> Capt
     dense = " ".join(text for text in sentences(caption.dense) if text not in wrong)
     actions: tuple[Action, ...] = tuple(action for action in caption.actions if action.text not in wrong)
     short = caption.short
-    if wrong and dense:  # a short caption that says what failed in the dense one goes with it
+    if wrong and dense:  # a short caption that equals a failed sentence is replaced
         short = caption.short if caption.short not in wrong else sentences(dense)[0]
     faithfulness = sum(math.log(max(p, 1e-6)) for p in chance) / len(chance) if chance else 0.0
     usage = {**caption.usage, "faithfulness": faithfulness, "unfaithful": len(wrong)}

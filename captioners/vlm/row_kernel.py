@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 BLOCK = 64  # keys that a program reads at a time
-LEAST_GROUP = 16  # the fewest rows of a tensor-core product
+LEAST_GROUP = 16  # smallest number of rows of a tensor-core product
 
 
 def launch(query: Tensor, key: Tensor, value: Tensor, lengths: Tensor, scale: float) -> Tensor:
