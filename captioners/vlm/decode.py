@@ -26,7 +26,7 @@ STRIDE = 8  # steps between checks for ended rows: a check waits for the GPU
 
 @dataclass(frozen=True)
 class Prompts:
-    """A batch of prompts, padded on the right, as the processor and `with_positions` return them; tensors on the CPU."""
+    """A batch of prompts, padded on the right, as the processor and `with_positions` return them; CPU tensors."""
 
     keys: Sequence[str]  # one for each prompt, returned with its answer
     inputs: Mapping[str, Tensor]
