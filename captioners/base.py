@@ -1,4 +1,4 @@
-"""What a captioner is: frames and measurements of clips in, captions or the reason for none out."""
+"""The captioner interface: frames and measurements of clips in, captions or the reason for none out."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ClipFrames:
 
 @dataclass(frozen=True)
 class Action:
-    """One thing that happens; seconds from the clip's start."""
+    """An event in a clip; seconds from the clip's start."""
 
     text: str
     start: float
@@ -34,7 +34,7 @@ class Action:
 
 @dataclass(frozen=True)
 class Caption:
-    """What is said of one clip. Empty fields mean that the captioner did not say."""
+    """The caption of one clip. A field is empty if the captioner gave nothing for it."""
 
     clip_id: str
     short: str  # one sentence
@@ -45,15 +45,15 @@ class Caption:
     setting: str = ""
     light: str = ""
     style: str = ""
-    others: tuple[str, ...] = ()  # more captions of the same clip, where there are any
-    content: float = 1.0  # how sure the captioner is of what is shown, 0 to 1; 0: it does not know
-    provenance: Mapping[str, str] = field(default_factory=dict)  # field -> where it is from: measured, model, parsed
+    others: tuple[str, ...] = ()  # further captions of the same clip
+    content: float = 1.0  # confidence in the depicted content, 0 to 1; 0: unknown
+    provenance: Mapping[str, str] = field(default_factory=dict)  # field -> its origin: measured, model, parsed
     usage: Mapping[str, float] = field(default_factory=dict)  # prompt_tokens, completion_tokens, seconds ...
 
 
 @dataclass(frozen=True)
 class CaptionError:
-    """Why a clip has no caption, in plain words."""
+    """Why a clip has no caption; `reason` is for users."""
 
     clip_id: str
     reason: str
@@ -65,13 +65,13 @@ class Captioner(Protocol):
     id: str  # model and prompt, part of the fingerprint
 
     def caption(self, clips: Sequence[ClipFrames]) -> list[Caption | CaptionError]:
-        """One answer a clip; answers carry their clip_id, and callers match by it, not by position."""
+        """Return one answer a clip; callers match answers by clip_id, not by position."""
         ...
 
 
 class CaptionerDown(RuntimeError):
-    """No answers are to be had any more (a server that stays down); the message says how to go on. `done` holds the
-    answers that came before."""
+    """The captioner cannot answer any more (a server that stays down); the message says what to do. `done` holds the
+    answers so far."""
 
     def __init__(self, message: str, done: Sequence[Caption | CaptionError] = ()) -> None:
         super().__init__(message)
@@ -79,7 +79,7 @@ class CaptionerDown(RuntimeError):
 
 
 def to_json(caption: Caption) -> str:
-    """One line of JSON with every field that is not empty; times rounded to milliseconds."""
+    """Serialise to one line of JSON with every field that is not empty; times are rounded to milliseconds."""
     tree = dataclasses.asdict(caption)
     tree["actions"] = [{**a, "start": round(a["start"], 3), "end": round(a["end"], 3)} for a in tree["actions"]]
     return json.dumps(

@@ -1,6 +1,6 @@
 """The `listed` captioner: the user's own captions, from a column of the lists that name the sources, word for word.
 
-They are audited like any other and never changed or rejected for it: the audit's columns say what it found.
+They are audited like any other, but never changed or rejected: the audit only fills its columns.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ VERSION = 1
 
 
 class Listed:
-    """`column` holds a text, or a list of texts of which the first is the caption and the others are kept beside it.
-    `digest` stands for all texts of the lists, so that captions are read again when one of them changes; a build sets
-    it. `language` is what they are written in."""
+    """`column` holds a text, or a list of texts of which the first is the caption and the rest go to `others`. `digest`
+    is a hash of all texts of the lists, set by the build, so that captions are read again when a text changes.
+    `language` is the language of the texts."""
 
     verbatim = True
 
@@ -27,7 +27,7 @@ class Listed:
         self.id = f"listed:{VERSION}:{column}"
 
     def caption(self, clips: Sequence[ClipFrames]) -> list[Caption | CaptionError]:
-        """One answer a clip, in order of `clips`, from the column `metadata` of its scores."""
+        """Return one answer a clip, in order of `clips`, from the column `metadata` of its scores."""
         return [self._caption(clip) for clip in clips]
 
     def _caption(self, clip: ClipFrames) -> Caption | CaptionError:
@@ -40,7 +40,7 @@ class Listed:
 
 
 def listed_texts(metadata: str | None, column: str) -> list[str]:
-    """The texts that a source's `metadata` (JSON or None) has in `column`, each once, without those that are empty."""
+    """Return the distinct non-empty texts that a source's `metadata` (JSON or None) has in `column`."""
     value: Any = json.loads(metadata).get(column) if metadata else None
     texts = value if isinstance(value, list) else [value]
     return list(dict.fromkeys(text.strip() for text in texts if isinstance(text, str) and text.strip()))

@@ -38,11 +38,11 @@ FILTERS: dict[str, str] = {
 
 
 def load_filter(name: str, options: Mapping[str, object] | None = None, encoder: object = None) -> Filter:
-    """The filter called `name`, made with `options`, and with `encoder` if its constructor asks for one. Raises
-    KeyError for an unknown name, TypeError for an option that the filter does not have."""
+    """Construct the filter called `name` with `options`, and with `encoder` if its constructor has that parameter.
+    Raises KeyError for an unknown name, TypeError for an option that the filter does not have."""
     module, _, attribute = FILTERS[name].partition(":")
-    kind = getattr(importlib.import_module(module), attribute)
-    given = dict(options or {})
-    if "encoder" in inspect.signature(kind).parameters:
-        given["encoder"] = encoder
-    return kind(**given)
+    filter_class = getattr(importlib.import_module(module), attribute)
+    arguments = dict(options or {})
+    if "encoder" in inspect.signature(filter_class).parameters:
+        arguments["encoder"] = encoder
+    return filter_class(**arguments)

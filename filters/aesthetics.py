@@ -1,4 +1,4 @@
-"""Aesthetics: LAION's predictors of how people rate a picture, on top of OpenCLIP's image embeddings.
+"""Aesthetics: LAION's predictors of human ratings of pictures, on top of OpenCLIP's image embeddings.
 
 V2 ("sac+logos+ava1-l14-linearMSE", an MLP over ViT-L/14) rates from 1 to 10; V1 ("sa_0_4_vit_*_linear", one linear
 layer over ViT-B/32 or ViT-L/14) likewise. https://github.com/christophschuhmann/improved-aesthetic-predictor and
@@ -26,7 +26,7 @@ class Aesthetics:
     """Columns: lowest, mean and median over the sampled frames, about 1..10.
 
     `head` is the file with the predictor's weights, V2's from the hub by default. Raises ValueError, before any work,
-    when it cannot be had or was made for another encoder than the recipe's.
+    if it is not available or was trained for another encoder than the recipe's.
     """
 
     name = "aesthetics"
@@ -68,7 +68,7 @@ Layers = list[tuple[np.ndarray, np.ndarray]]  # (out, in) and (out,) float32
 
 @functools.cache
 def load_head(name: str) -> Layers:
-    """The layers of a predictor in order. Raises ValueError for a missing file or another kind of network."""
+    """Load the layers of a predictor in order. Raises ValueError for a missing file or another type of network."""
     path = weights_file(name, KEY)
     state = load_state(path, KEY)
     names = [key.removesuffix("weight") for key in state if key.endswith("weight")]
@@ -84,8 +84,8 @@ def load_head(name: str) -> Layers:
 
 
 def rate(layers: Layers, embedding: np.ndarray) -> np.ndarray:
-    """(n, d) float32 of unit rows -> (n,) ratings. The layers follow each other without activations; the dropout
-    between them does nothing after training."""
+    """Rate embeddings: (n, d) float32 of unit rows -> (n,) ratings. The layers have no activations between them, and
+    their dropout has no effect after training."""
     x = embedding
     for weight, bias in layers:
         x = x @ weight.T + bias

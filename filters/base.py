@@ -1,4 +1,4 @@
-"""What a filter is: the tracks of a clip that it may read, and the scores that it writes."""
+"""The filter interface: the tracks of a clip that a filter reads, and the scores that it writes."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ Score = float | int | bool | str | list[float] | list[str] | None
 
 
 class Track(enum.Enum):
-    """What a `ClipView` must hold before a filter can score it; the pass that runs a filter follows from it."""
+    """Data that a `ClipView` must hold before a filter can score it; it determines the pass that runs the filter."""
 
     LUMA = "luma"  # scan: small grey frames of the whole clip
     FLOW = "flow"  # scan: coarse optical flow of the whole clip
     BURST = "burst"  # scan: a run of consecutive source frames, small and grey
-    FIELDS = "fields"  # scan: how two orders of a frame's fields fit its neighbours, for frames of the bursts
+    FIELDS = "fields"  # scan: how well two field orders of a burst's frames fit their neighbours
     DETAIL = "detail"  # scan: patches at the source's own resolution, grey
     FRAMES = "frames"  # embed: sampled colour frames, at the recipe's size
-    EMBEDDING = "embedding"  # embed: unit vectors of the sampled frames: their meaning, their looks, and tags
+    EMBEDDING = "embedding"  # embed: embedding and appearance of the sampled frames (unit vectors), and tags
     CAPTION = "caption"  # caption: the clip's text and its embedding
 
 
 @dataclass(frozen=True, eq=False)
 class ClipView:
-    """One clip as the filters see it. Tracks that a pass did not make are empty, never guessed.
+    """One clip as input of the filters. Tracks that the pass does not compute are empty.
 
     Times are seconds of presentation time in the source. Pictures keep the display aspect ratio (square pixels,
-    rotation applied) and show what is inside `box`: letterbox and other borders are already cut off.
+    rotation applied) and are cropped to `box`: letterbox and other borders are already removed.
     """
 
     clip_id: str
@@ -70,10 +70,10 @@ class ClipView:
 
 
 class Filter(Protocol):
-    """Scores clips; thresholds are the recipe's. Options are the constructor's keyword arguments, with defaults.
+    """Scores clips; thresholds are in the recipe. Options are the constructor's keyword arguments, with defaults.
 
-    A filter whose constructor has a parameter `encoder` is given the recipe's TextVideoEncoder. One whose model runs on
-    a GPU where there is one has an attribute `gpu = True`.
+    A filter whose constructor has a parameter `encoder` gets the recipe's TextVideoEncoder. One whose model runs on
+    a GPU if there is one has an attribute `gpu = True`.
     """
 
     name: str  # the prefix of its columns
@@ -82,38 +82,38 @@ class Filter(Protocol):
     columns: Mapping[str, pa.DataType]
 
     def score(self, clip: ClipView) -> dict[str, Score]:
-        """Every name in `columns`; None where a score could not be computed, and then also a few plain words under
-        `why_null(name)`, which is one more column of the table. One clip at a time: what a clip scores does not depend
-        on which others share its unit of work.
+        """Return a value for every name in `columns`: None if a score could not be computed, and then also the reason
+        under `why_null(name)`, an additional column. Clips are scored one at a time, so that a score does not depend on
+        the other clips of a unit.
 
-        Bad clips (one frame, black, 16 pixels wide) are None, never an exception and never 0 or -1. (An exception is
-        caught by `score` below, and logged as an error in the filter.)
+        The scores of unusable clips (one frame, black, 16 pixels wide) are None, never 0 or -1, and no exception is
+        raised. (`score` below catches exceptions and logs them as errors of the filter.)
         """
         ...
 
 
 def uses_gpu(filter: Filter) -> bool:
-    """Whether the filter's model runs on a GPU where there is one."""
+    """Return whether the filter's model runs on a GPU if there is one."""
     return bool(getattr(filter, "gpu", False))
 
 
 def why_null(name: str) -> str:
-    """The column that says why scores of the filter `name` are null."""
+    """Return the name of the column with the reason for null scores of the filter `name`."""
     return f"{name}_null"
 
 
-def unknown(kind: Filter, why: str) -> dict[str, Score]:
-    """The answer of a filter that can say nothing of a clip."""
-    return {**dict.fromkeys(kind.columns), why_null(kind.name): why}
+def unknown(scorer: Filter, why: str) -> dict[str, Score]:
+    """Return null scores with a reason, for a clip that a filter cannot score."""
+    return {**dict.fromkeys(scorer.columns), why_null(scorer.name): why}
 
 
 def evenly(count: int, most: int) -> np.ndarray:
-    """Indices of up to `most` of `count` items, evenly spread, with the first and the last."""
+    """Return indices of up to `most` of `count` items, evenly spread, including the first and the last."""
     return np.unique(np.linspace(0, count - 1, most).round().astype(int))
 
 
 def shrunk(rgb: np.ndarray, longest: int) -> np.ndarray:
-    """(h, w, 3) uint8 by area to `longest` pixels on its longer side, if it is larger; never to nothing."""
+    """Scale (h, w, 3) uint8 by area to `longest` pixels on its longer side if it is larger; at least one pixel."""
     (height, width), scale = rgb.shape[:2], longest / max(rgb.shape[:2])
     if scale >= 1:
         return rgb
@@ -123,26 +123,26 @@ def shrunk(rgb: np.ndarray, longest: int) -> np.ndarray:
 OnError = Callable[[str, ClipView, Exception], None]  # the filter's name, the clip, and what its score raised
 
 
-def score(kind: Filter, clips: Sequence[ClipView], on_error: OnError | None = None) -> list[dict[str, Score]]:
-    """One answer a clip, with NaN and infinity made null: what a model gives for a picture that it cannot digest.
+def score(scorer: Filter, clips: Sequence[ClipView], on_error: OnError | None = None) -> list[dict[str, Score]]:
+    """Return one answer a clip; NaN and infinity, which a model may return for unusual pictures, become null.
 
-    A clip for which the filter raises has null scores, for the reason that the exception gives, and goes to `on_error`.
-    Faults of the machine are raised.
+    If the filter raises for a clip, its scores are null with the exception as reason, and `on_error` is called. Machine
+    faults are raised.
     """
-    return [_scored(kind, clip, on_error) for clip in clips]
+    return [_scored(scorer, clip, on_error) for clip in clips]
 
 
-def _scored(kind: Filter, clip: ClipView, on_error: OnError | None) -> dict[str, Score]:
+def _scored(scorer: Filter, clip: ClipView, on_error: OnError | None) -> dict[str, Score]:
     try:
-        answer = kind.score(clip)
+        answer = scorer.score(clip)
         for name, value in answer.items():
             if isinstance(value, int) and not isinstance(value, bool):
-                pa.scalar(value, kind.columns.get(name))  # raises where the column cannot hold it
+                pa.scalar(value, scorer.columns.get(name))  # raises where the column cannot hold it
         broken = [name for name, value in answer.items() if isinstance(value, float) and not math.isfinite(value)]
     except Exception as error:
         if is_machine_fault(error):
             raise
         if on_error is not None:
-            on_error(kind.name, clip, error)
-        return unknown(kind, failure(error).reason)
-    return answer | {**dict.fromkeys(broken), why_null(kind.name): "not a number"} if broken else answer
+            on_error(scorer.name, clip, error)
+        return unknown(scorer, failure(error).reason)
+    return answer | {**dict.fromkeys(broken), why_null(scorer.name): "not a number"} if broken else answer

@@ -9,8 +9,8 @@ import pyarrow as pa
 
 from filters.base import ClipView, Score, Track, unknown
 
-PERIOD = 8  # pixels: the transform size of MPEG-2, MPEG-4, JPEG, and a divisor of the newer codecs' sizes
-LEAST = 0.25  # grey levels: mean step below which a patch is too flat to judge
+PERIOD = 8  # pixels: the transform size of MPEG-2, MPEG-4 and JPEG, and a divisor of the newer codecs' sizes
+LEAST = 0.25  # grey levels: mean step below which a patch is too flat to score
 
 
 class Blockiness:
@@ -22,23 +22,23 @@ class Blockiness:
     }
 
     def score(self, clip: ClipView) -> dict[str, Score]:
-        found = [block_steps(patch) for patch in clip.detail if min(patch.shape) >= 8 * PERIOD]
-        known = [value for value in found if value is not None]
-        if not known:
-            return unknown(self, "flat" if found else f"smaller than {8 * PERIOD} pixels")
-        return {"blockiness_grid": float(np.median(known))}
+        patches = [block_steps(patch) for patch in clip.detail if min(patch.shape) >= 8 * PERIOD]
+        steps = [value for value in patches if value is not None]
+        if not steps:
+            return unknown(self, "flat" if patches else f"smaller than {8 * PERIOD} pixels")
+        return {"blockiness_grid": float(np.median(steps))}
 
 
 def block_steps(patch: np.ndarray) -> float | None:
-    """Excess of the second difference across block edges over its mean elsewhere, the mean of both directions, at the
-    grid position where it is largest; (h, w) uint8, source pixels. None for flat patches."""
+    """Return the excess of the second difference across block edges over its mean elsewhere, at the grid position where
+    it is largest, as the mean of both directions; (h, w) uint8, source pixels. None for flat patches."""
     sides = [_excess(patch), _excess(patch.T)]
     return None if None in sides else float(np.mean([side for side in sides if side is not None]))
 
 
 def _excess(patch: np.ndarray) -> float | None:
-    """In the direction of columns: a step between columns counts by how far it exceeds the mean of its neighbours, so
-    that slopes do not count; its logarithm keeps single strong edges of the scene from deciding."""
+    """Return the excess across columns. A step between columns is measured relative to the mean of its neighbours, so
+    that slopes do not count; its logarithm limits the weight of single strong edges of the scene."""
     step = np.abs(np.diff(patch.astype(np.float32), axis=1))
     if step.mean() < LEAST:
         return None

@@ -1,4 +1,4 @@
-"""Borders: where the picture ends and letterbox, pillarbox or padding begins, so that it is cut off, not learned."""
+"""Borders: detection of letterbox, pillarbox and padding, so that they are cropped."""
 
 from __future__ import annotations
 
@@ -10,47 +10,49 @@ import pyarrow as pa
 
 from filters.base import ClipView, Score, Track, evenly, unknown
 
-TOLERANCE = 8  # grey levels that compression moves a flat border by
-STRAY = 0.03  # share of a border line's samples that may be off (ringing, a speck)
+TOLERANCE = 8  # grey levels by which compression changes a flat border
+STRAY = 0.03  # share of a border line's samples that may differ (ringing, a speck)
 SUBTITLED = 0.5  # the same, for a side whose opposite is a clear border of the same thickness
-STEP_PAIR = 0.3  # share of columns that must light up just inside, when both sides agree ...
-STEP_ALONE = 0.9  # ... and when only one side has a border: a night sky ends raggedly, padding in a straight line
-SMALLEST = 0.2  # of the frame: less than this is a dark scene, not a picture in a border
-SAMPLES = 24  # frames looked at
-CHANGES = 12  # grey levels between a pixel's darkest and brightest moment, above which it moves
+STEP_PAIR = 0.3  # share of columns that must differ just inside the border, if both sides agree ...
+STEP_ALONE = 0.9  # ... and if only one side has a border: a night sky has a ragged edge, padding a straight one
+SMALLEST = 0.2  # fraction of the frame: a smaller picture is a dark scene, not a picture in a border
+SAMPLES = 24  # frames that are analysed
+CHANGES = 12  # grey levels between a pixel's minimum and maximum over time, above which it moves
 FILLED = 0.85  # share of a framed picture, and of its outermost lines, that must move
-FRAMED = 0.9  # most of the frame that may move where there is a frame drawn around a picture
+FRAMED = 0.9  # largest share of the frame that may move around and inside a framed picture
 
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 
 
 def content_box(luma: np.ndarray) -> tuple[float, float, float, float]:
-    """The picture inside flat borders: (x0, y0, x1, y1) as fractions of the frame, from (n, h, w) uint8 small luma
-    frames of one clip or source.
+    """Return the picture inside flat borders, (x0, y0, x1, y1) as fractions of the frame, from (n, h, w) uint8 small
+    luma frames of one clip or source.
 
-    A border is a band of lines along an edge that hold one grey level in every frame and end in a straight step. Both
-    must be seen over the whole clip; where that is doubtful (dark scenes, flat backgrounds) the answer is the whole
-    frame. A line that is half border is cut off too, so the box errs inwards by at most one proxy pixel. A drawn frame
-    around a picture (picture in picture) is one of any pattern that never changes while the picture moves everywhere.
+    A border is a band of lines along an edge that have one grey level in every frame and end in a straight step. Both
+    must hold over the whole clip; in doubt (dark scenes, flat backgrounds) the result is the whole frame. A line that
+    is half border is cropped too, so the box errs inwards by at most one proxy pixel. A static frame around a picture
+    (picture in picture) may have any pattern, if it never changes while the picture inside moves everywhere.
     """
     if luma.ndim != 3 or min(luma.shape) < 1 or min(luma.shape[1:]) < 16:
         return WHOLE
     frames = luma[evenly(len(luma), SAMPLES)]
-    top, bottom = _bands(frames)
-    inner = frames[:, top : frames.shape[1] - bottom]
-    left, right = _bands(inner.transpose(0, 2, 1))
-    if (left or right) and not (top or bottom):  # lines of a pillarbox look like content until its sides are gone
-        top, bottom = _bands(frames[:, :, left : frames.shape[2] - right])
+    top_lines, bottom_lines = _bands(frames)
+    inner = frames[:, top_lines : frames.shape[1] - bottom_lines]
+    left_lines, right_lines = _bands(inner.transpose(0, 2, 1))
+    if (left_lines or right_lines) and not (
+        top_lines or bottom_lines
+    ):  # lines of a pillarbox look like content until its sides are gone
+        top_lines, bottom_lines = _bands(frames[:, :, left_lines : frames.shape[2] - right_lines])
     height, width = frames.shape[1:]
-    box = (left / width, top / height, 1 - right / width, 1 - bottom / height)
+    box = (left_lines / width, top_lines / height, 1 - right_lines / width, 1 - bottom_lines / height)
     if box == WHOLE:
         box = _framed(frames)
     return box if (box[2] - box[0]) * (box[3] - box[1]) >= SMALLEST else WHOLE
 
 
 def _framed(frames: np.ndarray) -> tuple[float, float, float, float]:
-    """The rectangle in which a picture moves while everything around it stands; WHOLE where there is none: under a
-    still camera what moves is no rectangle."""
+    """Return the rectangle that moves while everything around it is static; WHOLE if there is none: with a static
+    camera the moving region is not a rectangle."""
     moves = (np.ptp(frames, axis=0) > CHANGES).astype(np.uint8)
     share = moves.mean()
     if not 0 < share < FRAMED:
@@ -58,8 +60,8 @@ def _framed(frames: np.ndarray) -> tuple[float, float, float, float]:
     rows, columns = (np.flatnonzero(moves.mean(axis=axis) > STRAY) for axis in (1, 0))
     if len(rows) == 0 or len(columns) == 0:
         return WHOLE
-    top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
-    inside = moves[top:bottom, left:right]
+    y0, y1, x0, x1 = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+    inside = moves[y0:y1, x0:x1]
     sides = (inside[0], inside[-1], inside[:, 0], inside[:, -1])
     if (
         inside.mean() < FILLED
@@ -68,21 +70,21 @@ def _framed(frames: np.ndarray) -> tuple[float, float, float, float]:
     ):
         return WHOLE
     height, width = moves.shape
-    return (float(left / width), float(top / height), float(right / width), float(bottom / height))
+    return (float(x0 / width), float(y0 / height), float(x1 / width), float(y1 / height))
 
 
 @dataclass(frozen=True)
 class Edge:
-    """The border along the first lines of (n, h, w) frames."""
+    """The border in the first lines of (n, h, w) frames."""
 
     level: float  # grey
     lines: int  # thickness
-    step: float  # share of columns that become something else just inside of it
-    stray: np.ndarray  # (h // 2,) share of each line's samples that are off the level
+    step: float  # share of columns that differ from the level just inside the border
+    stray: np.ndarray  # (h // 2,) share of each line's samples that differ from the level
 
 
 def _bands(frames: np.ndarray) -> tuple[int, int]:
-    """Lines of border at the top and at the bottom of (n, h, w) frames."""
+    """Return the numbers of border lines at the top and bottom of (n, h, w) frames."""
     near, far = _edge(frames), _edge(frames[:, ::-1])
     if abs(near.level - far.level) <= TOLERANCE:
         alike = abs(near.lines - far.lines) <= max(2, 0.15 * max(near.lines, far.lines))

@@ -1,7 +1,7 @@
-"""Camera: what the camera does (pan, tilt, zoom, dolly, roll, handheld, nothing), when, how sure, its shake and jerks.
+"""Camera: its moves (pan, tilt, zoom, dolly, roll, handheld, static) with times and confidence, its shake and jerk.
 
-A camera that travels forward is told from a zoom by parallax, where there is any. One that circles its subject is not
-named: what it shows is what a camera shows that pans along with a subject that moves.
+A dolly is distinguished from a zoom by parallax, if there is any. An orbit has no label: its pictures cannot be
+distinguished from those of a camera that pans with a moving subject.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from filters.global_motion import GlobalMotion, aspect, global_motion, grid, why
 from filters.steady_motion import SteadyMotion, steady_motion
 
 SMOOTH_SHAKE, SMOOTH_MOVE = 0.75, 0.5  # seconds: half widths of the triangles that shake and moves are smoothed by
-HELD = 0.6  # seconds before and after a moment, over which the median of the standing share is taken
-STANDS = 0.2  # share of the textured cells that stand still, from which on the camera does: no moving camera shows that
-QUIET = 0.1  # the same, from which on it is not held by hand
-STILL = 0.012  # picture heights per second: a slower move is none
-STEADY = 0.012  # shake, picture heights per second, below which a camera that goes nowhere stands on something
-SHAKY = 0.02  # shake above which it is held by hand; between the two nothing is said
-AGREED = 0.55  # share of the picture that must shake alike, or a subject shakes and not the camera
-PURE = 0.8  # share of a move that must be of one kind to be called by its name
-MOVED = 0.03  # picture heights that a named move covers at least
-SHORTEST = 0.5  # seconds of a span
-SUPPORT = 0.4  # share of the picture that must move along, or it is not known whether the camera moves
+HELD = 0.6  # seconds before and after an interval over which the median of the static share is taken
+STANDS = 0.2  # share of static textured cells from which the camera is static: a moving camera never has as many
+QUIET = 0.1  # share of static textured cells from which the camera is not handheld
+STILL = 0.012  # picture heights per second: a slower move does not count
+STEADY = 0.012  # picture heights per second: shake below which a camera that does not move is static
+SHAKY = 0.02  # picture heights per second: shake above which the camera is handheld; in between there is no label
+AGREED = 0.55  # share of the picture that must shake alike; otherwise a subject shakes, not the camera
+PURE = 0.8  # share of a move's speed that must be in one component for a label
+MOVED = 0.03  # picture heights that a labelled move covers at least
+SHORTEST = 0.5  # seconds of the shortest span
+SUPPORT = 0.4  # share of the picture that must follow one motion; otherwise the camera's motion is unknown
 COVER = 0.6  # share of the time that the clip's label must hold for
-TRAVEL = 1.0  # seconds of a zoom, from which on it is asked whether it is a dolly
-PARTS = (8, 5)  # of the picture, across and down, whose growth is compared; less the middle, where nothing grows
-MIDDLE = 0.22  # picture heights
-PARALLAX = 0.1  # of the mean growth: how much growth must differ between parts ...
-TURNING = (0.6, 0.1)  # ... and the most that they may turn instead, of that spread and of the mean growth
+TRAVEL = 1.0  # seconds from which a zoom is tested for a dolly
+PARTS = (8, 5)  # parts of the picture, across and down, whose growth is compared
+MIDDLE = 0.22  # picture heights: radius of the middle, which is excluded because nothing grows there
+PARALLAX = 0.1  # of the mean growth: spread of the parts' growth from which there is parallax
+TURNING = (0.6, 0.1)  # largest rotation of the parts, as fractions of that spread and of the mean growth
 
 # Content motion -> what the camera does: the content of a pan to the left moves to the right.
 LABELS = (("pan_right", "pan_left"), ("tilt_down", "tilt_up"), ("zoom_out", "zoom_in"), ("roll_right", "roll_left"))
@@ -94,12 +94,12 @@ class Camera:
 
 @dataclass(frozen=True)
 class Moments:
-    """What is known of the camera in each of m intervals, smoothed over time."""
+    """Measurements of the camera in each of m intervals, smoothed over time."""
 
     move: np.ndarray  # (m, 4) pan, tilt, zoom and roll of the content, picture heights per second
     shake: np.ndarray  # (m,) picture heights per second
     agreement: np.ndarray  # (m,) share of the picture that shakes alike
-    standing: np.ndarray  # (m,) share of the textured cells that stand still; NaN where it is not known
+    standing: np.ndarray  # (m,) share of the textured cells that are static; NaN if unknown
     clear: np.ndarray  # (m,) bool: the background follows one motion
 
 
@@ -118,13 +118,13 @@ def _moments(whole: GlobalMotion, steady: SteadyMotion, lengths: np.ndarray) -> 
 
 
 def _median(values: np.ndarray) -> float:
-    """Of the numbers among `values`; NaN where there is none."""
+    """Return the median of the finite `values`; NaN if there are none."""
     numbers = values[np.isfinite(values)]
     return float(np.median(numbers)) if len(numbers) else float("nan")
 
 
 def _smooth(whole: GlobalMotion, clear: np.ndarray, half: float, values: np.ndarray) -> np.ndarray:
-    """`values`, (m,) or (m, n), of the clear intervals, averaged under a triangle of `half` seconds to both sides."""
+    """Average `values`, (m,) or (m, n), of the clear intervals with a triangular window of `half` seconds each way."""
     middle = whole.times.mean(axis=1)
     kernel = np.maximum(0, 1 - np.abs(middle[:, None] - middle) / half) * (whole.seconds * clear)
     kernel /= np.maximum(kernel.sum(axis=1, keepdims=True), 1e-9)
@@ -133,8 +133,8 @@ def _smooth(whole: GlobalMotion, clear: np.ndarray, half: float, values: np.ndar
 
 
 def _jerk(whole: GlobalMotion, clear: np.ndarray, speeds: np.ndarray) -> float | None:
-    """Of (m, 4) `speeds`: pan, tilt, zoom and roll of the content, all in picture heights per second. None where no
-    two neighbouring intervals are clear."""
+    """Return the jerk from (m, 4) `speeds`: pan, tilt, zoom and roll of the content, in picture heights per second.
+    None if no two neighbouring intervals are clear."""
     both = clear[1:] & clear[:-1]
     if not both.any():
         return None
@@ -143,7 +143,7 @@ def _jerk(whole: GlobalMotion, clear: np.ndarray, speeds: np.ndarray) -> float |
 
 
 def _spans(whole: GlobalMotion, moments: Moments) -> list[tuple[int, int, str]]:
-    """(first interval, last interval, label), in order; what has no label is left out."""
+    """Return (first interval, last interval, label) in order, without intervals that have no label."""
     labels = [_label(moments, k) for k in range(len(whole.times))]
     spans: list[tuple[int, int, str]] = []
     for k, label in enumerate(labels):
@@ -157,8 +157,8 @@ def _spans(whole: GlobalMotion, moments: Moments) -> list[tuple[int, int, str]]:
 
 
 def _travels(clip: ClipView, whole: GlobalMotion, first: int, last: int, label: str) -> str:
-    """`label`, or dolly_in or dolly_out for a zoom in which the parts of the picture keep growing at rates of their
-    own, as near and far things do. Things that move by themselves would also turn parts, or shrink some."""
+    """Return `label`, or dolly_in or dolly_out for a zoom in which parts of the picture grow at different rates, as
+    near and far objects do. Objects that move by themselves would also rotate or shrink parts."""
     part = slice(first, last + 1)
     if not label.startswith("zoom") or whole.seconds[part].sum() < TRAVEL:
         return label
@@ -168,7 +168,7 @@ def _travels(clip: ClipView, whole: GlobalMotion, first: int, last: int, label: 
     weight = whole.belief[part] * (whole.seconds * whole.valid)[part, None, None]
     sums = ((right * x + down * y) * weight, (down * x - right * y) * weight, (x * x + y * y) * weight)
     grown, turned, size = (
-        cv2.resize(one.sum(axis=0).astype(np.float32), PARTS, interpolation=cv2.INTER_AREA) for one in sums
+        cv2.resize(total.sum(axis=0).astype(np.float32), PARTS, interpolation=cv2.INTER_AREA) for total in sums
     )
     share = size * (cv2.resize(x * x + y * y, PARTS, interpolation=cv2.INTER_AREA) > MIDDLE**2)
     share /= max(float(share.sum()), 1e-9)
@@ -192,7 +192,7 @@ def _real(whole: GlobalMotion, move: np.ndarray, span: tuple[int, int, str]) -> 
 
 
 def _label(moments: Moments, k: int) -> str | None:
-    """What the camera does in interval `k`; None where that is not clear."""
+    """Return the label of interval `k`; None if it is not clear."""
     standing, move, shake = moments.standing[k], moments.move[k], float(moments.shake[k])
     if standing >= STANDS:
         return "static"
@@ -210,7 +210,7 @@ def _label(moments: Moments, k: int) -> str | None:
 
 
 def _confidence(label: str, spans: list[tuple[int, int, str]], moments: Moments) -> float:
-    """0.5 to 1: how far the label's intervals lie from where they would be called something else."""
+    """Return 0.5 to 1: the distance of the label's intervals from the thresholds to other labels."""
     inside = np.concatenate([np.arange(a, b + 1) for a, b, name in spans if name == label])
     speed, shake = np.linalg.norm(moments.move[inside], axis=1), moments.shake[inside]
     if label == "static":

@@ -1,4 +1,4 @@
-"""Colour: how colourful and how saturated the sampled frames are, so that grey and garish clips can be told."""
+"""Colour: colourfulness and saturation of the sampled frames, to detect grey and garish clips."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Colour:
 
 
 def colourfulness(rgb: np.ndarray) -> float:
-    """Of (h, w, 3) grey levels of 255: spread plus 0.3 times the mean distance from grey in two opponent channels
-    (Hasler and Suesstrunk, SPIE 2003)."""
+    """Return the colourfulness of (h, w, 3) levels of 255: spread plus 0.3 times the mean distance from grey in two
+    opponent channels (Hasler and Suesstrunk, SPIE 2003)."""
     red, green, blue = (rgb[..., k] for k in range(3))
     first, second = red - green, (red + green) / 2 - blue
     return float(np.hypot(first.std(), second.std()) + 0.3 * np.hypot(first.mean(), second.mean()))

@@ -26,11 +26,11 @@ NEUTRAL = (
 
 class Concepts:
     """`prompts` maps a name to a description: {talking_head: "a person talking to the camera"}. The column
-    `concepts_<name>` is the cosine of the description with the frames less the mean cosine of neutral descriptions,
-    mean over frames: about 0 for what is not there, whatever the encoder's offset. `neutral` replaces those.
+    `concepts_<name>` is the cosine of the description with the frames minus the mean cosine of neutral descriptions,
+    averaged over frames: about 0 for absent concepts with any encoder. `neutral` replaces the neutral descriptions.
 
-    Scores of different encoders are not comparable, and ConSE knows a thousand things and no actions: look at the
-    percentiles of your own clips before setting a threshold. Raises ValueError for a name that is no column name.
+    Scores of different encoders are not comparable, and ConSE knows a thousand objects and no actions: check the
+    percentiles of your own clips before setting a threshold. Raises ValueError for a name that is not a column name.
     """
 
     name = "concepts"

@@ -1,4 +1,4 @@
-"""Consistency: how alike neighbouring sampled frames are, so that a clip with a missed cut can be left out."""
+"""Consistency: similarity of neighbouring sampled frames, to detect clips with a missed cut."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from filters.encoders.base import usable
 
 
 class Consistency:
-    """Cosine between the looks of neighbouring sampled frames: the lowest (a cut that was missed, a jump) and
-    the mean (how much the clip changes at all). One frame has no neighbour: null."""
+    """Cosine between the appearance of neighbouring sampled frames: the lowest (low for a missed cut or a jump) and the
+    mean (low if the clip changes much). Null for a single frame."""
 
     name = "consistency"
     version = 1

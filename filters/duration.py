@@ -1,4 +1,4 @@
-"""Duration: how long a clip is and how many frames a second it holds."""
+"""Duration: length of a clip, and its frames a second."""
 
 from __future__ import annotations
 

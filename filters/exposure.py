@@ -1,4 +1,4 @@
-"""Exposure: how bright a clip is, how much of it is crushed to black or burnt to white, and its contrast."""
+"""Exposure: brightness of a clip, shares of crushed blacks and clipped whites, and contrast."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import pyarrow as pa
 
 from filters.base import ClipView, Score, Track, evenly, unknown
 
-SAMPLES = 16  # frames looked at, evenly spread
-CRUSHED, BURNT = 6, 249  # grey levels
+SAMPLES = 16  # frames that are analysed, evenly spread
+CRUSHED, BURNT = 6, 249  # grey levels up to which a pixel is crushed, and from which it is clipped
 
 
 class Exposure:
-    """All of a clip's frames count alike: means over time, so a fade moves the scores by its share of the clip."""
+    """Means over time, so that a fade changes the scores in proportion to its length."""
 
     name = "exposure"
     version = 1

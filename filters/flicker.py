@@ -1,4 +1,4 @@
-"""Flicker: brightness of the whole picture that jumps from frame to frame, by lamps, shutters or old film."""
+"""Flicker: jumps in the brightness of the whole picture between frames, from lamps, shutters or old film."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pyarrow as pa
 
 from filters.base import ClipView, Score, Track, unknown
 
-GRID = (16, 9)  # blocks across and down; the median over them ignores what moves
-DARK = 12.0  # grey levels added to both sides of the ratio, so that noise in the dark is no flicker
+GRID = (16, 9)  # blocks across and down; the median over them ignores moving objects
+DARK = 12.0  # grey levels added to both sides of the ratio, so that noise in dark frames does not count
 
 
 class Flicker:

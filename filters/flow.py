@@ -1,4 +1,4 @@
-"""Optical flow between two small luma frames, on a coarse grid: what every motion score is computed from."""
+"""Optical flow between two small luma frames on a coarse grid, the input of all motion scores."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def coarse_flow(a: np.ndarray, b: np.ndarray, dt: float) -> np.ndarray:
         return np.full((rows, columns, 2), np.nan, np.float32)
     if cv2.getNumThreads() != 1:
         cv2.setNumThreads(1)
-    search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)  # kept, it would remember the last pair
+    search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)  # a reused one keeps the last pair's flow
     search.setFinestScale(1)
     dense = search.calc(np.ascontiguousarray(a), np.ascontiguousarray(b), None)  # type: ignore[call-overload]
     return cv2.resize(dense, (columns, rows), interpolation=cv2.INTER_AREA) / np.float32(height * dt)

@@ -1,4 +1,4 @@
-"""Frozen: pictures that stand still, slideshows, and frame rates that were raised by repeating frames."""
+"""Frozen: static pictures, slideshows, and frame rates that were raised by repeating frames."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import pyarrow as pa
 
 from filters.base import ClipView, Score, Track, unknown, why_null
 
-GRID = (16, 9)  # blocks across and down, in each of which a change must show
-SAME = 0.8  # grey levels: a block's mean difference up to which nothing changed but noise and compression
-WIDESPREAD = 0.9  # quantile of the blocks' changes that must move before a frame counts as more than a copy
-REPEAT = 0.1  # of the ordinary difference between neighbours, up to which a frame is called a copy
+GRID = (16, 9)  # blocks across and down in which changes are measured
+SAME = 0.8  # grey levels: a block's mean difference that noise and compression alone may cause
+WIDESPREAD = 0.9  # quantile of the blocks' changes that must exceed twice SAME before copies are counted
+REPEAT = 0.1  # fraction of the usual difference between neighbours up to which a frame is a copy
 
 
 class Frozen:
-    """A tripod shot of a quiet street is not frozen: something in some block moves. A still image is."""
+    """A still image is frozen. A tripod shot of a quiet street is not, because something moves in some block."""
 
     name = "frozen"
     version = 2
@@ -44,13 +44,13 @@ class Frozen:
 
 
 def changes(frames: np.ndarray) -> np.ndarray:
-    """(n - 1,) float: between neighbours of (n, h, w) uint8 frames, the block that changes most: its mean absolute
-    difference in grey levels."""
+    """Return the mean absolute difference, grey levels, of the block that changes most between neighbours of (n, h, w)
+    uint8 frames: (n - 1,) float."""
     return _block_changes(frames).max(axis=1, initial=0.0)
 
 
 def _block_changes(frames: np.ndarray) -> np.ndarray:
-    """(n - 1, blocks) float32: the mean absolute difference of each block between neighbours."""
+    """Return the mean absolute difference of each block between neighbours: (n - 1, blocks) float32."""
     apart = (cv2.absdiff(a, b).astype(np.float32) for a, b in itertools.pairwise(frames))
     blocks = [cv2.resize(each, GRID, interpolation=cv2.INTER_AREA).ravel() for each in apart]
     return np.array(blocks, np.float32).reshape(-1, GRID[0] * GRID[1])
@@ -65,8 +65,8 @@ def _longest(still: np.ndarray, seconds: np.ndarray) -> float:
 
 
 def _repeats(burst: np.ndarray) -> float | None:
-    """None where too few frames follow each other, or little of the picture moves between the ones that differ: a
-    cursor, a mouth of a cartoon or a slow hand may rest for a frame without a copy."""
+    """Return the share of copies; None with too few consecutive frames, or if little of the picture moves between
+    different ones: a cursor, a cartoon's mouth or a slow hand may rest for a frame that is not a copy."""
     if len(burst) < 8:
         return None
     blocks = _block_changes(burst)

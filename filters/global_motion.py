@@ -10,19 +10,19 @@ import numpy as np
 
 from filters.base import ClipView
 
-TEXTURE = 1.5  # grey levels per proxy pixel: gradient along the weaker direction at which flow is half believed
-EVIDENCE = 0.06  # mean belief that an interval must reach, or it says nothing
-NOISE = 0.002  # picture heights: how far the flow of one pair of frames is off where nothing is wrong
-DISTORTION = 0.04  # of the camera's speed: what perspective, lens and search add to that
-RIM = 1.5  # weight of the outer third of the picture against the middle, where the subject is
-ROUNDS = 6
+TEXTURE = 1.5  # grey levels per proxy pixel: gradient along the weaker direction at which belief is 0.5
+EVIDENCE = 0.06  # smallest mean belief of a valid interval
+NOISE = 0.002  # picture heights: usual error of the flow of one pair of frames
+DISTORTION = 0.04  # fraction of the camera's speed that perspective, lens and search add to that error
+RIM = 1.5  # weight of the outer third of the picture relative to the middle, where the subject is
+ROUNDS = 6  # iterations of reweighting
 
 
 @dataclass(frozen=True)
 class GlobalMotion:
-    """What the picture's content does as a whole, in each of m intervals; the camera does the opposite.
+    """Motion of the picture's content as a whole in each of m intervals; the camera's motion is the opposite.
 
-    With (x, y) a place in picture heights from the centre, right and down, content moves there by
+    At (x, y) in picture heights from the centre, right and down, content moves by
     dx = pan + zoom * x - roll * y, dy = tilt + zoom * y + roll * x, in picture heights per second.
     """
 
@@ -50,8 +50,8 @@ class GlobalMotion:
 
 @functools.lru_cache(maxsize=1)
 def global_motion(clip: ClipView) -> GlobalMotion | None:
-    """The clip's global motion; None where no interval of its flow can be used. The last clip's is remembered, for the
-    filters that read it one after the other."""
+    """Return the clip's global motion; None if no interval of its flow is usable. The result for the last clip is
+    cached for the filters that use it."""
     m, times = len(clip.flow), np.asarray(clip.flow_times, np.float64)
     if m == 0 or times.shape != (m, 2) or min(clip.flow.shape[1:3]) < 3:
         return None
@@ -72,19 +72,19 @@ def global_motion(clip: ClipView) -> GlobalMotion | None:
     pan, tilt, zoom, roll = theta.T
     fitted = similarity_flow(theta, x, y)
     speed = np.sqrt((fitted**2).sum(axis=-1).mean(axis=(1, 2)))
-    left = flow - fitted
-    along = moves_along(left, theta, dt, NOISE)
+    residual = flow - fitted
+    along = moves_along(residual, theta, dt, NOISE)
     support = (belief * along).sum(axis=(1, 2)) / np.maximum(belief.sum(axis=(1, 2)), 1e-6)
-    return GlobalMotion(times, pan, tilt, zoom, roll, speed, left, belief, support, valid)
+    return GlobalMotion(times, pan, tilt, zoom, roll, speed, residual, belief, support, valid)
 
 
 def why_unseen(clip: ClipView) -> str:
-    """In plain words, why `global_motion` is None."""
+    """Return the reason, for users, why `global_motion` is None."""
     return "too little texture to see motion" if len(clip.flow) else "fewer than two frames"
 
 
 def grid(rows: int, columns: int, aspect: float) -> tuple[np.ndarray, np.ndarray]:
-    """Centres of the cells, (rows, columns) float32 each: x and y in picture heights from the picture's centre."""
+    """Return the centres of the cells, (rows, columns) float32 each: x and y in picture heights from the centre."""
     x = ((np.arange(columns, dtype=np.float32) + 0.5) / columns - 0.5) * np.float32(aspect)
     y = (np.arange(rows, dtype=np.float32) + 0.5) / rows - 0.5
     return np.broadcast_to(x, (rows, columns)), np.broadcast_to(y[:, None], (rows, columns))
@@ -93,9 +93,9 @@ def grid(rows: int, columns: int, aspect: float) -> tuple[np.ndarray, np.ndarray
 def fit_similarity(
     flow: np.ndarray, belief: np.ndarray, x: np.ndarray, y: np.ndarray, dt: np.ndarray, noise: float
 ) -> np.ndarray:
-    """(m, 4) float32 pan, tilt, zoom, roll of (m, gh, gw, 2) flow: iteratively reweighted least squares with Cauchy
-    weights, from the best of three starts: stillness, the picture's median and the rim's median. `noise` is how far a
-    cell's flow is off where nothing is wrong, picture heights over `dt` seconds, (m, 1, 1)."""
+    """Fit pan, tilt, zoom and roll, (m, 4) float32, to (m, gh, gw, 2) flow: iteratively reweighted least squares with
+    Cauchy weights, from the best of three starts: no motion, the picture's median and the rim's median. `noise` is the
+    usual error of a cell's flow, picture heights over `dt` seconds, (m, 1, 1)."""
     m = len(flow)
     rim = (np.abs(x) > x.max() * 2 / 3) | (np.abs(y) > y.max() * 2 / 3)
     weight = (belief * np.where(rim, np.float32(RIM), np.float32(1))).reshape(m, -1)
@@ -114,7 +114,7 @@ def fit_similarity(
 
 
 def weighted_median(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """(m,) of (m, cells): where half of a row's weight lies below."""
+    """Return the weighted median of each row: (m, cells) -> (m,)."""
     order = values.argsort(axis=1)
     below = np.take_along_axis(weight, order, axis=1).cumsum(axis=1)
     middle = (below >= below[:, -1:] / 2).argmax(axis=1)
@@ -123,29 +123,30 @@ def weighted_median(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
 
 def moves_along(residual: np.ndarray, theta: np.ndarray, dt: np.ndarray, noise: float) -> np.ndarray:
-    """(m, gh, gw) bool: where the residual of the similarities `theta` is ordinary; `dt` and `noise` as for the fit."""
+    """Return where the residual of the similarities `theta` is within its usual error: (m, gh, gw) bool; `dt` and
+    `noise` as for the fit."""
     return (residual**2).sum(axis=-1) < (3 * _scale(theta, dt[:, 0], noise)[:, :, None]) ** 2
 
 
 def _scale(theta: np.ndarray, dt: np.ndarray, noise: float) -> np.ndarray:
-    """(m, 1): residual speed that is still ordinary, picture heights per second."""
+    """Return the usual residual speed, picture heights per second: (m, 1)."""
     speed = np.hypot(theta[:, 0], theta[:, 1]) + 0.5 * np.hypot(theta[:, 2], theta[:, 3])
     return np.float32(noise) / dt + np.float32(DISTORTION) * speed[:, None]
 
 
 def _squares(u: np.ndarray, v: np.ndarray, theta: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """(m, cells): squared residual speed."""
+    """Return the squared residual speed: (m, cells)."""
     pan, tilt, zoom, roll = (theta[:, k, None] for k in range(4))
-    left = u - pan - zoom * x + roll * y
-    left *= left
+    across = u - pan - zoom * x + roll * y
+    across *= across
     down = v - tilt - zoom * y - roll * x
     down *= down
-    left += down
-    return left
+    across += down
+    return across
 
 
 def _least_squares(u: np.ndarray, v: np.ndarray, weight: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """(m, 4) weighted least squares of the similarity, in closed form around the weighted centre."""
+    """Fit the similarity by weighted least squares, in closed form around the weighted centre: (m, 4)."""
     ones = np.ones_like(x)
     place = np.stack([ones, x, y], axis=1)
     total, sx, sy, size = (weight @ np.stack([ones, x, y, x * x + y * y], axis=1)).T
@@ -159,13 +160,13 @@ def _least_squares(u: np.ndarray, v: np.ndarray, weight: np.ndarray, x: np.ndarr
 
 
 def similarity_flow(theta: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """(m, gh, gw, 2) of the similarities `theta`, (m, 4)."""
+    """Return the flow of the similarities `theta`, (m, 4): (m, gh, gw, 2)."""
     pan, tilt, zoom, roll = (theta[:, k, None, None] for k in range(4))
     return np.stack([pan + zoom * x - roll * y, tilt + zoom * y + roll * x], axis=-1)
 
 
 def _texture(clip: ClipView, times: np.ndarray) -> np.ndarray:
-    """(m, gh, gw) float32: the share of each cell's flow that its texture supports, 1 where there is no luma."""
+    """Return the belief in each cell's flow from its texture, (m, gh, gw) float32; 1 without luma."""
     m, rows, columns = clip.flow.shape[:3]
     if len(clip.luma) == 0:
         return np.ones((m, rows, columns), np.float32)
@@ -177,8 +178,8 @@ def _texture(clip: ClipView, times: np.ndarray) -> np.ndarray:
 
 
 def _corners(luma: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """(rows, columns) float32, 0 to 1, from the structure tensor's smaller eigenvalue (Shi and Tomasi, CVPR 1994): an
-    edge alone, however strong, does not show how it moves along itself."""
+    """Return (rows, columns) float32, 0 to 1, from the structure tensor's smaller eigenvalue (Shi and Tomasi, CVPR
+    1994): even a strong edge does not show motion along itself."""
     right, down = (g.astype(np.float32) / 8 for g in cv2.spatialGradient(luma))  # Sobel's kernel sums to 8
     tensor = cv2.merge([right * right, down * down, right * down])
     xx, yy, xy = cv2.split(cv2.blur(cv2.resize(tensor, (columns, rows), interpolation=cv2.INTER_AREA), (3, 3)))
@@ -187,6 +188,6 @@ def _corners(luma: np.ndarray, rows: int, columns: int) -> np.ndarray:
 
 
 def aspect(clip: ClipView) -> float:
-    """Width over height of the tracks' pictures."""
+    """Return width over height of the tracks' pictures."""
     shape = clip.luma.shape if len(clip.luma) else clip.flow.shape
     return shape[2] / shape[1]

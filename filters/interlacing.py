@@ -1,8 +1,8 @@
-"""Interlacing: frames whose two fields are of two moments of time.
+"""Interlacing: frames whose two fields were captured at different times.
 
-Whether lines of one parity fit the frame before better than the frame after, and those of the other parity the other
-way round: that order of time inside a frame is what FFmpeg's filter idet looks for. Fine texture (grass, sea, brick,
-shutters) has combs in every frame and no such order.
+In an interlaced frame, lines of one parity fit the previous frame better and lines of the other parity the next frame.
+FFmpeg's filter idet detects this order. Fine texture (grass, sea, brick, shutters) has comb patterns in every frame,
+but no such order.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import pyarrow as pa
 
 from filters.base import ClipView, Score, Track, unknown
 
-COLUMNS = 128  # of a frame that are compared, evenly spread
-LEAST_ROWS = 32
-LEAST = 5  # frames without which nothing is said
+COLUMNS = 128  # columns of a frame that are compared, evenly spread
+LEAST_ROWS = 32  # rows of the smallest picture that is analysed
+LEAST = 5  # frames with motion that a score needs
 ORDERED = math.log(1.04)  # idet's threshold: how much worse one order of the fields must fit than the other
 DIFFERS = 1.0  # grey levels: mean misfit of both orders below which a frame shows no motion
 

@@ -1,4 +1,4 @@
-"""Logo: sharp detail that stands still in a corner while the picture moves: station logos, watermarks, clocks."""
+"""Logo: static sharp detail in a corner of a moving picture: station logos, watermarks, clocks."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import pyarrow as pa
 
 from filters.base import ClipView, Score, Track, evenly, unknown
 
-SAMPLES = 24  # frames looked at, evenly spread
-EDGE = 6.0  # grey levels per proxy pixel that an edge has on average
-STANDS = 0.94  # of an edge's strength that is left when its direction is averaged over time
-CORNER = (0.3, 0.3)  # of the height and of the width that a corner reaches
-MOVES = 0.5  # most that half of the edges outside the corners may keep, or the picture moves too little to tell
-JOINS = 5  # proxy pixels: standing edges this near to each other are one cluster
-SEEN = 0.02  # least share of such edges
+SAMPLES = 24  # frames that are analysed, evenly spread
+EDGE = 6.0  # grey levels per proxy pixel: mean gradient of an edge
+STANDS = 0.94  # share of its strength that a static edge keeps when gradients are averaged over time
+CORNER = (0.3, 0.3)  # fractions of the height and width that a corner covers
+MOVES = 0.5  # largest median of that share outside the corners for a picture with enough motion
+JOINS = 5  # proxy pixels: static edges at most this far apart are one cluster
+SEEN = 0.02  # smallest share of edges among the pixels outside the corners
 
 
 class Logo:
@@ -30,11 +30,11 @@ class Logo:
     }
 
     def score(self, clip: ClipView) -> dict[str, Score]:
-        found = gradients(clip.luma)
-        if found is None:
+        edges = gradients(clip.luma)
+        if edges is None:
             return unknown(self, "fewer than five frames, or a sliver")
-        rows, columns = round(found.strength.shape[0] * CORNER[0]), round(found.strength.shape[1] * CORNER[1])
-        middle = found.strength > EDGE
+        rows, columns = round(edges.strength.shape[0] * CORNER[0]), round(edges.strength.shape[1] * CORNER[1])
+        middle = edges.strength > EDGE
         areas = {}
         for name, corner in {
             "top_left": np.s_[:rows, :columns],
@@ -43,8 +43,8 @@ class Logo:
             "bottom_right": np.s_[-rows:, -columns:],
         }.items():
             middle[corner] = False
-            areas[name] = _covered(found, corner)
-        if middle.sum() < SEEN * middle.size or np.median(found.kept[middle]) > MOVES:
+            areas[name] = _covered(edges, corner)
+        if middle.sum() < SEEN * middle.size or np.median(edges.kept[middle]) > MOVES:
             return unknown(self, "too little moves to tell")
         worst = max(areas, key=lambda name: areas[name])
         return {"logo_area": areas[worst], "logo_corner": worst if areas[worst] > 0 else None}
@@ -52,15 +52,15 @@ class Logo:
 
 @dataclass(frozen=True)
 class Gradients:
-    """Of a clip's luma over time; (h, w) float32 each."""
+    """Gradients of a clip's luma over time; (h, w) float32 each."""
 
     strength: np.ndarray  # mean length, grey levels per pixel
-    kept: np.ndarray  # length of the mean over the mean length, 0 to 1: an edge that stands keeps it, others lose it
+    kept: np.ndarray  # length of the mean gradient over the mean length, 0 to 1: near 1 for static edges
     upright: np.ndarray  # share of the horizontal part in the mean, 0 to 1
 
 
 def gradients(luma: np.ndarray) -> Gradients | None:
-    """Of (n, h, w) uint8 frames; None for fewer than five frames and for slivers."""
+    """Measure the gradients of (n, h, w) uint8 frames; None for fewer than five frames or a side under 32 pixels."""
     if len(luma) < 5 or min(luma.shape[1:]) < 32:
         return None
     picks = evenly(len(luma), SAMPLES)
@@ -74,13 +74,13 @@ def gradients(luma: np.ndarray) -> Gradients | None:
     return Gradients(strength / len(picks), mean / (strength + 1e-6), np.abs(right) / (mean + 1e-6))
 
 
-def _covered(found: Gradients, corner: tuple[slice, slice]) -> float:
-    """Share of a corner under the largest cluster of standing edges that run both ways. The scene's lines along which
-    it moves stand too, but only one way; carpets and foliage that stand by chance do so in many small places."""
-    standing = ((found.strength > EDGE) & (found.kept > STANDS))[corner]
+def _covered(edges: Gradients, corner: tuple[slice, slice]) -> float:
+    """Return the share of a corner in the largest cluster of static edges of both directions. Lines of the scene along
+    its motion are static too, but have one direction; texture that is static by chance forms many small clusters."""
+    standing = ((edges.strength > EDGE) & (edges.kept > STANDS))[corner]
     around = cv2.boxFilter(standing.astype(np.uint8), -1, (3, 3), normalize=False, borderType=cv2.BORDER_CONSTANT)
     standing &= around >= 4
-    upright = found.upright[corner] > np.sqrt(0.5)
+    upright = edges.upright[corner] > np.sqrt(0.5)
     joined = cv2.dilate(standing.astype(np.uint8), np.ones((JOINS, JOINS), np.uint8))
     count, labels = cv2.connectedComponents(joined)
     shares = [0.0]

@@ -1,4 +1,4 @@
-"""Motion: how fast and where things move by themselves, after the camera's motion is taken off, over the whole clip."""
+"""Motion: speed and place of object motion over the whole clip, after subtracting the camera's motion."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import pyarrow as pa
 from filters.base import ClipView, Score, Track, unknown
 from filters.global_motion import NOISE, GlobalMotion, global_motion, grid, why_unseen
 
-BELIEVED = 0.35  # least belief of a cell whose residual counts
+BELIEVED = 0.35  # smallest belief of a cell whose residual counts
 SLOWEST = 0.015  # picture heights per second: residual speed below which nothing moves
-PARALLAX = 0.15  # of the camera's speed: what depth and lens distortion add to the residual of things that stand
-MISFIT = 0.4  # of the residual: how much of it the brightness must confirm
-FAR = 0.014  # picture heights: a misfit grows no further, because brightness differs as much as it can
-GRAIN = 2.0  # grey levels of difference that noise and compression make
-FASTER = 0.8  # quantile of a moving region's speeds that is its speed: flow smears slower motion around it
-NEIGHBOURS = 3  # moving cells out of 3x3, itself among them, that make one cell's motion real
+PARALLAX = 0.15  # fraction of the camera's speed that depth and lens distortion add to the residual of static objects
+MISFIT = 0.4  # fraction of the residual that differences of brightness must confirm
+FAR = 0.014  # picture heights: largest misfit that is required, because differences of brightness saturate
+GRAIN = 2.0  # grey levels of difference due to noise and compression
+FASTER = 0.8  # quantile of a moving region's speeds used as its speed: flow smears slower motion around it
+NEIGHBOURS = 3  # moving cells in 3x3, including the cell itself, that confirm a cell's motion
 
 
 class Motion:
-    """Speeds are unsigned, so that motions that go opposite ways add up instead of cancelling."""
+    """Speeds are unsigned, so that opposite motions add up instead of cancelling."""
 
     name = "motion"
     version = 1
@@ -41,27 +41,27 @@ class Motion:
         whole = global_motion(clip)
         if whole is None:
             return unknown(self, why_unseen(clip))
-        known = whole.valid
+        valid = whole.valid
         speed, moving = object_motion(clip, whole)
         times = whole.times.mean(axis=1) - clip.start
         region, centre_x, centre_y = _regions(speed, moving)
-        seconds = whole.seconds[known]
+        seconds = whole.seconds[valid]
         return {
-            "motion_object": float(np.average(region[known], weights=seconds)),
-            "motion_camera": float(np.median(whole.speed[known])),
-            "motion_area": float(np.average(moving[known].mean(axis=(1, 2)), weights=seconds)),
-            "motion_times": times[known].tolist(),
-            "motion_speed": region[known].tolist(),
-            "motion_x": centre_x[known].tolist(),
-            "motion_y": centre_y[known].tolist(),
+            "motion_object": float(np.average(region[valid], weights=seconds)),
+            "motion_camera": float(np.median(whole.speed[valid])),
+            "motion_area": float(np.average(moving[valid].mean(axis=(1, 2)), weights=seconds)),
+            "motion_times": times[valid].tolist(),
+            "motion_speed": region[valid].tolist(),
+            "motion_x": centre_x[valid].tolist(),
+            "motion_y": centre_y[valid].tolist(),
         }
 
 
 def object_motion(clip: ClipView, whole: GlobalMotion) -> tuple[np.ndarray, np.ndarray]:
-    """What the camera does not explain: (m, gh, gw) float32 residual speed in picture heights per second, and
-    (m, gh, gw) bool where it is motion, rather than parallax or a place where the flow is wrong.
+    """Return the motion that the camera does not explain: (m, gh, gw) float32 residual speed in picture heights per
+    second, and (m, gh, gw) bool where it is object motion rather than parallax or an error of the flow.
 
-    Flow that is wrong is told by the pictures: carried along by the camera's motion, the first then fits the second.
+    An error of the flow is detected by warping: then the first picture, moved by the camera's motion, fits the second.
     """
     speed = np.sqrt((whole.residual**2).sum(axis=-1))
     seconds = np.maximum(whole.seconds, 1e-3)
@@ -102,7 +102,7 @@ def misfit(a: np.ndarray, b: np.ndarray, whole: GlobalMotion, k: int) -> np.ndar
 
 
 def _regions(speed: np.ndarray, moving: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(m,) each: the moving cells' speed, and their centre of mass as fractions of width and height."""
+    """Return the moving cells' speed, and their centre of mass as fractions of width and height; (m,) each."""
     x, y = grid(moving.shape[1], moving.shape[2], 1.0)
     region, centre_x, centre_y = np.zeros(len(moving)), np.full(len(moving), np.nan), np.full(len(moving), np.nan)
     for k, cells in enumerate(moving):

@@ -1,9 +1,8 @@
-"""Naturalness: how far the fine structure of the picture is from that of undistorted photographs.
+"""Naturalness: distance of the picture's fine structure from that of undistorted photographs.
 
-A no-reference quality in the way of NIQE: statistics of contrast-normalised luma at two scales, compared with a model
-of good pictures (naturalness.npz, made by tests/benchmarks/fit_naturalness.py). Blur and blocks are far from them.
-White grain is not: contrast normalisation divides it out, and fine texture has the same statistics; `noise` is the
-score for that.
+A no-reference quality measure like NIQE: statistics of contrast-normalised luma at two scales, compared with a model of
+good pictures (naturalness.npz, made by tests/benchmarks/fit_naturalness.py). Blur and blocks give large distances.
+White noise does not: contrast normalisation removes it, and fine texture has the same statistics; use `noise` instead.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ import pyarrow as pa
 
 from filters.base import ClipView, Score, Track, unknown
 
-SIDE = 64  # pixels of the squares whose statistics are taken
-SHAPES = np.arange(0.2, 10, 0.005)  # of the generalised Gaussian, tried
-NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1))
-LIVELIEST = 0.5  # share of a picture's squares that count: flat ones say nothing
+SIDE = 64  # pixels: side of the squares that statistics are computed on
+SHAPES = np.arange(0.2, 10, 0.005)  # candidate shapes of the generalised Gaussian
+NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1))  # offsets, down and across, of the pixels that products are taken with
+LIVELIEST = 0.5  # share of a picture's squares that are used: those with the most contrast
 
 
 class Naturalness:
@@ -34,23 +33,23 @@ class Naturalness:
     }
 
     def score(self, clip: ClipView) -> dict[str, Score]:
-        found = distance(clip.detail)
-        return unknown(self, "no texture") if found is None else {"naturalness_distance": found}
+        value = distance(clip.detail)
+        return unknown(self, "no texture") if value is None else {"naturalness_distance": value}
 
 
 def distance(patches: Sequence[np.ndarray]) -> float | None:
     """Distance of the mean features of (h, w) uint8 luma patches, source pixels, from those of good photographs
     (after Mittal et al., IEEE Signal Processing Letters 20, 2013); None where no square has texture."""
-    found = [row for patch in patches for row in square_features(patch)]
-    if not found:
+    features = [row for patch in patches for row in square_features(patch)]
+    if not features:
         return None
     centre, spread = _model()
-    away = np.mean(found, axis=0) - centre
+    away = np.mean(features, axis=0) - centre
     return float(np.sqrt(away @ np.linalg.solve(spread, away) / len(away)))
 
 
 def square_features(patch: np.ndarray) -> list[np.ndarray]:
-    """(36,) each: the features of the livelier squares of a (h, w) uint8 patch."""
+    """Return the features, (36,) each, of the squares of a (h, w) uint8 patch with the most contrast."""
     if min(patch.shape) < SIDE:
         return []
     grey = patch.astype(np.float32)
@@ -68,7 +67,7 @@ def square_features(patch: np.ndarray) -> list[np.ndarray]:
 
 
 def normalised(grey: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Luma less its local mean over its local deviation plus one, and that deviation; (h, w) float32 each."""
+    """Return (luma - local mean) / (local deviation + 1), and that deviation; (h, w) float32 each."""
     mean = cv2.GaussianBlur(grey, (7, 7), 7 / 6)
     deviation = np.sqrt(np.abs(cv2.GaussianBlur(grey * grey, (7, 7), 7 / 6) - mean * mean))
     return (grey - mean) / (deviation + 1), deviation
@@ -79,35 +78,35 @@ def _cut(picture: np.ndarray, y: int, x: int, side: int) -> np.ndarray:
 
 
 def _statistics(normal: np.ndarray) -> np.ndarray:
-    """(18,): shape and spread of the values, and shape, mean and both spreads of products with four neighbours."""
-    shape, left, right = asymmetric_gaussian(normal)
-    found = [shape, (left + right) / 2]
+    """Return (18,): shape and spread of the values; shape, mean and both spreads of products with four neighbours."""
+    shape, lower, upper = asymmetric_gaussian(normal)
+    statistics = [shape, (lower + upper) / 2]
     for down, across in NEIGHBOURS:
         product = normal * np.roll(normal, (down, across), (0, 1))
-        shape, left, right = asymmetric_gaussian(product)
-        mean = (right - left) * math.exp(math.lgamma(2 / shape) - math.lgamma(1 / shape))
-        found += [shape, mean, left, right]
-    return np.array(found)
+        shape, lower, upper = asymmetric_gaussian(product)
+        mean = (upper - lower) * math.exp(math.lgamma(2 / shape) - math.lgamma(1 / shape))
+        statistics += [shape, mean, lower, upper]
+    return np.array(statistics)
 
 
 def asymmetric_gaussian(values: np.ndarray) -> tuple[float, float, float]:
-    """Shape and left and right scale of an asymmetric generalised Gaussian, by moments (Lasmar et al., ICIP 2009)."""
+    """Fit an asymmetric generalised Gaussian by moments: shape, left and right scale (Lasmar et al., ICIP 2009)."""
     flat = values.ravel()
     negative, positive = np.minimum(flat, 0), np.maximum(flat, 0)
     below, above = float(negative @ negative), float(positive @ positive)
-    left = math.sqrt(below / max(int(np.count_nonzero(negative)), 1)) + 1e-6
-    right = math.sqrt(above / max(int(np.count_nonzero(positive)), 1)) + 1e-6
-    ratio = left / right
+    lower = math.sqrt(below / max(int(np.count_nonzero(negative)), 1)) + 1e-6
+    upper = math.sqrt(above / max(int(np.count_nonzero(positive)), 1)) + 1e-6
+    ratio = lower / upper
     moment = float(positive.sum() - negative.sum()) ** 2 / max((below + above) * flat.size, 1e-9)
     wanted = moment * (ratio**3 + 1) * (ratio + 1) / (ratio**2 + 1) ** 2
     shape = float(SHAPES[min(int(np.searchsorted(_moments(), wanted)), len(SHAPES) - 1)])
     scale = math.exp((math.lgamma(1 / shape) - math.lgamma(3 / shape)) / 2)
-    return shape, left * scale, right * scale
+    return shape, lower * scale, upper * scale
 
 
 @functools.cache
 def _moments() -> np.ndarray:
-    """Of each of `SHAPES`, rising: the squared mean of the absolute value over the mean square."""
+    """Return for each of `SHAPES` the squared mean of the absolute value over the mean square; rising."""
     log = [2 * math.lgamma(2 / s) - math.lgamma(1 / s) - math.lgamma(3 / s) for s in SHAPES]
     return np.exp(np.array(log))
 

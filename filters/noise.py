@@ -1,4 +1,4 @@
-"""Noise: grain that is left in the smoothest parts of the picture."""
+"""Noise: grain in the smoothest parts of the picture."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pyarrow as pa
 from filters.base import ClipView, Score, Track, unknown
 
 BLOCK = 16  # pixels
-SMOOTHEST = 0.1  # quantile of the blocks that is taken for texture-free
-MASK = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32)  # blind to slopes and edges along the axes
+SMOOTHEST = 0.1  # quantile of the blocks that is assumed to be free of texture
+MASK = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32)  # zero for slopes and edges along the axes
 
 
 class Noise:
@@ -22,15 +22,17 @@ class Noise:
     columns: Mapping[str, pa.DataType] = {"noise_sigma": pa.float32()}  # standard deviation, grey levels of 255
 
     def score(self, clip: ClipView) -> dict[str, Score]:
-        found = [noise_sigma(patch) for patch in clip.detail if min(patch.shape) >= 2 * BLOCK]
-        known = [sigma for sigma in found if sigma is not None]
-        return {"noise_sigma": float(np.median(known))} if known else unknown(self, "all black or white, or too small")
+        estimates = [noise_sigma(patch) for patch in clip.detail if min(patch.shape) >= 2 * BLOCK]
+        sigmas = [sigma for sigma in estimates if sigma is not None]
+        return (
+            {"noise_sigma": float(np.median(sigmas))} if sigmas else unknown(self, "all black or white, or too small")
+        )
 
 
 def noise_sigma(patch: np.ndarray) -> float | None:
-    """Standard deviation of white noise in (h, w) uint8, grey levels, from the smoothest blocks (after Immerkaer,
-    Computer Vision and Image Understanding 64, 1996). Blocks near black and white, where noise is cut off, do not
-    count; None where no other is left."""
+    """Estimate the standard deviation of white noise in (h, w) uint8, grey levels, from the smoothest blocks (after
+    Immerkaer, Computer Vision and Image Understanding 64, 1996). Blocks near black and white, where noise is clipped,
+    are ignored; None if there are no others."""
     rows, columns = patch.shape[0] // BLOCK, patch.shape[1] // BLOCK
     grey = patch[: rows * BLOCK, : columns * BLOCK].astype(np.float32)
     rough = np.abs(cv2.filter2D(grey, -1, MASK, borderType=cv2.BORDER_REFLECT_101))

@@ -22,7 +22,7 @@ KEY = "weights"
 
 class Nsfw:
     """`nsfw_max` and `nsfw_mean` over the sampled frames, probabilities in 0..1. Raises ValueError, before any work,
-    when the weights cannot be had or were made for another encoder than the recipe's."""
+    if the weights are not available or were trained for another encoder than the recipe's."""
 
     name = "nsfw"
     version = 1
@@ -61,7 +61,7 @@ class Detector:
 
 @functools.cache
 def load_detector(name: str) -> Detector:
-    """Raises ValueError for a missing file or another kind of network."""
+    """Load the detector. Raises ValueError for a missing file or another type of network."""
     path = weights_file(name, KEY)
     state = {key: value.numpy() for key, value in load_state(path, KEY).items()}
     names = sorted(key.removesuffix(".weight") for key in state if key.startswith("linear_") and key.endswith("weight"))

@@ -1,4 +1,4 @@
-"""Resolution: how many source pixels the picture has, without its borders."""
+"""Resolution: size of the picture in source pixels, without borders."""
 
 from __future__ import annotations
 

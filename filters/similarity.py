@@ -15,9 +15,9 @@ class Similarity:
     """Columns, all cosines in -1..1 by the recipe's encoder, which `similarity_encoder` names:
 
     - `similarity_clip`: the whole caption against the frames, mean over frames;
-    - `similarity_sentence_min`: every sentence against the frame that shows it best; the worst sentence. Low when one
-      sentence speaks of something that is nowhere in the clip. Sentences about the camera are left out: no single
-      frame shows them.
+    - `similarity_sentence_min`: each sentence against the frame that matches it best; the worst sentence. Low if a
+      sentence describes something that is nowhere in the clip. Sentences about the camera are ignored, because no
+      single frame shows them.
     """
 
     name = "similarity"
@@ -47,7 +47,7 @@ class Similarity:
 
 
 def visual_sentences(caption: str) -> list[str]:
-    """The sentences of a caption that speak of what a frame can show."""
+    """Return the sentences of a caption that a frame can show."""
     sentences = [s.strip() for s in re.split(r"(?<=[.!?])\s+", caption)]
     return [
         s for s in sentences if re.search(r"\w", s) and not re.match(r"(the|a|static|handheld)\s+camera\b", s, re.I)

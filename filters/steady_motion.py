@@ -1,8 +1,8 @@
-"""Steady motion: what the background of a clip does over a second, whatever moves in front of it.
+"""Steady motion: motion of a clip's background over a second, independent of what moves in front of it.
 
-A camera carries every part of the background along in the same way for longer than a gesture lasts. So each cell's flow
-is replaced by its median over a second, the camera's motion is fitted to those medians, and what the cells of the
-background do beside that, all at once, is shake.
+Camera motion is common to the whole background and lasts longer than a gesture. So each cell's flow is replaced by its
+median over a second, the camera's motion is fitted to those medians, and the common deviation of the background's cells
+from it is shake.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from filters.base import ClipView
 from filters.global_motion import GlobalMotion, aspect, fit_similarity, grid, moves_along, similarity_flow
 from filters.global_motion import weighted_median as median
 
-EVERY = 2  # intervals from one window's middle to the next
+EVERY = 2  # intervals between the centres of neighbouring windows
 HALF_WINDOW = 0.5  # seconds before and after an interval's middle that its median covers
-NOISE = 0.0012  # picture heights in an interval: how far a median is off where nothing is wrong
-AGREES = 0.35  # of the shake, how far a cell's own deviation may be from it; at least LEAST_AGREES
+NOISE = 0.0012  # picture heights in an interval: usual error of a median
+AGREES = 0.35  # fraction of the shake by which a cell's deviation may differ from it; at least LEAST_AGREES
 LEAST_AGREES = 0.002  # picture heights in an interval
-APART = 0.5  # seconds between the two pictures in which a standing cell must look the same
-SLOW = 0.015  # picture heights per second: median flow below which a cell may stand
-TEXTURED = 2.5  # grey levels per proxy pixel: mean gradient from which on a cell would change if it moved
-UNCHANGED = (1.0, 0.12)  # grey levels, and pixels of shift times the gradient, by which a standing cell may differ
-LEAST_CELLS = 12  # textured cells without which nothing is said of standing
+APART = 0.5  # seconds between the two pictures in which a static cell must look the same
+SLOW = 0.015  # picture heights per second: median flow below which a cell may be static
+TEXTURED = 2.5  # grey levels per proxy pixel: mean gradient from which a cell would change if it moved
+UNCHANGED = (1.0, 0.12)  # grey levels, and proxy pixels times the gradient, by which a static cell may differ
+LEAST_CELLS = 12  # textured cells that the static share needs
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def _window_medians(flow: np.ndarray, whole: GlobalMotion, centres: np.ndarray) 
 
 
 def _standing(clip: ClipView, whole: GlobalMotion, medians: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """(c,) share of the textured cells that show the same half a second later and do not flow."""
+    """Return the share of textured cells that look the same half a second later and have no flow: (c,)."""
     rows, columns = medians.shape[1:3]
     result = np.full(len(centres), np.nan)
     if len(clip.luma) < 2:

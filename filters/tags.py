@@ -1,4 +1,4 @@
-"""Tags: what the encoder takes the frames for, as labels with probabilities."""
+"""Tags: the encoder's labels of the frames with probabilities."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from filters.base import ClipView, Score, Track, unknown
 
 
 class Tags:
-    """`tags_labels` and `tags_probabilities`, best first: the mean over frames, where a label that a frame's list
-    does not have counts as 0. `count` are kept: the captioner sums up relatives, so unlikely ones count too."""
+    """`tags_labels` and `tags_probabilities`, likeliest first: the mean over frames, where a label missing from a
+    frame's list counts as 0. `count` labels are kept: captioners add up related ones, so unlikely ones matter too."""
 
     name = "tags"
     version = 2

@@ -1,7 +1,7 @@
-"""Text: how much of the picture is lettering, and how much of it was burned in rather than filmed.
+"""Text: share of the picture covered by text, and how much of it was burned in rather than filmed.
 
-Lettering is found by RapidOCR's detector (PP-OCR, a DB network: Liao et al., AAAI 2020) from its wheel. Filmed text
-moves with what it is written on; burned-in text stays put while the picture around it moves.
+Text is detected by RapidOCR's detector (PP-OCR, a DB network: Liao et al., AAAI 2020) from its wheel. Filmed text moves
+with its surface; burned-in text stays in place while the picture around it moves.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from filters.base import ClipView, Score, Track, evenly, unknown
 from filters.weights import onnx_session, package_folder
 
 CORE = 0.3  # probability above which a pixel is the core of a line of text
-LIKELY = 0.7  # mean probability that the rectangle around a core must have; snow, sand and foliage reach 0.65
+LIKELY = 0.7  # smallest mean probability of the rectangle around a core; snow, sand and foliage reach 0.65
 THIN = 3  # pixels: a thinner core is a speck
-TALL = 0.65  # of the picture's height: what is taller are fences, roofs and shadows that the network takes for letters
-UNCLIP = 1.6  # how far a line reaches beyond its core, in core areas over core perimeters
-STAYS = 0.65  # correlation of a line's edges between two moments, above which it is the same text at the same place
-MOVES = 0.6  # correlation of the edges around it, below which the picture there moved
-BAND = 0.7  # subtitles are below this fraction of the height
+TALL = 0.65  # fraction of the picture's height: taller detections are fences, roofs and shadows
+UNCLIP = 1.6  # extent of a line beyond its core, in units of core area over core perimeter
+STAYS = 0.65  # correlation of a line's edges in two frames above which it is the same text at the same place
+MOVES = 0.6  # correlation of the edges around a line below which the picture there moved
+BAND = 0.7  # fraction of the height below which subtitles lie
 
 
 class Line(NamedTuple):
@@ -73,10 +73,11 @@ class Text:
         except FloatingPointError:
             return unknown(self, "not a number")
         subtitles = [
-            any(is_subtitle(line, picture) for line in found) for found, picture in zip(lines, pictures, strict=True)
+            any(is_subtitle(line, picture) for line in frame_lines)
+            for frame_lines, picture in zip(lines, pictures, strict=True)
         ]
         return {
-            "text_area": math.fsum(line.area for found in lines for line in found) / len(pictures),
+            "text_area": math.fsum(line.area for frame_lines in lines for line in frame_lines) / len(pictures),
             "text_overlay": overlay_area(pictures, lines),
             "text_subtitle": float(np.mean(subtitles)),
         }
@@ -102,12 +103,12 @@ class TextDetector:
         if not np.isfinite(probability).all():
             raise FloatingPointError
         outlines, _ = cv2.findContours((probability > CORE).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-        found = [line for outline in outlines if (line := _line(outline, probability, (height, width)))]
-        return sorted(found, key=lambda line: (line.y0, line.x0))
+        lines = [line for outline in outlines if (line := _line(outline, probability, (height, width)))]
+        return sorted(lines, key=lambda line: (line.y0, line.x0))
 
 
 def _line(outline: np.ndarray, probability: np.ndarray, shape: tuple[int, int]) -> Line | None:
-    """The line of text around a core, grown to the size of its letters; None for what is not one."""
+    """Return the line of text around a core, grown to the size of its letters; None if it is not text."""
     centre, (w, h), angle = cv2.minAreaRect(outline)
     if min(w, h) < THIN:
         return None
@@ -127,7 +128,7 @@ def _line(outline: np.ndarray, probability: np.ndarray, shape: tuple[int, int]) 
 
 
 def is_subtitle(line: Line, picture: np.ndarray) -> bool:
-    """Whether a line is low, centred, wider than high and no more than an eighth of the picture high."""
+    """Return whether a line is low, centred, wider than high and less than an eighth of the picture high."""
     height, width = picture.shape[:2]
     centred = abs((line.x0 + line.x1) / 2 - width / 2) < 0.08 * width
     low, flat = (line.y0 + line.y1) / 2 > BAND * height, line.y1 - line.y0 < height / 8
@@ -135,14 +136,14 @@ def is_subtitle(line: Line, picture: np.ndarray) -> bool:
 
 
 def overlay_area(pictures: Sequence[np.ndarray], lines: Sequence[Sequence[Line]]) -> float | None:
-    """Fraction of the picture that burned-in lines cover, mean over pictures of one size; None when no line can be
-    judged, 0 when there is none."""
+    """Return the fraction of the picture that burned-in lines cover, mean over pictures of one size; None if no line
+    can be judged, 0 if there is none."""
     if not any(lines):
         return 0.0
     edges = [_edges(picture) for picture in pictures]
     judged, area = False, 0.0
-    for i, found in enumerate(lines):
-        for line in found:
+    for i, frame_lines in enumerate(lines):
+        for line in frame_lines:
             verdicts = [
                 v for j, other in enumerate(edges) if j != i and (v := _burned_in(line, edges[i], other)) is not None
             ]
@@ -151,23 +152,23 @@ def overlay_area(pictures: Sequence[np.ndarray], lines: Sequence[Sequence[Line]]
     return area / len(pictures) if judged else None
 
 
-def _burned_in(line: Line, here: np.ndarray, there: np.ndarray) -> bool | None:
-    """Whether the line is in both pictures at the same place while its surroundings moved; None if they did not."""
+def _burned_in(line: Line, edges: np.ndarray, other: np.ndarray) -> bool | None:
+    """Return whether the line is at the same place in both while its surroundings moved; None if they did not."""
     height = line.y1 - line.y0
-    near = _window(line, height // 2, here.shape)  # may still hold the plate that the letters are on
-    far = _window(line, max(16, 2 * height), here.shape)
-    outside = np.zeros(here.shape, bool)
+    near = _window(line, height // 2, edges.shape)  # may still hold the plate that the letters are on
+    far = _window(line, max(16, 2 * height), edges.shape)
+    outside = np.zeros(edges.shape, bool)
     outside[far] = True
     outside[near] = False
-    around = _correlation(here[outside], there[outside])
-    if around is None:  # flat surroundings: nothing there could be seen to move
+    around = _correlation(edges[outside], other[outside])
+    if around is None:  # flat surroundings cannot show motion
         outside[:] = True
         outside[near] = False
-        around = _correlation(here[outside], there[outside])
+        around = _correlation(edges[outside], other[outside])
     if around is None or around > MOVES:
         return None
-    box = _window(line, 0, here.shape)
-    inside = _correlation(here[box].ravel(), there[box].ravel())
+    box = _window(line, 0, edges.shape)
+    inside = _correlation(edges[box].ravel(), other[box].ravel())
     return inside is not None and inside > STAYS
 
 
@@ -184,7 +185,7 @@ def _edges(picture: np.ndarray) -> np.ndarray:
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float | None:
-    """Pearson's; None where one is flat."""
+    """Return Pearson's correlation; None if one is flat."""
     if not a.size:
         return None
     a, b = a - a.mean(), b - b.mean()

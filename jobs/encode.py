@@ -1,8 +1,8 @@
-"""Encodes a dataset into latents as a Ray job, on every GPU of the cluster: the same as `clipmill encode`.
+"""Encode a dataset into latents as a Ray job, on every GPU of the cluster: the same as `clipmill encode`.
 
     ray job submit --working-dir . -- python jobs/encode.py DATASET --out /shared/LATENTS [key=value ...]
 
-LATENTS lies where every worker can write. Without GPUs every core is a worker. Submit it again to go on.
+LATENTS must be writable by every worker. Without GPUs there is a worker for every core. Submit it again to continue.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Trains as a Ray job, on any number of workers: the same as `clipmill train`, one process a worker.
+"""Train as a Ray job, on any number of workers: the same as `clipmill train`, with one process a worker.
 
     ray job submit --working-dir . -- python jobs/train.py DATASET... --out /shared/RUN --workers 8 [key=value ...]
 
-RUN lies where every worker can write. A worker has one GPU where the cluster has GPUs, else `--cpus` cores. Submit it
-again, with as many workers or others, to go on from the last checkpoint; workers that die are restarted from there.
+RUN must be writable by every worker. A worker gets one GPU if the cluster has one for each, else `--cpus` cores. Submit
+it again, with any number of workers, to continue from the last checkpoint; workers that die are restarted from there.
 """
 
 from __future__ import annotations

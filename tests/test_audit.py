@@ -91,7 +91,7 @@ def test_a_good_caption_passes_unchanged_with_every_column():
     ],
 )
 def test_claims_are_read_from_plain_sentences(text, kind, value):
-    assert (kind, value) in {(c.kind, c.value) for c in claims(text)}
+    assert (kind, value) in {(c.topic, c.value) for c in claims(text)}
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_claims_are_read_from_plain_sentences(text, kind, value):
     ],
 )
 def test_other_uses_of_the_same_words_are_no_claims(text):
-    assert not [c for c in claims(text) if c.kind in ("camera", "direction", "place")]
+    assert not [c for c in claims(text) if c.topic in ("camera", "direction", "place")]
 
 
 @pytest.mark.parametrize(

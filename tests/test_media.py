@@ -203,11 +203,11 @@ def test_reference_frames_alone_are_right_and_the_times_of_all_are_known(tmp_pat
         every = [frame.pts for frame in video.frames()]
         start = video.probe.start
         some = list(video.frames(None, lambda time: 2 <= time - start < 2.5))
-        assert [pts for frame in some for pts in frame.passed] + video.remaining == every
+        assert [pts for frame in some for pts in frame.skipped_pts] + video.remaining == every
         assert all(number_of(frame.rgb()) == every.index(frame.pts) % 64 for frame in some)
         assert len([frame for frame in some if 2 <= frame.time - start < 2.5]) in (12, 13)
         assert (len(some) < 120) == video.skips == (name not in ("mpeg4.avi", "fields.mp4"))
         later = list(video.frames(start + 3.0, lambda time: False))
-        passed = [pts for frame in later for pts in frame.passed] + video.remaining
+        passed = [pts for frame in later for pts in frame.skipped_pts] + video.remaining
         assert passed == every[-len(passed) :]
         assert len(passed) >= 75

@@ -1,4 +1,4 @@
-"""HTTP to an OpenAI-compatible server: one request, repeated with pauses until it is answered or given up."""
+"""HTTP client of an OpenAI-compatible server: one request, retried with pauses up to a number of attempts."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from typing import Any
 from pipeline.config.secrets import IN_URL, redact
 from pipeline.storage.retry import AGAIN, pause
 
-OURS = frozenset({401, 402, 403, 404, 405})  # wrong key, address or model: no clip will fare better
+OURS = frozenset({401, 402, 403, 404, 405})  # status codes for a wrong key, address or model: all clips will fail
 LONGEST_WAIT = 600.0  # seconds of Retry-After that are honoured
 
 
 class Unreachable(Exception):
-    """No answer within the attempts; the message says what came last."""
+    """No answer within the attempts; the message has the last error."""
 
 
 class Refused(Exception):
-    """The server will not answer us at all; the message says why and what to check."""
+    """The server rejects all requests; the message says why and what to check."""
 
 
 class ChatClient:
-    """Safe to use from many threads. Setting `stop` ends every wait."""
+    """A thread-safe client. Setting `stop` ends every wait."""
 
     def __init__(
         self,
@@ -51,8 +51,8 @@ class ChatClient:
         self._lock = threading.Lock()
 
     def post(self, body: Mapping[str, Any]) -> tuple[Mapping[str, Any], int]:
-        """The reply to a chat completion, and how many attempts it took. Raises ValueError when the server rejects
-        what was asked, Refused when it rejects us, Unreachable when the attempts are used up."""
+        """Return the reply to a chat completion and the number of attempts. Raises ValueError if the server rejects
+        this request, Refused if it rejects all requests, Unreachable if no attempts remain."""
         problem = "stopped"
         for attempt in range(self.attempts):
             self._turn()
@@ -77,7 +77,7 @@ class ChatClient:
         raise Unreachable(f"no answer from {self.base_url} in {self.attempts} attempts, the last: {problem}")
 
     def alive(self) -> bool:
-        """Whether the server lists its models."""
+        """Return whether the server lists its models."""
         try:
             self._send("/models", None)
         except (OSError, http.client.HTTPException, ValueError):
@@ -98,7 +98,7 @@ class ChatClient:
         return reply
 
     def _turn(self) -> None:
-        """Waits until the rate limit lets another request begin."""
+        """Wait until the rate limit allows the next request."""
         with self._lock:
             now = time.monotonic()
             at = max(now, self._next)
@@ -110,13 +110,13 @@ class ChatClient:
         try:
             text = error.read(2000).decode(errors="replace")
             tree = json.loads(text)
-            found = tree.get("error", tree) if isinstance(tree, dict) else tree
-            text = str(found.get("message", found)) if isinstance(found, dict) else str(found)
+            detail = tree.get("error", tree) if isinstance(tree, dict) else tree
+            text = str(detail.get("message", detail)) if isinstance(detail, dict) else str(detail)
         except (OSError, http.client.HTTPException, ValueError):
             text = str(error.reason)
         return self._plain(text)
 
     def _plain(self, text: str) -> str:
-        """One short line without the key, which servers like to quote."""
+        """Return one short line without the key, which some servers repeat in errors."""
         key = os.environ.get(self.key_env)
         return " ".join(redact(text.replace(key, "***") if key else text).split())[:200]

@@ -1,9 +1,9 @@
-"""The `ray_llm` captioner: Ray's own LLM processors (`ray.data.llm`), for clusters that hold the model themselves.
+"""The `ray_llm` captioner: Ray's own LLM processors (`ray.data.llm`), for clusters that host the model themselves.
 
-Its actors belong to one Ray Data graph and end with it, so the whole caption pass is one graph
-(pipeline/passes/ray_llm.py) instead of a call for each batch: a vLLM engine takes minutes to start. For a server that
-runs already the `server` captioner is the better choice: Ray's HTTP processor has one request under way in each
-worker, tries again after fewer kinds of failure, and gives up a whole batch where `server` gives up a clip.
+Its actors belong to one Ray Data graph and end with it. A vLLM engine takes minutes to start, so the whole caption pass
+is one graph (pipeline/passes/ray_llm.py) instead of one call for each batch. For a running server prefer the `server`
+captioner: Ray's HTTP processor has one request in flight per worker, retries fewer failures, and fails a whole batch
+where `server` fails a clip.
 """
 
 from __future__ import annotations
@@ -25,12 +25,11 @@ if TYPE_CHECKING:
 
 
 class RayLlm:
-    """`model` is a repository or folder that vLLM loads into `workers` engines (`engine_kwargs` are vLLM's own); with
-    `base_url` it is the name that the server there gives it, and `workers` requests are under way at once, with the key
-    in the environment variable `key_env`.
+    """`model` is a repository or folder that vLLM loads into `workers` engines (`engine_kwargs` are vLLM's own). With
+    `base_url` it is the model's name on that server, `workers` requests are in flight, and the key is in the
+    environment variable `key_env`.
 
-    Answers that cannot be used become errors: nothing is asked twice but what the HTTP processor repeats, `attempts`
-    times in all.
+    Unusable answers become errors; only the HTTP processor repeats requests, with `attempts` attempts in all.
     """
 
     def __init__(
@@ -63,9 +62,9 @@ class RayLlm:
         self.id = ":".join(map(str, ["ray_llm", VERSION, *options])) + self.prompt.id
 
     def request(self, clip: ClipFrames) -> dict[str, Any]:
-        """The columns that the processor reads of one clip."""
-        # Instructions are a plain string and the question a list: Arrow cannot make one type of both, so Ray hands the
-        # messages on as they are, and does not fill in the keys that some parts have and others lack.
+        """Return the columns that the processor reads for one clip."""
+        # The instructions are a string and the question is a list. Arrow has no common type for both, so Ray keeps the
+        # messages as Python objects and does not add to every part the keys of the others.
         messages = [
             {"role": "system", "content": self.prompt.instructions},
             {
@@ -82,23 +81,23 @@ class RayLlm:
         return {"payload": {"model": self.model, "messages": messages, "response_format": FORMAT, **self.sampling}}
 
     def read(self, clip: ClipFrames, row: Mapping[str, Any]) -> Caption | CaptionError:
-        """The caption in the processor's row of a clip, or why there is none."""
+        """Return the caption in the processor's row of a clip, or why there is none."""
         if not len(clip.frames):
             return CaptionError(clip.clip_id, "no frames")
         if self.base_url is None and not row.get("__inference_error__"):
-            told = int(row["num_generated_tokens"])
-            usage = {"prompt_tokens": int(row["num_input_tokens"]), "completion_tokens": told}
-            ended = told < self.sampling["max_tokens"]
+            completion_tokens = int(row["num_generated_tokens"])
+            usage = {"prompt_tokens": int(row["num_input_tokens"]), "completion_tokens": completion_tokens}
+            ended = completion_tokens < self.sampling["max_tokens"]
             return read_answer(clip, row["generated_text"], ended, usage, self.prompt)
         tree = json.loads(json.dumps(row.get("http_response") or {}, default=_from_arrow))
         error = row.get("__inference_error__") or tree.get("error")
         if error:
-            said = error.get("message", error) if isinstance(error, dict) else error
-            return CaptionError(clip.clip_id, f"the model rejects this clip: {str(said)[:200]}")
+            message = error.get("message", error) if isinstance(error, dict) else error
+            return CaptionError(clip.clip_id, f"the model rejects this clip: {str(message)[:200]}")
         return read_reply(clip, tree, token_counts(tree), self.prompt)
 
     def processor(self) -> Processor:
-        """Ray's processor from rows with `request`'s columns to rows that `read` reads."""
+        """Build Ray's processor from rows with `request`'s columns to rows that `read` reads."""
         from ray.data.llm import HttpRequestProcessorConfig, build_processor, vLLMEngineProcessorConfig
 
         config: Any
@@ -118,13 +117,13 @@ class RayLlm:
                 batch_size=self.batch,
                 max_retries=self.attempts - 1,
                 session_factory=functools.partial(_session, self.key_env, self.timeout),
-                http_request_stage={"num_cpus": 0.01},  # it waits, mostly
+                http_request_stage={"num_cpus": 0.01},  # it mostly waits
             )
         return build_processor(config, postprocess=_without_question)
 
 
 def _from_arrow(value: Any) -> Any:
-    """Lists and numbers come back from Ray's blocks as numpy's."""
+    """Convert the numpy lists and numbers of Ray's blocks for JSON."""
     return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
@@ -133,7 +132,7 @@ def _without_question(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _session(key_env: str, timeout: float) -> aiohttp.ClientSession:
-    """Made in the worker: the key is read there and is in no configuration that Ray stores."""
+    """Open a session in the worker; the key is read there, so that no configuration stored by Ray contains it."""
     key = os.environ.get(key_env)
     return aiohttp.ClientSession(
         headers={"Authorization": f"Bearer {key}"} if key else {},
@@ -143,7 +142,7 @@ def _session(key_env: str, timeout: float) -> aiohttp.ClientSession:
 
 
 class _Reply(aiohttp.ClientResponse):
-    """A reply that is no JSON object is an error of one clip, not of the pass."""
+    """A response whose body, if it is not a JSON object, becomes an error of one clip instead of the pass."""
 
     async def json(self, **_: Any) -> Any:
         try:

@@ -17,16 +17,16 @@ from captioners.text.prompt import ENGLISH, SCHEMA, VERSION, Prompt, question_fo
 from filters.base import evenly, shrunk
 
 FORMAT = {"type": "json_schema", "json_schema": {"name": "caption", "strict": True, "schema": SCHEMA}}
-SYSTEMATIC = 8  # rejected clips in a row, after which it is not the clips
+SYSTEMATIC = 8  # rejected clips in a row that are tolerated before the pass stops
 
 
 class Server:
-    """`model` is the name that the server at `base_url` (ending in /v1) gives it; the key is read from the environment
-    variable `key_env` and goes nowhere but into the request.
+    """`model` is the model's name on the server at `base_url` (ending in /v1). The key is read from the environment
+    variable `key_env` and is used in requests only.
 
-    `concurrency` requests are under way at once, at most `requests_per_minute` begin. A request that fails is repeated
-    with growing pauses, `attempts` times in all. `prices` are per million prompt and completion tokens and give a
-    caption's `usage["cost"]`. An answer that cannot be used is asked for once more, with another seed.
+    `concurrency` requests are in flight, and at most `requests_per_minute` are started. A request that fails is retried
+    with growing pauses, up to `attempts` attempts. `prices` are per million prompt and completion tokens and give a
+    caption's `usage["cost"]`. After an unusable answer the request is repeated once with another seed.
     """
 
     def __init__(
@@ -56,22 +56,22 @@ class Server:
         options = ("server", VERSION, model, max_tokens, most_frames, frame_side, temperature, seed)
         self.id = ":".join(map(str, options)) + self.prompt.id
         self._guided = True  # until the server rejects a JSON schema
-        self._failed: list[str] = []  # clips that used up their attempts since anything last worked
-        self._rejected = 0  # likewise, clips that the server called bad requests
+        self._failed: list[str] = []  # clips without an answer since the last success
+        self._rejected = 0  # clips that the server rejected as bad requests since the last success
         self._lock = threading.Lock()
 
     def caption(self, clips: Sequence[ClipFrames]) -> list[Caption | CaptionError]:
-        """One answer a clip, in order of `clips`. Raises CaptionerDown, with what was answered, when the server stays
-        down or refuses us: two clips in a row without an answer, or one while the server does not even list models."""
+        """Return one answer a clip, in order of `clips`. Raises CaptionerDown, with the answers so far, if the server
+        refuses all requests or stays down: two clips in a row without an answer, or one if it does not list models."""
         with ThreadPoolExecutor(self.concurrency) as pool:
-            asked = [pool.submit(self._clip, clip) for clip in clips]
+            futures = [pool.submit(self._clip, clip) for clip in clips]
             try:
-                return [future.result() for future in asked]
+                return [future.result() for future in futures]
             except (Unreachable, Refused) as error:
                 self.client.stop.set()
                 pool.shutdown(wait=True, cancel_futures=True)
-                ended = [one for one in asked if one.done() and not one.cancelled() and one.exception() is None]
-                done = [one.result() for one in ended]
+                finished = [future for future in futures if future.done() and not future.cancelled()]
+                done = [future.result() for future in finished if future.exception() is None]
                 self.client.stop.clear()
                 kept = [answer for answer in done if answer.clip_id not in self._failed]
                 raise CaptionerDown(
@@ -90,16 +90,16 @@ class Server:
         return again if isinstance(again, Caption) else answer
 
     def _ask(self, clip: ClipFrames, temperature: float, seed: int) -> tuple[Caption | CaptionError, bool]:
-        """The answer, and whether the server replied at all."""
+        """Return the answer, and whether the server replied at all."""
         shown = pictures(clip, self.most_frames, self.frame_side)
-        asked = [
+        content = [
             {"type": "text", "text": self.prompt.instructions},
             *shown,
             {"type": "text", "text": question_for(clip)},
         ]
         body = {
             "model": self.model,
-            "messages": [{"role": "user", "content": asked}],
+            "messages": [{"role": "user", "content": content}],
             "max_tokens": self.max_tokens,
             "temperature": temperature,
             "seed": seed,
@@ -127,13 +127,13 @@ class Server:
         return read_reply(clip, reply, usage, self.prompt), True
 
     def _post(self, body: dict[str, Any]) -> tuple[Mapping[str, Any], int]:
-        """The reply, asked for with a JSON schema as long as the server takes one."""
+        """Post with a JSON schema until the server rejects one; return the reply and the number of attempts."""
         if not self._guided:
             return self.client.post(body)
         try:
             return self.client.post({**body, "response_format": FORMAT})
         except ValueError:
-            answer = self.client.post(body)  # the clip was fine: it was the schema
+            answer = self.client.post(body)  # it succeeds without the schema, so the server rejects schemas
             self._guided = False
             return answer
 
@@ -146,7 +146,7 @@ class Server:
 
 
 def pictures(clip: ClipFrames, most: int, side: int) -> list[dict[str, Any]]:
-    """Up to `most` of the clip's frames, no longer than `side` pixels, as parts of a message, each after its time."""
+    """Return up to `most` frames of the clip, `side` pixels at most, as parts of a message, each after its time."""
     parts: list[dict[str, Any]] = []
     for index in evenly(len(clip.frames), most) if len(clip.frames) else ():
         picture = shrunk(clip.frames[index], side)
@@ -160,7 +160,7 @@ def pictures(clip: ClipFrames, most: int, side: int) -> list[dict[str, Any]]:
 
 
 def token_counts(reply: Mapping[str, Any]) -> dict[str, float]:
-    """Tokens of prompt and answer, as far as a chat completion says."""
+    """Return the token counts of prompt and answer that a chat completion contains."""
     counts = reply.get("usage") or {}
     return {k: counts[k] for k in ("prompt_tokens", "completion_tokens") if isinstance(counts.get(k), (int, float))}
 
@@ -168,7 +168,7 @@ def token_counts(reply: Mapping[str, Any]) -> dict[str, float]:
 def read_reply(
     clip: ClipFrames, reply: Mapping[str, Any], usage: Mapping[str, float], prompt: Prompt
 ) -> Caption | CaptionError:
-    """The caption in a chat completion, or why there is none."""
+    """Return the caption in a chat completion, or why there is none."""
     try:
         choice = reply["choices"][0]
         message = choice["message"]

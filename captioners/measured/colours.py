@@ -1,4 +1,4 @@
-"""The colours of a clip's frames, in words that anybody would use for them."""
+"""The colours of a clip's frames, as common colour names."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import numpy as np
 
 from filters.base import shrunk
 
-SIDE = 64  # pixels of the longer side that are looked at
-GREY, COLOURED, BRIGHT, WHITE = 0.13, 0.25, 0.2, 0.85  # saturations and values, 0 to 1, that bound what has a name
+SIDE = 64  # pixels of the longer side at which colours are counted
+# Largest saturation of grey, smallest of a colour, smallest value of a named pixel, and of white; 0 to 1.
+GREY, COLOURED, BRIGHT, WHITE = 0.13, 0.25, 0.2, 0.85
 BROWN = 0.6  # value under which orange is brown
-# Degrees of hue from and to; what lies between two names has none.
+# Degrees of hue, from and to; hues between two ranges have no name.
 HUES = {
     "orange": (18, 40),
     "yellow": (46, 62),
@@ -23,12 +24,12 @@ HUES = {
     "pink": (300, 335),
 }
 RED = (345, 12)
-MOSTLY, EACH = 0.5, 0.15  # shares of the pixels that one or two colours fill together, and each of the two
+MOSTLY, EACH = 0.5, 0.15  # smallest shares of the pixels: of the one or two colours together, and of each
 
 
 def colours(frames: Sequence[np.ndarray]) -> list[tuple[str, float]]:
-    """(name, share) of the one or two colours that fill at least half of the frames, (h, w, 3) uint8 RGB, the larger
-    first; empty when no two do. Dark pixels have no name: how dark a picture is, its exposure says."""
+    """Return (name, share) of the one or two colours that fill at least half of the frames, (h, w, 3) uint8 RGB, the
+    larger first; empty if no two do. Dark pixels have no name: darkness is measured by `exposure`."""
     shares: dict[str, float] = {}
     for frame in frames:
         for name, share in _named(shrunk(frame, SIDE)).items():

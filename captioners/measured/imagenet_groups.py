@@ -1,7 +1,7 @@
-"""Groups over ImageNet's classes: a classifier that wavers between relatives is together sure of the group.
+"""Groups of ImageNet's classes: a classifier that is undecided between related classes may be certain of their group.
 
-Footage of the web is seldom one of a thousand products and breeds, so a single class is rarely likely, but what its
-likely classes have in common mostly is: clothes and sports gear mean a person, banjo and guitar a stringed instrument.
+Web footage seldom shows one of a thousand products and breeds, so a single class rarely gets a high probability, but a
+group of related classes often does: clothes and sports gear mean a person, banjo and guitar a stringed instrument.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ from typing import NamedTuple
 
 from filters.encoders.imagenet import imagenet_classes
 
-Spans = Sequence[tuple[int, int]]  # indices of classes, first and last; ImageNet keeps relatives together
+Spans = Sequence[tuple[int, int]]  # indices of the first and last class; related ImageNet classes are adjacent
 
 
 class Group(NamedTuple):
-    """What a group of classes shows, in the words of a caption."""
+    """A group of classes, named as in a caption."""
 
     name: str  # a noun without article, or for a setting a phrase that follows the subject
     spans: Spans
     setting: bool = False
-    moves: bool = False  # moves by itself, so that measured motion may be told of it
-    kinds: Sequence[str] = ()  # narrower names in KINDS, told instead where they hold most of the group
+    moves: bool = False  # moves by itself, so that measured motion may be attributed to it
+    subgroups: Sequence[str] = ()  # names in SUBGROUPS that replace `name` if they have most of the probability
 
 
 def _each(*indices: int) -> Spans:
     return [(index, index) for index in indices]
 
 
-KINDS: dict[str, Spans] = {
+SUBGROUPS: dict[str, Spans] = {
     "shark": [(2, 4)],
     "bird": [(7, 24), (80, 100), (127, 146)],
     "frog": [(30, 32)],
@@ -68,23 +68,23 @@ GROUPS: list[Group] = [
         "animal",
         [(0, 397)],
         moves=True,
-        kinds=[name for name, spans in KINDS.items() if all(last < 398 for _, last in spans)],
+        subgroups=[name for name, spans in SUBGROUPS.items() if all(last < 398 for _, last in spans)],
     ),
     Group(
         "motor vehicle",
         [
-            *(span for name in ("car", "truck", "bus") for span in KINDS[name]),
+            *(span for name in ("car", "truck", "bus") for span in SUBGROUPS[name]),
             *_each(407, 475, 479, 573, 581, 586, 734, 757, 803, 866),
         ],
         moves=True,
-        kinds=("car", "truck", "bus"),
+        subgroups=("car", "truck", "bus"),
     ),
     Group("motorcycle or scooter", _each(518, 665, 670), moves=True),
-    Group("bicycle", [*KINDS["bicycle"], *_each(870, 880)], moves=True),
+    Group("bicycle", [*SUBGROUPS["bicycle"], *_each(870, 880)], moves=True),
     Group("train", _each(466, 547, 705, 820, 829), moves=True),
     Group("boat", _each(403, 449, 472, 484, 510, 554, 576, 625, 628, 694, 724, 780, 814, 871, 914), moves=True),
     Group("aircraft", _each(404, 405, 417, 701, 895, 908), moves=True),
-    Group("stringed instrument", _each(402, 420, 486, 546, 594, 714, 889), kinds=("guitar",)),
+    Group("stringed instrument", _each(402, 420, 486, 546, 594, 714, 889), subgroups=("guitar",)),
     Group("drum", _each(541, 542, 822)),
     Group("wind instrument", _each(401, 432, 513, 558, 566, 593, 683, 684, 699, 776, 875)),
     Group("piano", _each(579, 881)),
@@ -101,15 +101,15 @@ GROUPS: list[Group] = [
     Group("in a field", _each(595, 730, 856, 958, 984, 987, 998), setting=True),
     Group("on a stage", _each(650, 818, 819, 854), setting=True),
 ]
-SURE = 0.6  # probability from which one class of a group is told by its own name
-ALONE = 3.0  # factor on `least` for a class that is in no group: nothing else speaks for it
-HALF = 0.5  # share of a group's probability from which a narrower kind is told instead
+SURE = 0.6  # probability from which a class is named itself
+ALONE = 3.0  # factor on `least` for a class outside all groups
+HALF = 0.5  # share of a group's probability from which a subgroup is named instead
 MOSTLY = 0.7  # share of all listed probability that "animal" needs
-SPORTING = 0.4  # probability from which a person is told to do sport: gear alone hangs in many pictures
+SPORTING = 0.4  # probability from which a person is said to do sport: many pictures show unused gear
 
 
 class Subject(NamedTuple):
-    """Something that a clip shows, with its probability, 0 to 1."""
+    """A subject or setting of a clip, with its probability, 0 to 1."""
 
     name: str
     probability: float
@@ -118,13 +118,13 @@ class Subject(NamedTuple):
 
 
 def subjects(tags: Sequence[tuple[str, float]], least: float) -> list[Subject]:
-    """Return what `tags`, (ImageNet class, probability) pairs, show with at least the probability `least`.
+    """Return the subjects of `tags`, (ImageNet class, probability) pairs, with at least the probability `least`.
 
-    Likeliest first. Each group is told once, by the narrowest name that is sure: a class, a kind, or the group.
+    Likeliest first. Each group occurs once, by the narrowest certain name: a class, a subgroup, or the group.
     """
     total = sum(probability for _, probability in tags)
     result: list[Subject] = []
-    for group, members, kinds in _members():
+    for group, members, subgroups in _members():
         inside = [(name, probability) for name, probability in tags if name in members]
         mass = sum(probability for _, probability in inside)
         if mass < least or (group.name == "person doing sport" and mass < SPORTING):
@@ -133,14 +133,14 @@ def subjects(tags: Sequence[tuple[str, float]], least: float) -> list[Subject]:
             continue
         name = group.name
         if not group.setting:
-            narrower = [(sum(p for n, p in inside if n in names), kind) for kind, names in kinds.items()]
+            narrower = [(sum(p for n, p in inside if n in names), subgroup) for subgroup, names in subgroups.items()]
             if narrower and max(narrower)[0] >= HALF * mass:
                 name = max(narrower)[1]
             best, probability = max(inside, key=lambda pair: pair[1])
-            if probability >= SURE and group.name in ("animal", "screen"):  # elsewhere a class is what a person has
+            if probability >= SURE and group.name in ("animal", "screen"):  # other classes often are a person's things
                 name = best.split(" (")[0]
             if name == "animal" and mass < MOSTLY * total:
-                continue  # two classes in five are animals: they add up on pictures of anything
+                continue  # two in five classes are animals, so their probabilities add up on any picture
         result.append(Subject(name, min(mass, 1.0), group.setting, group.moves))
     covered = set().union(*(members for _, members, _ in _members()))
     result += [Subject(name, p, False, False) for name, p in tags if p >= ALONE * least and name not in covered]
@@ -149,10 +149,13 @@ def subjects(tags: Sequence[tuple[str, float]], least: float) -> list[Subject]:
 
 @functools.cache
 def _members() -> list[tuple[Group, frozenset[str], dict[str, frozenset[str]]]]:
-    """Each group with the names of its classes, and those of its kinds; names that two classes share are left out."""
+    """Return each group with the names of its classes and of its subgroups' classes, without names of two classes."""
     names = [name for name, _ in imagenet_classes()]
 
     def of(spans: Spans) -> frozenset[str]:
         return frozenset(n for first, last in spans for n in names[first : last + 1] if names.count(n) == 1)
 
-    return [(group, of(group.spans), {kind: of(KINDS[kind]) for kind in group.kinds}) for group in GROUPS]
+    return [
+        (group, of(group.spans), {subgroup: of(SUBGROUPS[subgroup]) for subgroup in group.subgroups})
+        for group in GROUPS
+    ]

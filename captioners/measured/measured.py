@@ -1,4 +1,4 @@
-"""The `measured` captioner: says only what was measured, and less when less was."""
+"""The `measured` captioner: captions composed of measurements only."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from captioners.text.claims import as_sentence
 from captioners.text.phases import Phase, camera_spans, motion_phases
 
 VERSION = 5  # raise it when the same measurements give other words
-TOGETHER = 0.6  # seconds: events that begin nearer than this are told in one sentence
-DARK, BRIGHT = 0.12, 0.72  # mean luma, 0 to 1
-LATE = 0.6  # seconds without motion that are worth a word
-LETTERED = 0.06  # fraction of the picture that writing covers, from which it is told
+TOGETHER = 0.6  # seconds: events that begin within this time share a sentence
+DARK, BRIGHT = 0.12, 0.72  # mean luma, 0 to 1, below and above which the light is described
+LATE = 0.6  # seconds without motion from which a pause is mentioned
+LETTERED = 0.06  # fraction of the picture covered by writing from which it is mentioned
 PEOPLE = ("", "person", "two people", "three people", "four people", "five people", "many people")  # by faces
 
 
 class Measured:
     """Captions from the columns of `tags`, `camera`, `motion`, `faces`, `text` and `exposure`, and from the frames'
-    colours; needs no model, and is the same on every machine.
+    colours. Needs no model and gives the same result on every machine.
 
-    What is less probable than `least` is not told; at most `most_subjects` are. `Caption.content` is the probability
-    of the likeliest subject, 0 where none is known and the caption holds only motion, camera and colours.
+    Names at most `most_subjects` subjects with a probability of `least` or more. `Caption.content` is the probability
+    of the likeliest subject, 0 if there is none and the caption has only motion, camera and colours.
     """
 
     def __init__(self, least: float = 0.2, most_subjects: int = 3) -> None:
@@ -32,7 +32,7 @@ class Measured:
         self.id = f"measured-{VERSION}:{least}:{most_subjects}"
 
     def caption(self, clips: Sequence[ClipFrames]) -> list[Caption | CaptionError]:
-        """One answer a clip, in order; an error where nothing was measured that could be said."""
+        """Return one answer a clip, in order; an error without any usable measurement."""
         return [self._one(clip) for clip in clips]
 
     def _one(self, clip: ClipFrames) -> Caption | CaptionError:
@@ -52,10 +52,10 @@ class Measured:
         actions = [Action(_movement(p, wide, mover), p.start, p.end) for p in phases or []]
         content = as_sentence(", ".join([_list(things), *settings[:1]] if things else settings[:1]))
         plain = [action for action, phase in zip(actions, phases or [], strict=True) if not (mover or phase.direction)]
-        told = [action for action in actions if not content or action not in plain]
+        mentioned = [action for action in actions if not content or action not in plain]
         named = _list([name for name, _ in colours(clip.frames)])
         style = f"the picture is mostly {named}" if named else ""
-        story = _story(cameras, told, phases, clip.duration)
+        story = _story(cameras, mentioned, phases, clip.duration)
         if not content and not story and not style:
             return CaptionError(clip.clip_id, "nothing was measured that could be said of this clip")
         light = _light(clip.scores.get("exposure_luma"))
@@ -70,7 +70,7 @@ class Measured:
         }
         return Caption(
             clip_id=clip.clip_id,
-            short=_short(content, cameras, told, phases) or as_sentence(style),
+            short=_short(content, cameras, mentioned, phases) or as_sentence(style),
             dense=" ".join(part for part in (content, story, "" if content else as_sentence(style), light) if part),
             subjects=tuple(things),
             actions=tuple(actions),
@@ -83,7 +83,7 @@ class Measured:
         )
 
     def _subjects(self, clip: ClipFrames) -> list[Subject]:
-        """People whose faces were found, then what the tags show, likeliest first."""
+        """Return people by their detected faces, then the subjects of the tags, likeliest first."""
         labels = clip.scores.get("tags_labels") or []
         probabilities = clip.scores.get("tags_probabilities") or []
         pairs = [(label.split(",")[0].strip(), float(p)) for label, p in zip(labels, probabilities, strict=False)]
@@ -102,7 +102,7 @@ def _origin(shown: Sequence[Subject], setting: bool) -> str:
 
 
 def _mover(shown: Sequence[Subject]) -> str:
-    """The one subject that can have moved, as "the dog"; empty where there is none or a choice."""
+    """Return the only subject that can move, as "the dog"; empty if there is none or more than one."""
     movers = [subject.name for subject in shown if subject.moves]
     if len(movers) != 1:
         return ""
@@ -112,7 +112,7 @@ def _mover(shown: Sequence[Subject]) -> str:
 
 
 def _movement(phase: Phase, wide: bool, mover: str) -> str:
-    """A clause without a capital: what the moving region does in this phase."""
+    """Return a lower-case clause: what the moving region does in this phase."""
     many = mover == "the people"
     moves, crosses = ("move", "cross") if many else ("moves", "crosses")
     who = mover or "something"
@@ -139,20 +139,20 @@ def _place(x: float, y: float) -> str:
 
 
 def _story(cameras: list[Action], actions: list[Action], phases: list[Phase] | None, duration: float) -> str:
-    """Camera and motion in order of time, as sentences."""
-    told = []
+    """Describe camera and motion in order of time, as sentences."""
+    events = []
     for i, event in enumerate(actions):
         again = " again" if i and actions[i - 1].text == event.text else ""
-        told.append(Action(event.text + again + _stop(i, actions, phases, duration), event.start, event.end))
+        events.append(Action(event.text + again + _stop(i, actions, phases, duration), event.start, event.end))
     groups: list[list[Action]] = []
-    for event in sorted([*cameras, *told], key=lambda e: e.start):
+    for event in sorted([*cameras, *events], key=lambda e: e.start):
         if groups and event.start - groups[-1][0].start < TOGETHER:
             groups[-1].append(event)
         else:
             groups.append([event])
     if phases == []:
-        told_still = "nothing moves by itself" if cameras and not _still(cameras) else "nothing moves"
-        groups.insert(1 if groups else 0, [Action(told_still, 0.0, duration)])
+        stillness = "nothing moves by itself" if cameras and not _still(cameras) else "nothing moves"
+        groups.insert(1 if groups else 0, [Action(stillness, 0.0, duration)])
     sentences = []
     for i, group in enumerate(groups):
         text = "; ".join(event.text for event in sorted(group, key=lambda e: not e.text.startswith("the camera")))
@@ -163,7 +163,7 @@ def _story(cameras: list[Action], actions: list[Action], phases: list[Phase] | N
 
 
 def _stop(i: int, actions: list[Action], phases: list[Phase] | None, duration: float) -> str:
-    """What to add to action `i` when nothing moves after it."""
+    """Return the ending of action `i` if nothing moves after it."""
     until = actions[i + 1].start if i + 1 < len(actions) else duration
     if until - actions[i].end < LATE or not phases:
         return ""
@@ -173,13 +173,13 @@ def _stop(i: int, actions: list[Action], phases: list[Phase] | None, duration: f
 
 
 def _short(tags: str, cameras: list[Action], actions: list[Action], phases: list[Phase] | None) -> str:
-    """One sentence: the tags, and the longest of what the camera and the moving region do."""
+    """Return one sentence: the tags, and the longest actions of the camera and of the moving region."""
     clauses = [max(events, key=lambda e: (e.end - e.start, -e.start)).text for events in (cameras, actions) if events]
     if phases == [] and _still(cameras):
         clauses = ["nothing moves"]
-    told = " while ".join(clauses)
+    activity = " while ".join(clauses)
     head = tags.rstrip(".")
-    return as_sentence(f"{head}; {told}" if head and told else head or told)
+    return as_sentence(f"{head}; {activity}" if head and activity else head or activity)
 
 
 def _still(cameras: list[Action]) -> bool:
@@ -196,7 +196,7 @@ def _camera(cameras: list[Action], duration: float) -> str:
 
 
 def _light(luma: float | None) -> str:
-    """Of a mean luma, 0 to 1; what lies between dark and bright is not worth a word."""
+    """Describe a mean luma, 0 to 1; empty between dark and bright."""
     if luma is None or DARK <= luma <= BRIGHT:
         return ""
     return "The picture is dark." if luma < DARK else "The picture is bright."

@@ -1,4 +1,4 @@
-"""The audit: every caption is held against its form and the clip's measurements, then kept, repaired or rejected."""
+"""The audit: check the form of captions and compare them with measurements; keep, repair or reject each."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from captioners.text.text_quality import check_form, tells_order, unusable, vagu
 
 VERSION = 3
 AUDIT_COLUMNS: Mapping[str, pa.DataType] = {
-    "audit_defects": pa.int32(),  # of form, found in short and dense
+    "audit_defects": pa.int32(),  # number of defects of form in the short and dense caption
     "audit_vague": pa.float32(),  # share of the dense caption's sentences without a concrete subject and an action
     "audit_contradictions": pa.int32(),  # claims that measurements contradict, before repair
     "audit_missed": pa.float32(),  # share of motion peaks that no action's time covers; null without either
-    "audit_faithfulness": pa.float32(),  # mean log-probability of yes to what was asked back; null when not asked
-    "audit_content": pa.float32(),  # how sure the captioner is of what is shown; 0: only motion, camera and colours
+    "audit_faithfulness": pa.float32(),  # mean log-probability that the model confirms a statement; null without
+    "audit_content": pa.float32(),  # the captioner's confidence in the content; 0: only motion, camera and colours
     "audit_repaired": pa.bool_(),
-    "audit_reasons": pa.list_(pa.string()),  # all that was found, "kind: detail"
+    "audit_reasons": pa.list_(pa.string()),  # all defects and contradictions, "topic: detail"
 }
 EARLY = 0.25  # seconds by which an action's times may miss a peak
 SEPARATORS = re.compile(r"(;\s+|\s+while\s+)")
@@ -53,7 +53,7 @@ def audit(caption: Caption, clip: ClipFrames, english: bool = True) -> Audited:
     cut_off = bool(caption.usage.get("cut_off"))
     short, dense = (check_form(text, cut_off=cut_off, english=english) for text in (caption.short, caption.dense))
     score: dict[str, Any] = dict.fromkeys(AUDIT_COLUMNS)
-    defects = list(dict.fromkeys([*short.found, *dense.found]))
+    defects = list(dict.fromkeys([*short.defects, *dense.defects]))
     score["audit_content"] = caption.content
     score |= {"audit_defects": len(defects), "audit_contradictions": 0, "audit_repaired": False}
     score |= {"audit_faithfulness": caption.usage.get("faithfulness"), "audit_reasons": defects}
@@ -78,9 +78,9 @@ def audit(caption: Caption, clip: ClipFrames, english: bool = True) -> Audited:
         "audit_missed": _missed(caption.actions, clip),
         "audit_reasons": defects + reasons + [f"sequence: {phases} phases of motion told without order"] * untold,
     }
-    left = unusable(true_dense)
-    if order or left:
-        return Audited(None, score, order[0] if order else reasons[0] if reasons else left)
+    unusable_reason = unusable(true_dense)
+    if order or unusable_reason:
+        return Audited(None, score, order[0] if order else reasons[0] if reasons else unusable_reason)
     repaired = dataclasses.replace(
         caption,
         short=next(text for text in (true_short, *sentences(true_dense), true_dense) if not unusable(text)),
@@ -94,7 +94,7 @@ def audit(caption: Caption, clip: ClipFrames, english: bool = True) -> Audited:
 
 
 def _audit_form(caption: Caption, clip: ClipFrames, short: str, dense: str, score: dict[str, Any]) -> Audited:
-    """The audit of a text in another language than English, whose form was checked: `short` and `dense` after it."""
+    """Audit a caption in a language other than English; `short` and `dense` are its texts after the check of form."""
     inside = [Action(a.text, max(0.0, a.start), min(clip.duration, a.end)) for a in caption.actions]
     actions = tuple(sorted((a for a in inside if a.end > a.start), key=lambda a: (a.start, a.end)))
     repaired = dataclasses.replace(caption, short=short or dense, dense=dense, actions=actions)
@@ -103,30 +103,31 @@ def _audit_form(caption: Caption, clip: ClipFrames, short: str, dense: str, scor
 
 
 def _camera(caption: Caption, facts: Facts) -> tuple[str, list[str]]:
-    """What the camera field says, or what was measured where that contradicts it; and the reasons."""
+    """Return the camera field, or the measured camera if that contradicts it, and the reasons."""
     reasons = [f"camera: {why}" for claim in claims(caption.camera) if (why := contradiction(claim, facts))]
     return (_measured_camera(facts) if reasons else caption.camera), reasons
 
 
 def _without_contradictions(text: str, facts: Facts, whole: bool = False) -> tuple[str, list[str]]:
-    """`text` without the clauses (set off by a semicolon or "while") or sentences that are contradicted, with a true
-    sentence of the camera where a wrong one stood; and the reasons. A `whole` text leaves nothing out that matters."""
+    """Remove contradicted clauses (delimited by a semicolon or "while") or sentences from `text`, and replace a wrong
+    statement of the camera by a measured one. Return the text and the reasons. A `whole` text is complete, so that it
+    is also wrong if it says only that a moving camera is still."""
     reasons: list[str] = []
     kept: list[str] = []
     still = only_still(claims(text), facts) if whole else None
     for index, sentence in enumerate(sentences(text)):
         wrong = [(claim, why) for claim in claims(sentence) if (why := contradiction(claim, facts))]
-        if still and still[0].sentence == index and all(claim.kind != "camera" for claim, _ in wrong):
+        if still and still[0].sentence == index and all(claim.topic != "camera" for claim, _ in wrong):
             wrong.append(still)
         if not wrong:
             kept.append(sentence)
             continue
-        reasons += [f"{claim.kind}: {why}" for claim, why in wrong]
+        reasons += [f"{claim.topic}: {why}" for claim, why in wrong]
         rest = _clauses_without(sentence, [claim for claim, _ in wrong])
         if rest:
             kept.append(rest)
         instead = _measured_camera(facts)
-        if any(claim.kind == "camera" for claim, _ in wrong) and instead and instead not in kept:
+        if any(claim.topic == "camera" for claim, _ in wrong) and instead and instead not in kept:
             kept.append(instead)
     return " ".join(kept), reasons
 
@@ -139,12 +140,13 @@ def _clauses_without(sentence: str, wrong: list[Claim]) -> str:
 
 
 def _measured_camera(facts: Facts) -> str:
-    told = [CAMERA[label] for label, _, _ in facts.camera or () if label in CAMERA]
-    return f"The camera {', then '.join(told)}." if told else ""
+    phrases = [CAMERA[label] for label, _, _ in facts.camera or () if label in CAMERA]
+    return f"The camera {', then '.join(phrases)}." if phrases else ""
 
 
 def _actions(actions: tuple[Action, ...], facts: Facts) -> tuple[tuple[Action, ...], list[str]]:
-    """The actions that measurements allow, with times inside the clip, in order; and the reasons for the others."""
+    """Return the actions that no measurement contradicts, in order, with times clamped to the clip, and the reasons for
+    dropping the others."""
     kept, reasons = [], []
     for action in actions:
         start, end = max(0.0, action.start), min(facts.duration, action.end)
@@ -160,18 +162,18 @@ def _actions(actions: tuple[Action, ...], facts: Facts) -> tuple[tuple[Action, .
 
 
 def _order_of_actions(text: str, actions: tuple[Action, ...]) -> list[str]:
-    """A reason when the text tells two actions, that do not overlap in time, the wrong way round."""
-    placed = [(action, _where(action.text, text)) for action in sorted(actions, key=lambda a: a.start)]
-    found = [(action, position) for action, position in placed if position is not None]
-    for (first, a), (second, b) in itertools.pairwise(found):
+    """Return a reason if the text mentions two actions that do not overlap in time in the wrong order."""
+    positions = [(action, _where(action.text, text)) for action in sorted(actions, key=lambda a: a.start)]
+    located = [(action, position) for action, position in positions if position is not None]
+    for (first, a), (second, b) in itertools.pairwise(located):
         if first.end <= second.start + EARLY and first.text != second.text and a > b:
             return [f"order: {second.text!r} is told before {first.text!r}, which happens earlier"]
     return []
 
 
 def _where(action: str, text: str) -> int | None:
-    """The clause of `text` that shares the most words with `action`, by index; None when none shares 60% of them or
-    several share as many."""
+    """Return the index of the clause of `text` that shares the most words with `action`; None if none shares 60% of
+    them or several share as many."""
     words = set(re.findall(r"\w+", action.lower())) - {"the", "a", "an", "and", "then", "is", "in", "on", "at", "of"}
     parts = [set(re.findall(r"\w+", part.lower())) for part in re.split(r"[.;]\s*|,? (?:then|while|before|and) ", text)]
     shares = [len(words & part) / max(1, len(words)) for part in parts]

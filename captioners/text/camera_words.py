@@ -1,4 +1,4 @@
-"""What captions say for each camera label: the labels of filters.camera and their verb phrases."""
+"""Verb phrases of captions for the camera labels of filters.camera."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a text claims that can be measured: camera, direction, stillness, light, number of scenes."""
+"""Measurable claims of a text: camera, direction, stillness, light, number of scenes."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ LIGHT = (
         r"\b(?:sunny|bright sunlight|broad daylight|bright daylight|(?:bright|sunlit) day|brightly lit|daytime)\b",
     ),
 )
-KINDS = {
+PATTERNS = {
     "camera": CAMERA,
     "direction": DIRECTION,
     "place": PLACE,
@@ -86,12 +86,12 @@ KINDS = {
     "scenes": SCENES,
     "light": LIGHT,
 }
-COMPILED = {k: [(v, re.compile(p, re.IGNORECASE)) for v, p in patterns] for k, patterns in KINDS.items()}
+COMPILED = {k: [(v, re.compile(p, re.IGNORECASE)) for v, p in patterns] for k, patterns in PATTERNS.items()}
 OF_CAMERA = re.compile(r"\b(?:camera|pan(?:s|ning)?|tilt(?:s|ing)?|zoom(?:s|ing)?|handheld|shot)\b", re.IGNORECASE)
 GOES_ON = re.compile(
     r"^(?:and\s+|but\s+)?(?:then\s+)?(?:\w+ly\s+)?(?=(?:holds?|stays?|remains?|stops?|pans?|tilts?|zooms?|moves?|rolls?|is)\b)",
     re.IGNORECASE,
-)  # a clause without a subject of its own, which is that of the clause before
+)  # a clause without a subject, which continues the previous clause
 LATER = re.compile(r"\b(?:then|finally|first|eventually|afterwards?|before|until|briefly|end)\b", re.IGNORECASE)
 CLAUSE = re.compile(r"[;.!?]+\s*|,\s+|\s+(?=(?:while|as|and then|but|before|after|until)\b)")
 SENTENCE = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(]?[A-Z0-9])")
@@ -99,51 +99,51 @@ SENTENCE = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(]?[A-Z0-9])")
 
 @dataclass(frozen=True)
 class Claim:
-    kind: str  # camera, direction, place, stop, still, motion, scenes or light
+    topic: str  # camera, direction, place, stop, still, motion, scenes or light
     value: str  # pan_left, right, at_left, dark ...
     sentence: int
     words: str  # as written
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of `text`, with their closing marks."""
+    """Split `text` into sentences, with their closing marks."""
     return [part.strip() for part in SENTENCE.split(text.strip()) if part.strip()]
 
 
 def as_sentence(text: str) -> str:
-    """`text` with a capital and one full stop; nothing of nothing."""
+    """Return `text` with a capital and one full stop; empty if `text` is."""
     text = text.strip().rstrip(".")
     return text[:1].upper() + text[1:] + "." if text else ""
 
 
 def claims(text: str) -> list[Claim]:
-    """What `text` says that measurements can contradict, in the order in which it says it.
+    """Return the claims of `text` that measurements can contradict, in the order of the text.
 
-    A clause about the camera makes camera claims alone: "the camera pans left" says nothing of the subject.
+    A clause about the camera makes only camera claims: "the camera pans left" claims nothing about the subject.
     """
-    found = []
+    result = []
     for index, sentence in enumerate(sentences(text)):
         camera = False
         for clause in CLAUSE.split(sentence):
             if camera and GOES_ON.match(clause):
                 clause = "the camera " + GOES_ON.sub("", clause)
             camera = OF_CAMERA.search(clause) is not None
-            for kind, patterns in COMPILED.items():
-                if (kind == "camera") != camera and kind not in ("scenes", "light"):
+            for topic, patterns in COMPILED.items():
+                if (topic == "camera") != camera and topic not in ("scenes", "light"):
                     continue
-                if kind == "still" and LATER.search(clause):
-                    continue  # still for a while, not for the whole clip
-                found += _in_clause(kind, patterns, index, clause)
-    return found
+                if topic == "still" and LATER.search(clause):
+                    continue  # still for a part of the clip only
+                result += _in_clause(topic, patterns, index, clause)
+    return result
 
 
-def _in_clause(kind: str, patterns: list[tuple[str, re.Pattern[str]]], index: int, clause: str) -> list[Claim]:
-    found: list[Claim] = []
+def _in_clause(topic: str, patterns: list[tuple[str, re.Pattern[str]]], index: int, clause: str) -> list[Claim]:
+    result: list[Claim] = []
     for value, pattern in patterns:
         match = pattern.search(clause)
         if match is None:
             continue
-        said = value.format(side=match.groupdict().get("side", "").lower()) if "{" in value else value
-        if all(claim.value != said for claim in found):
-            found.append(Claim(kind, said, index, match.group(0)))
-    return found
+        claimed = value.format(side=match.groupdict().get("side", "").lower()) if "{" in value else value
+        if all(claim.value != claimed for claim in result):
+            result.append(Claim(topic, claimed, index, match.group(0)))
+    return result

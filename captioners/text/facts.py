@@ -1,4 +1,4 @@
-"""Claims of a caption held against what was measured of the clip."""
+"""Comparison of a caption's claims with the clip's measurements."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from captioners.text.phases import Phase, camera_spans, motion_phases
 PAIRS = [("left", "right"), ("up", "down"), ("pan_left", "pan_right"), ("tilt_up", "tilt_down")]
 PAIRS += [("zoom_in", "zoom_out"), ("roll_left", "roll_right")]
 OPPOSITE = {**dict(PAIRS), **{second: first for first, second in PAIRS}}
-# What a measured label also answers to: moving forward looks like zooming in until parallax shows.
+# Labels that are treated as equal: moving forward looks like zooming in until parallax shows.
 ALSO = {"dolly_in": "zoom_in", "dolly_out": "zoom_out"}
 SURE = 0.6  # confidence of the camera label under which it contradicts nothing
-PAUSE = 0.5  # seconds without motion that "stops" may mean
-CLEAR = 0.1  # picture heights a second: motion above this is no stillness
-MOVES, STIRS = 0.4, 0.2  # shares of the time in which something moves that "still" and "completely still" do not allow
+PAUSE = 0.5  # seconds without motion that count as a stop
+CLEAR = 0.1  # picture heights a second: faster motion contradicts stillness
+MOVES, STIRS = 0.4, 0.2  # "still" and "completely still" are wrong if something moves for more than this share
 ALTOGETHER = re.compile(r"completely|perfectly|entirely|motionless|\bno\b|nothing", re.IGNORECASE)
-MOVED = 0.4  # share of the time in which the camera moves that a text may not call still and say no more of
-DARK, BRIGHT = 0.12, 0.45  # mean luma of a clip, 0 to 1
+MOVED = 0.4  # a caption that says only "static" is wrong if the camera moves for at least this share of the time
+DARK, BRIGHT = 0.12, 0.45  # mean luma, 0 to 1: below, "bright" is wrong; above, "dark" is
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What was measured; None where it was not."""
+    """Measurements of a clip; None if missing."""
 
     duration: float
     camera: tuple[tuple[str, float, float], ...] | None  # label, start, end
@@ -43,53 +43,55 @@ def facts_of(scores: Mapping[str, Any], duration: float) -> Facts:
 
 
 def contradiction(claim: Claim, facts: Facts, start: float = 0.0, end: float | None = None) -> str | None:
-    """Why `claim`, made of the time from `start` to `end`, cannot be true; None when it can or nothing is known."""
+    """Return why `claim` about the time from `start` to `end` cannot be true; None if it can or is not measured."""
     end = facts.duration if end is None else end
-    if claim.kind == "scenes":
+    if claim.topic == "scenes":
         return f"{claim.words!r}, but the clip is one shot"
-    if claim.kind == "light":
+    if claim.topic == "light":
         return _light(claim, facts)
-    if claim.kind == "camera":
+    if claim.topic == "camera":
         return _camera(claim, [label for label, a, b in facts.camera or () if a < end and b > start])
     if facts.phases is None:
         return None
     phases = [phase for phase in facts.phases if phase.start < end and phase.end > start]
-    if claim.kind == "direction":
+    if claim.topic == "direction":
         ways = {phase.direction for phase in phases} - {""}
         if OPPOSITE[claim.value] in ways and claim.value not in ways:
             return f"{claim.words!r}, but the moving region goes {OPPOSITE[claim.value]}"
-    if claim.kind == "place" and phases:
+    if claim.topic == "place" and phases:
         sides = [(phase.begin[0] + phase.finish[0]) / 2 for phase in phases]
         if claim.value == "at_left" and min(sides) > 0.6:
             return f"{claim.words!r}, but what moves is on the right"
         if claim.value == "at_right" and max(sides) < 0.4:
             return f"{claim.words!r}, but what moves is on the left"
-    if claim.kind == "still":
+    if claim.topic == "still":
         moving = sum(min(p.end, end) - max(p.start, start) for p in phases if p.speed > CLEAR)
         if moving > (STIRS if ALTOGETHER.search(claim.words) else MOVES) * (end - start):
             return f"{claim.words!r}, but part of the picture moves for {moving:.1f} s"
-    if claim.kind == "motion" and not phases:
+    if claim.topic == "motion" and not phases:
         return f"{claim.words!r}, but nothing moves"
     return None
 
 
-def only_still(said: Sequence[Claim], facts: Facts) -> tuple[Claim, str] | None:
-    """The claim that the camera is still, and why it is wrong, where a text says nothing else of a camera that moves
-    for much of the clip."""
-    told = [claim for claim in said if claim.kind == "camera"]
+def only_still(text_claims: Sequence[Claim], facts: Facts) -> tuple[Claim, str] | None:
+    """Return the claim that the camera is still, and why it is wrong, if a text claims nothing else about a camera that
+    moves for a share of MOVED or more."""
+    stated = [claim for claim in text_claims if claim.topic == "camera"]
     moved = sum(b - a for label, a, b in facts.camera or () if label != "static")
-    if not told or any(claim.value != "static" for claim in told) or moved < MOVED * facts.duration:
+    if not stated or any(claim.value != "static" for claim in stated) or moved < MOVED * facts.duration:
         return None
-    return told[0], f"{told[0].words!r}, but the camera moves for {moved:.1f} of {facts.duration:.1f} s"
+    return stated[0], f"{stated[0].words!r}, but the camera moves for {moved:.1f} of {facts.duration:.1f} s"
 
 
-def order_error(said: Sequence[Claim], facts: Facts) -> tuple[Claim, str] | None:
-    """The first claim that is told after something that was measured to come later, and why."""
+def order_error(text_claims: Sequence[Claim], facts: Facts) -> tuple[Claim, str] | None:
+    """Return the first claim that follows a claim measured to happen later, and why it is wrong."""
     camera = [(label, a, b) for label, a, b in facts.camera or ()]
-    told = [claim for claim in said if claim.kind == "camera"]
-    if len(told) == len(camera) > 1 and [claim.value for claim in told] != [label for label, _, _ in camera]:
+    stated = [claim for claim in text_claims if claim.topic == "camera"]
+    if len(stated) == len(camera) > 1 and [claim.value for claim in stated] != [label for label, _, _ in camera]:
         measured = ", then ".join(label.replace("_", " ") for label, _, _ in camera)
-        return told[0], f"{' and '.join(repr(claim.words) for claim in told)}, but the camera was measured: {measured}"
+        return stated[
+            0
+        ], f"{' and '.join(repr(claim.words) for claim in stated)}, but the camera was measured: {measured}"
     motion: list[tuple[str, float, float]] = []
     for i, phase in enumerate(facts.phases or ()):
         motion.append((phase.direction, phase.start, phase.end))
@@ -98,8 +100,8 @@ def order_error(said: Sequence[Claim], facts: Facts) -> tuple[Claim, str] | None
             motion.append(("stop", phase.end, until))
     for kinds, events in ((("camera",), camera), (("direction", "stop"), motion)):
         before: tuple[Claim, float] | None = None
-        for claim in said:
-            spans = [(a, b) for value, a, b in events if value == claim.value] if claim.kind in kinds else []
+        for claim in text_claims:
+            spans = [(a, b) for value, a, b in events if value == claim.value] if claim.topic in kinds else []
             if not spans:
                 continue
             later = [(a, b) for a, b in spans if before is None or b > before[1]]

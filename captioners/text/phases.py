@@ -1,4 +1,4 @@
-"""The measured motion of a clip as phases: when something moves, where, and which way."""
+"""The measured motion of a clip as phases: when something moves, where, and in which direction."""
 
 from __future__ import annotations
 
@@ -10,18 +10,16 @@ from typing import Any
 import numpy as np
 
 START_SPEED = 0.04  # picture heights a second: a phase begins above this ...
-START_SHARE = (
-    0.12  # ... and above this share of the clip's fast motion: beside a passing car, rustling leaves are still
-)
-STOP = 0.7  # of the speed that begins a phase: it ends under this
-SHORTEST = 0.35  # seconds: shorter phases and pauses are jitter of the measurement
-TRAVEL = 0.15  # of the picture's side: a region that travels less has no direction
-STEADY = 0.7  # correlation of position with time, under which the region wanders
+START_SHARE = 0.12  # ... and above this share of the clip's fast motion: leaves beside a passing car do not count
+STOP = 0.7  # fraction of the speed that begins a phase, under which it ends
+SHORTEST = 0.35  # seconds: shorter phases and pauses are measurement noise
+TRAVEL = 0.15  # fraction of the picture's side: a region that travels less has no direction
+STEADY = 0.7  # correlation of position with time under which the region has no direction
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of time in which part of the picture moves by itself; seconds from the clip's start."""
+    """A period in which part of the picture moves independently of the camera; seconds from the clip's start."""
 
     start: float
     end: float
@@ -47,8 +45,8 @@ class Phase:
 
 
 def motion_phases(scores: Mapping[str, Any], duration: float) -> list[Phase] | None:
-    """The phases in order of time, from the columns motion_times, motion_speed, motion_x and motion_y; empty when
-    nothing moves, None when motion was not measured."""
+    """Return the phases in order of time, from the columns motion_times, motion_speed, motion_x and motion_y; empty if
+    nothing moves, None if motion was not measured."""
     columns = [scores.get(f"motion_{name}") for name in ("times", "speed", "x", "y")]
     if any(column is None for column in columns):
         return None
@@ -63,7 +61,7 @@ def motion_phases(scores: Mapping[str, Any], duration: float) -> list[Phase] | N
 
 
 def camera_spans(scores: Mapping[str, Any], duration: float, confidence: float = 0.5) -> list[tuple[str, float, float]]:
-    """(label, start, end) of what the camera does, in order of time; empty when it is not known at `confidence`."""
+    """Return (label, start, end) of the camera's moves, in order of time; empty under a confidence of `confidence`."""
     label = scores.get("camera_label")
     sure = scores.get("camera_confidence")
     if not label or (sure is not None and sure < confidence):
@@ -80,7 +78,7 @@ def camera_spans(scores: Mapping[str, Any], duration: float, confidence: float =
 
 
 def motion_peaks(scores: Mapping[str, Any], duration: float) -> list[float]:
-    """Seconds at which each phase moves fastest: what a caption should have an action for."""
+    """Return the time, seconds, of the fastest motion in each phase, for which a caption should have an action."""
     times = np.asarray(scores.get("motion_times") or [], np.float64)
     speed = np.nan_to_num(np.asarray(scores.get("motion_speed") or [], np.float64))
     peaks = []

@@ -1,4 +1,4 @@
-"""What a captioner is asked, and how its answer is read: JSON where it comes, free text where it does not."""
+"""The prompt of a captioning model, and the parsing of its answer: JSON, or free text if it is not JSON."""
 
 from __future__ import annotations
 
@@ -70,21 +70,21 @@ TIMED = re.compile(
 
 @dataclass(frozen=True)
 class Prompt:
-    """What is asked of every clip: `instruction` replaces TASK, texts are asked for in `language`."""
+    """The prompt of every clip: `instruction` replaces TASK, and texts are requested in `language`."""
 
     instruction: str | None = None
     language: str = ENGLISH
 
     @cached_property
     def instructions(self) -> str:
-        """The same for every clip, and said first: servers and the vlm captioner read it once."""
+        """The common beginning of all prompts, which servers and the vlm captioner process once."""
         task = " ".join(self.instruction.split()) if self.instruction else TASK
         language = "" if self.language == ENGLISH else f". Write all texts in {self.language}, the keys as here"
         return f"{SHOWN}{task}{FORM}{language}"
 
     @property
     def id(self) -> str:
-        """What it adds to a captioner's id: nothing for the usual prompt."""
+        """Suffix of a captioner's id; empty for the default prompt."""
         if self == Prompt():
             return ""
         return ":" + hashlib.sha256(self.instructions.encode()).hexdigest()[:12]
@@ -94,12 +94,12 @@ INSTRUCTIONS = Prompt().instructions
 
 
 def question_for(clip: ClipFrames) -> str:
-    """What is asked of one clip after its frames, with what was measured of its camera and motion as a hint."""
+    """Return the question that follows a clip's frames, with its measured camera and motion as a hint."""
     spans = [(label, a, b) for label, a, b in camera_spans(clip.scores, clip.duration, 0.6) if label in CAMERA]
     hints = []
     if spans:
-        told = ", then ".join(f"{CAMERA[label]} ({a:.1f}-{b:.1f} s)" for label, a, b in spans)
-        hints.append(f"the camera {told}")
+        moves = ", then ".join(f"{CAMERA[label]} ({a:.1f}-{b:.1f} s)" for label, a, b in spans)
+        hints.append(f"the camera {moves}")
     peaks = motion_peaks(clip.scores, clip.duration)
     if peaks:
         hints.append("something moves fastest at " + ", ".join(f"{peak:.1f} s" for peak in peaks[:6]))
@@ -114,10 +114,10 @@ def read_answer(
     usage: Mapping[str, float] | None = None,
     prompt: Prompt = Prompt(),
 ) -> Caption | CaptionError:
-    """The caption in `text`, every field bounded in length and times kept inside the clip, or why there is none.
+    """Return the caption in `text`, with fields of bounded length and times inside the clip, or why there is none.
 
-    Only known fields are read, as plain text: whatever a frame's writing talks the model into changes neither the
-    format nor another clip. `ended` is False when the answer was cut off at the token limit.
+    Only fields of the schema are read, as plain text, so that an instruction written inside a frame changes neither the
+    format nor another clip. `ended` is False if the answer was cut off at the token limit.
     """
     usage = dict(usage or {})
     if not ended:
@@ -131,8 +131,8 @@ def read_answer(
         return CaptionError(clip.clip_id, f"malformed JSON: {text.strip()[:60]!r}")
     else:
         caption = _from_text(clip, text, usage)
-    asked = f"{prompt.instructions} {question_for(clip)}"
-    form = check_form(caption.dense, asked, cut_off=not ended, english=prompt.language == ENGLISH)
+    request = f"{prompt.instructions} {question_for(clip)}"
+    form = check_form(caption.dense, request, cut_off=not ended, english=prompt.language == ENGLISH)
     if form.rejected:
         return CaptionError(clip.clip_id, f"{form.rejected}: {text.strip()[:60]!r}")
     return caption
@@ -161,13 +161,13 @@ def find_json(text: str, cut_off: bool) -> dict[str, Any] | None:
 
 
 def _from_tree(clip: ClipFrames, tree: Mapping[str, Any], usage: Mapping[str, float]) -> Caption:
-    said: dict[str, Any] = {name: _text(tree.get(name), limit) for name, limit in LONGEST.items()}
+    texts: dict[str, Any] = {name: _text(tree.get(name), limit) for name, limit in LONGEST.items()}
     subjects = tuple(filter(None, (_text(item, 80) for item in _items(tree.get("subjects"), MOST["subjects"]))))
     actions = tuple(filter(None, (_action(clip, item) for item in _items(tree.get("actions"), MOST["actions"]))))
-    dense = said["dense"] or " ".join(as_sentence(action.text) for action in actions) or said["short"]
-    origin = {name: "model" for name, value in {"subjects": subjects, "actions": actions, **said}.items() if value}
-    said |= {"short": said["short"] or (sentences(dense)[0] if dense else ""), "dense": dense}
-    return Caption(clip.clip_id, **said, subjects=subjects, actions=actions, provenance=origin, usage=usage)
+    dense = texts["dense"] or " ".join(as_sentence(action.text) for action in actions) or texts["short"]
+    origin = {name: "model" for name, value in {"subjects": subjects, "actions": actions, **texts}.items() if value}
+    texts |= {"short": texts["short"] or (sentences(dense)[0] if dense else ""), "dense": dense}
+    return Caption(clip.clip_id, **texts, subjects=subjects, actions=actions, provenance=origin, usage=usage)
 
 
 def _from_text(clip: ClipFrames, text: str, usage: Mapping[str, float]) -> Caption:
@@ -179,14 +179,14 @@ def _from_text(clip: ClipFrames, text: str, usage: Mapping[str, float]) -> Capti
             actions.append(action)
         lines.append(as_sentence(timed[3]) if timed else line.strip())
     dense = _text(" ".join(lines), LONGEST["dense"])
-    said = sentences(dense)
-    camera = next((s for s in said if OF_CAMERA.search(s)), "")
+    parts = sentences(dense)
+    camera = next((s for s in parts if OF_CAMERA.search(s)), "")
     provenance = {"short": "model", "dense": "model"} | dict.fromkeys(
         [name for name, value in (("actions", actions), ("camera", camera)) if value], "parsed"
     )
     return Caption(
         clip.clip_id,
-        said[0] if said else "",
+        parts[0] if parts else "",
         dense,
         actions=tuple(actions),
         camera=_text(camera, LONGEST["camera"]),
@@ -211,12 +211,12 @@ def _items(value: Any, most: int) -> Sequence[Any]:
 
 
 def _text(value: Any, most: int) -> str:
-    """One line of at most `most` characters, ending at a word, or at a sentence where there is one to end at."""
+    """Return one line of at most `most` characters, cut at a sentence if possible, else at a word."""
     if not isinstance(value, str):
         return ""
-    text = " ".join(value.encode("utf-8", "replace").decode().split())  # JSON can hold half of a character
+    text = " ".join(value.encode("utf-8", "replace").decode().split())  # JSON can contain lone surrogates
     if len(text) <= most:
         return text
     cut = text[:most].rsplit(" ", 1)[0]
-    said = sentences(cut)
-    return " ".join(said[:-1]) if len(said) > 1 else cut
+    whole_sentences = sentences(cut)
+    return " ".join(whole_sentences[:-1]) if len(whole_sentences) > 1 else cut

@@ -79,58 +79,58 @@ CONNECTIVE = re.compile(
 )
 ORDER = re.compile(r"\b(?:then|after|before|until|finally|first|later|begins?|starts?|stops?)\b", re.IGNORECASE)
 LONGEST_WORDS = 320
-REPEAT_SPAN = 4  # words; a span said this often or more is a loop
-REPEAT_TIMES = 4
-LETTER_SPAN = 8  # letters; the same for scripts without spaces
-LETTERS_A_SPACE = 20  # where a text has more on average, its script has no spaces between words
-ENDS = (".", "!", "?", '"', ".)", "”", "。", "！", "？", "…", "।", "؟", "」", "»")  # of a whole sentence
-ECHO = 8  # words of the prompt in a row
+REPEAT_SPAN = 4  # words in a span that is counted to detect loops
+REPEAT_TIMES = 4  # occurrences of a span from which it is a loop
+LETTER_SPAN = 8  # letters in such a span, for scripts without spaces
+LETTERS_A_SPACE = 20  # letters per space from which a script has no spaces between words
+ENDS = (".", "!", "?", '"', ".)", "”", "。", "！", "？", "…", "।", "؟", "」", "»")  # endings of a complete sentence
+ECHO = 8  # consecutive words of the prompt that count as an echo
 
 
 @dataclass(frozen=True)
 class TextCheck:
-    """A text after repair, what was found, and why it cannot be used (None when it can)."""
+    """A text after repair, its defects, and why it cannot be used (None if it can)."""
 
     text: str
-    found: tuple[str, ...] = ()
+    defects: tuple[str, ...] = ()
     rejected: str | None = None
 
 
 def check_form(text: str, prompt: str = "", cut_off: bool = False, english: bool = True) -> TextCheck:
-    """Repairs what can be repaired without inventing: opener removed, repeated sentences said once, an unfinished last
-    sentence dropped. Refusals, loops, debris and echoes of `prompt` reject, and another language where the text has to
-    be `english`."""
+    """Check a text and repair it without adding content: remove an opener, repeated sentences and an unfinished last
+    sentence. Refusals, loops, debris and echoes of `prompt` are rejected, and another language if the text must be
+    `english`."""
     text = " ".join(text.split())
     why = unusable(text, prompt, english)
     if why:
         return TextCheck(text, (f"form: {why}",), why)
-    found = []
+    defects = []
     while (rest := OPENER.sub("", text, count=1)) not in (text, ""):
-        found.append(f"form: opener {text[: len(text) - len(rest)].strip()!r} removed")
+        defects.append(f"form: opener {text[: len(text) - len(rest)].strip()!r} removed")
         text = rest[0].upper() + rest[1:]
-    said = sentences(text)
-    once = list(dict.fromkeys(said))
-    if len(once) < len(said):
-        found.append(f"form: {len(said) - len(once)} repeated sentence(s) removed")
-    if not once[-1].endswith(ENDS):
-        if len(once) > 1:
-            found.append("form: unfinished last sentence removed")
-            once.pop()
-        elif cut_off or len(once[-1].split()) > 60:
-            return TextCheck(text, (*found, "form: cut off"), "cut off")
+    parts = sentences(text)
+    distinct = list(dict.fromkeys(parts))
+    if len(distinct) < len(parts):
+        defects.append(f"form: {len(parts) - len(distinct)} repeated sentence(s) removed")
+    if not distinct[-1].endswith(ENDS):
+        if len(distinct) > 1:
+            defects.append("form: unfinished last sentence removed")
+            distinct.pop()
+        elif cut_off or len(distinct[-1].split()) > 60:
+            return TextCheck(text, (*defects, "form: cut off"), "cut off")
         else:
-            once[-1] += "."
-    text = " ".join(once)
+            distinct[-1] += "."
+    text = " ".join(distinct)
     if len(text.split()) > LONGEST_WORDS:
-        found.append(f"form: {len(text.split())} words, cut to {LONGEST_WORDS}")
-        text = _first_words(once, LONGEST_WORDS)
+        defects.append(f"form: {len(text.split())} words, cut to {LONGEST_WORDS}")
+        text = _first_words(distinct, LONGEST_WORDS)
     why = unusable(text, prompt, english)
-    return TextCheck(text, (*found, f"form: {why}") if why else tuple(found), why)
+    return TextCheck(text, (*defects, f"form: {why}") if why else tuple(defects), why)
 
 
 def unusable(text: str, prompt: str = "", english: bool = True) -> str | None:
-    """Why a text cannot be a caption, whatever it says; None when it can. In other languages than English a text may
-    have no spaces between its words."""
+    """Return why the form of a text rules it out as a caption; None if it does not. In languages other than English a
+    text may have no spaces between its words."""
     bare = text.replace(" ", "").rstrip(".!?")
     if not bare:
         return "empty"
@@ -150,7 +150,7 @@ def unusable(text: str, prompt: str = "", english: bool = True) -> str | None:
 
 
 def is_english(text: str) -> bool:
-    """Latin letters, and in 8 words or more at least one in eight of English's function words."""
+    """Return whether letters are mostly Latin and, in 8 words or more, one in eight is an English function word."""
     letters = [c for c in text if c.isalpha()]
     if sum(c.isascii() for c in letters) < 0.9 * len(letters) or not letters:
         return False
@@ -159,7 +159,7 @@ def is_english(text: str) -> bool:
 
 
 def loops(text: str) -> bool:
-    """Whether a span of REPEAT_SPAN words comes REPEAT_TIMES times or more."""
+    """Return whether a span of REPEAT_SPAN words occurs REPEAT_TIMES times or more."""
     words = tokens(text)
     size = REPEAT_SPAN if len(max(words, key=len, default="")) > 1 else LETTER_SPAN
     spans = Counter(tuple(words[i : i + size]) for i in range(len(words) - size + 1))
@@ -167,7 +167,7 @@ def loops(text: str) -> bool:
 
 
 def tokens(text: str) -> list[str]:
-    """Words in lower case; of a script without spaces between words, letters."""
+    """Return words in lower case; for a script without spaces between words, letters."""
     letters = [c for c in text if c.isalpha()]
     if len(letters) >= LETTER_SPAN and text.count(" ") * LETTERS_A_SPACE < len(letters):
         return letters
@@ -175,24 +175,24 @@ def tokens(text: str) -> list[str]:
 
 
 def echoes(text: str, prompt: str) -> bool:
-    """Whether `text` repeats ECHO words in a row of `prompt`."""
-    asked = [w.lower() for w in WORD.findall(prompt)]
-    said = [w.lower() for w in WORD.findall(text)]
-    spans = {tuple(asked[i : i + ECHO]) for i in range(len(asked) - ECHO + 1)}
-    return any(tuple(said[i : i + ECHO]) in spans for i in range(len(said) - ECHO + 1))
+    """Return whether `text` repeats ECHO consecutive words of `prompt`."""
+    prompt_words = [w.lower() for w in WORD.findall(prompt)]
+    text_words = [w.lower() for w in WORD.findall(text)]
+    spans = {tuple(prompt_words[i : i + ECHO]) for i in range(len(prompt_words) - ECHO + 1)}
+    return any(tuple(text_words[i : i + ECHO]) in spans for i in range(len(text_words) - ECHO + 1))
 
 
 def vague_share(text: str) -> float | None:
-    """Share of sentences that lack a concrete subject or an action, 0 to 1; None without a sentence. Sentences about
-    the camera are left out, unless there are no others.
+    """Return the share of sentences that lack a concrete subject or an action, 0 to 1; None without a sentence.
+    Sentences about the camera are ignored, unless there are no others.
 
     Concrete: a word that is neither a function word nor in VAGUE. Action: behind another content word, one that ends
     like a verb in the present tense (-s, -ing) or is a common verb's plural, or one of a few stative verbs anywhere.
     A heuristic: tests/benchmarks/caption_audit.py measures it.
     """
-    said = sentences(text)
-    said = [sentence for sentence in said if not OF_CAMERA.search(sentence)] or said
-    return sum(is_vague(sentence) for sentence in said) / len(said) if said else None
+    judged = sentences(text)
+    judged = [sentence for sentence in judged if not OF_CAMERA.search(sentence)] or judged
+    return sum(is_vague(sentence) for sentence in judged) / len(judged) if judged else None
 
 
 def is_vague(sentence: str) -> bool:
@@ -210,13 +210,13 @@ def is_vague(sentence: str) -> bool:
 
 
 def tells_order(text: str) -> bool:
-    """Whether the text says what comes before or after what."""
+    """Return whether the text states an order of events."""
     return CONNECTIVE.search(text) is not None
 
 
-def _first_words(said: list[str], most: int) -> str:
+def _first_words(parts: list[str], most: int) -> str:
     kept: list[str] = []
-    for sentence in said:
+    for sentence in parts:
         if kept and sum(len(s.split()) for s in kept) + len(sentence.split()) > most:
             break
         kept.append(sentence)

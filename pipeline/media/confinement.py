@@ -1,7 +1,7 @@
-"""What a process that decodes untrusted bytes can do without: the network, and writing files. Linux only.
+"""Confinement of a process that decodes untrusted bytes: no network, no writing of files. Linux only.
 
-Landlock (kernel 5.13) refuses every change to the file system, seccomp every new socket. Both hold until the process
-ends, also for what it starts. Files in memory, pipes and descriptors that are open already go on working.
+Landlock (kernel 5.13) denies every change to the file system, seccomp every new socket. Both last until the process
+ends and apply to its children. Files in memory, pipes and open descriptors keep working.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ WRITE_FILE = 1 << 1
 
 
 def confine() -> tuple[bool, bool]:
-    """Take the network and writing from this process; returns whether each is in force."""
+    """Deny this process the network and writing; return whether each denial is in force."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
         return False, False
@@ -36,7 +36,7 @@ def confine() -> tuple[bool, bool]:
 
 
 def try_out() -> str:
-    """What of it holds in this process, by trying; for `doctor`, in a child that is confined."""
+    """Test which denials are in force in this process; `doctor` runs it in a confined child."""
     held = []
     try:
         socket.socket().close()

@@ -1,4 +1,4 @@
-"""Opening a file: which of its streams is the film, what its header says of it, and why it cannot be used."""
+"""Opening a file: the choice of its video stream, the metadata in its header, and why it cannot be used."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from pipeline.media.colour import Colour
 from pipeline.media.faults import is_machine_fault
 from pipeline.storage.store import Unreachable
 
-HEADER = 1 << 20  # bytes that are searched for the boxes of encrypted MP4
+HEADER = 1 << 20  # bytes searched for the boxes of encrypted MP4
 ATTACHED_PICTURE = 0x400  # AV_DISPOSITION_ATTACHED_PIC
 PLAYLISTS = frozenset(
     ("concat", "concatf", "dash", "hls", "imf", "sdp", "tty")
 )  # formats that hold no video themselves
 ENCRYPTION_BOXES = (b"encv", b"enca", b"pssh", b"senc", b"tenc")  # ISO/IEC 23001-7
-LARGEST_RATE = 120.0  # frames per second: a header that says more is checked against the packets' times
+LARGEST_RATE = 120.0  # frames a second; a larger rate in a header is checked against the packets' times
 RATE_PACKETS = 600  # packets whose times are read to measure a frame rate
 
 
 class MediaError(Exception):
-    """A file that cannot be used; the message says why in words for a person."""
+    """A file that cannot be used; the message says why, for users."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What a file says of its video stream. Sizes are as displayed: rotated, with square pixels."""
+    """Properties of a file's video stream. Sizes are as displayed: rotated, with square pixels."""
 
     duration: float  # seconds from `start` to the end; 0 for a still image, estimated where the file does not say
     fps: float  # frames per second on average; 0 for a still image
@@ -51,7 +51,7 @@ class Probe:
 
 
 def open_container(file: str | BinaryIO) -> Any:
-    """The open file as a PyAV container. Raises MediaError, or Unreachable."""
+    """Open a file as a PyAV container. Raises MediaError, or Unreachable."""
     if isinstance(file, str):
         path = Path(file)
         if not path.exists():
@@ -86,9 +86,9 @@ def open_container(file: str | BinaryIO) -> Any:
 
 
 def film_stream(container: Any) -> Any:
-    """The video stream to use: the first that is no cover picture. In animated AVIF and HEIF the first ones are still
-    pictures for viewers that cannot show more: then the first that has more frames, and is not an alpha channel.
-    Raises MediaError: a sound file's cover is no video."""
+    """Return the video stream to use: the first that is not a cover picture. Animated AVIF and HEIF begin with still
+    pictures for simple viewers: then the first stream that has more frames and is not an alpha channel. Raises
+    MediaError if there is none, as in an audio file with a cover."""
     streams = [s for s in container.streams.video if not int(s.disposition) & ATTACHED_PICTURE]
     if not streams:
         types = sorted({s.type for s in container.streams})
@@ -103,20 +103,20 @@ def film_stream(container: Any) -> Any:
 
 
 def is_encrypted(file: str | BinaryIO) -> bool:
-    """Whether the file's first mebibyte has a box that only encrypted MP4 has: four bytes of size, then its type."""
+    """Return whether the first mebibyte has a box of encrypted MP4: four bytes of size, then its type."""
     data = first_bytes(file, HEADER)
     places = (data.find(box) for box in ENCRYPTION_BOXES)
     return any(at >= 4 and 8 <= int.from_bytes(data[at - 4 : at]) <= HEADER for at in places)
 
 
 def is_encrypted_stream(stream: Any) -> bool:
-    """Whether the container says that the stream's packets are encrypted (MP4, Matroska)."""
+    """Return whether the container marks the stream's packets as encrypted (MP4, Matroska)."""
     tag = stream.codec_context.codec_tag if stream.codec_context is not None else ""
     return tag == "encv" or "enc_key_id" in stream.metadata
 
 
 def first_bytes(file: str | BinaryIO, size: int) -> bytes:
-    """The first bytes of a file, which stays where it is."""
+    """Return the first bytes of a file; its position does not change."""
     if isinstance(file, str):
         with open(file, "rb") as opened:
             return opened.read(size)
@@ -128,12 +128,12 @@ def first_bytes(file: str | BinaryIO, size: int) -> bytes:
 
 
 def is_rate_plausible(stream: Any) -> bool:
-    """Whether the header has a mean frame rate that a camera may have."""
+    """Return whether the header has a plausible mean frame rate."""
     return stream.average_rate is not None and 0 < stream.average_rate <= LARGEST_RATE
 
 
 def measured_rate(container: Any, stream: Any) -> float | None:
-    """Frames per second by the times of the first packets, None where they say nothing. Moves the demuxer on."""
+    """Return frames a second from the times of the first packets, None without usable times. Advances the demuxer."""
     times = []
     try:
         for packet in container.demux(stream):
@@ -149,16 +149,16 @@ def measured_rate(container: Any, stream: Any) -> float | None:
 
 
 def duration_of(container: Any, stream: Any, start: float) -> float:
-    """Seconds from `start` to the end by the header; 0 where it does not say."""
+    """Return seconds from `start` to the end by the header; 0 if it has no duration."""
     if stream.duration:
         return max(0.0, float((stream.duration + (stream.start_time or 0)) * stream.time_base) - start)
     if container.duration:
-        zero = "matroska" in container.format.name  # which counts from 0 rather than from its first frame
+        zero = "matroska" in container.format.name  # its duration counts from 0, not from the first frame
         first = 0 if zero else container.start_time or 0
         return max(0.0, (container.duration + first) / av.time_base - start)
     return 0.0
 
 
 def words(error: BaseException) -> str:
-    """What an error of FFmpeg or the system says, without the file's name."""
+    """Return the message of an error of FFmpeg or the system, without the file's name."""
     return str(getattr(error, "strerror", None) or error).split(":")[0]

@@ -1,4 +1,4 @@
-"""Encoding: a span of a source becomes a small file for training."""
+"""Encoding of a span of a source as a small file for training."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from pipeline.media.memory_file import memory_file
 from pipeline.media.side_data import side_data
 from pipeline.media.video import MediaError, Video
 
-VERSION = 5  # of the bytes that this file makes: raise it when the same span would be encoded to others
+VERSION = 5  # raise it when the same span would be encoded to other bytes
 CONTINUE = 2.0  # seconds: a span that starts this soon after the last one is reached by decoding on, not by seeking
-JPEG_QUALITY = 95
+JPEG_QUALITY = 95  # 0 to 100
 LIMITED = 1  # AVCOL_RANGE_MPEG
-# x264's AVX-512 code was seen to give other bytes than the rest of it, and now and then others for the same frames.
+# x264's AVX-512 code gives other bytes than its other code paths, and sometimes varies for the same frames.
 AVX512 = cv2.checkHardwareSupport(13)  # CV_CPU_AVX_512F
 X264 = {"x264-params": "asm=MMX2,SSE2Fast,SSSE3,SSE4.2,AVX,FMA3,BMI1,BMI2,AVX2,LZCNT"} if AVX512 else {}
 SVT = "lp=1:asm=avx2" if AVX512 else "lp=1"
 X265 = "pools=none:frame-threads=1:log-level=none:"
 SPARSE = {"bf": "5", "b_strategy": "0", "b-pyramid": "none", "refs": "1"}
 ENCODERS: dict[str, tuple[str, dict[str, str]]] = {
-    # One thread, and nothing that differs from run to run. `fast_loading` trades bytes for a short way from any frame
-    # back to a keyframe; five of six frames of its H.264 and H.265 are referred to by none, so that the loader, which
-    # wants few frames, need not decode them. tests/benchmarks/pack_speed.py and load_speed.py have the figures.
+    # One thread, and only deterministic options. `fast_loading` trades bytes for a short distance from any frame back
+    # to a keyframe. Five of six frames of its H.264 and H.265 are non-reference frames, so that a loader of few frames
+    # need not decode them. See tests/benchmarks/pack_speed.py and load_speed.py for measurements.
     "h264 fast_loading": ("libx264", {"preset": "medium", "crf": "24", "g": "24", **SPARSE, "coder": "cavlc", **X264}),
     "h264 small": ("libx264", {"preset": "slow", "crf": "23", "g": "250", **X264}),
     "h265 fast_loading": (
@@ -53,13 +53,13 @@ ENCODERS: dict[str, tuple[str, dict[str, str]]] = {
     "av1 fast_loading": ("libsvtav1", {"preset": "8", "crf": "32", "g": "24", "svtav1-params": SVT + ":fast-decode=2"}),
     "av1 small": ("libsvtav1", {"preset": "6", "crf": "34", "g": "240", "svtav1-params": SVT}),
 }
-os.environ.setdefault("SVT_LOG", "0")  # the AV1 encoder otherwise tells standard error of every clip
+os.environ.setdefault("SVT_LOG", "0")  # otherwise the AV1 encoder logs every clip to standard error
 
 
 @dataclass(frozen=True)
 class Cut:
-    """What to take of a source: frames with start_pts <= pts < end_pts, and of them the part `crop` (x, y, width,
-    height in pixels of the picture as displayed, which has `shown` pixels), filling `size` (width, height)."""
+    """A span and crop of a source: frames with start_pts <= pts < end_pts, and of them the part `crop` (x, y, width,
+    height in pixels of the picture as displayed, whose size is `shown`), filling `size` (width, height)."""
 
     start_pts: int
     end_pts: int
@@ -69,12 +69,13 @@ class Cut:
     size: tuple[int, int]
 
     def part(self) -> tuple[float, float, float, float]:
-        """x, y, width, height as fractions of the displayed picture: the middle of `crop` in the shape of `size`."""
+        """Return x, y, width, height as fractions of the displayed picture: the centre of `crop` in the aspect ratio of
+        `size`."""
         x, y, width, height = self.crop
         scale = max(self.size[0] / width, self.size[1] / height)
         w, h = self.size[0] / scale, self.size[1] / scale
-        left, top = x + (width - w) / 2, y + (height - h) / 2
-        return left / self.shown[0], top / self.shown[1], w / self.shown[0], h / self.shown[1]
+        x0, y0 = x + (width - w) / 2, y + (height - h) / 2
+        return x0 / self.shown[0], y0 / self.shown[1], w / self.shown[0], h / self.shown[1]
 
 
 @dataclass(frozen=True)
@@ -91,12 +92,12 @@ class Encoded:
 
 
 class SpanReader:
-    """Spans of one open video, cheapest in order of time: spans that follow each other are one decode."""
+    """Spans of one open video, cheapest in order of time: consecutive spans are one decode."""
 
     def __init__(self, video: Video):
         self.video = video
         self._frames: Iterator[Frame] = iter(())
-        self._ahead: Frame | None = None  # decoded, not yet given out
+        self._ahead: Frame | None = None  # decoded but not yet returned
 
     def frames(self, start: int, end: int) -> Iterator[Frame]:
         """Frames with start <= pts < end, in the stream's time base. Raises MediaError."""
@@ -114,10 +115,10 @@ class SpanReader:
 
 
 def encode_span(reader: SpanReader, cut: Cut, options: PackOptions, frames: int | None = None) -> Encoded:
-    """The span as an mp4 of `cut.size`: square pixels, upright, 8-bit 4:2:0, BT.709 in limited range, tone-mapped where
-    the source is HDR, progressive, without sound. At a constant rate (`options.fps`) it has so many `frames`, or as
-    many as its length asks for. The same input and options give the same bytes. Raises MediaError where the source has
-    no frame of it, or the encoder fails."""
+    """Encode the span as an mp4 of `cut.size`: square pixels, upright, 8-bit 4:2:0, BT.709 in limited range,
+    tone-mapped if the source is HDR, progressive, without sound. At a constant rate (`options.fps`) it has `frames`
+    frames, or as many as its length gives. The same input and options give the same bytes. Raises MediaError if the
+    source has no frame in the span or the encoder fails."""
     base = reader.video.probe.time_base
     start, end = (round(pts * cut.time_base / base) for pts in (cut.start_pts, cut.end_pts))
     decoded = _progressive(reader.frames(start, end), base)
@@ -142,7 +143,7 @@ def encode_span(reader: SpanReader, cut: Cut, options: PackOptions, frames: int 
 
 
 def encode_image(reader: SpanReader, cut: Cut) -> Encoded:
-    """A still image, or a span's first frame, as JPEG of `cut.size`. Raises MediaError."""
+    """Encode a still image, or a span's first frame, as JPEG of `cut.size`. Raises MediaError."""
     frames = reader.video.frames() if reader.video.probe.image else reader.frames(cut.start_pts, cut.end_pts)
     frame = next(iter(frames), None)
     if frame is None:
@@ -161,7 +162,7 @@ def _write_mp4(
     cut: Cut,
     encoder: tuple[str, dict[str, str]],
 ) -> int:
-    """How many frames were written. Each lasts until the next, the last until `length`."""
+    """Write frames and return their number. Each lasts until the next, the last until `length`."""
     first = next(frames, None)
     if first is None:
         raise MediaError("no frame in the span")
@@ -181,7 +182,7 @@ def _write_mp4(
 
 
 def _describe(context: Any, size: tuple[int, int], base: Fraction) -> None:
-    """Tells the encoder what it gets, and what it is to write of the colours."""
+    """Set the encoder's input format and the colour tags that it writes."""
     context.width, context.height = size
     context.pix_fmt = "yuv420p"
     context.time_base = base
@@ -192,13 +193,13 @@ def _describe(context: Any, size: tuple[int, int], base: Fraction) -> None:
 
 
 def _picture(frame: Frame, cut: Cut) -> av.VideoFrame:
-    """The frame as it is encoded: cropped, scaled by area, upright, 8-bit 4:2:0 of BT.709 in limited range."""
+    """Return the frame to encode: cropped, scaled by area, upright, 8-bit 4:2:0 of BT.709 in limited range."""
     width, height = cut.size
     native, colour = frame.native, frame.colour
     whole = cut.crop == (0, 0, *cut.shown) and cut.shown == cut.size == (native.width, native.height)
     upright = not (frame.rotation or frame.mirrored)
     if whole and upright and native.format.name == "yuv420p" and colour.is_bt709 and side_data(native) == {}:
-        native.pict_type = PictureType.NONE  # else the encoder would repeat the source's choice of keyframes
+        native.pict_type = PictureType.NONE  # otherwise the encoder copies the source's keyframe positions
         return native
     planes = [frame.upright(plane) for plane in frame.planes(deep=colour.is_wide)]
     part, half = cut.part(), (width // 2, height // 2)
@@ -210,39 +211,39 @@ def _picture(frame: Frame, cut: Cut) -> av.VideoFrame:
 
 
 def _fit(plane: np.ndarray, part: tuple[float, float, float, float], size: tuple[int, int], even: int) -> np.ndarray:
-    """The `part` (fractions) of a (h, w) or (h, w, 3) picture at `size` (width, height), cut out where it has that size
-    to a pixel, else scaled; offsets are multiples of `even`, so that luma and chroma stay together."""
+    """Return the `part` (fractions) of a (h, w) or (h, w, 3) picture at `size` (width, height): cropped if its size
+    matches to within a pixel, else scaled. Offsets are multiples of `even`, so that luma and chroma stay aligned."""
     height, width = plane.shape[:2]
-    left, top = (int((part[i] * side + 1e-6) / even) * even for i, side in ((0, width), (1, height)))
+    x, y = (int((part[i] * side + 1e-6) / even) * even for i, side in ((0, width), (1, height)))
     is_crop = abs(part[2] * width - size[0]) < 1 and abs(part[3] * height - size[1]) < 1
     if is_crop and size[0] <= width and size[1] <= height:
-        left, top = min(left, width - size[0]), max(0, min(top, height - size[1]))
-        inside = plane[top : top + size[1], left : left + size[0]]
+        x, y = min(x, width - size[0]), max(0, min(y, height - size[1]))
+        inside = plane[y : y + size[1], x : x + size[0]]
     else:
-        right = min(width, max(left + 1, round((part[0] + part[2]) * width)))
-        bottom = min(height, max(top + 1, round((part[1] + part[3]) * height)))
-        inside = plane[top:bottom, left:right]
+        x_end = min(width, max(x + 1, round((part[0] + part[2]) * width)))
+        y_end = min(height, max(y + 1, round((part[1] + part[3]) * height)))
+        inside = plane[y:y_end, x:x_end]
     if inside.shape[:2] == size[::-1]:
         return inside
     return cv2.resize(np.ascontiguousarray(inside), size, interpolation=cv2.INTER_AREA)
 
 
 def _constant_rate(frames: Iterator[Frame], start: int, count: int, steps: Fraction) -> Iterator[tuple[Frame, int]]:
-    """`count` frames at a constant rate: each the last one shown at its time; `steps` output frames are one tick."""
+    """Yield `count` frames at a constant rate, each the frame shown at its time; `steps` output frames are one tick."""
     shown: Frame | None = None
-    made = 0
+    emitted = 0
     for frame in frames:
-        while shown is not None and made < count and made < (frame.pts - start) * steps:
-            yield shown, made
-            made += 1
+        while shown is not None and emitted < count and emitted < (frame.pts - start) * steps:
+            yield shown, emitted
+            emitted += 1
         shown = frame
-    while shown is not None and made < count:
-        yield shown, made
-        made += 1
+    while shown is not None and emitted < count:
+        yield shown, emitted
+        emitted += 1
 
 
 def _progressive(frames: Iterator[Frame], base: Fraction) -> Iterator[Frame]:
-    """The same frames, from the first that is marked as interlaced on with those deinterlaced that are."""
+    """Yield the frames, with interlaced ones deinterlaced from the first that is marked as interlaced on."""
     for frame in frames:
         if frame.native.interlaced_frame:
             yield from _deinterlaced(frame, frames, base)

@@ -19,8 +19,8 @@ MACHINE_ERRNOS = frozenset(
     (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 )  # disk full, quota, limit of file size, read-only file system, too many open files, no memory
 CV_NO_MEMORY = -4  # cv::Error::StsNoMem
-TRACE_CHARACTERS = 20_000  # of a traceback that are kept, from its end: a deep recursion has megabytes
-REASON_CHARACTERS = 300
+TRACE_CHARACTERS = 20_000  # characters kept from the end of a traceback: a deep recursion has megabytes
+REASON_CHARACTERS = 300  # longest reason
 
 
 class MachineFault(OSError):
@@ -40,8 +40,8 @@ class ChildTraceback(Exception):
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a source or a clip has no result. `place` names the exception's type, file and line where it was not
-    foreseen, and is empty where it was: an unusable file, a limit, a server that does not answer."""
+    """Why a source or a clip has no result. `place` is the type, file and line of an unexpected exception, and empty
+    for an expected one: an unusable file, a limit, a server that does not answer."""
 
     reason: str  # one line for a person
     place: str
@@ -49,20 +49,20 @@ class Failure:
 
 
 def failure(error: BaseException) -> Failure:
-    """The record of an exception that one source or clip caused."""
+    """Return the record of an exception caused by one source or clip."""
     place = "" if is_foreseen(error) else place_of(error)
     reason = f"internal error: {place}: {one_line(error)}" if place else one_line(error)
     return Failure(reason[:REASON_CHARACTERS], place, trace_of(error))
 
 
 def is_foreseen(error: BaseException) -> bool:
-    """Whether the code expects this exception of bad input: the operating system's errors, and classes of its own."""
+    """Return whether bad input may raise this exception: the operating system's errors and this code's own classes."""
     return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in PACKAGES
 
 
 def is_machine_fault(error: BaseException) -> bool:
-    """Whether the machine is at fault, not the input: a full or read-only disk, no file descriptors, no memory for this
-    process or its GPU."""
+    """Return whether the machine is at fault, not the input: a full or read-only disk, no file descriptors, no memory
+    for this process or its GPU."""
     if isinstance(error, MachineFault) or is_out_of_memory(error):
         return True
     if getattr(error, "errno", None) in MACHINE_ERRNOS:
@@ -71,7 +71,7 @@ def is_machine_fault(error: BaseException) -> bool:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed: in Python, in the operating system, in OpenCV or in PyTorch."""
+    """Return whether an allocation failed: in Python, in the operating system, in OpenCV or in PyTorch."""
     if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
         return True
     if type(error).__name__ == "OutOfMemoryError" or getattr(error, "code", None) == CV_NO_MEMORY:
@@ -80,22 +80,22 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, without its type, and without the file's name where it is the operating system's."""
+    """Return an error's message without its type, and for the operating system's errors without the file's name."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     return " ".join(redact(str(error)).split())[:REASON_CHARACTERS] or type(error).__name__
 
 
 def problem(error: BaseException) -> str:
-    """The line with which a build stops for a fault of the machine, with the file where it names one."""
+    """Return the message with which a build stops for a machine fault, with the file if the error names one."""
     name = getattr(error, "filename", None)
     where = f" ({os.fsdecode(name)})" if isinstance(name, (str, bytes)) else ""
-    return f"{one_line(error)}{where}: mend it, then run the same build again: nothing that is done is lost"
+    return f"{one_line(error)}{where}: fix this, then run the same build again; finished work is kept"
 
 
 def place_of(error: BaseException) -> str:
-    """ "IndexError at pipeline/scan/tracks.py:112": the type, and the innermost frame of this code, or of any where
-    there is none of it."""
+    """Return the exception's type and the innermost frame of this code, or of any code without one:
+    "IndexError at pipeline/scan/tracks.py:112"."""
     if isinstance(error.__cause__, ChildTraceback):
         return error.__cause__.place
     frames = list(_frames(error.__traceback__))
@@ -105,15 +105,15 @@ def place_of(error: BaseException) -> str:
 
 
 def trace_of(error: BaseException) -> str:
-    """The traceback with its causes, of the child process where it was raised in one; file names of this code from its
-    own root."""
+    """Return the traceback with its causes, from the child process if it was raised there; file names of this code are
+    relative to its root."""
     cause = error.__cause__
     text = cause.text if isinstance(cause, ChildTraceback) else "".join(traceback.format_exception(error))
     return text.replace(f"{ROOT}{os.sep}", "")[-TRACE_CHARACTERS:]
 
 
 def _frames(trace: TracebackType | None) -> Iterator[tuple[str, int]]:
-    """File, from the root of its package, and line."""
+    """Yield each file, relative to the root of its package, and line."""
     roots = [str(ROOT), *sorted(filter(None, sys.path), key=len, reverse=True)]
     while trace is not None:
         file = trace.tb_frame.f_code.co_filename

@@ -1,4 +1,4 @@
-"""A decoded frame: its planes, its colours and how it is turned for display."""
+"""A decoded frame: its planes, its colours and its rotation for display."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.media.colour import BT601, NOT_YUV, Colour, rgb_matrix
 
 
 def seconds(pts: int, base: Fraction) -> float:
-    """float(pts * base) to the last bit, which is asked of every frame of a source, without making fractions."""
+    """Return float(pts * base) to the last bit, without the cost of fractions for every frame of a source."""
     return pts * base.numerator / base.denominator
 
 
@@ -28,17 +28,17 @@ class Frame:
     key: bool
     native: av.VideoFrame
     rotation: int  # degrees counter-clockwise, as in `Probe`
-    mirrored: bool  # turned upside down before it is rotated
+    mirrored: bool  # flipped vertically before it is rotated
     colour: Colour
-    b: bool  # a B-frame: of lower quality than its neighbours
-    passed: tuple[int, ...]  # pts of this frame and of the source's frames between the last one given and it
-    is_non_reference: bool  # no frame refers to it: it is given only because it was `wanted`
+    is_b_frame: bool  # of lower quality than its neighbours
+    skipped_pts: tuple[int, ...]  # pts of the frames skipped since the last one, followed by this frame's own
+    is_non_reference: bool  # no frame refers to it; decoded only because it was `wanted`
 
     def planes(self, deep: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Y, U and V as views of the decoder's memory (valid while the frame lives), as coded: not rotated.
+        """Return Y, U and V as views of the decoder's memory (valid while the frame lives), as coded: not rotated.
 
-        (h, w) and chroma of whatever subsampling the format has; uint8, to which deeper formats are rounded, or of
-        deeper formats uint16 in 16 bits where `deep`.
+        (h, w) and chroma in the format's subsampling. uint8, to which deeper formats are rounded; with `deep`, deeper
+        formats are uint16 scaled to 16 bits.
         """
         native, depth = _planar(self.native)
         views = [_plane(plane, 2 if depth > 8 else 1) for plane in native.planes[:3]]
@@ -49,11 +49,11 @@ class Frame:
         return views[0], views[1], views[2]
 
     def upright(self, picture: np.ndarray) -> np.ndarray:
-        """A (h, w) or (h, w, 3) picture of the frame as coded, turned for display."""
+        """Rotate a (h, w) or (h, w, 3) picture of the frame as coded for display."""
         return upright(picture, self.rotation, self.mirrored)
 
     def rgb(self) -> np.ndarray:
-        """The frame as displayed but for its pixel aspect: (h, w, 3) uint8 in the source's own colours."""
+        """Return the frame as displayed, except for its pixel aspect: (h, w, 3) uint8 in the source's colours."""
         if self.native.format.name.startswith(NOT_YUV):
             return self.upright(self.native.to_ndarray(format="rgb24"))
         y, u, v = self.planes()
@@ -62,15 +62,15 @@ class Frame:
 
 
 def upright(picture: np.ndarray, rotation: int, mirrored: bool) -> np.ndarray:
-    """A (h, w) or (h, w, 3) picture turned upside down where `mirrored`, then by `rotation` degrees."""
+    """Flip a (h, w) or (h, w, 3) picture vertically if `mirrored`, then rotate it by `rotation` degrees."""
     if not (rotation or mirrored):
         return picture
     return np.ascontiguousarray(np.rot90(np.flipud(picture) if mirrored else picture, rotation // 90))
 
 
 def _planar(native: av.VideoFrame) -> tuple[av.VideoFrame, int]:
-    """The frame itself where its planes can be used as they are, else converted to 8-bit 4:4:4, RGB to BT.601 in
-    full range; and its bit depth."""
+    """Return the frame itself if its planes are usable, else converted to 8-bit 4:4:4, RGB to BT.601 in full range; and
+    its bit depth."""
     name = native.format.name
     for prefix in ("yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p", "yuv440p", "gray"):
         if name == prefix:

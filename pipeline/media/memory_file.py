@@ -1,4 +1,4 @@
-"""A file that has a path but lies in memory, for libraries that write to a path and read it again."""
+"""A file in memory that has a path, for libraries that write to a path."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 @contextlib.contextmanager
 def memory_file(name: str) -> Iterator[tuple[str, BinaryIO]]:
-    """A path to write to, and the same file open for reading from its beginning. No disk can be full, and a process
-    that must not write files may write it. Linux only; the path has no suffix."""
+    """Yield a path to write to, and the same file open for reading from its beginning. It needs no disk space and works
+    in a process that must not write files. Linux only; the path has no suffix."""
     with os.fdopen(os.memfd_create(name), "rb") as file:
         yield f"/proc/self/fd/{file.fileno()}", file

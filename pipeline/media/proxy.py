@@ -1,4 +1,4 @@
-"""Small pictures of decoded frames, shrunk plane by plane before any conversion: full-size RGB is never made."""
+"""Small pictures of decoded frames, downscaled plane by plane before conversion: there is no full-size RGB."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.media.colour import Colour, luma_table, picture_to_bt709, rgb_matr
 from pipeline.media.frame import Frame, upright
 from pipeline.media.video import Probe
 
-SHORT_SIDE = 90  # pixels of a proxy's luma: high enough for flow and letterbox, 14 kB at 16:9
+SHORT_SIDE = 90  # pixels of a proxy's luma: enough for flow and letterbox detection, 14 kB at 16:9
 TINY = (48, 27)  # width, height that TransNetV2 was trained on (Soucek and Lokoc, arXiv 2008.04838)
 
 
@@ -50,10 +50,7 @@ class FrameCandidate:
 
 
 class Shrinker:
-    """Makes proxies and sampled pictures of one stream's frames.
-
-    Shapes follow the probe's displayed size.
-    """
+    """Makes proxies and sampled pictures of one stream's frames, with shapes from the probe's displayed size."""
 
     def __init__(self, probe: Probe):
         turned = probe.rotation % 180 == 90
@@ -71,7 +68,7 @@ class Shrinker:
         return frame.upright(widen(shrink(frame.planes()[0], self._size), frame.colour))
 
     def still(self, frame: Frame, long_side: int) -> FrameCandidate:
-        """The frame at `long_side` pixels at most, to be made a picture of if it is chosen."""
+        """Return the frame at `long_side` pixels at most, as planes that are converted only if it is sampled."""
         size = _even_or_one(self._shown, min(1.0, long_side / max(self._shown)))
         half = (max(1, (size[0] + 1) // 2), max(1, (size[1] + 1) // 2))
         y, u, v = frame.planes()
@@ -80,11 +77,11 @@ class Shrinker:
 
 
 def shrink(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(h, w) uint8 to `size` (width, height); enlarged linearly where it is smaller.
+    """Scale (h, w) uint8 to `size` (width, height); smaller planes are enlarged linearly.
 
-    Of much larger planes only some rows are read, at least four for each row of the result: reading them all costs more
-    than all else that a scan does with a frame. What is left is halved by area as often as possible, each halving one
-    vectorised pass, then brought to size by area, or linearly where that reads every pixel too.
+    Of much larger planes only some rows are read, at least four for each row of the result: reading all of them would
+    cost more than the rest of a scan. The result is halved by area as often as possible, one vectorised pass each, then
+    scaled by area, or linearly where that reads every pixel too.
     """
     width, height = size
     plane = plane[:: max(1, plane.shape[0] // (4 * height))]
@@ -100,7 +97,7 @@ def shrink(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def crop(picture: np.ndarray, box: tuple[float, float, float, float]) -> np.ndarray:
-    """(..., h, w) of grey or (h, w, 3) of colour cut to `box`, fractions of width and height; at least one pixel."""
+    """Crop grey (..., h, w) or colour (h, w, 3) to `box`, fractions of width and height; at least one pixel."""
     rows, columns = (0, 1) if picture.shape[-1] == 3 and picture.ndim == 3 else (picture.ndim - 2, picture.ndim - 1)
     cut = [slice(None)] * picture.ndim
     for axis, low, high in ((rows, box[1], box[3]), (columns, box[0], box[2])):
@@ -110,19 +107,19 @@ def crop(picture: np.ndarray, box: tuple[float, float, float, float]) -> np.ndar
 
 
 def widen(luma: np.ndarray, colour: Colour) -> np.ndarray:
-    """Luma as coded as full-range luma of BT.709; of HDR as if it were grey."""
+    """Convert luma as coded to full-range luma of BT.709; HDR is treated as grey."""
     table = luma_table(colour)
     return luma if table is None else cv2.LUT(luma, table)
 
 
 def rgb_from_yuv(y: np.ndarray, u: np.ndarray, v: np.ndarray, colour: Colour) -> np.ndarray:
-    """(h, w) uint8 planes of one size to (h, w, 3) uint8 RGB of BT.709."""
+    """Convert (h, w) uint8 planes of one size to (h, w, 3) uint8 RGB of BT.709."""
     return picture_to_bt709(cv2.transform(cv2.merge([y, u, v]), rgb_matrix(colour)), colour)
 
 
 def _patch(frame: Frame, y: np.ndarray, side: int = 256) -> np.ndarray:
-    top, left = max(0, y.shape[0] - side) // 2, max(0, y.shape[1] - side) // 2
-    return frame.upright(widen(y[top : top + side, left : left + side].copy(), frame.colour))
+    y0, x0 = max(0, y.shape[0] - side) // 2, max(0, y.shape[1] - side) // 2
+    return frame.upright(widen(y[y0 : y0 + side, x0 : x0 + side].copy(), frame.colour))
 
 
 def _even_or_one(shown: tuple[int, int], scale: float) -> tuple[int, int]:

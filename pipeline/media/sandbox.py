@@ -1,4 +1,4 @@
-"""A child process for code that may hang, crash or eat all memory: decoders. It is killed and started again."""
+"""A child process for code that may hang, crash or exhaust memory: decoders. It is killed and restarted."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from pipeline.media.faults import ChildTraceback, MachineFault, is_out_of_memory
 
 Result = TypeVar("Result")
 
-TRIES = 3
-POLL = 0.1  # seconds between two looks at the child's memory
+TRIES = 3  # attempts at a call whose child is killed from outside
+POLL = 0.1  # seconds between checks of the child's memory
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
-# The kernel ties a child to the thread that started it, so all are started from one that lives as long as the process.
+# PR_SET_PDEATHSIG fires when the thread that started the child ends, so one thread of the process starts all children.
 _starter = ThreadPoolExecutor(1, thread_name_prefix="sandbox")
 
 
@@ -37,15 +37,15 @@ class SandboxError(Exception):
 
 
 class SandboxKilled(SandboxError):
-    """Somebody else ended the child (an operator, the kernel short of memory): that says nothing of what it did."""
+    """The child was killed from outside (by an operator, or the kernel's OOM killer), not because of its work."""
 
 
 class Sandbox:
-    """One child process, started at the first call and kept for the next ones. Not for use by several threads at once.
+    """One child process, started at the first call and kept for the next ones. Not thread-safe.
 
-    `memory_mb` bounds the child's resident set. A `confined` child has no network and cannot write files, where the
-    system allows to take that away. Functions are sent by name: they must be importable in a fresh process. What a
-    function prints goes to standard error.
+    `memory_mb` bounds the child's resident set. A `confined` child has no network and cannot write files, if the system
+    supports that. Functions are pickled by name, so they must be importable in a fresh process. Their standard output
+    goes to standard error.
     """
 
     def __init__(self, memory_mb: int = 3000, confined: bool = False):
@@ -53,9 +53,9 @@ class Sandbox:
         self._child: subprocess.Popen[bytes] | None = None
 
     def call(self, function: Callable[..., Result], *args: object, deadline: float) -> Result:
-        """`function(*args)` in the child, within `deadline` seconds, up to `TRIES` times where others end the child.
-        Raises what it raises, with the child's traceback as a ChildTraceback in its cause; SandboxError, also where the
-        child runs out of its memory; MachineFault where no child can be started."""
+        """Run `function(*args)` in the child within `deadline` seconds, up to `TRIES` times if the child is killed from
+        outside. Raises the function's exception, with the child's traceback as a ChildTraceback in its cause;
+        SandboxError, also if the child exceeds its memory; MachineFault if no child can be started."""
         request = pickle.dumps((function, args))
         for _ in range(TRIES - 1):
             with contextlib.suppress(SandboxKilled):
@@ -74,12 +74,12 @@ class Sandbox:
         if trace is None:
             return value
         if is_out_of_memory(value):
-            self.close()  # what it holds is of no use to the next call
+            self.close()  # frees the memory that it still holds
             value = SandboxError(f"needed more than the {self.memory_mb} MB of memory that it may have")
         raise value from ChildTraceback(*trace)
 
     def close(self) -> None:
-        """Ends the child, if there is one."""
+        """Kill the child, if there is one."""
         child, self._child = self._child, None
         if child is None:
             return
@@ -118,27 +118,27 @@ class Sandbox:
         return self._child
 
     def _wait(self, child: subprocess.Popen[bytes], until: float, deadline: float) -> bytes:
-        """The next message of the child, as soon as it is whole."""
+        """Return the next complete message of the child."""
         assert child.stdout is not None
-        process, got = psutil.Process(child.pid), bytearray()
+        process, message = psutil.Process(child.pid), bytearray()
         while True:
-            left = until - time.monotonic()
-            if left <= 0:
+            remaining = until - time.monotonic()
+            if remaining <= 0:
                 raise SandboxError(f"took longer than {deadline:.0f} s")
             with contextlib.suppress(psutil.Error):
                 used = process.memory_info().rss / 2**20
                 if used > self.memory_mb:
                     raise SandboxError(f"used more than {self.memory_mb} MB of memory")
-            ready, _, _ = select.select([child.stdout], [], [], min(POLL, left))
+            ready, _, _ = select.select([child.stdout], [], [], min(POLL, remaining))
             if not ready:
                 continue
             chunk = os.read(child.stdout.fileno(), 1 << 20)
             if not chunk:
                 code = child.wait()
                 raise (SandboxKilled if code == -signal.SIGKILL else SandboxError)(_death(code))
-            got += chunk
-            if len(got) >= 8 and len(got) >= 8 + int.from_bytes(got[:8], "little"):
-                return bytes(got[8:])
+            message += chunk
+            if len(message) >= 8 and len(message) >= 8 + int.from_bytes(message[:8], "little"):
+                return bytes(message[8:])
 
 
 def _death(code: int) -> str:
@@ -170,7 +170,7 @@ def _read(pipe: IO[bytes], size: int) -> bytes:
 
 
 def _answer(message: bytes) -> bytes:
-    """What a call gives, pickled: its value and None, or its exception and the arguments of ChildTraceback."""
+    """Run a pickled call; return, pickled, its value and None, or its exception and the arguments of ChildTraceback."""
     try:
         function, args = pickle.loads(message)
         return pickle.dumps((function(*args), None))
@@ -185,25 +185,25 @@ def _answer(message: bytes) -> bytes:
 
 
 def _serve(parent: int, memory_mb: int, confined: bool) -> None:
-    """The child's life: a call in, an answer out, until the parent goes away."""
+    """Serve calls in the child until the parent exits."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
-        sys.exit(0)  # it died before the line above
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    # Backstop for one huge allocation between two looks of the parent; writable private memory, so mapped files and
-    # reserved address space do not count.
+        sys.exit(0)  # the parent died before the line above
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    # Backstop for one huge allocation between two checks by the parent. It limits writable private memory, so mapped
+    # files and reserved address space do not count.
     with contextlib.suppress(ValueError, OSError):
         limit = (memory_mb + 2048) << 20
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     try:
-        tempfile.gettempdir()  # kept: libraries ask for it when they are imported, and it is looked for by writing
+        tempfile.gettempdir()  # cached now: libraries need it at import, and choosing it writes a file
     except FileNotFoundError:
-        tempfile.tempdir = "/tmp"  # full: who writes there is told so
+        tempfile.tempdir = "/tmp"  # the disk is full: later writes there raise the error
     if confined:
         confine()
     calls = os.fdopen(os.dup(0), "rb", buffering=0)
     answers: Any = os.fdopen(os.dup(1), "wb", buffering=0)
-    os.dup2(2, 1)  # prints must not end up between answers
+    os.dup2(2, 1)  # keep prints out of the stream of answers
     while True:
         _write(answers, _answer(_read(calls, int.from_bytes(_read(calls, 8), "little"))))
 

@@ -1,4 +1,4 @@
-"""What comes beside a frame's picture: how it is turned for display, and how bright HDR gets."""
+"""Side data of a frame: its orientation for display, and the peak brightness of HDR."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MIRRORED = (2, 4, 5, 7)  # EXIF orientations
 
 
 def side_data(frame: av.VideoFrame) -> Mapping[Type, bytes] | None:
-    """The side data of a frame by type; None where PyAV cannot give it, because there is EXIF among it."""
+    """Return the side data of a frame by type; None if it contains EXIF, which PyAV cannot read."""
     try:
         parts: Any = frame.side_data
         return {data.type: bytes(data) for data in parts}
@@ -23,7 +23,7 @@ def side_data(frame: av.VideoFrame) -> Mapping[Type, bytes] | None:
 
 
 def orientation(frame: av.VideoFrame, head: bytes) -> tuple[int, bool]:
-    """Rotation in degrees counter-clockwise (0, 90, 180, 270) and whether the frame is turned upside down before it.
+    """Return the rotation in degrees counter-clockwise (0, 90, 180, 270), and whether a vertical flip precedes it.
 
     From the display matrix (a, b, u, c, d, v, x, y, w): the picture's x axis points to (a, b), its y axis to (c, d).
     A picture with EXIF has its orientation in `head`, the file's first bytes.
@@ -39,7 +39,7 @@ def orientation(frame: av.VideoFrame, head: bytes) -> tuple[int, bool]:
 
 
 def brightest(frame: av.VideoFrame) -> float | None:
-    """cd/m2 of the brightest pixel: MaxCLL, else the peak of the mastering display; None where neither is stated."""
+    """Return cd/m2 of the brightest pixel: MaxCLL, else the peak of the mastering display; None without either."""
     data = side_data(frame) or {}
     if level := data.get(Type.CONTENT_LIGHT_LEVEL):
         return float(struct.unpack("<I", level[:4])[0]) or None
@@ -50,8 +50,8 @@ def brightest(frame: av.VideoFrame) -> float | None:
 
 
 def _is_mirrored_exif(head: bytes) -> bool:
-    """Whether the EXIF orientation in a JPEG's head is a mirrored one (2, 4, 5 or 7): upside down, then turned by the
-    rotation that FFmpeg makes of it."""
+    """Return whether the EXIF orientation in a JPEG's head is mirrored (2, 4, 5 or 7): flipped vertically, then rotated
+    as FFmpeg reports."""
     _, mark, tiff = head.partition(EXIF_MARK)
     order: Literal["little", "big"] = "little" if tiff[:2] == b"II" else "big"
 

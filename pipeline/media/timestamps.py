@@ -13,15 +13,15 @@ from typing import Any
 import av
 
 B_FRAME = 3  # AV_PICTURE_TYPE_B
-LARGEST_DELAY = 32  # packets: no decoder holds more; older times belong to frames that were lost
+LARGEST_DELAY = 32  # packets that a decoder holds at most; older times belong to lost frames
 
 
 class DisplayTimes:
-    """Follows packets into a decoder and frames out of it, and says when each frame is shown.
+    """Tracks packets into a decoder and frames out of it, and derives when each frame is shown.
 
-    `is_permuted` becomes true with the first B-frame of a stream whose packets never went back in time: a container
-    that knows display times sends the later frame that a B-frame refers to before it. It does not while packets lack
-    times, and ends where a packet goes back after all.
+    `is_permuted` becomes true with the first B-frame of a stream whose pts never decrease: a container that stores
+    display times sends the later frame that a B-frame refers to before it. It stays false while packets lack times, and
+    becomes false again if the pts decrease after all.
     """
 
     def __init__(self) -> None:
@@ -29,11 +29,11 @@ class DisplayTimes:
         self.is_reordered = False  # packets are not in order of pts: pts are display times
         self._sparse = False  # some packet had no pts
         self._last: int | None = None  # pts of the last packet
-        self._slots: deque[tuple[int, int]] = deque()  # (pts, decoding time) of packets whose frame did not come yet
-        self._offset: int | None = None  # from decoding times to display times
+        self._slots: deque[tuple[int, int]] = deque()  # (pts, display time) of packets whose frame is still pending
+        self._offset: int | None = None  # added to decoding times to get display times
 
     def is_unclear(self, context: Any) -> bool:
-        """Whether a decoder that reorders frames has not shown yet what the packets' times mean."""
+        """Return whether a reordering decoder has not yet shown if pts are display times."""
         return bool(context.has_b_frames) and not (self.is_reordered or self.is_permuted or self._sparse)
 
     def add_packet(self, pts: int | None, dts: int | None) -> None:
@@ -53,7 +53,7 @@ class DisplayTimes:
                 self._slots.popleft()
 
     def add_frame(self, frame: av.VideoFrame, reorders: bool) -> int | None:
-        """Return the pts at which a decoded frame is shown; None where nothing says it. `reorders` is the decoder's
+        """Return the pts at which a decoded frame is shown; None if unknown. `reorders` is the decoder's
         `has_b_frames`."""
         pts: int | None = frame.pts
         if self.is_reordered or self._sparse or pts is None or not reorders:

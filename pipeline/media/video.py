@@ -31,27 +31,27 @@ from pipeline.storage.store import Unreachable
 
 __all__ = ["MediaError", "Probe", "Video", "probe"]
 
-av.logging.set_level(av.logging.PANIC)  # what FFmpeg has to say about a broken file becomes a MediaError
+av.logging.set_level(av.logging.PANIC)  # FFmpeg's errors are raised as MediaError instead
 
 IMAGE_FORMATS = {"image2", "png_pipe", "jpeg_pipe", "webp_pipe", "bmp_pipe", "tiff_pipe", "webp", "mjpeg_pipe"}
-HEAD = 1 << 16  # bytes of a picture, of which EXIF is the first part
-UNSEEKABLE = {"asf", "mpeg"}  # where FFmpeg guesses times of packets after a seek that are others than without
-JUMP_BACK = 1.0  # seconds: timestamps that go back further than this start another timeline, which cannot be addressed
-OPENING_FRAMES = 8  # decoded at most to see whether a stream with B-frames has display times
+HEAD = 1 << 16  # bytes at the start of a picture file that are searched for EXIF
+UNSEEKABLE = {"asf", "mpeg"}  # formats for which FFmpeg guesses different packet times after a seek
+JUMP_BACK = 1.0  # seconds: timestamps that go back further start another timeline, which cannot be addressed
+OPENING_FRAMES = 8  # frames decoded at most to detect whether a stream with B-frames has display times
 
 
 class Video:
-    """An open file, to be used as a context manager. Decodes on one thread: the same bytes at any load. `rough` leaves
-    H.264's B-frames without the filter that smooths their blocks, a twelfth of a decode.
+    """An open file, to be used as a context manager. Decodes on one thread: the same bytes at any load. `rough` skips
+    the deblocking filter of H.264's B-frames, a twelfth of a decode.
 
-    Raises MediaError from everything it does, or Unreachable where the file lies elsewhere and the way there is lost.
+    Every method raises MediaError, or Unreachable if a remote file can no longer be read.
     """
 
     def __init__(self, file: str | BinaryIO, rough: bool = False):
         self._file, self._rough = file, rough
         self._wanted: Callable[[float], bool] | None = None
         self._skipped: list[int] = []  # pts of packets that were not decoded, in any order
-        self._spare: set[int] = set()  # pts of packets that could have been left out
+        self._optional: set[int] = set()  # pts of non-reference packets that were decoded
         self._rate: float | None = None
         self._open()
         try:
@@ -60,7 +60,7 @@ class Video:
                 self._rewind()
             self._unread: Iterator[av.VideoFrame] | None = None
             first = self._opening()
-            self._fields = bool(first.interlaced_frame)  # two packets may make one frame
+            self._is_field_coded = bool(first.interlaced_frame)  # two packets may form one frame
             self.probe = self._probe(first)
         except BaseException:
             self._container.close()
@@ -77,7 +77,7 @@ class Video:
         if self._rough and context.codec.canonical_name == "h264":  # P-frames may refer to others' B-frames in H.265
             context.options = {"skip_loop_filter": "bidir"}
         if self._container.format.name in IMAGE_FORMATS and context.codec.canonical_name == "mjpeg":
-            context.options = {"err_detect": "explode"}  # else half a JPEG is a picture, and its other half green
+            context.options = {"err_detect": "explode"}  # otherwise a truncated JPEG decodes with a green half
         context.thread_count, context.thread_type = 1, "NONE"
 
     def __enter__(self) -> Video:
@@ -87,17 +87,16 @@ class Video:
         self._container.close()
 
     def frames(self, start: float | None = None, wanted: Callable[[float], bool] | None = None) -> Iterator[Frame]:
-        """Frames in presentation order; from the keyframe at or before `start` seconds, or from the first.
+        """Yield frames in presentation order, from the keyframe at or before `start` seconds, or from the first.
 
-        `wanted` says of a time whether a frame there has to be decoded: frames that it refuses are left out where no
-        other frame refers to them (H.264 and H.265; usually a half to three quarters of all), but their times are
-        known and come in `Frame.passed`, and those after the last frame given are in `remaining` afterwards.
+        `wanted` returns for a time whether a frame there must be decoded. Others are skipped if no frame refers to them
+        (H.264 and H.265; usually half to three quarters of all), but their pts are in `Frame.skipped_pts`, and those
+        after the last frame in `remaining` afterwards.
 
-        Timestamps are repaired: decoding times are made presentation times, a missing one is the last plus one frame, a
-        repeated or slightly earlier frame is left out unless the last was missing, and decoding ends where time jumps
-        back by more than a second. Corrupt packets are skipped. Raises
-        MediaError("truncated: ...") at the end when the file stops short of what it promised or its picture changes
-        size, after the frames that are there.
+        Timestamps are repaired: decoding times become presentation times, a missing one is the last plus one frame, a
+        repeated or slightly earlier frame is dropped unless the last was missing, and decoding ends where time jumps
+        back by more than a second. Corrupt packets are skipped. Raises MediaError("truncated: ...") after the readable
+        frames if the file ends early or its picture changes size.
         """
         natives, self._unread = self._unread, None
         self._wanted = wanted if self.skips else None
@@ -123,28 +122,28 @@ class Video:
                 pts = last + 1
             else:
                 is_estimated = False
-            passed = sorted(p for p in self._skipped if last is not None and last < p < pts)
+            skipped = sorted(p for p in self._skipped if last is not None and last < p < pts)
             if (native.width, native.height) != (self.probe.coded_width, self.probe.coded_height):
-                self._skipped = passed
+                self._skipped = skipped
                 sizes = f"{self.probe.coded_width}x{self.probe.coded_height} to {native.width}x{native.height}"
                 raise MediaError(f"truncated: the picture changes size from {sizes} at {float(pts * base):.2f} s")
             self._skipped = [p for p in self._skipped if p > pts]
             last = pts
-            non_reference, key = pts in self._spare, bool(native.key_frame)
-            b = int(native.pict_type) == B_FRAME
+            non_reference, key = pts in self._optional, bool(native.key_frame)
+            is_b_frame = int(native.pict_type) == B_FRAME
             shown = (rotation, mirrored, colour)
-            yield Frame(pts, seconds(pts, base), key, native, *shown, b, (*passed, pts), non_reference)
+            yield Frame(pts, seconds(pts, base), key, native, *shown, is_b_frame, (*skipped, pts), non_reference)
         self._skipped = sorted(p for p in self._skipped if last is not None and p > last)
 
     @property
     def streams(self) -> int:
-        """How many streams of any type the file has."""
+        """Number of streams of any type in the file."""
         return len(self._container.streams)
 
     @property
     def skips(self) -> bool:
         """Whether `wanted` has an effect: the codec has frames that nothing refers to, and packets are whole frames."""
-        usual = not self._fields and not self.probe.image and not self._is_permuted
+        usual = not self._is_field_coded and not self.probe.image and not self._is_permuted
         return usual and self.probe.codec in ("h264", "hevc")
 
     @property
@@ -154,12 +153,12 @@ class Video:
 
     @property
     def stream_index(self) -> int:
-        """The number of the stream in its file that the frames are of."""
+        """Index in the file of the stream that is decoded."""
         return int(self._stream.index)
 
     @property
     def remaining(self) -> list[int]:
-        """pts of the source's frames after the last one that was given, when `frames` is through."""
+        """pts of the source's frames after the last one that `frames` yielded, once it is exhausted."""
         return self._skipped
 
     def _step(self) -> int:
@@ -168,7 +167,7 @@ class Video:
     def _decode(self) -> Iterator[av.VideoFrame]:
         context, clean, errors = self._stream.codec_context, False, 0
         packets, base = self._container.demux(self._stream), self._stream.time_base
-        self._skipped, self._spare = [], set()
+        self._skipped, self._optional = [], set()
         times = self._times = DisplayTimes()
         codec, header = context.codec.canonical_name, context.extradata
         while True:
@@ -176,7 +175,7 @@ class Video:
                 packet = next(packets, None)
             except Unreachable:
                 raise
-            except IndexError:  # PyAV's flush, after the decoder's, of a stream that appeared while it was reading
+            except IndexError:  # PyAV flushes a stream that appeared during reading, after the decoder's flush
                 return
             except (av.error.FFmpegError, OSError) as error:
                 raise MediaError(f"truncated: reading stopped ({words(error)})") from error
@@ -188,7 +187,7 @@ class Video:
                 and is_non_reference(memoryview(packet), codec, header)
             ):
                 if self._wanted(seconds(packet.pts, base)):
-                    self._spare.add(packet.pts)
+                    self._optional.add(packet.pts)
                 else:
                     self._skipped += [] if packet.is_discard else [packet.pts]
                     continue
@@ -206,12 +205,13 @@ class Video:
             for frame in frames:
                 frame.pts = times.add_frame(frame, context.has_b_frames)
                 if not clean and frame.is_corrupt and not frame.key_frame:
-                    continue  # after a seek: leading frames whose references lie before the seek point
+                    continue  # after a seek: leading frames that refer to frames before the seek point
                 clean = True
                 yield frame
 
     def _decode_from(self, start: float) -> Iterator[av.VideoFrame]:
-        """Frames after a seek; from the first frame on where the seek went past `start`, as with some edit lists."""
+        """Yield frames after a seek; from the first frame of the file if the seek overshot `start`, as with some edit
+        lists."""
         frames = self._decode()
         first = next(frames, None)
         if first is not None and (first.pts is None or seconds(first.pts, self.probe.time_base) <= start):
@@ -220,7 +220,7 @@ class Video:
         return self._decode()
 
     def _seek(self, start: float) -> None:
-        """Leaves the demuxer at a keyframe at or before `start`; from the beginning where the file cannot seek."""
+        """Move the demuxer to a keyframe at or before `start`; to the beginning if the file cannot seek."""
         base = self.probe.time_base
         for back in (0.0, 2.0, 10.0, 60.0):
             target = start - back
@@ -240,7 +240,7 @@ class Video:
         self._rewind()
 
     def _is_entry(self, packet: av.Packet) -> bool:
-        """Whether decoding from this packet gives the frames, with their times, that decoding from the first gives."""
+        """Return whether decoding from this packet gives the same frames and times as decoding from the first."""
         if not packet.is_keyframe or not self._is_permuted:
             return packet.is_keyframe
         context = self._stream.codec_context
@@ -248,7 +248,7 @@ class Video:
         return codec in ("h264", "hevc") and is_idr(memoryview(packet), codec, context.extradata)
 
     def _rewind(self) -> None:
-        """Back to the beginning by opening the file again, which images and streams without an index need."""
+        """Return to the beginning by reopening the file, which images and streams without an index need."""
         self._container.close()
         self._open()
 
@@ -283,8 +283,8 @@ class Video:
         )
 
     def _opening(self) -> av.VideoFrame:
-        """The first frame. A first decode goes on from there: it, and those after it that were decoded to see what the
-        times mean, are given again."""
+        """Decode and return the first frame. The first call of `frames` continues from there, and yields it again with
+        those decoded after it to interpret the timestamps."""
         frames, opening = self._decode(), []
         try:
             for frame in frames:
@@ -292,7 +292,7 @@ class Video:
                 if len(opening) == OPENING_FRAMES or not self._times.is_unclear(self._stream.codec_context):
                     break
             self._unread = chain(opening, frames)
-        except MediaError as error:  # after some frames: comes again when they are decoded again
+        except MediaError as error:  # if it follows some frames, decoding them again raises it again
             if not opening:
                 raise MediaError(self._no_frame(f" ({error})")) from error
         if not opening:
@@ -307,6 +307,6 @@ class Video:
 
 
 def probe(file: str | BinaryIO) -> Probe:
-    """What a file holds, from its header and its first frame. Raises MediaError."""
+    """Probe a file by its header and its first frame. Raises MediaError."""
     with Video(file) as video:
         return video.probe

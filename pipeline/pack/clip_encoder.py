@@ -1,4 +1,4 @@
-"""Clips of a shard, encoded in a child process: one that hangs, crashes or eats memory costs only itself."""
+"""Encoding of a shard's clips in a child process: a clip that hangs, crashes or exhausts memory fails alone."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from pipeline.sources.source_sandbox import SourceSandbox
 from pipeline.state.error_log import LoggedError, logged_error
 from pipeline.storage.store import Unreachable
 
-ENCODE_FACTOR = 60.0  # seconds that encoding a second of video may take
+ENCODE_FACTOR = 60.0  # deadline in seconds per second of video
 
 
 class ClipEncoder:
-    """Encodes clips in a child that is kept from clip to clip, with the source that it has open. Limits are the scan's:
-    `memory_mb`, and for each clip the time that the scan may take to reach it and `ENCODE_FACTOR` for its length."""
+    """Encodes clips in a child process that lives on, with its source open, from clip to clip. Limits are the scan's
+    `memory_mb`, and for each clip the scan's deadline for reaching it plus `ENCODE_FACTOR` for its length."""
 
     def __init__(self, limits: ScanOptions | None = None, sources: SourceOptions | None = None) -> None:
         self._limits, self._sources = limits or ScanOptions(), sources or SourceOptions()
         self._sandbox = SourceSandbox(self._limits.memory_mb)
-        self.errors: list[LoggedError] = []  # of the clips since it was last emptied
+        self.errors: list[LoggedError] = []  # errors of clips since the list was last cleared
 
     def encode_all(
         self, rows: Sequence[Mapping[str, Any]], options: PackOptions
     ) -> Iterator[tuple[str, encode.Encoded | str]]:
-        """(clip_id, media or why there is none) of clips, by source in order of time, so that spans that follow each
-        other are one decode. Raises Unreachable where a source is out of reach, and faults of the machine."""
-        at = ("", 0.0)  # the source that the child has open, and how far it has come, seconds
+        """Yield (clip_id, media or why there is none), by source in order of time, so that consecutive spans are one
+        decode. Raises Unreachable if a source cannot be reached, and machine faults."""
+        at = ("", 0.0)  # the source that the child has open, and its position, seconds
         for row in sorted(rows, key=lambda row: (row["source_uri"], row["start_pts"], row["end_pts"])):
             uri, length = row["source_uri"], row["end"] - row["start"]
             ahead = row["end"] - (at[1] if at[0] == uri else 0.0)
@@ -61,16 +61,16 @@ class ClipEncoder:
         self.close()
 
 
-_open: dict[str, tuple[Video, encode.SpanReader]] = {}  # in the child: the source of the last clip
+_open: dict[str, tuple[Video, encode.SpanReader]] = {}  # in the child process: the source of the last clip
 
 
 def encode_clip(row: Mapping[str, Any], options: PackOptions, sources: SourceOptions) -> encode.Encoded:
-    """The media of one clip; runs in the child. Raises MediaError, or OSError where the source cannot be read."""
+    """Encode one clip; runs in the child process. Raises MediaError, or OSError if the source cannot be read."""
     uri = row["source_uri"]
     try:
         encoded = _encode(_reader(uri, sources), row, options)
     except Exception:
-        _close()  # where it stands is not known
+        _close()  # its position is unknown
         raise
     if not options.fps and encoded.frames != row["frames"]:
         raise MediaError(f"{encoded.frames} frames could be decoded where the scan saw {row['frames']}")
@@ -78,7 +78,7 @@ def encode_clip(row: Mapping[str, Any], options: PackOptions, sources: SourceOpt
 
 
 def _reader(uri: str, sources: SourceOptions) -> encode.SpanReader:
-    """The source, open; another one is closed."""
+    """Return a reader of the source; close any other."""
     if uri not in _open:
         _close()
         try:
@@ -98,7 +98,7 @@ def _close() -> None:
 
 def _encode(reader: encode.SpanReader, row: Mapping[str, Any], options: PackOptions) -> encode.Encoded:
     base, end_pts, count = Fraction(row["time_base"]), row["end_pts"], row.get("pack_frames")
-    if count and options.fps:  # frames behind the last packed one are not decoded
+    if count and options.fps:  # do not decode frames after the last packed one
         rate = Fraction(options.fps).limit_denominator(1001)
         end_pts = min(end_pts, row["start_pts"] + math.ceil(count / (rate * base)))
     cut = encode.Cut(

@@ -1,4 +1,4 @@
-"""What KEY.json says of a sample: enough to trace it to its source, span, scores, versions and licence."""
+"""The contents of KEY.json: enough to trace a sample to its source, span, scores, versions and licence."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from pipeline.media import encode
 from pipeline.selection.buckets import bucket_size
 from pipeline.tables.fragments import fingerprint
 
-VERSION = 2  # of what `documents` makes of the same rows
+VERSION = 2  # raise it when `documents` changes for the same rows
 SOURCE = ("source_id", "source_uri", "shot_index", "start", "end", "start_pts", "end_pts", "time_base")
 PICTURE = (
     *("width", "height", "crop_x", "crop_y", "crop_w", "crop_h", "fps", "frames", "pack_frames"),
     *("color_matrix", "color_primaries", "color_transfer", "color_range"),
 )
-INTERNAL = (  # of the build alone
+INTERNAL = (  # columns that only the build uses
     *("unit", "scan_at", "embed_at", "captioned"),
     *("scored", "embedding", "frame_embeddings", "phash"),
 )
 DECIDED = ("keep", "rejected_by", "duplicates_of", "dropped", "bucket", "split", "shard")
-LICENCES = ("licence", "license", "rights")  # columns of the user's lists that say it
-SAID = (
+LICENCES = ("licence", "license", "rights")  # columns of the user's lists that may hold a licence
+TEXTS = (
     "clip_id",
     "metadata",
     "caption",
@@ -43,16 +43,16 @@ SAID = (
 
 
 def documents(rows: pa.Table, options: PackOptions) -> list[dict[str, Any]]:
-    """One document a row, of plain JSON values: the same rows give the same documents, whatever else the table holds.
+    """Return one document a row, of plain JSON values: the same rows give the same documents in any table.
 
-    What is not known (null, or a list of nothing) is left out, because readers that infer a schema from the first
-    samples stop at a null that later has a value. 32-bit floats are rounded to the seven digits that they have.
+    Missing values (null, or a list without values) are omitted, because readers that infer a schema from the first
+    samples fail at a null that later has a value. 32-bit floats are rounded to their seven significant digits.
     """
     rows = rows.drop_columns([name for name in INTERNAL if name in rows.column_names])
-    known = {*SOURCE, *PICTURE, *DECIDED, *SAID}
-    scores = sorted(name for name in rows.column_names if name not in known)
+    described = {*SOURCE, *PICTURE, *DECIDED, *TEXTS}
+    scores = sorted(name for name in rows.column_names if name not in described)
     kinds = {name: getattr(rows.schema.field(name).type, "value_type", rows.schema.field(name).type) for name in scores}
-    short = {name for name, kind in kinds.items() if pa.types.is_float32(kind)}
+    short = {name for name, data_type in kinds.items() if pa.types.is_float32(data_type)}
     result = []
     for row in rows.to_pylist():
         plain = {name: _plain(value, name in short) for name, value in row.items()}
@@ -60,7 +60,7 @@ def documents(rows: pa.Table, options: PackOptions) -> list[dict[str, Any]]:
         result.append(
             {
                 "clip_id": values["clip_id"],
-                **{name: values[name] for name in SAID if name in values and name != "caption_others"},
+                **{name: values[name] for name in TEXTS if name in values and name != "caption_others"},
                 **_captions(values),
                 **_licence(values.get("metadata")),
                 "bucket": values["bucket"],
@@ -76,7 +76,7 @@ def documents(rows: pa.Table, options: PackOptions) -> list[dict[str, Any]]:
 
 
 def _captions(values: Mapping[str, Any]) -> dict[str, dict[str, list[str]]]:
-    """All captions of a clip, as lists: those of one sentence, and those of a paragraph."""
+    """Return all captions of a clip as lists: those of one sentence, and those of a paragraph."""
     short, dense = values.get("caption_short"), values.get("caption_dense")
     lists = {
         "short": [short] if short else [],
@@ -86,14 +86,14 @@ def _captions(values: Mapping[str, Any]) -> dict[str, dict[str, list[str]]]:
 
 
 def _licence(metadata: str | None) -> dict[str, str]:
-    """What the user's list says of a source's licence, if anything."""
-    said = json.loads(metadata) if metadata else {}
-    found = [str(said[name]) for name in LICENCES if said.get(name)]
-    return {"licence": found[0]} if found else {}
+    """Return the licence of a source from the user's list, if it has one."""
+    fields = json.loads(metadata) if metadata else {}
+    licences = [str(fields[name]) for name in LICENCES if fields.get(name)]
+    return {"licence": licences[0]} if licences else {}
 
 
 def content(rows: pa.Table, options: PackOptions) -> str:
-    """Names all that `documents` and the media depend on, in a small part of their time; in the order of the rows."""
+    """Return a fingerprint of all that `documents` and the media depend on, including the order of the rows."""
     left_out = {*INTERNAL, *DECIDED} - {"bucket", "split"}
     digest = hashlib.sha256()
     for name in sorted(set(rows.column_names) - left_out):
@@ -103,14 +103,14 @@ def content(rows: pa.Table, options: PackOptions) -> str:
 
 
 def _add(digest: Any, values: pa.Array) -> None:
-    """Adds values and nulls, however they lie in memory."""
-    kind = values.type
-    if pa.types.is_dictionary(kind):
-        _add(digest, values.cast(kind.value_type))
-    elif pa.types.is_list(kind):
+    """Add values and nulls to the digest, independently of their memory layout."""
+    data_type = values.type
+    if pa.types.is_dictionary(data_type):
+        _add(digest, values.cast(data_type.value_type))
+    elif pa.types.is_list(data_type):
         digest.update(pc.fill_null(pc.list_value_length(values), -1).to_numpy(zero_copy_only=False))
         _add(digest, pc.list_flatten(values))
-    elif pa.types.is_string(kind) or pa.types.is_binary(kind):
+    elif pa.types.is_string(data_type) or pa.types.is_binary(data_type):
         digest.update(pc.fill_null(pc.binary_length(values), -1).to_numpy(zero_copy_only=False))
         digest.update(b"".join(values.drop_null().cast(pa.binary()).to_pylist()))
     else:
@@ -119,7 +119,7 @@ def _add(digest: Any, values: pa.Array) -> None:
 
 
 def encoding(row: Mapping[str, Any], options: PackOptions) -> dict[str, Any]:
-    """All that decides the bytes of a clip's media, beside its source and span."""
+    """Return everything that determines the bytes of a clip's media, apart from its source and span."""
     width, height = bucket_size(row["bucket"])
     still = row["frames"] == 1
     return {
@@ -139,7 +139,7 @@ def to_json(document: Mapping[str, Any]) -> bytes:
 
 
 def _versions() -> dict[str, Any]:
-    """Not clipmill's own, which dataset.json has: a release that encodes alike leaves the shards as they are."""
+    """Return the encoder's version. clipmill's is in dataset.json only, so that a release need not rewrite shards."""
     return {"encoding": encode.VERSION}
 
 

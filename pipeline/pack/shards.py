@@ -1,4 +1,4 @@
-"""Shards: which clips go together, and the tar with its index that they become. A shard is a function of its clips."""
+"""Shards: the grouping of clips, and the tar and index written for each. A shard is a function of its clips."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ INDEX = pa.schema(
 )
 BITS_A_PIXEL = {"fast_loading": 0.12, "small": 0.07}  # of encoded video, for estimates before it exists
 STILL = 20.0  # frames of video that take as many bytes as a still image
-FULL = math.sqrt(2)  # times the target size, at which a shard is split in two: sizes lie around the target
+FULL = math.sqrt(2)  # factor of the target size at which a shard is split in two, so that sizes centre on the target
 META = b"clipmill"  # key of the index file's metadata: the ShardResult
-BLOCK = 512  # of a tar
+BLOCK = 512  # bytes of a tar block
 
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """The clips of one shard, in order of clip_id. Pickled, it takes only its own rows of the table along."""
+    """The clips of one shard, in order of clip_id. A pickle holds only the plan's own rows of the table."""
 
     path: str  # shards/16x9-720p/train-000001.tar
     options: PackOptions = field(repr=False)
@@ -67,7 +67,7 @@ class ShardPlan:
 
     @cached_property
     def name(self) -> str:
-        """Path and content: where a shard of this name is, there is nothing to write."""
+        """Path and content fingerprint: if a shard of this name exists, there is nothing to write."""
         return f"{self.path}#{content(self.rows(), self.options)}"
 
     def __getstate__(self) -> dict[str, Any]:
@@ -76,7 +76,7 @@ class ShardPlan:
 
 @dataclass(frozen=True)
 class ShardResult:
-    """A written shard, without the clips that failed. Where all did, there is an empty index and no tar."""
+    """A written shard, without the clips that failed. If all failed, there is an empty index and no tar."""
 
     name: str  # of its plan
     path: str
@@ -90,7 +90,7 @@ class ShardResult:
 
 @dataclass(frozen=True)
 class Stored:
-    """Where a clip lies in a finished shard."""
+    """Location of a clip in a finished shard; offsets and sizes in bytes."""
 
     uri: str  # of the tar: a path or a URL
     media_offset: int
@@ -101,7 +101,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class _Spooled:
-    """A clip's media in the spool file, until it is its turn in the tar."""
+    """A clip's media in the spool file, until it is written to the tar."""
 
     offset: int
     size: int
@@ -109,12 +109,12 @@ class _Spooled:
 
 
 def plan_shards(kept: pa.Table, recipe: Recipe) -> list[ShardPlan]:
-    """The shards of `kept` (clips with bucket and split), in order of path; the order of its rows does not matter.
+    """Return the shards of `kept` (clips with bucket and split), in order of path, for any order of its rows.
 
-    Clips are ordered by clip_id, which is a hash and so a shuffle. The clips of a bucket and split are one shard,
-    number 1, until its estimated size exceeds the target by `FULL`; then they are two by the next bit of the clip_id, 2
-    and 3, as the children of a heap are numbered, and so on. So a clip more or less changes its own shard, or splits
-    it, and no other; and all are of about one size, since ids are evenly spread.
+    Clips are ordered by clip_id, which is a hash and therefore a shuffle. The clips of a bucket and split are one
+    shard, number 1, until its estimated size exceeds `FULL` times the target. Then they are split by the next bit of
+    the clip_id into shards 2 and 3, numbered like the children of a heap, and so on. So adding or removing a clip
+    changes or splits its own shard only, and all have about the same size because ids are uniformly distributed.
     """
     if not len(kept):
         return []
@@ -139,29 +139,29 @@ def plan_shards(kept: pa.Table, recipe: Recipe) -> list[ShardPlan]:
 def write_shard(
     plan: ShardPlan, folder: Path, reuse: Mapping[str, Stored] | None = None, encoder: ClipEncoder | None = None
 ) -> ShardResult:
-    """Encodes the clips of `plan` and writes its tar and index below `folder`, each whole or not at all.
+    """Encode the clips of `plan` and write its tar and index below `folder`, each atomically.
 
     Members are KEY.mp4 (or KEY.jpg), KEY.txt and KEY.json, without times or owners. Media in `reuse` that was encoded
-    the same way is copied; where it is no longer what it was, the clip is encoded. A clip that cannot be encoded is
-    left out and reported. Raises OSError when the shard cannot be written, or a source not be reached; there is then no
-    tar and no index. Without an `encoder` it starts one of its own.
+    the same way is copied; if it has changed, the clip is encoded again. A clip that cannot be encoded is omitted and
+    reported. Raises OSError if the shard cannot be written or a source cannot be reached; then there is no tar and no
+    index. Without an `encoder` a new one is started.
     """
     if encoder is None:
         with ClipEncoder() as own:
             return write_shard(plan, folder, reuse, own)
     table = plan.rows()
-    said = {document["clip_id"]: document for document in documents(table, plan.options)}
+    samples = {document["clip_id"]: document for document in documents(table, plan.options)}
     media: dict[str, _Spooled] = {}
     failures: list[tuple[str, str]] = []
     target = folder / plan.path
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=target.parent) as spool:
         for key, stored in (reuse or {}).items():
-            if key in said and (found := _read_stored(stored, key, said[key]["encoding"])):
-                media[key] = _spool(spool, found)
+            if key in samples and (encoded := _read_stored(stored, key, samples[key]["encoding"])):
+                media[key] = _spool(spool, encoded)
         reused = len(media)
-        left = [row for row in table.to_pylist() if row["clip_id"] not in media]
-        for key, answer in encoder.encode_all(left, plan.options):
+        pending = [row for row in table.to_pylist() if row["clip_id"] not in media]
+        for key, answer in encoder.encode_all(pending, plan.options):
             if isinstance(answer, str):
                 failures.append((key, answer))
             else:
@@ -171,7 +171,7 @@ def write_shard(
             _write_index(target, result, [])
             return result
         with atomic(target) as temporary:
-            index = _write_tar(temporary, [said[key] for key in said if key in media], media, spool)
+            index = _write_tar(temporary, [samples[key] for key in samples if key in media], media, spool)
             with open(temporary, "rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             size, seconds = temporary.stat().st_size, sum(row["duration"] for row in index)
@@ -181,10 +181,10 @@ def write_shard(
 
 
 def listed(store: Store) -> dict[str, ShardResult]:
-    """The finished shards of a dataset, by the name of their plan. One whose tar is missing, or not as long as its
-    index says, is not finished."""
+    """Return the finished shards of a dataset, by the name of their plan. A shard is unfinished if its tar is missing
+    or does not have the size in its index."""
     sizes = {name: size for name, size, _ in store.stat("shards")}
-    found = {}
+    finished = {}
     for name in sizes:
         if not name.endswith(".parquet"):
             continue
@@ -194,21 +194,21 @@ def listed(store: Store) -> dict[str, ShardResult]:
         except (pa.ArrowInvalid, KeyError, TypeError, ValueError):
             continue
         if sizes.get(result.path, 0) == result.bytes and name == str(index_path(Path(result.path))):
-            found[result.name] = result
-    return found
+            finished[result.name] = result
+    return finished
 
 
 def stored_clips(store: Store, tars: Sequence[str], wanted: pa.ChunkedArray) -> dict[str, Stored]:
-    """Where those of the `wanted` clip ids that are in the finished shards `tars` lie, for `write_shard` to reuse."""
-    found = {}
+    """Return the locations of the `wanted` clip ids in the finished shards `tars`, for `write_shard` to reuse."""
+    clips = {}
     columns = ("key", "media_offset", "media_size", "json_offset", "json_size")
     for tar in tars:
         with store.open(str(index_path(Path(tar)))) as file:
             index = pq.read_table(file, columns=list(columns))
         index = index.filter(pc.is_in(index["key"], wanted.combine_chunks()))
         for key, *where in zip(*(index[name].to_pylist() for name in columns), strict=True):
-            found[key] = Stored(store.path(tar), *where)
-    return found
+            clips[key] = Stored(store.path(tar), *where)
+    return clips
 
 
 def index_path(tar: Path) -> Path:
@@ -216,15 +216,15 @@ def index_path(tar: Path) -> Path:
 
 
 def _write_index(target: Path, result: ShardResult, rows: list[dict[str, Any]]) -> None:
-    lasting = {**asdict(result), "reused": 0}  # how a shard came about is no part of it
+    lasting = {**asdict(result), "reused": 0}  # the bytes must not depend on how the shard was made
     table = pa.Table.from_pylist(rows, schema=INDEX).replace_schema_metadata({META: json.dumps(lasting).encode()})
     with atomic(index_path(target)) as temporary:
         temporary.write_bytes(to_parquet(table))
 
 
 def _leaves(words: np.ndarray, sizes: np.ndarray, limit: float) -> Iterator[tuple[int, int, int]]:
-    """(number, start, end): rows of sorted `words` that share a prefix and whose sizes, (n + 1,) cumulated, stay within
-    `limit`."""
+    """Yield (number, start, end): rows of sorted `words` that share a prefix and whose total size is within `limit`;
+    `sizes` are (n + 1,) cumulative."""
     stack = [(1, 0, len(words), 0, 64)]
     while stack:
         number, start, end, prefix, bits = stack.pop()
@@ -256,25 +256,25 @@ def _spool(spool: IO[bytes], encoded: encode.Encoded) -> _Spooled:
 
 
 def _read_stored(stored: Stored, key: str, encoding: Mapping[str, Any]) -> encode.Encoded | None:
-    """The clip, if it lies where `stored` says and was encoded as `encoding` says."""
+    """Return the clip at the location `stored`; None if it is not there or has another `encoding`."""
     try:
         with open_file(stored.uri) as file:
             file.seek(stored.media_offset - BLOCK)
             member = tarfile.TarInfo.frombuf(file.read(BLOCK), "utf-8", "strict")
             data = file.read(stored.media_size)
             file.seek(stored.json_offset)
-            said = json.loads(file.read(stored.json_size))
-            video = encode.Encoded(data=data, **said["video"])
+            document = json.loads(file.read(stored.json_size))
+            video = encode.Encoded(data=data, **document["video"])
     except (OSError, ValueError, KeyError, TypeError, tarfile.HeaderError):
         return None
-    there = member.name == f"{key}.{video.media}" and member.size == len(data) and said["clip_id"] == key
-    return video if there and said["encoding"] == encoding else None
+    is_same_clip = member.name == f"{key}.{video.media}" and member.size == len(data) and document["clip_id"] == key
+    return video if is_same_clip and document["encoding"] == encoding else None
 
 
 def _write_tar(
-    path: Path, said: Sequence[Mapping[str, Any]], media: Mapping[str, _Spooled], spool: IO[bytes]
+    path: Path, samples: Sequence[Mapping[str, Any]], media: Mapping[str, _Spooled], spool: IO[bytes]
 ) -> list[dict[str, Any]]:
-    """Rows of INDEX."""
+    """Write the tar; return the rows of INDEX."""
     rows = []
     with open(path, "wb") as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
 
@@ -284,7 +284,7 @@ def _write_tar(
             tar.addfile(member, io.BytesIO(data))
             return tar.offset - -(-len(data) // BLOCK) * BLOCK, len(data)
 
-        for document in said:
+        for document in samples:
             key, spooled = document["clip_id"], media[document["clip_id"]]
             video = {name: value for name, value in asdict(spooled.encoded).items() if name != "data"}
             spool.seek(spooled.offset)

@@ -1,4 +1,4 @@
-"""The pack worker: the rows of a shard's clips -> the shard."""
+"""The pack worker: rows of a shard's clips in, the shard out."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pipeline.tables.fragments import Fragment, fingerprint
 
 @dataclass(frozen=True)
 class PackUnit:
-    """A shard to write: its clips' rows are the fragment `rows`; some may lie encoded in the shards `lent`."""
+    """A shard to write: its clips' rows are the fragment `rows`; the shards `lent` may hold encoded media to reuse."""
 
     path: str
     rows: str
@@ -33,7 +33,7 @@ class PackUnit:
 
 
 class Pack:
-    """A plan -> a shard."""
+    """Writes the shard of a unit."""
 
     def __init__(self, store: Store, recipe: Recipe) -> None:
         self._store, self._options = store, resolved(recipe.pack)
@@ -51,7 +51,7 @@ class Pack:
         table = Fragment(unit.rows, {}).rows(self._store)
         plan = ShardPlan(unit.path, self._options, table, np.arange(table.num_rows))
         reuse = stored_clips(self._store, unit.lent, table["clip_id"])
-        self._store.delete(str(index_path(Path(unit.path))))  # no index of an old shard beside a new tar
+        self._store.delete(str(index_path(Path(unit.path))))  # an old index must never describe a new tar
         with self._store.folder("") as folder:
             result = write_shard(plan, folder, reuse, self._encoder)
             write_errors(self._store, "pack", fingerprint(plan.name), self._encoder.errors)

@@ -1,4 +1,4 @@
-"""A second decoder for the few moments where every frame is needed, while the first one leaves most of them out."""
+"""A second decoder for the short ranges in which every frame is needed; the first one skips most frames."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pipeline.sources.discover import open_media
 
 T = TypeVar("T")
 
-AHEAD = 1.0  # seconds: a decoder may have passed over frames this far ahead of the last one that it gave
+AHEAD = 1.0  # seconds: the decoder may have consumed frames this far beyond the last one that it returned
 
 
 class ExactFrames:
-    """All frames of short spans of a source, in order of time mostly; a context manager that opens the file when first
-    asked."""
+    """Decodes every frame of short ranges; ask in increasing time to avoid seeks. A context manager that opens the file
+    on the first call."""
 
     def __init__(self, uri: str, options: SourceOptions | None = None):
         self._uri, self._options = uri, options
@@ -35,23 +35,24 @@ class ExactFrames:
         self._stack.close()
 
     def between(self, after: float, before: float, keyframe: float, make: Callable[[Frame], T]) -> list[T]:
-        """What `make` makes of the frames with after < time < before. `keyframe` is the time of the last keyframe up to
-        `after`: decoding goes on from where it stands if that is nearer. Empty where the file cannot be read again."""
+        """Return `make(frame)` for the frames with after < time < before. `keyframe` is the time of the last keyframe
+        up to `after`: decoding continues from its current position if that is nearer. Empty if the file cannot be read
+        again."""
         try:
             if self._video is None:
                 self._video = self._stack.enter_context(Video(open_media(self._uri, self._options)))
             if self._frames is None or not max(keyframe, self._at + AHEAD) <= after or keyframe > self._at:
                 self._frames = self._video.frames(after, lambda time: self._span[0] < time < self._span[1])
-            self._span, found = (after, before), []
+            self._span, results = (after, before), []
             for frame in self._frames:
                 self._at = frame.time
                 if frame.time >= before:
                     break
                 if frame.time > after:
-                    found.append(make(frame))
+                    results.append(make(frame))
             else:
                 self._frames = None
-            return found
+            return results
         except MediaError:
             self._frames = None
             return []

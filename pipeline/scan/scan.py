@@ -1,4 +1,4 @@
-"""The scan: one pass over a source gives its shots, the tracks and cheap scores of its clips, and sampled frames."""
+"""The scan: one decode of a source yields its shots, the tracks and cheap scores of its clips, and sampled frames."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ from pipeline.state.error_log import LoggedError, logged_error
 from pipeline.state.fingerprints import columns_of, filters_of
 from pipeline.tables.fragments import clip_id
 
-WHOLE = (0.0, 0.0, 1.0, 1.0)
-MOST_SEGMENTS = 10_000  # of one source: 69 days in segments of 600 s
-LEAST_FPS = 20.0  # below it, frames that are left out would be missed
+WHOLE = (0.0, 0.0, 1.0, 1.0)  # the box of an uncropped picture: x0, y0, x1, y1 as fractions
+MOST_SEGMENTS = 10_000  # segments of one source: 69 days in segments of 600 s
+LEAST_FPS = 20.0  # frames a second below which shot detection needs every frame
 
 
 @dataclass(frozen=True)
 class Scanned:
-    """What a scan gives: a row of tables.SOURCES, rows of tables.CLIPS with the columns of the filters that ran, rows
-    of tables.FRAMES, seconds by part (decode, shots, flow, jpeg, filter:NAME), and the exceptions of filters and of
-    single clips. `shot_index` counts within the segment."""
+    """The result of a scan: a row of tables.SOURCES, rows of tables.CLIPS with the columns of the filters that ran,
+    rows of tables.FRAMES, seconds by part (decode, shots, flow, jpeg, filter:NAME), and the exceptions of filters and
+    of single clips. `shot_index` counts within the segment."""
 
     source: dict[str, Any]
     clips: list[dict[str, Any]]
@@ -53,18 +53,18 @@ class Scanned:
 
 
 def segments(start: float, duration: float, seconds: float) -> list[tuple[float, float]]:
-    """Parts of a long source, about `seconds` long, whose scans together are those of the source in one piece: each
-    owns the shots that start inside it. The last one goes on to wherever the source really ends. A duration that no
-    source has makes one part."""
+    """Return parts of a long source, about `seconds` long, whose scans together equal the scan of the whole source:
+    each owns the shots that start inside it, and the last one extends to the actual end. An implausible duration gives
+    one part."""
     count = max(1, round(duration / seconds)) if 1.5 * seconds < duration < MOST_SEGMENTS * seconds else 1
     edges = [start + duration * i / count for i in range(count + 1)]
     return list(pairwise(edges))
 
 
 def scan(source: Source, recipe: Recipe, segment: tuple[float, float] | None = None) -> Scanned:
-    """Scans a source, or the shots of it that start inside `segment` (seconds). Raises MediaError when nothing of it
-    can be used; where a part can, that is used and `source["error"]` says what is missing."""
-    cv2.setNumThreads(1)  # a process a core, and the same bytes on any number of them
+    """Scan a source, or those of its shots that start inside `segment` (seconds). Raises MediaError if nothing of it
+    can be used; if a part can, that part is used and `source["error"]` says what is missing."""
+    cv2.setNumThreads(1)  # one process a core, and the same bytes on any number of cores
     limits = recipe.scan
     with Video(open_media(source.uri, recipe.sources), rough=True) as video:
         if video.streams > limits.max_streams:
@@ -90,7 +90,7 @@ class _Scan:
         self._video, self._probe = video, video.probe
         self._shrinker, self._exact = shrinker, exact
         self._filters, self._columns = filters_of(recipe, "scan"), columns_of(recipe, "scan")
-        bursts = any(made.needs & {Track.BURST, Track.FIELDS} for made in self._filters.values())
+        bursts = any(scorer.needs & {Track.BURST, Track.FIELDS} for scorer in self._filters.values())
         self._tracks = Tracks(shrinker, recipe.scan.frame_side, video.probe, bursts)
         self._detector = self._make_detector()
         self._keyframes: list[float] = []
@@ -101,7 +101,7 @@ class _Scan:
         self._frames: list[dict[str, Any]] = []
         self._errors: list[LoggedError] = []
         self._shots = 0
-        self._entered = -math.inf  # where the last transition ended
+        self._last_enter = -math.inf  # time at which the last transition ended
 
     def run(self) -> Scanned:
         problem = self._image() if self._probe.image else self._film()
@@ -120,7 +120,7 @@ class _Scan:
         return Scanned(row, self._clips, self._frames, dict(self._seconds), self._errors)
 
     def _film(self) -> str | None:
-        """Goes through the frames; says what is missing at the end, if anything."""
+        """Process all frames; return what is missing at the end, if anything."""
         start = self._segment[0]
         first = not math.isfinite(start)
         begin = None if first else ShotCutter.decode_from(start) - self._detector.reach
@@ -155,28 +155,28 @@ class _Scan:
         return problem
 
     def _see(self, frame: Frame) -> bool:
-        """Takes one frame; True when all shots of the segment have ended."""
+        """Process one frame; return True when all shots of the segment have ended."""
         if frame.key:
             self._keyframes = [*self._keyframes[-200:], frame.time]
         with self._clock("proxy"):
             self._tracks.add(frame)
-            if frame.is_non_reference:  # here only for a burst: a file has the same shots whatever its filters
+            if frame.is_non_reference:  # decoded only for a burst: shots must not depend on which filters run
                 return False
             proxy = self._shrinker.proxy(frame)
         with self._clock("shots"):
-            shots = self._cutter.push(self._stitched(self._detector.push(proxy)), self._detector.settled)
+            shots = self._cutter.push(self._stitched(self._detector.push(proxy)), self._detector.emitted_until)
         for shot in shots:
             self._finish(shot)
         return self._cutter.done
 
-    def _stitched(self, found: Sequence[Transition]) -> list[Transition]:
-        """Without doubtful cuts inside one scene."""
+    def _stitched(self, transitions: Sequence[Transition]) -> list[Transition]:
+        """Drop uncertain cuts inside one scene."""
         kept = []
-        for transition in found:
-            beside = self._tracks.beside(transition.enter, self._entered) if transition.doubtful else None
+        for transition in transitions:
+            beside = self._tracks.beside(transition.enter, self._last_enter) if transition.doubtful else None
             if beside is None or not same_scene(*(still.rgb(WHOLE) for still in beside)):
                 kept.append(transition)
-                self._entered = transition.enter
+                self._last_enter = transition.enter
         return kept
 
     def _make_detector(self) -> ShotDetector:
@@ -191,14 +191,14 @@ class _Scan:
         return kinds[self._options.shots]()
 
     def _wanted(self) -> Callable[[float], bool] | None:
-        """Which frames have to be decoded though nothing refers to them; None for all: only the cascade can do without,
-        and only where reference frames are dense enough to follow motion."""
+        """Return which non-reference frames must be decoded; None for all of them. Only the cascade can do without, and
+        only if reference frames are dense enough to follow motion."""
         dense = self._probe.fps >= LEAST_FPS
         return self._tracks.in_burst if self._options.shots == "cascade" and dense else None
 
     def _between(self, after: float, before: float, make: Callable[[Frame], T]) -> list[T]:
-        """What `make` makes of all frames between two that were decoded, when some were left out; nothing when the
-        second is a keyframe that came out of turn: an encoder that puts one there has seen the cut at that frame."""
+        """Return `make(frame)` for all frames between two decoded ones if some were skipped. Empty if the second is an
+        irregular keyframe: an encoder that inserts one has detected the cut at exactly that frame."""
         if not self._tracks.skipped(after, before) or self._out_of_turn(before):
             return []
         keyframe = max((k for k in self._keyframes if k <= after), default=-math.inf)
@@ -206,7 +206,7 @@ class _Scan:
             return self._exact.between(after, before, keyframe, make)
 
     def _out_of_turn(self, time: float) -> bool:
-        """Whether there is a keyframe at this time, and not at the distance of the keyframes before or after it."""
+        """Return whether there is a keyframe at this time whose distance from the previous one is irregular."""
         index = bisect_left(self._keyframes, time)
         near = self._keyframes[max(0, index - 2) : index + 3]
         if time not in near or len(near) < 3:
@@ -223,7 +223,7 @@ class _Scan:
         return None
 
     def _finish(self, shot: Shot) -> None:
-        """A shot has ended: makes its clips."""
+        """Make the clips of a shot that has ended."""
         whole = self._tracks.span(shot.start, shot.end)
         if len(whole.times):
             end_pts, end = self._tracks.next_frame(shot.end) or self._after_last()
@@ -267,7 +267,7 @@ class _Scan:
         }
         self._clips.append(row)
         if drop:
-            self._sample(name, kept.stills[len(kept.stills) // 2 :][:1], box)  # for the report to show what it was
+            self._sample(name, kept.stills[len(kept.stills) // 2 :][:1], box)  # the report shows it
             return
         pictures = len(self._frames)
         try:
@@ -282,15 +282,15 @@ class _Scan:
     def _scored(
         self, kept: ShotTracks, name: str, end: float, box: tuple[float, float, float, float]
     ) -> dict[str, Any]:
-        """The scan's scores of a clip, whose sampled frames are added to those of the scan."""
+        """Return the scan's scores of a clip and store its sampled frames."""
         size, scores = (self._probe.width, self._probe.height), dict[str, Any]()
         if 0 < len(kept.burst) < LEAST_BURST <= len(kept.times):
             kept = self._with_burst(kept)
         with self._clock("flow"):
             view = clip_view(kept, name, end, size, box)
-        for key, made in self._filters.items():
+        for key, scorer in self._filters.items():
             with self._clock(f"filter:{key}"):
-                scores |= score(made, [view], self._filter_failed)[0]
+                scores |= score(scorer, [view], self._filter_failed)[0]
         self._sample(name, sampled(kept, view, self._options.frames_uniform, self._options.frames_peaks), box)
         return scores
 
@@ -304,7 +304,7 @@ class _Scan:
                 self._frames.append({"clip_id": name, "index": index, "time": still.time, "jpeg": data})
 
     def _with_burst(self, kept: ShotTracks) -> ShotTracks:
-        """With neighbouring frames of its middle, for a clip that no burst of the grid falls into."""
+        """Add consecutive frames from the middle of a clip that contains no burst of the grid."""
         first = max(0, (len(kept.times) - BURST_FRAMES) // 2)
         last = min(len(kept.times), first + BURST_FRAMES) - 1
         span = float(kept.times[first]) - 1e-6, float(kept.times[last]) + 1e-6
@@ -316,7 +316,7 @@ class _Scan:
             return content_box(kept.luma)
 
     def _after_last(self) -> tuple[int, float]:
-        """pts and time at which the last frame ends."""
+        """Return pts and time at which the last frame ends."""
         pts, _ = self._tracks.last
         pts += max(1, round(1 / (self._probe.fps * self._probe.time_base)))
         return pts, float(pts * self._probe.time_base)
@@ -339,7 +339,7 @@ class _Scan:
 
 
 def _opened(segment: tuple[float, float] | None, probe: Probe) -> tuple[float, float]:
-    """The segment, open where it touches the source's ends, which may be elsewhere than promised."""
+    """Return the segment, unbounded where it touches the ends of the source: the header's may be wrong."""
     if segment is None:
         return -math.inf, math.inf
     start, end = segment

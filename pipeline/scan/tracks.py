@@ -1,4 +1,4 @@
-"""What the scan keeps of frames until their shot has ended: the tracks of clips, and candidates for sampled frames."""
+"""Data that the scan keeps until a shot has ended: the tracks of clips, and candidates for sampled frames."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from pipeline.media.frame import Frame, seconds
 from pipeline.media.proxy import FrameCandidate, Shrinker, crop
 from pipeline.media.video import Probe
 
-LUMA_RATE = 8.0  # frames a second of the luma track; flow is between neighbours of it
+LUMA_RATE = 8.0  # frames a second of the luma track; flow is computed between neighbours in it
 STILL_RATE = 3.0  # candidates a second for sampled frames
-BURST_EVERY = 3.0  # seconds between the beginnings of bursts: each costs as much as decoding its frames
-BURST_FRAMES = 12
-LEAST_BURST = 8  # a shorter one says too little
-DETAIL_PATCHES = 4
+BURST_EVERY = 3.0  # seconds between the beginnings of bursts; the cost of a burst is decoding its frames
+BURST_FRAMES = 12  # consecutive frames in a burst
+LEAST_BURST = 8  # frames that a burst needs to be usable
+DETAIL_PATCHES = 4  # patches of a clip at the source's resolution
 PEAK_APART = 0.5  # seconds between two motion peaks
 
 Box = tuple[float, float, float, float]
@@ -38,7 +38,7 @@ class LumaFrame:
 
 @dataclass(frozen=True)
 class FieldFit:
-    """How two orders of the fields of a frame fit its neighbours (filters/interlacing.py), and the times of those."""
+    """How well two field orders of a frame fit its neighbours (filters/interlacing.py), and the neighbours' times."""
 
     first: float
     last: float
@@ -59,47 +59,47 @@ class ShotTracks:
 
 
 class Tracks:
-    """Collects tracks frame by frame, on grids of absolute time, so that they do not depend on where decoding began."""
+    """Collects tracks frame by frame on grids of absolute time, so that they do not depend on where decoding began."""
 
     def __init__(self, shrinker: Shrinker, frame_side: int, probe: Probe, bursts: bool):
         self._shrinker, self._side = shrinker, frame_side
         self._base, self._wants_bursts = probe.time_base, bursts
         self._burst_seconds = (BURST_FRAMES + 0.5) / max(probe.fps, 1.0) if bursts else 0.0
-        self._times: list[float] = []  # of all frames of the source, also those that were not decoded
+        self._times: list[float] = []  # times of all frames of the source, including skipped ones
         self._pts: list[int] = []
-        self._analysed: list[float] = []  # of those that are not spare: all but bursts is made of them
-        self._last: float | None = None  # the time of the last frame that was decoded
+        self._analysed: list[float] = []  # times of reference frames, which all tracks but bursts are made of
+        self._last: float | None = None  # time of the last decoded frame
         self._luma: list[LumaFrame] = []
         self._stills: list[FrameCandidate] = []
-        self._due = False  # a still, of the next frame that is no B-frame
+        self._due = False  # whether the next frame that is not a B-frame becomes a still
         self._bursts: list[list[LumaFrame]] = []
         self._filling = False
-        self._columns: list[tuple[float, np.ndarray]] = []  # time and columns of the last two frames of the burst
+        self._columns: list[tuple[float, np.ndarray]] = []  # time and columns of the burst's last two frames
         self._fields: list[FieldFit] = []
 
     def add(self, frame: Frame) -> None:
         before, self._last = self._last, frame.time
-        self.pass_over(frame.passed)
+        self.pass_over(frame.skipped_pts)
         if self._wants_bursts and _crossed(before, frame.time, 1 / BURST_EVERY):
             self._bursts.append([])
             self._columns = []
             self._filling = True
-        elif self._filling and len(frame.passed) > 1:
-            self._filling = False  # frames are missing: what follows is no neighbour
-        seen = False
+        elif self._filling and len(frame.skipped_pts) > 1:
+            self._filling = False  # frames were skipped, so this one does not follow the last
+        in_luma_track = False
         if not frame.is_non_reference:
             last = self._analysed[-1] if self._analysed else None
             self._analysed.append(frame.time)
             late, again = self._due, _crossed(last, frame.time, STILL_RATE)
             self._due = late or again
-            if self._due and (not frame.b or (late and again)):  # a B-frame where there was no other all the while
+            if self._due and (not frame.is_b_frame or (late and again)):  # a B-frame only if no other frame came
                 self._stills.append(self._shrinker.still(frame, self._side))
                 self._due = False
-            seen = _crossed(last, frame.time, LUMA_RATE)
-        if not seen and not self._filling:
+            in_luma_track = _crossed(last, frame.time, LUMA_RATE)
+        if not in_luma_track and not self._filling:
             return
         grey = LumaFrame(frame.time, self._shrinker.luma(frame))
-        if seen:
+        if in_luma_track:
             self._luma.append(grey)
         if self._filling:
             self._bursts[-1].append(grey)
@@ -114,21 +114,21 @@ class Tracks:
         self._columns = [*self._columns[-1:], (frame.time, columns)]
 
     def pass_over(self, pts: Sequence[int]) -> None:
-        """Frames of the source that have gone by, decoded or not."""
+        """Record the pts of frames of the source, decoded or skipped."""
         self._pts += pts
         self._times += [seconds(p, self._base) for p in pts]
 
     def in_burst(self, time: float) -> bool:
-        """Whether the burst track needs a frame at this time, so that it has to be decoded."""
+        """Return whether the burst track needs a frame at this time, so that it has to be decoded."""
         return time % BURST_EVERY < self._burst_seconds
 
     def skipped(self, after: float, before: float) -> bool:
-        """Whether the source has frames with after < time < before that are not analysed."""
-        every, seen = (bisect_left(t, before) - bisect_right(t, after) for t in (self._times, self._analysed))
-        return every > seen
+        """Return whether the source has frames with after < time < before that were not analysed."""
+        total, analysed = (bisect_left(t, before) - bisect_right(t, after) for t in (self._times, self._analysed))
+        return total > analysed
 
     def span(self, start: float, end: float) -> ShotTracks:
-        """The tracks of frames with start <= time < end; empty where no frame lies there, as after the last one."""
+        """Return the tracks of frames with start <= time < end; empty if there is no such frame."""
         first, last = bisect_left(self._times, start), bisect_left(self._times, end)
         luma = [p for p in self._luma if start <= p.time < end]
         bursts = [[p for p in burst if start <= p.time < end] for burst in self._bursts]
@@ -147,14 +147,14 @@ class Tracks:
         )
 
     def beside(self, time: float, since: float) -> tuple[FrameCandidate, FrameCandidate] | None:
-        """The candidates next to a cut at `time`; none where there is none between it and `since`, or after it."""
+        """Return the candidates before and after a cut at `time`; None without one between `since` and it, or after."""
         index = bisect_left(self._stills, time, key=lambda still: still.time)
         if not 0 < index < len(self._stills) or self._stills[index - 1].time < since:
             return None
         return self._stills[index - 1], self._stills[index]
 
     def forget(self, before: float) -> None:
-        """Drops what lies before a time that no later span will reach."""
+        """Drop all data before a time that no later span will reach."""
         gone = bisect_left(self._times, before)
         del self._times[:gone], self._pts[:gone]
         del self._analysed[: bisect_left(self._analysed, before)]
@@ -165,7 +165,7 @@ class Tracks:
             del self._bursts[0]
 
     def next_frame(self, time: float) -> tuple[int, float] | None:
-        """pts and time of the first frame at or after `time`."""
+        """Return pts and time of the first frame at or after `time`."""
         index = bisect_left(self._times, time)
         return (self._pts[index], self._times[index]) if index < len(self._times) else None
 
@@ -175,7 +175,7 @@ class Tracks:
 
 
 def clip_view(kept: ShotTracks, clip_id: str, end: float, size: tuple[int, int], box: Box) -> ClipView:
-    """The scan's tracks of one clip, cut to `box`; `size` is width and height of the source as displayed."""
+    """Return the scan's tracks of one clip, cropped to `box`; `size` is width and height of the source as displayed."""
     luma = np.ascontiguousarray(crop(kept.luma, box))
     start = float(kept.times[0])
     times = kept.luma_times
@@ -199,41 +199,44 @@ def clip_view(kept: ShotTracks, clip_id: str, end: float, size: tuple[int, int],
 
 
 def sampled(kept: ShotTracks, view: ClipView, uniform: int, peaks: int) -> list[FrameCandidate]:
-    """Which candidates become sampled frames: `uniform` evenly spread ones and those at the `peaks` strongest moments
-    of motion against the rest of the picture, each the sharpest of its neighbourhood; in order of time."""
+    """Choose the sampled frames among the candidates: `uniform` evenly spaced ones and those at the `peaks` strongest
+    peaks of motion relative to the rest of the picture, each the sharpest in its neighbourhood; in order of time."""
     duration = view.end - view.start
     wanted = [(view.start + duration * (i + 0.5) / uniform, duration / uniform / 4) for i in range(uniform)]
     wanted += [(moment, 1 / STILL_RATE) for moment in motion_peaks(view, peaks)]
-    left, chosen = list(kept.stills), []
+    unused, chosen = list(kept.stills), []
     for moment, around in wanted:
-        if not left:
+        if not unused:
             break
-        near = [s for s in left if abs(s.time - moment) <= around] or [min(left, key=lambda s: abs(s.time - moment))]
+        near = [s for s in unused if abs(s.time - moment) <= around] or [
+            min(unused, key=lambda s: abs(s.time - moment))
+        ]
         best = max(near, key=lambda s: s.sharpness)
         chosen.append(best)
-        left = [s for s in left if s is not best]
+        unused = [s for s in unused if s is not best]
     return sorted(chosen, key=lambda s: s.time)
 
 
 def motion_peaks(view: ClipView, count: int) -> list[float]:
-    """Seconds of the strongest motion that the picture does not share, strongest first, at least `PEAK_APART` apart."""
+    """Return the times, seconds, of the strongest motion relative to the picture's, strongest first, at least
+    `PEAK_APART` apart."""
     if not len(view.flow):
         return []
     own = view.flow - np.nanmedian(view.flow, axis=(1, 2), keepdims=True)
     speed = np.nan_to_num(np.linalg.norm(own, axis=-1).mean(axis=(1, 2)))
     moments = view.flow_times.mean(axis=1)
-    found: list[float] = []
+    peaks: list[float] = []
     for index in np.argsort(-speed, kind="stable"):
-        if len(found) == count:
+        if len(peaks) == count:
             break
-        if all(abs(moments[index] - other) >= PEAK_APART for other in found):
-            found.append(float(moments[index]))
-    return found
+        if all(abs(moments[index] - other) >= PEAK_APART for other in peaks):
+            peaks.append(float(moments[index]))
+    return peaks
 
 
 def crop_pixels(box: tuple[float, float, float, float], size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The even-sized rectangle x, y, width, height inside `box` (fractions) of a picture of `size` pixels; of a picture
-    under two pixels, all of it."""
+    """Return the even-sized rectangle x, y, width, height inside `box` (fractions) of a picture of `size` pixels; the
+    whole side where it would be under two pixels."""
     spans = []
     for low, high, pixels in ((box[0], box[2], size[0]), (box[1], box[3], size[1])):
         first = 2 * math.ceil(low * pixels / 2 - 1e-6)
@@ -251,12 +254,12 @@ def jpeg(rgb: np.ndarray, quality: int) -> bytes:
 
 
 def _crossed(last: float | None, time: float, rate: float) -> bool:
-    """Whether a multiple of 1 / rate lies between two frames, or there was none before."""
+    """Return whether a multiple of 1 / rate lies between two frames, or this is the first."""
     return last is None or int(time * rate) != int(last * rate)
 
 
 def _spread(items: Sequence[FrameCandidate], count: int) -> list[FrameCandidate]:
-    """`count` items, evenly spread."""
+    """Return `count` evenly spread items."""
     if not items:
         return []
     return [items[i] for i in sorted({int((k + 0.5) * len(items) / count) for k in range(count)})]

@@ -1,7 +1,7 @@
-"""What one worker of each pass does with one unit of work. Nothing here knows of Ray.
+"""The workers of the sources and scan passes: each processes one unit of work. Nothing here depends on Ray.
 
-Every worker commits its own rows: a fragment whose name is a function of what it was asked for, so that doing a unit
-twice writes the same bytes to the same place.
+Every worker commits its own rows as a fragment whose name is a function of the unit, so that repeating a unit writes
+the same bytes to the same place.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from pipeline.state.units import Handoff, IdentifyUnit, Part, ScanUnit, UnitClip
 from pipeline.storage.store import Store, Unreachable
 from pipeline.tables.fragments import FRAMES, fingerprint, table_from, write_fragment, write_frames
 
-LEAST_RATE = 8.0  # bytes a second of any real video
-SLOWEST = 2e6  # bytes a second at which a source is read at least, to know its content
+LEAST_RATE = 8.0  # bytes a second that any real video has at least
+SLOWEST = 2e6  # bytes a second: slowest read of a source that the deadline of its content hash allows
 
 
 class Identify:
-    """Sources -> rows of state/sources: content id, what the container says, or why it cannot be used."""
+    """Sources -> rows of state/sources: content id and the container's metadata, or why it cannot be used."""
 
     def __init__(self, store: Store, recipe: Recipe) -> None:
         self._store, self._options, self._limits = store, recipe.sources, recipe.scan
@@ -48,7 +48,7 @@ class Identify:
     def _unit(self, unit: IdentifyUnit) -> UnitResult:
         started = time.perf_counter()
         errors: list[LoggedError] = []
-        rows = [self._row(found, errors) for found in unit.found]
+        rows = [self._row(file, errors) for file in unit.found]
         name = fingerprint([(f.uri, f.size, f.revision) for f in unit.found])
         fragment = f"state/sources/{name}.parquet"
         write_errors(self._store, "sources", name, errors)
@@ -62,24 +62,24 @@ class Identify:
             unforeseen=unforeseen(errors),
         )
 
-    def _row(self, found: DiscoveredFile, errors: list[LoggedError]) -> dict[str, Any]:
-        """A row of IDENTIFIED; where the file cannot be read, what happened is added to `errors`."""
-        row: dict[str, Any] = {"uri": found.uri, "size": found.size, "stamp": found.revision}
-        if not found.worth_opening and (reason := self._not_media(found)):
+    def _row(self, file: DiscoveredFile, errors: list[LoggedError]) -> dict[str, Any]:
+        """Return a row of IDENTIFIED; if the file cannot be read, append the failure to `errors`."""
+        row: dict[str, Any] = {"uri": file.uri, "size": file.size, "stamp": file.revision}
+        if not file.worth_opening and (reason := self._not_media(file)):
             return row | {"status": "skipped", "error": f"not a video ({reason})"}
-        if found.problem:
-            return row | {"status": "failed", "error": found.problem}
-        if found.size == 0:
+        if file.problem:
+            return row | {"status": "failed", "error": file.problem}
+        if file.size == 0:
             return row | {"status": "failed", "error": "empty file"}
-        size = found.size or 0
+        size = file.size or 0
         if size > self._limits.max_gb * 1e9:
             error = f"{size / 1e9:.1f} GB, more than scan.max_gb allows ({self._limits.max_gb:g})"
             return row | {"status": UNREACHABLE, "error": error}  # the next build may allow more
         try:
             facts, row["source_id"] = self._sandbox.call(
-                found.uri,
+                file.uri,
                 identify,
-                found.uri,
+                file.uri,
                 self._options,
                 size,
                 deadline=self._limits.deadline_seconds + size / SLOWEST,
@@ -94,25 +94,25 @@ class Identify:
                 "codec": facts.codec,
                 **facts.stated_colour,
             }
-            pa.Table.from_pylist([row], schema=fingerprints.IDENTIFIED)  # a header may hold what no column takes
+            pa.Table.from_pylist([row], schema=fingerprints.IDENTIFIED)  # raises for header values out of range
             return row
         except Exception as raised:
             if is_machine_fault(raised):
                 raise
-            errors.append(entry := logged_error(found.uri, raised))
+            errors.append(entry := logged_error(file.uri, raised))
             row = {name: row[name] for name in ("uri", "size", "stamp")}
-            status = "failed" if found.worth_opening else "skipped"
+            status = "failed" if file.worth_opening else "skipped"
             return row | {"status": retry_or(raised, entry, status), "error": entry.failure.reason}
 
-    def _not_media(self, found: DiscoveredFile) -> str | None:
-        """What a file with an ending that says little is, by its first bytes; None where it may be a video."""
-        if found.problem:
-            return found.problem
+    def _not_media(self, file: DiscoveredFile) -> str | None:
+        """Return what a file with an ambiguous ending is, by its first bytes; None if it may be a video."""
+        if file.problem:
+            return file.problem
         try:
-            with open_file(found.uri, self._options) as file:
-                return not_media(file.read(HEAD))
+            with open_file(file.uri, self._options) as opened:
+                return not_media(opened.read(HEAD))
         except Unreachable:
-            return None  # the decoder cannot reach it either, and says so
+            return None  # the decoder fails on it too, and reports that
         except OSError as error:
             if is_machine_fault(error):
                 raise
@@ -129,7 +129,7 @@ class Scan:
         self._fingerprint = fingerprints.scan_fingerprint(recipe)
 
     def __call__(self, unit: ScanUnit) -> Handoff | UnitResult:
-        """Hand the clips on to the embed pass."""
+        """Scan the unit and hand its clips on to the embed pass."""
         try:
             done = self._unit(unit.parts)
         except (OSError, MemoryError) as error:
@@ -154,10 +154,10 @@ class Scan:
             for step, value in scanned.stats.items():
                 seconds[step] += value
             done_part: dict[str, Any] = {"key": part.key, "unit": name}
-            if error:  # why nothing of it could be used
+            if error:  # nothing of the part could be used
                 errors.append(entry := logged_error(part.source.uri, error))
                 done_part |= {"error": entry.failure.reason, "limits": retry_or(error, entry, limits)}
-            elif note := scanned.source.get("error"):  # what of it could not
+            elif note := scanned.source.get("error"):  # a part of it could not be used
                 done_part["note"] = note
             parts.append(done_part)
             seconds["total"] += time.perf_counter() - started
@@ -188,7 +188,7 @@ class Scan:
         try:
             uri = part.source.uri
             scanned = self._sandbox.call(uri, scan, part.source, self._recipe, part.segment, deadline=deadline)
-            table_from(scanned.clips, self._schema.remove(self._schema.get_field_index("unit")))  # do the numbers fit?
+            table_from(scanned.clips, self._schema.remove(self._schema.get_field_index("unit")))  # checks value ranges
             return scanned, None
         except Exception as error:
             if is_machine_fault(error):
@@ -197,8 +197,8 @@ class Scan:
 
 
 def identify(uri: str, options: SourceOptions, size: int) -> tuple[Probe, str]:
-    """What a container of `size` bytes (0: not known) says, and its content id; runs in the sandbox. A duration for
-    which the file is too small is 0, as one that it does not state: a damaged header must not make a million parts."""
+    """Return the probe and content id of a container of `size` bytes (0: unknown); runs in the sandbox. A duration for
+    which the file is too small becomes 0, like a missing one: a damaged header must not create a million parts."""
     facts = probe(open_media(uri, options))
     if size and facts.duration * LEAST_RATE > size:
         facts = replace(facts, duration=0.0)
@@ -206,6 +206,6 @@ def identify(uri: str, options: SourceOptions, size: int) -> tuple[Probe, str]:
 
 
 def retry_or(error: BaseException, entry: LoggedError, otherwise: str) -> str:
-    """What stands for a failure in `status` or `limits`: UNREACHABLE where the next build should try again, after a
-    failure of the network or an exception that another version of this code may not raise."""
+    """Return the value for `status` or `limits` after a failure: UNREACHABLE if the next build should retry, because
+    the network failed or the exception is a bug that another version may not have; else `otherwise`."""
     return UNREACHABLE if isinstance(error, Unreachable) or entry.failure.place else otherwise

@@ -1,4 +1,4 @@
-"""Balance: clusters of alike clips by their embeddings, so that what is common does not drown what is rare."""
+"""Balance: clusters of similar clips by their embeddings, so that common content does not outnumber rare content."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ import numpy as np
 
 from pipeline.selection.duplicates import Vectors
 
-SAMPLE = 64  # clips a cluster that its centre is fitted on
-ROUNDS = 20
-BLOCK = 1 << 14
+SAMPLE = 64  # clips per cluster that the centres are fitted on
+ROUNDS = 20  # iterations of k-means at most
+BLOCK = 1 << 14  # rows compared with the centres at a time
 
 
 def clusters(embedding: np.ndarray | Vectors, count: int) -> np.ndarray:
-    """(n,) int32: the cluster of each row of `embedding` ((n, d) float, unit rows), -1 where the row is not finite.
+    """Return the cluster of each row of `embedding` ((n, d) float, unit rows): (n,) int32, -1 if the row is not finite.
 
     Spherical k-means (Dhillon and Modha 2001), started from distinct random rows and fitted on a sample, so that the
-    cost of fitting does not grow with n. The same rows, in the same order, always get the same clusters.
+    cost of fitting does not grow with n. The same rows in the same order always get the same clusters.
     """
     blocks = [slice(i, i + BLOCK) for i in range(0, len(embedding), BLOCK)]
     finite = [np.isfinite(embedding[block]).all(axis=1) for block in blocks]
-    known = np.flatnonzero(np.concatenate([*finite, np.zeros(0, bool)]))
+    finite_rows = np.flatnonzero(np.concatenate([*finite, np.zeros(0, bool)]))
     labels = np.full(len(embedding), -1, np.int32)
-    if not len(known):
+    if not len(finite_rows):
         return labels
     generator = np.random.default_rng(0)
-    sample = embedding[np.sort(generator.permutation(known)[: count * SAMPLE])].astype(np.float32)
+    sample = embedding[np.sort(generator.permutation(finite_rows)[: count * SAMPLE])].astype(np.float32)
     distinct = np.unique(sample, axis=0)
     centres = distinct[generator.permutation(len(distinct))[:count]]
     for _ in range(ROUNDS):
@@ -36,14 +36,14 @@ def clusters(embedding: np.ndarray | Vectors, count: int) -> np.ndarray:
         if np.allclose(moved, centres, atol=1e-6):
             break
         centres = moved
-    for i in range(0, len(known), BLOCK):
-        labels[known[i : i + BLOCK]] = _nearest(embedding[known[i : i + BLOCK]].astype(np.float32), centres)
+    for i in range(0, len(finite_rows), BLOCK):
+        labels[finite_rows[i : i + BLOCK]] = _nearest(embedding[finite_rows[i : i + BLOCK]].astype(np.float32), centres)
     return labels
 
 
 def weights(labels: np.ndarray) -> np.ndarray:
-    """(n,) float32 sampling weights with mean 1: 1 / sqrt(size of the clip's cluster), as word2vec
-    tempers frequent words (Mikolov et al. 2013); 1 for clips in no cluster."""
+    """Return (n,) float32 sampling weights with mean 1: 1 / sqrt(size of the clip's cluster), as word2vec
+    subsamples frequent words (Mikolov et al. 2013); 1 for clips in no cluster."""
     result = np.ones(len(labels), np.float32)
     inside = labels >= 0
     if inside.any():
@@ -54,7 +54,7 @@ def weights(labels: np.ndarray) -> np.ndarray:
 
 
 def over_cap(labels: np.ndarray, order: np.ndarray, cap: int) -> np.ndarray:
-    """(n,) bool: which clips go when a cluster keeps at most `cap`, those with the smallest `order` first."""
+    """Return (n,) bool: the clips to drop so that a cluster keeps at most `cap`, those with the smallest `order`."""
     by_cluster = np.lexsort((order, labels))
     sorted_labels = labels[by_cluster]
     starts = np.searchsorted(sorted_labels, sorted_labels)
@@ -64,8 +64,8 @@ def over_cap(labels: np.ndarray, order: np.ndarray, cap: int) -> np.ndarray:
 
 
 def distribution(labels: np.ndarray, weight: np.ndarray | None = None) -> dict[str, float]:
-    """What a report says of clusters, where each clip counts by its `weight`: how many, the largest's share, and how
-    even they are (entropy of the shares over its maximum, 1 when all are equal)."""
+    """Return statistics of the clusters, in which each clip counts with its `weight`: their number, the largest share,
+    and the evenness (entropy of the shares over its maximum, 1 if all are equal)."""
     inside = labels >= 0
     sizes = np.bincount(labels[inside], None if weight is None else weight[inside]) if inside.any() else np.zeros(0)
     shares = sizes[sizes > 0] / max(1e-9, sizes.sum())

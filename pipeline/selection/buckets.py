@@ -1,4 +1,4 @@
-"""Buckets: the few picture sizes that a dataset has, so that the clips of a batch share one."""
+"""Buckets: the picture sizes of a dataset, few enough that the clips of a batch can share one."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ MULTIPLE = 16  # both sides are multiples: 8 of a latent's stride times 2 of a p
 
 
 def bucket_names(width: np.ndarray, height: np.ndarray, still: np.ndarray, heights: Sequence[int]) -> pa.Array:
-    """The bucket of pictures of (n,) `width` and `height` pixels, strings like "16x9-720p": 720 is the short side.
+    """Return the buckets of pictures of (n,) `width` and `height` pixels: "16x9-720p", where 720 is the short side.
 
-    The aspect ratio is the nearest by logarithm, so that at most an eighth of a picture between 21:9 and 9:21 is cut
-    off, in equal parts on both sides. The size is the largest of `heights` that needs no enlarging; a picture smaller
-    than all of them gets its own short side, rounded down to a multiple of 16, and null when that is 0. Where `still`
-    is true the name ends in "-still": images have their own shards, as readers want the same files in every sample.
+    The aspect ratio is the nearest by logarithm, so that at most an eighth of a picture between 21:9 and 9:21 is
+    cropped, equally on both sides. The size is the largest of `heights` that needs no upscaling; a picture smaller than
+    all of them gets its own short side, rounded down to a multiple of 16, and null if that is 0. Where `still` is true
+    the name ends in "-still": images get their own shards, because readers expect the same files in every sample.
     """
     width, height = np.nan_to_num(np.asarray(width, np.float64)), np.nan_to_num(np.asarray(height, np.float64))
     ratios = np.array([_ratio(name) for name in ASPECTS])
@@ -32,7 +32,7 @@ def bucket_names(width: np.ndarray, height: np.ndarray, still: np.ndarray, heigh
     for i, name in enumerate(ASPECTS):
         fits[i] = [bucket_size(f"{name}-{side}p") for side in sizes]
     level = np.searchsorted(sizes, short, side="right") - 1
-    for _ in sizes:  # a picture less wide than its aspect ratio's name may miss the size by a few pixels
+    for _ in sizes:  # a picture narrower than its nominal aspect ratio may miss the size by a few pixels
         over = (level >= 0) & ((fits[aspect, level, 0] > width) | (fits[aspect, level, 1] > height))
         if not over.any():
             break
@@ -43,8 +43,8 @@ def bucket_names(width: np.ndarray, height: np.ndarray, still: np.ndarray, heigh
 
 
 def with_durations(names: pa.Array, seconds: np.ndarray, still: np.ndarray, edges: Sequence[float]) -> pa.Array:
-    """The bucket `names` of clips that last (n,) `seconds`, with the last of the `edges` that a clip reaches: with (4,
-    8), "16x9-720p-0s" below four seconds, "16x9-720p-4s", and "16x9-720p-8s". Stills have no duration."""
+    """Append to the bucket `names` of clips of (n,) `seconds` the largest of `edges` that a clip reaches: with (4, 8),
+    "16x9-720p-0s" below four seconds, "16x9-720p-4s", and "16x9-720p-8s". Stills get no duration."""
     if not edges:
         return names
     lower = np.array([0.0, *sorted(edges)])
@@ -54,13 +54,13 @@ def with_durations(names: pa.Array, seconds: np.ndarray, still: np.ndarray, edge
 
 
 def bucket_size(name: str) -> tuple[int, int]:
-    """(width, height) in pixels of the clips in a bucket, both multiples of 16: (1280, 720) for "16x9-720p" and
+    """Return (width, height) in pixels of the clips in a bucket, both multiples of 16: (1280, 720) for "16x9-720p" and
     "16x9-720p-4s", (1920, 1072) for "16x9-1080p": pictures of the named size are cropped, not scaled."""
     aspect, side = name.split("-")[:2]
     ratio = _ratio(aspect)
     pixels = int(side.removesuffix("p"))
     short = pixels // MULTIPLE * MULTIPLE
-    long = int(pixels * max(ratio, 1 / ratio) / MULTIPLE + 1e-9) * MULTIPLE  # not rounded: 426x240 is a usual size
+    long = int(pixels * max(ratio, 1 / ratio) / MULTIPLE + 1e-9) * MULTIPLE  # rounded down: 426x240 is common
     return (long, short) if ratio >= 1 else (short, long)
 
 

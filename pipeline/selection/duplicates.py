@@ -1,9 +1,9 @@
-"""Duplicates over a whole corpus: clips that show the same pictures, found without comparing all pairs.
+"""Duplicates over a whole corpus: clips that show the same pictures, detected without comparing all pairs.
 
 Two signals. A perceptual hash of each sampled frame survives scaling, re-encoding and mirroring; a clip's mean
-embedding survives crops and overlays. Either brings pairs forward: entries are sorted by a prefix of their hash (or of
-the signs of random projections of the embedding, Charikar 2002) and only neighbours in that order are looked at,
-several times with different prefixes. So the cost grows as a sort does, also where thousands of clips share one title
+embedding survives crops and overlays. Either yields candidate pairs: entries are sorted by a prefix of their hash (or
+of the signs of random projections of the embedding, Charikar 2002) and only neighbours in that order are compared,
+several times with different prefixes. So the cost grows like that of a sort, even if thousands of clips share one title
 card.
 """
 
@@ -20,22 +20,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-HASH_TURNS = (0, 16, 32, 48)  # bits by which a hash is turned before its prefix is taken
-EMBEDDING_TURNS = (0, 8, 16, 24, 32, 40, 48, 56)
-NEIGHBOURS = 4  # with which an entry is compared among those of the same prefix
-FLAT = 4.0  # standard deviation of grey values below which a picture says nothing
-CROPPED_BITS = 16  # of 64 by which a cropped copy's hash may differ, where the embeddings leave little doubt
-SHARE = 0.5  # of frames that must match where there is no embedding to ask
+HASH_TURNS = (0, 16, 32, 48)  # bits by which a hash is rotated before its prefix is taken
+EMBEDDING_TURNS = (0, 8, 16, 24, 32, 40, 48, 56)  # bits, the same for the signs of projections
+NEIGHBOURS = 4  # entries of the same prefix that an entry is compared with
+FLAT = 4.0  # standard deviation of grey levels below which a picture has no usable hash
+CROPPED_BITS = 16  # of 64 that may differ between a frame and its crop, if the embeddings are very similar
+SHARE = 0.5  # share of frames that must match if there is no embedding
 CHUNK = 1 << 18  # pairs compared at a time
 VECTORS = 1 << 15  # embeddings in memory at a time
 
 
 def frame_hashes(frames: Sequence[np.ndarray]) -> list[int]:
-    """A 64-bit perceptual hash of each (h, w, 3) uint8 RGB frame; 0 for a flat one, which matches nothing.
+    """Return a 64-bit perceptual hash of each (h, w, 3) uint8 RGB frame; 0 for a flat one, which matches nothing.
 
-    The signs of the 64 lowest frequencies, but the mean, of a 32x32 DCT (as pHash by Zauner 2010, with signs for its
-    comparison with the median). A mirrored picture has the same coefficients with the odd horizontal ones negated;
-    turning the largest of these positive first gives a picture and its mirror image one hash.
+    The hash holds the signs of the 64 lowest frequencies of a 32x32 DCT without the mean (pHash by Zauner 2010 compares
+    with the median instead). Mirroring negates the odd horizontal coefficients; the signs of all of these are first
+    flipped so that the largest is positive, which gives a picture and its mirror image the same hash.
     """
     return [_frame_hash(frame) for frame in frames]
 
@@ -55,7 +55,7 @@ def _frame_hash(rgb: np.ndarray) -> int:
 
 @dataclass(frozen=True)
 class Vectors:
-    """`rows` of a (m, width) float32 array in a file; indexed like an array by numbers of its own rows."""
+    """`rows` of a (m, width) float32 array in a file; indexed like an array by positions in `rows`."""
 
     file: IO[bytes]
     width: int
@@ -66,21 +66,21 @@ class Vectors:
 
     def __getitem__(self, which: np.ndarray | slice) -> np.ndarray:
         rows = self.rows[which]
-        found = np.empty((len(rows), self.width), np.float32)
-        edges = np.flatnonzero(np.diff(rows, prepend=-2, append=-2) != 1).tolist()  # of neighbours, read at once
+        vectors = np.empty((len(rows), self.width), np.float32)
+        edges = np.flatnonzero(np.diff(rows, prepend=-2, append=-2) != 1).tolist()  # runs of rows read in one call
         for first, end in itertools.pairwise(edges):
-            os.preadv(self.file.fileno(), [found[first:end].data], int(rows[first]) * found.strides[0])
-        return found
+            os.preadv(self.file.fileno(), [vectors[first:end].data], int(rows[first]) * vectors.strides[0])
+        return vectors
 
 
-Embeddings = Callable[[np.ndarray], np.ndarray | Vectors]  # those of rows of a clips table, by their numbers
+Embeddings = Callable[[np.ndarray], np.ndarray | Vectors]  # row numbers of a clips table -> their embeddings
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """What is known of n clips: hashes of clip i are `hashes[offsets[i]:offsets[i + 1]]` (uint64), `embedding` is
-    (n, d) float of any scale, or None; a row of NaN or zeros has none. `shot` is (n,) int64: clips with the same number
-    are parts of one shot, which are alike by nature and never compared."""
+    """Hashes and embeddings of n clips: the hashes of clip i are `hashes[offsets[i]:offsets[i + 1]]` (uint64),
+    `embedding` is (n, d) float of any scale, or None; a row of NaN or zeros means none. `shot` is (n,) int64: clips
+    with the same number are parts of one shot, naturally similar, and never compared."""
 
     hashes: np.ndarray
     offsets: np.ndarray
@@ -92,19 +92,20 @@ class Pictures:
 
 
 def near_pairs(pictures: Pictures, similarity: float, bits: int) -> np.ndarray:
-    """(m, 2) int64 pairs of clips that are duplicates, i < j, sorted.
+    """Return (m, 2) int64 pairs of clips that are duplicates, i < j, sorted.
 
-    Two clips are duplicates when the cosine of their embeddings is at least `similarity` and some frame of one is
-    within `bits` of some frame of the other, or within CROPPED_BITS and the cosine is halfway from `similarity` to 1;
-    or, where one has no embedding, when half of the frames of the one with fewer are within `bits`; or, where one has
-    no hashes at all, by cosine alone if neither has any.
+    Two clips are duplicates in one of these cases:
+    - both have embeddings with a cosine of at least `similarity`, and a frame of one is within `bits` of the other's;
+    - both have embeddings with a cosine of at least (1 + `similarity`) / 2, and two frames are within CROPPED_BITS;
+    - both have embeddings with a cosine of at least `similarity`, and neither has a hash;
+    - one has no embedding, and SHARE of the frames of the clip with fewer hashes are within `bits`.
     """
     n = len(pictures)
     if n < 2:
         return np.zeros((0, 2), np.int64)
     codes = np.zeros(0, np.uint64)
-    for found in itertools.chain(_hash_candidates(pictures), _embedding_candidates(pictures.embedding)):
-        codes = np.union1d(codes, found)
+    for candidates in itertools.chain(_hash_candidates(pictures), _embedding_candidates(pictures.embedding)):
+        codes = np.union1d(codes, candidates)
     pairs = np.stack([codes // np.uint64(n), codes % np.uint64(n)], axis=1).astype(np.int64)
     pairs = pairs[pictures.shot[pairs[:, 0]] != pictures.shot[pairs[:, 1]]]
     same = [_same(pictures, pairs[i : i + CHUNK], similarity, bits) for i in range(0, len(pairs), CHUNK)]
@@ -112,15 +113,15 @@ def near_pairs(pictures: Pictures, similarity: float, bits: int) -> np.ndarray:
 
 
 def equal_pairs(words: np.ndarray) -> np.ndarray:
-    """(m, 2) int64 pairs that link all rows of `words` ((n,) uint64) which are equal."""
+    """Return (m, 2) int64 pairs that link all equal rows of `words` ((n,) uint64)."""
     order = np.argsort(words, kind="stable")
     at = np.flatnonzero(words[order[1:]] == words[order[:-1]])
     return np.sort(np.stack([order[at], order[at + 1]], axis=1), axis=1)
 
 
 def groups(pairs: np.ndarray, rank: np.ndarray) -> np.ndarray:
-    """The keeper of each clip: (n,) int64, of the clips connected to it by `pairs` the one with the smallest `rank`
-    ((n,), distinct numbers); a clip in no pair keeps itself."""
+    """Return the keeper of each clip, (n,) int64: of the clips connected to it by `pairs` the one with the smallest
+    `rank` ((n,), distinct numbers); a clip in no pair keeps itself."""
     keeper = np.arange(len(rank))
     if not len(pairs):
         return keeper
@@ -143,15 +144,15 @@ def groups(pairs: np.ndarray, rank: np.ndarray) -> np.ndarray:
 
 
 def _hash_candidates(pictures: Pictures) -> Iterator[np.ndarray]:
-    known = np.flatnonzero(pictures.hashes)
-    owners = np.repeat(np.arange(len(pictures), dtype=np.int32), np.diff(pictures.offsets))[known]
+    hashed = np.flatnonzero(pictures.hashes)
+    owners = np.repeat(np.arange(len(pictures), dtype=np.int32), np.diff(pictures.offsets))[hashed]
     for turn in HASH_TURNS:
-        yield _neighbours(_turned(pictures.hashes[known], turn), owners, len(pictures))
+        yield _neighbours(_turned(pictures.hashes[hashed], turn), owners, len(pictures))
 
 
 def _embedding_candidates(embedding: np.ndarray | Vectors | None) -> Iterator[np.ndarray]:
-    """Neighbours by the signs of 64 random projections of the embedding, less the corpus's mean: embeddings of one
-    encoder lie in a narrow cone, and seen from the origin all would have the same signs."""
+    """Yield neighbours by the signs of 64 random projections of the embedding minus the corpus's mean: embeddings of
+    one encoder lie in a narrow cone, so without centring all would have the same signs."""
     if embedding is None:
         return
     n = len(embedding)
@@ -161,19 +162,19 @@ def _embedding_candidates(embedding: np.ndarray | Vectors | None) -> Iterator[np
     normals = np.random.default_rng(0).standard_normal((sample.shape[1], 64)).astype(np.float32)
     signs, owners = [], []
     for i in range(0, n, VECTORS):
-        some = embedding[slice(i, i + VECTORS)]
-        there = _present(some)
-        owners.append((i + np.flatnonzero(there)).astype(np.int32))
-        signs.append(np.packbits((_unit(some[there]) - centre) @ normals > 0, axis=1).view(np.uint64)[:, 0])
+        block = embedding[slice(i, i + VECTORS)]
+        present = _present(block)
+        owners.append((i + np.flatnonzero(present)).astype(np.int32))
+        signs.append(np.packbits((_unit(block[present]) - centre) @ normals > 0, axis=1).view(np.uint64)[:, 0])
     for turn in EMBEDDING_TURNS:
         yield _neighbours(_turned(np.concatenate(signs), turn), np.concatenate(owners), n)
 
 
 def _neighbours(keys: np.ndarray, owners: np.ndarray, n: int) -> np.ndarray:
-    """Pairs of owners whose keys share a prefix and lie close to each other in order: (m,) uint64, i * n + j, i < j.
+    """Return pairs of owners whose keys share a prefix and are close in sorted order: (m,) uint64, i * n + j, i < j.
 
-    A prefix has four bits more than it takes to number the entries, so that chance brings few together. Sorting
-    prefixes with the entry's number in the free low bits is several times faster than an argsort.
+    A prefix has four bits more than the entry numbers need, so that few pairs match by chance. Sorting prefixes with
+    the entry's number in the free low bits is several times faster than an argsort.
     """
     if len(keys) < 2:
         return np.zeros(0, np.uint64)
@@ -183,7 +184,7 @@ def _neighbours(keys: np.ndarray, owners: np.ndarray, n: int) -> np.ndarray:
     packed.sort()
     prefix = packed >> low
     who = owners[packed & mask]
-    repeated = np.zeros(len(who), bool)  # the same clip again: a still one would else have only itself for neighbours
+    repeated = np.zeros(len(who), bool)  # the same clip again; else a static clip would only neighbour itself
     repeated[1:] = (prefix[1:] == prefix[:-1]) & (who[1:] == who[:-1])
     if repeated.any():
         prefix, who = prefix[~repeated], who[~repeated]
@@ -196,7 +197,7 @@ def _neighbours(keys: np.ndarray, owners: np.ndarray, n: int) -> np.ndarray:
 
 
 def _same(pictures: Pictures, pairs: np.ndarray, similarity: float, bits: int) -> np.ndarray:
-    """(m,) bool: which candidates are duplicates, by the rule of `near_pairs`."""
+    """Return (m,) bool: which candidates are duplicates, by the rule of `near_pairs`."""
     a, b = (_padded(pictures, pairs[:, side]) for side in (0, 1))
     apart = np.bitwise_count(a[:, :, None] ^ b[:, None, :])
     apart[(a == 0)[:, :, None] | (b == 0)[:, None, :]] = 64
@@ -208,21 +209,21 @@ def _same(pictures: Pictures, pairs: np.ndarray, similarity: float, bits: int) -
         return by_hash
     no_hashes = ~((a != 0).any(axis=1) | (b != 0).any(axis=1))
     usual = (matched > 0) | no_hashes
-    asked = np.flatnonzero(usual | (apart <= CROPPED_BITS).any(axis=(1, 2)))
+    compared = np.flatnonzero(usual | (apart <= CROPPED_BITS).any(axis=(1, 2)))
     least = np.where(usual, similarity, (1 + similarity) / 2)
     same = by_hash
-    for i in range(0, len(asked), VECTORS):
-        some = asked[i : i + VECTORS]
-        left, right = (pictures.embedding[pairs[some, side]] for side in (0, 1))
-        both = _present(left) & _present(right)
+    for i in range(0, len(compared), VECTORS):
+        block = compared[i : i + VECTORS]
+        first, second = (pictures.embedding[pairs[block, side]] for side in (0, 1))
+        both = _present(first) & _present(second)
         with np.errstate(invalid="ignore", divide="ignore"):
-            alike = (_unit(left) * _unit(right)).sum(axis=1) >= least[some]
-        same[some] = np.where(both, alike, by_hash[some])
+            alike = (_unit(first) * _unit(second)).sum(axis=1) >= least[block]
+        same[block] = np.where(both, alike, by_hash[block])
     return same
 
 
 def _padded(pictures: Pictures, clips: np.ndarray) -> np.ndarray:
-    """(m, k) uint64: the hashes of each clip, filled up with 0."""
+    """Return the hashes of each clip, padded with 0: (m, k) uint64."""
     starts, counts = pictures.offsets[clips], np.diff(pictures.offsets)[clips]
     column = np.arange(max(1, counts.max(initial=0)))
     inside = column < counts[:, None]
@@ -243,25 +244,25 @@ def _present(embedding: np.ndarray) -> np.ndarray:
 
 
 def pictures(clips: pa.Table, rows: np.ndarray, embeddings: Embeddings | None) -> Pictures:
-    """What near_pairs reads of `rows` ((m,) int64, rising) of a clips table: `phash` (list of 64-bit integers) where
-    there is such a column, and the rows' `embeddings`."""
+    """Return the input of near_pairs for `rows` ((m,) int64, rising) of a clips table: `phash` (list of 64-bit
+    integers) if there is such a column, and the rows' `embeddings`."""
     chosen = np.zeros(len(clips), bool)
-    chosen[rows] = True  # filtered, not taken: that would put all pieces of the table together first
-    known = clips.select([c for c in ("phash", "source_id", "shot_index") if c in clips.column_names])
-    known = known.filter(pa.array(chosen))
+    chosen[rows] = True  # filter, not take: take would first concatenate all chunks of the table
+    columns = clips.select([c for c in ("phash", "source_id", "shot_index") if c in clips.column_names])
+    columns = columns.filter(pa.array(chosen))
     hashes, offsets = np.zeros(0, np.uint64), np.zeros(len(rows) + 1, np.int64)
-    if "phash" in known.column_names and len(rows):
-        offsets[1:] = np.cumsum(pc.fill_null(pc.list_value_length(known["phash"]), 0).to_numpy())
-        lists = [pc.list_flatten(chunk).to_numpy(zero_copy_only=False) for chunk in known["phash"].chunks]
+    if "phash" in columns.column_names and len(rows):
+        offsets[1:] = np.cumsum(pc.fill_null(pc.list_value_length(columns["phash"]), 0).to_numpy())
+        lists = [pc.list_flatten(chunk).to_numpy(zero_copy_only=False) for chunk in columns["phash"].chunks]
         hashes = np.concatenate(lists).astype(np.int64, copy=False).view(np.uint64)
-    source = known["source_id"].combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
-    shot = source * (1 << 32) + pc.fill_null(known["shot_index"], 0).to_numpy()
+    source = columns["source_id"].combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
+    shot = source * (1 << 32) + pc.fill_null(columns["shot_index"], 0).to_numpy()
     return Pictures(hashes, offsets, embeddings and embeddings(rows), shot)
 
 
 def embeddings_of(clips: pa.Table) -> Embeddings | None:
-    """The column `embedding`, lists of numbers, NaN for those that are null or not as long as the longest. None where
-    there is no such column, or no value in it."""
+    """Return a function of row numbers over the column `embedding`: rows that are null or shorter than the longest are
+    NaN. None if there is no such column or no value in it."""
     if "embedding" not in clips.column_names:
         return None
     values = matrix(clips["embedding"].combine_chunks())
@@ -269,7 +270,7 @@ def embeddings_of(clips: pa.Table) -> Embeddings | None:
 
 
 def matrix(column: pa.Array) -> np.ndarray | None:
-    """Lists of numbers as (n, d), NaN where there is none of the greatest length; None where there is none at all."""
+    """Return lists of numbers as (n, d), with NaN rows for lists shorter than the longest; None if all are empty."""
     lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
     width = int(lengths.max(initial=0))
     if not width:

@@ -1,4 +1,4 @@
-"""Frame contracts: how many frames of each clip are packed, so that a trainer can use all of them and drops none."""
+"""Frame contracts: the number of frames packed for each clip, so that a trainer can use every one of them."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ import numpy as np
 
 from pipeline.config.recipe import PackOptions
 
-ROUNDING = 1e-6  # of a frame: seconds are floats
+ROUNDING = 1e-6  # frames of tolerance: seconds are floats
 
 
 def packed_frames(seconds: np.ndarray, still: np.ndarray, options: PackOptions) -> np.ndarray | None:
-    """(n,) int32: the frames that clips lasting (n,) `seconds` are packed with at `options.fps`; None where the options
-    have no frame contract.
+    """Return the packed frame counts of clips of (n,) `seconds` at `options.fps`: (n,) int32; None without a contract.
 
     The count is k * multiple + extra + spare, for the largest k of at least 1 that the clip reaches; a clip too short
-    for k = 1 gets 0. The last frame may be shown for half its time beyond the span, as the encoder does it without a
-    contract. A `still` stays 1 frame.
+    for k = 1 gets 0. The last frame may extend beyond the span by half a frame period, as it does without a contract. A
+    `still` keeps its 1 frame.
     """
     if options.frames is None or options.fps is None:
         return None

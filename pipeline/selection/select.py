@@ -1,4 +1,4 @@
-"""Selection: scores and a recipe in; what is kept, and why the rest is not, out. Pure, and quick for millions."""
+"""Selection: scores and a recipe in; kept clips and reasons for rejection out. Pure, and fast for millions of rows."""
 
 from __future__ import annotations
 
@@ -21,17 +21,14 @@ from pipeline.tables.fragments import floats, id_prefix_u64
 SELECTED = pa.schema(
     [
         ("keep", pa.bool_()),
-        (
-            "rejected_by",
-            pa.list_(pa.string()),
-        ),  # every reason: columns whose threshold is not met, `dropped` and others
-        ("duplicates_of", pa.string()),  # clip_id of the copy that stays
-        ("bucket", pa.string()),  # 16x9-720p; null where the picture is too small for any
+        ("rejected_by", pa.list_(pa.string())),  # all reasons: columns whose threshold is not met, `dropped` and others
+        ("duplicates_of", pa.string()),  # clip_id of the copy that is kept
+        ("bucket", pa.string()),  # 16x9-720p; null if the picture is too small for any
         ("split", pa.string()),  # train or val
     ]
 )
-QUALITY = ("sharpness_laplacian", "aesthetics_mean")  # which of two copies of one resolution stays
-RANKED = ("frames", "crop_w", "crop_h", "start", "end", "clip_id", "source_uri", *QUALITY)  # what that is decided by
+QUALITY = ("sharpness_laplacian", "aesthetics_mean")  # scores by which copies of equal resolution are ranked
+RANKED = ("frames", "crop_w", "crop_h", "start", "end", "clip_id", "source_uri", *QUALITY)  # columns _rank reads
 HDR = ("smpte2084", "arib-std-b67")  # color_transfer: PQ and HLG
 BLOCK = 1 << 18  # rows at a time
 
@@ -43,19 +40,19 @@ def select(
     captioned: bool = True,
     embeddings: Embeddings | None = None,
 ) -> pa.Table:
-    """`clips` with the columns of SELECTED (texts of few values as dictionaries), with `balance_cluster` and
-    `balance_weight` where the recipe asks for clusters, and with `pack_frames` where it has a frame contract: the
-    number of frames that a clip is packed with, from its start on. The rows are in the same order.
+    """Return `clips` with the columns of SELECTED (texts of few values as dictionaries), with `balance_cluster` and
+    `balance_weight` if the recipe sets clusters, and with `pack_frames` if it has a frame contract: the number of
+    frames packed from the clip's start on. The order of rows does not change.
 
     `late` names the columns that the caption pass writes. Before that pass (`captioned=False`) their thresholds are not
-    asked; after it they decide among the clips that were captioned, and a clip whose `caption` is null is out. Either
-    way duplicates are decided among the clips that the other thresholds keep, so that both calls agree on them.
+    applied; after it they apply to the captioned clips, and a clip whose `caption` is null is rejected. Duplicates are
+    always decided among the clips that the other thresholds keep, so that both calls agree on them.
 
-    `embeddings` are the clips', where they are not a column `embedding`.
+    `embeddings` are those of the clips, if they are not in a column `embedding`.
 
-    A null or NaN does not meet a threshold unless its bounds say `missing: keep`. Nulls are listed as reasons only
-    where nothing measured speaks against the clip, because dear filters skip what cheap ones reject. Raises RecipeError
-    for a threshold on a column that is not there, or not of its type.
+    A null or NaN does not meet a threshold unless its bounds say `missing: keep`. A null counts as a reason only if no
+    measured score rejected the clip: expensive filters never ran on clips that cheap ones rejected. Raises RecipeError
+    for a threshold on a missing column or one of the wrong type.
     """
     thresholds = {k: b for k, b in recipe.select.thresholds.items() if captioned or k not in late}
     check_thresholds(thresholds, clips.schema)
@@ -106,25 +103,25 @@ def select(
 
 
 def check_thresholds(thresholds: Mapping[str, Bounds], schema: pa.Schema) -> None:
-    """Raises RecipeError for a threshold on a column that is not in `schema`, naming the nearest that is, and for
-    bounds that do not go with the column's type."""
+    """Raise RecipeError for a threshold on a column that is not in `schema`, with the nearest name that is, and for
+    bounds that do not fit the column's type."""
     for column, bounds in thresholds.items():
         key = f"select.thresholds.{column}"
         if column not in schema.names:
             near = difflib.get_close_matches(column, schema.names, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else "; is its filter in the recipe?"
             raise RecipeError(f"{key}: no filter writes this score{hint}")
-        kind = schema.field(column).type
+        data_type = schema.field(column).type
         labels = bounds.any_of is not None or bounds.none_of is not None
-        if labels != _is_label(kind) and not pa.types.is_null(kind):
-            wanted = "any_of or none_of" if _is_label(kind) else "min or max"
-            raise RecipeError(f"{key}: the score is {kind}, so its bounds are {wanted}")
-        if pa.types.is_nested(kind) and not _is_label(kind):
+        if labels != _is_label(data_type) and not pa.types.is_null(data_type):
+            wanted = "any_of or none_of" if _is_label(data_type) else "min or max"
+            raise RecipeError(f"{key}: the score is {data_type}, so its bounds are {wanted}")
+        if pa.types.is_nested(data_type) and not _is_label(data_type):
             raise RecipeError(f"{key}: a list of numbers has no threshold")
 
 
 def splits(source_ids: pa.ChunkedArray, val_fraction: float) -> pa.Array:
-    """train or val for each row, by a hash of its source: all clips of a source are on one side, for good."""
+    """Return train or val for each row, by a hash of its source: all clips of a source are permanently in one split."""
     encoded = source_ids.combine_chunks().dictionary_encode()
     hashes = np.array([zlib.crc32(name) for name in encoded.dictionary.cast(pa.binary()).to_pylist()], np.uint64)
     sides = (hashes < round(val_fraction * 2**32)).astype(np.int8)
@@ -132,7 +129,7 @@ def splits(source_ids: pa.ChunkedArray, val_fraction: float) -> pa.Array:
 
 
 def _dropped(clips: pa.Table) -> dict[str, np.ndarray]:
-    """What the scan gave up, by its reason."""
+    """Return masks of the clips that the scan dropped, by reason."""
     reasons: dict[str, np.ndarray] = {}
     if "dropped" in clips.column_names:
         for reason in pc.drop_null(pc.unique(clips["dropped"])).to_pylist():
@@ -141,24 +138,24 @@ def _dropped(clips: pa.Table) -> dict[str, np.ndarray]:
 
 
 def admitted(scores: pa.ChunkedArray, bounds: Bounds) -> np.ndarray:
-    """(n,) bool: `bounds.admit` of each score."""
+    """Return (n,) bool: `bounds.admit` of each score."""
     failed, missing = _judge(scores, bounds)
     return ~failed & ~missing if bounds.missing != "keep" else ~failed
 
 
 def _judge(scores: pa.ChunkedArray, bounds: Bounds) -> tuple[np.ndarray, np.ndarray]:
-    """Which scores do not meet the bounds, and which are missing."""
+    """Return which scores do not meet the bounds, and which are missing."""
     return (_judge_labels if _is_label(scores.type) else _judge_numbers)(scores, bounds)
 
 
 def _judged(clips: pa.Table, thresholds: Mapping[str, Bounds], open_: np.ndarray) -> dict[str, np.ndarray]:
-    """Which rows fail each threshold; for a null only in rows that are still `open_` and fail nothing measured."""
+    """Return which rows fail each threshold; a null fails only in `open_` rows that fail no measured score."""
     failed, missing = {}, {}
     for column, bounds in thresholds.items():
         failed[column], missing[column] = _judge(clips[column], bounds)
-    quiet = open_ & ~_any(failed.values(), len(clips))
+    unrejected = open_ & ~_any(failed.values(), len(clips))
     return {
-        column: failed[column] | (missing[column] & quiet if bounds.missing != "keep" else False)
+        column: failed[column] | (missing[column] & unrejected if bounds.missing != "keep" else False)
         for column, bounds in thresholds.items()
     }
 
@@ -175,7 +172,7 @@ def _judge_numbers(scores: pa.ChunkedArray, bounds: Bounds) -> tuple[np.ndarray,
 
 
 def _judge_labels(labels: pa.ChunkedArray, bounds: Bounds) -> tuple[np.ndarray, np.ndarray]:
-    """Of a list of labels, one in `any_of` is enough, and one in `none_of` too many."""
+    """Judge labels: of a list, one label in `any_of` suffices, and one in `none_of` fails."""
     missing = labels.is_null().to_numpy()
     failed = np.zeros(len(labels), bool)
     for wanted, names in ((True, bounds.any_of), (False, bounds.none_of)):
@@ -185,7 +182,7 @@ def _judge_labels(labels: pa.ChunkedArray, bounds: Bounds) -> tuple[np.ndarray, 
 
 
 def holds(labels: pa.ChunkedArray, names: Collection[str]) -> np.ndarray:
-    """(n,) bool: whether each label, or one of each list of labels, is among `names`."""
+    """Return (n,) bool: whether each label, or any of each list of labels, is among `names`."""
     wanted = pa.array(list(names), pa.string())
     if not pa.types.is_nested(labels.type):
         return pc.is_in(labels, value_set=wanted).to_numpy()
@@ -196,12 +193,10 @@ def holds(labels: pa.ChunkedArray, names: Collection[str]) -> np.ndarray:
 
 
 def _keepers(clips: pa.Table, recipe: Recipe, candidates: np.ndarray, embeddings: Embeddings | None) -> np.ndarray:
-    """(n,) int64: the row of the copy that stays, -1 for a clip that is nobody's copy."""
+    """Return the row of the copy that is kept in place of each clip, (n,) int64; -1 for a clip that is not a copy."""
     keeper = np.full(len(clips), -1)
     rows = np.flatnonzero(candidates)
-    pairs = duplicates.equal_pairs(
-        id_prefix_u64(clips["clip_id"])[rows]
-    )  # two copies of one file: always, ids are keys
+    pairs = duplicates.equal_pairs(id_prefix_u64(clips["clip_id"])[rows])  # copies of a file: clip ids must be unique
     if recipe.select.duplicates:
         pictures = duplicates.pictures(clips, rows, embeddings)
         near = duplicates.near_pairs(pictures, recipe.select.duplicate_similarity, recipe.select.duplicate_bits)
@@ -217,8 +212,8 @@ def _keepers(clips: pa.Table, recipe: Recipe, candidates: np.ndarray, embeddings
 
 
 def _rank(clips: pa.Table) -> np.ndarray:
-    """(n,) int64: 0 for the best copy: video before stills taken of it, then resolution, QUALITY, length, clip_id and
-    address."""
+    """Return the rank of each copy, (n,) int64, 0 the best: video before stills taken from it, then by resolution,
+    QUALITY, length, clip_id and address."""
     keys = [floats(clips["frames"]) == 1, -floats(clips["crop_w"]) * floats(clips["crop_h"])]
     keys += [-np.nan_to_num(floats(clips[name]), nan=-np.inf) for name in QUALITY if name in clips.column_names]
     keys += [floats(clips["start"]) - floats(clips["end"])]
@@ -234,7 +229,7 @@ def _balanced(
 ) -> tuple[dict[str, pa.Array], np.ndarray]:
     rows = np.flatnonzero(keep)
     order = pc.rank(clips["clip_id"].take(pa.array(rows)), tiebreaker="first").to_numpy().astype(np.int64)
-    rows = rows[np.argsort(order)]  # clusters depend on which clips there are, not on the order of their rows
+    rows = rows[np.argsort(order)]  # clusters must not depend on the order of rows
     labels = balance.clusters(embeddings(rows), recipe.select.balance_clusters)
     over = np.zeros(len(rows), bool)
     if recipe.select.balance_cap:
@@ -259,13 +254,13 @@ def _reason_lists(reasons: Mapping[str, np.ndarray], n: int) -> pa.ChunkedArray:
     for i in range(0, max(n, 1), BLOCK):
         marks = np.stack([mask[i : i + BLOCK] for mask in reasons.values()], axis=1)
         offsets = np.concatenate([[0], marks.sum(axis=1).cumsum()]).astype(np.int32)
-        said = pa.DictionaryArray.from_arrays(np.nonzero(marks)[1].astype(np.int8), names)
-        chunks.append(pa.ListArray.from_arrays(offsets, said))
+        listed_reasons = pa.DictionaryArray.from_arrays(np.nonzero(marks)[1].astype(np.int8), names)
+        chunks.append(pa.ListArray.from_arrays(offsets, listed_reasons))
     return pa.chunked_array(chunks)
 
 
 def with_reason(lists: pa.ChunkedArray, rows: np.ndarray, reason: str) -> pa.ChunkedArray:
-    """Lists of reasons with one more in the `rows` ((n,) bool)."""
+    """Append a reason to the lists of the `rows` ((n,) bool)."""
     chunks, at = [], 0
     for chunk in lists.chunks:
         more = rows[at : at + len(chunk)]
@@ -284,6 +279,6 @@ def _any(masks: Iterable[np.ndarray], n: int) -> np.ndarray:
     return result
 
 
-def _is_label(kind: pa.DataType) -> bool:
-    inner = kind.value_type if pa.types.is_list(kind) else kind
+def _is_label(data_type: pa.DataType) -> bool:
+    inner = data_type.value_type if pa.types.is_list(data_type) else data_type
     return pa.types.is_string(inner) or pa.types.is_large_string(inner)

@@ -1,4 +1,4 @@
-"""Shot detectors that are fed frames in order and speak in presentation time: PySceneDetect's, and a fixed stride."""
+"""Shot detectors that take frames in order and return presentation times: PySceneDetect's, and a fixed stride."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from pipeline.shots.shot_cutter import Transition
 
 
 class ShotDetector(Protocol):
-    """What it says of a moment depends on frames within `reach` seconds of it alone, not on where decoding began."""
+    """A result for a time depends only on frames within `reach` seconds of it, not on where decoding began."""
 
     reach: float
 
     def push(self, proxy: Proxy) -> list[Transition]:
-        """Takes the next frame; gives the transitions that are certain now, in order, each once."""
+        """Take the next frame; return the transitions that are now certain, in order, each once."""
         ...
 
     @property
-    def settled(self) -> float:
-        """All transitions that leave a shot before this time, seconds, have been given."""
+    def emitted_until(self) -> float:
+        """Seconds: all transitions that leave a shot before this time have been returned."""
         ...
 
     def finish(self) -> list[Transition]:
-        """The transitions that are left when there are no more frames."""
+        """Return the remaining transitions after the last frame."""
         ...
 
 
 class Adaptive:
     """PySceneDetect's adaptive content detector (hard cuts only), with its default thresholds and no minimum length.
 
-    A cut is where the change of hue, saturation and luma between two frames is 3 times the mean of the two changes
-    before and after it, and above 15.
+    A cut is placed where the change of hue, saturation and luma between two frames is above 15 and 3 times the mean of
+    the two changes before and after it.
     """
 
     reach = 1.0
@@ -50,16 +50,16 @@ class Adaptive:
 
     def push(self, proxy: Proxy) -> list[Transition]:
         self._times.append(proxy.time)
-        # Counted in frames: the detector only compares, and this is exact where frame rates vary.
-        found = self._detector.process_frame(
+        # Frame numbers at a nominal rate: the detector only compares them, so variable frame rates do not matter.
+        cuts = self._detector.process_frame(
             FrameTimecode(self._index, fps=Fraction(25)), cv2.cvtColor(proxy.colour, cv2.COLOR_RGB2BGR)
         )
-        behind = [self._index - cut.frame_num for cut in found if cut.frame_num > 0]
+        behind = [self._index - cut.frame_num for cut in cuts if cut.frame_num > 0]
         self._index += 1
         return [Transition(self._times[-1 - b], self._times[-1 - b]) for b in behind]
 
     @property
-    def settled(self) -> float:
+    def emitted_until(self) -> float:
         return self._times[-1 - self.WINDOW] if len(self._times) > self.WINDOW else float("-inf")
 
     def finish(self) -> list[Transition]:
@@ -67,7 +67,7 @@ class Adaptive:
 
 
 class Stride:
-    """No detection: a cut at every multiple of `seconds`."""
+    """Cut at every multiple of `seconds`, without detection."""
 
     reach = 1.0
 
@@ -82,7 +82,7 @@ class Stride:
         return [Transition(proxy.time, proxy.time)]
 
     @property
-    def settled(self) -> float:
+    def emitted_until(self) -> float:
         return float("-inf") if self._last is None else self._last
 
     def finish(self) -> list[Transition]:

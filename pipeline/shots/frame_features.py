@@ -1,7 +1,7 @@
-"""How alike frames near a moment are: cheap features of many frame pairs, from which transitions can be told.
+"""Frame similarity features: cheap comparisons of many frame pairs, from which transitions are detected.
 
-All are computed on (27, 48, 3) frames, in batches. What tells a transition from motion, light or a flash is not how
-much two neighbours differ, but how the frames before it, in it and after it relate: so every moment is described by
+All are computed on (27, 48, 3) frames, in batches. A transition differs from motion, a change of light or a flash less
+in how much two neighbours differ than in how the frames before, in and after it relate. So each frame is described by
 pairs and triples of frames around it, up to `REACH` frames away.
 """
 
@@ -10,20 +10,20 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-PAIRS = (1, 2, 3, 4, 6, 8, 12, 16, 24)  # frames between the two of a pair, centred on the moment
-MOVED = (1, 2, 4)  # of those, the ones also compared after block matching
-BLENDS = (2, 4, 8, 12, 16, 24)  # of those, the ones whose middle is tried as a mix of the two
-SHIFTED = (1, 2)  # and those of which it is asked whether one is the other, shifted as a whole
-REACH = 12
+PAIRS = (1, 2, 3, 4, 6, 8, 12, 16, 24)  # lags in frames between the two of a pair, centred on the frame
+MOVED = (1, 2, 4)  # lags of the pairs that are also compared after block matching
+BLENDS = (2, 4, 8, 12, 16, 24)  # lags of the pairs whose middle frame is tested as a blend of the two
+SHIFTED = (1, 2)  # lags of the pairs that are tested for a shift of the whole picture
+REACH = 12  # frames on either side that the features of a frame depend on
 FEATURES = 5 + 6 * len(PAIRS) + 2 * len(MOVED) + 5 * len(BLENDS) + len(SHIFTED)
-STILL = 6.0  # grey levels: cells that change by less within REACH are bars, lettering, or show nothing that moves
+STILL = 6.0  # grey levels: cells that change by less within REACH are bars, text or a static background
 GRID = (16, 9)  # cells of 3x3 pixels
-NOISE = 24.0  # squared length of about three grey levels in each colour of a cell: noise is no direction
+NOISE = 24.0  # squared grey levels: regularises directions; about three grey levels in each colour of a cell
 
 
 def features(colour: np.ndarray, times: np.ndarray) -> np.ndarray:
     """(n, 27, 48, 3) uint8 RGB frames at `times` (n,) seconds -> (n - 2 * REACH, FEATURES) float32, of frames REACH up
-    to n - REACH. Row t speaks of frame t, and of the gap between it and frame t - 1.
+    to n - REACH. Row t describes frame t and the gap between frames t - 1 and t.
 
     Per frame: mean, deviation and saturation, and the share of cells that change at all within REACH. Per pair: mean
     and largest difference of a 9x16 grid of colours; one minus the correlation of luma (blind to light); difference of
@@ -75,8 +75,8 @@ def features(colour: np.ndarray, times: np.ndarray) -> np.ndarray:
         lengths, shares = (step * step).sum(axis=1), (gone * step).sum(axis=1)
         length = lengths.sum(axis=1) + NOISE * cells.shape[2]
         place = np.clip(shares.sum(axis=1) / length, -0.5, 1.5)
-        left = gone - place[:, None, None] * step
-        columns += [place, np.sqrt((left * left).sum(axis=(1, 2)) / length).clip(0, 4)]
+        off_line = gone - place[:, None, None] * step
+        columns += [place, np.sqrt((off_line * off_line).sum(axis=(1, 2)) / length).clip(0, 4)]
         places = ((shares - lengths / 2) / (lengths + 12 * NOISE)).clip(-1, 1)
         columns += [places.min(axis=1), places.max(axis=1)]
         off = (gone * gone).sum(axis=1) - shares * shares / (lengths + NOISE)
@@ -86,8 +86,8 @@ def features(colour: np.ndarray, times: np.ndarray) -> np.ndarray:
 
 
 def unlike(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
-    """How far two (27, 48, 3) uint8 RGB frames are apart, 0 to 2: one minus the correlation of luma (blind to light),
-    and the difference of colour histograms (blind to motion)."""
+    """Return two distances of (27, 48, 3) uint8 RGB frames, each 0 to 2: one minus the correlation of luma (invariant
+    to brightness), and the difference of colour histograms (invariant to motion)."""
     both = np.stack([first, second])
     luma, histogram = _luma(both), _histograms(both)
     centred = luma - luma.mean(axis=1, keepdims=True)
@@ -102,7 +102,7 @@ def _luma(colour: np.ndarray) -> np.ndarray:
 
 
 def _uncorrelated(together: np.ndarray, deviations: np.ndarray) -> np.ndarray:
-    """One minus the correlation, of covariances and products of deviations in grey levels; near 0 for flat frames."""
+    """Return one minus the correlation, from covariances and products of deviations (grey levels); near 0 if flat."""
     return 1 - (together + 4) / (deviations + 4)
 
 
@@ -129,9 +129,9 @@ def _histograms(colour: np.ndarray) -> np.ndarray:
 
 
 def _range(cells: np.ndarray) -> np.ndarray:
-    """(n, 3, k) -> (n - 2 * REACH, 3, k): how far each value goes within REACH frames of a moment."""
+    """Range of each value within REACH frames: (n, 3, k) -> (n - 2 * REACH, 3, k)."""
     high, low, width, wanted = cells, cells, 1, 2 * REACH + 1
-    while width < wanted:  # windows of doubled width, until two overlapping ones make the whole
+    while width < wanted:  # double the window; the last step joins two overlapping windows
         step = min(width, wanted - width)
         high, low = np.maximum(high[:-step], high[step:]), np.minimum(low[:-step], low[step:])
         width += step
@@ -156,7 +156,7 @@ def _shift_peak(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def _moved(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """(n, 12) mean difference of 3x4 blocks of (n, 27, 48) uint8 pictures after each block's best shift.
 
-    The pictures lie below each other, nine rows apart, so that a shift of all of them is one view.
+    The pictures are stacked vertically, nine rows apart, so that one view shifts all of them.
     """
     count = len(a)
     still = np.pad(a, ((0, 0), (0, 9), (0, 0))).reshape(-1, 48)

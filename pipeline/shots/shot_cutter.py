@@ -1,4 +1,4 @@
-"""From transitions to shots and from shots to clips: bookkeeping in presentation time, equal for any segmentation."""
+"""From transitions to shots, and from shots to clips, in presentation time; the same for any segmentation."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-MOST_CELLS = 1440  # of the grid of LONGEST seconds that are gone through between two frames: a day
-LONGEST = 60.0  # seconds: without a transition for a whole cell of this grid, a shot is cut at the cell's end
+MOST_CELLS = 1440  # cells of the grid visited one by one between two frames: a day
+LONGEST = 60.0  # seconds: side of a grid cell; a shot is cut at the end of a cell that has no transition
 
 
 @dataclass(frozen=True)
 class Transition:
-    """What lies between two shots: frames from `leave` up to, not including, `enter` belong to neither (seconds of
-    presentation time; equal for a hard cut, where both are the time of the new shot's first frame)."""
+    """A boundary between two shots: frames with leave <= time < enter belong to neither. Seconds of presentation time;
+    for a hard cut both are the time of the new shot's first frame."""
 
     leave: float
     enter: float
@@ -29,11 +29,10 @@ class Shot:
 
 
 class ShotCutter:
-    """Turns transitions, in order of time, into the shots that start inside a segment.
+    """Turn transitions, in order of time, into the shots that start inside a segment.
 
-    A shot without transition is cut at multiples of `LONGEST` seconds if nothing happened in the cell before: a rule
-    that looks at one cell only, so that it gives the same cuts wherever decoding began. Decoding has to begin at
-    `decode_from` seconds at the latest.
+    A long shot is cut at a multiple of `LONGEST` seconds if the preceding cell has no transition. The rule looks at one
+    cell only, so the cuts do not depend on where decoding began. Decoding has to begin at `decode_from` or earlier.
     """
 
     def __init__(self, segment: tuple[float, float] = (-math.inf, math.inf)):
@@ -45,27 +44,28 @@ class ShotCutter:
 
     @staticmethod
     def decode_from(start: float) -> float:
-        """Where frames are needed from, so that shots from `start` on are right: the beginning of its cell, or of the
-        cell before where `start` is on the grid, since a cut there looks at that cell."""
+        """Return the time from which frames are needed for exact shots from `start` on: the beginning of its cell, or
+        of the previous cell if `start` is on the grid, because a cut there depends on that cell."""
         return (math.ceil(start / LONGEST) - 1) * LONGEST
 
     def begin(self, time: float, first: bool) -> None:
-        """The time of the first decoded frame, and whether it is the source's first, where a shot starts."""
+        """Note the time of the first decoded frame, and whether it is the source's first, where a shot starts."""
         self._cell = math.floor(time / LONGEST)
         if first and self._segment[0] <= time:
             self._start = time
 
-    def push(self, transitions: Sequence[Transition], settled: float) -> list[Shot]:
-        """Shots that end, given all transitions that leave a shot before `settled`, those of earlier calls left out."""
+    def push(self, transitions: Sequence[Transition], emitted_until: float) -> list[Shot]:
+        """Return the shots that end. Together with earlier calls, `transitions` are all those that leave a shot before
+        `emitted_until` seconds."""
         shots: list[Shot] = []
         for transition in transitions:
             shots += self._grid(transition.enter, transition)
             shots += self._cut(transition)
             self._busy = True
-        return shots + self._grid(settled)
+        return shots + self._grid(emitted_until)
 
     def finish(self) -> list[Shot]:
-        """The shot that the source's end cuts off, if it is ours."""
+        """Return the shot that the end of the source cuts off, if it starts inside the segment."""
         return [] if self._start is None or self.done else [Shot(self._start, math.inf)]
 
     def _grid(self, until: float, inside: Transition | None = None) -> list[Shot]:
@@ -81,7 +81,7 @@ class ShotCutter:
             self._cell += 1
             self._busy = False
             ahead = math.floor((until if inside is None else inside.leave) / LONGEST) - self._cell
-            if ahead > MOST_CELLS:  # a jump of the timestamps: no frame lies in these cells
+            if ahead > MOST_CELLS:  # the timestamps jump: these cells have no frames
                 shots += self._cut(Transition((self._cell + 1) * LONGEST, (self._cell + ahead - 1) * LONGEST))
                 self._cell += ahead - 1
         return shots
@@ -97,8 +97,8 @@ class ShotCutter:
 
 
 def equal_parts(times: Sequence[float], end: float, longest: float) -> list[tuple[int, int]]:
-    """Cuts a shot with frames at `times`, the last of which ends at `end`, into the fewest parts of nearly equal length
-    of at most about `longest` seconds: index ranges [first, last). A cut goes to the frame nearest to the equal share.
+    """Split a shot with frames at `times`, the last of which ends at `end`, into the fewest parts of nearly equal
+    length and at most about `longest` seconds: index ranges [first, last), cut at the frames nearest to equal shares.
     """
     start = times[0]
     count = max(1, min(len(times), math.ceil((end - start) / longest - 1e-6)))

@@ -124,13 +124,13 @@ def reworded(caption: Caption, change: Callable[[str], str]) -> Caption | None:
 
 
 def swap_sides(text: str) -> str:
-    if not any(c.kind in ("direction", "place") for c in claims(text)):
+    if not any(c.topic in ("direction", "place") for c in claims(text)):
         return text
     parts = re.split(r"(?<=[.;])\s", text)
     swap = {"left": "right", "right": "left", "up": "down", "down": "up", "rises": "sinks down", "lowers": "raises"}
     pattern = r"\b(left|right|up|down|rises|lowers)\b"
     return " ".join(
-        re.sub(pattern, lambda m: swap[m[1]], p) if any(c.kind in ("direction", "place") for c in claims(p)) else p
+        re.sub(pattern, lambda m: swap[m[1]], p) if any(c.topic in ("direction", "place") for c in claims(p)) else p
         for p in parts
     )
 
@@ -167,7 +167,7 @@ def still_for_moving(caption: Caption, given: ClipFrames) -> Caption | None:
 def swap_order(caption: Caption, _: ClipFrames) -> Caption | None:
     """The first two sentences that tell what moves change places."""
     parts = [p.strip() for p in re.split(r"(?<=[.;])\s|, then ", caption.dense)]
-    told = [i for i, p in enumerate(parts) if any(c.kind in ("direction", "stop") for c in claims(p.rstrip(".;")))]
+    told = [i for i, p in enumerate(parts) if any(c.topic in ("direction", "stop") for c in claims(p.rstrip(".;")))]
     if len(told) < 2:
         return None
     a, b = told[:2]

@@ -37,7 +37,7 @@ from joined_films import Film, footage, join  # noqa: E402
 from labelled_clips import labelled  # noqa: E402
 from labelled_clips import pieces as labelled_pieces  # noqa: E402
 
-from pipeline.shots.cascade import DILATIONS, TICK, WIDTH, beats  # noqa: E402
+from pipeline.shots.cascade import DILATIONS, TICK, WIDTH, sample_indices  # noqa: E402
 from pipeline.shots.frame_features import FEATURES, REACH, features  # noqa: E402
 
 LICENCES = ("Apache-2.0", "BSD", "CC-BY-4.0", "MIT")
@@ -81,7 +81,7 @@ def example(film: Film, random: np.random.Generator) -> tuple[np.ndarray, np.nda
     fps = float(random.choice([15, 24, 25, 30, 30, 50]))
     frames = analysed(film, random) if 20 < fps < 50 else np.arange(len(film.frames))
     times = frames / fps
-    chosen = frames[beats(times)]
+    chosen = frames[sample_indices(times)]
     tiny = np.stack([cv2.resize(film.frames[i], (48, 27), interpolation=cv2.INTER_AREA) for i in chosen])
     if random.random() < 0.3:
         tiny = np.clip(tiny + random.normal(0, random.uniform(1, 5), tiny.shape), 0, 255).astype(np.uint8)
