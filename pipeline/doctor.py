@@ -32,7 +32,7 @@ def examine() -> str:
     """A table of findings, one a line. Looks for the model hub for at most two seconds."""
     rows = list(_rows())
     width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {found}" for name, found in rows)
+    return "\n".join(f"{name:<{width}}  {result}" for name, result in rows)
 
 
 def _rows() -> Iterator[tuple[str, str]]:
@@ -72,12 +72,12 @@ def _gpus() -> str:
 def _codecs() -> str:
     import av
 
-    def able(kind: Literal["r", "w"], *names: str) -> str:
-        return ", ".join(name for name in names if _opens(name, kind)) or "none"
+    def able(mode: Literal["r", "w"], *names: str) -> str:
+        return ", ".join(name for name in names if _opens(name, mode)) or "none"
 
-    def _opens(name: str, kind: Literal["r", "w"]) -> bool:
+    def _opens(name: str, mode: Literal["r", "w"]) -> bool:
         try:
-            av.Codec(name, kind)
+            av.Codec(name, mode)
         except ValueError:
             return False
         return True

@@ -225,7 +225,7 @@ def test_a_build_that_found_nothing_still_has_a_page(dataset: Path, tmp_path: Pa
 
 def test_the_funnel_charges_a_clip_to_its_first_reason_and_follows_the_order_of_selection() -> None:
     steps = funnel({(): 2, ("b",): 1, ("b", "a"): 1, ("duration",): 1, ("duration", "b"): 1, ("a",): 1})
-    assert [(s.reason, s.removed, s.left, s.having, s.alone) for s in steps] == [
+    assert [(s.reason, s.removed, s.remaining, s.having, s.alone) for s in steps] == [
         ("duration", 2, 5, 2, 1),
         ("b", 2, 3, 3, 1),
         ("a", 1, 2, 2, 1),

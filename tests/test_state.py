@@ -49,7 +49,7 @@ def test_what_was_out_of_reach_is_a_failed_row_and_is_tried_again(tmp_path: Path
     same = {"size": 5, "stamp": "one", "start": 0.0, "duration": 1.0}
     lost = {**same, "uri": far.uri, "status": "unreachable", "error": "no answer"}
     identify("a", {**same, "uri": near.uri, "source_id": "n", "status": "ok"}, lost)
-    assert [unit.found for unit in identify_units([far, near], store)] == [(far,)]
+    assert [unit.files for unit in identify_units([far, near], store)] == [(far,)]
     assert said(source_rows([far, near], store)) == [("failed", "no answer"), ("ok", None)]
     identify("b", {**lost, "source_id": "f", "status": "ok", "error": None})
     assert list(identify_units([far, near], store)) == []

@@ -88,27 +88,28 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
     return result
 
 
-def typed(kind: type[T], tree: Mapping[str, Any]) -> T:
-    """Return the dataclass `kind` with the values of `tree`; "3" and true are no numbers, one value stands for a tuple
-    of one, and "5,9" for two. Raises OptionError for an unknown key, and for a value of another type or out of bounds.
+def typed(config_type: type[T], tree: Mapping[str, Any]) -> T:
+    """Return the dataclass `config_type` with the values of `tree`. "3" and true are not numbers; a single value stands
+    for a tuple of one, and "5,9" for a tuple of two. Raises OptionError for an unknown key, a value of another type, or
+    a value out of bounds.
     """
     try:
-        text = json.dumps(_prepared(kind, tree, ""), default=str)
-        return typing.cast(T, _adapter(typing.cast(Any, kind)).validate_json(text, strict=True, extra="forbid"))
+        text = json.dumps(_prepared(config_type, tree, ""), default=str)
+        return typing.cast(T, _adapter(typing.cast(Any, config_type)).validate_json(text, strict=True, extra="forbid"))
     except ValidationError as error:
-        raise OptionError(_message(kind, error)) from error
+        raise OptionError(_message(config_type, error)) from error
 
 
 @functools.lru_cache(maxsize=16)
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
+def _adapter(config_type: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(config_type)
 
 
-def _prepared(kind: Any, value: Any, path: str) -> Any:
-    """Return `value` with lists where `kind` has tuples, and an empty section where a mapping has no value."""
-    kind = next(_plain(kind))
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if fields := _fields(kind):
+def _prepared(annotation: Any, value: Any, path: str) -> Any:
+    """Return `value` with lists where `annotation` has tuples, and an empty section where a mapping has no value."""
+    annotation = next(_plain(annotation))
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if fields := _fields(annotation):
         section = value if isinstance(value, Mapping) else {}
         items = {key: _prepared(fields.get(key, Any), item, f"{path}{key}.") for key, item in section.items()}
         return items if isinstance(value, Mapping) else value
@@ -130,12 +131,12 @@ def _prepared(kind: Any, value: Any, path: str) -> Any:
     return value
 
 
-def _message(kind: Any, error: ValidationError) -> str:
+def _message(config_type: Any, error: ValidationError) -> str:
     """One line about the first problem of `error`."""
     problem = error.errors(include_url=False)[0]
     path, value, context = ".".join(map(str, problem["loc"])), problem["input"], problem.get("ctx", {})
     if problem["type"] == "unexpected_keyword_argument":
-        known_keys = list(_fields(_at(kind, problem["loc"][:-1])))
+        known_keys = list(_fields(_at(config_type, problem["loc"][:-1])))
         near = difflib.get_close_matches(str(problem["loc"][-1]), known_keys, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else f"; known here: {', '.join(known_keys)}"
         return f"unknown key {path!r}{hint}"
@@ -147,7 +148,7 @@ def _message(kind: Any, error: ValidationError) -> str:
         "less_than_equal": ("at most", "le"),
     }
     if problem["type"] == "literal_error":
-        annotation = _at(kind, problem["loc"])
+        annotation = _at(config_type, problem["loc"])
         return f"{path}: {value!r} is none of {', '.join(map(str, typing.get_args(annotation)))}"
     if problem["type"] in bounds:
         words, key = bounds[problem["type"]]
@@ -162,30 +163,30 @@ def _message(kind: Any, error: ValidationError) -> str:
     return f"{path}: expected {expected}, got {value!r}" if expected else f"{path}: {problem['msg']}"
 
 
-def _at(kind: Any, path: Sequence[int | str]) -> Any:
-    """Return the annotation of the option at `path` in the dataclass `kind`, without its bounds."""
+def _at(annotation: Any, path: Sequence[int | str]) -> Any:
+    """Return the annotation of the option at `path` in the dataclass `annotation`, without its bounds."""
     for key in path:
-        fields = _fields(kind)
+        fields = _fields(annotation)
         if fields:
-            kind = fields[str(key)]
+            annotation = fields[str(key)]
         else:
-            arguments = typing.get_args(kind)
-            kind = arguments[1] if len(arguments) > 1 and arguments[1] is not Ellipsis else arguments[0]
-        kind = next(_plain(kind))
-    return kind
+            arguments = typing.get_args(annotation)
+            annotation = arguments[1] if len(arguments) > 1 and arguments[1] is not Ellipsis else arguments[0]
+        annotation = next(_plain(annotation))
+    return annotation
 
 
-def _plain(kind: Any) -> Iterator[Any]:
+def _plain(annotation: Any) -> Iterator[Any]:
     """Yield the annotations inside Annotated and Optional."""
-    if typing.get_origin(kind) in (Annotated, typing.Union, types.UnionType):
-        for inner in typing.get_args(kind)[: 1 if typing.get_origin(kind) is Annotated else None]:
+    if typing.get_origin(annotation) in (Annotated, typing.Union, types.UnionType):
+        for inner in typing.get_args(annotation)[: 1 if typing.get_origin(annotation) is Annotated else None]:
             yield from _plain(inner)
-    elif kind is not types.NoneType:
-        yield kind
+    elif annotation is not types.NoneType:
+        yield annotation
 
 
-def _fields(kind: Any) -> dict[str, Any]:
-    if not dataclasses.is_dataclass(kind):
+def _fields(annotation: Any) -> dict[str, Any]:
+    if not dataclasses.is_dataclass(annotation):
         return {}
-    hints = typing.get_type_hints(kind, include_extras=True)
-    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+    hints = typing.get_type_hints(annotation, include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(annotation)}

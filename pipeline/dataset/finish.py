@@ -57,13 +57,13 @@ def read_info(store: Store) -> dict[str, Any]:
     """What dataset.json says. Raises DatasetError where there is none, or one of another format."""
     try:
         info = json.loads(store.read("dataset.json"))
-        found = info["format"]
+        version = info["format"]
     except FileNotFoundError as error:
         raise DatasetError(f"{store.uri} is not a dataset: it has no dataset.json") from error
     except (ValueError, KeyError, TypeError) as error:
         raise DatasetError(f"{store.path('dataset.json')} is damaged: delete it and build again") from error
-    if found != FORMAT:
-        raise DatasetError(f"{store.uri} has format {found}, this clipmill writes {FORMAT}: build into a new folder")
+    if version != FORMAT:
+        raise DatasetError(f"{store.uri} has format {version}, this clipmill writes {FORMAT}: build into a new folder")
     return dict(info)
 
 

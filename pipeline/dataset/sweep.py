@@ -65,8 +65,8 @@ def _sweep_scans(store: Store, recipe: Recipe, sources: pa.Table) -> set[str]:
 
 def _forget(store: Store, fragment: Fragment, wanted: pa.Array, parts: Sequence[Mapping[str, Any]]) -> None:
     """Rewrites a scan fragment, and the frames of its units, without the sources that are not wanted; `parts` stay."""
-    left = [part["key"] for part in parts]
-    mixed = {part["unit"] for part in fragment.done["parts"] if part["key"] not in left}
+    kept_keys = [part["key"] for part in parts]
+    mixed = {part["unit"] for part in fragment.done["parts"] if part["key"] not in kept_keys}
     stay: dict[str, list[str]] = {part["unit"]: [] for part in parts if part["unit"] in mixed}
     parts = [{**part, "frames_bytes": None} if part["unit"] in mixed else part for part in parts]
     with store.open(fragment.name) as file:
@@ -83,5 +83,5 @@ def _forget(store: Store, fragment: Fragment, wanted: pa.Array, parts: Sequence[
             out.add_key_value_metadata({DONE: json.dumps(done, sort_keys=True).encode()})
     for unit, clips in stay.items():
         pictures = Fragment(frames_of(unit), {}).rows(store)
-        there = pc.is_in(pictures["clip_id"], pa.array(clips, pa.string()))
-        write_frames(store, unit, pictures.filter(there))
+        stays = pc.is_in(pictures["clip_id"], pa.array(clips, pa.string()))
+        write_frames(store, unit, pictures.filter(stays))

@@ -18,23 +18,23 @@ from pipeline.storage.store import Store
 UNCHANGED = "state/unchanged"  # names all that went into the last build and came out of it
 
 
-def is_unchanged(found: Sequence[DiscoveredFile], store: Store, recipe: Recipe) -> bool:
+def is_unchanged(files: Sequence[DiscoveredFile], store: Store, recipe: Recipe) -> bool:
     """Return whether the last build was finished and would be the same: sources, recipe, code and packages, and
     every file of the dataset."""
-    return store.exists(UNCHANGED) and store.read(UNCHANGED) == _digest(found, store, recipe)
+    return store.exists(UNCHANGED) and store.read(UNCHANGED) == _digest(files, store, recipe)
 
 
-def note_unchanged(found: Sequence[DiscoveredFile], store: Store, recipe: Recipe) -> None:
-    store.write(UNCHANGED, _digest(found, store, recipe))
+def note_unchanged(files: Sequence[DiscoveredFile], store: Store, recipe: Recipe) -> None:
+    store.write(UNCHANGED, _digest(files, store, recipe))
 
 
-def _digest(found: Sequence[DiscoveredFile], store: Store, recipe: Recipe) -> bytes:
+def _digest(files: Sequence[DiscoveredFile], store: Store, recipe: Recipe) -> bytes:
     digest = hashlib.sha256(repr([to_dict(recipe), versions()]).encode())
     for package in (pipeline, filters, captioners):
         for path in sorted(Path(package.__path__[0]).rglob("*")):
             if path.suffix != ".pyc" and path.is_file():
                 digest.update(path.read_bytes())
-    for file in found:
+    for file in files:
         digest.update(repr(file).encode())
     for name, size, stamp in store.stat():
         if name != UNCHANGED and not name.startswith(FOLDER):

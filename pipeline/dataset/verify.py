@@ -55,8 +55,8 @@ def verify(dataset: str | Path, workers: int | None = None) -> list[str]:
     jobs = [(store, shard, _rows_of(shard["path"], clips), fps) for shard in shards]
     count = min(workers or os.cpu_count() or 1, max(1, len(jobs)))
     keys: Counter[str] = Counter()
-    for shard, (found, wrong) in zip(shards, _mapped(jobs, count), strict=True):
-        keys.update(found)
+    for shard, (shard_keys, wrong) in zip(shards, _mapped(jobs, count), strict=True):
+        keys.update(shard_keys)
         problems += [f"{shard['path']}: {text}" for text in wrong]
     problems += [f"clip {key} is in {number} places" for key, number in sorted(keys.items()) if number > 1]
     absent = set(clips["clip_id"].to_pylist()) - keys.keys()
@@ -126,9 +126,9 @@ def _verify_clip(
             return
         data[member] = file.read(row[f"{member}_size"])
     try:
-        found, wanted = _decoded(data["media"], row["media"]), (row["frames"], row["width"], row["height"])
-        if found != wanted:
-            yield "{} frames of {}x{}, where the index says {} of {}x{}".format(*found, *wanted)
+        decoded, wanted = _decoded(data["media"], row["media"]), (row["frames"], row["width"], row["height"])
+        if decoded != wanted:
+            yield "{} frames of {}x{}, where the index says {} of {}x{}".format(*decoded, *wanted)
     except MediaError as error:
         yield f"cannot be decoded: {error}"
     if clip is None:

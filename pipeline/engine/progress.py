@@ -43,8 +43,8 @@ class Progress:
     def _left(self) -> str:
         if not self.amount:
             return ""
-        left = self.seconds * (self._total - self.amount) / self.amount
-        return f"  {100 * self.amount / max(self._total, 1e-9):.0f}%, {clock(max(left, 0))} left"
+        remaining = self.seconds * (self._total - self.amount) / self.amount
+        return f"  {100 * self.amount / max(self._total, 1e-9):.0f}%, {clock(max(remaining, 0))} left"
 
 
 RATES: dict[str, Callable[[float], str]] = {

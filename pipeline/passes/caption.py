@@ -59,13 +59,13 @@ class CaptionPass:
         return Outlook(pending, pc.sum(clips["keep"]).as_py() or 0, "kept and without a caption of this captioner")
 
 
-def with_listed_captions(recipe: Recipe, found: Sequence[DiscoveredFile]) -> Recipe:
+def with_listed_captions(recipe: Recipe, files: Sequence[DiscoveredFile]) -> Recipe:
     """`recipe`, where its captioner is `listed` with a digest of all texts that the lists hold: a changed text is a
     changed option, and the captions are read again."""
     if recipe.caption.captioner != "listed":
         return recipe
     column = str(recipe.caption.options.get("column", "caption"))
-    texts = sorted((file.uri, json.dumps(file.metadata.get(column), default=str)) for file in found if file.metadata)
+    texts = sorted((file.uri, json.dumps(file.metadata.get(column), default=str)) for file in files if file.metadata)
     options = {**recipe.caption.options, "digest": fingerprint(texts)}
     return replace(recipe, caption=replace(recipe.caption, options=options))
 
@@ -76,15 +76,15 @@ def caption_units(clips: pa.Table, sources: pa.Table, recipe: Recipe) -> Iterato
     if recipe.caption.captioner == "listed":
         columns = (sources[name].to_pylist() for name in ("source_id", "metadata"))
         listed = {source: metadata for source, metadata in zip(*columns, strict=True) if source and metadata}
-    left = clips.filter(pc.and_(clips["keep"], pc.invert(clips["captioned"])))
+    pending = clips.filter(pc.and_(clips["keep"], pc.invert(clips["captioned"])))
     size = max(BATCHES * recipe.caption.batch, UNIT)
-    rows = plain_columns(left, ("source_id", "clip_id", "scan_at", "unit", "embed_at"))
+    rows = plain_columns(pending, ("source_id", "clip_id", "scan_at", "unit", "embed_at"))
     rows = rows.sort_by([("source_id", "ascending"), ("clip_id", "ascending")])
     for at in range(0, rows.num_rows, size):
-        some = rows.slice(at, size)
+        unit_rows = rows.slice(at, size)
         parts = []
-        for clips_ in units_of(some):
-            mine = some.filter(pc.is_in(some["clip_id"], pa.array(clips_.clip_ids)))
+        for clips_ in units_of(unit_rows):
+            mine = unit_rows.filter(pc.is_in(unit_rows["clip_id"], pa.array(clips_.clip_ids)))
             metadata = {source: listed[source] for source in mine["source_id"].to_pylist() if source in listed}
             parts.append(CaptionPart(clips_, tuple(sorted(set(mine["embed_at"].to_pylist()))), metadata))
         yield CaptionUnit(tuple(parts))

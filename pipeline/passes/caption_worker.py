@@ -164,7 +164,7 @@ class CaptionClips:
         def on_error(step: str, clip: ClipView, error: Exception) -> None:
             failed(step, clip.clip_id, error)
 
-        for name, made in self._filters.items():
+        for name, clip_filter in self._filters.items():
             with costs.measure(name, len(out)):
                 views = [
                     clip_view(
@@ -176,7 +176,7 @@ class CaptionClips:
                     )
                     for row, columns in zip(rows, out, strict=True)
                 ]
-                for columns, scores in zip(out, score(made, views, on_error), strict=True):
+                for columns, scores in zip(out, score(clip_filter, views, on_error), strict=True):
                     columns.update(scores)
         return out
 
@@ -192,8 +192,8 @@ def batches(
         with Runs(store, [read_fragment(store, name) for name in part.embedded]) as runs:
             embedded = runs.rows(part.clips.span or IdRange())
         table = join(rows_in(store, part.clips), embedded, fingerprints.embed_schema(recipe), "embed_at")
-        known = [{**row, "metadata": part.metadata.get(row["source_id"])} for row in table.to_pylist()]
-        for more, pictures in chunks(store, part.clips.unit, known, size):
+        clip_rows = [{**row, "metadata": part.metadata.get(row["source_id"])} for row in table.to_pylist()]
+        for more, pictures in chunks(store, part.clips.unit, clip_rows, size):
             rows, frames = rows + more, frames | pictures
             if len(rows) >= size:
                 yield rows[:size], frames

@@ -57,5 +57,5 @@ def embed_units(sources: pa.Table, store: Store, recipe: Recipe) -> Iterator[Uni
     kinds = {**fingerprints.columns_of(recipe, "scan"), **fingerprints.columns_of(recipe, "embed")}
     columns = {"dropped", "scored", *fingerprints.thresholds_of(recipe, kinds)}
     for rows in committed.clips(store, recipe, sources, columns):
-        left = rows.filter(pa.array(fingerprints.needs_scoring(rows, recipe)))
-        yield from units_of(plain_columns(left, ("scan_at", "unit", "source_id", "clip_id")))
+        pending = rows.filter(pa.array(fingerprints.needs_scoring(rows, recipe)))
+        yield from units_of(plain_columns(pending, ("scan_at", "unit", "source_id", "clip_id")))

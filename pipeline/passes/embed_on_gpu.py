@@ -66,8 +66,8 @@ class ScoreFrames:
         rows, columns = [], []
         for chunk, frames in chunks(self._store, unit.unit, wanted_rows(self._store, self._recipe, unit)):
             states = [ClipState(row, frames[row["clip_id"]]) for row in chunk]
-            left = apply_filters(states, self._filters, self._recipe, costs, errors)
-            admitted |= {state.row["clip_id"] for state in left}
+            remaining = apply_filters(states, self._filters, self._recipe, costs, errors)
+            admitted |= {state.row["clip_id"] for state in remaining}
             rows += chunk
             columns += [state.out for state in states]
         scored = (tuple(rows), tuple(columns), frozenset(admitted), costs.total, costs.filters, tuple(errors))
@@ -83,7 +83,7 @@ class EncodeClips:
         self._encoder = load_encoder(recipe.encoder.name, recipe.encoder.model, recipe.encoder.pretrained)
         filters = fingerprints.filters_of(recipe, "embed", self._encoder)
         on_cpu = cpu_filters(filters)
-        self._filters = [made for made in filters.values() if made not in on_cpu]
+        self._filters = [clip_filter for clip_filter in filters.values() if clip_filter not in on_cpu]
 
     def __call__(self, unit: EncodeUnit) -> UnitResult:
         return stop_on_fault(self._unit, unit)
@@ -122,7 +122,11 @@ class EncodeClips:
 
 def cpu_filters(filters: Mapping[str, Filter]) -> list[Filter]:
     """Those that need neither a GPU nor the embedding, in the recipe's order."""
-    return [made for made in filters.values() if not uses_gpu(made) and Track.EMBEDDING not in made.needs]
+    return [
+        clip_filter
+        for clip_filter in filters.values()
+        if not uses_gpu(clip_filter) and Track.EMBEDDING not in clip_filter.needs
+    ]
 
 
 Batch = tuple[list[dict[str, Any]], dict[str, Frames]]

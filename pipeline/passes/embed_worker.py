@@ -43,7 +43,7 @@ class Embed:
         self._store, self._recipe = store, recipe
         self._encoder = load_encoder(recipe.encoder.name, recipe.encoder.model, recipe.encoder.pretrained)
         filters = list(fingerprints.filters_of(recipe, "embed", self._encoder).values())
-        first = next((i for i, made in enumerate(filters) if Track.EMBEDDING in made.needs), len(filters))
+        first = next((i for i, clip_filter in enumerate(filters) if Track.EMBEDDING in clip_filter.needs), len(filters))
         self._before, self._after = filters[:first], filters[first:]
 
     def __call__(self, unit: UnitClips) -> UnitResult:
@@ -84,22 +84,22 @@ def apply_filters(
 ) -> list[ClipState]:
     """Score clips filter by filter; return those that no threshold has rejected. A clip leaves with the first that
     does. What raises an exception is null, and is added to `errors`."""
-    for made in filters:
-        with costs.measure(made.name, len(states)):
+    for clip_filter in filters:
+        with costs.measure(clip_filter.name, len(states)):
             sources = {state.row["clip_id"]: state.row["source_uri"] for state in states}
 
             def on_error(step: str, clip: ClipView, error: Exception, uris: Mapping[str, str] = sources) -> None:
                 errors.append(logged_error(uris[clip.clip_id], error, clip.clip_id, step))
 
-            answers = score(made, [state.view() for state in states], on_error)
+            answers = score(clip_filter, [state.view() for state in states], on_error)
         for state, answer in zip(states, answers, strict=True):
             state.out.update(answer)
-            state.out["scored"].append(made.name)
+            state.out["scored"].append(clip_filter.name)
         before = len(states)
         if not recipe.score_all:
-            bounds = fingerprints.thresholds_of(recipe, made.columns)
+            bounds = fingerprints.thresholds_of(recipe, clip_filter.columns)
             states = [state for state in states if admitted(state.out, bounds)]
-        costs.rejected(made.name, before - len(states))
+        costs.rejected(clip_filter.name, before - len(states))
     return states
 
 

@@ -48,33 +48,35 @@ class IdentifyPass:
         return Outlook(pending, len(snapshot.files), "new or changed")
 
 
-def identify_units(found: Sequence[DiscoveredFile], store: Store) -> Iterator[IdentifyUnit]:
+def identify_units(files: Sequence[DiscoveredFile], store: Store) -> Iterator[IdentifyUnit]:
     """Files that no build has looked at since they last changed."""
     rows = with_key(committed.identified(store))
-    known = rows.filter(pc.not_equal(rows["status"], committed.UNREACHABLE))["key"].combine_chunks()
-    new = np.flatnonzero(pc.is_in(file_table(found)["key"], known).to_numpy() == 0)
+    reached_keys = rows.filter(pc.not_equal(rows["status"], committed.UNREACHABLE))["key"].combine_chunks()
+    new = np.flatnonzero(pc.is_in(file_table(files)["key"], reached_keys).to_numpy() == 0)
     for at in range(0, len(new), UNIT):
-        yield IdentifyUnit(tuple(found[i] for i in new[at : at + UNIT]))
+        yield IdentifyUnit(tuple(files[i] for i in new[at : at + UNIT]))
 
 
-def as_last_seen(found: Sequence[DiscoveredFile], store: Store) -> Sequence[DiscoveredFile]:
-    """`found`, with the files of servers that do not answer now as the last build saw them; says so on stderr."""
-    silent = pa.array([file.uri for file in found if file.silent], pa.string())
+def as_last_seen(files: Sequence[DiscoveredFile], store: Store) -> Sequence[DiscoveredFile]:
+    """`files`, with the files of servers that do not answer now as the last build saw them; says so on stderr."""
+    silent = pa.array([file.uri for file in files if file.silent], pa.string())
     if not len(silent):
-        return found
+        return files
     rows = read_table(store, "tables/sources", lambda field: field.name in ("source_uri", "source_id"))
     if rows is None:
-        return found
+        return files
     rows = rows.filter(pc.is_in(rows["source_uri"], silent))
     used = set(zip(rows["source_uri"].to_pylist(), rows["source_id"].to_pylist(), strict=True))
-    known = committed.identified(store)
-    known = known.filter(pc.and_(pc.is_in(known["uri"], silent), pc.not_equal(known["status"], committed.UNREACHABLE)))
-    seen = {row["uri"]: row for row in known.to_pylist() if (row["uri"], row["source_id"]) in used}
-    if seen:
-        print(f"{len(seen):,} files are used as last seen: their servers do not answer", file=sys.stderr)
+    earlier_rows = committed.identified(store)
+    earlier_rows = earlier_rows.filter(
+        pc.and_(pc.is_in(earlier_rows["uri"], silent), pc.not_equal(earlier_rows["status"], committed.UNREACHABLE))
+    )
+    last_rows = {row["uri"]: row for row in earlier_rows.to_pylist() if (row["uri"], row["source_id"]) in used}
+    if last_rows:
+        print(f"{len(last_rows):,} files are used as last seen: their servers do not answer", file=sys.stderr)
     return [
-        replace(file, size=seen[file.uri]["size"], stamp=seen[file.uri]["stamp"], silent=False)
-        if file.uri in seen
+        replace(file, size=last_rows[file.uri]["size"], stamp=last_rows[file.uri]["stamp"], silent=False)
+        if file.uri in last_rows
         else file
-        for file in found
+        for file in files
     ]

@@ -45,8 +45,8 @@ class AskRay:
             "num_cpus": 0.5,
             "compute": pool,
         }
-        asked = data.flat_map(_Ask, **given)  # type: ignore[arg-type]
-        answered = _llm(self.recipe).processor()(asked)
+        requests = data.flat_map(_Ask, **given)  # type: ignore[arg-type]
+        answered = _llm(self.recipe).processor()(requests)
         return answered.map_batches(_Keep, batch_size=self.recipe.caption.batch, **given)  # type: ignore[arg-type]
 
     def explain(self, error: Exception) -> None:
@@ -81,8 +81,8 @@ class _Ask:
         _, unit = pickle.loads(row["unit"])
         homes = {clip: pickle.dumps(part) for part in unit.parts for clip in part.clips.clip_ids or ()}
         for chunk, frames in batches(self._store, self._recipe, unit):
-            for one in chunk:
-                clip = clip_frames(one, frames[one["clip_id"]])
+            for clip_row in chunk:
+                clip = clip_frames(clip_row, frames[clip_row["clip_id"]])
                 yield {"clip_id": clip.clip_id, "home": homes[clip.clip_id], **self._llm.request(clip)}
 
 

@@ -126,9 +126,9 @@ def with_errors(sources: pa.Table, done: committed.Scanned) -> pa.Table:
     """Rows of tables/sources after the scan: a source none of whose parts could be scanned has failed; one that lost
     some of its footage says which."""
     errors = {**done.errors, **done.unreachable}
-    said = {**errors, **done.notes}
+    messages = {**errors, **done.notes}
     parts: dict[str, list[str]] = defaultdict(list)
-    for key in sorted(said):
+    for key in sorted(messages):
         parts[key.partition("@")[0]].append(key)
     if not parts:
         return sources
@@ -143,7 +143,7 @@ def with_errors(sources: pa.Table, done: committed.Scanned) -> pa.Table:
             status[source], error[source] = "failed", errors[lost[0]]
         else:
             error[source] = "; ".join(
-                f"{key.partition('@')[2]} s: {said[key]}" if "@" in key else said[key] for key in keys
+                f"{key.partition('@')[2]} s: {messages[key]}" if "@" in key else messages[key] for key in keys
             )
     usable = pc.equal(sources["status"], "ok")
     for name, values in (("error", error), ("status", status)):

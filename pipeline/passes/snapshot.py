@@ -86,16 +86,16 @@ class Snapshot:
         return joined_rows(clips, self.sources, self.store, self.recipe, without)
 
 
-def file_table(found: Sequence[DiscoveredFile]) -> pa.Table:
-    """`found` as columns: uri, size, stamp, metadata (JSON or null); `key` names a file as it is now."""
+def file_table(files: Sequence[DiscoveredFile]) -> pa.Table:
+    """`files` as columns: uri, size, stamp, metadata (JSON or null); `key` names a file as it is now."""
     columns: dict[str, list[Any]] = {
-        "uri": [file.uri for file in found],
-        "size": [file.size for file in found],
-        "stamp": [file.revision for file in found],
+        "uri": [file.uri for file in files],
+        "size": [file.size for file in files],
+        "stamp": [file.revision for file in files],
     }
-    said = [json.dumps(dict(f.metadata), sort_keys=True, default=str) if f.metadata else None for f in found]
+    metadata = [json.dumps(dict(f.metadata), sort_keys=True, default=str) if f.metadata else None for f in files]
     schema = pa.schema([("uri", pa.string()), ("size", pa.int64()), ("stamp", pa.string()), ("metadata", pa.string())])
-    return with_key(pa.table({**columns, "metadata": said}, schema=schema))
+    return with_key(pa.table({**columns, "metadata": metadata}, schema=schema))
 
 
 def with_key(files: pa.Table) -> pa.Table:
@@ -104,13 +104,13 @@ def with_key(files: pa.Table) -> pa.Table:
     return files.append_column("key", key)
 
 
-def source_rows(found: Sequence[DiscoveredFile], store: Store) -> pa.Table:
+def source_rows(discovered: Sequence[DiscoveredFile], store: Store) -> pa.Table:
     """Rows of tables/sources, in order of URI, with `size` and `start`. Of several files with one content the first is
     used; files that are not identified yet are left out."""
-    files, known = file_table(found), with_key(committed.identified(store))
-    at = pc.index_in(files["key"], known["key"].combine_chunks())
+    files, identified_rows = file_table(discovered), with_key(committed.identified(store))
+    at = pc.index_in(files["key"], identified_rows["key"].combine_chunks())
     files, at = files.filter(pc.is_valid(at)), pc.drop_null(at)
-    rows = known.take(at).drop_columns(["stamp", "key"]).rename_columns({"uri": "source_uri"})
+    rows = identified_rows.take(at).drop_columns(["stamp", "key"]).rename_columns({"uri": "source_uri"})
     rows = rows.append_column("metadata", files["metadata"]).combine_chunks()
     good = np.flatnonzero(pc.equal(rows["status"], "ok").to_numpy())
     ids = rows["source_id"].take(pa.array(good)).combine_chunks().dictionary_encode().indices.to_numpy()

@@ -18,10 +18,10 @@ def plain_columns(rows: pa.Table, names: Sequence[str]) -> pa.Table:
 
 def units_of(rows: pa.Table) -> Iterator[UnitClips]:
     """`rows` (scan_at, unit, source_id, clip_id) by the unit, in the order in which units begin."""
-    found: dict[tuple[str, str], list[tuple[str, str]]] = defaultdict(list)
+    clips_by_unit: dict[tuple[str, str], list[tuple[str, str]]] = defaultdict(list)
     columns = (rows[name].to_pylist() for name in ("scan_at", "unit", "source_id", "clip_id"))
     for at, unit, source, clip in zip(*columns, strict=True):
-        found[at, unit].append((source, clip))
-    for (at, unit), clips in found.items():
+        clips_by_unit[at, unit].append((source, clip))
+    for (at, unit), clips in clips_by_unit.items():
         sources = [source for source, _ in clips]
         yield UnitClips(unit, at, tuple(clip for _, clip in clips), IdRange(min(sources), max(sources) + "~"))

@@ -89,13 +89,13 @@ def calibrate(dataset: Path | str, labels_file: Path | str | None = None) -> str
 
 def spreads(clips: pa.Table | Columns) -> list[Spread]:
     """Percentiles of every numeric score column, in the table's order."""
-    found = []
+    score_spreads = []
     for name in score_columns(clips.schema):
         values = fragments.floats(clips[name])
         finite = values[np.isfinite(values)]
         marks = tuple(np.percentile(finite, PERCENTILES).tolist()) if len(finite) else ()
-        found.append(Spread(name, len(finite), len(values) - len(finite), marks))
-    return found
+        score_spreads.append(Spread(name, len(finite), len(values) - len(finite), marks))
+    return score_spreads
 
 
 def separations(
@@ -106,13 +106,13 @@ def separations(
     ids = clips["clip_id"].to_pylist()
     rows = np.array([row for row, clip in enumerate(ids) if clip in labels], np.int64)
     good = np.array([labels[ids[row]] for row in rows], bool)
-    found = []
+    score_separations = []
     for name in score_columns(clips.schema):
         values = fragments.floats(clips[name])[rows]
-        there = np.isfinite(values)
-        if (good & there).any() and (~good & there).any():
-            found.append(separation(name, values[there], good[there], thresholds.get(name)))
-    return sorted(found, key=lambda one: (-one.auc, one.name))
+        finite = np.isfinite(values)
+        if (good & finite).any() and (~good & finite).any():
+            score_separations.append(separation(name, values[finite], good[finite], thresholds.get(name)))
+    return sorted(score_separations, key=lambda score: (-score.auc, score.name))
 
 
 def separation(name: str, values: np.ndarray, good: np.ndarray, bounds: Bounds | None = None) -> Separation:
@@ -123,7 +123,9 @@ def separation(name: str, values: np.ndarray, good: np.ndarray, bounds: Bounds |
     points = _points(values, good, side)
     best = max(points, key=lambda point: (point.f1, -point.lost))
     reached = [[p for p in points if p.recall >= recall] for recall in RECALLS]
-    curve = dict.fromkeys(max(some, key=lambda point: (point.precision, -point.lost)) for some in reached if some)
+    curve = dict.fromkeys(
+        max(candidates, key=lambda point: (point.precision, -point.lost)) for candidates in reached if candidates
+    )
     limit = None if bounds is None else bounds.min if side == "min" else bounds.max
     return Separation(
         name=name,

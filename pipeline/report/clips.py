@@ -77,10 +77,10 @@ def choose(clips: pa.Table, count: int) -> list[str]:
         reason: _first(ids.filter(pc.and_(pc.invert(keep), pc.equal(first, reason))), count)["clip_id"].to_pylist()
         for reason in pc.unique(first).to_pylist()
     }
-    some, others = in_turn(kept), in_turn(rejected)
+    chosen, others = in_turn(kept), in_turn(rejected)
     half = max(count // 2, count - len(others))
-    some = some[:half]
-    return some + others[: count - len(some)]
+    chosen = chosen[:half]
+    return chosen + others[: count - len(chosen)]
 
 
 def _first(rows: pa.Table, count: int) -> pa.Table:
@@ -134,15 +134,15 @@ def _scores(clip: Mapping[str, Any], histograms: Sequence[Histogram], labels: Se
     scores = [
         Score(name, words.get(clip[name], clip[name]), None, None, False) for name in labels if clip[name] is not None
     ]
-    for one in sorted(histograms, key=lambda one: not one.lines):
-        value = clip[one.name]
+    for histogram in sorted(histograms, key=lambda histogram: not histogram.lines):
+        value = clip[histogram.name]
         if value is None or not np.isfinite(value):
-            if one.lines:
-                why = clip.get(why_null(one.name.partition("_")[0])) or "not asked"
-                scores.append(Score(one.name, f"no score: {why}", None, None, one.name in reasons))
+            if histogram.lines:
+                why = clip.get(why_null(histogram.name.partition("_")[0])) or "not asked"
+                scores.append(Score(histogram.name, f"no score: {why}", None, None, histogram.name in reasons))
             continue
-        fails = one.name in reasons
-        scores.append(Score(one.name, number(value), float(value), round(one.percentile(value), 4), fails))
+        fails = histogram.name in reasons
+        scores.append(Score(histogram.name, number(value), float(value), round(histogram.percentile(value), 4), fails))
     return tuple(scores)
 
 
@@ -191,11 +191,11 @@ def _videos(store: Store, chosen: Sequence[Mapping[str, Any]]) -> dict[str, tupl
         with store.open(shard.removesuffix(".tar") + ".parquet") as file:
             index = pq.read_table(file, columns=["key", "media", "media_offset", "media_size"])
         members += [(row["media_size"], row["key"], shard, row) for row in index.to_pylist() if row["key"] in ids]
-    videos, left = {}, VIDEO_BYTES
+    videos, free_bytes = {}, VIDEO_BYTES
     for size, key, shard, row in sorted(members, key=lambda member: member[:2]):
-        if size > left:
+        if size > free_bytes:
             break
-        left -= size
+        free_bytes -= size
         with store.open(shard) as file:
             file.seek(row["media_offset"])
             videos[key] = (row["media"], file.read(size))

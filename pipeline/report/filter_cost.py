@@ -35,19 +35,23 @@ def lines(info: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = []
     scan, embed = (info["passes"].get(name) or {} for name in ("scan", "embed"))
     if scan.get("filters"):
-        clips = max(one["clips"] for one in scan["filters"].values())
-        spent = sum(one["seconds"] for one in scan["filters"].values()) + sum(scan["parts"].get(t, 0) for t in TRACKS)
+        clips = max(stats["clips"] for stats in scan["filters"].values())
+        spent = sum(stats["seconds"] for stats in scan["filters"].values()) + sum(
+            scan["parts"].get(t, 0) for t in TRACKS
+        )
         share = f", {spent / scan['parts']['decode']:.1%} of decoding" if scan["parts"].get("decode") else ""
         rows.append(("filters: scan", f"{len(scan['filters'])}, {1000 * spent / max(clips, 1):.1f} ms a clip{share}"))
     if embed.get("filters"):
         recipe = from_dict(info["recipe"])
         needs = [ENCODER] + [
-            n for n, made in fingerprints.filters_of(recipe, "embed").items() if Track.EMBEDDING in made.needs
+            n
+            for n, clip_filter in fingerprints.filters_of(recipe, "embed").items()
+            if Track.EMBEDDING in clip_filter.needs
         ]
         measured = costs(embed["filters"])
         now = with_encoder([measured[name] for name in recipe.filters if name in measured], measured, needs)
-        said = [f"{c.name} {1000 * c.seconds:.0f}" + (f" (-{c.rejects:.0%})" if c.rejects else "") for c in now]
-        rows.append(("filters: embed", f"{1000 * expected(now):.0f} ms a clip: {', '.join(said)}"))
+        descriptions = [f"{c.name} {1000 * c.seconds:.0f}" + (f" (-{c.rejects:.0%})" if c.rejects else "") for c in now]
+        rows.append(("filters: embed", f"{1000 * expected(now):.0f} ms a clip: {', '.join(descriptions)}"))
         better = best(measured, needs)
         if not recipe.score_all and expected(better) < WORTH * expected(now):
             names = ", ".join(cost.name for cost in better if cost.name != ENCODER)
@@ -58,30 +62,32 @@ def lines(info: Mapping[str, Any]) -> list[tuple[str, str]]:
 def costs(filters: Mapping[str, Mapping[str, float]]) -> dict[str, Cost]:
     """From the `filters` of a pass in dataset.json."""
     return {
-        name: Cost(name, one["seconds"] / one["clips"], one.get("rejected", 0.0) / one["clips"])
-        for name, one in filters.items()
-        if one.get("clips")
+        name: Cost(name, stats["seconds"] / stats["clips"], stats.get("rejected", 0.0) / stats["clips"])
+        for name, stats in filters.items()
+        if stats.get("clips")
     }
 
 
 def expected(order: Sequence[Cost]) -> float:
     """Seconds that a clip takes on average, if each filter rejects its share of whatever reaches it."""
-    total, left = 0.0, 1.0
+    total, share = 0.0, 1.0
     for cost in order:
-        total += left * cost.seconds
-        left *= 1 - cost.rejects
+        total += share * cost.seconds
+        share *= 1 - cost.rejects
     return total
 
 
 def best(measured: Mapping[str, Cost], needs: Collection[str]) -> list[Cost]:
     """The order that costs least; the filters in `needs` come after the encoder, whose cost the first of them bears."""
-    left, order = [cost for name, cost in measured.items() if name != ENCODER], list[Cost]()
+    unordered, order = [cost for name, cost in measured.items() if name != ENCODER], list[Cost]()
     encoder = measured.get(ENCODER, Cost(ENCODER, 0.0)).seconds
-    while left:
+    while unordered:
         waits = encoder if not any(cost.name in needs for cost in order) else 0.0
-        price = {c: c.seconds + (waits if c.name in needs else 0.0) for c in left}
-        order.append(min(left, key=lambda c: (price[c] / c.rejects if c.rejects else float("inf"), price[c], c.name)))
-        left.remove(order[-1])
+        price = {c: c.seconds + (waits if c.name in needs else 0.0) for c in unordered}
+        order.append(
+            min(unordered, key=lambda c: (price[c] / c.rejects if c.rejects else float("inf"), price[c], c.name))
+        )
+        unordered.remove(order[-1])
     return with_encoder(order, measured, needs)
 
 

@@ -46,8 +46,8 @@ class Histogram:
 def histogram(name: str, values: np.ndarray, keep: np.ndarray, bounds: Mapping[str, Any] | None) -> Histogram:
     """`values` (n,) float64 with NaN where a clip has no score, `keep` (n,) bool, `bounds` the recipe's, with `min`
     and `max`."""
-    there = np.isfinite(values)
-    finite = np.sort(values[there])
+    is_finite = np.isfinite(values)
+    finite = np.sort(values[is_finite])
     low, high = (np.percentile(finite, [0.5, 99.5]).tolist()) if len(finite) else (0.0, 1.0)
     limits = [(side, float(bounds[side])) for side in ("min", "max") if bounds and bounds.get(side) is not None]
     reach = high - low or abs(high) or 1.0
@@ -58,7 +58,7 @@ def histogram(name: str, values: np.ndarray, keep: np.ndarray, bounds: Mapping[s
         low, high = min(0.0, 2 * low), max(0.0, 2 * high) or 1.0
     edges = np.linspace(low, high, BINS + 1)
     inside = np.clip(values, low, high)
-    counts = [np.histogram(inside[there & which], edges)[0] for which in (keep, ~keep)]
+    counts = [np.histogram(inside[is_finite & which], edges)[0] for which in (keep, ~keep)]
     top = max(1, int((counts[0] + counts[1]).max()))
     lines = []
     for side, value in limits:

@@ -110,10 +110,10 @@ def is_good(label: Row) -> bool:
 def has_defect(label: Row, column: str) -> bool | None:
     """Return whether the label of a file names the defect that a threshold on `column` is there for; None where it
     does not say."""
-    told = [label.get(name) for name in DEFECTS.get(column, ())]
-    if any(told):
+    answers = [label.get(name) for name in DEFECTS.get(column, ())]
+    if any(answers):
         return True
-    return None if not told or None in told else False
+    return None if not answers or None in answers else False
 
 
 def judge(rows: Sequence[tuple[Row, Row]], thresholds: Mapping[str, Bounds]) -> list[Judgement]:

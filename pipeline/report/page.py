@@ -58,7 +58,7 @@ class Step:
 
     reason: str
     removed: int
-    left: int
+    remaining: int
     having: int
     alone: int
 
@@ -100,11 +100,11 @@ def funnel(reasons: Mapping[tuple[str, ...], int]) -> list[Step]:
             first[given[0]] += count
         if len(given) == 1:
             alone[given[0]] += count
-    left, steps = sum(reasons.values()), []
+    remaining, steps = sum(reasons.values()), []
     order = graphlib.TopologicalSorter({reason: sorted(after.get(reason, ())) for reason in sorted(having)})
     for reason in order.static_order():
-        left -= first[reason]
-        steps.append(Step(reason, first[reason], left, having[reason], alone[reason]))
+        remaining -= first[reason]
+        steps.append(Step(reason, first[reason], remaining, having[reason], alone[reason]))
     return steps
 
 
@@ -114,8 +114,8 @@ def filter_costs(passes: Mapping[str, Any], reasons: Mapping[tuple[str, ...], in
     the dearest filter's seconds)."""
     rows = [
         {"pass": name, "name": filter_name, "seconds": stats["seconds"], "clips": int(stats["clips"])}
-        for name, one in passes.items()
-        for filter_name, stats in (one.get("filters") or {}).items()
+        for name, pass_stats in passes.items()
+        for filter_name, stats in (pass_stats.get("filters") or {}).items()
     ]
     rows.sort(key=lambda row: (-row["seconds"], row["name"]))
     for row in rows:
@@ -135,11 +135,11 @@ def _render(store: Store, clips: Columns, clips_shown: int) -> str:
     thresholds: Mapping[str, Mapping[str, Any]] = recipe.get("select", {}).get("thresholds", {})
 
     seconds = pc.subtract(clips["end"], clips["start"]).to_numpy()
-    some = clips.table("clip_id", "source_id", "keep", "rejected_by")
-    keep = pc.fill_null(some["keep"], False).to_numpy(zero_copy_only=False).astype(bool)
-    reasons = _reasons(some)
-    ids = choose(some, clips_shown)
-    del some
+    decisions = clips.table("clip_id", "source_id", "keep", "rejected_by")
+    keep = pc.fill_null(decisions["keep"], False).to_numpy(zero_copy_only=False).astype(bool)
+    reasons = _reasons(decisions)
+    ids = choose(decisions, clips_shown)
+    del decisions
     numbers, labels = _score_columns(clips)
     histograms = [histogram(name, fragments.floats(clips[name]), keep, thresholds.get(name)) for name in numbers]
     rows = clips.rows(ids)
@@ -161,7 +161,7 @@ def _render(store: Store, clips: Columns, clips_shown: int) -> str:
         source_seconds=pc.sum(sources["duration"]).as_py() or 0.0,
         failed=unused.slice(0, FAILURES).to_pylist(),
         failures=len(unused),
-        found=len(keep),
+        clip_count=len(keep),
         kept=int(keep.sum()),
         kept_seconds=float(seconds[keep].sum()),
         captioned=len(keep) - clips["caption"].null_count,
@@ -266,9 +266,9 @@ def _bars(column: pa.ChunkedArray | pa.Array, keep: np.ndarray) -> list[Bar]:
     whole, kept = (
         {
             words.get(row["values"], row["values"]): row["counts"]
-            for row in pc.value_counts(some.drop_null()).to_pylist()
+            for row in pc.value_counts(values.drop_null()).to_pylist()
         }
-        for some in (column, column.filter(pa.array(keep)))
+        for values in (column, column.filter(pa.array(keep)))
     )
     ordered = sorted(whole, key=lambda value: (-whole[value], value))
     return [Bar(value, whole[value], kept.get(value, 0), whole[value] / whole[ordered[0]]) for value in ordered]

@@ -81,9 +81,9 @@ def what_if(dataset: Path | str, recipe: Recipe, overrides: Sequence[str]) -> Wh
         raise FileNotFoundError(f"{dataset} has no clips table: build it first")
     changed, _ = _changed(recipe, overrides)
     clips = Columns(store, "tables/clips", fragments.CLIPS)
-    asked = {**recipe.select.thresholds, **changed.select.thresholds}
-    check_thresholds(asked, clips.schema)
-    return compare(clips.table(*(n for n in clips.schema.names if n in asked or n in DECIDING)), recipe, overrides)
+    thresholds = {**recipe.select.thresholds, **changed.select.thresholds}
+    check_thresholds(thresholds, clips.schema)
+    return compare(clips.table(*(n for n in clips.schema.names if n in thresholds or n in DECIDING)), recipe, overrides)
 
 
 def compare(clips: pa.Table, recipe: Recipe, overrides: Sequence[str]) -> WhatIf:
@@ -95,7 +95,7 @@ def compare(clips: pa.Table, recipe: Recipe, overrides: Sequence[str]) -> WhatIf
 def notches(clips: pa.Table, recipe: Recipe) -> list[Notch]:
     """Each numeric threshold of the recipe moved one notch both ways, the others left as they are."""
     before = _selected(clips, recipe)
-    found = []
+    moves = []
     for column, bounds in recipe.select.thresholds.items():
         for side in ("min", "max"):
             value = getattr(bounds, side)
@@ -107,8 +107,8 @@ def notches(clips: pa.Table, recipe: Recipe) -> list[Notch]:
                 if to is not None:
                     key = f"select.thresholds.{column}.{side}={to!r}"
                     moved[name] = _compare(clips, before, from_dict(to_dict(recipe), [key]), (key,))
-            found.append(Notch(column, side, **moved))
-    return found
+            moves.append(Notch(column, side, **moved))
+    return moves
 
 
 def _changed(recipe: Recipe, overrides: Sequence[str]) -> tuple[Recipe, tuple[str, ...]]:
@@ -144,9 +144,9 @@ def _selected(clips: pa.Table, recipe: Recipe) -> pa.Table:
 
 
 def _group(clips: pa.Table, rows: np.ndarray) -> Group:
-    some = clips.select(["clip_id", "start", "end"]).filter(pa.array(rows))
-    hours = (pc.sum(pc.subtract(some["end"], some["start"])).as_py() or 0.0) / 3600
-    return Group(len(some), hours, tuple(sorted(some["clip_id"].to_pylist())[:EXAMPLES]))
+    members = clips.select(["clip_id", "start", "end"]).filter(pa.array(rows))
+    hours = (pc.sum(pc.subtract(members["end"], members["start"])).as_py() or 0.0) / 3600
+    return Group(len(members), hours, tuple(sorted(members["clip_id"].to_pylist())[:EXAMPLES]))
 
 
 def _neighbours(scores: pa.ChunkedArray, value: float, side: str) -> tuple[float | None, float | None]:

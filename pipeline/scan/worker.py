@@ -48,8 +48,8 @@ class Identify:
     def _unit(self, unit: IdentifyUnit) -> UnitResult:
         started = time.perf_counter()
         errors: list[LoggedError] = []
-        rows = [self._row(file, errors) for file in unit.found]
-        name = fingerprint([(f.uri, f.size, f.revision) for f in unit.found])
+        rows = [self._row(file, errors) for file in unit.files]
+        name = fingerprint([(f.uri, f.size, f.revision) for f in unit.files])
         fragment = f"state/sources/{name}.parquet"
         write_errors(self._store, "sources", name, errors)
         write_fragment(self._store, fragment, pa.Table.from_pylist(rows, schema=fingerprints.IDENTIFIED), {})

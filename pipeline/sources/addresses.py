@@ -79,9 +79,9 @@ def session(allow_private: bool) -> requests.Session:
     """Return this thread's HTTP session, which connects to allowed addresses only."""
     sessions: dict[bool, requests.Session] = _local.__dict__.setdefault("sessions", {})
     if allow_private not in sessions:
-        made = sessions[allow_private] = requests.Session()
+        new_session = sessions[allow_private] = requests.Session()
         for scheme in WEB:
-            made.mount(scheme, _Adapter(allow_private))
+            new_session.mount(scheme, _Adapter(allow_private))
     return sessions[allow_private]
 
 

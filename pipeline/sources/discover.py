@@ -200,13 +200,13 @@ def _local(path: Path, metadata: Mapping[str, Any], named: bool = True) -> Disco
 
 
 def _expand_url(text: str, options: SourceOptions) -> Iterator[DiscoveredFile]:
-    kind = suffix(text.rstrip("/"))
-    if kind in LISTS:
+    ending = suffix(text.rstrip("/"))
+    if ending in LISTS:
         with open_file(text, options) as file:
             yield from _listed(text, file.read(), options)
-    elif kind == ".tar":
+    elif ending == ".tar":
         yield from _members(text, open_file(text, options), options)
-    elif text.startswith(REMOTE) and kind not in VIDEOS | IMAGES:
+    elif text.startswith(REMOTE) and ending not in VIDEOS | IMAGES:
         store = Store(text)
         for name, size, stamp in store.stat():
             if suffix(name) == ".tar":

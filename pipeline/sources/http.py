@@ -217,8 +217,8 @@ def _locked(file: object) -> bool:
 
 def _delay(url: str, options: SourceOptions) -> float:
     """Seconds between requests to the host of `url`."""
-    asked = _robots(*urlsplit(url)[:2], options.allow_private).crawl_delay(AGENT) if options.robots else None
-    return max(options.delay, float(asked or 0))
+    crawl_delay = _robots(*urlsplit(url)[:2], options.allow_private).crawl_delay(AGENT) if options.robots else None
+    return max(options.delay, float(crawl_delay or 0))
 
 
 @functools.lru_cache(maxsize=1024)

@@ -12,12 +12,12 @@ from typing import Any, BinaryIO
 import pyarrow.parquet as pq
 
 
-def list_rows(kind: str, data: bytes) -> list[dict[str, Any]]:
-    """The rows of a list; `kind` is its ending. Raises ValueError where it is no such list."""
-    if kind == ".parquet":
+def list_rows(ending: str, data: bytes) -> list[dict[str, Any]]:
+    """Return the rows of a list file whose name ends in `ending`. Raises ValueError where it is not such a list."""
+    if ending == ".parquet":
         return list(pq.read_table(io.BytesIO(data)).to_pylist())
     text = data.decode("utf-8-sig", "surrogateescape")  # paths may be in any encoding
-    if kind == ".csv":
+    if ending == ".csv":
         try:
             rows = list(csv.DictReader(io.StringIO(text)))
         except csv.Error as error:
@@ -52,12 +52,12 @@ def members(
         for number, member in enumerate(tar, start=1):
             if number > most:
                 raise tarfile.ReadError(f"more than {most:,} members (sources.archive_members)")
-            key, kind = _webdataset_key(member.name)
-            if kind in endings and not member.isdir():
+            key, ending = _webdataset_key(member.name)
+            if ending in endings and not member.isdir():
                 media.append((member, key))
-            elif kind in (".json", ".txt") and member.isreg() and not member.sparse and member.size < 1 << 20:
+            elif ending in (".json", ".txt") and member.isreg() and not member.sparse and member.size < 1 << 20:
                 content = tar.extractfile(member)
-                beside.setdefault(key, {}).update(_sidecar(kind, content.read() if content else b""))
+                beside.setdefault(key, {}).update(_sidecar(ending, content.read() if content else b""))
     for member, key in media:
         whole = member.isreg() and not member.sparse
         yield member, beside.get(key, {}), "" if whole else "not a regular file in its tar"
@@ -70,8 +70,8 @@ def _webdataset_key(name: str) -> tuple[str, str]:
     return f"{folder}{slash}{stem}", f"{dot}{ending}".lower()
 
 
-def _sidecar(kind: str, data: bytes) -> dict[str, Any]:
-    if kind == ".txt":
+def _sidecar(ending: str, data: bytes) -> dict[str, Any]:
+    if ending == ".txt":
         return {"text": data.decode("utf-8", "replace")}
     try:
         value = json.loads(data)

@@ -56,7 +56,7 @@ def identified(store: Store) -> pa.Table:
     """Rows of passes.IDENTIFIED of every file that a build has looked at; first those that it could reach."""
     rows = [fragment.rows(store).replace_schema_metadata() for fragment in read_fragments(store, "state/sources")]
     table = pa.concat_tables(
-        [fingerprints.IDENTIFIED.empty_table(), *(one for one in rows if one.schema == fingerprints.IDENTIFIED)]
+        [fingerprints.IDENTIFIED.empty_table(), *(part for part in rows if part.schema == fingerprints.IDENTIFIED)]
     )
     lost = pc.equal(table["status"], UNREACHABLE)
     return pa.concat_tables([table.filter(pc.invert(lost)), table.filter(lost)])
@@ -68,8 +68,8 @@ def scanned(store: Store, recipe: Recipe) -> Scanned:
     frames = {name: size for name, size, _ in store.stat("tables/frames")}
     keys, errors, unreachable, notes, fragments = [], {}, {}, {}, []
     for fragment in compaction.current(store, "state/scan", fingerprints.scan_fingerprint(recipe)):
-        said = {key: value for key, value in fragment.done.items() if key != "parts"}
-        fragments.append(replace(fragment, done=said))
+        details = {key: value for key, value in fragment.done.items() if key != "parts"}
+        fragments.append(replace(fragment, done=details))
         good = []
         for part in fragment.done["parts"]:
             size = frames.get(frames_of(part["unit"]))
@@ -89,10 +89,10 @@ def scanned(store: Store, recipe: Recipe) -> Scanned:
     failed = pa.array(list(errors), pa.string())
     failed = failed.filter(pc.invert(pc.is_in(failed, done)))
     errors = {key: errors[key] for key in failed.to_pylist()}
-    known = pa.concat_arrays([done, failed])
+    finished = pa.concat_arrays([done, failed])
     lost = pa.array(list(unreachable), pa.string())
-    lost = lost.filter(pc.invert(pc.is_in(lost, known))).to_pylist()
-    return Scanned(known, errors, {key: unreachable[key] for key in lost}, notes, fragments)
+    lost = lost.filter(pc.invert(pc.is_in(lost, finished))).to_pylist()
+    return Scanned(finished, errors, {key: unreachable[key] for key in lost}, notes, fragments)
 
 
 def clips(
@@ -122,8 +122,10 @@ def clips(
             rows = scan.rows(span, columns and {*columns, *KEYS})
             if rows is not None:
                 empty = False
-                there = [one.rows(span, columns and {*columns, "clip_id", "source_id", "scored"}) for one in later]
-                yield _joined(_of_today(rows, usable, span), there, schemas, columns)
+                later_rows = [
+                    runs.rows(span, columns and {*columns, "clip_id", "source_id", "scored"}) for runs in later
+                ]
+                yield _joined(_of_today(rows, usable, span), later_rows, schemas, columns)
                 pa.default_memory_pool().release_unused()  # else it keeps as much as is in use
         if empty:
             rows = pa.schema([*fingerprints.scan_schema(recipe), ("at", pa.string())]).empty_table()
@@ -152,8 +154,8 @@ def _of_today(rows: pa.Table, sources: pa.Table, span: IdRange) -> pa.Table:
     rows = rows.rename_columns({"at": "scan_at"})
     for name in ("source_id", "source_uri", "metadata"):
         column = pa.DictionaryArray.from_arrays(at.cast(pa.int32()), sources[name].chunk(0))
-        found = rows.schema.get_field_index(name)
-        rows = rows.append_column(name, column) if found < 0 else rows.set_column(found, name, column)
+        position = rows.schema.get_field_index(name)
+        rows = rows.append_column(name, column) if position < 0 else rows.set_column(position, name, column)
     shots = _shot_numbers(at.to_numpy(), rows["shot_index"].to_numpy())
     return rows.set_column(rows.schema.get_field_index("shot_index"), "shot_index", shots)
 
@@ -170,15 +172,15 @@ def _shot_numbers(sources: np.ndarray, counted: np.ndarray) -> pa.Array:
     return pa.array((shots - np.maximum.accumulate(np.where(new, shots, 0))).astype(np.int32))
 
 
-def join(left: pa.Table, right: pa.Table | None, fields: Sequence[pa.Field], at: str) -> pa.Table:
-    """`left` with the columns `fields` that it lacks, from the rows of `right` with the same clip_id, null where there
-    is none; and the column `at` of `right` under that name."""
-    fields = [f for f in fields if f.name not in left.column_names]
-    if right is None:
-        columns = [pa.nulls(left.num_rows, f.type) for f in [*fields, pa.field(at, pa.string())]]
+def join(table: pa.Table, other: pa.Table | None, fields: Sequence[pa.Field], at: str) -> pa.Table:
+    """Return `table` with the columns `fields` that it lacks, taken from the rows of `other` with the same clip_id (null
+    where there is none), and with the column `at` of `other` under that name."""
+    fields = [f for f in fields if f.name not in table.column_names]
+    if other is None:
+        columns = [pa.nulls(table.num_rows, f.type) for f in [*fields, pa.field(at, pa.string())]]
     else:
-        rows = pc.index_in(left["clip_id"], right["clip_id"].combine_chunks())
-        columns = [right[name].take(rows) for name in [*(f.name for f in fields), "at"]]
+        rows = pc.index_in(table["clip_id"], other["clip_id"].combine_chunks())
+        columns = [other[name].take(rows) for name in [*(f.name for f in fields), "at"]]
     for name, column in zip([*(f.name for f in fields), at], columns, strict=True):
-        left = left.append_column(name, column)
-    return left
+        table = table.append_column(name, column)
+    return table

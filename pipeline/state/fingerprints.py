@@ -91,20 +91,22 @@ def filters_of(recipe: Recipe, name: str, encoder: object = None) -> dict[str, F
     named = Declared(f"{recipe.encoder.name}:{recipe.encoder.model}:{recipe.encoder.pretrained}")
     for key, options in recipe.filters.items():
         try:
-            made = load_filter(key, options, encoder or named)
+            clip_filter = load_filter(key, options, encoder or named)
         except KeyError as error:
             raise RecipeError(f"unknown filter {key!r}") from error
         except (TypeError, ValueError) as error:
             raise RecipeError(f"filters.{key}: {error}") from error
-        if pass_of(made.needs) == name:
-            chosen[key] = made
+        if pass_of(clip_filter.needs) == name:
+            chosen[key] = clip_filter
     return chosen
 
 
 def columns_of(recipe: Recipe, name: str) -> dict[str, pa.DataType]:
     """The columns that the filters of a pass write: scores, and for each filter why some are null."""
     filters = filters_of(recipe, name)
-    scores = {column: kind for made in filters.values() for column, kind in made.columns.items()}
+    scores = {
+        column: column_type for clip_filter in filters.values() for column, column_type in clip_filter.columns.items()
+    }
     return {**scores, **{why_null(key): pa.string() for key in filters}}
 
 
@@ -133,18 +135,22 @@ def needs_scoring(rows: pa.Table, recipe: Recipe) -> np.ndarray:
     filters, scored = filters_of(recipe, "embed"), rows["scored"]
     fresh = scored.is_null().to_numpy()
     stopped = np.zeros(rows.num_rows, bool)
-    for name, made in ({} if recipe.score_all else filters).items():
-        for column, bounds in thresholds_of(recipe, made.columns).items():
+    for name, clip_filter in ({} if recipe.score_all else filters).items():
+        for column, bounds in thresholds_of(recipe, clip_filter.columns).items():
             stopped |= holds(scored, [name]) & ~admitted(rows[column], bounds)
-    some_left = pc.fill_null(pc.less(pc.list_value_length(scored), len(filters)), False).to_numpy()
-    return open_ & (fresh | (~stopped & some_left))
+    incomplete = pc.fill_null(pc.less(pc.list_value_length(scored), len(filters)), False).to_numpy()
+    return open_ & (fresh | (~stopped & incomplete))
 
 
 def check(recipe: Recipe) -> None:
     """Raises RecipeError for a recipe that cannot be built: unknown filters, options, captioners, thresholds or video
     models."""
-    kinds = {column: kind for name in ("scan", "embed", "caption") for column, kind in columns_of(recipe, name).items()}
-    fields = [*CLIPS, *EMBEDDED, *(pa.field(k, v) for k, v in {**kinds, **AUDIT_COLUMNS}.items())]
+    column_types = {
+        column: column_type
+        for name in ("scan", "embed", "caption")
+        for column, column_type in columns_of(recipe, name).items()
+    }
+    fields = [*CLIPS, *EMBEDDED, *(pa.field(k, v) for k, v in {**column_types, **AUDIT_COLUMNS}.items())]
     check_thresholds(recipe.select.thresholds, pa.schema(fields))
     resolved(recipe.pack)
     if recipe.caption.captioner not in CAPTIONERS:
@@ -229,4 +235,4 @@ def captioner_options(recipe: Recipe) -> dict[str, Any]:
 
 
 def _versions(recipe: Recipe, name: str) -> list[Any]:
-    return [[key, made.version, recipe.filters[key]] for key, made in filters_of(recipe, name).items()]
+    return [[key, clip_filter.version, recipe.filters[key]] for key, clip_filter in filters_of(recipe, name).items()]

@@ -15,11 +15,11 @@ from pipeline.tables.fragments import IdRange
 class IdentifyUnit:
     """Files to look at."""
 
-    found: tuple[DiscoveredFile, ...]
+    files: tuple[DiscoveredFile, ...]
 
     @property
     def amount(self) -> float:
-        return len(self.found)
+        return len(self.files)
 
 
 @dataclass(frozen=True)

@@ -81,8 +81,8 @@ class _Claim:
             begun = now()
             self._holds, self._said = self._holds or holds, self._said + 1
             who = f"process {os.getpid()} on {socket.gethostname()}"
-            said = {"who": who, "holds": self._holds, "said": self._said}
-            self.store.write(self.name, json.dumps(said).encode())
+            content = {"who": who, "holds": self._holds, "said": self._said}
+            self.store.write(self.name, json.dumps(content).encode())
             self._last = begun
 
     def renew(self) -> None:
@@ -101,12 +101,12 @@ class _Claim:
 
     def others(self) -> dict[str, dict[str, Any]]:
         """The claims of other builds, by name."""
-        found = {}
+        claims = {}
         for name in self.store.list(FOLDER):
             with contextlib.suppress(FileNotFoundError, ValueError):
                 if name != self.name:
-                    found[name] = json.loads(self.store.read(name))
-        return found
+                    claims[name] = json.loads(self.store.read(name))
+        return claims
 
     def check(self) -> None:
         if self._lost or now() - self._last > self._silent:
@@ -115,18 +115,18 @@ class _Claim:
 
 def _wait(claim: _Claim, beat: float, silent: float) -> None:
     """Returns when `claim` holds the store."""
-    seen: dict[str, tuple[int, float]] = {}  # name -> what it said first, and when
-    told = False
+    first_signs: dict[str, tuple[int, float]] = {}  # name -> what it said first, and when
+    notified = False
     while others := claim.others():
         for name, other in others.items():
-            said, since = seen.setdefault(name, (other["said"], now()))
-            if other["said"] != said and (other["holds"] or name < claim.name):
+            sign, since = first_signs.setdefault(name, (other["said"], now()))
+            if other["said"] != sign and (other["holds"] or name < claim.name):
                 where = claim.store.path(name)
                 raise LeaseError(f"another build is writing to {claim.store.uri} ({other['who']}, alive in {where})")
-            if other["said"] == said and now() - since > silent:
+            if other["said"] == sign and now() - since > silent:
                 claim.store.delete(name)
-            elif not told and now() - since > 2 * beat:
-                told = True
+            elif not notified and now() - since > 2 * beat:
+                notified = True
                 print(f"{other['who']} was building here: {silent:.0f} s to see whether it still is", file=sys.stderr)
         time.sleep(beat / 5)
     claim.write(holds=True)

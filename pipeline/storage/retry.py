@@ -20,10 +20,10 @@ def pause(attempt: int, retry_after: str | None, longest: float, longest_asked: 
     longer, up to `longest_asked`. A header of another form counts for nothing.
     """
     seconds = min(longest, FIRST_PAUSE * 2**attempt) * random.uniform(0.5, 1.0)
-    asked = 0.0
+    server_wait = 0.0
     if retry_after and re.fullmatch(r"\d{1,9}\.\d+", retry_after, re.ASCII):  # not in the standard, but in use
-        asked = float(retry_after)
+        server_wait = float(retry_after)
     elif retry_after:
         with contextlib.suppress(InvalidHeader, ValueError, OverflowError):
-            asked = Retry().parse_retry_after(retry_after)
-    return max(seconds, min(asked, longest_asked))
+            server_wait = Retry().parse_retry_after(retry_after)
+    return max(seconds, min(server_wait, longest_asked))

@@ -19,21 +19,23 @@ class Columns:
 
     def __init__(self, store: Store, folder: str, expected: pa.Schema) -> None:
         self._store, self._files = store, table_files(store, folder)
-        found = []
+        schemas = []
         for name in self._files:
             with open_published(store, name) as file:
-                found.append(pq.read_schema(file).remove_metadata())
-        self.schema = pa.unify_schemas([*found, expected], promote_options="permissive")
+                schemas.append(pq.read_schema(file).remove_metadata())
+        self.schema = pa.unify_schemas([*schemas, expected], promote_options="permissive")
 
     def table(self, *names: str) -> pa.Table:
         """All rows, with these columns, or with all."""
         wanted = pa.schema([self.schema.field(name) for name in names or self.schema.names])
-        found = [wanted.empty_table()]
+        tables = [wanted.empty_table()]
         for name in self._files:
             with open_published(self._store, name) as file:
                 parquet = pq.ParquetFile(file)
-                found.append(parquet.read([field.name for field in parquet.schema_arrow if field.name in wanted.names]))
-        return pa.concat_tables(found, promote_options="permissive")
+                tables.append(
+                    parquet.read([field.name for field in parquet.schema_arrow if field.name in wanted.names])
+                )
+        return pa.concat_tables(tables, promote_options="permissive")
 
     def __getitem__(self, name: str) -> pa.ChunkedArray:
         return self.table(name)[name]
@@ -50,8 +52,8 @@ class Columns:
 def rows_of(store: Store, files: Sequence[str], clip_ids: Collection[str]) -> list[dict[str, Any]]:
     """The rows of these clips, in the order of the files."""
     wanted = pa.array(sorted(clip_ids), pa.string())
-    found = matching(store, files, "clip_id", lambda ids: pc.is_in(ids, value_set=wanted))
-    return [row for table in found for row in table.to_pylist()]
+    tables = matching(store, files, "clip_id", lambda ids: pc.is_in(ids, value_set=wanted))
+    return [row for table in tables for row in table.to_pylist()]
 
 
 def matching(
@@ -62,6 +64,6 @@ def matching(
         with open_published(store, name) as file:
             parquet = pq.ParquetFile(file)
             for group in range(parquet.num_row_groups):
-                there = wanted(parquet.read_row_group(group, [column])[column])
-                if pc.any(there).as_py():
-                    yield parquet.read_row_group(group).filter(there)
+                is_wanted = wanted(parquet.read_row_group(group, [column])[column])
+                if pc.any(is_wanted).as_py():
+                    yield parquet.read_row_group(group).filter(is_wanted)

@@ -103,30 +103,30 @@ def merge(store: Store, folder: str, made_by: str) -> None:
     """Merges the loose fragments with the fingerprint `made_by` if there are more than LOOSE. With them are merged the
     files that are not larger than all of them, so that a row is written again a few times only, however often a build
     is run."""
-    found = list(current(store, folder, made_by))
-    taken = [f for f in found if MERGED not in f.done]
+    fragments = list(current(store, folder, made_by))
+    taken = [f for f in fragments if MERGED not in f.done]
     if len(taken) <= LOOSE:
         return
-    for file in sorted((f for f in found if MERGED in f.done), key=lambda f: f.count):
+    for file in sorted((f for f in fragments if MERGED in f.done), key=lambda f: f.count):
         if file.count <= min(sum(f.count for f in taken), FULL_ROWS // 2) and file.size <= FULL_BYTES // 2:
             taken.append(file)
-    made = _merge(store, folder, taken, made_by)
-    for name in {fragment.name for fragment in taken} - made:
+    merged_names = _merge(store, folder, taken, made_by)
+    for name in {fragment.name for fragment in taken} - merged_names:
         store.delete(name)
 
 
 def _merge(store: Store, folder: str, taken: Sequence[Fragment], made_by: str) -> set[str]:
     """The names of the files written."""
     parts = sorted((part for f in taken for part in f.done.get("parts", ())), key=lambda part: str(part["key"]))
-    key, made = fingerprint(sorted(f.name for f in taken)), set[str]()
+    key, merged_names = fingerprint(sorted(f.name for f in taken)), set[str]()
     with Runs(store, taken) as runs, store.open(taken[0].name) as file:
         schema = pq.ParquetFile(file).schema_arrow.remove_metadata()
-        left = spans(runs.count, sum(f.size for f in taken))
-        while left:
-            name, first, rows, size = f"{folder}/{key}-{len(made):05}.parquet", left[0].first, 0, 0
+        pending_spans = spans(runs.count, sum(f.size for f in taken))
+        while pending_spans:
+            name, first, rows, size = f"{folder}/{key}-{len(merged_names):05}.parquet", pending_spans[0].first, 0, 0
             with writer(store, name, schema) as out:
-                while left and rows < FULL_ROWS and size < FULL_BYTES:
-                    span = left.pop(0)
+                while pending_spans and rows < FULL_ROWS and size < FULL_BYTES:
+                    span = pending_spans.pop(0)
                     table = runs.rows(span)
                     if table is not None:
                         out.write_table(table.select(schema.names).cast(schema), row_group_size=GROUP)
@@ -137,8 +137,8 @@ def _merge(store: Store, folder: str, taken: Sequence[Fragment], made_by: str) -
                 if parts:
                     done["parts"] = own
                 out.add_key_value_metadata({DONE: json.dumps(done, sort_keys=True).encode()})
-            made.add(name)
-    return made
+            merged_names.add(name)
+    return merged_names
 
 
 @contextlib.contextmanager

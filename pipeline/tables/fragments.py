@@ -103,8 +103,8 @@ def read_frames(file: pq.ParquetFile, clips: Collection[str]) -> pa.Table:
     """The sampled frames of these clips; only the row groups that may have some are read."""
     groups = []
     for number in range(file.num_row_groups):
-        found = file.metadata.row_group(number).column(0).statistics
-        if any(found.min <= clip <= found.max for clip in clips):
+        statistics = file.metadata.row_group(number).column(0).statistics
+        if any(statistics.min <= clip <= statistics.max for clip in clips):
             groups.append(number)
     rows = file.read_row_groups(groups)
     return rows.filter(pc.is_in(rows["clip_id"], pa.array(sorted(clips), pa.string())))
@@ -172,8 +172,8 @@ def rows_of(file: pq.ParquetFile, columns: Collection[str] | None = None, span: 
     at = next(i for i in range(len(schema)) if schema.column(i).path == "source_id")
     groups = []
     for number in range(file.num_row_groups):
-        found = file.metadata.row_group(number).column(at).statistics
-        if found is None or not found.has_min_max or span.meets(found.min, found.max):
+        statistics = file.metadata.row_group(number).column(at).statistics
+        if statistics is None or not statistics.has_min_max or span.meets(statistics.min, statistics.max):
             groups.append(number)
     table = file.read_row_groups(groups, None if names is None else [*dict.fromkeys(["source_id", *names])])
     ids = table["source_id"]
@@ -186,8 +186,8 @@ def rows_of(file: pq.ParquetFile, columns: Collection[str] | None = None, span: 
 def write_fragment(store: Store, name: str, rows: pa.Table, done: Mapping[str, Any]) -> Fragment:
     """Commits `rows` under `name` with `done`: both are there, or neither."""
     if "source_id" in rows.column_names and rows.num_rows:
-        found = pc.min_max(rows["source_id"]).as_py()
-        done = {**done, "sources": [found["min"], found["max"]]}
+        extremes = pc.min_max(rows["source_id"]).as_py()
+        done = {**done, "sources": [extremes["min"], extremes["max"]]}
     metadata = {**(rows.schema.metadata or {}), DONE: json.dumps(done, sort_keys=True).encode()}
     data = to_parquet(rows.replace_schema_metadata(metadata))
     store.write(name, data)
@@ -223,12 +223,12 @@ def to_parquet(table: pa.Table) -> bytes:
 def plain(table: pa.Table) -> pa.Table:
     """`table` without dictionaries."""
     for i, field in enumerate(table.schema):
-        kind = field.type
-        if pa.types.is_list(kind) and pa.types.is_dictionary(kind.value_type):
-            kind = pa.list_(kind.value_type.value_type)
-        elif pa.types.is_dictionary(kind):
-            kind = kind.value_type
-        table = table.set_column(i, field.name, table.column(i).cast(kind))
+        column_type = field.type
+        if pa.types.is_list(column_type) and pa.types.is_dictionary(column_type.value_type):
+            column_type = pa.list_(column_type.value_type.value_type)
+        elif pa.types.is_dictionary(column_type):
+            column_type = column_type.value_type
+        table = table.set_column(i, field.name, table.column(i).cast(column_type))
     return table
 
 
