@@ -173,8 +173,9 @@ def _shot_numbers(sources: np.ndarray, counted: np.ndarray) -> pa.Array:
 
 
 def join(table: pa.Table, other: pa.Table | None, fields: Sequence[pa.Field], at: str) -> pa.Table:
-    """Return `table` with the columns `fields` that it lacks, taken from the rows of `other` with the same clip_id (null
-    where there is none), and with the column `at` of `other` under that name."""
+    """Return `table` with the columns `fields` that it lacks, taken from the rows of `other` with the same clip_id.
+
+    They are null where there is none. The column `at` of `other` is added under that name."""
     fields = [f for f in fields if f.name not in table.column_names]
     if other is None:
         columns = [pa.nulls(table.num_rows, f.type) for f in [*fields, pa.field(at, pa.string())]]
