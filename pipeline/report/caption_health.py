@@ -59,7 +59,7 @@ class CaptionHealth:
 
 
 def caption_health(clips: Columns) -> CaptionHealth | None:
-    """What is to be said of a dataset's captions; None where no clip was captioned."""
+    """Return statistics of a dataset's captions; None where no clip was captioned."""
     captions = clips["caption"].drop_null()
     nothing = pa.chunked_array([pa.array([], pa.string())])
     errors = clips["caption_error"].drop_null() if "caption_error" in clips else nothing

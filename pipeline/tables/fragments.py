@@ -60,7 +60,7 @@ CLIPS = pa.schema(
         ("color_primaries", pa.string()),
         ("color_transfer", pa.string()),
         ("color_range", pa.string()),
-        ("dropped", pa.string()),  # why the scan itself gives the clip up (duration ...), or null
+        ("dropped", pa.string()),  # why the scan itself rejects the clip (duration ...), or null
     ]
 )
 
