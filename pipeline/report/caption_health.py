@@ -24,7 +24,7 @@ PROBLEMS = {  # what a caption's error or its audit says, as a regular expressio
 }
 OTHER = "another reason"
 LOOKED_AT = 2_000  # captions, evenly spread over the table, in which phrases are counted
-FEWEST = 20  # captions, below which nothing is common to them
+FEWEST = 20  # captions: with fewer, no phrase counts as common
 SHARED = 0.2  # share of captions from which on a phrase is common to all
 SIZES = (8, 6, 4)  # words of a phrase, longest first
 PHRASES = 12

@@ -162,8 +162,8 @@ def _of_today(rows: pa.Table, sources: pa.Table, span: IdRange) -> pa.Table:
 
 def _shot_numbers(sources: np.ndarray, counted: np.ndarray) -> pa.Array:
     """Return the index of each clip's shot in its source, (n,) int32, for rows in order of source and time. `sources`
-    are (n,) source numbers; `counted` are the scan's shot numbers, which start at zero in every segment. Parts of one long
-    shot share a number."""
+    are (n,) source numbers; `counted` are the scan's shot numbers, which start at zero in every segment. Parts of one
+    long shot share a number."""
     fresh = np.ones(len(counted), bool)
     new = np.ones(len(counted), bool)
     new[1:] = sources[1:] != sources[:-1]

@@ -39,7 +39,7 @@ class LeaseError(RuntimeError):
 
 @contextlib.contextmanager
 def lease(store: Store, beat: float = BEAT, silent: float = SILENT) -> Iterator[Callable[[], None]]:
-    """Holds `store` for as long as the context lasts; yields a function that raises LeaseError when it was lost, as
+    """Hold `store` for as long as the context lasts; yield a function that raises LeaseError when it was lost, as
     after a sleep longer than `silent`. Raises LeaseError where another build is alive, and waits to see whether it is.
     """
     claim = _Claim(store, silent)

@@ -150,7 +150,7 @@ class Store:
             self._fs.delete_file(self._key(name))
 
     def move(self, name: str, target: str) -> None:
-        """Renames a file; on an object store the server copies it."""
+        """Rename a file; on an object store the server copies it."""
         if self.local:
             (self.local / target).parent.mkdir(parents=True, exist_ok=True)
             os.replace(self.local / name, self.local / target)
@@ -173,7 +173,7 @@ class Store:
                     self._upload(f"{name}/{file.relative_to(scratch).as_posix()}".lstrip("/"), mapped.read_buffer())
 
     def fetch(self, name: str, path: Path) -> None:
-        """Copies a file to `path`, where it is whole or not at all."""
+        """Copy a file to `path`, where it is whole or not at all."""
         with self.open(name) as source, atomic(path) as target, open(target, "wb") as sink:
             shutil.copyfileobj(source, sink, PIECE)
 
@@ -293,7 +293,7 @@ def _reachable() -> Iterator[None]:
 
 
 def refuse_secrets(uri: str) -> None:
-    """Raises StorageError for a URL with a password or key in it: URLs are written to tables."""
+    """Raise StorageError for a URL with a password or key in it: URLs are written to tables."""
     if "://" in uri and IN_URL.search(uri):
         where = urlsplit(uri).hostname
         raise StorageError(f"{where}: credentials in a URL end up in tables: put them into the environment instead")

@@ -100,7 +100,7 @@ def current(store: Store, folder: str, made_by: str) -> Iterator[Fragment]:
 
 
 def merge(store: Store, folder: str, made_by: str) -> None:
-    """Merges the loose fragments with the fingerprint `made_by` if there are more than LOOSE. With them are merged the
+    """Merge the loose fragments with the fingerprint `made_by` if there are more than LOOSE. With them are merged the
     files that are not larger than all of them, so that a row is written again a few times only, however often a build
     is run."""
     fragments = list(current(store, folder, made_by))
