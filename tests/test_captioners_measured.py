@@ -261,11 +261,11 @@ def test_animals_that_only_add_up_are_not_said():
 
 
 def test_people_by_their_faces_and_writing_are_told_and_counted():
-    caption = say(clip(leftwards, faces_count=2.0, text_area=0.08))
+    caption = say(clip(leftwards, faces_count=2.0, text_overlay=0.08))
     assert caption.dense.startswith("Two people and writing. The people cross")
     assert caption.subjects == ("two people", "writing")
     assert say(clip(leftwards, faces_count=9.0)).subjects == ("many people",)
-    assert say(clip(leftwards, faces_count=0.0, text_area=None)).subjects == ()
+    assert say(clip(leftwards, faces_count=0.0, text_area=0.5, text_overlay=None)).subjects == ()
 
 
 @pytest.mark.parametrize(

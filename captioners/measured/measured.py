@@ -15,7 +15,7 @@ VERSION = 5  # raise it when the same measurements give other words
 TOGETHER = 0.6  # seconds: events that begin within this time share a sentence
 DARK, BRIGHT = 0.12, 0.72  # mean luma, 0 to 1, below and above which the light is described
 LATE = 0.6  # seconds without motion from which a pause is mentioned
-LETTERED = 0.06  # fraction of the picture covered by writing from which it is mentioned
+LETTERED = 0.005  # fraction of the picture covered by burned-in text from which writing is mentioned
 PEOPLE = ("", "person", "two people", "three people", "four people", "five people", "many people")  # by faces
 
 
@@ -38,7 +38,7 @@ class Measured:
     def _one(self, clip: ClipFrames) -> Caption | CaptionError:
         shown = self._subjects(clip)
         things = [_with_article(subject.name) for subject in shown if not subject.setting]
-        if (clip.scores.get("text_area") or 0.0) >= LETTERED:
+        if (clip.scores.get("text_overlay") or 0.0) >= LETTERED:
             things.append("writing")
         settings = [subject.name for subject in shown if subject.setting]
         cameras = [

@@ -208,7 +208,7 @@ def _write(
     new: np.ndarray,
     changes: Mapping[str, tuple[np.ndarray, np.ndarray]],
 ) -> int:
-    """Writes the differences and returns how many; the values of one column are in memory at a time."""
+    """Write the differences and return how many; the values of one column are in memory at a time."""
     count = 0
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")

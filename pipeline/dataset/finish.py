@@ -24,7 +24,7 @@ from pipeline.tables.published import open_published, table_files
 
 FORMAT = 1
 PAGES = ("README.md", "report.html")
-ROWS = 500_000  # clips a file of the finished table
+ROWS = 500_000  # clips per file of the finished table
 INTERNAL = (  # columns that only a build needs
     *("unit", "scan_at", "embed_at", "captioned", "scored"),
     *("frame_embeddings", "caption_dense"),
@@ -37,7 +37,7 @@ class DatasetError(RuntimeError):
 
 
 def check_folder(store: Store) -> None:
-    """Raises DatasetError when there is a file in its place, or the folder holds something that is not a dataset of
+    """Raise DatasetError when there is a file in its place, or the folder holds something that is not a dataset of
     ours."""
     if store.local and store.local.is_file():
         raise DatasetError(f"{store.uri} is a file: give an empty or new folder")

@@ -1,4 +1,4 @@
-"""Deleting what no longer belongs to a dataset, after dataset.json names what does."""
+"""Deleting files that no longer belong to a dataset, after dataset.json has been replaced."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def retire(store: Store, info: Mapping[str, Any], shards: Sequence[ShardResult])
 def sweep(store: Store, recipe: Recipe, sources: pa.Table) -> None:
     """Delete scans under other options or of removed sources, with their frames; rows of shards that are written; and
     retired files but those of the dataset before this one. Runs after `retire`, and only where no source was out of
-    reach: what a server does not give today may be wanted tomorrow."""
+    reach: files of a server that is down now may be needed by the next build."""
     frames = _sweep_scans(store, recipe, sources)
     if store.local:
         remove_abandoned(store.local)
@@ -64,7 +64,7 @@ def _sweep_scans(store: Store, recipe: Recipe, sources: pa.Table) -> set[str]:
 
 
 def _forget(store: Store, fragment: Fragment, wanted: pa.Array, parts: Sequence[Mapping[str, Any]]) -> None:
-    """Rewrites a scan fragment, and the frames of its units, without the sources that are not wanted; `parts` stay."""
+    """Rewrite a scan fragment, and the frames of its units, without the sources that are not wanted; `parts` stay."""
     kept_keys = [part["key"] for part in parts]
     mixed = {part["unit"] for part in fragment.done["parts"] if part["key"] not in kept_keys}
     stay: dict[str, list[str]] = {part["unit"]: [] for part in parts if part["unit"] in mixed}

@@ -1,4 +1,4 @@
-"""Whether a build would make the dataset that is there already."""
+"""Whether a build would reproduce the existing dataset."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.sources.discover import DiscoveredFile
 from pipeline.storage.lease import FOLDER
 from pipeline.storage.store import Store
 
-UNCHANGED = "state/unchanged"  # names all that went into the last build and came out of it
+UNCHANGED = "state/unchanged"  # digest of the last build's inputs and outputs
 
 
 def is_unchanged(files: Sequence[DiscoveredFile], store: Store, recipe: Recipe) -> bool:

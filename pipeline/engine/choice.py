@@ -11,7 +11,7 @@ from pipeline.config.recipe import RecipeError
 from pipeline.engine.base import Engine
 
 EngineName = Literal["auto", "local", "ray"]
-SMALL_BYTES = 1 << 30  # of all sources: a smaller build is done before it pays to start Ray
+SMALL_BYTES = 1 << 30  # of all sources: a smaller build finishes before starting Ray pays off
 
 
 class EngineNeeds(NamedTuple):
@@ -23,7 +23,7 @@ class EngineNeeds(NamedTuple):
 
 
 def check_engine(name: EngineName, needs: EngineNeeds, address: str | None, wait_for_gpu: bool) -> None:
-    """Raises RecipeError for options that contradict each other or the recipe."""
+    """Raise RecipeError for options that contradict each other or the recipe."""
     if wait_for_gpu and not needs.gpu:
         raise RecipeError("--gpus, and no model of this recipe runs on one")
     if name == "local" and address is not None:

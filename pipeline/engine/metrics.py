@@ -10,7 +10,7 @@ from pipeline.state.units import UnitResult
 
 
 def publish(done: UnitResult) -> None:
-    """Adds one unit of work: ray_clipmill_units_total{pass="scan"} and so on."""
+    """Add one unit of work: ray_clipmill_units_total{pass="scan"} and so on."""
     units, amount, seconds, results, _ = _metrics()
     tags = {"pass": done.of}
     units.inc(1, tags)

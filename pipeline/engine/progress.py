@@ -25,7 +25,7 @@ class Progress:
             self._out.flush()
 
     def close(self) -> float:
-        """Prints the pass's line and returns its seconds."""
+        """Print the pass's line and return its seconds."""
         start = "\r\033[2K" if self._out.isatty() else ""
         self._out.write(f"{start}{self._line()}  {self.seconds:.1f} s\n")
         self._out.flush()

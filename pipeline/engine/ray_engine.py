@@ -1,7 +1,7 @@
 """The Ray engine: pools of actors on Ray Data, on this machine or a cluster. All private API of Ray is in this file.
 
-Work goes in as small pickled records and comes out as small ones; what a pass makes it writes to the dataset itself, so
-that a unit is there or it is not, whatever happens to the worker, and nothing large crosses the object store.
+Units and results are small pickled records. Workers write their rows to the dataset themselves, so that a unit is
+committed whole or not at all, even if the worker dies, and nothing large crosses the object store.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from pipeline.engine import metrics
 from pipeline.engine.base import Machine, NodesLost, Stage, start_worker
 from pipeline.state.units import BuildStopped, Handoff, UnitResult
 
-AHEAD = 16  # finished blocks of units that may wait for the next stage
-BLOCK = 4  # units that go through Ray together, at most: a block costs the driver some milliseconds
-MANY = 256  # blocks, at least, before there is more than one unit in a block
-QUIET = 30.0  # seconds after which a pass that has lost a node and is stuck is given up
+AHEAD = 16  # finished blocks that may wait for the next stage
+UNITS_PER_BLOCK = 4  # at most: each block costs the driver some milliseconds
+MIN_BLOCKS = 256  # a block holds more than one unit only if there are at least this many blocks
+QUIET = 30.0  # seconds without progress after which a pass that has lost a node is ended
 Message = tuple[list[UnitResult], Any]  # results so far, and the unit for a later stage or what stopped the pass
 
 
@@ -55,7 +55,7 @@ class RayEngine:
 
     Where the process has called `ray.init` already, that Ray is used and is not shut down; BuildStopped where `address`
     or `cores` ask for another one. With `wait_for_gpu` passes with GPU models wait until the cluster has a GPU;
-    BuildStopped where that is to be this machine and it has none.
+    BuildStopped where the engine runs on this machine and it has none.
     """
 
     name = "ray"
@@ -84,9 +84,9 @@ class RayEngine:
         )
 
     def run(self, units: Iterable[Any], stages: Sequence[Stage | RayStage]) -> Generator[UnitResult]:
-        """The units of a block whose worker dies are done again."""
+        """Run the units; those of a block whose worker dies run again."""
         rows = [{"unit": pickle.dumps(([], unit))} for unit in units]
-        blocks = max(1, -(-len(rows) // max(1, min(BLOCK, len(rows) // MANY))))
+        blocks = max(1, -(-len(rows) // max(1, min(UNITS_PER_BLOCK, len(rows) // MIN_BLOCKS))))
         data: ray.data.Dataset = ray.data.from_items(rows, override_num_blocks=blocks)
         for stage in stages:
             data = _pool(data, stage, blocks) if isinstance(stage, Stage) else stage.through(data, blocks)
@@ -140,7 +140,7 @@ class Worker:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         results, unit = pickle.loads(row["unit"])
-        if not isinstance(unit, self._takes):  # for a later stage, done, or a problem
+        if not isinstance(unit, self._takes):  # meant for a later stage, finished, or an error
             return row
         return {"unit": pickle.dumps(self._message(results, unit))}
 

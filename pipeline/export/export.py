@@ -60,7 +60,7 @@ READS_ALL = Reads(converts=True, stills=True)
 
 
 def export(dataset: str, to: str, out: Path, model: str | None = None) -> str:
-    """Exports a dataset to the folder `out` (for a table: the file) in the layout of `to`, one of NAMES; returns what
+    """Export a dataset to the folder `out` (for a table: the file) in the layout of `to`, one of NAMES; return what
     to print.
 
     With `model`, or where the trainer or the dataset's recipe is for one model, the clips that the trainer would drop

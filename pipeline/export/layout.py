@@ -21,7 +21,7 @@ MARKER = "clipmill-export.json"  # says what an export is, and whether it was fi
 
 @contextlib.contextmanager
 def export_folder(out: Path, about: Mapping[str, Any]) -> Iterator[None]:
-    """Lets one export, described by `about`, write to `out`. One that was interrupted is continued.
+    """Let one export, described by `about`, write to `out`. One that was interrupted is continued.
 
     Raises DatasetError where the folder holds anything else: a finished export, another one, or other files.
     """
@@ -42,14 +42,14 @@ def export_folder(out: Path, about: Mapping[str, Any]) -> Iterator[None]:
 
 
 def write_media(clip: Clip, path: Path) -> None:
-    """Writes the clip's media to `path`, unless an interrupted export did so."""
+    """Write the clip's media to `path`, unless an interrupted export did so."""
     if not path.exists() or path.stat().st_size != clip.size:
         with atomic(path) as temporary:
             temporary.write_bytes(clip.data())
 
 
 def write_with_caption(clip: Clip, folder: Path, name: str | None = None) -> Path:
-    """Writes NAME.mp4 (or .jpg) and NAME.txt to `folder`, where NAME is the clip's key; returns the media's path."""
+    """Write NAME.mp4 (or .jpg) and NAME.txt to `folder`, where NAME is the clip's key; return the media's path."""
     path = folder / (name or clip.name)
     write_media(clip, path)
     write_text(path.with_suffix(".txt"), clip.caption)
@@ -81,7 +81,7 @@ def link_file(dataset: Dataset, name: str, target: Path) -> Path:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes UTF-8 without a byte order mark."""
+    """Write UTF-8 without a byte order mark."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
 
@@ -103,7 +103,7 @@ def json_line(row: Mapping[str, Any]) -> str:
 
 
 def write_json_list(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Writes a JSON list of objects, one a line, as they come."""
+    """Write a JSON list of objects, one a line, as they come."""
     with text_file(path) as file:
         file.write("[")
         for number, row in enumerate(rows):
@@ -112,7 +112,7 @@ def write_json_list(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Writes rows as they come, with a header."""
+    """Write rows as they come, with a header."""
     with text_file(path) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -98,10 +99,15 @@ class Dataset:
         return np.asarray(self.index["media"].to_numpy() == VIDEO, bool)
 
     def clips(self) -> Iterator[Clip]:
-        """Every clip, shard by shard. A clip can be read until the next shard begins."""
+        """Yield every clip, shard by shard. A clip can be read until the next shard begins.
+
+        Raises DatasetError for a shard whose bytes are not those that dataset.json names.
+        """
         for shard in self.shards:
             rows = _index(self.store, shard["path"]).to_pylist()
             with open_published(self.store, shard["path"]) as tar:
+                if hashlib.file_digest(tar, "sha256").hexdigest() != shard["sha256"]:
+                    raise DatasetError(f"{shard['path']} is damaged: run `clipmill verify {self.store.uri}`")
                 for row in rows:
                     places = {name: value for name, value in row.items() if name.endswith(("_offset", "_size"))}
                     tar.seek(row["text_offset"])

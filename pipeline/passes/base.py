@@ -1,4 +1,4 @@
-"""What a pass is: a step of a build that commits rows, and knows what of it is still to be done."""
+"""The interface of a pass: a step of a build that commits rows and knows which of its units are pending."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from pipeline.storage.store import Store
 
 
 class Outlook(NamedTuple):
-    """What a pass would do now, in its measure."""
+    """The work that a pass has now, in its measure."""
 
     pending: float
-    total: float  # with what is done
-    why: str  # for a person: why the pending part is
+    total: float  # including what is done
+    why: str  # for people: why work is pending
 
 
 class Pass(Protocol):
-    """One entry of `passes.PASSES`. A pass without state: all that it knows is in the recipe and the dataset."""
+    """One entry of `passes.PASSES`. Has no state: everything is in the recipe and the dataset."""
 
     name: str  # as in progress lines, stats/ and dataset.json
     measure: str  # of its amounts: sources, video (seconds) or clips
@@ -32,7 +32,7 @@ class Pass(Protocol):
         ...
 
     def schema(self, recipe: Recipe) -> pa.Schema:
-        """Of the rows that the pass commits."""
+        """Return the schema of the rows that the pass commits."""
         ...
 
     def uses_gpu(self, recipe: Recipe) -> bool:
@@ -44,9 +44,9 @@ class Pass(Protocol):
         ...
 
     def stages(self, store: Store, recipe: Recipe, machine: Machine) -> Sequence[Any]:
-        """What the units go through, in order."""
+        """Return the stages that the units pass through, in order."""
         ...
 
     def outlook(self, snapshot: Snapshot) -> Outlook:
-        """What `pending` would give, without writing anything."""
+        """Summarize what `pending` would yield, without writing anything."""
         ...

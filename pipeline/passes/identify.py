@@ -49,7 +49,7 @@ class IdentifyPass:
 
 
 def identify_units(files: Sequence[DiscoveredFile], store: Store) -> Iterator[IdentifyUnit]:
-    """Files that no build has looked at since they last changed."""
+    """Yield units of files that no build has identified since they last changed."""
     rows = with_key(committed.identified(store))
     reached_keys = rows.filter(pc.not_equal(rows["status"], committed.UNREACHABLE))["key"].combine_chunks()
     new = np.flatnonzero(pc.is_in(file_table(files)["key"], reached_keys).to_numpy() == 0)

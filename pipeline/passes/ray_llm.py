@@ -50,7 +50,7 @@ class AskRay:
         return answered.map_batches(_Keep, batch_size=self.recipe.caption.batch, **given)  # type: ignore[arg-type]
 
     def explain(self, error: Exception) -> None:
-        """Raises BuildStopped for what people can mend: no answer from the server, no vLLM."""
+        """Raise BuildStopped for what people can mend: no answer from the server, no vLLM."""
         text = str(error)
         last = re.search(r"Reached maximum retries.*?Previous Exception: (.*?)\. Full Traceback", text, re.DOTALL)
         if last:

@@ -21,8 +21,8 @@ from pipeline.state.error_log import FOLDER, why_stop
 from pipeline.state.units import BuildStopped, UnitResult
 from pipeline.storage.store import Store
 
-SAVE_SECONDS = 5.0  # between two writings of stats/PASS.json
-SHARED_SECONDS = 10.0  # a network file system may show what another node wrote as late as that
+SAVE_SECONDS = 5.0  # seconds between two writes of stats/PASS.json
+SHARED_SECONDS = 10.0  # delay with which a network file system may show another node's writes
 
 
 def run_passes(passes: Sequence[Pass], snapshot: Snapshot, engine: Engine, totals: dict[str, Any]) -> bool:

@@ -23,7 +23,7 @@ from pipeline.tables.fragments import replace_column
 
 BATCH = 10_000  # rows that are Python objects at once
 LEAST_WORKERS = 32  # size units for at least this many workers, so that nodes that join later get work
-SMALLEST_UNIT = 10.0  # seconds of video: less is not worth a commit
+SMALLEST_UNIT = 10.0  # seconds of video: the smallest unit worth a commit
 OPENING = 1.0  # cost of opening a file, in seconds of video
 PARTS = pa.schema(
     [

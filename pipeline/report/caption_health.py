@@ -24,7 +24,7 @@ PROBLEMS = {  # what a caption's error or its audit says, as a regular expressio
 }
 OTHER = "another reason"
 LOOKED_AT = 2_000  # captions, evenly spread over the table, in which phrases are counted
-FEWEST = 20  # captions, below which nothing is common to them
+FEWEST = 20  # captions: with fewer, no phrase counts as common
 SHARED = 0.2  # share of captions from which on a phrase is common to all
 SIZES = (8, 6, 4)  # words of a phrase, longest first
 PHRASES = 12
@@ -59,7 +59,7 @@ class CaptionHealth:
 
 
 def caption_health(clips: Columns) -> CaptionHealth | None:
-    """What is to be said of a dataset's captions; None where no clip was captioned."""
+    """Return statistics of a dataset's captions; None where no clip was captioned."""
     captions = clips["caption"].drop_null()
     nothing = pa.chunked_array([pa.array([], pa.string())])
     errors = clips["caption_error"].drop_null() if "caption_error" in clips else nothing

@@ -18,7 +18,7 @@ from pipeline.state import fingerprints
 
 ENCODER = "encoder"  # of frames: runs before the first filter that needs it, at the latest at the end
 TRACKS = ("flow", "borders")  # parts of the scan that only its filters need
-WORTH = 0.95  # of the present cost: a better order is said when it is below
+WORTH = 0.95  # share of the current cost below which a better order is reported
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ LATE_COLUMNS = pa.schema(  # what selection, captioning and packing add to a cli
         ("shard", pa.string()),
     ]
 )
-IN_SHARDS = {"Buckets": "bucket", "Split": "split"}  # said of kept clips only
+IN_SHARDS = {"Buckets": "bucket", "Split": "split"}  # shown for kept clips only
 FAILURES = 200  # sources that could not be used are listed up to here
 TRIED_CLIPS = 20_000  # above this the page tries no other thresholds: each is a selection over all clips
 LARGEST = 12  # clusters shown
@@ -74,7 +74,7 @@ class Bar:
 
 
 def write_report(dataset: Path | str, clips_shown: int = 60) -> str:
-    """Writes DATASET/report.html from the dataset's tables and shards, and returns its path or URL.
+    """Write DATASET/report.html from the dataset's tables and shards, and return its path or URL.
 
     The page needs nothing outside of itself and depends on the dataset's bytes alone. Half of `clips_shown` are kept
     clips and half rejected ones, where there are enough of each. Raises OSError where there is no finished dataset.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-HEAD = 4096  # bytes that are looked at
+HEAD = 4096  # bytes of a file that are read to recognize it
 SIGNATURES = (  # of files that hold no video themselves
     (b"PK\x03\x04", "a zip archive"),
     (b"PK\x05\x06", "a zip archive"),

@@ -43,7 +43,7 @@ from pipeline.storage.store import (
 
 LISTS = frozenset((".csv", ".jsonl", ".ndjson", ".parquet"))
 URI_COLUMNS = ("uri", "url", "path", "video", "file", "video_path", "source_uri")
-LOOKS = 32  # servers that are asked at once
+LOOKS = 32  # concurrent requests to servers
 SAMPLES, SAMPLE = 16, 256 << 10  # pieces of a file, and bytes of each, that `identity: sampled` reads
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-VIDEOS = frozenset(  # endings that say enough; what has another is opened where its first bytes may be of a video
+VIDEOS = frozenset(  # opened without reading the first bytes; files with other endings are checked first
     ".264 .265 .3g2 .3gp .asf .av1 .avi .divx .dv .f4v .flv .gif .h264 .h265 .hevc .ivf .m2ts .m2v .m4v .mkv".split()  # noqa: SIM905
     + ".mov .mp4 .mpeg .mpg .mts .mxf .nut .obu .ogm .ogv .ps .qt .rm .rmvb .ts .vob .webm .wmv .y4m".split()  # noqa: SIM905
 )
@@ -20,16 +20,16 @@ class DiscoveredFile:
     """A file that may be a source: not opened yet."""
 
     uri: str  # text (see names.py): an absolute path, a URL, or either with #MEMBER of a tar
-    size: int | None = None  # bytes; None where nobody says
-    stamp: str | None = None  # changes when the file does: time of change, or ETag; None where nobody says
+    size: int | None = None  # bytes; None if unknown
+    stamp: str | None = None  # changes when the file does: time of change, or ETag; None if unknown
     metadata: Mapping[str, Any] = field(default_factory=dict)
     named: bool = True  # by the user; False where it merely lies in a folder that the user named
-    problem: str = ""  # why it cannot be used
-    silent: bool = False  # its server does not answer now; the next build asks again
+    problem: str = ""  # why the file cannot be used
+    silent: bool = False  # its server does not answer now; the next build retries
 
     @property
     def worth_opening(self) -> bool:
-        """Whether a decoder is to open it without a look at its first bytes."""
+        """Whether a decoder opens the file without a check of its first bytes."""
         return self.named or suffix(self.uri) in VIDEOS | IMAGES
 
     @property

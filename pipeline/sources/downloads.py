@@ -41,7 +41,7 @@ def downloaded(key: str, fetch: Callable[[Path], None], limit_gb: float) -> Bina
 
 
 def _make_room(folder: Path, newest: Path, limit: float) -> None:
-    """Deletes the files that were not read for longest; who reads one of them still has it."""
+    """Delete the files that were not read for longest; who reads one of them still has it."""
     files = [p for p in folder.iterdir() if not p.name.startswith(".") and p.suffix != ".lock" and p != newest]
     size = newest.stat().st_size + sum(p.stat().st_size for p in files)
     for path in sorted(files, key=lambda p: p.stat().st_mtime):

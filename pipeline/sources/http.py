@@ -32,10 +32,10 @@ from pipeline.storage.retry import AGAIN, pause
 from pipeline.storage.store import Unreachable, ranged
 
 AGENT = f"clipmill/{VERSION} (video dataset builder)"
-TRIES = 6  # of one request, without a byte of progress
-LONGEST = 120.0  # seconds that a server's Retry-After is followed
+TRIES = 6  # attempts at a request without a byte of progress
+LONGEST = 120.0  # seconds: the longest Retry-After that is respected
 TIMEOUT = (10.0, 30.0)  # seconds to connect, and between two packets
-SLOWEST = 20_000  # bytes a second: a server that gives less is as good as gone
+SLOWEST = 20_000  # bytes a second: a slower answer counts as a failure
 NOT_USABLE = (
     *(requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, requests.exceptions.MissingSchema),
     *(requests.exceptions.TooManyRedirects, requests.exceptions.InvalidHeader, UnicodeError),

@@ -1,4 +1,4 @@
-"""What is already done: fragments of earlier builds that still hold under the recipe, and their rows joined."""
+"""Committed work: the fragments of earlier builds that are valid under the recipe, and their rows joined."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from pipeline.tables import compaction
 from pipeline.tables.compaction import Runs, spans
 from pipeline.tables.fragments import Fragment, IdRange, fingerprint, frames_of, read_fragments, write_fragment
 
-KEYS = ("clip_id", "source_id", "start_pts", "end_pts", "shot_index", "unit")  # that put a row in its place
+KEYS = ("clip_id", "source_id", "start_pts", "end_pts", "shot_index", "unit")  # columns that sorting and joining need
 
-UNREACHABLE = "unreachable"  # the status of a source, and in place of the limits of a part, that is to be tried again
+UNREACHABLE = "unreachable"  # a source's status, or a part's `limits`: a network failure, to be retried
 
 
 @dataclass
 class Scanned:
-    """The keys of the parts that the scan is done with; why parts failed and what of others could not be used, by key;
-    and the fragments with their rows. Not done are parts that were out of reach."""
+    """The keys of the parts whose scan is finished; by key, why parts failed, were unreachable or are incomplete; and
+    the fragments with their rows. Unreachable parts are not finished."""
 
     keys: pa.Array
     errors: Mapping[str, str]
@@ -36,7 +36,7 @@ class Scanned:
 
 
 def merge(store: Store, recipe: Recipe) -> None:
-    """Merges small fragments where they have become many. For the one build that writes to the dataset."""
+    """Merge small fragments once there are many. Only the build that holds the dataset's lock may call this."""
     for folder, made_by in (
         ("state/scan", fingerprints.scan_fingerprint(recipe)),
         ("state/embed", fingerprints.embed_fingerprint(recipe)),
@@ -53,7 +53,7 @@ def merge(store: Store, recipe: Recipe) -> None:
 
 
 def identified(store: Store) -> pa.Table:
-    """Rows of passes.IDENTIFIED of every file that a build has looked at; first those that it could reach."""
+    """Return rows of IDENTIFIED of every file that a build has read, reachable files first."""
     rows = [fragment.rows(store).replace_schema_metadata() for fragment in read_fragments(store, "state/sources")]
     table = pa.concat_tables(
         [fingerprints.IDENTIFIED.empty_table(), *(part for part in rows if part.schema == fingerprints.IDENTIFIED)]
@@ -63,7 +63,7 @@ def identified(store: Store) -> pa.Table:
 
 
 def scanned(store: Store, recipe: Recipe) -> Scanned:
-    """Parts scanned under this recipe. One that failed on a limit is not done when the limits have changed."""
+    """Return the parts scanned under this recipe. A part that failed on a limit is retried when the limits change."""
     limits = fingerprint(fingerprints.limits(recipe))
     frames = {name: size for name, size, _ in store.stat("tables/frames")}
     keys, errors, unreachable, notes, fragments = [], {}, {}, {}, []
@@ -74,7 +74,7 @@ def scanned(store: Store, recipe: Recipe) -> Scanned:
         for part in fragment.done["parts"]:
             size = frames.get(frames_of(part["unit"]))
             if size is None or part["frames_bytes"] not in (size, None):
-                continue  # gone, or cut off
+                continue  # the file of frames is missing or truncated
             if part.get("error"):
                 if part["limits"] == UNREACHABLE:
                     unreachable[part["key"]] = part["error"]
@@ -98,11 +98,11 @@ def scanned(store: Store, recipe: Recipe) -> Scanned:
 def clips(
     store: Store, recipe: Recipe, sources: pa.Table, columns: Collection[str] | None = None
 ) -> Iterator[pa.Table]:
-    """Every clip of `sources` (with source_id, source_uri, status and metadata) with all that the passes say of it, or
-    the `columns` of that; null where a pass has not seen it yet. Table by table, in order of source_id and place.
+    """Yield every clip of `sources` (with source_id, source_uri, status and metadata) with the columns of all passes,
+    or with `columns` only; null where a pass has no row yet. Tables come in order of source_id and time.
 
-    Beside the passes' columns there are `metadata`; `unit`, which names the frames; `scan_at` and `embed_at`, the
-    fragments that hold the rows; and `captioned`, whether the caption pass is done with the clip.
+    Further columns: `metadata`; `unit`, which names the file of frames; `scan_at` and `embed_at`, the fragments that
+    hold the rows; and `captioned`, whether the caption pass has finished the clip.
     """
     usable = sources.filter(pc.equal(sources["status"], "ok")).select(["source_id", "source_uri", "metadata"])
     usable = usable.sort_by("source_id").combine_chunks()
@@ -126,7 +126,7 @@ def clips(
                     runs.rows(span, columns and {*columns, "clip_id", "source_id", "scored"}) for runs in later
                 ]
                 yield _joined(_of_today(rows, usable, span), later_rows, schemas, columns)
-                pa.default_memory_pool().release_unused()  # else it keeps as much as is in use
+                pa.default_memory_pool().release_unused()  # otherwise Arrow keeps freed memory in its pool
         if empty:
             rows = pa.schema([*fingerprints.scan_schema(recipe), ("at", pa.string())]).empty_table()
             yield _joined(_of_today(rows, usable, IdRange()), (None, None), schemas, columns)
@@ -145,8 +145,8 @@ def _joined(
 
 
 def _of_today(rows: pa.Table, sources: pa.Table, span: IdRange) -> pa.Table:
-    """Rows of a span whose source is among `sources` (in order of source_id), with its URI of today and its metadata,
-    and shots numbered."""
+    """Return the rows of a span whose source is among `sources` (sorted by source_id), with the source's current URI
+    and metadata, and with shots numbered."""
     ids = sources["source_id"].chunk(0)
     first, end = (bisect.bisect_left(ids, edge, key=pa.StringScalar.as_py) for edge in (span.first, span.end or "~"))
     at = pc.index_in(rows["source_id"], ids.slice(first, end - first))
@@ -161,9 +161,9 @@ def _of_today(rows: pa.Table, sources: pa.Table, span: IdRange) -> pa.Table:
 
 
 def _shot_numbers(sources: np.ndarray, counted: np.ndarray) -> pa.Array:
-    """The number of each clip's shot in its source, int32, for rows in order of source and time: (n,) numbers of their
-    sources, and of their shots as the scan counts them, from zero in every segment. Parts of one long shot have one
-    number."""
+    """Return the index of each clip's shot in its source, (n,) int32, for rows in order of source and time. `sources`
+    are (n,) source numbers; `counted` are the scan's shot numbers, which start at zero in every segment. Parts of one
+    long shot share a number."""
     fresh = np.ones(len(counted), bool)
     new = np.ones(len(counted), bool)
     new[1:] = sources[1:] != sources[:-1]
@@ -173,9 +173,8 @@ def _shot_numbers(sources: np.ndarray, counted: np.ndarray) -> pa.Array:
 
 
 def join(table: pa.Table, other: pa.Table | None, fields: Sequence[pa.Field], at: str) -> pa.Table:
-    """Return `table` with the columns `fields` that it lacks, taken from the rows of `other` with the same clip_id.
-
-    They are null where there is none. The column `at` of `other` is added under that name."""
+    """Return `table` with the columns `fields` that it lacks, taken from the rows of `other` with the same clip_id
+    (null where there is none), and with the column `at` of `other` under that name."""
     fields = [f for f in fields if f.name not in table.column_names]
     if other is None:
         columns = [pa.nulls(table.num_rows, f.type) for f in [*fields, pa.field(at, pa.string())]]

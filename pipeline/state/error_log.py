@@ -1,4 +1,4 @@
-"""Errors of single sources and clips: their tracebacks, kept under the dataset, and when there are too many of one."""
+"""Errors of single sources and clips: tracebacks kept in the dataset, and the limit at which a build stops."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pipeline.media.faults import Failure, failure
 from pipeline.storage.store import Store
 
 FOLDER = "state/errors"
-FEWEST = 10  # sources that the same unforeseen exception has to hit before a build stops for it
-SHARE = 0.1  # of the build's sources, above which it stops
+FEWEST = 10  # sources that one unforeseen exception must hit before a build stops
+SHARE = 0.1  # of the build's sources that the exception must hit as well
 
 
 @dataclass(frozen=True)
 class LoggedError:
-    """What went wrong with a source, or with one of its clips."""
+    """An error of a source, or of one of its clips."""
 
     source: str  # URI or source_id
     failure: Failure
@@ -30,7 +30,7 @@ def logged_error(source: str, error: BaseException, clip: str = "", step: str = 
 
 
 def write_errors(store: Store, name: str, unit: str, errors: Sequence[LoggedError]) -> None:
-    """Write the errors of a unit of the pass `name` as JSON lines; a unit that is done again overwrites them. Raises
+    """Write the errors of a unit of the pass `name` as JSON lines; a unit that runs again overwrites them. Raises
     OSError."""
     if not errors:
         return
@@ -40,7 +40,7 @@ def write_errors(store: Store, name: str, unit: str, errors: Sequence[LoggedErro
 
 
 def unforeseen(errors: Sequence[LoggedError]) -> dict[str, int]:
-    """How many sources each unforeseen exception hit, by its place."""
+    """Count the sources that each unforeseen exception hit, by its place in the code."""
     sources: dict[str, set[str]] = defaultdict(set)
     for error in errors:
         if error.failure.place:
@@ -49,8 +49,8 @@ def unforeseen(errors: Sequence[LoggedError]) -> dict[str, int]:
 
 
 def why_stop(hits: Mapping[str, int], sources: int) -> str:
-    """Why a build of so many `sources` should stop, given how many of them each unforeseen exception hit: "" while it
-    should not."""
+    """Return why a build of `sources` sources should stop, given how many of them each unforeseen exception hit; "" if
+    it should continue."""
     place, count = max(hits.items(), key=lambda item: item[1], default=("", 0))
     if count < FEWEST or count <= SHARE * sources:
         return ""

@@ -143,7 +143,7 @@ def needs_scoring(rows: pa.Table, recipe: Recipe) -> np.ndarray:
 
 
 def check(recipe: Recipe) -> None:
-    """Raises RecipeError for a recipe that cannot be built: unknown filters, options, captioners, thresholds or video
+    """Raise RecipeError for a recipe that cannot be built: unknown filters, options, captioners, thresholds or video
     models."""
     column_types = {
         column: column_type

@@ -1,4 +1,4 @@
-"""Units of work: what goes into the workers of each pass, and what they say when it is done."""
+"""Units of work: the input of each pass's workers, and the result that they return."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.tables.fragments import IdRange
 
 @dataclass(frozen=True)
 class IdentifyUnit:
-    """Files to look at."""
+    """Files to identify."""
 
     files: tuple[DiscoveredFile, ...]
 
@@ -24,7 +24,7 @@ class IdentifyUnit:
 
 @dataclass(frozen=True)
 class Part:
-    """What is scanned in one go: a source, or a segment (seconds) of a long one."""
+    """A source, or a segment (seconds) of a long one, that is scanned as a whole."""
 
     source: Source
     duration: float
@@ -87,7 +87,7 @@ class CaptionUnit:
 
 @dataclass(frozen=True)
 class UnitResult:
-    """What a worker says of a unit: how much, how long each part of it took, and what went wrong."""
+    """A worker's report on a unit: its amount, the time of each step, and errors."""
 
     of: str  # the pass
     amount: float  # in the pass's own measure: seconds of video, clips ...
@@ -100,7 +100,7 @@ class UnitResult:
 
 
 def stopped(of: str, error: BaseException) -> UnitResult:
-    """The result of a unit that a fault of the machine has ended: nothing of it is committed, the build stops."""
+    """Return the result of a unit that a machine fault ended: nothing is committed, and the build stops."""
     return UnitResult(of, 0.0, problem=problem(error))
 
 
@@ -113,4 +113,4 @@ class Handoff:
 
 
 class BuildStopped(RuntimeError):
-    """A pass that could not go on; what it did is kept, and the message says how to continue."""
+    """A pass cannot continue; its committed work is kept, and the message says what to do."""

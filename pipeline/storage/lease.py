@@ -1,9 +1,8 @@
-"""One build at a time in a dataset on an object store: a lease with signs of life, for stores without locks.
+"""One build at a time in a dataset on an object store: a lease with heartbeats, for stores without locks.
 
-Nothing is asked of the store but that a list shows what was written before it; of clocks, only that they run. Every
-build writes a claim and goes on writing it anew. It holds the dataset once it sees no other claim (Lamport's bakery,
-with names for numbers: of claims made at once the first by name holds). Claims that stay the same for `silent` seconds
-are of a dead build and are removed.
+Needs list-after-write consistency; clocks need not agree. Every build writes a claim and renews it regularly. It holds
+the dataset once it sees no other claim (Lamport's bakery, with names for numbers: of claims made at once the first by
+name holds). Claims that stay the same for `silent` seconds are of a dead build and are removed.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ from typing import Any
 from pipeline.storage.store import Store
 
 FOLDER = "state/lock"
-BEAT = 5.0  # seconds between two signs of life
-SILENT = 60.0  # seconds without one after which a build is dead
+BEAT = 5.0  # seconds between two heartbeats
+SILENT = 60.0  # seconds without a heartbeat after which a build counts as dead
 
 
 def now() -> float:
@@ -35,12 +34,12 @@ _claims: list[_Claim] = []  # of this process
 
 
 class LeaseError(RuntimeError):
-    """The dataset is another build's; the message says whose."""
+    """Another build holds the dataset; the message names it."""
 
 
 @contextlib.contextmanager
 def lease(store: Store, beat: float = BEAT, silent: float = SILENT) -> Iterator[Callable[[], None]]:
-    """Holds `store` for as long as the context lasts; yields a function that raises LeaseError when it was lost, as
+    """Hold `store` for as long as the context lasts; yield a function that raises LeaseError when it was lost, as
     after a sleep longer than `silent`. Raises LeaseError where another build is alive, and waits to see whether it is.
     """
     claim = _Claim(store, silent)
@@ -65,7 +64,7 @@ def lease(store: Store, beat: float = BEAT, silent: float = SILENT) -> Iterator[
 
 
 def give_back() -> None:
-    """Withdraws what this process holds, so that others need not wait to see that it is dead."""
+    """Withdraw this process's claims, so that other builds need not wait for them to expire."""
     for claim in _claims:
         claim.withdraw()
 
@@ -86,21 +85,21 @@ class _Claim:
             self._last = begun
 
     def renew(self) -> None:
-        """A sign of life, if it is not too late for one."""
+        """Write the claim again, unless it has expired."""
         if now() - self._last > self._silent:
             self._lost = True
         if self._lost:
             return
-        with contextlib.suppress(OSError):  # there may be luck with the next
+        with contextlib.suppress(OSError):  # the next renewal may succeed
             self.write()
             self._lost = self._holds and any(other["holds"] for other in self.others().values())
 
     def withdraw(self) -> None:
-        with contextlib.suppress(OSError):  # it will be silent
+        with contextlib.suppress(OSError):  # the claim will expire
             self.store.delete(self.name)
 
     def others(self) -> dict[str, dict[str, Any]]:
-        """The claims of other builds, by name."""
+        """Return the claims of other builds, by name."""
         claims = {}
         for name in self.store.list(FOLDER):
             with contextlib.suppress(FileNotFoundError, ValueError):
@@ -114,16 +113,16 @@ class _Claim:
 
 
 def _wait(claim: _Claim, beat: float, silent: float) -> None:
-    """Returns when `claim` holds the store."""
-    first_signs: dict[str, tuple[int, float]] = {}  # name -> what it said first, and when
+    """Return once `claim` holds the store."""
+    first_counts: dict[str, tuple[int, float]] = {}  # name -> its first counter value, and when it was read
     notified = False
     while others := claim.others():
         for name, other in others.items():
-            sign, since = first_signs.setdefault(name, (other["said"], now()))
-            if other["said"] != sign and (other["holds"] or name < claim.name):
+            count, since = first_counts.setdefault(name, (other["said"], now()))
+            if other["said"] != count and (other["holds"] or name < claim.name):
                 where = claim.store.path(name)
                 raise LeaseError(f"another build is writing to {claim.store.uri} ({other['who']}, alive in {where})")
-            if other["said"] == sign and now() - since > silent:
+            if other["said"] == count and now() - since > silent:
                 claim.store.delete(name)
             elif not notified and now() - since > 2 * beat:
                 notified = True

@@ -31,8 +31,8 @@ from pyarrow import fs
 from pipeline.config.secrets import IN_URL
 
 REMOTE = ("s3://", "gs://", "gcs://", "az://", "abfs://", "abfss://")  # by Arrow; other protocols by fsspec
-PIECE = 8 << 20  # bytes of one request at most: what a cut connection costs again
-LEAST = 256 << 10  # and at least
+PIECE = 8 << 20  # bytes: the largest request, and so the most that a lost connection costs again
+MIN_PIECE = 256 << 10  # bytes: the smallest request
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before another try
 S3_OPTIONS: dict[str, Callable[[str], Any]] = {  # what may follow an s3:// URL, as ?name=value
     "region": str,
@@ -45,11 +45,11 @@ S3_OPTIONS: dict[str, Callable[[str], Any]] = {  # what may follow an s3:// URL,
 
 
 class StorageError(ValueError):
-    """A place that cannot be used; the message says why."""
+    """A path or URL that cannot be used; the message says why."""
 
 
 class Unreachable(OSError):
-    """What could not be read because of the network or a server, not because of the file: worth another try later."""
+    """A read that failed because of the network or a server, not because of the file: retry later."""
 
 
 class Store:
@@ -69,7 +69,7 @@ class Store:
         return {"uri": self.uri, "local": self.local, "_opened": None}
 
     def path(self, name: str) -> str:
-        """What names `name` outside of this store: a local path or a URL."""
+        """Return the local path or URL of the file `name`."""
         if self.local:
             return str(self.local / name)
         folder, mark, options = self.uri.partition("?")
@@ -82,14 +82,14 @@ class Store:
             return file.read()
 
     def open(self, name: str) -> BinaryIO:
-        """A seekable reader; on an object store it reads by ranges, and raises Unreachable where that cannot be."""
+        """Open a seekable reader; on an object store it reads ranges, and raises Unreachable where that fails."""
         if self.local:
             return open(self.local / name, "rb")
         with _reachable():
             file = self._fs.open_input_file(self._key(name))
 
         def fetch(count: int, offset: int) -> bytes:
-            """Arrow gives up at once where a server's error is longer than the range asked for: here it does not."""
+            """Retry where Arrow fails at once because a server's error text is longer than the requested range."""
             for pause in PAUSES:
                 try:
                     return bytes(file.read_at(count, offset))
@@ -111,8 +111,8 @@ class Store:
         self._upload(name, pa.py_buffer(data))
 
     def _upload(self, name: str, data: pa.Buffer) -> None:
-        """All of it in one call and in a thread, which Ctrl-C does not reach: Arrow completes a stream that an
-        exception leaves with what it has by then."""
+        """Write all of it in one call, in a thread that Ctrl-C does not interrupt: when an exception leaves a stream,
+        Arrow completes the upload with the bytes written so far."""
 
         def put() -> None:
             with self._fs.open_output_stream(self._key(name)) as sink:
@@ -150,7 +150,7 @@ class Store:
             self._fs.delete_file(self._key(name))
 
     def move(self, name: str, target: str) -> None:
-        """Renames a file; on an object store the server copies it."""
+        """Rename a file; on an object store the server copies it."""
         if self.local:
             (self.local / target).parent.mkdir(parents=True, exist_ok=True)
             os.replace(self.local / name, self.local / target)
@@ -173,13 +173,13 @@ class Store:
                     self._upload(f"{name}/{file.relative_to(scratch).as_posix()}".lstrip("/"), mapped.read_buffer())
 
     def fetch(self, name: str, path: Path) -> None:
-        """Copies a file to `path`, where it is whole or not at all."""
+        """Copy a file to `path`, where it is whole or not at all."""
         with self.open(name) as source, atomic(path) as target, open(target, "wb") as sink:
             shutil.copyfileobj(source, sink, PIECE)
 
     @contextlib.contextmanager
     def fetched(self, folder: str) -> Iterator[Store]:
-        """A store near at hand with the files of `folder`, for reading them many times: this one where it is local."""
+        """Yield a local store with the files of `folder`, to read them many times: this store where it is local."""
         if self.local:
             yield self
             return
@@ -232,7 +232,7 @@ def temporary_name(name: str) -> str:
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Deletes what killed processes left of `atomic`, at any depth. For the one who writes to `folder`."""
+    """Delete temporary files that killed processes left, at any depth. Only for the one writer of `folder`."""
     for path in folder.rglob(".*.tmp"):
         path.unlink(missing_ok=True)
 
@@ -246,7 +246,7 @@ def ranged(size: int, fetch: Callable[[int, int], bytes]) -> BinaryIO:
 class _Ranged(io.RawIOBase):
     def __init__(self, size: int, fetch: Callable[[int, int], bytes]) -> None:
         self._size, self._fetch, self._at = size, fetch, 0
-        self._piece, self._from, self._next = b"", 0, LEAST
+        self._piece, self._from, self._next = b"", 0, MIN_PIECE
 
     def readable(self) -> bool:
         return True
@@ -270,7 +270,7 @@ class _Ranged(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         if not self._from <= self._at < self._from + len(self._piece):
             in_order = self._at == self._from + len(self._piece)
-            self._next = min(2 * self._next, PIECE) if in_order else LEAST
+            self._next = min(2 * self._next, PIECE) if in_order else MIN_PIECE
             count = min(max(min(len(buffer), PIECE), self._next), max(0, self._size - self._at))
             with _reachable():
                 self._piece = self._fetch(count, self._at) if count else b""
@@ -283,7 +283,7 @@ class _Ranged(io.RawIOBase):
 
 @contextlib.contextmanager
 def _reachable() -> Iterator[None]:
-    """Arrow's errors of network and server, which have no number, as Unreachable."""
+    """Turn Arrow's network and server errors, which have no errno, into Unreachable."""
     try:
         yield
     except OSError as error:
@@ -293,7 +293,7 @@ def _reachable() -> Iterator[None]:
 
 
 def refuse_secrets(uri: str) -> None:
-    """Raises StorageError for a URL with a password or key in it: URLs are written to tables."""
+    """Raise StorageError for a URL with a password or key in it: URLs are written to tables."""
     if "://" in uri and IN_URL.search(uri):
         where = urlsplit(uri).hostname
         raise StorageError(f"{where}: credentials in a URL end up in tables: put them into the environment instead")

@@ -1,4 +1,4 @@
-"""Big tables a piece at a time: one column over all rows, or all columns of a few rows."""
+"""Reading large tables in parts: one column over all rows, or all columns of a few rows."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from pipeline.tables.published import open_published, table_files
 
 
 class Columns:
-    """A finished table as it is now, of which no more is read than what is asked for. A column of `expected` that its
-    files lack is null."""
+    """A finished table whose columns are read on demand. A column of `expected` that its files lack is null."""
 
     def __init__(self, store: Store, folder: str, expected: pa.Schema) -> None:
         self._store, self._files = store, table_files(store, folder)
@@ -59,7 +58,7 @@ def rows_of(store: Store, files: Sequence[str], clip_ids: Collection[str]) -> li
 def matching(
     store: Store, files: Sequence[str], column: str, wanted: Callable[[pa.ChunkedArray], pa.ChunkedArray]
 ) -> Iterator[pa.Table]:
-    """Rows that are wanted for their `column`. Reads that column first: most row groups hold none of them."""
+    """Yield the rows whose `column` is wanted. Reads that column first: most row groups hold no such row."""
     for name in files:
         with open_published(store, name) as file:
             parquet = pq.ParquetFile(file)

@@ -22,8 +22,8 @@ from pipeline.storage.store import Store, atomic
 from pipeline.tables.fragments import DONE, Fragment, IdRange, fingerprint, id_prefix_u64, read_fragments, rows_of
 
 MERGED = "merged"  # key of a merged file's `done`
-LOOSE = 64  # fragments that are left as they are
-FULL_ROWS, FULL_BYTES = 500_000, 1 << 30  # of a file that is merged no more
+LOOSE = 64  # fragments up to which nothing is merged
+FULL_ROWS, FULL_BYTES = 500_000, 1 << 30  # from which on a file is not merged again
 SPAN_ROWS, SPAN_BYTES = 100_000, 256 << 20  # in memory at once
 GROUP = 8192  # rows of a row group: the least that can be read
 
@@ -100,7 +100,7 @@ def current(store: Store, folder: str, made_by: str) -> Iterator[Fragment]:
 
 
 def merge(store: Store, folder: str, made_by: str) -> None:
-    """Merges the loose fragments with the fingerprint `made_by` if there are more than LOOSE. With them are merged the
+    """Merge the loose fragments with the fingerprint `made_by` if there are more than LOOSE. With them are merged the
     files that are not larger than all of them, so that a row is written again a few times only, however often a build
     is run."""
     fragments = list(current(store, folder, made_by))

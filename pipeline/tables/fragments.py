@@ -60,7 +60,7 @@ CLIPS = pa.schema(
         ("color_primaries", pa.string()),
         ("color_transfer", pa.string()),
         ("color_range", pa.string()),
-        ("dropped", pa.string()),  # why the scan itself gives the clip up (duration ...), or null
+        ("dropped", pa.string()),  # why the scan itself rejects the clip (duration ...), or null
     ]
 )
 
@@ -85,7 +85,7 @@ def frames_of(unit: str) -> str:
 
 
 def write_frames(store: Store, unit: str, rows: pa.Table) -> int:
-    """Commits the sampled frames of a unit, rows of FRAMES; returns the bytes of the file. A clip is a row group, so
+    """Commit the sampled frames of a unit, rows of FRAMES; return the bytes of the file. A clip is a row group, so
     that those of a few clips can be read alone."""
     rows = rows.sort_by([("clip_id", "ascending"), ("index", "ascending")])
     sink = io.BytesIO()
@@ -184,7 +184,7 @@ def rows_of(file: pq.ParquetFile, columns: Collection[str] | None = None, span: 
 
 
 def write_fragment(store: Store, name: str, rows: pa.Table, done: Mapping[str, Any]) -> Fragment:
-    """Commits `rows` under `name` with `done`: both are there, or neither."""
+    """Commit `rows` under `name` with `done`: both are there, or neither."""
     if "source_id" in rows.column_names and rows.num_rows:
         extremes = pc.min_max(rows["source_id"]).as_py()
         done = {**done, "sources": [extremes["min"], extremes["max"]]}

@@ -18,7 +18,7 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")  # first characters that spreadsheets
 
 
 def write_table(store: Store, out: Path, name: str) -> int:
-    """Writes the kept clips of a dataset to the file `out` in the format `name`, one of WRITERS; returns how many.
+    """Write the kept clips of a dataset to the file `out` in the format `name`, one of WRITERS; return how many.
 
     Embeddings and hashes are left out of the text formats. Raises DatasetError where there is no whole dataset,
     or `out` is a folder.
