@@ -34,11 +34,12 @@ def plan(inputs: Sequence[str], out: str, recipe: Recipe) -> str:
     info: dict[str, Any] = read_info(store) if store.exists("dataset.json") else {}
     snapshot = Snapshot(store, recipe, files)
     outlooks = [(each, each.outlook(snapshot)) for each in PASSES]
-    lines = [_line(each, outlook, info) for each, outlook in outlooks]
+    first = next((number for number, (_, outlook) in enumerate(outlooks) if outlook.pending), len(outlooks))
+    lines = [_line(each, outlook, info, number > first) for number, (each, outlook) in enumerate(outlooks)]
     if gone := _gone(files, store, info):
         lines.insert(1, f"         {gone:,} files of the dataset are no longer among the sources: their clips go")
-    if outlooks[0][1].pending or outlooks[1][1].pending:
-        lines.append("later passes: of what is known now; files still to be looked at or scanned add to them")
+    if first < len(outlooks) - 1:
+        lines.append("later passes: of what is known now; what the passes before them find adds to it")
     times = [_estimate(info, each.name, outlook.pending) for each, outlook in outlooks if outlook.pending]
     if times and None not in times:
         lines.append(f"about {clock(sum(filter(None, times)))} in all, at the last builds' rates")
@@ -53,9 +54,11 @@ def _gone(files: Sequence[DiscoveredFile], store: Store, info: Mapping[str, Any]
     return before.num_rows - (pc.sum(present).as_py() or 0)
 
 
-def _line(of: Pass, outlook: Outlook, info: Mapping[str, Any]) -> str:
+def _line(of: Pass, outlook: Outlook, info: Mapping[str, Any], waits: bool) -> str:
+    """`waits`: a pass before it has work, which may give it more."""
     if not outlook.pending:
-        return f"{of.name:<8} nothing to do ({_amount(outlook.total, of.measure)} done)"
+        yet = " yet" if waits else ""
+        return f"{of.name:<8} nothing to do{yet} ({_amount(outlook.total, of.measure)} done)"
     seconds = _estimate(info, of.name, outlook.pending)
     about = "" if seconds is None else f", about {clock(seconds)}"
     amounts = f"{_amount(outlook.pending, of.measure)} of {_amount(outlook.total, of.measure)}"

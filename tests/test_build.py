@@ -189,6 +189,8 @@ def test_a_dataset_that_lost_part_of_a_table_is_not_read_as_if_it_were_whole(cop
         assert str(lost.relative_to(copied)) in said
         assert "run its build again" in said
     lost.unlink()
+    assert main(["report", str(copied)]) == 2
+    assert f"{lost.relative_to(copied)} is missing: run its build again" in capsys.readouterr().err
     assert main(["verify", str(copied)]) == 1
     assert "tables/clips has 0 rows, where dataset.json says" in capsys.readouterr().out
 

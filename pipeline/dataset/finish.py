@@ -76,6 +76,8 @@ def damage(store: Store, info: Mapping[str, Any]) -> list[str]:
             try:
                 with open_published(store, name) as file:
                     rows += pq.read_metadata(file).num_rows
+            except FileNotFoundError:
+                problems.append(f"{name} is missing")
             except (OSError, pa.ArrowException) as error:
                 problems.append(f"{name} cannot be read ({str(error).splitlines()[0][:100]})")
         if rows != wanted:
