@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -362,6 +363,17 @@ def test_an_export_stops_at_a_folder_that_holds_something_else(dataset, tmp_path
     for to in ("ltx", "musubi"):
         with pytest.raises(DatasetError, match="holds an export already"):
             export(str(dataset), to, tmp_path / "out")
+
+
+def test_a_damaged_shard_is_not_exported(dataset, tmp_path):
+    copy = shutil.copytree(dataset, tmp_path / "copy")
+    tar = next(copy.glob("shards/*/*.tar"))
+    tar.chmod(0o644)
+    data = bytearray(tar.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    tar.write_bytes(data)
+    with pytest.raises(DatasetError, match="is damaged: run `clipmill verify"):
+        export(str(copy), "videofolder", tmp_path / "out")
 
 
 def test_an_interrupted_export_goes_on_with_what_is_missing(dataset, tmp_path, monkeypatch):

@@ -106,7 +106,7 @@ class Dataset:
         for shard in self.shards:
             rows = _index(self.store, shard["path"]).to_pylist()
             with open_published(self.store, shard["path"]) as tar:
-                if hashlib.file_digest(tar, "sha256").hexdigest() != shard["sha256"]:
+                if hashlib.file_digest(tar, "sha256").hexdigest() != shard["sha256"]:  # type: ignore[arg-type]
                     raise DatasetError(f"{shard['path']} is damaged: run `clipmill verify {self.store.uri}`")
                 for row in rows:
                     places = {name: value for name, value in row.items() if name.endswith(("_offset", "_size"))}
