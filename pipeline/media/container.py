@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -102,10 +102,10 @@ def film_stream(container: Any) -> Any:
     return first
 
 
-def is_encrypted(file: str | BinaryIO) -> bool:
-    """Return whether the first mebibyte has a box of encrypted MP4: four bytes of size, then its type."""
+def is_encrypted(file: str | BinaryIO, boxes: Sequence[bytes] = ENCRYPTION_BOXES) -> bool:
+    """Return whether the first mebibyte has one of the `boxes` of encrypted MP4: four bytes of size, then its type."""
     data = first_bytes(file, HEADER)
-    places = (data.find(box) for box in ENCRYPTION_BOXES)
+    places = (data.find(box) for box in boxes)
     return any(at >= 4 and 8 <= int.from_bytes(data[at - 4 : at]) <= HEADER for at in places)
 
 

@@ -70,6 +70,9 @@ class Video:
         self._container = open_container(self._file)
         try:
             self._stream = film_stream(self._container)
+            # Decoders may take encrypted packets for damaged ones and make pictures of them.
+            if "mov" in self._container.format.name and is_encrypted(self._file, [b"encv"]):
+                raise MediaError("encrypted")
         except BaseException:
             self._container.close()
             raise
