@@ -137,7 +137,7 @@ def test_a_machine_that_cannot_go_on_stops_the_embed_pass_and_commits_nothing(
 ) -> None:
     rows, result = embedded(scanned, Encoder(error))
     assert rows == []
-    assert "nothing that is done is lost" in result.problem
+    assert "finished work is kept" in result.problem
 
 
 def test_a_filter_that_raises_gives_null_with_the_exception_as_its_reason() -> None:
