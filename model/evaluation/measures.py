@@ -37,11 +37,11 @@ def consistency(frames: np.ndarray) -> dict[str, float]:
         moved = cv2.remap(frames[i - 1], at_x, at_y, cv2.INTER_LINEAR)
         returned = back + cv2.remap(forth, at_x, at_y, cv2.INTER_LINEAR)
         inside = (at_x >= 0) & (at_x <= width - 1) & (at_y >= 0) & (at_y <= height - 1)
-        seen = inside & (np.linalg.norm(returned, axis=2) < 1)
+        visible = inside & (np.linalg.norm(returned, axis=2) < 1)
         speed = np.linalg.norm(back, axis=2)
         motion.append(float(speed.mean()) / height)
         difference = np.abs(frames[i].astype(np.float32) - moved).mean(2) / 255
-        warp.append(float(difference[seen].mean()) if seen.any() else 1.0)
+        warp.append(float(difference[visible].mean()) if visible.any() else 1.0)
         plain = np.abs(frames[i].astype(np.float32) - frames[i - 1]).mean(2) / 255
         still = speed < 0.1
         flicker.append(float(plain[still].mean()) if still.any() else 0.0)
@@ -52,9 +52,9 @@ def look(frames: np.ndarray, captions: Sequence[str], encoder: TextVideoEncoder)
     """Of a video (t, h, w, 3) uint8, by the encoder that scored the dataset. same: mean cosine of what neighbouring
     frames look like. text: mean cosine of the frames with the first of `captions`, their own. others: with the rest of
     them, which is what `text` is worth where the caption made no difference (nan without others)."""
-    seen = encoder.look(list(frames))
-    cosines = seen.embedding @ encoder.texts(list(captions)).T  # (t, captions)
-    same = (seen.appearance[1:] * seen.appearance[:-1]).sum(1)
+    output = encoder.look(list(frames))
+    cosines = output.embedding @ encoder.texts(list(captions)).T  # (t, captions)
+    same = (output.appearance[1:] * output.appearance[:-1]).sum(1)
     others = float(cosines[:, 1:].mean()) if len(captions) > 1 else float("nan")
     return {"same": float(same.mean()), "text": float(cosines[:, 0].mean()), "others": others}
 

@@ -6,7 +6,8 @@ FILES are videos and stills; a folder with `labels.jsonl` is one of labelled cli
 under a licence in `LICENCES` are used, less the sources of `--leave-out` and the clips of `EXCLUDED`. Three films of
 four are of shots with much motion (moving_shots.py). The footage must not be that of the accuracy benchmark.
 
-The weights in the repository are of
+The weights in the repository were made by an earlier form of this script, so a run of this one does not give the same
+bytes. Their footage:
 - ../shared/web, by the licences that its manifest states: Video-LLaMA (BSD; applausing, birthday, boat, dog_barking,
   silence_girl, skateboarding_dog), Video-LLaVA (Apache-2.0), FastVideo (Apache-2.0), data-juicer (Apache-2.0),
   Ask-Anything (MIT), Track-Anything (MIT; test-sample2, test-sample4), UniVTG (MIT), jq-lesson-part3 (MIT) and
