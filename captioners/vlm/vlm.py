@@ -46,7 +46,8 @@ class Vlm:
     `frame_tokens` bounds a frame's size, for models that take pictures of any size: a token is `token_side` pixels
     square. `rows` clips are decoded at once, `prefill` are prefilled at a time, `threads` prepare them. After an
     unusable answer a clip is captioned once more, sampled at `retry_temperature`. With `verify` the model checks each
-    sentence (see judge.py). Raises OSError if the model cannot be loaded.
+    sentence (see judge.py). `fixed_answers` is for benchmarks with random weights alone: every answer has that many
+    tokens and is taken as the caption as it is. Raises OSError if the model cannot be loaded.
     """
 
     gpu = True
@@ -69,6 +70,7 @@ class Vlm:
         seed: int = 0,
         instruction: str | None = None,
         language: str = ENGLISH,
+        fixed_answers: int = 0,
     ) -> None:
         if isinstance(model, str):
             device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -84,14 +86,16 @@ class Vlm:
             processor.image_processor.do_image_splitting = False  # tiles are for single stills and cost tokens
         _speed_up(model)
         self.model, self.processor, self.device = model, processor, model.device
-        self.ends = _end_tokens(model, processor)
-        self.max_new_tokens, self.most_frames = max_new_tokens, most_frames
+        self.fixed = bool(fixed_answers)
+        self.ends = [] if self.fixed else _end_tokens(model, processor)
+        self.max_new_tokens, self.most_frames = fixed_answers or max_new_tokens, most_frames
         self.frame_pixels = frame_tokens * token_side**2
         self.rows, self.prefill, self.threads = rows, min(prefill, rows), threads
         self.verify, self.retry_temperature, self.seed = verify, retry_temperature, seed
         options = (max_new_tokens, self.frame_pixels, most_frames, verify, retry_temperature, seed)
         self.prompt = Prompt(instruction, language)
         self.id = ":".join(["vlm", str(VERSION), name, *map(str, options)]) + self.prompt.id
+        self.id += f":fixed_answers={fixed_answers}" if self.fixed else ""
         self._own = threading.local()
         self._decoder: Decoder | None = None
 
@@ -137,7 +141,10 @@ class Vlm:
         for answer in self.answers(clips, temperature):
             text = self.processor.tokenizer.decode(answer.tokens, skip_special_tokens=True)
             usage = {"prompt_tokens": answer.prompt_tokens, "completion_tokens": len(answer.tokens)}
-            read[answer.key] = read_answer(by_id[answer.key], text, answer.ended, usage, self.prompt)
+            if self.fixed:
+                read[answer.key] = Caption(answer.key, text, text, usage=usage)
+            else:
+                read[answer.key] = read_answer(by_id[answer.key], text, answer.ended, usage, self.prompt)
         return read
 
     def _groups(self, clips: Sequence[ClipFrames]) -> list[list[ClipFrames]]:
