@@ -132,7 +132,9 @@ def test_every_link_and_named_file_exists(readme: Path) -> None:
     text = BLOCK.sub("", readme.read_text())
     links = [link for link in LINK.findall(text) if "://" not in link]
     assert [link for link in links if not (readme.parent / link).exists()] == []
-    paths = [f"{path.as_posix()}{'/' if path.is_dir() else ''}" for path in [*FILES, *{q for p in FILES for q in p.parents}]]
+    paths = [
+        f"{path.as_posix()}{'/' if path.is_dir() else ''}" for path in [*FILES, *{q for p in FILES for q in p.parents}]
+    ]
     missing = [name for name in NAMED_FILE.findall(text) if not any(path.endswith(f"/{name}") for path in paths)]
     assert set(missing) - OF_TRAINERS == set()
 
