@@ -1,6 +1,6 @@
 """The recipe `standard` end to end on a GPU, each pass beside the rate of its own parts alone, in one run.
 
-    python tests/benchmarks/gpu_build.py VIDEOS --work FOLDER [--hours 1] [--engine local] [--tiny] [--only STEP ...]
+    python tests/benchmarks/builds/gpu_build.py VIDEOS --work FOLDER [--hours 1] [--engine local] [--tiny] [--only STEP ...]
 
 Steps, in this order; each leaves its files in FOLDER, so that they can be run one by one:
 
@@ -37,8 +37,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "benchmarks")]
+ROOT = Path(__file__).resolve().parents[3]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support"), str(ROOT / "tests" / "benchmarks" / "captions")]
 
 import psutil
 
