@@ -120,7 +120,13 @@ def _pool(data: ray.data.Dataset, stage: Stage, blocks: int) -> ray.data.Dataset
         fn_constructor_args=(stage,),
         num_cpus=stage.cpus,
         num_gpus=stage.gpus or None,
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=blocks, max_tasks_in_flight_per_actor=2),
+        compute=ray.data.ActorPoolStrategy(
+            min_size=1,
+            max_size=blocks,
+            max_tasks_in_flight_per_actor=stage.at_once + 1,
+            max_concurrent_calls_per_actor=stage.at_once,
+            enable_true_multi_threading=stage.at_once > 1,
+        ),
     )
 
 

@@ -166,7 +166,7 @@ def test_openclip_prepares_pictures_as_its_own_transform_does(clip: OpenClip, cl
     for size in ((180, 320), (320, 180), (64, 64), (48, 40)):
         picture = texture(1, *size)
         theirs = transform(Image.fromarray(picture))[None]
-        ours = clip._input(picture[None])
+        ours = clip._input([picture])
         assert (ours - theirs).abs().mean() < 0.01  # of a standard deviation
         with torch.inference_mode():
             expected = torch.nn.functional.normalize(model.eval().encode_image(theirs), dim=1)
