@@ -64,11 +64,12 @@ def join_parts(store: Store, tars: Sequence[str], name: str, path: str, folder: 
             index = pq.read_table(file)
         failures += [(clip, reason) for clip, reason in result_of(index.schema).failures]
         samples += [(row, tar) for row in index.to_pylist()]
+        schema = index.schema
     samples.sort(key=lambda sample: sample[0]["key"])
     result = ShardResult(name, path, failures=sorted(failures), clips=len(samples))
     target = folder / path
     if not samples:
-        write_index(target, result, [])
+        write_index(target, result, [], schema)
         return result
     digest, size, rows = hashlib.sha256(), 0, []
     with atomic(target) as temporary:
@@ -82,7 +83,7 @@ def join_parts(store: Store, tars: Sequence[str], name: str, path: str, folder: 
             size += out.write(end)
         seconds = sum(row["duration"] for row in rows)
         result = ShardResult(name, path, digest.hexdigest(), size, len(rows), seconds, result.failures)
-        write_index(target, result, rows)
+        write_index(target, result, rows, schema)
     return result
 
 

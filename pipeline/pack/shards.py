@@ -8,7 +8,7 @@ import json
 import math
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -45,9 +45,18 @@ INDEX = pa.schema(
         ("duration", pa.float64()),  # seconds; 0 for a still image
     ]
 )
+SOUND_INDEX = pa.schema(  # more columns with pack.audio=keep, of tables/clips too
+    [
+        ("has_audio", pa.bool_()),
+        ("audio_loudness", pa.float64()),  # LUFS, integrated; null without a block that BS.1770 counts
+        ("audio_silence", pa.float64()),  # share of the clip below -60 dB; null without sound
+        ("audio_error", pa.string()),  # why there is no sound although the source has some, or what of it is silent
+    ]
+)
 BITS_A_PIXEL = {"fast_loading": 0.12, "small": 0.07}  # of encoded video, for estimates before it exists
 STILL = 20.0  # frames of video that take as many bytes as a still image
 FULL = math.sqrt(2)  # factor of the target size at which a shard is split in two, so that sizes centre on the target
+VIDEO = ("media", "frames", "fps", "width", "height", "duration")  # of Encoded, in KEY.json and the index
 META = b"clipmill"  # key of the index file's metadata: the ShardResult
 BLOCK = 512  # bytes of a tar block
 
@@ -156,7 +165,7 @@ def write_shard(
     result = ShardResult(plan.name, plan.path, failures=sorted(failures), reused=reused)
     target = folder / plan.path
     if not media:
-        write_index(target, result, [])
+        write_index(target, result, [], index_schema(plan.options))
         return result
     with atomic(target) as temporary:
         index = _write_tar(temporary, [samples[key] for key in samples if key in media], media)
@@ -164,7 +173,7 @@ def write_shard(
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         size, seconds = temporary.stat().st_size, sum(row["duration"] for row in index)
         result = replace(result, sha256=digest, bytes=size, clips=len(index), seconds=seconds)
-        write_index(target, result, index)
+        write_index(target, result, index, index_schema(plan.options))
     return result
 
 
@@ -215,10 +224,15 @@ def result_of(index: pa.Schema) -> ShardResult:
     return ShardResult(**json.loads((index.metadata or {})[META]))
 
 
-def write_index(target: Path, result: ShardResult, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write the index, rows of INDEX, of the tar `target` atomically."""
+def index_schema(options: PackOptions) -> pa.Schema:
+    """Return the columns of the index of a shard that is packed with `options`."""
+    return pa.schema([*INDEX, *(SOUND_INDEX if options.audio == "keep" else ())])
+
+
+def write_index(target: Path, result: ShardResult, rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> None:
+    """Write the index of the tar `target` atomically."""
     lasting = {**asdict(result), "reused": 0}  # the bytes must not depend on how the shard was made
-    table = pa.Table.from_pylist(rows, schema=INDEX).replace_schema_metadata({META: json.dumps(lasting).encode()})
+    table = pa.Table.from_pylist(rows, schema=schema).replace_schema_metadata({META: json.dumps(lasting).encode()})
     with atomic(index_path(target)) as temporary:
         temporary.write_bytes(to_parquet(table))
 
@@ -260,7 +274,7 @@ def _read_stored(stored: Stored, key: str, encoding: Mapping[str, Any]) -> encod
             data = file.read(stored.media_size)
             file.seek(stored.json_offset)
             document = json.loads(file.read(stored.json_size))
-            video = encode.Encoded(data=data, **document["video"])
+            video = encode.Encoded(data=data, **document["video"], sound=document.get("audio"))
     except (OSError, ValueError, KeyError, TypeError, tarfile.HeaderError):
         return None
     is_same_clip = member.name == f"{key}.{video.media}" and member.size == len(data) and document["clip_id"] == key
@@ -282,16 +296,19 @@ def _write_tar(
 
         for document in samples:
             key, encoded = document["clip_id"], media[document["clip_id"]]
-            video = {item.name: getattr(encoded, item.name) for item in fields(encoded) if item.name != "data"}
+            video = {name: getattr(encoded, name) for name in VIDEO}
+            sound = {name: value for name, value in (encoded.sound or {}).items() if value is not None}
             members = {
                 "media": add(f"{key}.{encoded.media}", encoded.data),
                 "text": add(f"{key}.txt", document.get("caption", "").encode()),
-                "json": add(f"{key}.json", to_json({**document, "video": video})),
+                "json": add(
+                    f"{key}.json", to_json({**document, "video": video, **({"audio": sound} if sound else {})})
+                ),
             }
             where = {
                 f"{member}_{what}": value
                 for member, at in members.items()
                 for what, value in zip(("offset", "size"), at, strict=True)
             }
-            rows.append({"key": key, **video, **where})
+            rows.append({"key": key, **video, **sound, **where})
     return rows

@@ -6,16 +6,18 @@ A shard's name says its content, so shards of several builds lie beside each oth
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from pipeline.config.recipe import Recipe, to_dict
 from pipeline.engine.base import Machine, Stage
 from pipeline.media import encode
 from pipeline.pack.parts import spool_of
-from pipeline.pack.shards import INDEX, ShardResult, listed, plan_shards
+from pipeline.pack.shards import SOUND_INDEX, ShardResult, index_path, index_schema, listed, plan_shards
 from pipeline.pack.worker import Pack, PackUnit
 from pipeline.passes.base import Outlook
 from pipeline.passes.snapshot import Snapshot
@@ -31,7 +33,7 @@ class PackPass:
         return fingerprint("pack", encode.VERSION, to_dict(recipe.pack))
 
     def schema(self, recipe: Recipe) -> pa.Schema:
-        return INDEX
+        return index_schema(recipe.pack)
 
     def uses_gpu(self, recipe: Recipe) -> bool:
         return False
@@ -52,7 +54,8 @@ class PackPass:
 
 def with_shards(snapshot: Snapshot) -> tuple[pa.Table, list[ShardResult]]:
     """The selected clips with the path of each clip's shard, and the finished shards, after both passes. A
-    clip that could not be encoded is not kept after all, for the reason `encoding`."""
+    clip that could not be encoded is not kept after all, for the reason `encoding`. With sound, the columns of
+    SOUND_INDEX are added."""
     clips, finished = snapshot.selected, listed(snapshot.store)
     kept = np.flatnonzero(clips["keep"].to_numpy())
     number = np.full(len(clips), -1, np.int32)
@@ -72,4 +75,19 @@ def with_shards(snapshot: Snapshot) -> tuple[pa.Table, list[ShardResult]]:
     paths = pa.array([shard.path for shard in snapshot.shards], pa.string())
     column = pa.DictionaryArray.from_arrays(pa.array(number, mask=number < 0), paths)
     shards = [finished[shard.name] for shard in snapshot.shards if shard.name in finished]
-    return clips.append_column("shard", column), shards
+    clips = clips.append_column("shard", column)
+    return (_with_sound(snapshot.store, clips, shards) if snapshot.recipe.pack.audio == "keep" else clips), shards
+
+
+def _with_sound(store: Store, clips: pa.Table, shards: Sequence[ShardResult]) -> pa.Table:
+    """Add what the indexes of the shards say of the sound of clips; null for clips that are not kept."""
+    columns = ["key", *SOUND_INDEX.names]
+    tables = [pa.schema([("key", pa.string()), *SOUND_INDEX]).empty_table()]
+    for shard in shards:
+        with store.open(str(index_path(Path(shard.path)))) as file:
+            tables.append(pq.read_table(file, columns=columns).replace_schema_metadata())
+    index = pa.concat_tables(tables)
+    at = pc.index_in(clips["clip_id"], index["key"].combine_chunks())
+    for name in SOUND_INDEX.names:
+        clips = clips.append_column(name, index[name].take(at))
+    return clips

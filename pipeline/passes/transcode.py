@@ -17,7 +17,7 @@ from pipeline.engine.base import Machine, Stage
 from pipeline.media import encode
 from pipeline.pack.parts import SPOOL, part_file, parts_of, rows_file, spool_of
 from pipeline.pack.sample_json import INTERNAL, content
-from pipeline.pack.shards import INDEX, ShardPlan, ShardResult, index_path, listed, plan_shards
+from pipeline.pack.shards import ShardPlan, ShardResult, index_path, index_schema, listed, plan_shards
 from pipeline.pack.worker import Transcode, TranscodeUnit
 from pipeline.passes.base import Outlook
 from pipeline.passes.snapshot import PlannedShard, Snapshot
@@ -34,7 +34,7 @@ class TranscodePass:
         return fingerprint("pack", encode.VERSION, to_dict(recipe.pack))
 
     def schema(self, recipe: Recipe) -> pa.Schema:
-        return INDEX
+        return index_schema(recipe.pack)
 
     def uses_gpu(self, recipe: Recipe) -> bool:
         return False
