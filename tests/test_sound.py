@@ -44,7 +44,8 @@ def film(
     """Write 60 frames of which FLASHES are white, from `start` seconds on, and sound: samples (channels, n) by layout,
     one track each, of which the second is the default. The sound's first `delay` seconds are left out."""
     with av.open(str(path), "w") as container:
-        video = container.add_stream("libx264", rate=FPS, options={"g": "12", "bf": "2"})
+        coder = "mpeg4" if path.suffix == ".avi" else "libx264"  # H.264 in AVI has no presentation times
+        video = container.add_stream(coder, rate=FPS, options={"g": "12"})
         video.height, video.width, video.pix_fmt = *SIZE, "yuv420p"
         streams = [container.add_stream(codec, rate=rate, layout=layout) for layout in tracks]
         if len(streams) > 1:
@@ -152,8 +153,7 @@ def test_the_default_track_is_taken_and_channels_are_mixed_down_to_two(tmp_path:
     _, samples, _ = decoded(encoded)
     assert len(samples) == 2
     levels = np.sqrt(np.mean(samples[:, RATE // 2 : RATE] ** 2, axis=1))
-    # Weights of front, centre and surround are 1, 0.7071 and 0.7071, divided by their sum.
-    assert levels == pytest.approx(0.2 / np.sqrt(2) * 0.7071 / 2.4142, rel=0.05)
+    assert levels == pytest.approx(0.2 / np.sqrt(2) * 0.7071, rel=0.05)
 
 
 @pytest.mark.parametrize(("rate", "kept"), [(44_100, 44_100), (96_000, 48_000), (37_800, 48_000), (8_000, 8_000)])
@@ -197,7 +197,8 @@ def test_broken_sound_is_a_reason_and_the_picture_is_packed(tmp_path: Path) -> N
     assert not encoded.sound["has_audio"]
     assert "could not be decoded" in encoded.sound["audio_error"]
     assert encoded.frames == 50
-    path.write_bytes(data.replace(packets[40], bytes([0xFF]) * len(packets[40])))
+    noise = max(packets, key=len)
+    path.write_bytes(data.replace(noise, bytes([0xFF]) * len(noise)))
     partly = packed(path, 0, 50).sound
     assert partly is not None
     assert partly["has_audio"]

@@ -53,8 +53,9 @@ class SoundReader:
         samples; what the source does not have is silent. None if the source has no sound in the span.
 
         The place of a sample is exact to the time stamps of the container: half a sample in MP4, half a millisecond
-        in Matroska. More than two channels are mixed down by FFmpeg's default matrix: centre and surround at -3 dB, no
-        LFE, scaled so that nothing clips. The result depends on the source and the span alone, not on earlier reads.
+        in Matroska. More than two channels are mixed down as `ffmpeg -ac 2` does: front, centre and surround with weights
+        of 1, 0.7071 and 0.7071 (ITU-R BS.775), no LFE. The result depends on the source and the span alone, not on
+        earlier reads.
         Raises MediaError, or Unreachable.
         """
         try:
@@ -66,7 +67,7 @@ class SoundReader:
                 first = next(frames, None)
                 if begin is None or (first is not None and first.pts * first.time_base <= start):
                     break
-            return None if first is None else self._cut(itertools.chain([first], frames), start, seconds)
+            return self._cut(frames if first is None else itertools.chain([first], frames), start, seconds)
         except Unreachable:
             raise
         except (av.error.FFmpegError, OSError, ValueError) as error:
@@ -108,7 +109,11 @@ class SoundReader:
         for packet in self._container.demux(self._stream):
             try:
                 yield from (frame for frame in packet.decode() if frame.pts is not None)
-            except av.error.InvalidDataError:
+            except av.error.EOFError:
+                return
+            except av.error.FFmpegError as error:
+                if is_machine_fault(error):
+                    raise
                 self._errors += 1
 
     def _cut(self, frames: Iterator[Any], start: Fraction, seconds: Fraction) -> Sound | None:
