@@ -141,6 +141,7 @@ class PackOptions:
     frames: FrameOptions | None = None  # with fps: the numbers of frames that a clip may have; None is any
     model: str | None = None  # sets fps and frames to what this video model is trained at: wan2.1, ltx, hunyuan ...
     hdr: Literal["tonemap", "reject"] = "tonemap"  # PQ and HLG: clips in BT.709, or none of such sources
+    audio: Literal["drop", "keep"] = "drop"  # keep: the clip's sound, as AAC in its mp4
     shard_mb: Amount = 256.0
 
 

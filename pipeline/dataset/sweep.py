@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from pipeline.config.recipe import Recipe
 from pipeline.dataset.finish import PREVIOUS, ROWS, files_of
+from pipeline.pack.parts import SPOOL
 from pipeline.pack.shards import ShardResult
 from pipeline.state import fingerprints
 from pipeline.storage.store import Store, remove_abandoned
@@ -23,24 +24,26 @@ from pipeline.tables.published import RETIRED
 def retire(store: Store, info: Mapping[str, Any], shards: Sequence[ShardResult]) -> None:
     """Move tables and shards that dataset.json (`info`) does not name to RETIRED, where readers of the dataset as it
     was before find them (`open_published`) and others do not. Of `shards` the index stays, also where there is no tar.
+    Delete the parts of shards that are no longer planned.
     """
     named = {*files_of(info), *(shard.path.removesuffix(".tar") + ".parquet" for shard in shards)}
     for folder in ("tables/clips", "tables/sources", "shards"):
         for name in store.list(folder):
             if name not in named:
                 store.move(name, f"{RETIRED}/{name}")
+    store.delete_folder(SPOOL)
 
 
 def sweep(store: Store, recipe: Recipe, sources: pa.Table) -> None:
-    """Delete scans under other options or of removed sources, with their frames; rows of shards that are written; and
-    retired files but those of the dataset before this one. Runs after `retire`, and only where no source was out of
-    reach: files of a server that is down now may be needed by the next build."""
+    """Delete scans under other options or of removed sources, with their frames; and retired files but those of the
+    dataset before this one. Runs after `retire`, and only where no source was out of reach: files of a server that is
+    down now may be needed by the next build."""
     frames = _sweep_scans(store, recipe, sources)
     if store.local:
         remove_abandoned(store.local)
     previous = set(json.loads(store.read(PREVIOUS))) if store.exists(PREVIOUS) else set()
     keep = frames | {f"{RETIRED}/{name}" for name in previous}
-    for folder in ("tables/frames", "state/pack", RETIRED):
+    for folder in ("tables/frames", RETIRED):
         for name in store.list(folder):
             if name not in keep:
                 store.delete(name)

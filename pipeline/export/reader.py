@@ -133,7 +133,7 @@ def read_dataset(uri: str) -> Dataset:
     tables = [INDEX.empty_table().append_column("shard", pa.array([], pa.string()))]
     for shard in info["shards"]:
         if shard["clips"]:
-            table = _index(store, shard["path"])
+            table = _index(store, shard["path"]).select(INDEX.names)
             tables.append(table.append_column("shard", pa.array([shard["path"]] * len(table), pa.string())))
     return Dataset(store, info, pa.concat_tables(tables).combine_chunks())
 

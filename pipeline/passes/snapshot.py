@@ -10,7 +10,7 @@ import json
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -34,12 +34,21 @@ DECIDED = (  # the columns of a clip that stay in memory after selection
 )
 
 
+class PlannedShard(NamedTuple):
+    """A shard of the kept clips. `name` says its path and content; `finished`: there when the shards were planned."""
+
+    path: str
+    name: str
+    clips: int
+    finished: bool
+
+
 class Snapshot:
     """The sources and clips of a build as they are now: read when first asked for, and again after `refresh`."""
 
     def __init__(self, store: Store, recipe: Recipe, files: Sequence[DiscoveredFile]) -> None:
         self.store, self.recipe, self.files = store, recipe, files
-        self.shards: list[tuple[str, str]] = []  # path and name of each shard of the kept clips, once they are planned
+        self.shards: list[PlannedShard] = []  # of the kept clips, in order of path, once the pass `transcode` planned
 
     def refresh(self) -> None:
         """Forget what was read, because a pass has committed more."""

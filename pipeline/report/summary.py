@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.engine.progress import clock
 from pipeline.report import filter_cost
 
-PASSES = ("sources", "scan", "embed", "caption", "pack")
+PASSES = ("sources", "scan", "embed", "caption", "transcode", "pack")
 
 
 def summary(out: str, info: Mapping[str, Any]) -> str:

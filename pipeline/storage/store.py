@@ -149,6 +149,11 @@ class Store:
         elif self.exists(name):
             self._fs.delete_file(self._key(name))
 
+    def delete_folder(self, name: str) -> None:
+        """Delete a folder and all files in it; no error where there is none."""
+        if self.exists(name):
+            self._fs.delete_dir(self._key(name))
+
     def move(self, name: str, target: str) -> None:
         """Rename a file; on an object store the server copies it."""
         if self.local:

@@ -25,6 +25,7 @@ from pipeline.cli import main
 from pipeline.config.recipe import load_recipe
 from pipeline.dataset.finish import DatasetError
 from pipeline.dataset.verify import verify
+from pipeline.pack import parts
 from pipeline.plan import plan
 from pipeline.state.units import BuildStopped
 from pipeline.storage.store import Store
@@ -116,7 +117,7 @@ def test_a_threshold_that_rejects_more_only_packs_again_and_takes_the_clips_over
     threshold = f"select.thresholds.motion_object.min={limit}"
     result = build([str(footage)], str(copied), load_recipe("embedded", [*OPTIONS, threshold]))
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["pack"]
+    assert [line.split()[0] for line in lines] == ["transcode", "pack"]
     assert result.info["counts"]["kept"] == sum(clip["motion_object"] >= limit for clip in kept) < len(kept)
     assert result.info["counts"]["rejected_by"]["motion_object"] >= 1
     repacked = sum(shard["clips"] for shard in result.info["shards"] if shard not in built[1].info["shards"])
@@ -155,8 +156,8 @@ def halved(dataset: Path, pattern: str) -> Path:
 @pytest.mark.parametrize(
     ("patterns", "again"),
     [
-        (["shards/*/*.tar", "state/sources/*.parquet", "tables/clips/*.parquet"], ["sources", "pack"]),
-        (["shards/*/*.parquet", "state/caption/*.parquet"], ["caption", "pack"]),
+        (["shards/*/*.tar", "state/sources/*.parquet", "tables/clips/*.parquet"], ["sources", "transcode", "pack"]),
+        (["shards/*/*.parquet", "state/caption/*.parquet"], ["caption", "transcode", "pack"]),
         (["tables/frames/*.parquet"], ["scan"]),
     ],
 )
@@ -199,17 +200,29 @@ def command(footage: Path, dataset: Path, *more: str) -> list[str]:
     return [sys.executable, "-m", "pipeline.cli", "build", str(footage), "--out", str(dataset), *OPTIONS, *more]
 
 
-def test_killed_in_the_middle_and_started_again_gives_the_same_bytes(built, footage, tmp_path):
+@pytest.mark.parametrize("half_done", ["state/scan/*.parquet", "state/pack/*/*.tar"])
+def test_killed_in_the_middle_and_started_again_gives_the_same_bytes(
+    built, footage, tmp_path, capsys, monkeypatch, half_done
+):
+    monkeypatch.setattr(parts, "PART_BYTES", 1.0)  # a part a clip
     dataset = tmp_path / "dataset"
-    process = subprocess.Popen(command(footage, dataset), stdout=subprocess.DEVNULL, start_new_session=True)
-    while not list((dataset / "state" / "scan").glob("*.parquet")):
+    program = (
+        "import sys, pipeline.pack.parts as p; p.PART_BYTES = 1.0; from pipeline.cli import main; main(sys.argv[1:])"
+    )
+    arguments = [sys.executable, "-c", program, *command(footage, dataset)[3:]]
+    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, start_new_session=True)
+    while not list(dataset.glob(half_done)):
         assert process.poll() is None
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (dataset / "dataset.json").exists()
-    build([str(footage)], str(dataset), load_recipe("embedded", OPTIONS))
+    finished = len(list(dataset.glob("state/pack/*/*.tar")))
+    result = build([str(footage)], str(dataset), load_recipe("embedded", OPTIONS))
     assert snapshot(dataset) == snapshot(built[0])
+    encoded = [int(line.split()[1]) for line in capsys.readouterr().out.splitlines() if line.startswith("transcode")]
+    assert sum(encoded) == result.info["counts"]["kept"] - finished
+    assert not (dataset / "state" / "pack").exists()
 
 
 @pytest.fixture

@@ -297,7 +297,7 @@ def test_a_server_that_is_down_takes_nothing_from_a_dataset(site, tmp_path, caps
     site.server_close()
     info = built(["film.mp4"], "select.val_fraction=1")
     assert "1 files are used as last seen: their servers do not answer" in capsys.readouterr().err
-    assert (info["counts"]["kept"], info["passes"]["pack"]["results"]["reused"]) == (1, 1)
+    assert (info["counts"]["kept"], info["passes"]["transcode"]["results"]["reused"]) == (1, 1)
     assert [shard["path"] for shard in info["shards"]] == [
         tar for tar in tars() if tar.startswith("shards/2x1-360p/val-")
     ]
