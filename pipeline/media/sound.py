@@ -53,9 +53,9 @@ class SoundReader:
         samples; what the source does not have is silent. None if the source has no sound in the span.
 
         The place of a sample is exact to the time stamps of the container: half a sample in MP4, half a millisecond
-        in Matroska. More than two channels are mixed down as `ffmpeg -ac 2` does: front, centre and surround with weights
-        of 1, 0.7071 and 0.7071 (ITU-R BS.775), no LFE. The result depends on the source and the span alone, not on
-        earlier reads.
+        in Matroska. More than two channels are mixed down as `ffmpeg -ac 2` does: front, centre and surround with
+        weights of 1, 0.7071 and 0.7071 (ITU-R BS.775), no LFE. The result depends on the source and the span alone, not
+        on earlier reads.
         Raises MediaError, or Unreachable.
         """
         try:

