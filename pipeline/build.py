@@ -123,4 +123,4 @@ def _everything_read(snapshot: Snapshot) -> bool:
     """Whether no source was out of reach."""
     parts = parts_of(snapshot.sources, snapshot.recipe)
     unscanned = not_scanned(parts, snapshot.scanned).num_rows
-    return not unscanned and not any(identify_units(snapshot.files, snapshot.store))
+    return not unscanned and not any(identify_units(snapshot.files, snapshot.store, snapshot.recipe.scan))

@@ -27,6 +27,14 @@ class MachineFault(OSError):
     """The machine cannot go on, whatever the input: the build has to stop."""
 
 
+class OverLimit(Exception):
+    """A source needs more than `options` of the recipe's `scan` allow. It is read again once one of them is raised."""
+
+    def __init__(self, message: str, *options: str) -> None:
+        super().__init__(message)
+        self.options = options
+
+
 class ChildTraceback(Exception):
     """The traceback of an exception in another process, as its cause. `place` is where it was raised."""
 

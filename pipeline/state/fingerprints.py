@@ -29,6 +29,7 @@ SCAN_VERSION = 13
 EMBED_VERSION = 4
 CAPTION_VERSION = 3
 
+# Options of the scan that decide whether it finishes, not what it finds
 LIMITS = ("deadline_factor", "deadline_seconds", "memory_mb", "max_gb", "max_streams", "max_gigapixels")
 SCAN_TRACKS = frozenset({Track.LUMA, Track.FLOW, Track.BURST, Track.FIELDS, Track.DETAIL})
 
@@ -40,6 +41,7 @@ IDENTIFIED = pa.schema(
         ("source_id", pa.string()),
         ("status", pa.string()),
         ("error", pa.string()),
+        ("limits", pa.string()),  # JSON: the limits that the source went over (state/limits.py), or null
         ("start", pa.float64()),  # seconds: presentation time of the first frame
         ("duration", pa.float64()),
         ("fps", pa.float64()),
@@ -190,11 +192,6 @@ def caption_schema(recipe: Recipe) -> pa.Schema:
 def embed_uses_gpu(recipe: Recipe) -> bool:
     """Whether the recipe's encoder or a filter of the embed pass runs on a GPU where there is one."""
     return ENCODERS[recipe.encoder.name].gpu or any(map(uses_gpu, filters_of(recipe, "embed").values()))
-
-
-def limits(recipe: Recipe) -> dict[str, Any]:
-    """Options that decide whether a scan finishes, not what it finds."""
-    return {name: value for name, value in to_dict(recipe.scan).items() if name in LIMITS}
 
 
 def scan_fingerprint(recipe: Recipe) -> str:
