@@ -1,5 +1,5 @@
-"""Answers of a child process that decodes untrusted bytes: data only. A pickle could run code in the parent once hostile
-bytes have taken over the child.
+"""Answers of a child process that decodes untrusted bytes: data only. A pickle could run code in the parent once
+hostile bytes have taken over the child.
 
 A value is sent as MessagePack, and becomes what the called function declares to return. Of an exception only its text
 and a few facts are sent; the parent chooses the class.

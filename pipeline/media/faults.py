@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import tempfile
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -98,6 +99,8 @@ def problem(error: BaseException) -> str:
     """Return the message with which a build stops for a machine fault, with the file if the error names one."""
     name = getattr(error, "filename", None)
     where = f" ({os.fsdecode(name)})" if isinstance(name, (str, bytes)) else ""
+    if not where and getattr(error, "errno", None) == errno.ENOSPC:
+        where = f" (of the dataset, or for temporary files in {tempfile.gettempdir()})"
     return f"{one_line(error)}{where}: fix this, then run the same build again; finished work is kept"
 
 

@@ -50,7 +50,7 @@ def brightest(frame: av.VideoFrame) -> float | None:
 
 
 def is_iptpqc2(frame: av.VideoFrame) -> bool:
-    """Return whether the colours are IPTPQc2, by Dolby Vision's metadata: those of profile 5, and of profile 10.0 in AV1.
+    """Return whether Dolby Vision's metadata say that the colours are IPTPQc2, as in profile 5, and in 10.0 of AV1.
     They are no Y'CbCr, and no tag of the stream says so.
 
     The metadata begins with the offset of its header, a size_t (FFmpeg's dovi_meta.h: AVDOVIMetadata and

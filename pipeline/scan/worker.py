@@ -53,12 +53,13 @@ class Identify:
         rows = [self._row(file, errors) for file in unit.files]
         name = fingerprint([(f.uri, f.size, f.revision) for f in unit.files])
         fragment = f"state/sources/{name}.parquet"
+        used, skipped = (sum(row["status"] == status for row in rows) for status in ("ok", "skipped"))
         write_errors(self._store, "sources", name, errors)
         write_fragment(self._store, fragment, pa.Table.from_pylist(rows, schema=fingerprints.IDENTIFIED), {})
         return UnitResult(
             of="sources",
             amount=len(rows),
-            counts={"sources": len(rows), "failed": sum(row["status"] != "ok" for row in rows)},
+            counts={"sources": len(rows), "failed": len(rows) - used - skipped, "skipped": skipped},
             seconds={"total": time.perf_counter() - started},
             fragment=fragment,
             unforeseen=unforeseen(errors),

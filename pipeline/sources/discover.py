@@ -275,19 +275,29 @@ def _look_elsewhere(file: DiscoveredFile) -> DiscoveredFile:
 
 
 def _listed(name: str, data: bytes, options: SourceOptions) -> Iterator[DiscoveredFile]:
-    """The rows of a list. Relative paths are meant from the list's own folder."""
+    """The rows of a list; one that names no video is a source with a problem. Relative paths are meant from the list's
+    own folder. Raises SourceError where no row names a video."""
+    files: list[DiscoveredFile] = []
+    faulty: list[str] = []
     try:
-        rows = list_rows(suffix(name), data)
+        for number, (row, problem) in enumerate(list_rows(suffix(name), data), start=1):
+            uri = next((str(row[c]) for c in URI_COLUMNS if row.get(c)), None)
+            if uri is None:
+                empty = next((f"{column} is empty" for column in URI_COLUMNS if column in row), None)
+                problem = problem or empty or f"no column of {', '.join(URI_COLUMNS)} names the video"
+            if uri is not None and not problem:
+                metadata = clean({k: v for k, v in row.items() if v is not None and str(v) != uri})
+                files.append(_row(name, uri, metadata, options))
+                continue
+            faulty.append(f"row {number}: {problem}")
+            place = url_text(redact(name)) if _is_url(name) else to_text(str(Path(name).absolute()))
+            files.append(DiscoveredFile(f"{place}{MEMBER}row {number}", problem=problem))
     except ValueError as error:
         problem = f"{name} cannot be read as {suffix(name)[1:].upper()}: {error}"
         raise SourceError(printable(problem)) from error
-    for number, row in enumerate(rows, start=1):
-        uri = next((str(row[c]) for c in URI_COLUMNS if row.get(c)), None)
-        if uri is None:
-            empty = next((f"{column} is empty" for column in URI_COLUMNS if column in row), None)
-            problem = empty or f"no column of {', '.join(URI_COLUMNS)} names the video"
-            raise SourceError(f"{printable(name)}, row {number}: {problem}")
-        yield _row(name, uri, clean({k: v for k, v in row.items() if v is not None and str(v) != uri}), options)
+    if faulty and len(faulty) == len(files):
+        raise SourceError(f"{printable(name)}, {printable(faulty[0])}")
+    yield from files
 
 
 def _row(name: str, uri: str, metadata: Mapping[str, Any], options: SourceOptions) -> DiscoveredFile:

@@ -17,11 +17,11 @@ import pyarrow.compute as pc
 from captioners import CAPTIONERS, captioner_version, check_captioner
 from captioners.text.audit import AUDIT_COLUMNS
 from captioners.text.audit import VERSION as AUDIT_VERSION
-from filters import load_filter
+from filters import FILTERS, load_filter
 from filters.base import Filter, Track, uses_gpu, why_null
 from filters.encoders.base import ENCODERS, Declared
 from pipeline.config.recipe import Bounds, CaptionOptions, Recipe, RecipeError, to_dict
-from pipeline.config.video_models import resolved
+from pipeline.config.video_models import nearest, resolved
 from pipeline.selection.select import admitted, check_thresholds, holds
 from pipeline.tables.fragments import CLIPS, fingerprint
 
@@ -95,7 +95,7 @@ def filters_of(recipe: Recipe, name: str, encoder: object = None) -> dict[str, F
         try:
             clip_filter = load_filter(key, options, encoder or named)
         except KeyError as error:
-            raise RecipeError(f"unknown filter {key!r}") from error
+            raise RecipeError(f"unknown filter {key!r}{nearest(key, FILTERS)}") from error
         except (TypeError, ValueError) as error:
             raise RecipeError(f"filters.{key}: {error}") from error
         if pass_of(clip_filter.needs) == name:
