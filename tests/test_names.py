@@ -20,7 +20,8 @@ from pipeline.export.formats.table import WRITERS
 from pipeline.passes.identify import identify_units
 from pipeline.passes.snapshot import source_rows
 from pipeline.scan.worker import Identify
-from pipeline.sources.discover import content_id, discover, open_media
+from pipeline.sources.content import content_id
+from pipeline.sources.discover import discover, open_media
 from pipeline.sources.names import clean, from_text, printable, to_text, url_text
 from pipeline.storage.store import Store
 

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config.recipe import SourceOptions
-from pipeline.sources.discover import SourceError, content_id, discover, open_media
+from pipeline.sources.content import content_id
+from pipeline.sources.discover import SourceError, discover, open_media
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ from pipeline.config.recipe import Recipe, SourceOptions
 from pipeline.media.faults import OverLimit, is_machine_fault, one_line
 from pipeline.media.video import Probe, probe
 from pipeline.scan.scan import Scanned, scan
-from pipeline.sources.content import HEAD, not_media
-from pipeline.sources.discover import DiscoveredFile, content_id, open_file, open_media
+from pipeline.sources.content import HEAD, content_id, not_media
+from pipeline.sources.discover import DiscoveredFile, open_file, open_media
 from pipeline.sources.source_sandbox import SourceSandbox
 from pipeline.state import fingerprints
 from pipeline.state.committed import UNREACHABLE

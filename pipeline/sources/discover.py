@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import functools
 import glob
-import hashlib
-import io
 import os
 import stat
 import tarfile
@@ -31,7 +29,6 @@ from pipeline.sources.downloads import YTDLP, look_at_page, open_page
 from pipeline.sources.lists import list_rows, members
 from pipeline.sources.names import clean, from_text, printable, to_text, url_text
 from pipeline.storage.store import (
-    PIECE,
     REMOTE,
     StorageError,
     Store,
@@ -44,7 +41,6 @@ from pipeline.storage.store import (
 LISTS = frozenset((".csv", ".jsonl", ".ndjson", ".parquet"))
 URI_COLUMNS = ("uri", "url", "path", "video", "file", "video_path", "source_uri")
 LOOKS = 32  # concurrent requests to servers
-SAMPLES, SAMPLE = 16, 256 << 10  # pieces of a file, and bytes of each, that `identity: sampled` reads
 
 
 class SourceError(ValueError):
@@ -110,24 +106,6 @@ def open_file(uri: str, options: SourceOptions | None = None) -> BinaryIO:
     """The same, always as a file."""
     opened = open_media(uri, options)
     return open(opened, "rb") if isinstance(opened, str) else opened
-
-
-def content_id(uri: str, options: SourceOptions | None = None) -> str:
-    """32 hex digits: SHA-256 of the bytes behind `uri`; with `identity: sampled`, of the size and `SAMPLES` pieces from
-    the first to the last of a file that is larger than those. Raises OSError."""
-    digest = hashlib.sha256()
-    with open_file(uri, options) as file:
-        size = file.seek(0, io.SEEK_END)
-        if options is not None and options.identity == "sampled" and size > SAMPLES * SAMPLE:
-            digest.update(f"{size} bytes, sampled".encode())
-            for number in range(SAMPLES):
-                file.seek((size - SAMPLE) * number // (SAMPLES - 1))
-                digest.update(file.read(SAMPLE))
-        else:
-            file.seek(0)
-            while chunk := file.read(PIECE):
-                digest.update(chunk)
-    return digest.hexdigest()[:32]
 
 
 def _is_url(text: str) -> bool:
