@@ -71,9 +71,9 @@ def test_exceptions_come_back_as_themselves(sandbox, tmp_path):
         (signal.raise_signal, (signal.SIGSEGV,), "the process crashed .SIGSEGV."),
     ],
 )
-def test_a_hang_or_a_crash_is_a_reason_and_the_next_call_works(sandbox, function, args, reason):
+def test_a_crash_is_a_reason_and_the_next_call_works(sandbox, function, args, reason):
     with pytest.raises(SandboxError, match=reason):
-        sandbox.call(function, *args, deadline=1)
+        sandbox.call(function, *args, deadline=20)
     assert sandbox.call(abs, -2, deadline=20) == 2
 
 

@@ -232,7 +232,7 @@ def test_a_source_that_may_not_be_read_is_a_row_and_a_store_that_may_not_be_writ
     secret.symlink_to("/proc/1/mem")  # opens for nobody, or has nothing to read
     file = DiscoveredFile(str(secret), 1, "1")
     result = Identify(Store(str(tmp_path / "out")), SHORT)(IdentifyUnit((file,)))
-    assert result.counts == {"sources": 1, "failed": 1}
+    assert result.counts == {"sources": 1, "failed": 1, "skipped": 0}
     assert not result.problem
     (tmp_path / "file").touch()
     stopped = Identify(Store(str(tmp_path / "file")), SHORT)(IdentifyUnit((file,)))
