@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any
+from typing import Any, Literal
 
 import av
 import av.filter
@@ -83,7 +83,7 @@ class Encoded:
     """A finished sample. `fps` is the mean rate, 0 for a still image; `duration` is in seconds."""
 
     data: bytes
-    media: str  # mp4 or jpg
+    media: Literal["mp4", "jpg"]
     frames: int
     fps: float
     width: int

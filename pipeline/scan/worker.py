@@ -16,10 +16,11 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.config.recipe import Recipe, SourceOptions
+from pipeline.media.answers import SandboxError
 from pipeline.media.faults import OverLimit, is_machine_fault, one_line
 from pipeline.media.video import Probe, probe
 from pipeline.scan.scan import Scanned, scan
-from pipeline.sources.content import HEAD, content_id, not_media
+from pipeline.sources.content import HEAD, ContentId, content_id, not_media
 from pipeline.sources.discover import DiscoveredFile, open_file, open_media
 from pipeline.sources.source_sandbox import SourceSandbox
 from pipeline.state import fingerprints
@@ -28,7 +29,7 @@ from pipeline.state.error_log import LoggedError, logged_error, unforeseen, writ
 from pipeline.state.limits import limit_values
 from pipeline.state.units import Handoff, IdentifyUnit, Part, ScanUnit, UnitClips, UnitResult, stopped
 from pipeline.storage.store import Store, Unreachable
-from pipeline.tables.fragments import FRAMES, fingerprint, table_from, write_fragment, write_frames
+from pipeline.tables.fragments import FRAMES, clip_id, fingerprint, table_from, write_fragment, write_frames
 
 LEAST_RATE = 8.0  # bytes a second that any real video has at least
 SLOWEST = 2e6  # bytes a second: slowest read of a source that the deadline of its content hash allows
@@ -197,6 +198,7 @@ class Scan:
         try:
             uri = part.source.uri
             scanned = self._sandbox.call(uri, scan, part.source, self._recipe, part.segment, deadline=deadline)
+            _check_ids(scanned, part.source.source_id)
             table_from(scanned.clips, self._schema.remove(self._schema.get_field_index("unit")))  # checks value ranges
             table_from(scanned.frames, FRAMES)
             return scanned, None
@@ -206,7 +208,16 @@ class Scan:
             return Scanned(clips=[], frames=[], stats={}), error
 
 
-def identify(uri: str, options: SourceOptions, size: int) -> tuple[Probe, str]:
+def _check_ids(scanned: Scanned, source_id: str) -> None:
+    """Raise SandboxError for rows of other sources, or ids that are not those of their clips: ids become the names of
+    files, and the process that sent them has decoded untrusted bytes."""
+    names = {clip_id(source_id, row["start_pts"], row["end_pts"], row["time_base"]) for row in scanned.clips}
+    clips_match = all(row["source_id"] == source_id and row["clip_id"] in names for row in scanned.clips)
+    if not clips_match or any(row["clip_id"] not in names for row in scanned.frames):
+        raise SandboxError("the process sent rows of other clips than its own")
+
+
+def identify(uri: str, options: SourceOptions, size: int) -> tuple[Probe, ContentId]:
     """Return the probe and content id of a container of `size` bytes (0: unknown); runs in the sandbox. A duration for
     which the file is too small becomes 0, like a missing one: a damaged header must not create a million parts."""
     facts = probe(open_media(uri, options))

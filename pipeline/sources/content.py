@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import io
+from typing import Annotated
+
+from pydantic import StringConstraints
 
 from pipeline.config.recipe import SourceOptions
 from pipeline.sources.discover import open_file
 from pipeline.storage.store import PIECE
 
+ContentId = Annotated[str, StringConstraints(pattern="^[0-9a-f]{32}$")]
 SAMPLES, SAMPLE = 16, 256 << 10  # pieces of a file, and bytes of each, that `identity: sampled` reads
 HEAD = 4096  # bytes of a file that are read to recognize it
 SIGNATURES = (  # of files that hold no video themselves

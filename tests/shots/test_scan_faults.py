@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from pipeline.state import committed
 from pipeline.state.error_log import FEWEST, FOLDER, why_stop
 from pipeline.state.units import Handoff, IdentifyUnit, Part, ScanUnit
 from pipeline.storage.store import Store
+from pipeline.tables.fragments import clip_id
 
 HARD = SHARED / "hard"
 SHORT = Recipe(scan=ScanOptions(min_seconds=0.2, deadline_seconds=20.0, memory_mb=900))
@@ -163,19 +164,40 @@ def test_an_exception_nobody_foresaw_is_the_reason_of_its_part_and_is_tried_agai
     assert logged(store, "scan") == [entry]
 
 
-def forged(source: Source, *_: object) -> Scanned:
-    """What a decoder that the bytes of `source` have taken over may send: well-formed, and full of lies."""
-    return Scanned([{"clip_id": 5, "source_id": source.source_id}], [{"clip_id": "a", "jpeg": [1.5]}], {"decode": 1.0})
+def lying(source: Source, *_: object) -> Scanned:
+    """What a decoder that the bytes of `source` have taken over may send: a clip whose id leads out of its folder."""
+    return Scanned([{**CLIP, "clip_id": "../../film", "source_id": source.source_id}], [], {"decode": 1.0})
 
 
-def test_an_answer_that_no_column_takes_fails_its_own_part_only(
-    sources: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def of_another_source(source: Source, *_: object) -> Scanned:
+    return Scanned([{**CLIP, "clip_id": clip_id("other", 0, 9, "1/9"), "source_id": "other"}], [], {})
+
+
+def mistyped(source: Source, *_: object) -> Scanned:
+    name = clip_id(source.source_id, 0, 9, "1/9")
+    row = {**CLIP, "clip_id": name, "source_id": source.source_id}
+    return Scanned([row], [{"clip_id": name, "index": 0, "time": 0.0, "jpeg": [1.5]}], {})
+
+
+CLIP = {"start_pts": 0, "end_pts": 9, "time_base": "1/9"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [(lying, "the process sent rows of other"), (of_another_source, "the process sent"), (mistyped, "internal error")],
+)
+def test_a_forged_answer_fails_its_own_part_only(
+    answer: Callable[..., Scanned],
+    reason: str,
+    sources: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path = tmp_path / "film.mp4"
     path.write_bytes(sources["plain.mp4"])
-    monkeypatch.setattr(workers, "scan", forged)
+    monkeypatch.setattr(workers, "scan", answer)
     (part,), result = scanned([path], Store(str(tmp_path / "out")))
-    assert part["error"].startswith("internal error: Arrow")
+    assert part["error"].startswith(reason)
     assert result.counts == {"clips": 0, "failed": 1}
 
 
