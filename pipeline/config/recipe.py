@@ -60,7 +60,7 @@ class ScanOptions:
     memory_mb: Count = 3000  # of the child process that decodes
     max_gb: Amount = 1000.0  # a larger source is not read
     max_streams: Count = 64  # of any type; a source with more is not scanned
-    max_gigapixels: Amount = 2000.0  # decoded of one segment; what comes after is left out
+    max_gigapixels: Amount = 2000.0  # decoded of one segment; a segment with more is not used
     frames_uniform: Count = 4  # sampled frames a clip, evenly spread
     frames_peaks: WholeNumber = 4  # and at motion peaks
     frame_side: Count = 512  # long side of a sampled frame, pixels; never enlarged

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from pipeline.config.video_models import MODELS, VideoModel, nearest, video_model
 from pipeline.dataset.finish import DatasetError
+from pipeline.engine.progress import counted
 from pipeline.export.formats import (
     ai_toolkit,
     automodel,
@@ -71,7 +72,7 @@ def export(dataset: str, to: str, out: Path, model: str | None = None) -> str:
     if to not in NAMES:
         raise DatasetError(f"unknown export {to!r}{nearest(to, NAMES)}")
     if to in WRITERS:
-        return f"{write_table(Store(dataset), out, to):,} clips written to {out}"
+        return f"{counted(write_table(Store(dataset), out, to), 'clips')} written to {out}"
     exporter = EXPORTERS[to]
     if model is not None:
         video_model(model)
@@ -123,8 +124,8 @@ def _listed(index: pa.Table, unused: Sequence[Finding]) -> list[tuple[str, str, 
 
 
 def _headline(job: Job, exporter: Exporter, model: str | None) -> str:
-    stills = f" and {job.stills:,} still images" if job.stills else ""
-    about = f"{job.videos:,} videos{stills} for {exporter.title} in {job.out}"
+    stills = f" and {counted(job.stills, 'still images')}" if job.stills else ""
+    about = f"{counted(job.videos, 'videos')}{stills} for {exporter.title} in {job.out}"
     if exporter.reads is None:
         return about
     counts = ", ".join(map(str, job.frames)) or "none"

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any
+from typing import Any, Literal
 
 import av
 import av.filter
@@ -85,7 +85,7 @@ class Encoded:
     of `no_sound` where sound was asked for."""
 
     data: bytes
-    media: str  # mp4 or jpg
+    media: Literal["mp4", "jpg"]
     frames: int
     fps: float
     width: int

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.config.recipe import Recipe
+from pipeline.config.recipe import Recipe, ScanOptions
 from pipeline.passes.caption_worker import with_texts
 from pipeline.selection.duplicates import Embeddings, Vectors, matrix
 from pipeline.selection.select import QUALITY, SELECTED, select
@@ -57,7 +57,7 @@ class Snapshot:
 
     @cached_property
     def sources(self) -> pa.Table:
-        return source_rows(self.files, self.store)
+        return source_rows(self.files, self.store, self.recipe.scan)
 
     @cached_property
     def scanned(self) -> committed.Scanned:
@@ -113,10 +113,11 @@ def with_key(files: pa.Table) -> pa.Table:
     return files.append_column("key", key)
 
 
-def source_rows(discovered: Sequence[DiscoveredFile], store: Store) -> pa.Table:
+def source_rows(discovered: Sequence[DiscoveredFile], store: Store, limits: ScanOptions) -> pa.Table:
     """Rows of tables/sources, in order of URI, with `size` and `start`. Of several files with one content the first is
     used; files that are not identified yet are left out."""
-    files, identified_rows = file_table(discovered), with_key(committed.identified(store))
+    files = file_table(discovered)
+    identified_rows = with_key(committed.identified(store, limits))
     at = pc.index_in(files["key"], identified_rows["key"].combine_chunks())
     files, at = files.filter(pc.is_valid(at)), pc.drop_null(at)
     rows = identified_rows.take(at).drop_columns(["stamp", "key"]).rename_columns({"uri": "source_uri"})

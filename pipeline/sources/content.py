@@ -1,7 +1,19 @@
-"""What the first bytes of a file say it is, where its name does not say that it is a video."""
+"""The id of a file's content, and what its first bytes say it is where its name does not say that it is a video."""
 
 from __future__ import annotations
 
+import hashlib
+import io
+from typing import Annotated
+
+from pydantic import StringConstraints
+
+from pipeline.config.recipe import SourceOptions
+from pipeline.sources.discover import open_file
+from pipeline.storage.store import PIECE
+
+ContentId = Annotated[str, StringConstraints(pattern="^[0-9a-f]{32}$")]
+SAMPLES, SAMPLE = 16, 256 << 10  # pieces of a file, and bytes of each, that `identity: sampled` reads
 HEAD = 4096  # bytes of a file that are read to recognize it
 SIGNATURES = (  # of files that hold no video themselves
     (b"PK\x03\x04", "a zip archive"),
@@ -48,3 +60,21 @@ def _is_text(head: bytes) -> bool:
             continue
         return True
     return False
+
+
+def content_id(uri: str, options: SourceOptions | None = None) -> str:
+    """32 hex digits: SHA-256 of the bytes behind `uri`; with `identity: sampled`, of the size and `SAMPLES` pieces from
+    the first to the last of a file that is larger than those. Raises OSError."""
+    digest = hashlib.sha256()
+    with open_file(uri, options) as file:
+        size = file.seek(0, io.SEEK_END)
+        if options is not None and options.identity == "sampled" and size > SAMPLES * SAMPLE:
+            digest.update(f"{size} bytes, sampled".encode())
+            for number in range(SAMPLES):
+                file.seek((size - SAMPLE) * number // (SAMPLES - 1))
+                digest.update(file.read(SAMPLE))
+        else:
+            file.seek(0)
+            while chunk := file.read(PIECE):
+                digest.update(chunk)
+    return digest.hexdigest()[:32]

@@ -33,6 +33,7 @@ from pipeline.config.secrets import IN_URL
 REMOTE = ("s3://", "gs://", "gcs://", "az://", "abfs://", "abfss://")  # by Arrow; other protocols by fsspec
 PIECE = 8 << 20  # bytes: the largest request, and so the most that a lost connection costs again
 MIN_PIECE = 256 << 10  # bytes: the smallest request
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space for a file
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before another try
 S3_OPTIONS: dict[str, Callable[[str], Any]] = {  # what may follow an s3:// URL, as ?name=value
     "region": str,
@@ -218,12 +219,24 @@ def atomic(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(temporary_name(path.name))
     try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with naming_full(path):
+            yield temporary
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def naming_full(path: Path | str) -> Iterator[None]:
+    """Name `path` in the OSError of a disk that is full: that of a failed write names no file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL and error.filename is None:
+            error.filename = str(path)
         raise
 
 

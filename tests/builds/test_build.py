@@ -255,6 +255,24 @@ def test_a_full_disk_stops_the_build_and_the_next_one_changes_nothing(built, foo
     assert snapshot(dataset) == snapshot(built[0])
 
 
+def test_a_full_folder_of_temporary_files_stops_the_build_and_is_named(
+    built, footage, small_disk, tmp_path, monkeypatch
+):
+    dataset, ballast = tmp_path / "dataset", small_disk / "ballast"
+    monkeypatch.setattr("tempfile.tempdir", str(small_disk))
+    monkeypatch.setenv("TMPDIR", str(small_disk))
+    with open(ballast, "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(bytes(1 << 16)):
+            pass
+    with pytest.raises(OSError, match="No space left on device") as stopped:
+        build([str(footage)], str(dataset), load_recipe("embedded", OPTIONS))
+    assert stopped.value.filename == str(small_disk)
+    assert not (dataset / "dataset.json").exists()
+    ballast.unlink()
+    build([str(footage)], str(dataset), load_recipe("embedded", OPTIONS))
+    assert snapshot(dataset) == snapshot(built[0])
+
+
 def test_a_second_build_into_the_same_folder_says_so_and_an_interrupt_says_how_to_go_on(footage, tmp_path):
     dataset = tmp_path / "dataset"
     first = subprocess.Popen(command(footage, dataset), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)

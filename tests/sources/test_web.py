@@ -20,7 +20,8 @@ from pipeline.config.recipe import SourceOptions, load_recipe
 from pipeline.dataset.verify import verify
 from pipeline.media.video import probe
 from pipeline.sources import http as web
-from pipeline.sources.discover import content_id, discover, open_media
+from pipeline.sources.content import content_id
+from pipeline.sources.discover import discover, open_media
 from pipeline.sources.discovered import DiscoveredFile
 from pipeline.sources.downloads import downloaded
 from pipeline.storage.retry import FIRST_PAUSE, pause
