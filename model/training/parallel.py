@@ -99,7 +99,7 @@ def spread(model: DiT | DiffusersBackbone, config: Config, context: RankContext)
 
 def choose_kept(model: DiT | DiffusersBackbone, config: Config) -> None:
     """Choose which weights are trained, and which blocks keep no activations for the backward pass."""
-    if config.train_only == "temporal":
+    if config.train_only == "temporal" and not config.base:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(".temporal." in name)
     for i, block in enumerate(model.blocks):
