@@ -37,8 +37,16 @@ def inflate(unet: Any, frames: int) -> Any:
         if name.endswith(".proj_out"):
             torch.nn.init.zeros_(module.weight)
             torch.nn.init.zeros_(module.bias)
+    return video_unet(unet, adapter)
+
+
+def video_unet(unet: Any, adapter: Any) -> Any:
+    """Return a UNet2DConditionModel with a MotionAdapter as a UNetMotionModel. Use it for SDXL: `from_unet2d` of
+    diffusers 0.42, and so AnimateDiffSDXLPipeline, leaves the embedding of text and size random."""
+    import diffusers
+
     model = diffusers.UNetMotionModel.from_unet2d(unet, adapter)
-    if unet.config.addition_embed_type == "text_time":  # from_unet2d leaves it random (diffusers 0.42)
+    if unet.config.addition_embed_type == "text_time":
         model.add_embedding.load_state_dict(unet.add_embedding.state_dict())
     return model
 
@@ -98,7 +106,11 @@ def save(unet: Any, path: str, folder: Path, pipeline: str) -> str:
     """Write the motion modules as a MotionAdapter."""
     unet.save_motion_modules(str(folder / "motion_adapter"))
     adapter = f"MotionAdapter.from_pretrained({str(folder / 'motion_adapter')!r})"
-    return f"{folder / 'motion_adapter'}: load it with {pipeline}.from_pretrained({path!r}, motion_adapter={adapter})"
+    part = f"motion_adapter={adapter}"
+    if unet.config.addition_embed_type == "text_time":
+        image = f"UNet2DConditionModel.from_pretrained({path!r}, subfolder='unet')"
+        part = f"motion_adapter=None, unet=video_unet({image}, {adapter})"
+    return f"{folder / 'motion_adapter'}: load it with {pipeline}.from_pretrained({path!r}, {part})"
 
 
 def family(source: str, sampler: str, xl: bool) -> Family:
