@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,10 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from defects import slideshow, underexpose, watermark
 
-from pipeline.media.clip_reader import fit, write_mp4
+from pipeline.media.clip_reader import fit
 
-HEIGHT = 360  # of the written files
-LONGEST = 12.0  # seconds of a file that are used
+HEIGHT = 256  # of the written files
+LONGEST = 6.0  # seconds of a file that are used
 HELD_OUT = 0.3  # share of the sources
 WRONG_CAPTIONS = 0.2  # share of the files
 
@@ -52,10 +53,10 @@ def titled(video: np.ndarray) -> np.ndarray:
 
 # junk -> what it does to a video (n, h, w, 3) uint8 and the share of the files that get a copy with it
 JUNK: dict[str, tuple[Callable[[np.ndarray], np.ndarray], float]] = {
-    "duplicate": (duplicate, 0.4),
-    "slideshow": (lambda video: slideshow(video, stills=max(2, len(video) // 50)), 0.2),
-    "black": (lambda video: underexpose(video, 0.03), 0.15),
-    "overlay": (titled, 0.35),
+    "duplicate": (duplicate, 0.3),
+    "slideshow": (lambda video: slideshow(video, stills=max(2, len(video) // 50)), 0.15),
+    "black": (lambda video: underexpose(video, 0.03), 0.1),
+    "overlay": (titled, 0.25),
 }
 
 
@@ -116,6 +117,7 @@ def write(source: Path, junk: str, path: Path) -> None:
     with av.open(str(source)) as container:
         stream = container.streams.video[0]
         fps = float(stream.average_rate or 25)
+        stream.thread_type = "AUTO"
         width = round(HEIGHT * stream.width / stream.height / 2) * 2
         frames = []
         for frame in container.decode(video=0):
@@ -125,5 +127,12 @@ def write(source: Path, junk: str, path: Path) -> None:
     video = np.stack(frames)
     if junk in JUNK:
         video = JUNK[junk][0](video)
-    write_mp4(path.with_suffix(".part"), video, fps)
-    path.with_suffix(".part").rename(path)
+    part = path.with_suffix(".part")
+    with av.open(str(part), "w", format="mp4") as container:
+        out = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
+        out.height, out.width, out.pix_fmt = HEIGHT, width, "yuv420p"
+        out.options = {"crf": "18", "preset": "ultrafast"}
+        for frame in video:
+            container.mux(out.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+        container.mux(out.encode(None))
+    part.rename(path)
