@@ -55,7 +55,7 @@ def preset(
     return {**method, "base": f"diffusers:{base}", **shapes, **more}
 
 
-WAN = (416, (1, 33), 16.0, 6_240)
+WAN = (416, (1, 33), 16.0, 6_400)
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "cpu": {},
     "cuda": CUDA,
@@ -66,7 +66,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "wan2.2-5b-lora": preset(LORA, "Wan-AI/Wan2.2-TI2V-5B-Diffusers", 704, (1, 49), 24.0, 6_500),
     "wan2.2-a14b-lora": preset(LORA, "Wan-AI/Wan2.2-T2V-A14B-Diffusers", *WAN, expert="high"),
     "ltx-lora": preset(LORA, "Lightricks/LTX-Video", 704, (1, 49), 24.0, 3_500),
-    "hunyuan-lora": preset(LORA, "hunyuanvideo-community/HunyuanVideo", 416, (1, 33), 24.0, 6_240),
+    "hunyuan-lora": preset(LORA, "hunyuanvideo-community/HunyuanVideo", 416, (1, 33), 24.0, 6_400),
     "cogvideox-5b-lora": preset(LORA, "zai-org/CogVideoX-5b", 588, (49,), 8.0, 18_000),
     "sd-motion": preset(MOTION, "stable-diffusion-v1-5/stable-diffusion-v1-5", 512, (16,), 8.0, 1_100),
     "sdxl-motion": preset(MOTION, "stabilityai/stable-diffusion-xl-base-1.0", 768, (16,), 8.0, 9_300),

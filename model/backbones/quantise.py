@@ -11,14 +11,14 @@ from torch import nn
 from model.errors import BaseError
 
 BYTES = {"int8": 1.0 + 1 / 512, "nf4": 0.5 + 1 / 64 + 1 / 4096}  # a weight, with its scales
-MULTIPLE = 64  # weights of an NF4 block; a layer must divide by it
+MULTIPLE = {"int8": 1, "nf4": 64 * 256}  # weights that a layer must divide by: NF4 has blocks of blocks
 
 
-def frozen_layers(transformer: nn.Module) -> Iterator[nn.Linear]:
+def frozen_layers(transformer: nn.Module, how: str) -> Iterator[nn.Linear]:
     """Yield the linear layers whose weights are quantised: frozen, of the blocks, and no part of an adapter."""
     for name, module in transformer.named_modules():
         if type(module) is nn.Linear and "blocks." in f".{name}" and not module.weight.requires_grad:
-            if module.weight.numel() % MULTIPLE == 0:
+            if module.weight.numel() % MULTIPLE[how] == 0:
                 yield module
 
 
@@ -29,7 +29,7 @@ def quantise_frozen(transformer: Any, how: str, device: torch.device) -> None:
         from torchao.quantization import Int8WeightOnlyConfig, NF4Tensor, quantize_
     except ImportError as error:
         raise BaseError(f"quantise={how} needs torchao: pip install 'clipmill[quantise]'") from error
-    for layer in frozen_layers(transformer):
+    for layer in frozen_layers(transformer, how):
         layer.to(device)
         if how == "int8":
             quantize_(layer, Int8WeightOnlyConfig(set_inductor_config=False))
@@ -39,4 +39,4 @@ def quantise_frozen(transformer: Any, how: str, device: torch.device) -> None:
 
 def bytes_saved(transformer: nn.Module, how: str) -> int:
     """Return how many bytes less the quantised weights take."""
-    return sum(int(m.weight.numel() * (m.weight.element_size() - BYTES[how])) for m in frozen_layers(transformer))
+    return sum(int(m.weight.numel() * (m.weight.element_size() - BYTES[how])) for m in frozen_layers(transformer, how))
