@@ -10,7 +10,7 @@
 - workspace: twice the largest kept tensor, for gradients on their way, and WORKSPACE for the libraries.
 
 What it leaves out: fragmentation, and the text encoder and the VAE of a run that encodes while it trains; those are on
-the device before the check. tests/benchmarks/preset_memory.py measures the presets on a GPU.
+the device before the check. tests/benchmarks/training/preset_memory.py measures the presets on a GPU.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The memory that each preset of a diffusers model needs: reckoned before the first step, and measured in three steps.
 
-    python tests/benchmarks/preset_memory.py [--presets wan2.1-14b-lora,ltx-lora] [--compile wan2.1-1.3b-lora]
-    python tests/benchmarks/preset_memory.py --reckon          # no GPU: the first column alone
+    python tests/benchmarks/training/preset_memory.py [--presets wan2.1-14b-lora,ltx-lora] [--compile wan2.1-1.3b-lora]
+    python tests/benchmarks/training/preset_memory.py --reckon          # no GPU: the first column alone
 
 Weights are random and made on the GPU, by the geometries below; nothing is downloaded. Latents and encoded captions are
 random too and on the GPU, as `clipmill encode` lets a run have them. The micro-batch is one sample of the preset's
@@ -27,9 +27,7 @@ from typing import Any
 
 import torch
 
-ROOT = Path(__file__).resolve()
-while not (ROOT / "pyproject.toml").exists():
-    ROOT = ROOT.parent
+ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
 filters = types.ModuleType("filters")  # of the package only torchvision_ops is needed; the rest wants pyarrow and OpenCV
 filters.__path__ = [str(ROOT / "filters")]

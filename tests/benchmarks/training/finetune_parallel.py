@@ -1,6 +1,6 @@
 """Fine-tuning Wan-1.3B's geometry on several GPUs by FSDP2: tokens a second and GPU, beside one GPU in the same run.
 
-    python tests/benchmarks/finetune_parallel.py [--cases lora:16k,full:16k,full:6k] [--steps 12] [--no-compile]
+    python tests/benchmarks/training/finetune_parallel.py [--cases lora:16k,full:16k,full:6k] [--steps 12] [--no-compile]
 
 Starts one process a GPU by itself. Each case is timed twice: on the first GPU alone, its model unsharded while the other
 processes wait; then on all, each with its own sample, sharded by `spread` as model/train.py does. Steps are those of
@@ -24,9 +24,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-ROOT = Path(__file__).resolve()
-while not (ROOT / "pyproject.toml").exists():
-    ROOT = ROOT.parent
+ROOT = Path(__file__).resolve().parents[3]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 import lora_speed
 from lora_speed import RANK, SHAPES, TEXT_WIDTH, WORDS

@@ -19,8 +19,8 @@ import av
 import cv2
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-sys.path.insert(0, str(Path(__file__).parents[1]))
+ROOT = Path(__file__).resolve().parents[3]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 from defects import slideshow, underexpose, watermark
 
 from pipeline.media.clip_reader import fit
