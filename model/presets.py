@@ -44,13 +44,20 @@ LORA: Mapping[str, Any] = {
     "log_every": 10,
 }
 FULL: Mapping[str, Any] = {**LORA, "lora_rank": 0, "lr": 1e-5, "ema": 0.999, "weight_decay": 0.01}
-MOTION: Mapping[str, Any] = {**FULL, "steps": 20_000, "ema": 0.9999, "fps": 8.0, "frame_counts": (16,), "compile": False}
+MOTION: Mapping[str, Any] = {
+    **FULL,
+    "steps": 20_000,
+    "ema": 0.9999,
+    "fps": 8.0,
+    "frame_counts": (16,),
+    "compile": False,
+}
 
 
 def preset(
     method: Mapping[str, Any], base: str, resolution: int, frames: tuple[int, ...], fps: float, tokens: int, **more: Any
 ) -> Mapping[str, Any]:
-    """tokens: of the longest sample at the resolution, so that a micro-batch is one such sample or several short ones."""
+    """tokens: of the longest sample at the resolution, so that a micro-batch is one of them or several short ones."""
     shapes = {"resolutions": (resolution,), "frame_counts": frames, "fps": fps, "tokens": tokens}
     return {**method, "base": f"diffusers:{base}", **shapes, **more}
 

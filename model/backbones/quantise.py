@@ -1,4 +1,4 @@
-"""Frozen weights under a LoRA in 8 or 4 bits, by torchao: int8 with a scale a row, or NF4 (Dettmers et al., QLoRA, 2023)."""
+"""Frozen weights under a LoRA in 8 or 4 bits, by torchao: int8 with a scale a row, or NF4 (QLoRA, 2023)."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ MULTIPLE = {"int8": 1, "nf4": 64 * 256}  # weights that a layer must divide by: 
 def frozen_layers(transformer: nn.Module, how: str) -> Iterator[nn.Linear]:
     """Yield the linear layers whose weights are quantised: frozen, of the blocks, and no part of an adapter."""
     for name, module in transformer.named_modules():
-        if type(module) is nn.Linear and "blocks." in f".{name}" and not module.weight.requires_grad:
-            if module.weight.numel() % MULTIPLE[how] == 0:
-                yield module
+        frozen = type(module) is nn.Linear and "blocks." in name and not module.weight.requires_grad
+        if frozen and module.weight.numel() % MULTIPLE[how] == 0:
+            yield module
 
 
 def quantise_frozen(transformer: Any, how: str, device: torch.device) -> None:

@@ -6,7 +6,8 @@
 - training: of what is trained, gradients, two moments and the moving average in fp32 (16 bytes a weight). FSDP divides
   both by the processes, and adds the gathered weights of two blocks.
 - activations: what a forward pass of the largest micro-batch keeps for the backward pass, counted on tensors without
-  data. A recomputed block keeps its input; one such block at a time keeps everything. A compiled block keeps about half.
+  data. A recomputed block keeps its input, and one of them at a time keeps everything. A compiled block keeps about
+  half.
 - workspace: twice the largest kept tensor, for gradients on their way, and WORKSPACE for the libraries.
 
 What it leaves out: fragmentation, and the text encoder and the VAE of a run that encodes while it trains; those are on

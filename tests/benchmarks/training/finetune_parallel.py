@@ -1,12 +1,13 @@
 """Fine-tuning Wan-1.3B's geometry on several GPUs by FSDP2: tokens a second and GPU, beside one GPU in the same run.
 
-    python tests/benchmarks/training/finetune_parallel.py [--cases lora:16k,full:16k,full:6k] [--steps 12] [--no-compile]
+    python tests/benchmarks/training/finetune_parallel.py [--cases lora:16k,full:16k,full:6k] [--steps 12]
+        [--no-compile]
 
-Starts one process a GPU by itself. Each case is timed twice: on the first GPU alone, its model unsharded while the other
-processes wait; then on all, each with its own sample, sharded by `spread` as model/train.py does. Steps are those of
-lora_speed.py: cached latents and captions, bf16, blocks compiled, every block recomputed at 16k tokens. The last column
-is the tokens a second of one GPU of several over those of the GPU alone. NVLink multicast stays off. Without GPUs two
-processes train a tiny geometry by gloo, and their losses are compared with one process on both samples.
+Starts one process a GPU by itself. Each case is timed twice: on the first GPU alone, its model unsharded while the
+other processes wait; then on all, each with its own sample, sharded by `spread` as model/train.py does. Steps are those
+of lora_speed.py: cached latents and captions, bf16, blocks compiled, every block recomputed at 16k tokens. The last
+column is the tokens a second of one GPU of several over those of the GPU alone. NVLink multicast stays off. Without
+GPUs two processes train a tiny geometry by gloo, and their losses are compared with one process on both samples.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-ROOT = Path(__file__).resolve().parents[3]
-sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
+sys.path.insert(0, str(Path(__file__).parent))
 import lora_speed
 from lora_speed import RANK, SHAPES, TEXT_WIDTH, WORDS
 

@@ -3,7 +3,8 @@
 Files are split by their source (the folder that they are in). Of the sources to train on, every file is in the corpus,
 a fifth of them with another file's caption. Copies with junk are added: duplicates in another quality, slideshows of the
 file's own frames, black pictures, and pictures with a title and a logo over them. Held out are the files of the other
-sources that are labelled one shot without logo, text, bars or still pictures. Captions are the labels' subject and action.
+sources that are labelled one shot without logo, text, bars or still pictures. Captions are the labels' subject and
+action.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ import av
 import cv2
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[3]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "support"))
 from defects import slideshow, underexpose, watermark
 
 from pipeline.media.clip_reader import fit
 
 HEIGHT = 256  # of the written files
-LONGEST = 6.0  # seconds of a file that are used
+LONGEST = 5.0  # seconds of a file that are planted with junk
 HELD_OUT = 0.3  # share of the sources
 WRONG_CAPTIONS = 0.2  # share of the files
 
@@ -60,9 +61,9 @@ JUNK: dict[str, tuple[Callable[[np.ndarray], np.ndarray], float]] = {
 }
 
 
-def write_footage(web: Path, folder: Path) -> tuple[Path, Path]:
-    """Write the files of both parts and a list of each, train.jsonl and heldout.jsonl, with the columns file, caption and
-    junk ("none", "wrong caption" or a name in JUNK); return the lists. Files that exist are not written again."""
+def write_footage(web: Path, folder: Path) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """Write the planted files to `folder`, if they are not there; return the files to train on and those held out:
+    source (the original), file, caption, and junk ("none", "wrong caption" or a name in JUNK)."""
     labels = [json.loads(line) for line in (web / "labels.jsonl").read_text().splitlines()]
     sources = sorted({label["file"].split("/")[0] for label in labels})
     order = np.random.default_rng(0).permutation(len(sources))
@@ -72,19 +73,16 @@ def write_footage(web: Path, folder: Path) -> tuple[Path, Path]:
     rows = training_rows(training)
     clean = [x for x in described if x["file"].split("/")[0] in held_out and is_clean(x)]
     heldout_rows = [{"source": x["file"], "caption": caption(x), "junk": "none"} for x in clean]
-    lists = []
-    for part, part_rows in (("train", rows), ("heldout", heldout_rows)):
-        (folder / part).mkdir(parents=True, exist_ok=True)
-        lines = []
-        for row in part_rows:
-            name = row["source"].replace("/", "__").replace(" ", "_").removesuffix(".mp4")
-            path = folder / part / f"{name}__{row['junk'].replace(' ', '_')}.mp4"
+    folder.mkdir(parents=True, exist_ok=True)
+    for row in (*rows, *heldout_rows):
+        row["file"] = str(web / row["source"])
+        if row["junk"] in JUNK:
+            name = row["source"].replace("/", "__").removesuffix(".mp4")
+            path = folder / f"{name}__{row['junk']}.mp4"
             if not path.exists():
                 write(web / row["source"], row["junk"], path)
-            lines.append(json.dumps({"file": str(path), "caption": row["caption"], "junk": row["junk"]}))
-        lists.append(folder / f"{part}.jsonl")
-        lists[-1].write_text("\n".join(lines) + "\n")
-    return lists[0], lists[1]
+            row["file"] = str(path)
+    return rows, heldout_rows
 
 
 def training_rows(labels: list[dict[str, Any]]) -> list[dict[str, str]]:
@@ -124,9 +122,7 @@ def write(source: Path, junk: str, path: Path) -> None:
             frames.append(fit(frame.to_ndarray(format="rgb24")[None], HEIGHT, width)[0])
             if len(frames) >= LONGEST * fps:
                 break
-    video = np.stack(frames)
-    if junk in JUNK:
-        video = JUNK[junk][0](video)
+    video = JUNK[junk][0](np.stack(frames))
     part = path.with_suffix(".part")
     with av.open(str(part), "w", format="mp4") as container:
         out = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))

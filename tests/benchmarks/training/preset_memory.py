@@ -27,12 +27,7 @@ from typing import Any
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[3]
-sys.path.insert(0, str(ROOT))
-filters = types.ModuleType("filters")  # of the package only torchvision_ops is needed; the rest wants pyarrow and OpenCV
-filters.__path__ = [str(ROOT / "filters")]
-sys.modules.setdefault("filters", filters)
-
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 from model.backbones.adapter import word_layout
 from model.backbones.base import pad_words
 from model.backbones.build import make_backbone
@@ -43,10 +38,12 @@ from model.training.memory import estimate_memory
 from model.training.optimise import ClipRule, clipped_step, global_norm, make_optimizer, update_ema
 from model.training.parallel import RankContext, autocast, choose_kernels, spread
 
+ROOT = Path(__file__).resolve().parents[3]
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
 DEFAULTS: dict[str, Any] = {  # of model/config.py, without its imports
-    "lora_rank": 0, "lora_alpha": 0.0, "lora_dropout": 0.0, "lora_targets": (), "base_precision": "bf16", "quantise": "",
+    "lora_rank": 0, "lora_alpha": 0.0, "lora_dropout": 0.0, "lora_targets": (), "base_precision": "bf16",
+    "quantise": "",
     "expert": "", "train_only": "all", "clean_frames": 0.0, "parallel": "fsdp", "attention_kernel": "auto",
     "deterministic": False, "clip_norm": 1.0, "adaptive_clip": False, "compile": False, "recompute": 0,
 }  # fmt: skip
@@ -73,6 +70,13 @@ BASES: dict[str, tuple[str, dict[str, Any], tuple[int, int, int], dict[str, Any]
     "stable-diffusion-v1-5": ("StableDiffusionPipeline", {"cross_attention_dim": 768}, (1, 8, 8), {}),
     "stable-diffusion-xl-base-1.0": ("StableDiffusionXLPipeline", SDXL, (1, 8, 8), {}),
 }
+
+
+def prepare_filters() -> None:
+    """Let `filters.torchvision_ops` be imported without its package, which wants pyarrow and OpenCV."""
+    package = types.ModuleType("filters")
+    package.__path__ = [str(ROOT / "filters")]
+    sys.modules.setdefault("filters", package)
 
 
 def write_base(name: str, folder: Path) -> str:
@@ -156,6 +160,7 @@ def main() -> None:
     parser.add_argument("--compile", default="wan2.1-1.3b-lora", help="presets to compile")
     parser.add_argument("--reckon", action="store_true", help="measure nothing")
     args = parser.parse_args()
+    prepare_filters()
     names = args.presets.split(",") if args.presets else [name for name, p in PRESETS.items() if "base" in p]
     if not CUDA and not args.reckon:
         shrink()
