@@ -1,4 +1,4 @@
-"""The weights of `shots: cascade`, made by tests/benchmarks/train_shots.py."""
+"""The weights of `shots: cascade`, made by tests/benchmarks/shots/train_shots.py."""
 
 from __future__ import annotations
 
