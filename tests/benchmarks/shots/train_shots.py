@@ -1,6 +1,6 @@
 """Trains the two networks of `shots: cascade` and writes them into pipeline/shots/shots.npz.
 
-sys.path[:0] = [str(Path(__file__).parents[3]), str(Path(__file__).parents[2] / "support"), str(Path(__file__).parent)]
+    python tests/benchmarks/shots/train_shots.py WEB --packages FOLDER... [--folds] [--out FILE] [--cache FOLDER] [--films 45]
 
 WEB is a folder of labelled clips, the folders of --packages hold unpacked packages: shot_examples.py lists the footage
 and its licences. The first network sees about 12 frames a second and says where transitions are (cascade.py); the
@@ -73,7 +73,13 @@ def limit_loss(predicted: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
     return (torch.maximum(QUANTILE * short, (QUANTILE - 1) * short) * weight).sum() / weight.sum().clamp(min=1)
 
 
-sys.path[:0] = [str(Path(__file__).parents[3]), str(Path(__file__).parents[2] / "support"), str(Path(__file__).parent)]
+def train_moments(films: Sequence[Examples], steps: int) -> Arrays:
+    """Weights of the first network, by the names of cascade.judge."""
+    examples = [pair for film in films for pair in film.moments if len(pair[0]) >= LENGTH]
+    sample = np.concatenate([x[::4] for x, _ in examples]).astype(np.float32)
+    mean, deviation = sample.mean(axis=0), sample.std(axis=0) + 1e-3
+    inputs = [torch.from_numpy((x.astype(np.float32) - mean) / deviation).half() for x, _ in examples]
+    targets = [torch.from_numpy(y) for _, y in examples]
     torch.manual_seed(0)
     random = np.random.default_rng(0)
     net = Net()
