@@ -1,6 +1,6 @@
 """Trains the two networks of `shots: cascade` and writes them into pipeline/shots/shots.npz.
 
-    python tests/benchmarks/shots/train_shots.py WEB --packages FOLDER... [--folds] [--out FILE] [--cache FOLDER] [--films 45]
+    python tests/benchmarks/shots/train_shots.py WEB --packages FOLDER... [--folds] [--out FILE] [--cache FOLDER]
 
 WEB is a folder of labelled clips, the folders of --packages hold unpacked packages: shot_examples.py lists the footage
 and its licences. The first network sees about 12 frames a second and says where transitions are (cascade.py); the
