@@ -220,8 +220,8 @@ class DiT(nn.Module):
         Training costs three times this; nothing recomputed, no latents and no text encoder counted.
         """
         d, n, frames, pixels = self.size.width, self.tokens(shape), shape[2], self.patch_in.in_features
-        seen = n if not self.factorised else n // frames + frames  # tokens that a token attends to
-        block = 2 * n * (4 * d * d + 2 * d * self.size.hidden) + 4 * n * seen * d  # qkv and out, MLP, self-attention
+        keys = n if not self.factorised else n // frames + frames  # tokens that a token attends to
+        block = 2 * n * (4 * d * d + 2 * d * self.size.hidden) + 4 * n * keys * d  # qkv and out, MLP, self-attention
         block += 2 * n * 4 * d * d if self.factorised else 0  # qkv and out along time
         block += 2 * n * 2 * d * d + 2 * words * 2 * d * d + 4 * n * words * d  # cross-attention
         text_width = self.text_width
@@ -232,7 +232,7 @@ class DiT(nn.Module):
     def rotary(self, frames: int, height: int, width: int, device: torch.device) -> tuple[Rope, Rope]:
         """Rotations of the tokens, and of the frames along time.
 
-        Factorised attention sees a frame at time 0 in space, as an image is seen, and time only along time.
+        Factorised attention sees a frame at time 0 in space, as it sees an image, and time only along time.
         """
         pairs = self.head_dim // 2
         side = self.head_dim // 6  # pairs for height and for width; the rest is for time

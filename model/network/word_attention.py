@@ -27,9 +27,9 @@ def _attend_words(
     n = tl.program_id(0) * queries + tl.arange(0, queries)
     j = tl.arange(0, keys)
     c = tl.arange(0, head)
-    there = (j < words)[:, None]
-    k = tl.load(k_at + (sample * words + j)[:, None] * k_step + number * head + c[None], there, 0.0)
-    v = tl.load(v_at + (sample * words + j)[:, None] * v_step + number * head + c[None], there, 0.0)
+    in_text = (j < words)[:, None]
+    k = tl.load(k_at + (sample * words + j)[:, None] * k_step + number * head + c[None], in_text, 0.0)
+    v = tl.load(v_at + (sample * words + j)[:, None] * v_step + number * head + c[None], in_text, 0.0)
     at = (sample * tokens + n)[:, None] * (heads * head) + number * head + c[None]
     mask = (n < tokens)[:, None]
     q = tl.load(q_at + at, mask, 0.0)
@@ -49,9 +49,9 @@ def _attend_words_backward(
     number = tl.program_id(1) % heads
     j = tl.arange(0, keys)
     c = tl.arange(0, head)
-    there = (j < words)[:, None]
-    k = tl.load(k_at + (sample * words + j)[:, None] * k_step + number * head + c[None], there, 0.0)
-    v = tl.load(v_at + (sample * words + j)[:, None] * v_step + number * head + c[None], there, 0.0)
+    in_text = (j < words)[:, None]
+    k = tl.load(k_at + (sample * words + j)[:, None] * k_step + number * head + c[None], in_text, 0.0)
+    v = tl.load(v_at + (sample * words + j)[:, None] * v_step + number * head + c[None], in_text, 0.0)
     dk = tl.zeros([keys, head], tl.float32)
     dv = tl.zeros([keys, head], tl.float32)
     for i in range(rounds):

@@ -25,7 +25,7 @@ from pipeline.config.recipe import from_dict
 from pipeline.config.video_models import resolved
 from pipeline.dataset.finish import damage
 from pipeline.media.video import MediaError, Video
-from pipeline.pack.shards import BLOCK, INDEX, index_path
+from pipeline.pack.shards import INDEX, TAR_BLOCK, index_path
 from pipeline.storage.store import Store
 from pipeline.tables.published import open_published, table_files
 
@@ -116,9 +116,9 @@ def _verify_clip(
     """Problems of the clip at `row` of the index; `clip` is its row of the tables."""
     data = {}
     for member, ending in (("media", row["media"]), ("text", "txt"), ("json", "json")):
-        file.seek(row[f"{member}_offset"] - BLOCK)
+        file.seek(row[f"{member}_offset"] - TAR_BLOCK)
         try:
-            header = tarfile.TarInfo.frombuf(file.read(BLOCK), "utf-8", "strict")
+            header = tarfile.TarInfo.frombuf(file.read(TAR_BLOCK), "utf-8", "strict")
         except tarfile.HeaderError:
             header = tarfile.TarInfo()
         if header.name != f"{row['key']}.{ending}" or header.size != row[f"{member}_size"]:

@@ -21,7 +21,7 @@ class Progress:
         for key, value in counts.items():
             self._counts[key] = self._counts.get(key, 0) + value
         if self._out.isatty():
-            self._out.write(f"\r\033[2K{self._line()}{self._left()}")
+            self._out.write(f"\r\033[2K{self._line()}{self._time_left()}")
             self._out.flush()
 
     def close(self) -> float:
@@ -40,7 +40,7 @@ class Progress:
         rate = self.amount / max(self.seconds, 1e-6)
         return f"{self._name:<9} {_amount(self.amount, self._measure):>12}  {counts}  ({RATES[self._measure](rate)})"
 
-    def _left(self) -> str:
+    def _time_left(self) -> str:
         if not self.amount:
             return ""
         remaining = self.seconds * (self._total - self.amount) / self.amount

@@ -72,15 +72,15 @@ def give_back() -> None:
 class _Claim:
     def __init__(self, store: Store, silent: float) -> None:
         self.store, self.name = store, f"{FOLDER}/{secrets.token_hex(8)}.json"
-        self._silent, self._said, self._last, self._lost = silent, 0, now(), False
+        self._silent, self._beats, self._last, self._lost = silent, 0, now(), False
         self._holds, self._writing = False, threading.Lock()
 
     def write(self, holds: bool = False) -> None:
         with self._writing:
             begun = now()
-            self._holds, self._said = self._holds or holds, self._said + 1
+            self._holds, self._beats = self._holds or holds, self._beats + 1
             who = f"process {os.getpid()} on {socket.gethostname()}"
-            content = {"who": who, "holds": self._holds, "said": self._said}
+            content = {"who": who, "holds": self._holds, "said": self._beats}
             self.store.write(self.name, json.dumps(content).encode())
             self._last = begun
 
