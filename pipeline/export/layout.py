@@ -48,12 +48,10 @@ def write_media(clip: Clip, path: Path) -> None:
             temporary.write_bytes(clip.data())
 
 
-def write_with_caption(clip: Clip, folder: Path, name: str | None = None) -> Path:
-    """Write NAME.mp4 (or .jpg) and NAME.txt to `folder`, where NAME is the clip's key; return the media's path."""
-    path = folder / (name or clip.name)
-    write_media(clip, path)
-    write_text(path.with_suffix(".txt"), clip.caption)
-    return path
+def write_with_caption(clip: Clip, folder: Path) -> None:
+    """Write KEY.mp4 (or .jpg) and KEY.txt to `folder`."""
+    write_media(clip, folder / clip.name)
+    write_text(folder / f"{clip.key}.txt", clip.caption)
 
 
 def link_shards(dataset: Dataset, out: Path) -> dict[str, Path]:
