@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"clipmill: {printable(str(error))}", file=sys.stderr)
         if status == 1 and argv[:1] == ["build"]:
-            print("what is done is kept: run the same command again to go on", file=sys.stderr)
+            print("finished work is kept: run the same command again to continue", file=sys.stderr)
         return status
 
 
@@ -175,7 +175,7 @@ def _exit_on_signals() -> Iterator[None]:
         while (number := os.read(numbers, 1)[0]) not in leaving:
             if number == 0:
                 return
-        os.write(stderr, b"\nstopped; what is done is kept: run the same command again to go on\n")
+        os.write(stderr, b"\nstopped; finished work is kept: run the same command again to continue\n")
         give_back()
         os._exit(130)
 

@@ -1,4 +1,4 @@
-"""Reading large tables in parts: one column over all rows, or all columns of a few rows."""
+"""Read large tables in parts: one column of all rows, or all columns of a few rows."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Columns:
         self.schema = pa.unify_schemas([*schemas, expected], promote_options="permissive")
 
     def table(self, *names: str) -> pa.Table:
-        """All rows, with these columns, or with all."""
+        """Read all rows with these columns, or with all columns."""
         wanted = pa.schema([self.schema.field(name) for name in names or self.schema.names])
         tables = [wanted.empty_table()]
         for name in self._files:
@@ -43,7 +43,7 @@ class Columns:
         return name in self.schema.names
 
     def rows(self, clip_ids: Collection[str]) -> dict[str, dict[str, Any]]:
-        """All columns of these clips, by clip_id."""
+        """Read all columns of these clips; return them by clip_id."""
         blank = dict.fromkeys(self.schema.names)
         return {row["clip_id"]: {**blank, **row} for row in rows_of(self._store, self._files, clip_ids)}
 
