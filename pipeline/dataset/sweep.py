@@ -52,7 +52,7 @@ def sweep(store: Store, recipe: Recipe, sources: pa.Table) -> None:
 
 
 def _sweep_scans(store: Store, recipe: Recipe, sources: pa.Table) -> set[str]:
-    """Delete and shorten fragments of the scan; return the names of the files of frames that stay."""
+    """Delete and shorten fragments of the scan; return the names of the frame files that stay."""
     current, wanted = fingerprints.scan_fingerprint(recipe), sources["source_id"].drop_null().combine_chunks()
     frames = set()
     for fragment in read_fragments(store, "state/scan"):
@@ -83,7 +83,7 @@ def _sweep_errors(store: Store, sources: pa.Table, frames: set[str]) -> None:
 
 
 def _forget(store: Store, fragment: Fragment, wanted: pa.Array, parts: Sequence[Mapping[str, Any]]) -> None:
-    """Rewrite a scan fragment, and the frames of its units, without the sources that are not wanted; `parts` stay."""
+    """Rewrite a scan fragment and the frames of its units without the sources that are not wanted; `parts` stay."""
     kept_keys = [part["key"] for part in parts]
     mixed = {part["unit"] for part in fragment.done["parts"] if part["key"] not in kept_keys}
     stay: dict[str, list[str]] = {part["unit"]: [] for part in parts if part["unit"] in mixed}
