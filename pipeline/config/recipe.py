@@ -118,7 +118,7 @@ class CaptionOptions:
     language: str = "English"  # of the captions; what other languages claim is not audited
     prefix: str = ""  # goes before every caption, a space apart: a trigger word
     suffix: str = ""  # goes behind every caption
-    batch: Count = 16
+    batch: Count = 64  # clips that are captioned and committed together
     audit: bool = True
 
 
