@@ -23,7 +23,8 @@ from filters.torchvision_ops import ensure_torchvision
 
 BATCH = 64  # pictures or texts a forward pass
 TOP = 10  # tags a frame
-RANDOM = frozenset({torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.erfinv_})  # what initializers call
+# Functions of torch.nn.init, and methods of tensors, that fill a tensor with random numbers.
+RANDOM = frozenset({"normal_", "uniform_", "trunc_normal_", "kaiming_normal_", "kaiming_uniform_", "xavier_uniform_"})
 
 
 class OpenClip:
@@ -148,7 +149,9 @@ class _NotInitialized(TorchFunctionMode):
     """Leaves out random initialization, which takes seconds on a CPU, where all weights are loaded afterwards."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return args[0] if func in RANDOM else func(*args, **(kwargs or {}))
+        if getattr(func, "__name__", "") in RANDOM:
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def _weights_id(model: str, pretrained: str) -> str:

@@ -118,7 +118,7 @@ class CaptionOptions:
     language: str = "English"  # of the captions; claims are audited in English only
     prefix: str = ""  # put before every caption with a space: a trigger word
     suffix: str = ""  # put after every caption with a space
-    batch: Count = 16
+    batch: Count = 64  # clips that are captioned and committed together
     audit: bool = True
 
 

@@ -27,7 +27,7 @@ from pipeline.config.video_models import resolved
 from pipeline.dataset.finish import damage
 from pipeline.media.sound import SoundReader
 from pipeline.media.video import MediaError, Video
-from pipeline.pack.shards import index_path, index_schema
+from pipeline.pack.shards import TAR_BLOCK, index_path, index_schema
 from pipeline.storage.store import Store
 from pipeline.tables.published import open_published, table_files
 

@@ -1,8 +1,7 @@
 """The local engine: threads of this process take units through the stages, without starting other services.
 
 Each thread takes one unit through all stages. Decoding happens in child processes and in libraries that release the
-interpreter lock, so a thread a core keeps the cores busy. Further threads wait for workers that need no core, such as
-a GPU's.
+interpreter lock, so a thread a core keeps the cores busy. Further threads carry the units that a GPU has.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ class LocalEngine:
             raise BuildStopped("the captioner ray_llm runs on Ray: build with --engine ray")
         pools = [_Workers(stage, self._size(stage)) for stage in stages]
         cores = threading.Semaphore(self._cores)
-        count = self._cores + sum(pool.room for pool in pools if not pool.stage.cpus)
+        count = self._cores + sum(pool.room for pool in pools if pool.stage.gpus)
         running: set[Future[list[UnitResult]]] = set()
         with _own_threads(), ThreadPoolExecutor(count) as threads:
             try:
@@ -141,7 +140,7 @@ def _carry(unit: Any, pools: Sequence[_Workers], cores: threading.Semaphore) -> 
     for pool in pools:
         if not isinstance(unit, pool.stage.takes):
             continue
-        with pool.borrowed() as worker, cores if pool.stage.cpus else contextlib.nullcontext():
+        with pool.borrowed() as worker, contextlib.nullcontext() if pool.stage.gpus else cores:
             answer = worker(unit)
         if isinstance(answer, UnitResult):
             return [*results, answer]

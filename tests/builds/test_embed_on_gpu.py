@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import GOLDEN_OPTIONS
+from light_recipe import GOLDEN_OPTIONS
 
 from filters.encoders.base import EncoderOutput
 from pipeline.config.recipe import Recipe, load_recipe

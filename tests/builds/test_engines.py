@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import os
+import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +79,45 @@ def test_the_local_engine_lends_each_worker_to_one_thread_and_makes_no_more_than
     results = list(LocalEngine(4).run(map(Number, range(30)), [Stage(Exclusive, (), Number, cpus=2.0)]))
     assert len(results) == 30
     assert len(made) == max(most) == 2
+
+
+class Meeting:
+    """Answers once three threads are in it at the same time."""
+
+    def __init__(self) -> None:
+        self._all = threading.Barrier(3, timeout=60)
+
+    def __call__(self, unit: Number) -> UnitResult:
+        self._all.wait()
+        return UnitResult("meeting", unit.value)
+
+
+def test_a_worker_gets_as_many_units_at_once_as_its_stage_says(engine):
+    stage = Stage(Meeting, (), Number, cpus=0.0, gpus=1.0, at_once=3)
+    if engine.name == "ray":  # has no GPU here
+        stage = replace(stage, cpus=1.0, gpus=0.0)
+    results = list(engine.run(map(Number, range(6)), [stage]))
+    assert sorted(result.amount for result in results) == [0, 1, 2, 3, 4, 5]
+
+
+class Mortal:
+    """Is killed by its first unit of the value 3, as the kernel does where memory is short."""
+
+    def __init__(self, mark: Path) -> None:
+        self._mark = mark
+
+    def __call__(self, unit: Number) -> UnitResult:
+        if unit.value == 3 and not self._mark.exists():
+            self._mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return UnitResult(str(os.getpid()), unit.value)
+
+
+def test_the_local_engine_runs_a_worker_in_a_process_of_its_own_and_again_where_it_was_killed(tmp_path):
+    stage = Stage(Mortal, (tmp_path / "killed",), Number, cpus=1.0, own_process=True)
+    results = list(LocalEngine(2).run(map(Number, range(6)), [stage]))
+    assert {int(result.of) for result in results}.isdisjoint({os.getpid()})
+    assert sorted(result.amount for result in results) == [0, 1, 2, 3, 4, 5]
 
 
 def test_the_local_engine_gives_back_the_threads_of_opencv_and_torch():
