@@ -107,13 +107,14 @@ class _ChildWorker:
 
     def __call__(self, unit: Any) -> Any:
         try:
-            return self._child.call(_in_child, self._stage, unit, deadline=CHILD_SECONDS)
+            # Unlike a child that decodes a source, this one reads only what earlier passes wrote: its pickles are ours.
+            return pickle.loads(self._child.call(_in_child, self._stage, unit, deadline=CHILD_SECONDS))
         except SandboxError as error:
             raise BuildStopped(f"{self._name}: {error}; what is done is kept: run the same command again") from error
 
 
-def _in_child(stage: bytes, unit: Any) -> Any:
-    return _worker_of_child(stage)(unit)
+def _in_child(stage: bytes, unit: Any) -> bytes:
+    return pickle.dumps(_worker_of_child(stage)(unit))
 
 
 @functools.cache
