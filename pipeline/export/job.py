@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config.video_models import VideoModel
-from pipeline.export.reader import Dataset
+from pipeline.export.reader import Clip, Dataset
 from pipeline.export.usability import Reads
 
 
@@ -23,6 +23,11 @@ class Job:
     size: tuple[int, int]
     videos: int
     stills: int
+    control: str = ""  # the companion that is written as control video: canny, depth ...
+
+    def clips(self) -> Iterator[Clip]:
+        """Yield every clip; with a control video, those that have one, and so no stills."""
+        return (clip for clip in self.dataset.clips() if not self.control or clip.has(self.control))
 
     @property
     def longest(self) -> int:
@@ -38,9 +43,11 @@ class Job:
 @dataclass(frozen=True)
 class Exporter:
     """How one trainer's layout is written. `write` returns what to do next, a line each; `model` is the video model
-    that the trainer is for, where there is only one; `reads` is None where nothing is dropped."""
+    that the trainer is for, where there is only one; `reads` is None where nothing is dropped; `takes_control` says
+    whether the layout has a place for control videos."""
 
     title: str
     write: Callable[[Job], list[str]]
     reads: Reads | None
     model: str | None = None
+    takes_control: bool = False

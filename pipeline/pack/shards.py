@@ -281,7 +281,7 @@ def _read_stored(stored: Stored, key: str, encoding: Mapping[str, Any], options:
             file.seek(stored.json_offset)
             document = json.loads(file.read(stored.json_size))
             video = encode.Encoded(data=data, **document["video"], sound=document.get("audio"))
-            others = {member: _member(file, *place) for member, place in sorted(stored.companions.items())}
+            others = {member: _member(file, *place) for member, place in stored.companions.items()}
     except (OSError, ValueError, KeyError, TypeError, tarfile.HeaderError):
         return None
     if document["clip_id"] != key or document["encoding"] != encoding or name != f"{key}.{video.media}":
@@ -321,12 +321,16 @@ def _write_tar(
             key, encoded = document["clip_id"], media[document["clip_id"]]
             video = {name: getattr(encoded, name) for name in VIDEO}
             sound = {name: value for name, value in (encoded.sound or {}).items() if value is not None}
+            whole = {**document, "video": video, **({"audio": sound} if sound else {})}
             members = {
                 "media": add(f"{key}.{encoded.media}", encoded.data),
                 "text": add(f"{key}.txt", document.get("caption", "").encode()),
-                "json": add(
-                    f"{key}.json", to_json({**document, "video": video, **({"audio": sound} if sound else {})})
-                ),
+                "json": add(f"{key}.json", to_json(whole)),
+                **{
+                    m: add(f"{key}.{end}", encoded.companions[m])
+                    for m, end in endings.items()
+                    if m in encoded.companions
+                },
             }
             where = {
                 f"{member}_{what}": value

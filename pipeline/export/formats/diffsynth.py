@@ -10,23 +10,29 @@ import shlex
 from collections.abc import Iterator
 
 from pipeline.export.job import Exporter, Job
-from pipeline.export.layout import write_csv, write_media, write_text
+from pipeline.export.layout import write_control, write_csv, write_media, write_text
 from pipeline.export.usability import Reads
 
 
 def write(job: Job) -> list[str]:
-    def rows() -> Iterator[tuple[str, str]]:
-        for clip in job.dataset.clips():
+    def rows() -> Iterator[tuple[str, ...]]:
+        for clip in job.clips():
             path = job.out / ("videos" if clip.media == "mp4" else "images") / clip.name
             write_media(clip, path)
-            yield path.relative_to(job.out).as_posix(), clip.caption
+            control = job.out / job.control / clip.name
+            if job.control:
+                write_control(clip, job.control, control)
+            names = [path, control] if job.control else [path]
+            yield *(name.relative_to(job.out).as_posix() for name in names), clip.caption
 
-    write_csv(job.out / "metadata.csv", ("video", "prompt"), rows())
+    files = ["video", "control_video"] if job.control else ["video"]
+    write_csv(job.out / "metadata.csv", (*files, "prompt"), rows())
     width, height = job.size
     arguments = {
         "dataset_base_path": job.out,
         "dataset_metadata_path": job.out / "metadata.csv",
-        "data_file_keys": "video",
+        "data_file_keys": ",".join(files),
+        **({"extra_inputs": "control_video"} if job.control else {}),
         "width": width,
         "height": height,
         "num_frames": job.longest,
@@ -37,4 +43,4 @@ def write(job: Job) -> list[str]:
     return [f"accelerate launch examples/wanvideo/model_training/train.py $(cat {job.out / 'arguments.txt'}) ..."]
 
 
-EXPORTER = Exporter("DiffSynth-Studio", write, Reads(converts=False, stills=True))
+EXPORTER = Exporter("DiffSynth-Studio", write, Reads(converts=False, stills=True), takes_control=True)

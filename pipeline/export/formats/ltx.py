@@ -10,23 +10,28 @@ import shlex
 from collections.abc import Iterator
 
 from pipeline.export.job import Exporter, Job
-from pipeline.export.layout import write_json_list, write_media, write_text
+from pipeline.export.layout import write_control, write_json_list, write_media, write_text
 from pipeline.export.usability import Reads
 
 
 def write(job: Job) -> list[str]:
     def rows() -> Iterator[dict[str, str]]:
-        for clip in job.dataset.clips():
+        for clip in job.clips():
             path = job.out / ("videos" if clip.media == "mp4" else "images") / clip.name
             write_media(clip, path)
-            yield {"caption": clip.caption, "video": path.relative_to(job.out).as_posix()}
+            row = {"caption": clip.caption, "video": path.relative_to(job.out).as_posix()}
+            if job.control:
+                write_control(clip, job.control, job.out / job.control / clip.name)
+                row["reference_video"] = f"{job.control}/{clip.name}"
+            yield row
 
     write_json_list(job.out / "dataset.json", rows())
     width, height = job.size
     buckets = ";".join(f"{width}x{height}x{frames}" for frames in [*([1] if job.stills else []), *job.frames])
     command = [
         *("python", "scripts/process_dataset.py", str(job.out / "dataset.json"), "--resolution-buckets", buckets),
-        *("--skip-audio", "--output-dir", str(job.out / ".precomputed")),
+        *([] if job.dataset.info["recipe"]["pack"].get("audio") == "keep" else ["--skip-audio"]),
+        *("--output-dir", str(job.out / ".precomputed")),
     ]
     where = '--model-path "$1" --text-encoder-path "$2"'
     text = "#!/bin/sh\n# usage: preprocess.sh MODEL.safetensors TEXT_ENCODER, in packages/ltx-trainer\n"
@@ -35,4 +40,4 @@ def write(job: Job) -> list[str]:
     return [f"sh {shlex.quote(str(job.out / 'preprocess.sh'))} MODEL TEXT_ENCODER", *batch]
 
 
-EXPORTER = Exporter("LTX-2 trainer", write, Reads(converts=False, stills=True), "ltx")
+EXPORTER = Exporter("LTX-2 trainer", write, Reads(converts=False, stills=True), "ltx", takes_control=True)

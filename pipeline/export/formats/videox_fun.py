@@ -10,21 +10,25 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipeline.export.job import Exporter, Job
-from pipeline.export.layout import write_json_list, write_media, write_text
+from pipeline.export.layout import write_control, write_json_list, write_media, write_text
 from pipeline.export.usability import Reads
 
 
 def write(job: Job) -> list[str]:
     def rows() -> Iterator[dict[str, Any]]:
-        for clip in job.dataset.clips():
+        for clip in job.clips():
             path = job.out / ("videos" if clip.media == "mp4" else "images") / clip.name
             write_media(clip, path)
+            control = job.out / job.control / clip.name
+            if job.control:
+                write_control(clip, job.control, control)
             yield {
                 "file_path": path.relative_to(job.out).as_posix(),
                 "text": clip.caption,
                 "type": "video" if clip.media == "mp4" else "image",
                 "width": clip.width,
                 "height": clip.height,
+                **({"control_file_path": control.relative_to(job.out).as_posix()} if job.control else {}),
             }
 
     write_json_list(job.out / "metadata.json", rows())
@@ -41,4 +45,4 @@ def write(job: Job) -> list[str]:
     return [f"accelerate launch scripts/wan2.1/train_lora.py $(cat {job.out / 'arguments.txt'}) ..."]
 
 
-EXPORTER = Exporter("VideoX-Fun", write, Reads(converts=False, stills=True))
+EXPORTER = Exporter("VideoX-Fun", write, Reads(converts=False, stills=True), takes_control=True)

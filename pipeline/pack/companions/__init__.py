@@ -35,17 +35,22 @@ def identities(options: PackOptions) -> dict[str, Mapping[str, Any]]:
 
 
 def endings(options: PackOptions) -> dict[str, str]:
-    """Return the members that companions add to a sample, in order: prefix of the index's columns, ending of KEY."""
-    return {member: end for companion in load_companions(options).values() for member, end in companion.endings.items()}
+    """Return the members that companions add to a sample, in order: prefix of the index's columns, ending of KEY.
+    Raises OptionError for an unknown companion."""
+    return {member: end for name in sorted(options.companions) for member, end in _class(name).endings.items()}
 
 
 @functools.cache
 def _load(name: str, options: str) -> Companion:
-    if name not in COMPANIONS:
-        raise OptionError(f"pack.companions: unknown {name!r}{nearest(name, COMPANIONS)}")
-    module, _, attribute = COMPANIONS[name].partition(":")
     try:
-        companion: Companion = getattr(importlib.import_module(module), attribute)(**json.loads(options))
+        companion: Companion = _class(name)(**json.loads(options))
     except (TypeError, ValueError, OSError) as error:
         raise OptionError(f"pack.companions.{name}: {error}") from error
     return companion
+
+
+def _class(name: str) -> Any:
+    if name not in COMPANIONS:
+        raise OptionError(f"pack.companions: unknown {name!r}{nearest(name, COMPANIONS)}")
+    module, _, attribute = COMPANIONS[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
