@@ -19,8 +19,10 @@ import videos
 
 from filters.torchvision_ops import ensure_torchvision
 from pipeline.config.recipe import PackOptions, Recipe, RecipeError, SelectOptions
+from pipeline.media.packed_clip import PackedClip
 from pipeline.media.video import Video
 from pipeline.pack.companions import load_companions
+from pipeline.pack.companions.depth import Depth
 from pipeline.pack.parts import join_parts
 from pipeline.pack.shards import ShardPlan, index_path, index_schema, plan_shards, stored_clips, write_shard
 from pipeline.selection.select import select
@@ -83,9 +85,9 @@ def members_of(tar: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def written(kept: pa.Table, depth_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[ShardPlan, Path]:
+def written(kept: pa.Table, tmp_path_factory: pytest.TempPathFactory) -> tuple[ShardPlan, Path]:
     folder = tmp_path_factory.mktemp("dataset")
-    plan = plan_of(kept, {"first_last": {}, "canny": {"low": 50}, "depth": {"model": str(depth_model)}})
+    plan = plan_of(kept, {"first_last": {}, "canny": {"low": 50}})
     assert write_shard(plan, folder).failures == []
     return plan, folder
 
@@ -95,11 +97,9 @@ def test_companions_have_the_size_frames_and_times_of_their_clip(written: tuple[
     members = members_of(folder / plan.path)
     for key in plan.rows()["clip_id"].to_pylist():
         clip = frames_of(members[f"{key}.mp4"])
-        for name in ("canny", "depth"):
-            companion = frames_of(members[f"{key}.{name}.mp4"])
-            assert [time for time, _ in companion] == [time for time, _ in clip]
-            assert companion[0][1].shape == clip[0][1].shape
         canny = frames_of(members[f"{key}.canny.mp4"])
+        assert [time for time, _ in canny] == [time for time, _ in clip]
+        assert canny[0][1].shape == clip[0][1].shape
         for (_, picture), (_, edges) in list(zip(clip, canny, strict=True))[::5]:
             expected = cv2.Canny(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), 50, 200) > 0
             assert expected.mean() > 0.01
@@ -113,14 +113,17 @@ def test_depth_is_what_the_model_says_scaled_to_the_range_of_the_clip(
     written: tuple[ShardPlan, Path], depth_model: Path
 ) -> None:
     plan, folder = written
-    members, key = members_of(folder / plan.path), plan.rows()["clip_id"][0].as_py()
-    pictures = [picture for _, picture in frames_of(members[f"{key}.mp4"])]
+    clip = members_of(folder / plan.path)[f"{plan.rows()['clip_id'][0].as_py()}.mp4"]
+    pictures = [picture for _, picture in frames_of(clip)]
+    depth_video = Depth(str(depth_model)).make(PackedClip(clip, plan.options))["depth"]
+    assert Depth(str(depth_model)).make(PackedClip(clip, plan.options))["depth"] == depth_video
+    assert [time for time, _ in frames_of(depth_video)] == [time for time, _ in frames_of(clip)]
     network = transformers.DPTForDepthEstimation.from_pretrained(depth_model)
     processor = transformers.DPTImageProcessor.from_pretrained(depth_model)
     with torch.inference_mode():
         depth = network(**processor(images=pictures, return_tensors="pt")).predicted_depth.numpy()
     scaled = 255 * (depth - depth.min()) / (depth.max() - depth.min())
-    packed = np.stack([picture[..., 0] for _, picture in frames_of(members[f"{key}.depth.mp4"])])
+    packed = np.stack([picture[..., 0] for _, picture in frames_of(depth_video)])
     height, width = packed.shape[1:]
     expected = np.stack([cv2.resize(picture, (width, height)) for picture in scaled])
     assert expected.std() > 10
@@ -135,7 +138,7 @@ def test_the_index_finds_companions_and_they_are_copied_to_parts_and_shards(
     assert index.schema.remove_metadata() == index_schema(plan.options)
     data, members = (folder / plan.path).read_bytes(), members_of(folder / plan.path)
     for row in index.to_pylist():
-        for member, ending in (("first", "first.jpg"), ("canny", "canny.mp4"), ("depth", "depth.mp4")):
+        for member, ending in (("first", "first.jpg"), ("last", "last.jpg"), ("canny", "canny.mp4")):
             place = data[row[f"{member}_offset"] :][: row[f"{member}_size"]]
             assert place == members[f"{row['key']}.{ending}"]
     reuse = stored_clips(Store(str(folder)), [plan.path], index["key"])
