@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config.video_models import VideoModel
+from pipeline.export.layout import write_control, write_media
 from pipeline.export.reader import Clip, Dataset
 from pipeline.export.usability import Reads
 
@@ -28,6 +29,17 @@ class Job:
     def clips(self) -> Iterator[Clip]:
         """Yield every clip; with a control video, those that have one, and so no stills."""
         return (clip for clip in self.dataset.clips() if not self.control or clip.has(self.control))
+
+    def media(self, stills: bool = False, below: str = "") -> Iterator[tuple[str, Clip]]:
+        """Write the clips' files to videos/, and with `stills` to images/, in the folder `below` of `out`. Yield each
+        file's path in that folder, and its clip. Control videos go to a folder named like the companion."""
+        for clip in self.clips():
+            if stills or clip.media == "mp4":
+                path = f"{'videos' if clip.media == 'mp4' else 'images'}/{clip.name}"
+                write_media(clip, self.out / below / path)
+                if self.control:
+                    write_control(clip, self.control, self.out / below / self.control / clip.name)
+                yield path, clip
 
     @property
     def longest(self) -> int:

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.config.recipe import PackOptions
-from pipeline.pack.shards import BLOCK, ShardResult, estimated_bytes, index_path, result_of, write_index
+from pipeline.pack.shards import TAR_BLOCK, ShardResult, estimated_bytes, index_path, result_of, write_index
 from pipeline.storage.store import Store, atomic
 from pipeline.tables.fragments import fingerprint
 
@@ -78,7 +78,7 @@ def join_parts(store: Store, tars: Sequence[str], name: str, path: str, folder: 
                 rows.append(_moved(row, size))
                 digest.update(data)
                 size += out.write(data)
-            end = bytes(2 * BLOCK + -(size + 2 * BLOCK) % RECORD)
+            end = bytes(2 * TAR_BLOCK + -(size + 2 * TAR_BLOCK) % RECORD)
             digest.update(end)
             size += out.write(end)
         seconds = sum(row["duration"] for row in rows)
@@ -91,8 +91,8 @@ def _copied(store: Store, samples: Sequence[tuple[dict[str, Any], str]]) -> Iter
     """Yield the blocks of each sample's members, and its row with offsets into them."""
     for row, tar in samples:
         members = [name.removesuffix("_offset") for name, at in row.items() if name.endswith("_offset") and at]
-        start = min(row[f"{member}_offset"] for member in members) - BLOCK
-        end = max(row[f"{member}_offset"] + -(-row[f"{member}_size"] // BLOCK) * BLOCK for member in members)
+        start = min(row[f"{member}_offset"] for member in members) - TAR_BLOCK
+        end = max(row[f"{member}_offset"] + -(-row[f"{member}_size"] // TAR_BLOCK) * TAR_BLOCK for member in members)
         with store.open(tar) as file:
             file.seek(start)
             data = file.read(end - start)

@@ -59,7 +59,7 @@ STILL = 20.0  # frames of video that take as many bytes as a still image
 FULL = math.sqrt(2)  # factor of the target size at which a shard is split in two, so that sizes centre on the target
 VIDEO = ("media", "frames", "fps", "width", "height", "duration")  # of Encoded, in KEY.json and the index
 META = b"clipmill"  # key of the index file's metadata: the ShardResult
-BLOCK = 512  # bytes of a tar block
+TAR_BLOCK = 512  # bytes of a tar block
 
 
 @dataclass(frozen=True)
@@ -270,7 +270,7 @@ def estimated_bytes(clips: pa.Table, options: PackOptions) -> np.ndarray:
     if options.fps:
         seconds = clips["end"].to_numpy() - clips["start"].to_numpy()
         frames = np.where(frames > 1, seconds * options.fps, frames)
-    return pixels * np.where(frames > 1, frames, STILL) * BITS_A_PIXEL[options.preset] / 8 + 4 * BLOCK
+    return pixels * np.where(frames > 1, frames, STILL) * BITS_A_PIXEL[options.preset] / 8 + 4 * TAR_BLOCK
 
 
 def _read_stored(stored: Stored, key: str, encoding: Mapping[str, Any], options: PackOptions) -> encode.Encoded | None:
@@ -294,8 +294,8 @@ def _read_stored(stored: Stored, key: str, encoding: Mapping[str, Any], options:
 
 def _member(file: BinaryIO, offset: int, size: int) -> tuple[str, bytes]:
     """Return the name and data of a member of a tar. Raises ValueError or HeaderError if it is another one."""
-    file.seek(offset - BLOCK)
-    header, data = tarfile.TarInfo.frombuf(file.read(BLOCK), "utf-8", "strict"), file.read(size)
+    file.seek(offset - TAR_BLOCK)
+    header, data = tarfile.TarInfo.frombuf(file.read(TAR_BLOCK), "utf-8", "strict"), file.read(size)
     if not header.size == len(data) == size:
         raise ValueError("the member has another size")
     return header.name, data
@@ -315,7 +315,7 @@ def _write_tar(
             member = tarfile.TarInfo(name)
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
-            return tar.offset - -(-len(data) // BLOCK) * BLOCK, len(data)
+            return tar.offset - -(-len(data) // TAR_BLOCK) * TAR_BLOCK, len(data)
 
         for document in samples:
             key, encoded = document["clip_id"], media[document["clip_id"]]

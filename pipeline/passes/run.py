@@ -1,4 +1,4 @@
-"""Running passes: pending units go through an engine, with a progress line, sums in stats/ and a stop on faults."""
+"""Run passes: send pending units through an engine, print progress, keep sums in stats/, and stop on faults."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import pickle
 import sys
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,10 +26,10 @@ SHARED_SECONDS = 10.0  # delay with which a network file system may show another
 
 
 def run_passes(passes: Sequence[Pass], snapshot: Snapshot, engine: Engine, totals: dict[str, Any]) -> bool:
-    """Run passes of which each hands its units on to the next; return whether there was anything to do.
+    """Run passes that hand their units on to each other; return whether there was anything to do.
 
-    `totals` are the entries of dataset.json's `passes` for this build, which are continued. Raises BuildStopped where a
-    worker says that it cannot go on, and what `Engine.run` raises.
+    `totals` are the entries of dataset.json's `passes` for this build; they are continued. Raises BuildStopped where a
+    worker cannot continue, and what `Engine.run` raises.
     """
     store, recipe = snapshot.store, snapshot.recipe
     workers = engine.machine().cpus
@@ -54,7 +54,7 @@ def run_passes(passes: Sequence[Pass], snapshot: Snapshot, engine: Engine, total
                 whole = {"total": amount, "measure": passes[0].measure} if name == passes[0].name else {}
                 store.write(f"stats/{name}.json", json.dumps(totals[name] | whole, indent=2, sort_keys=True).encode())
 
-    saved, hits = 0.0, Counter[str]()
+    saved, hits = 0.0, defaultdict[str, set[str]](set)  # sources that each unforeseen exception hit
     try:
         for result in engine.run(units, stages):
             check_shared(result)
@@ -62,8 +62,10 @@ def run_passes(passes: Sequence[Pass], snapshot: Snapshot, engine: Engine, total
             if result.of == passes[0].name:
                 progress.add(result.amount, result.counts)
             engine.publish(result, amount - progress.amount if result.of == passes[0].name else 0.0)
-            hits.update(result.unforeseen)
-            if problem := result.problem or why_stop(hits, len(snapshot.files)):
+            for place, sources in result.unforeseen.items():
+                hits[place].update(sources)
+            counts = {place: len(sources) for place, sources in hits.items()}
+            if problem := result.problem or why_stop(counts, len(snapshot.files)):
                 raise BuildStopped(problem)
             if progress.seconds - saved > SAVE_SECONDS:
                 save()
@@ -77,15 +79,16 @@ def run_passes(passes: Sequence[Pass], snapshot: Snapshot, engine: Engine, total
     save()
     if hits:
         where = store.path(FOLDER)
-        name = passes[0].name
+        count = len(set().union(*hits.values()))
         print(
-            f"{name}: {hits.total():,} sources met an error in the program; tracebacks are in {where}", file=sys.stderr
+            f"{passes[0].name}: {count:,} sources met an error in the program; tracebacks are in {where}",
+            file=sys.stderr,
         )
     return True
 
 
 def _shared_check(store: Store) -> Callable[[UnitResult], None]:
-    """A function that raises BuildStopped for the result of a unit whose fragment this machine does not see."""
+    """Return a function that raises BuildStopped for a result whose fragment this machine cannot see."""
     if store.local is None:
         return lambda result: None
     folder = store.local

@@ -7,26 +7,19 @@ shorter file has. Source: diffsynth/core/data/unified_dataset.py.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
 
 from pipeline.export.job import Exporter, Job
-from pipeline.export.layout import write_control, write_csv, write_media, write_text
+from pipeline.export.layout import write_csv, write_text
 from pipeline.export.usability import Reads
 
 
 def write(job: Job) -> list[str]:
-    def rows() -> Iterator[tuple[str, ...]]:
-        for clip in job.clips():
-            path = job.out / ("videos" if clip.media == "mp4" else "images") / clip.name
-            write_media(clip, path)
-            control = job.out / job.control / clip.name
-            if job.control:
-                write_control(clip, job.control, control)
-            names = [path, control] if job.control else [path]
-            yield *(name.relative_to(job.out).as_posix() for name in names), clip.caption
-
     files = ["video", "control_video"] if job.control else ["video"]
-    write_csv(job.out / "metadata.csv", (*files, "prompt"), rows())
+    rows = (
+        (path, *([f"{job.control}/{clip.name}"] if job.control else []), clip.caption)
+        for path, clip in job.media(stills=True)
+    )
+    write_csv(job.out / "metadata.csv", (*files, "prompt"), rows)
     width, height = job.size
     arguments = {
         "dataset_base_path": job.out,
