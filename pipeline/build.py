@@ -17,6 +17,7 @@ from pipeline.dataset.sweep import retire, sweep
 from pipeline.dataset.unchanged import is_unchanged, note_unchanged
 from pipeline.engine.base import Engine, NodesLost
 from pipeline.engine.choice import EngineName, EngineNeeds, check_engine, open_engine
+from pipeline.pack.companions import load_companions
 from pipeline.passes.caption import with_listed_captions
 from pipeline.passes.identify import as_last_seen, identify_units
 from pipeline.passes.pack import with_shards
@@ -75,6 +76,7 @@ def build(
     store = Store(out)
     check_folder(store)
     fingerprints.check(recipe)
+    load_companions(recipe.pack)
     needs = EngineNeeds(
         size=sum(file.size or 0 for file in files),
         gpu=any(each.uses_gpu(recipe) for each in PASSES),

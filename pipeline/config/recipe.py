@@ -142,6 +142,7 @@ class PackOptions:
     model: str | None = None  # sets fps and frames to what this video model is trained at: wan2.1, ltx, hunyuan ...
     hdr: Literal["tonemap", "reject"] = "tonemap"  # PQ and HLG sources: convert clips to BT.709, or reject them
     audio: Literal["drop", "keep"] = "drop"  # keep: the clip's sound, as AAC in its mp4
+    companions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # first_last, canny, depth -> its options
     shard_mb: Amount = 256.0
 
 

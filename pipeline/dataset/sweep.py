@@ -23,10 +23,9 @@ from pipeline.tables.published import RETIRED
 
 
 def retire(store: Store, info: Mapping[str, Any], shards: Sequence[ShardResult]) -> None:
-    """Move tables and shards that dataset.json (`info`) does not name to RETIRED, where readers of the dataset as it
-    was before find them (`open_published`) and others do not. Of `shards` the index stays, also where there is no tar.
-    Delete the parts of shards that are no longer planned.
-    """
+    """Move tables and shards that dataset.json (`info`) does not name to RETIRED, where only readers of the previous
+    dataset look (`open_published`). The index of each of `shards` stays, also where there is no tar. Delete the parts
+    of shards."""
     named = {*files_of(info), *(shard.path.removesuffix(".tar") + ".parquet" for shard in shards)}
     for folder in ("tables/clips", "tables/sources", "shards"):
         for name in store.list(folder):
@@ -36,9 +35,9 @@ def retire(store: Store, info: Mapping[str, Any], shards: Sequence[ShardResult])
 
 
 def sweep(store: Store, recipe: Recipe, sources: pa.Table) -> None:
-    """Delete scans under other options or of removed sources, with their frames; and retired files but those of the
-    dataset before this one. Runs after `retire`, and only where no source was out of reach: files of a server that is
-    down now may be needed by the next build."""
+    """Delete scans of removed sources or under other options, with their frames; and retired files, except those of the
+    previous dataset. Call it after `retire`, and only if every source could be read: the next build may need the files
+    of a server that is down now."""
     frames = _sweep_scans(store, recipe, sources)
     _sweep_errors(store, sources, frames)
     if store.local:

@@ -27,6 +27,7 @@ from pipeline.config.video_models import resolved
 from pipeline.dataset.finish import damage
 from pipeline.media.sound import SoundReader
 from pipeline.media.video import MediaError, Video
+from pipeline.pack.companions import endings
 from pipeline.pack.shards import TAR_BLOCK, index_path, index_schema
 from pipeline.storage.store import Store
 from pipeline.tables.published import open_published, table_files
@@ -90,7 +91,7 @@ def _mapped(jobs: Sequence[Any], workers: int) -> Iterator[tuple[list[str], list
 
 
 def _verify_shard(job: tuple[Store, Mapping[str, Any], pa.Table, PackOptions]) -> tuple[list[str], list[str]]:
-    """Keys and problems of one shard."""
+    """Return keys and problems of one shard."""
     store, shard, clips, options = job
     cv2.setNumThreads(1)
     try:
@@ -103,7 +104,7 @@ def _verify_shard(job: tuple[Store, Mapping[str, Any], pa.Table, PackOptions]) -
             problems = [] if digest == shard["sha256"] else ["its checksum is not the one in dataset.json"]
             rows = {row["clip_id"]: row for row in _chosen(clips, index["key"]).to_pylist()}
             for row in index.to_pylist():
-                wrong = _verify_clip(file, row, rows.get(row["key"]), options.fps)
+                wrong = _verify_clip(file, row, rows.get(row["key"]), options)
                 problems += [f"{row['key']}: {text}" for text in wrong]
             problems += _verify_members(file, index)
     except (OSError, pa.ArrowException) as error:
@@ -114,11 +115,15 @@ def _verify_shard(job: tuple[Store, Mapping[str, Any], pa.Table, PackOptions]) -
 
 
 def _verify_clip(
-    file: BinaryIO, row: Mapping[str, Any], clip: Mapping[str, Any] | None, fps: float | None
+    file: BinaryIO, row: Mapping[str, Any], clip: Mapping[str, Any] | None, options: PackOptions
 ) -> Iterator[str]:
     """Return the problems of the clip at `row` of the index; `clip` is its row of the tables."""
     data = {}
-    for member, ending in (("media", row["media"]), ("text", "txt"), ("json", "json")):
+    companions = endings(options) if row["media"] == "mp4" else {}
+    for member, ending in {"media": row["media"], "text": "txt", "json": "json", **companions}.items():
+        if row[f"{member}_offset"] is None:
+            yield f"it has no .{ending}"
+            return
         file.seek(row[f"{member}_offset"] - TAR_BLOCK)
         try:
             header = tarfile.TarInfo.frombuf(file.read(TAR_BLOCK), "utf-8", "strict")
@@ -132,6 +137,10 @@ def _verify_clip(
         decoded, wanted = _decoded(data["media"], row["media"]), (row["frames"], row["width"], row["height"])
         if decoded != wanted:
             yield "{} frames of {}x{}, where the index says {} of {}x{}".format(*decoded, *wanted)
+        for member, ending in companions.items():
+            media = ending.rpartition(".")[2]
+            if (decoded := _decoded(data[member], media)) != (wanted if media == "mp4" else (1, *wanted[1:])):
+                yield "its .{} has {} frames of {}x{}".format(ending, *decoded)
         if "has_audio" in row and _has_whole_sound(data["media"], row["duration"]) != row["has_audio"]:
             yield "it has sound where the index says that it has none, or none where it has some"
     except MediaError as error:
@@ -141,7 +150,7 @@ def _verify_clip(
         return
     if data["text"].decode() != (clip["caption"] or ""):
         yield "its text is not the caption in the tables"
-    planned = clip.get("pack_frames") or (clip["frames"] if fps is None else None)
+    planned = clip.get("pack_frames") or (clip["frames"] if options.fps is None else None)
     if planned and row["frames"] != planned:
         yield f"{row['frames']} frames, where the tables say {planned}"
     try:
@@ -158,7 +167,8 @@ def _verify_members(file: BinaryIO, index: pa.Table) -> list[str]:
             count = sum(1 for _ in tar)
     except tarfile.TarError as error:
         return [f"not a tar: {error}"]
-    return [] if count == 3 * len(index) else [f"{count} members, where the index has {len(index)} clips"]
+    members = sum(len(index) - index[name].null_count for name in index.column_names if name.endswith("_offset"))
+    return [] if count == members else [f"{count} members, where the index has {members} of {len(index)} clips"]
 
 
 def _decoded(data: bytes, media: str) -> tuple[int, int, int]:

@@ -71,6 +71,14 @@ class Clip:
         lines = [one_line(text) for texts in given.values() for text in texts]
         return [text for text in dict.fromkeys([self.caption, *lines]) if text]
 
+    def has(self, companion: str) -> bool:
+        """Whether the clip has a companion of this name: first, canny ..."""
+        return self._places.get(f"{companion}_size") is not None
+
+    def companion(self, name: str) -> bytes:
+        """The file of a companion that it has."""
+        return self._member(name)
+
     def place(self, member: str) -> tuple[int, int]:
         """Return offset and size in the tar of a member's data: `media`, `text` or `json`."""
         return self._places[f"{member}_offset"], self._places[f"{member}_size"]

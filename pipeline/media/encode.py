@@ -6,7 +6,7 @@ import itertools
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any, Literal
 
@@ -54,6 +54,7 @@ ENCODERS: dict[str, tuple[str, dict[str, str]]] = {
     "av1 fast_loading": ("libsvtav1", {"preset": "8", "crf": "32", "g": "24", "svtav1-params": SVT + ":fast-decode=2"}),
     "av1 small": ("libsvtav1", {"preset": "6", "crf": "34", "g": "240", "svtav1-params": SVT}),
 }
+MP4 = {"movflags": "+faststart", "fflags": "+bitexact"}  # options of the muxer
 os.environ.setdefault("SVT_LOG", "0")  # otherwise the AV1 encoder logs every clip to standard error
 
 
@@ -82,7 +83,7 @@ class Cut:
 @dataclass(frozen=True)
 class Encoded:
     """A finished sample. `fps` is the mean rate, 0 for a still image; `duration` is in seconds. `sound` has the columns
-    of `no_sound` where sound was asked for."""
+    of `no_sound` where sound was asked for; `companions` are further files by member."""
 
     data: bytes
     media: Literal["mp4", "jpg"]
@@ -92,6 +93,7 @@ class Encoded:
     height: int
     duration: float
     sound: Mapping[str, Any] | None = None
+    companions: Mapping[str, bytes] = field(default_factory=dict)
 
 
 class SpanReader:
@@ -200,11 +202,10 @@ def _write_mp4(
     first = next(frames, None)
     if first is None:
         raise MediaError("no frame in the span")
-    flags = {"movflags": "+faststart", "fflags": "+bitexact"}
     exact = {"movie_timescale": str(sound.rate)} if sound else {}  # for the length of the edit list, in samples
-    with av.open(path, "w", format="mp4", options=flags | exact) as container:
+    with av.open(path, "w", format="mp4", options=MP4 | exact) as container:
         stream: Any = container.add_stream(encoder[0], rate=rate, options=encoder[1])
-        _describe(stream.codec_context, cut.size, base)
+        describe(stream.codec_context, cut.size, base)
         count = 0
         sound_packets = encode_sound(container, sound) if sound else []
         shown, pts = first
@@ -227,7 +228,7 @@ def _mux(container: Any, pictures: list[Any], sound: list[Any]) -> None:
         container.mux(packet)
 
 
-def _describe(context: Any, size: tuple[int, int], base: Fraction) -> None:
+def describe(context: Any, size: tuple[int, int], base: Fraction) -> None:
     """Set the encoder's input format and the colour tags that it writes."""
     context.width, context.height = size
     context.pix_fmt = "yuv420p"

@@ -12,8 +12,10 @@ from typing import Any
 from pipeline.config.recipe import PackOptions, ScanOptions, SourceOptions
 from pipeline.media import encode
 from pipeline.media.faults import is_machine_fault
+from pipeline.media.packed_clip import PackedClip
 from pipeline.media.sound import SoundReader
 from pipeline.media.video import MediaError, Video
+from pipeline.pack.companions import load_companions
 from pipeline.selection.buckets import bucket_size
 from pipeline.sources.discover import open_media
 from pipeline.sources.source_sandbox import SourceSandbox
@@ -86,7 +88,12 @@ def encode_clip(row: Mapping[str, Any], options: PackOptions, sources: SourceOpt
         raise
     if not options.fps and encoded.frames != row["frames"]:
         raise MediaError(f"{encoded.frames} frames could be decoded where the scan saw {row['frames']}")
-    return encoded
+    if not options.companions or encoded.media != "mp4":
+        return encoded
+    clip, members = PackedClip(encoded.data, options), {}
+    for companion in load_companions(options).values():
+        members.update(companion.make(clip))
+    return replace(encoded, companions=members)
 
 
 def _readers(uri: str, sources: SourceOptions) -> tuple[encode.SpanReader, SoundReader]:

@@ -90,7 +90,7 @@ def join_parts(store: Store, tars: Sequence[str], name: str, path: str, folder: 
 def _copied(store: Store, samples: Sequence[tuple[dict[str, Any], str]]) -> Iterator[tuple[bytes, dict[str, Any]]]:
     """Yield the blocks of each sample's members, and its row with offsets into them."""
     for row, tar in samples:
-        members = [name.removesuffix("_offset") for name in row if name.endswith("_offset")]
+        members = [name.removesuffix("_offset") for name, at in row.items() if name.endswith("_offset") and at]
         start = min(row[f"{member}_offset"] for member in members) - TAR_BLOCK
         end = max(row[f"{member}_offset"] + -(-row[f"{member}_size"] // TAR_BLOCK) * TAR_BLOCK for member in members)
         with store.open(tar) as file:
@@ -103,4 +103,4 @@ def _copied(store: Store, samples: Sequence[tuple[dict[str, Any], str]]) -> Iter
 
 def _moved(row: dict[str, Any], by: int) -> dict[str, Any]:
     """Return a row of INDEX for a sample that lies `by` bytes further on."""
-    return {name: value + by if name.endswith("_offset") else value for name, value in row.items()}
+    return {name: value + by if name.endswith("_offset") and value else value for name, value in row.items()}

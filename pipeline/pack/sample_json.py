@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from pipeline.config.recipe import PackOptions
 from pipeline.media import encode, sound
+from pipeline.pack.companions import identities
 from pipeline.selection.buckets import bucket_size
 from pipeline.tables.fragments import fingerprint
 
@@ -28,7 +29,7 @@ INTERNAL = (  # columns that only the build uses
     *("scored", "embedding", "frame_embeddings", "phash"),
 )
 DECIDED = ("keep", "rejected_by", "duplicates_of", "dropped", "bucket", "split", "shard")
-ADDED = {"audio": "drop"}  # options that do not change a shard while they have these values
+ADDED = {"audio": "drop", "companions": {}}  # options that do not change a shard while they have these values
 LICENCES = ("licence", "license", "rights")  # columns of the user's lists that may hold a licence
 TEXTS = (
     "clip_id",
@@ -103,8 +104,7 @@ def content(rows: pa.Table, options: PackOptions) -> str:
     given = dataclasses.asdict(options)
     for name in [name for name, off in ADDED.items() if given[name] == off]:
         del given[name]
-    versions = _versions() | ({"sound": sound.VERSION} if options.audio == "keep" else {})
-    return fingerprint(digest.hexdigest(), given, versions, VERSION)
+    return fingerprint(digest.hexdigest(), given, _versions() | _added(options), VERSION)
 
 
 def _add(digest: Any, values: pa.Array) -> None:
@@ -136,8 +136,14 @@ def encoding(row: Mapping[str, Any], options: PackOptions) -> dict[str, Any]:
         "height": height,
         "crop": [row["crop_x"], row["crop_y"], row["crop_w"], row["crop_h"]],
         **({"frames": row["pack_frames"]} if row.get("pack_frames") and not still else {}),
-        **({"audio": sound.VERSION} if options.audio == "keep" else {}),
+        **_added(options),
     }
+
+
+def _added(options: PackOptions) -> dict[str, Any]:
+    """Return what determines the bytes of sound and companions, where a recipe asks for them."""
+    audio = {"audio": sound.VERSION} if options.audio == "keep" else {}
+    return audio | ({"companions": identities(options)} if options.companions else {})
 
 
 def to_json(document: Mapping[str, Any]) -> bytes:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from pipeline.config.recipe import PackOptions, Recipe
 from pipeline.config.video_models import resolved
 from pipeline.media import encode
+from pipeline.pack import companions
 from pipeline.pack.clip_encoder import ClipEncoder
 from pipeline.pack.sample_json import content, documents, to_json
 from pipeline.selection.buckets import bucket_size
@@ -105,6 +106,7 @@ class Stored:
     media_size: int
     json_offset: int
     json_size: int
+    companions: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # member -> offset and size
 
 
 def plan_shards(kept: pa.Table, recipe: Recipe) -> list[ShardPlan]:
@@ -140,10 +142,11 @@ def write_shard(
 ) -> ShardResult:
     """Encode the clips of `plan`, all of them in memory, and write their tar and index below `folder`, each atomically.
 
-    Members are KEY.mp4 (or KEY.jpg), KEY.txt and KEY.json, without times or owners. Media in `reuse` that was encoded
-    the same way is copied; if it has changed, the clip is encoded again. A clip that cannot be encoded is omitted and
-    reported. The index is written before the tar, so that a tar is never without one. Raises OSError if they cannot be
-    written or a source cannot be reached; then there is no tar. Without an `encoder` a new one is started.
+    Members are KEY.mp4 (or KEY.jpg), KEY.txt, KEY.json and companions, without times or owners. Media in `reuse` that
+    was encoded the same way is copied; if it has changed, the clip is encoded again. A clip that cannot be encoded is
+    omitted and reported. The index is written before the tar, so that a tar is never without one. Raises OSError if
+    they cannot be written or a source cannot be reached; then there is no tar. Without an `encoder` a new one is
+    started.
     """
     if encoder is None:
         with ClipEncoder() as own:
@@ -153,7 +156,7 @@ def write_shard(
     media: dict[str, encode.Encoded] = {}
     failures: list[tuple[str, str]] = []
     for key, stored in (reuse or {}).items():
-        if key in samples and (encoded := _read_stored(stored, key, samples[key]["encoding"])):
+        if key in samples and (encoded := _read_stored(stored, key, samples[key]["encoding"], plan.options)):
             media[key] = encoded
     reused = len(media)
     pending = [row for row in table.to_pylist() if row["clip_id"] not in media]
@@ -168,7 +171,8 @@ def write_shard(
         write_index(target, result, [], index_schema(plan.options))
         return result
     with atomic(target) as temporary:
-        index = _write_tar(temporary, [samples[key] for key in samples if key in media], media)
+        ordered = [samples[key] for key in samples if key in media]
+        index = _write_tar(temporary, ordered, media, companions.endings(plan.options))
         with open(temporary, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         size, seconds = temporary.stat().st_size, sum(row["duration"] for row in index)
@@ -205,13 +209,16 @@ def _described(store: Store, index: str) -> ShardResult | None:
 def stored_clips(store: Store, tars: Sequence[str], wanted: pa.ChunkedArray) -> dict[str, Stored]:
     """Return the locations of the `wanted` clip ids in the finished shards `tars`, for `write_shard` to reuse."""
     clips = {}
-    columns = ("key", "media_offset", "media_size", "json_offset", "json_size")
+    columns = ("media_offset", "media_size", "json_offset", "json_size")
     for tar in tars:
         with store.open(str(index_path(Path(tar)))) as file:
-            index = pq.read_table(file, columns=list(columns))
-        index = index.filter(pc.is_in(index["key"], wanted.combine_chunks()))
-        for key, *where in zip(*(index[name].to_pylist() for name in columns), strict=True):
-            clips[key] = Stored(store.path(tar), *where)
+            index = pq.read_table(file)
+        extra = [name.removesuffix("_offset") for name in index.column_names if name.endswith("_offset")]
+        extra = [name for name in extra if f"{name}_offset" not in INDEX.names]
+        for row in index.filter(pc.is_in(index["key"], wanted.combine_chunks())).to_pylist():
+            others = {name: (row[f"{name}_offset"], row[f"{name}_size"]) for name in extra if row[f"{name}_offset"]}
+            places = {name: row[name] for name in columns}
+            clips[row["key"]] = Stored(uri=store.path(tar), companions=others, **places)
     return clips
 
 
@@ -226,7 +233,8 @@ def result_of(index: pa.Schema) -> ShardResult:
 
 def index_schema(options: PackOptions) -> pa.Schema:
     """Return the columns of the index of a shard that is packed with `options`."""
-    return pa.schema([*INDEX, *(SOUND_INDEX if options.audio == "keep" else ())])
+    places = [(f"{member}_{of}", pa.int64()) for member in companions.endings(options) for of in ("offset", "size")]
+    return pa.schema([*INDEX, *(SOUND_INDEX if options.audio == "keep" else ()), *places])
 
 
 def write_index(target: Path, result: ShardResult, rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> None:
@@ -265,24 +273,39 @@ def estimated_bytes(clips: pa.Table, options: PackOptions) -> np.ndarray:
     return pixels * np.where(frames > 1, frames, STILL) * BITS_A_PIXEL[options.preset] / 8 + 4 * TAR_BLOCK
 
 
-def _read_stored(stored: Stored, key: str, encoding: Mapping[str, Any]) -> encode.Encoded | None:
+def _read_stored(stored: Stored, key: str, encoding: Mapping[str, Any], options: PackOptions) -> encode.Encoded | None:
     """Return the clip at the location `stored`; None if it is not there or has another `encoding`."""
     try:
         with open_file(stored.uri) as file:
-            file.seek(stored.media_offset - TAR_BLOCK)
-            member = tarfile.TarInfo.frombuf(file.read(TAR_BLOCK), "utf-8", "strict")
-            data = file.read(stored.media_size)
+            name, data = _member(file, stored.media_offset, stored.media_size)
             file.seek(stored.json_offset)
             document = json.loads(file.read(stored.json_size))
             video = encode.Encoded(data=data, **document["video"], sound=document.get("audio"))
+            others = {member: _member(file, *place) for member, place in stored.companions.items()}
     except (OSError, ValueError, KeyError, TypeError, tarfile.HeaderError):
         return None
-    is_same_clip = member.name == f"{key}.{video.media}" and member.size == len(data) and document["clip_id"] == key
-    return video if is_same_clip and document["encoding"] == encoding else None
+    if document["clip_id"] != key or document["encoding"] != encoding or name != f"{key}.{video.media}":
+        return None
+    wanted = {member: f"{key}.{ending}" for member, ending in companions.endings(options).items()}
+    if video.media == "mp4" and {member: name for member, (name, _) in others.items()} != wanted:
+        return None
+    return replace(video, companions={member: data for member, (_, data) in others.items()})
+
+
+def _member(file: BinaryIO, offset: int, size: int) -> tuple[str, bytes]:
+    """Return the name and data of a member of a tar. Raises ValueError or HeaderError if it is another one."""
+    file.seek(offset - TAR_BLOCK)
+    header, data = tarfile.TarInfo.frombuf(file.read(TAR_BLOCK), "utf-8", "strict"), file.read(size)
+    if not header.size == len(data) == size:
+        raise ValueError("the member has another size")
+    return header.name, data
 
 
 def _write_tar(
-    path: Path, samples: Sequence[Mapping[str, Any]], media: Mapping[str, encode.Encoded]
+    path: Path,
+    samples: Sequence[Mapping[str, Any]],
+    media: Mapping[str, encode.Encoded],
+    endings: Mapping[str, str],
 ) -> list[dict[str, Any]]:
     """Write the tar; return the rows of INDEX."""
     rows = []
@@ -298,12 +321,16 @@ def _write_tar(
             key, encoded = document["clip_id"], media[document["clip_id"]]
             video = {name: getattr(encoded, name) for name in VIDEO}
             sound = {name: value for name, value in (encoded.sound or {}).items() if value is not None}
+            whole = {**document, "video": video, **({"audio": sound} if sound else {})}
             members = {
                 "media": add(f"{key}.{encoded.media}", encoded.data),
                 "text": add(f"{key}.txt", document.get("caption", "").encode()),
-                "json": add(
-                    f"{key}.json", to_json({**document, "video": video, **({"audio": sound} if sound else {})})
-                ),
+                "json": add(f"{key}.json", to_json(whole)),
+                **{
+                    m: add(f"{key}.{end}", encoded.companions[m])
+                    for m, end in endings.items()
+                    if m in encoded.companions
+                },
             }
             where = {
                 f"{member}_{what}": value

@@ -11,6 +11,7 @@ import pyarrow as pa
 from pipeline.config.recipe import Recipe
 from pipeline.config.video_models import resolved
 from pipeline.pack.clip_encoder import ClipEncoder
+from pipeline.pack.companions import load_companions
 from pipeline.pack.parts import join_parts, part_file, parts_of, rows_file
 from pipeline.pack.shards import ShardPlan, index_path, is_finished, stored_clips, write_shard
 from pipeline.state.error_log import unforeseen, write_errors
@@ -53,6 +54,7 @@ class Transcode:
 
     def __init__(self, store: Store, recipe: Recipe) -> None:
         self._store, self._options = store, resolved(recipe.pack)
+        load_companions(self._options)  # downloads weights, which a child process may not
         self._encoder = ClipEncoder(recipe.scan, recipe.sources)
 
     def __call__(self, unit: TranscodeUnit) -> UnitResult:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import tarfile
 from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
@@ -14,10 +16,13 @@ import packing_rows
 import pytest
 import videos
 
-from pipeline.config.recipe import PackOptions
+from pipeline.build import build
+from pipeline.config.recipe import PackOptions, load_recipe
+from pipeline.dataset.verify import verify
 from pipeline.media.encode import Encoded
 from pipeline.media.sound import Sound, SoundReader, measure
 from pipeline.pack.clip_encoder import ClipEncoder
+from pipeline.pack.shards import SOUND_INDEX
 
 RATE, FPS, FLASHES = 48_000, 25, (10, 23, 36, 49)  # frames that are white; noise begins with each
 OPTIONS = PackOptions(heights=(96,), audio="keep")
@@ -246,3 +251,29 @@ def test_a_span_of_sound_ends_where_it_is_told_to_and_is_silent_where_there_is_n
     whole = reader.read(Fraction(0), Fraction(12, 5))
     assert whole is not None
     assert np.abs(whole.samples[0] - bursts(2.4)).max() < 1e-4
+
+
+def test_a_build_with_sound_has_its_columns_and_is_verified(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    film(folder / "a.mov", {"mono": bursts(2.4)[None]})
+    videos.write_video(folder / "silent.mp4", videos.pan(videos.texture(1, *SIZE), 60, 2))
+    options = ["scan.shots=stride", "filters={}", "select.thresholds={}", "select.duplicates=false", "pack.heights=96"]
+    built = build(
+        [str(folder)], str(tmp_path / "out"), load_recipe("embedded", [*options, "pack.audio=keep"]), engine="local"
+    )
+    rows = {Path(row["source_uri"]).name: row for row in built.clips.to_pylist()}
+    assert {name: row["keep"] for name, row in rows.items()} == {"a.mov": True, "silent.mp4": True}
+    sound = {name: [rows[name][column] for column in SOUND_INDEX.names] for name in rows}
+    assert sound["silent.mp4"] == [False, None, None, None]
+    assert sound["a.mov"] == [True, pytest.approx(-20, abs=8), pytest.approx(0.9, abs=0.1), None]
+    (tar,) = (tmp_path / "out" / "shards").rglob("*.tar")
+    with tarfile.open(tar) as file:
+        documents = [json.load(file.extractfile(m)) for m in file if m.name.endswith(".json")]  # type: ignore[arg-type]
+    audio = {Path(document["source"]["source_uri"]).name: document["audio"] for document in documents}
+    assert audio["silent.mp4"] == {"has_audio": False}
+    assert audio["a.mov"]["audio_loudness"] == rows["a.mov"]["audio_loudness"]
+    assert verify(tmp_path / "out", 1) == []
+    again = build([str(folder)], str(tmp_path / "out"), load_recipe("embedded", options), engine="local")
+    assert "has_audio" not in again.clips.column_names
+    assert verify(tmp_path / "out", 1) == []
