@@ -1,4 +1,4 @@
-"""The id of a file's content, and what its first bytes say it is where its name does not say that it is a video."""
+"""Content ids of sources, and file types by their first bytes for files whose names are not those of videos."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ TAR_MARK, TAR_PLACE = b"ustar", 257
 
 
 def not_media(head: bytes) -> str | None:
-    """What a file is that begins with `head` and cannot be a video; None where it may be one."""
+    """Return the type of a file that begins with `head` and cannot be a video; None where it may be one."""
     for signature, name in SIGNATURES:
         if head.startswith(signature):
             return name
@@ -50,7 +50,8 @@ def not_media(head: bytes) -> str | None:
 
 
 def _is_text(head: bytes) -> bool:
-    """UTF-8 without control characters; where there is more than `head`, its last character may be cut off."""
+    """Return whether `head` is UTF-8 without control characters. If it has HEAD bytes, its last character may be
+    cut."""
     if any(byte < 32 and byte not in TEXT_CONTROLS for byte in head):
         return False
     for cut in range(4 if len(head) >= HEAD else 1):
@@ -63,8 +64,8 @@ def _is_text(head: bytes) -> bool:
 
 
 def content_id(uri: str, options: SourceOptions | None = None) -> str:
-    """32 hex digits: SHA-256 of the bytes behind `uri`; with `identity: sampled`, of the size and `SAMPLES` pieces from
-    the first to the last of a file that is larger than those. Raises OSError."""
+    """Return 32 hex digits of the SHA-256 of a source's bytes. With `identity: sampled`, hash the size and SAMPLES
+    evenly spaced pieces of a file that is larger than all pieces together. Raises OSError."""
     digest = hashlib.sha256()
     with open_file(uri, options) as file:
         size = file.seek(0, io.SEEK_END)

@@ -40,7 +40,7 @@ def _csv_rows(text: str) -> Iterator[tuple[dict[str, Any], str]]:
         if row is None:
             return
         is_longer = None in row
-        yield row, "more fields than the header; texts with commas want quotes" if is_longer else ""
+        yield row, "more fields than the header; put texts that contain commas in quotes" if is_longer else ""
 
 
 def _object(line: str) -> tuple[dict[str, Any], str]:
@@ -54,8 +54,9 @@ def _object(line: str) -> tuple[dict[str, Any], str]:
 def members(
     file: BinaryIO, endings: Collection[str], most: int
 ) -> Iterator[tuple[tarfile.TarInfo, dict[str, Any], str]]:
-    """Yield members of a WebDataset tar with one of `endings`, in its order, each with its metadata (the .json and .txt
-    of the same key) and why it cannot be read, if so. Nothing is extracted, so paths in the tar lead nowhere.
+    """Yield members of a WebDataset tar with one of `endings`, in the order of the tar: the member, its metadata (the
+    .json and .txt of the same key), and why it cannot be read or "". Nothing is extracted, so paths in the tar are
+    harmless.
 
     Closes the file. Raises tarfile.TarError for a tar that is compressed, damaged or of more than `most` members.
     """
@@ -77,7 +78,7 @@ def members(
 
 
 def _webdataset_key(name: str) -> tuple[str, str]:
-    """WebDataset's rule: the key is the path up to the first dot of the file name."""
+    """Split a name by WebDataset's rule: the key is the path up to the first dot of the file name."""
     folder, slash, file = name.rpartition("/")
     stem, dot, ending = file.partition(".")
     return f"{folder}{slash}{stem}", f"{dot}{ending}".lower()
