@@ -116,7 +116,7 @@ def with_key(files: pa.Table) -> pa.Table:
 
 
 def source_rows(discovered: Sequence[DiscoveredFile], store: Store, limits: ScanOptions) -> pa.Table:
-    """Rows of tables/sources, in order of URI, with `size` and `start`. Of several files with one content the first is
+    """Return rows of tables/sources, in order of URI, with `size` and `start`. Of files with equal content the first is
     used; files that are not identified yet are left out."""
     files = file_table(discovered)
     identified_rows = with_key(committed.identified(store, limits))

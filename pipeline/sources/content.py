@@ -1,4 +1,4 @@
-"""File types by their first bytes, for files whose names are not those of videos."""
+"""Content ids of sources, and file types by their first bytes for files whose names are not those of videos."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ def _is_text(head: bytes) -> bool:
 
 
 def content_id(uri: str, options: SourceOptions | None = None) -> str:
-    """32 hex digits: SHA-256 of the bytes behind `uri`; with `identity: sampled`, of the size and `SAMPLES` pieces from
-    the first to the last of a file that is larger than those. Raises OSError."""
+    """Return 32 hex digits of the SHA-256 of a source's bytes. With `identity: sampled`, hash the size and SAMPLES
+    evenly spaced pieces of a file that is larger than all pieces together. Raises OSError."""
     digest = hashlib.sha256()
     with open_file(uri, options) as file:
         size = file.seek(0, io.SEEK_END)

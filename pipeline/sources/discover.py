@@ -40,7 +40,7 @@ from pipeline.storage.store import (
 
 LISTS = frozenset((".csv", ".jsonl", ".ndjson", ".parquet"))
 URI_COLUMNS = ("uri", "url", "path", "video", "file", "video_path", "source_uri")
-LOOKS = 32  # concurrent requests to servers
+LOOKS = 32  # concurrent requests for size and stamp
 
 
 class SourceError(ValueError):
@@ -255,8 +255,8 @@ def _look_elsewhere(file: DiscoveredFile) -> DiscoveredFile:
 
 
 def _listed(name: str, data: bytes, options: SourceOptions) -> Iterator[DiscoveredFile]:
-    """The rows of a list; one that names no video is a source with a problem. Relative paths are meant from the list's
-    own folder. Raises SourceError where no row names a video."""
+    """Yield the files of a list; a row that names none is a source with a problem. Relative paths start at the folder
+    of the list. Raises SourceError where no row names a file."""
     files: list[DiscoveredFile] = []
     faulty: list[str] = []
     try:

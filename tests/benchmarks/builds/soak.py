@@ -22,6 +22,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -85,8 +86,8 @@ class StoreMeter(threading.Thread):
         self.join()
 
 
-def build_on_ray(folder: Path, out: Path, _: Path) -> Built:
-    return build([str(folder)], str(out), fuzzing.recipe(), engine="ray")
+def build_on_ray(inputs: Sequence[str], out: Path, _: Path) -> Built:
+    return build(inputs, str(out), fuzzing.recipe(), engine="ray")
 
 
 def main() -> int:
