@@ -20,7 +20,7 @@ from typing import IO, Any, TypeVar
 import psutil
 
 from pipeline.media.confinement import confine
-from pipeline.media.faults import ChildTraceback, MachineFault, is_out_of_memory, place_of, trace_of
+from pipeline.media.faults import ChildTraceback, MachineFault, is_out_of_memory, portable
 
 Result = TypeVar("Result")
 
@@ -175,13 +175,7 @@ def _answer(message: bytes) -> bytes:
         function, args = pickle.loads(message)
         return pickle.dumps((function(*args), None))
     except Exception as error:
-        trace = (trace_of(error), place_of(error))
-        try:
-            answer = pickle.dumps((error, trace))
-            pickle.loads(answer)
-        except Exception:
-            answer = pickle.dumps((RuntimeError(f"{type(error).__name__}: {error}"), trace))
-        return answer
+        return pickle.dumps(portable(error))
 
 
 def _serve(parent: int, memory_mb: int, confined: bool) -> None:

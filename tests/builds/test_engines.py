@@ -27,6 +27,7 @@ from pipeline.engine.base import Engine, NodesLost, Stage
 from pipeline.engine.choice import EngineNeeds, check_engine, open_engine
 from pipeline.engine.local import LocalEngine
 from pipeline.engine.ray_engine import RayEngine
+from pipeline.media.faults import trace_of
 from pipeline.passes.embed_worker import one_thread
 from pipeline.state.units import BuildStopped, Handoff, UnitResult
 
@@ -148,11 +149,27 @@ class Mortal:
         return UnitResult(str(os.getpid()), unit.value)
 
 
-def test_the_local_engine_runs_a_worker_in_a_process_of_its_own_and_again_where_it_was_killed(tmp_path):
+def test_the_units_of_a_process_that_was_killed_run_again_in_another(engine, tmp_path):
     stage = Stage(Mortal, (tmp_path / "killed",), Number, cpus=1.0, own_process=True)
-    results = list(LocalEngine(2).run(map(Number, range(6)), [stage]))
-    assert {int(result.of) for result in results}.isdisjoint({os.getpid()})
+    if engine.name == "ray":  # an actor is a process anyway; here one that has two units at once
+        stage = replace(stage, at_once=2)
+    results = list(engine.run(map(Number, range(6)), [stage]))
+    assert (tmp_path / "killed").exists()
+    assert os.getpid() not in {int(result.of) for result in results}
     assert sorted(result.amount for result in results) == [0, 1, 2, 3, 4, 5]
+
+
+class Buggy:
+    def __call__(self, unit: Number) -> UnitResult:
+        return UnitResult("buggy", {1: 1.0}[unit.value])
+
+
+def test_an_error_in_the_program_comes_out_as_it_was_raised(engine, capfd):
+    with pytest.raises(KeyError) as caught:
+        list(engine.run([Number(3)], [Stage(Buggy, (), Number, cpus=1.0)]))
+    assert caught.value.args == (3,)
+    assert "{1: 1.0}[unit.value]" in trace_of(caught.value)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_the_local_engine_gives_back_the_threads_of_opencv_and_torch():
