@@ -1,4 +1,4 @@
-"""The local engine: threads of this process carry units through the stages. Nothing has to be started first.
+"""The local engine: threads of this process take units through the stages, without starting other services.
 
 Each thread takes one unit through all stages. Decoding happens in child processes and in libraries that release the
 interpreter lock, so a thread a core keeps the cores busy. Further threads carry the units that a GPU has.
@@ -27,8 +27,8 @@ CHILD_SECONDS = 3600.0  # time that it may take for a unit
 
 
 class LocalEngine:
-    """`cores` threads (default: one a core that this process may use). The first GPU is used if there is one and `gpu`
-    says that a model runs on it. Raises BuildStopped with `wait_for_gpu` where there is none."""
+    """Runs units in `cores` threads (default: the cores that this process may use). The first GPU is used if `gpu` says
+    that a model runs on one. With `wait_for_gpu` it raises BuildStopped where the machine has none."""
 
     name = "local"
 
@@ -60,13 +60,13 @@ class LocalEngine:
                 threads.shutdown(cancel_futures=True)
 
     def publish(self, result: UnitResult, pending: float) -> None:
-        """Nobody monitors this process."""
+        """Do nothing: progress of this process is not exported."""
 
     def close(self) -> None:
-        """Nothing was started."""
+        """Do nothing: this engine started no service."""
 
     def _size(self, stage: Stage) -> int:
-        """Workers of a stage, of which each may hold a model."""
+        """Return the number of workers of a stage; each may hold a model."""
         shares = [self._cores / stage.cpus] if stage.cpus else []
         if stage.gpus:
             shares.append(1 / stage.gpus)
@@ -74,7 +74,7 @@ class LocalEngine:
 
 
 class _Workers:
-    """The workers of a stage, started when they are first needed, each lent to as many threads as it takes units."""
+    """The workers of a stage, started on first use; each is used by as many threads as it takes units at once."""
 
     def __init__(self, stage: Stage, size: int) -> None:
         self.stage, self.room = stage, size * stage.at_once
@@ -123,7 +123,7 @@ def _worker_of_child(stage: bytes) -> Any:
 
 @contextlib.contextmanager
 def _own_threads() -> Iterator[None]:
-    """Give OpenCV and torch back the threads of this process: workers set both to one, as there is a worker a core."""
+    """Restore the thread counts of OpenCV and torch, which workers set to one."""
     cv2_threads = cv2.getNumThreads()
     torch_threads = sys.modules["torch"].get_num_threads() if "torch" in sys.modules else None
     try:
@@ -135,7 +135,7 @@ def _own_threads() -> Iterator[None]:
 
 
 def _carry(unit: Any, pools: Sequence[_Workers], cores: threading.Semaphore) -> list[UnitResult]:
-    """Take a unit through the stages that take it and what becomes of it; return what the workers say."""
+    """Take a unit, and the units that stages hand off, through the stages; return the workers' results."""
     results: list[UnitResult] = []
     for pool in pools:
         if not isinstance(unit, pool.stage.takes):
@@ -151,7 +151,8 @@ def _carry(unit: Any, pools: Sequence[_Workers], cores: threading.Semaphore) -> 
 
 
 def _completed(running: set[Future[list[UnitResult]]]) -> Iterator[UnitResult]:
-    """Results of the units that are finished, at least one; they leave `running`. Raises what a worker raised."""
+    """Wait for at least one unit; remove finished units from `running` and yield their results. Raises what a worker
+    raised."""
     finished, _ = wait(running, return_when=FIRST_COMPLETED)
     for future in finished:
         running.discard(future)

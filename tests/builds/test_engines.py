@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import inspect
 import os
-import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import ray
 import torch
 from datasets_compared import snapshot
 from light_recipe import GOLDEN_OPTIONS
+from toy_stages import Buggy, Meeting, Mortal, NoModel, Number, Quick, Slow, Square, Squares, Sums, Unlucky
 
 from pipeline.build import build
 from pipeline.config.recipe import RecipeError, load_recipe
@@ -29,48 +29,12 @@ from pipeline.engine.local import LocalEngine
 from pipeline.engine.ray_engine import RayEngine
 from pipeline.media.faults import trace_of
 from pipeline.passes.embed_worker import one_thread
-from pipeline.state.units import BuildStopped, Handoff, UnitResult
-
-
-@dataclass(frozen=True)
-class Number:
-    value: int
-
-
-@dataclass(frozen=True)
-class Square:
-    value: int
-
-
-class Squares:
-    def __call__(self, unit: Number) -> Handoff:
-        return Handoff(Square(unit.value**2), (UnitResult("square", 1.0),))
-
-
-class Sums:
-    def __init__(self, add: int) -> None:
-        self._add = add
-
-    def __call__(self, unit: Square) -> UnitResult:
-        return UnitResult("sum", unit.value + self._add)
-
-
-class Unlucky:
-    def __call__(self, unit: Number) -> UnitResult:
-        if unit.value == 3:
-            raise OSError(28, "No space left on device")
-        return UnitResult("unlucky", unit.value)
-
-
-class NoModel:
-    def __init__(self) -> None:
-        raise RuntimeError("the weights cannot be loaded")
+from pipeline.state.units import BuildStopped, UnitResult
 
 
 @pytest.fixture(scope="module")
-def ray_running() -> Iterator[RayEngine]:
-    """Ray with two cores, started once for this file."""
-    engine = RayEngine(cores=2)
+def ray_running(ray_cluster: str) -> Iterator[RayEngine]:
+    engine = RayEngine(ray_cluster)
     yield engine
     engine.close()
 
@@ -117,36 +81,12 @@ def test_the_local_engine_lends_each_worker_to_one_thread_and_makes_no_more_than
     assert len(made) == max(most) == 2
 
 
-class Meeting:
-    """Answers once three threads are in it at the same time."""
-
-    def __init__(self) -> None:
-        self._all = threading.Barrier(3, timeout=60)
-
-    def __call__(self, unit: Number) -> UnitResult:
-        self._all.wait()
-        return UnitResult("meeting", unit.value)
-
-
 def test_a_worker_gets_as_many_units_at_once_as_its_stage_says(engine):
     stage = Stage(Meeting, (), Number, cpus=0.0, gpus=1.0, at_once=3)
     if engine.name == "ray":  # has no GPU here
         stage = replace(stage, cpus=1.0, gpus=0.0)
     results = list(engine.run(map(Number, range(6)), [stage]))
     assert sorted(result.amount for result in results) == [0, 1, 2, 3, 4, 5]
-
-
-class Mortal:
-    """Is killed by its first unit of the value 3, as the kernel does where memory is short."""
-
-    def __init__(self, mark: Path) -> None:
-        self._mark = mark
-
-    def __call__(self, unit: Number) -> UnitResult:
-        if unit.value == 3 and not self._mark.exists():
-            self._mark.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        return UnitResult(str(os.getpid()), unit.value)
 
 
 def test_the_units_of_a_process_that_was_killed_run_again_in_another(engine, tmp_path):
@@ -157,11 +97,6 @@ def test_the_units_of_a_process_that_was_killed_run_again_in_another(engine, tmp
     assert (tmp_path / "killed").exists()
     assert os.getpid() not in {int(result.of) for result in results}
     assert sorted(result.amount for result in results) == [0, 1, 2, 3, 4, 5]
-
-
-class Buggy:
-    def __call__(self, unit: Number) -> UnitResult:
-        return UnitResult("buggy", {1: 1.0}[unit.value])
 
 
 def test_an_error_in_the_program_comes_out_as_it_was_raised(engine, capfd):
@@ -234,24 +169,6 @@ def _killed(process: psutil.Process, words: str) -> bool:
     except psutil.Error:
         pass
     return False
-
-
-class Quick:
-    def __init__(self, folder: str) -> None:
-        self._folder = folder
-
-    def __call__(self, unit: Number) -> Handoff:
-        Path(self._folder, f"quick {unit.value}").touch()
-        return Handoff(Square(unit.value))
-
-
-class Slow(Quick):
-    def __call__(self, unit: Square) -> UnitResult:  # type: ignore[override]
-        """How far ahead the quick stage is."""
-        time.sleep(0.05)
-        Path(self._folder, f"slow {unit.value}").touch()
-        names = os.listdir(self._folder)
-        return UnitResult("slow", sum(n.startswith("quick") for n in names) - sum(n.startswith("slow") for n in names))
 
 
 def test_a_stage_does_not_run_far_ahead_of_a_slow_one(ray_running, tmp_path, monkeypatch):
