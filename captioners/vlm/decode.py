@@ -303,9 +303,7 @@ def shared_tokens(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> int:
 
 
 def rows_that_fit(model: PreTrainedModel, length: int) -> int:
-    """Return how many rows of `length` tokens fit into 70% of the GPU's free memory; 2^20 on a CPU."""
-    if model.device.type != "cuda":
-        return 1 << 20
+    """Return how many rows of `length` tokens fit into 70% of the GPU's free memory."""
     config = model.config.get_text_config(decoder=True)
     values = 2 * config.num_hidden_layers * config.num_key_value_heads * _head_dim(config) * length
     return int(0.7 * torch.cuda.mem_get_info(model.device)[0] / (values * model.dtype.itemsize))

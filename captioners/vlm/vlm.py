@@ -258,10 +258,11 @@ class Vlm:
         return max(28, round(height * scale)), max(28, round(width * scale))
 
     def make_decoder(self, prompt_tokens: int, most_rows: int) -> Decoder:
-        """Return a decoder with as many rows as the GPU's memory has room for, up to `rows` and `most_rows`."""
+        """Return a decoder with as many rows as the GPU's memory has room for, up to `rows` and `most_rows`; on a CPU,
+        where a step of unused rows takes as long as one of used rows, with those of one prefill."""
         length = -(-(prompt_tokens + self.max_new_tokens) // ROUND) * ROUND
-        fit = max(1, rows_that_fit(self.model, length) // self.prefill) * self.prefill
-        rows = min(self.rows, most_rows, fit)
+        fit = rows_that_fit(self.model, length) // self.prefill if self.device.type == "cuda" else 1
+        rows = min(self.rows, most_rows, max(1, fit) * self.prefill)
         while True:
             with contextlib.suppress(torch.OutOfMemoryError) if rows > 1 else contextlib.nullcontext():
                 return Decoder(self.model, rows, length, self.max_new_tokens, self.ends)

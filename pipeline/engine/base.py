@@ -23,9 +23,9 @@ class Stage:
     """A pool of workers, as many as work and resources allow, also on nodes that join later.
 
     `worker(*args)` is made once per worker, then called with each unit whose type is `takes`; units of other types go
-    on to the next stage. A worker answers with a UnitResult, or with a Handoff to a later stage. It reserves
-    `cpus` and `gpus`, and takes up to `at_once` units at the same time, each in a thread: with more than one it has to
-    be thread-safe. A worker with `own_process` runs in a process of its own, because it holds the interpreter lock.
+    on to the next stage. A worker answers with a UnitResult, or with a Handoff to a later stage. Each worker reserves
+    `cpus` and `gpus`, and is called with up to `at_once` units at the same time, each in a thread: with more than one
+    it is thread-safe. A worker that is `own_process` holds the interpreter lock too long to share a process.
     """
 
     worker: Callable[..., Any]

@@ -110,7 +110,7 @@ class _ChildWorker:
             # Unlike a child that decodes a source, this one reads only what earlier passes wrote: its pickles are ours.
             return pickle.loads(self._child.call(_in_child, self._stage, unit, deadline=CHILD_SECONDS))
         except SandboxError as error:
-            raise BuildStopped(f"{self._name}: {error}; what is done is kept: run the same command again") from error
+            raise BuildStopped(f"a process of {self._name}: {error}") from error
 
 
 def _in_child(stage: bytes, unit: Any) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 import sys
 import tempfile
 import traceback
@@ -102,6 +103,17 @@ def problem(error: BaseException) -> str:
     if not where and getattr(error, "errno", None) == errno.ENOSPC:
         where = f" (of the dataset, or for temporary files in {tempfile.gettempdir()})"
     return f"{one_line(error)}{where}: fix this, then run the same build again; finished work is kept"
+
+
+def portable(error: Exception) -> tuple[Exception, tuple[str, str]]:
+    """Return what another process can raise in place of an exception: one that can be pickled, and the arguments of the
+    ChildTraceback that is its cause."""
+    trace = (trace_of(error), place_of(error))
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}"), trace
+    return error, trace
 
 
 def place_of(error: BaseException) -> str:

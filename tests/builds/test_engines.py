@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import os
-import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -19,7 +18,7 @@ import ray
 import torch
 from datasets_compared import snapshot
 from light_recipe import GOLDEN_OPTIONS
-from toy_stages import NoModel, Number, Quick, Slow, Square, Squares, Sums, Unlucky
+from toy_stages import Buggy, Meeting, Mortal, NoModel, Number, Quick, Slow, Square, Squares, Sums, Unlucky
 
 from pipeline.build import build
 from pipeline.config.recipe import RecipeError, load_recipe
@@ -28,6 +27,7 @@ from pipeline.engine.base import Engine, NodesLost, Stage
 from pipeline.engine.choice import EngineNeeds, check_engine, open_engine
 from pipeline.engine.local import LocalEngine
 from pipeline.engine.ray_engine import RayEngine
+from pipeline.media.faults import trace_of
 from pipeline.passes.embed_worker import one_thread
 from pipeline.state.units import BuildStopped, UnitResult
 
@@ -81,17 +81,6 @@ def test_the_local_engine_lends_each_worker_to_one_thread_and_makes_no_more_than
     assert len(made) == max(most) == 2
 
 
-class Meeting:
-    """Answers once three threads are in it at the same time."""
-
-    def __init__(self) -> None:
-        self._all = threading.Barrier(3, timeout=60)
-
-    def __call__(self, unit: Number) -> UnitResult:
-        self._all.wait()
-        return UnitResult("meeting", unit.value)
-
-
 def test_a_worker_gets_as_many_units_at_once_as_its_stage_says(engine):
     stage = Stage(Meeting, (), Number, cpus=0.0, gpus=1.0, at_once=3)
     if engine.name == "ray":  # has no GPU here
@@ -100,24 +89,22 @@ def test_a_worker_gets_as_many_units_at_once_as_its_stage_says(engine):
     assert sorted(result.amount for result in results) == [0, 1, 2, 3, 4, 5]
 
 
-class Mortal:
-    """Is killed by its first unit of the value 3, as the kernel does where memory is short."""
-
-    def __init__(self, mark: Path) -> None:
-        self._mark = mark
-
-    def __call__(self, unit: Number) -> UnitResult:
-        if unit.value == 3 and not self._mark.exists():
-            self._mark.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        return UnitResult(str(os.getpid()), unit.value)
-
-
-def test_the_local_engine_runs_a_worker_in_a_process_of_its_own_and_again_where_it_was_killed(tmp_path):
+def test_the_units_of_a_process_that_was_killed_run_again_in_another(engine, tmp_path):
     stage = Stage(Mortal, (tmp_path / "killed",), Number, cpus=1.0, own_process=True)
-    results = list(LocalEngine(2).run(map(Number, range(6)), [stage]))
-    assert {int(result.of) for result in results}.isdisjoint({os.getpid()})
+    if engine.name == "ray":  # an actor is a process anyway; here one that has two units at once
+        stage = replace(stage, at_once=2)
+    results = list(engine.run(map(Number, range(6)), [stage]))
+    assert (tmp_path / "killed").exists()
+    assert os.getpid() not in {int(result.of) for result in results}
     assert sorted(result.amount for result in results) == [0, 1, 2, 3, 4, 5]
+
+
+def test_an_error_in_the_program_comes_out_as_it_was_raised(engine, capfd):
+    with pytest.raises(KeyError) as caught:
+        list(engine.run([Number(3)], [Stage(Buggy, (), Number, cpus=1.0)]))
+    assert caught.value.args == (3,)
+    assert "{1: 1.0}[unit.value]" in trace_of(caught.value)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_the_local_engine_gives_back_the_threads_of_opencv_and_torch():
