@@ -30,16 +30,7 @@ from pipeline.sources.discovered import IMAGES, MEMBER, VIDEOS, DiscoveredFile, 
 from pipeline.sources.downloads import YTDLP, look_at_page, open_page
 from pipeline.sources.lists import list_rows, members
 from pipeline.sources.names import clean, from_text, printable, to_text, url_text
-from pipeline.storage.store import (
-    PIECE,
-    REMOTE,
-    StorageError,
-    Store,
-    Unreachable,
-    locate,
-    ranged,
-    refuse_secrets,
-)
+from pipeline.storage.store import PIECE, REMOTE, StorageError, Store, Unreachable, locate, ranged, refuse_secrets
 
 LISTS = frozenset((".csv", ".jsonl", ".ndjson", ".parquet"))
 URI_COLUMNS = ("uri", "url", "path", "video", "file", "video_path", "source_uri")

@@ -134,10 +134,7 @@ def clips(
 
 
 def _joined(
-    rows: pa.Table,
-    later: Sequence[pa.Table | None],
-    schemas: Sequence[pa.Schema],
-    columns: Collection[str] | None,
+    rows: pa.Table, later: Sequence[pa.Table | None], schemas: Sequence[pa.Schema], columns: Collection[str] | None
 ) -> pa.Table:
     for table, schema, at in zip(later, schemas, ("embed_at", "caption_at"), strict=True):
         rows = join(rows, table, [f for f in schema if columns is None or f.name in columns], at)
