@@ -25,7 +25,7 @@ UNREACHABLE = "unreachable"  # a source's status, or a part's `limits`: a networ
 
 
 @dataclass
-class Scanned:
+class ScanState:
     """The keys of the parts whose scan is finished; by key, why parts failed, were unreachable or are incomplete; and
     the fragments with their rows. Unreachable parts are not finished."""
 
@@ -63,7 +63,7 @@ def identified(store: Store) -> pa.Table:
     return pa.concat_tables([table.filter(pc.invert(lost)), table.filter(lost)])
 
 
-def scanned(store: Store, recipe: Recipe) -> Scanned:
+def scanned(store: Store, recipe: Recipe) -> ScanState:
     """Return the parts scanned under this recipe. A part that failed on a limit is retried when the limits change."""
     limits = fingerprint(fingerprints.limits(recipe))
     frames = {name: size for name, size, _ in store.stat("tables/frames")}
@@ -93,7 +93,7 @@ def scanned(store: Store, recipe: Recipe) -> Scanned:
     finished = pa.concat_arrays([done, failed])
     lost = pa.array(list(unreachable), pa.string())
     lost = lost.filter(pc.invert(pc.is_in(lost, finished))).to_pylist()
-    return Scanned(finished, errors, {key: unreachable[key] for key in lost}, notes, fragments)
+    return ScanState(finished, errors, {key: unreachable[key] for key in lost}, notes, fragments)
 
 
 def clips(
