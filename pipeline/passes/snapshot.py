@@ -28,7 +28,7 @@ SELECTED_BY = (  # what selection, planning and counting read of a clip, beside 
     *("clip_id", "source_id", "source_uri", "shot_index", "start", "end", "frames", "crop_w", "crop_h", "dropped"),
     *("color_transfer", "unit", "caption_error", *QUALITY),
 )
-DECIDED = (  # the columns of a clip that stay in memory after selection
+IN_MEMORY = (  # the columns of a clip that stay in memory after selection
     *("clip_id", "source_uri", "start", "end", "frames", "caption"),
     *(*SELECTED.names, "balance_cluster", "balance_weight", "pack_frames"),
 )
@@ -60,7 +60,7 @@ class Snapshot:
         return source_rows(self.files, self.store, self.recipe.scan)
 
     @cached_property
-    def scanned(self) -> committed.Scanned:
+    def scanned(self) -> committed.ScanState:
         return committed.scanned(self.store, self.recipe)
 
     @cached_property
@@ -80,11 +80,11 @@ class Snapshot:
 
     @cached_property
     def selected(self) -> pa.Table:
-        """Every clip with the columns of selection, and of its other columns those of DECIDED."""
+        """Every clip with the columns of selection, and of its other columns those of IN_MEMORY."""
         clips, embeddings = self._clips
         clips = select(clips, self.recipe, fingerprints.late_columns(self.recipe), embeddings=embeddings)
         del self.__dict__["_clips"]  # before the report reads columns of its own
-        return clips.select([name for name in clips.column_names if name in DECIDED])
+        return clips.select([name for name in clips.column_names if name in IN_MEMORY])
 
     @property
     def kept(self) -> pa.Table:

@@ -27,7 +27,7 @@ UNREACHABLE = "unreachable"  # a source's status: its server did not answer, so 
 
 
 @dataclass
-class Scanned:
+class ScanState:
     """The keys of the parts whose scan is finished; by key, why parts failed, were unreachable or are incomplete; and
     the fragments with their rows. Unreachable parts are not finished."""
 
@@ -76,7 +76,7 @@ def all_identified(store: Store) -> pa.Table:
     return pa.concat_tables([table.filter(rows) for rows in (rest, pc.and_not(over, lost), lost)])
 
 
-def scanned(store: Store, recipe: Recipe) -> Scanned:
+def scanned(store: Store, recipe: Recipe) -> ScanState:
     """Return the parts scanned under this recipe, but for those that a limit cut off which the recipe has raised."""
     frames = {name: size for name, size, _ in store.stat("tables/frames")}
     errors, unreachable, notes = dict[str, str](), dict[str, str](), dict[str, str]()
@@ -105,7 +105,7 @@ def scanned(store: Store, recipe: Recipe) -> Scanned:
     finished = pa.concat_arrays([done, failed])
     lost = pa.array(list(unreachable), pa.string())
     lost = lost.filter(pc.invert(pc.is_in(lost, finished))).to_pylist()
-    return Scanned(finished, errors, {key: unreachable[key] for key in lost}, notes, fragments)
+    return ScanState(finished, errors, {key: unreachable[key] for key in lost}, notes, fragments)
 
 
 def clips(
@@ -146,10 +146,7 @@ def clips(
 
 
 def _joined(
-    rows: pa.Table,
-    later: Sequence[pa.Table | None],
-    schemas: Sequence[pa.Schema],
-    columns: Collection[str] | None,
+    rows: pa.Table, later: Sequence[pa.Table | None], schemas: Sequence[pa.Schema], columns: Collection[str] | None
 ) -> pa.Table:
     for table, schema, at in zip(later, schemas, ("embed_at", "caption_at"), strict=True):
         rows = join(rows, table, [f for f in schema if columns is None or f.name in columns], at)

@@ -273,6 +273,8 @@ def test_a_full_folder_of_temporary_files_stops_the_build_and_is_named(
     ballast.unlink()
     build([str(footage)], str(dataset), load_recipe("embedded", OPTIONS))
     assert snapshot(dataset) == snapshot(built[0])
+
+
 def test_an_error_in_the_program_is_two_lines_and_its_traceback_is_in_the_dataset(
     sample_videos, tmp_path, monkeypatch, capsys
 ):
