@@ -71,6 +71,14 @@ class Clip:
         lines = [joined_lines(text) for texts in given.values() for text in texts]
         return [text for text in dict.fromkeys([self.caption, *lines]) if text]
 
+    def has(self, companion: str) -> bool:
+        """Whether the clip has a companion of this name: first, canny ..."""
+        return self._places.get(f"{companion}_size") is not None
+
+    def companion(self, name: str) -> bytes:
+        """The file of a companion that it has."""
+        return self._member(name)
+
     def place(self, member: str) -> tuple[int, int]:
         """Return offset and size in the tar of a member's data: `media`, `text` or `json`."""
         return self._places[f"{member}_offset"], self._places[f"{member}_size"]
@@ -133,7 +141,7 @@ def read_dataset(uri: str) -> Dataset:
     tables = [INDEX.empty_table().append_column("shard", pa.array([], pa.string()))]
     for shard in info["shards"]:
         if shard["clips"]:
-            table = _index(store, shard["path"])
+            table = _index(store, shard["path"]).select(INDEX.names)
             tables.append(table.append_column("shard", pa.array([shard["path"]] * len(table), pa.string())))
     return Dataset(store, info, pa.concat_tables(tables).combine_chunks())
 

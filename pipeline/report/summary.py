@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.engine.progress import clock
 
-PASSES = ("sources", "scan", "embed", "caption", "pack")
+PASSES = ("sources", "scan", "embed", "caption", "transcode", "pack")
 TRACKS = ("flow", "borders")  # parts of the scan that only filters need
 
 

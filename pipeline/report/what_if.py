@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config.recipe import Recipe, RecipeError, SelectOptions, from_dict, to_dict
+from pipeline.engine.progress import counted
 from pipeline.selection.select import QUALITY, check_thresholds, select
 from pipeline.state import fingerprints
 from pipeline.storage.store import Store
@@ -50,7 +51,7 @@ class WhatIf:
     unscored: ClipGroup
 
     def __str__(self) -> str:
-        lines = [f"{' '.join(self.overrides)}: {self.kept:,} clips now"]
+        lines = [f"{' '.join(self.overrides)}: {counted(self.kept, 'clips')} now"]
         after = f", of which {self.uncaptioned:,} have no caption yet" if self.uncaptioned else ""
         for name, group, more in (
             ("adds", self.added, after),
@@ -59,7 +60,7 @@ class WhatIf:
         ):
             if group.clips or group is not self.unscored:
                 shown = f" ({', '.join(group.examples)})" if group.examples else ""
-                lines.append(f"  {name} {group.clips:,} clips, {group.hours:.3f} h{more}{shown}")
+                lines.append(f"  {name} {counted(group.clips, 'clips')}, {group.hours:.3f} h{more}{shown}")
         return "\n".join(lines)
 
 

@@ -21,7 +21,8 @@ from pipeline.config.recipe import SourceOptions, load_recipe
 from pipeline.dataset.verify import verify
 from pipeline.media.video import probe
 from pipeline.sources import http as web
-from pipeline.sources.discover import content_id, discover, open_media
+from pipeline.sources.content import content_id
+from pipeline.sources.discover import discover, open_media
 from pipeline.sources.discovered import DiscoveredFile
 from pipeline.sources.downloads import downloaded
 from pipeline.storage.retry import FIRST_PAUSE, pause
@@ -299,7 +300,7 @@ def test_a_server_that_is_down_takes_nothing_from_a_dataset(site, tmp_path, monk
     monkeypatch.setattr(web, "TRIES", 2)
     info = built(["film.mp4"], "select.val_fraction=1")
     assert "1 files are used as last seen: their servers do not answer" in capsys.readouterr().err
-    assert (info["counts"]["kept"], info["passes"]["pack"]["results"]["reused"]) == (1, 1)
+    assert (info["counts"]["kept"], info["passes"]["transcode"]["results"]["reused"]) == (1, 1)
     assert [shard["path"] for shard in info["shards"]] == [
         tar for tar in tars() if tar.startswith("shards/2x1-360p/val-")
     ]
