@@ -242,8 +242,7 @@ def naming_full(path: Path | str) -> Iterator[None]:
 
 
 def temporary_name(name: str) -> str:
-    """Return a hidden name for `name` while it is written, unique on a shared file system: process ids alone repeat
-    over machines and containers. Shortened to the 255 bytes that a file name may have."""
+    """Return a hidden name for `name` while it is written, unique on a shared file system, at most 255 bytes long."""
     host = re.sub(r"[^A-Za-z0-9-]", "", socket.gethostname())[:32]
     suffix = f".{host}-{os.getpid()}-{secrets.token_hex(4)}.tmp"
     stem = name.encode()[: 254 - len(suffix)].decode(errors="ignore")
@@ -257,8 +256,8 @@ def remove_abandoned(folder: Path) -> None:
 
 
 def ranged(size: int, fetch: Callable[[int, int], bytes]) -> BinaryIO:
-    """Return a seekable file of `size` bytes that `fetch(count, offset)` reads. Sequential reading doubles the size of
-    the requests up to PIECE."""
+    """Return a seekable file of `size` bytes, read by `fetch(count, offset)`; sequential requests double up to
+    PIECE."""
     return io.BufferedReader(_Ranged(size, fetch))  # type: ignore[type-var]
 
 
