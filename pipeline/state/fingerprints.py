@@ -26,7 +26,7 @@ from pipeline.selection.select import admitted, check_thresholds, holds
 from pipeline.tables.fragments import CLIPS, fingerprint
 
 SCAN_VERSION = 13
-EMBED_VERSION = 4
+EMBED_VERSION = 5
 CAPTION_VERSION = 3
 
 LIMITS = ("deadline_factor", "deadline_seconds", "memory_mb", "max_gb", "max_streams", "max_gigapixels")
