@@ -1,5 +1,5 @@
 # make demo: from nothing to a dataset, its report and a sampled video. make test: lint, types, tests.
-# make bench NAME=filter_auc ARGS=videos/: one of tests/benchmarks; its first lines say what it takes.
+# make bench NAME=filter_auc ARGS=videos/: a script of tests/benchmarks; its first lines say what it takes.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -15,14 +15,14 @@ test: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadgroup --no-loadscope-reorder
 
 # What starts several nodes: jobs on a cluster, nodes that come and go.
 test-cluster: $(VENV)/.installed
 	$(BIN)/python -m pytest -m cluster
 
 bench: $(VENV)/.installed
-	$(BIN)/python tests/benchmarks/$(NAME).py $(ARGS)
+	$(BIN)/python tests/benchmarks/*/$(NAME).py $(ARGS)
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

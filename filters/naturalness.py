@@ -1,8 +1,9 @@
 """Naturalness: distance of the picture's fine structure from that of undistorted photographs.
 
 A no-reference quality measure like NIQE: statistics of contrast-normalised luma at two scales, compared with a model of
-good pictures (naturalness.npz, made by tests/benchmarks/fit_naturalness.py). Blur and blocks give large distances.
-White noise does not: contrast normalisation removes it, and fine texture has the same statistics; use `noise` instead.
+good pictures (naturalness.npz, made by tests/benchmarks/filters/fit_naturalness.py). Blur and blocks give large
+distances. White noise does not: contrast normalisation removes it, and fine texture has the same statistics; use
+`noise` instead.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import pyarrow as pa
 
 from filters.base import ClipView, Score, Track, unknown
 
-SIDE = 64  # pixels: side of the squares that statistics are computed on
+PATCH_SIZE = 64  # pixels: side of the squares that statistics are computed on
 SHAPES = np.arange(0.2, 10, 0.005)  # candidate shapes of the generalised Gaussian
 NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1))  # offsets, down and across, of the pixels that products are taken with
 LIVELIEST = 0.5  # share of a picture's squares that are used: those with the most contrast
@@ -50,19 +51,19 @@ def distance(patches: Sequence[np.ndarray]) -> float | None:
 
 def square_features(patch: np.ndarray) -> list[np.ndarray]:
     """Return the features, (36,) each, of the squares of a (h, w) uint8 patch with the most contrast."""
-    if min(patch.shape) < SIDE:
+    if min(patch.shape) < PATCH_SIZE:
         return []
     grey = patch.astype(np.float32)
     half = cv2.resize(grey, (grey.shape[1] // 2, grey.shape[0] // 2), interpolation=cv2.INTER_AREA)
     (normal, contrast), (small, _) = normalised(grey), normalised(half)
-    rows, columns = grey.shape[0] // SIDE, grey.shape[1] // SIDE
+    rows, columns = grey.shape[0] // PATCH_SIZE, grey.shape[1] // PATCH_SIZE
     squares = [(y, x) for y in range(rows) for x in range(columns)]
-    life = {(y, x): float(_cut(contrast, y, x, SIDE).mean()) for y, x in squares}
+    life = {(y, x): float(_cut(contrast, y, x, PATCH_SIZE).mean()) for y, x in squares}
     kept = sorted(squares, key=lambda s: -life[s])[: max(1, round(LIVELIEST * len(squares)))]
     kept = [square for square in kept if life[square] > 1]
     if not kept:
         return []
-    scales = ((normal, SIDE), (small, SIDE // 2))
+    scales = ((normal, PATCH_SIZE), (small, PATCH_SIZE // 2))
     return list(
         np.hstack([_statistics(np.stack([_cut(picture, y, x, side) for y, x in kept])) for picture, side in scales])
     )

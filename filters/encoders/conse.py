@@ -16,13 +16,13 @@ import cv2
 import numpy as np
 
 from filters.encoders.base import EncoderOutput, one_thread
-from filters.encoders.efficientnet import APPEARANCE, SIDE, classifier
+from filters.encoders.efficientnet import APPEARANCE, INPUT_SIZE, classifier
 from filters.encoders.imagenet import imagenet_classes
 from filters.torchvision_ops import ensure_torchvision
 
 TOP = 10  # classes that make up an embedding, as in the paper
 WORDS = 256  # word pieces that MiniLM was trained to read
-MEANINGS = Path(__file__).parent / "class_meanings.npz"  # written by tests/benchmarks/encoders.py --meanings
+MEANINGS = Path(__file__).parent / "class_meanings.npz"  # written by tests/benchmarks/filters/encoders.py --meanings
 
 
 class Conse:
@@ -92,18 +92,18 @@ class SentenceEncoder:
 def class_meanings() -> np.ndarray:
     """Return the sentence embedding of each class's name and definition, (1000, 384) float32 of unit norm to three
     digits. They are stored because computing them takes as long as embedding a hundred clips. Name and definition
-    together are more accurate than the name (benchmarks/encoders.py)."""
+    together are more accurate than the name (tests/benchmarks/filters/encoders.py)."""
     with np.load(MEANINGS) as stored:
         return stored["meanings"].astype(np.float32)
 
 
-def appearance(frame: np.ndarray, side: int = SIDE) -> np.ndarray:
+def appearance(frame: np.ndarray, side: int = INPUT_SIZE) -> np.ndarray:
     """Return `EncoderOutput.appearance` of one frame, (h, w, 3) uint8 RGB, without its embedding. A smaller `side` is
     cheaper; results of different sides are not comparable."""
     return classifier()(middle_square(frame, side))[1]
 
 
-def middle_square(frame: np.ndarray, side: int = SIDE) -> np.ndarray:
+def middle_square(frame: np.ndarray, side: int = INPUT_SIZE) -> np.ndarray:
     """(h, w, 3) uint8 -> (side, side, 3) uint8: the middle square, resized."""
     height, width = frame.shape[:2]
     short = min(height, width)

@@ -15,15 +15,15 @@ from onnx import helper, numpy_helper
 
 from filters.weights import onnx_session
 
-SIDE = 260  # input that the network was trained for, pixels
+INPUT_SIZE = 260  # input that the network was trained for, pixels
 FEATURES = 1280  # width of its last layer before the classes
 APPEARANCE = 256  # dimensions of the appearance
 INPUT, PROBABILITY, APPEARANCE_ROW = "picture", "probability", "appearance"
 
 
 class Classifier:
-    """The network on one CPU thread. A picture is (side, side, 3) uint8 RGB; a side other than `SIDE` is cheaper or
-    dearer, and its results are not comparable."""
+    """The network on one CPU thread. A picture is (side, side, 3) uint8 RGB; results of a side other than `INPUT_SIZE`
+    are not comparable."""
 
     def __init__(self) -> None:
         self._session = onnx_session(_graph().SerializeToString())
@@ -71,7 +71,7 @@ def _graph() -> onnx.ModelProto:
 
 def _appearance(graph: _Graph, features: str) -> None:
     """Square roots of the features, so that a few strong ones do not decide, less their mean, then a random projection,
-    which keeps cosines (Johnson and Lindenstrauss 1984). Measured by tests/benchmarks/encoders.py."""
+    which keeps cosines (Johnson and Lindenstrauss 1984). Measured by tests/benchmarks/filters/encoders.py."""
     roots = graph.node("Sqrt", features)
     centred = graph.node("Sub", roots, graph.node("ReduceMean", roots, axes=[1], keepdims=1))
     projection = np.random.default_rng(0).standard_normal((FEATURES, APPEARANCE), np.float32)
