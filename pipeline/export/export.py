@@ -14,6 +14,7 @@ import pyarrow as pa
 from pipeline.config.recipe import from_dict
 from pipeline.config.video_models import MODELS, VideoModel, nearest, video_model
 from pipeline.dataset.finish import DatasetError
+from pipeline.engine.progress import counted
 from pipeline.export.formats import (
     ai_toolkit,
     automodel,
@@ -77,7 +78,7 @@ def export(dataset: str, to: str, out: Path, model: str | None = None, control: 
         takers = ", ".join(name for name, exporter in EXPORTERS.items() if exporter.takes_control)
         raise DatasetError(f"--control: the layout of {to} has no place for control videos; there are {takers}")
     if to in WRITERS:
-        return f"{write_table(Store(dataset), out, to):,} clips written to {out}"
+        return f"{counted(write_table(Store(dataset), out, to), 'clips')} written to {out}"
     exporter = EXPORTERS[to]
     if model is not None:
         video_model(model)
@@ -112,8 +113,8 @@ def _control(data: Dataset, control: str | None) -> str:
         return ""
     videos = [m for m, end in endings(from_dict(data.info["recipe"]).pack).items() if end.endswith(".mp4")]
     if control not in videos:
-        there = f"there are {', '.join(videos)}" if videos else "build it with pack.companions"
-        raise DatasetError(f"--control: the dataset has no companion videos {control!r}; {there}")
+        hint = f"there are {', '.join(videos)}" if videos else "build it with pack.companions"
+        raise DatasetError(f"--control: the dataset has no companion videos {control!r}; {hint}")
     return control
 
 
@@ -142,8 +143,8 @@ def _listed(index: pa.Table, unused: Sequence[Finding]) -> list[tuple[str, str, 
 
 
 def _headline(job: Job, exporter: Exporter, model: str | None) -> str:
-    stills = f" and {job.stills:,} still images" if job.stills else ""
-    about = f"{job.videos:,} videos{stills} for {exporter.title} in {job.out}"
+    stills = f" and {counted(job.stills, 'still images')}" if job.stills else ""
+    about = f"{counted(job.videos, 'videos')}{stills} for {exporter.title} in {job.out}"
     if exporter.reads is None:
         return about
     counts = ", ".join(map(str, job.frames)) or "none"

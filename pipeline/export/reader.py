@@ -68,7 +68,7 @@ class Clip:
     def captions(self) -> list[str]:
         """Return the distinct captions of the clip, each on one line; the dataset's choice comes first."""
         given = self.document().get("captions", {})
-        lines = [one_line(text) for texts in given.values() for text in texts]
+        lines = [joined_lines(text) for texts in given.values() for text in texts]
         return [text for text in dict.fromkeys([self.caption, *lines]) if text]
 
     def has(self, companion: str) -> bool:
@@ -128,7 +128,7 @@ class Dataset:
                         width=row["width"],
                         height=row["height"],
                         duration=row["duration"],
-                        caption=one_line(tar.read(row["text_size"]).decode()),
+                        caption=joined_lines(tar.read(row["text_size"]).decode()),
                         _tar=tar,
                         _places=places,
                     )
@@ -146,7 +146,7 @@ def read_dataset(uri: str) -> Dataset:
     return Dataset(store, info, pa.concat_tables(tables).combine_chunks())
 
 
-def one_line(text: str) -> str:
+def joined_lines(text: str) -> str:
     """Replace line breaks in `text` by spaces, for formats with one caption a line."""
     return " ".join(text.split())
 

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import Any
+from typing import Any, Literal
 
 import av
 import av.filter
@@ -44,11 +44,7 @@ ENCODERS: dict[str, tuple[str, dict[str, str]]] = {
     "h264 small": ("libx264", {"preset": "slow", "crf": "23", "g": "250", **X264}),
     "h265 fast_loading": (
         "libx265",
-        {
-            "preset": "medium",
-            "crf": "24",
-            "x265-params": X265 + "keyint=24:bframes=5:b-adapt=0:no-b-pyramid=1:ref=1",
-        },
+        {"preset": "medium", "crf": "24", "x265-params": X265 + "keyint=24:bframes=5:b-adapt=0:no-b-pyramid=1:ref=1"},
     ),
     "h265 small": ("libx265", {"preset": "medium", "crf": "26", "x265-params": X265 + "keyint=250"}),
     "av1 fast_loading": ("libsvtav1", {"preset": "8", "crf": "32", "g": "24", "svtav1-params": SVT + ":fast-decode=2"}),
@@ -86,7 +82,7 @@ class Encoded:
     of `no_sound` where sound was asked for; `companions` are further files by member."""
 
     data: bytes
-    media: str  # mp4 or jpg
+    media: Literal["mp4", "jpg"]
     frames: int
     fps: float
     width: int

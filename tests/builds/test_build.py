@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -27,6 +28,7 @@ from pipeline.dataset.finish import DatasetError
 from pipeline.dataset.verify import verify
 from pipeline.pack import parts
 from pipeline.plan import plan
+from pipeline.scan.worker import Identify
 from pipeline.state.units import BuildStopped
 from pipeline.storage.store import Store
 from pipeline.tables.published import read_table
@@ -253,6 +255,51 @@ def test_a_full_disk_stops_the_build_and_the_next_one_changes_nothing(built, foo
     ballast.unlink()
     build([str(footage)], str(dataset), load_recipe("embedded", OPTIONS))
     assert snapshot(dataset) == snapshot(built[0])
+
+
+def test_a_full_folder_of_temporary_files_stops_the_build_and_is_named(
+    built, footage, small_disk, tmp_path, monkeypatch
+):
+    dataset, ballast = tmp_path / "dataset", small_disk / "ballast"
+    monkeypatch.setattr("tempfile.tempdir", str(small_disk))
+    monkeypatch.setenv("TMPDIR", str(small_disk))
+    with open(ballast, "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(bytes(1 << 16)):
+            pass
+    with pytest.raises(OSError, match="No space left on device") as stopped:
+        build([str(footage)], str(dataset), load_recipe("embedded", OPTIONS))
+    assert stopped.value.filename == str(small_disk)
+    assert not (dataset / "dataset.json").exists()
+    ballast.unlink()
+    build([str(footage)], str(dataset), load_recipe("embedded", OPTIONS))
+    assert snapshot(dataset) == snapshot(built[0])
+
+
+def test_an_error_in_the_program_is_two_lines_and_its_traceback_is_in_the_dataset(
+    sample_videos, tmp_path, monkeypatch, capsys
+):
+    def broken(worker: Identify, unit: object) -> None:
+        raise KeyError("choices")
+
+    monkeypatch.setattr(Identify, "__call__", broken)
+    assert main(["build", str(sample_videos["bikes"]), "--out", str(tmp_path / "dataset")]) == 1
+    first, second = capsys.readouterr().err.splitlines()
+    log = tmp_path / "dataset" / "state" / "errors" / "sources.txt"
+    assert re.fullmatch(rf"clipmill: sources: KeyError at \S+:\d+: 'choices'. The traceback is in {log}", first)
+    assert second == "what is done is kept: run the same command again to go on"
+    assert 'raise KeyError("choices")' in log.read_text()
+
+
+def test_sigterm_ends_a_build_on_ray_with_one_line(footage, tmp_path):
+    words = command(footage, tmp_path / "dataset", "--engine", "ray", "--cores", "1")
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    while not list((tmp_path / "dataset").glob("state/sources/*")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.split("\n") == ["", "stopped; what is done is kept: run the same command again to go on", ""]
 
 
 def test_a_second_build_into_the_same_folder_says_so_and_an_interrupt_says_how_to_go_on(footage, tmp_path):
