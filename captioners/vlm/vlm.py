@@ -51,7 +51,8 @@ class Vlm:
     square. `rows` clips are decoded at once, whichever call of `caption` they are from; `prefill` are prefilled at a
     time, `threads` prepare them. Where the GPU's memory does not suffice, fewer are. After an unusable answer a clip is
     captioned once more, sampled at `retry_temperature` with numbers that follow from `seed` and the clip. With `verify`
-    the model checks each sentence (see judge.py). Raises OSError if the model cannot be loaded.
+    the model checks each sentence (see judge.py). `fixed_answers` is for benchmarks with random weights alone: every
+    answer has that many tokens and is taken as the caption as it is. Raises OSError if the model cannot be loaded.
     """
 
     gpu = True
@@ -75,6 +76,7 @@ class Vlm:
         seed: int = 0,
         instruction: str | None = None,
         language: str = ENGLISH,
+        fixed_answers: int = 0,
     ) -> None:
         if isinstance(model, str):
             device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -90,14 +92,16 @@ class Vlm:
             processor.image_processor.do_image_splitting = False  # tiles are for single stills and cost tokens
         _speed_up(model)
         self.model, self.processor, self.device = model, processor, model.device
-        self.ends = _end_tokens(model, processor)
-        self.max_new_tokens, self.most_frames = max_new_tokens, most_frames
+        self.fixed = bool(fixed_answers)
+        self.ends = [] if self.fixed else _end_tokens(model, processor)
+        self.max_new_tokens, self.most_frames = fixed_answers or max_new_tokens, most_frames
         self.frame_pixels = frame_tokens * token_side**2
         self.rows, self.prefill, self.threads = rows, min(prefill, rows), threads
         self.verify, self.retry_temperature, self.seed = verify, retry_temperature, seed
         options = (max_new_tokens, self.frame_pixels, most_frames, verify, retry_temperature, seed)
         self.prompt = Prompt(instruction, language)
         self.id = ":".join(["vlm", str(VERSION), name, *map(str, options)]) + self.prompt.id
+        self.id += f":fixed_answers={fixed_answers}" if self.fixed else ""
         self._own = threading.local()
         self._preparing = ThreadPoolExecutor(threads, thread_name_prefix="prompts")
         self._turn = threading.Lock()  # of the call of `caption` whose clips go into free rows
@@ -175,7 +179,10 @@ class Vlm:
         for answer in self.answers(clips, temperature):
             text = self.processor.tokenizer.decode(answer.tokens, skip_special_tokens=True)
             usage = {"prompt_tokens": answer.prompt_tokens, "completion_tokens": len(answer.tokens)}
-            read[answer.key] = read_answer(by_id[answer.key], text, answer.ended, usage, self.prompt)
+            if self.fixed:
+                read[answer.key] = Caption(answer.key, text, text, usage=usage)
+            else:
+                read[answer.key] = read_answer(by_id[answer.key], text, answer.ended, usage, self.prompt)
         return read
 
     def _groups(self, clips: Sequence[ClipFrames]) -> list[list[ClipFrames]]:

@@ -74,7 +74,7 @@ class LocalEngine:
 
 
 class _Workers:
-    """The workers of a stage, started on first use; each is used by as many threads as it takes units at once."""
+    """The workers of a stage, started on first use; each is used by up to `at_once` threads at a time."""
 
     def __init__(self, stage: Stage, size: int) -> None:
         self.stage, self.room = stage, size * stage.at_once
@@ -107,13 +107,14 @@ class _ChildWorker:
 
     def __call__(self, unit: Any) -> Any:
         try:
-            return self._child.call(_in_child, self._stage, unit, deadline=CHILD_SECONDS)
+            # Unlike a child that decodes a source, this one reads only what earlier passes wrote: its pickles are ours.
+            return pickle.loads(self._child.call(_in_child, self._stage, unit, deadline=CHILD_SECONDS))
         except SandboxError as error:
             raise BuildStopped(f"a process of {self._name}: {error}") from error
 
 
-def _in_child(stage: bytes, unit: Any) -> Any:
-    return _worker_of_child(stage)(unit)
+def _in_child(stage: bytes, unit: Any) -> bytes:
+    return pickle.dumps(_worker_of_child(stage)(unit))
 
 
 @functools.cache

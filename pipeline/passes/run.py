@@ -8,7 +8,7 @@ import json
 import pickle
 import sys
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -55,7 +55,7 @@ def run_passes(passes: Sequence[Pass], snapshot: Snapshot, engine: Engine, total
                 whole = {"total": amount, "measure": passes[0].measure} if name == passes[0].name else {}
                 store.write(f"stats/{name}.json", json.dumps(totals[name] | whole, indent=2, sort_keys=True).encode())
 
-    saved, hits = 0.0, Counter[str]()
+    saved, hits = 0.0, defaultdict[str, set[str]](set)  # sources that each unforeseen exception hit
     try:
         for result in engine.run(units, stages):
             check_shared(result)
@@ -63,8 +63,10 @@ def run_passes(passes: Sequence[Pass], snapshot: Snapshot, engine: Engine, total
             if result.of == passes[0].name:
                 progress.add(result.amount, result.counts)
             engine.publish(result, amount - progress.amount if result.of == passes[0].name else 0.0)
-            hits.update(result.unforeseen)
-            if problem := result.problem or why_stop(hits, len(snapshot.files)):
+            for place, sources in result.unforeseen.items():
+                hits[place].update(sources)
+            counts = {place: len(sources) for place, sources in hits.items()}
+            if problem := result.problem or why_stop(counts, len(snapshot.files)):
                 raise BuildStopped(problem)
             if progress.seconds - saved > SAVE_SECONDS:
                 save()
@@ -80,9 +82,10 @@ def run_passes(passes: Sequence[Pass], snapshot: Snapshot, engine: Engine, total
     save()
     if hits:
         where = store.path(FOLDER)
-        name = passes[0].name
+        count = len(set().union(*hits.values()))
         print(
-            f"{name}: {hits.total():,} sources met an error in the program; tracebacks are in {where}", file=sys.stderr
+            f"{passes[0].name}: {count:,} sources met an error in the program; tracebacks are in {where}",
+            file=sys.stderr,
         )
     return True
 

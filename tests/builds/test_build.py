@@ -26,6 +26,7 @@ from pipeline.cli import main
 from pipeline.config.recipe import load_recipe
 from pipeline.dataset.finish import DatasetError
 from pipeline.dataset.verify import verify
+from pipeline.pack import parts
 from pipeline.plan import plan
 from pipeline.scan.worker import Identify
 from pipeline.state.units import BuildStopped
@@ -118,7 +119,7 @@ def test_a_threshold_that_rejects_more_only_packs_again_and_takes_the_clips_over
     threshold = f"select.thresholds.motion_object.min={limit}"
     result = build([str(footage)], str(copied), load_recipe("embedded", [*OPTIONS, threshold]))
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["pack"]
+    assert [line.split()[0] for line in lines] == ["transcode", "pack"]
     assert result.info["counts"]["kept"] == sum(clip["motion_object"] >= limit for clip in kept) < len(kept)
     assert result.info["counts"]["rejected_by"]["motion_object"] >= 1
     repacked = sum(shard["clips"] for shard in result.info["shards"] if shard not in built[1].info["shards"])
@@ -157,8 +158,8 @@ def halved(dataset: Path, pattern: str) -> Path:
 @pytest.mark.parametrize(
     ("patterns", "again"),
     [
-        (["shards/*/*.tar", "state/sources/*.parquet", "tables/clips/*.parquet"], ["sources", "pack"]),
-        (["shards/*/*.parquet", "state/caption/*.parquet"], ["caption", "pack"]),
+        (["shards/*/*.tar", "state/sources/*.parquet", "tables/clips/*.parquet"], ["sources", "transcode", "pack"]),
+        (["shards/*/*.parquet", "state/caption/*.parquet"], ["caption", "transcode", "pack"]),
         (["tables/frames/*.parquet"], ["scan"]),
     ],
 )
@@ -201,17 +202,29 @@ def command(footage: Path, dataset: Path, *more: str) -> list[str]:
     return [sys.executable, "-m", "pipeline.cli", "build", str(footage), "--out", str(dataset), *OPTIONS, *more]
 
 
-def test_killed_in_the_middle_and_started_again_gives_the_same_bytes(built, footage, tmp_path):
+@pytest.mark.parametrize("half_done", ["state/scan/*.parquet", "state/pack/*/*.tar"])
+def test_killed_in_the_middle_and_started_again_gives_the_same_bytes(
+    built, footage, tmp_path, capsys, monkeypatch, half_done
+):
+    monkeypatch.setattr(parts, "PART_BYTES", 1.0)  # a part a clip
     dataset = tmp_path / "dataset"
-    process = subprocess.Popen(command(footage, dataset), stdout=subprocess.DEVNULL, start_new_session=True)
-    while not list((dataset / "state" / "scan").glob("*.parquet")):
+    program = (
+        "import sys, pipeline.pack.parts as p; p.PART_BYTES = 1.0; from pipeline.cli import main; main(sys.argv[1:])"
+    )
+    arguments = [sys.executable, "-c", program, *command(footage, dataset)[3:]]
+    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, start_new_session=True)
+    while not list(dataset.glob(half_done)):
         assert process.poll() is None
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (dataset / "dataset.json").exists()
-    build([str(footage)], str(dataset), load_recipe("embedded", OPTIONS))
+    finished = len(list(dataset.glob("state/pack/*/*.tar")))
+    result = build([str(footage)], str(dataset), load_recipe("embedded", OPTIONS))
     assert snapshot(dataset) == snapshot(built[0])
+    encoded = [int(line.split()[1]) for line in capsys.readouterr().out.splitlines() if line.startswith("transcode")]
+    assert sum(encoded) == result.info["counts"]["kept"] - finished
+    assert not (dataset / "state" / "pack").exists()
 
 
 @pytest.fixture
@@ -239,6 +252,24 @@ def test_a_full_disk_stops_the_build_and_the_next_one_changes_nothing(built, foo
         threads.submit(fill)
         with pytest.raises((OSError, BuildStopped), match=r"(?i)no space left on device"):
             build([str(footage)], str(dataset), load_recipe("embedded", OPTIONS))
+    ballast.unlink()
+    build([str(footage)], str(dataset), load_recipe("embedded", OPTIONS))
+    assert snapshot(dataset) == snapshot(built[0])
+
+
+def test_a_full_folder_of_temporary_files_stops_the_build_and_is_named(
+    built, footage, small_disk, tmp_path, monkeypatch
+):
+    dataset, ballast = tmp_path / "dataset", small_disk / "ballast"
+    monkeypatch.setattr("tempfile.tempdir", str(small_disk))
+    monkeypatch.setenv("TMPDIR", str(small_disk))
+    with open(ballast, "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(bytes(1 << 16)):
+            pass
+    with pytest.raises(OSError, match="No space left on device") as stopped:
+        build([str(footage)], str(dataset), load_recipe("embedded", OPTIONS))
+    assert stopped.value.filename == str(small_disk)
+    assert not (dataset / "dataset.json").exists()
     ballast.unlink()
     build([str(footage)], str(dataset), load_recipe("embedded", OPTIONS))
     assert snapshot(dataset) == snapshot(built[0])
