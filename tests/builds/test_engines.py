@@ -99,9 +99,10 @@ def test_the_units_of_a_process_that_was_killed_run_again_in_another(engine, tmp
     assert sorted(result.amount for result in results) == [0, 1, 2, 3, 4, 5]
 
 
-def test_an_error_in_the_program_comes_out_as_it_was_raised(engine, capfd):
+@pytest.mark.parametrize("own_process", [False, True])
+def test_an_error_in_the_program_comes_out_as_it_was_raised(engine, capfd, own_process):
     with pytest.raises(KeyError) as caught:
-        list(engine.run([Number(3)], [Stage(Buggy, (), Number, cpus=1.0)]))
+        list(engine.run([Number(3)], [Stage(Buggy, (), Number, cpus=1.0, own_process=own_process)]))
     assert caught.value.args == (3,)
     assert "{1: 1.0}[unit.value]" in trace_of(caught.value)
     assert capfd.readouterr() == ("", "")
