@@ -12,6 +12,7 @@ import pyarrow as pa
 from pipeline.config.recipe import Recipe
 from pipeline.dataset.finish import check_folder, publish, read_info
 from pipeline.dataset.lock import lock
+from pipeline.dataset.outcomes import outcomes
 from pipeline.dataset.sweep import retire, sweep
 from pipeline.dataset.unchanged import is_unchanged, note_unchanged
 from pipeline.engine.base import Engine, NodesLost
@@ -28,6 +29,7 @@ from pipeline.report import page
 from pipeline.sources.discover import DiscoveredFile, discover
 from pipeline.state import committed, fingerprints
 from pipeline.storage.store import Store
+from pipeline.tables.decisions import decisions_digest, read_decisions
 from pipeline.tables.published import read_table
 
 
@@ -83,12 +85,13 @@ def build(
     with lock(store) as still_ours:
         files = as_last_seen(files, store)
         recipe = with_listed_captions(recipe, files)
-        if is_unchanged(files, store, recipe):
+        decisions = read_decisions(store)
+        if is_unchanged(files, store, recipe, decisions_digest(decisions)):
             return Built(read_info(store), store)
         with open_engine(engine, needs, address, cores, gpus) as opened:
             while True:
                 try:
-                    return _build(Snapshot(store, recipe, files), opened, still_ours)
+                    return _build(Snapshot(store, recipe, files, decisions), opened, still_ours)
                 except NodesLost as lost:
                     print(f"{lost}; beginning again with what is not done yet", file=sys.stderr)
 
@@ -108,14 +111,15 @@ def _build(snapshot: Snapshot, engine: Engine, still_ours: Callable[[], None]) -
     clips, shards = with_shards(snapshot)
     sources, complete = with_errors(snapshot.sources, snapshot.scanned), _everything_read(snapshot)
     still_ours()
-    info = publish(store, recipe, sources, clips, snapshot.joined_rows(clips), shards, totals)
+    decided = outcomes(snapshot.decisions, clips)
+    info = publish(store, recipe, sources, clips, snapshot.joined_rows(clips), shards, totals, decided)
     retire(store, info, shards)
     snapshot.refresh()
     del clips  # the report reads columns of its own
     page.write_report(store.uri)
     if complete:
         sweep(store, recipe, sources)
-        note_unchanged(snapshot.files, store, recipe)
+        note_unchanged(snapshot.files, store, recipe, decisions_digest(snapshot.decisions))
     return Built(info, store)
 
 

@@ -19,6 +19,7 @@ from pipeline.passes.snapshot import Snapshot
 from pipeline.sources.discover import DiscoveredFile, discover
 from pipeline.state import fingerprints
 from pipeline.storage.store import Store
+from pipeline.tables.decisions import read_decisions
 from pipeline.tables.published import read_table
 
 
@@ -32,7 +33,7 @@ def plan(inputs: Sequence[str], out: str, recipe: Recipe) -> str:
     files = as_last_seen(files, store)
     recipe = with_listed_captions(recipe, files)
     info: dict[str, Any] = read_info(store) if store.exists("dataset.json") else {}
-    snapshot = Snapshot(store, recipe, files)
+    snapshot = Snapshot(store, recipe, files, read_decisions(store))
     outlooks = [(each, each.outlook(snapshot)) for each in PASSES]
     first = next((number for number, (_, outlook) in enumerate(outlooks) if outlook.pending), len(outlooks))
     lines = [_line(each, outlook, info, number > first) for number, (each, outlook) in enumerate(outlooks)]

@@ -25,7 +25,7 @@ def retire(store: Store, info: Mapping[str, Any], shards: Sequence[ShardResult])
     was before find them (`open_published`) and others do not. Of `shards` the index stays, also where there is no tar.
     """
     named = {*files_of(info), *(shard.path.removesuffix(".tar") + ".parquet" for shard in shards)}
-    for folder in ("tables/clips", "tables/sources", "shards"):
+    for folder in ("tables/clips", "tables/sources", "tables/decisions", "shards"):
         for name in store.list(folder):
             if name not in named:
                 store.move(name, f"{RETIRED}/{name}")

@@ -23,6 +23,7 @@ from pipeline.selection.select import QUALITY, SELECTED, select
 from pipeline.sources.discover import DiscoveredFile
 from pipeline.state import committed, fingerprints
 from pipeline.storage.store import Store
+from pipeline.tables.decisions import DECISIONS, with_decisions, with_edited_captions
 
 SELECTED_BY = (  # what selection, planning and counting read of a clip, beside the columns that have thresholds
     *("clip_id", "source_id", "source_uri", "shot_index", "start", "end", "frames", "crop_w", "crop_h", "dropped"),
@@ -30,15 +31,24 @@ SELECTED_BY = (  # what selection, planning and counting read of a clip, beside 
 )
 DECIDED = (  # the columns of a clip that stay in memory after selection
     *("clip_id", "source_uri", "start", "end", "frames", "caption"),
-    *(*SELECTED.names, "balance_cluster", "balance_weight", "pack_frames"),
+    *(*SELECTED.names, "balance_cluster", "balance_weight", "pack_frames", "decision"),
 )
 
 
 class Snapshot:
-    """The sources and clips of a build as they are now: read when first asked for, and again after `refresh`."""
+    """The sources and clips of a build as they are now: read when first asked for, and again after `refresh`.
 
-    def __init__(self, store: Store, recipe: Recipe, files: Sequence[DiscoveredFile]) -> None:
-        self.store, self.recipe, self.files = store, recipe, files
+    `decisions` (rows of DECISIONS) stay what they were when the build began.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        recipe: Recipe,
+        files: Sequence[DiscoveredFile],
+        decisions: pa.Table = DECISIONS.empty_table(),  # noqa: B008: tables are immutable
+    ) -> None:
+        self.store, self.recipe, self.files, self.decisions = store, recipe, files, decisions
         self.shards: list[tuple[str, str]] = []  # path and name of each shard of the kept clips, once they are planned
 
     def refresh(self) -> None:
@@ -56,7 +66,8 @@ class Snapshot:
 
     @cached_property
     def _clips(self) -> tuple[pa.Table, Embeddings | None]:
-        return clip_rows(self.sources, self.store, self.recipe)
+        clips, embeddings = clip_rows(self.sources, self.store, self.recipe)
+        return with_decisions(clips, self.decisions), embeddings
 
     @property
     def clip_count(self) -> int:
@@ -83,7 +94,8 @@ class Snapshot:
 
     def joined_rows(self, clips: pa.Table, without: Collection[str] = ()) -> Iterator[pa.Table]:
         """All columns of every clip but those of `without`, table by table; `clips` are the `selected` ones."""
-        return joined_rows(clips, self.sources, self.store, self.recipe, without)
+        for rows in joined_rows(clips, self.sources, self.store, self.recipe, without):
+            yield with_edited_captions(rows, self.decisions)
 
 
 def file_table(files: Sequence[DiscoveredFile]) -> pa.Table:
