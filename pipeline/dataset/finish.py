@@ -17,7 +17,7 @@ from captioners.text.prompt import QUESTION, Prompt
 from pipeline.config.recipe import Recipe, to_dict
 from pipeline.config.versions import versions
 from pipeline.config.video_models import resolved
-from pipeline.dataset.outcomes import OUTCOMES, outcome_counts
+from pipeline.dataset.outcomes import outcome_counts
 from pipeline.pack.shards import ShardResult
 from pipeline.storage.store import Store, temporary_name
 from pipeline.tables.fragments import SOURCES, plain
@@ -103,7 +103,7 @@ def publish(
     rows: Iterable[pa.Table],
     shards: Sequence[ShardResult],
     passes: Mapping[str, Any],
-    decided: pa.Table = OUTCOMES.empty_table(),  # noqa: B008: tables are immutable
+    decided: pa.Table | None = None,
 ) -> dict[str, Any]:
     """Write the finished tables and the card, then switch to them by replacing dataset.json; return its content.
 
@@ -111,7 +111,7 @@ def publish(
     this build has taken; `decided` are rows of OUTCOMES, if there are decisions by hand. Files of the dataset as it was until now are neither replaced nor deleted: `sweep` does that.
     """
     old = json.loads(store.read("dataset.json")) if store.exists("dataset.json") else {}
-    info = {
+    info: dict[str, Any] = {
         "format": FORMAT,
         "recipe": to_dict(recipe),
         "versions": versions(),
@@ -129,7 +129,7 @@ def publish(
         ],
         "passes": {**old.get("passes", {}), **passes},
     }
-    if decided.num_rows:
+    if decided is not None and decided.num_rows:
         info["counts"] |= outcome_counts(decided)
         info["tables"]["decisions"] = _write_table(store, "tables/decisions", [decided])
         info["rows"]["decisions"] = decided.num_rows

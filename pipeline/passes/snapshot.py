@@ -46,9 +46,10 @@ class Snapshot:
         store: Store,
         recipe: Recipe,
         files: Sequence[DiscoveredFile],
-        decisions: pa.Table = DECISIONS.empty_table(),  # noqa: B008: tables are immutable
+        decisions: pa.Table | None = None,
     ) -> None:
-        self.store, self.recipe, self.files, self.decisions = store, recipe, files, decisions
+        self.store, self.recipe, self.files = store, recipe, files
+        self.decisions = DECISIONS.empty_table() if decisions is None else decisions
         self.shards: list[tuple[str, str]] = []  # path and name of each shard of the kept clips, once they are planned
 
     def refresh(self) -> None:
