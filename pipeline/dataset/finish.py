@@ -108,7 +108,8 @@ def publish(
     """Write the finished tables and the card, then switch to them by replacing dataset.json; return its content.
 
     `rows` are all of tables/clips, piece by piece; `clips` the columns that are counted; `passes` what each pass of
-    this build has taken; `decided` are rows of OUTCOMES, if there are decisions by hand. Files of the dataset as it was until now are neither replaced nor deleted: `sweep` does that.
+    this build has taken; `decided` are rows of OUTCOMES, if there are decisions by hand. Files of the dataset as it was
+    until now are neither replaced nor deleted: `sweep` does that.
     """
     old = json.loads(store.read("dataset.json")) if store.exists("dataset.json") else {}
     info: dict[str, Any] = {

@@ -77,9 +77,8 @@ def select(
         reasons["hdr"] = pc.is_in(clips["color_transfer"], pa.array(HDR)).to_numpy()
     reasons |= _judged(clips, {k: b for k, b in thresholds.items() if k not in late}, ~_any(reasons.values(), n))
 
-    kept_by_hand = _equal(clips, "decision", "keep") & ~_any(
-        (reasons.get(r, np.zeros(n, bool)) for r in UNAVOIDABLE), n
-    )
+    unavoidable = _any((mask for reason, mask in reasons.items() if reason in UNAVOIDABLE), n)
+    kept_by_hand = _equal(clips, "decision", "keep") & ~unavoidable
     candidates = ~_any(reasons.values(), n)
     keeper = _keepers(clips, recipe, candidates, embeddings)
     reasons["duplicates"] = keeper >= 0
