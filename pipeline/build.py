@@ -18,6 +18,7 @@ from pipeline.dataset.unchanged import is_unchanged, note_unchanged
 from pipeline.engine.base import Engine, NodesLost
 from pipeline.engine.choice import EngineName, EngineNeeds, check_engine, open_engine
 from pipeline.passes.caption import with_listed_captions
+from pipeline.passes.embed import with_reference_digest
 from pipeline.passes.identify import as_last_seen, identify_units
 from pipeline.passes.pack import with_shards
 from pipeline.passes.registry import CHAINS, PASSES
@@ -75,6 +76,7 @@ def build(
     files: Sequence[DiscoveredFile] = discover(inputs, recipe.sources)
     store = Store(out)
     check_folder(store)
+    recipe = with_reference_digest(recipe)
     fingerprints.check(recipe)
     needs = EngineNeeds(
         size=sum(file.size or 0 for file in files),

@@ -13,6 +13,7 @@ from pipeline.dataset.finish import check_folder, read_info
 from pipeline.engine.progress import clock
 from pipeline.passes.base import Outlook, Pass
 from pipeline.passes.caption import with_listed_captions
+from pipeline.passes.embed import with_reference_digest
 from pipeline.passes.identify import as_last_seen
 from pipeline.passes.registry import PASSES
 from pipeline.passes.snapshot import Snapshot
@@ -29,6 +30,7 @@ def plan(inputs: Sequence[str], out: str, recipe: Recipe) -> str:
     files: Sequence[DiscoveredFile] = discover(inputs, recipe.sources)
     store = Store(out)
     check_folder(store)
+    recipe = with_reference_digest(recipe)
     fingerprints.check(recipe)
     files = as_last_seen(files, store)
     recipe = with_listed_captions(recipe, files)

@@ -93,15 +93,15 @@ class DecisionLog:
         self._merged: dict[str, dict[str, Any]] = {}
         self._read_at = -REREAD_SECONDS
         self._lock = threading.Lock()
-        self.version = 0  # grows whenever a decision changes
+        self._version = 0
 
-    def current(self) -> Mapping[str, dict[str, Any]]:
-        """Return the decisions of all writers by clip_id, a row of DECISIONS each. Undone ones have neither a decision
-        nor a caption."""
+    def current(self) -> tuple[Mapping[str, dict[str, Any]], int]:
+        """Return the decisions of all writers by clip_id, a row of DECISIONS each, and a number that grows whenever
+        they change. Undone ones have neither a decision nor a caption."""
         with self._lock:
             if time.monotonic() - self._read_at >= REREAD_SECONDS:
                 self._reread()
-            return self._merged
+            return self._merged, self._version
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write decisions, rows of DECISIONS without `time`: on return they are in the dataset. Raises OSError."""
@@ -137,7 +137,7 @@ class DecisionLog:
     def _merge(self) -> None:
         tables = [*(table for _, table in self._others.values()), self._own_table()]
         self._merged = {row["clip_id"]: row for row in _latest(tables, undone=True).to_pylist()}
-        self.version += 1
+        self._version += 1
 
     def _own_table(self) -> pa.Table:
         return table_from([self._own[clip] for clip in sorted(self._own)], DECISIONS)

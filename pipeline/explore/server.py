@@ -1,0 +1,34 @@
+"""Starting the explorer: a port on loopback, and the address to open."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+from collections.abc import Callable
+
+import numpy as np
+import uvicorn
+
+from filters.reference import read_pictures
+from pipeline.explore.app import make_app
+from pipeline.explore.explorer import Explorer
+from pipeline.storage.store import Store
+
+ADDRESS = "127.0.0.1"
+
+
+def serve(dataset: str, port: int, reference: str | None, say: Callable[[str], None]) -> None:
+    """Serve `dataset` until Ctrl-C. `port` 0 takes a free one; `reference` is a folder of pictures. `say` gets the
+    address to open. Raises DatasetError where there is no whole dataset, ValueError for a folder without pictures, and
+    OSError where the port is taken."""
+    pictures: list[np.ndarray] = list(read_pictures(reference).values()) if reference else []
+    explorer = Explorer(Store(dataset), pictures)
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((ADDRESS, port))
+        token = secrets.token_urlsafe(24)
+        app = make_app(explorer, token, secrets.token_urlsafe(24))
+        say(f"http://{ADDRESS}:{listener.getsockname()[1]}/?token={token}")
+        say("open this address in a browser; Ctrl-C ends the explorer")
+        config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
+        uvicorn.Server(config).run(sockets=[listener])
