@@ -26,8 +26,8 @@ from pipeline.explore.vectors import SearchError
 MOST_CLIPS = 500  # of a page, and of one decision
 PIECE = 1 << 20  # bytes of media sent at once
 KEPT_BY_BROWSER = {"cache-control": "private, max-age=3600"}
-FILES = {"/": ("explore.html", "text/html"), "/explore.css": ("explore.css", "text/css")}
-FILES |= {"/explore.js": ("explore.js", "text/javascript"), "/explore.svg": ("explore.svg", "image/svg+xml")}
+TYPES = {"css": "text/css", "html": "text/html", "js": "text/javascript", "svg": "image/svg+xml"}
+PAGE = ("explore.html", "explore.css", "explore.js", "charts.js", "elements.js", "explore.svg")
 
 
 def make_app(explorer: Explorer, token: str, writing: str) -> Guard:
@@ -60,6 +60,10 @@ def make_app(explorer: Explorer, token: str, writing: str) -> Guard:
             raise ExpressionError("expected clip and caption")
         return JSONResponse({"clips": await run_in_threadpool(explorer.edit_caption, body["clip"], body["caption"])})
 
+    async def encoder(request: Request) -> Response:
+        await run_in_threadpool(explorer.load_encoder)
+        return JSONResponse({})
+
     async def upload(request: Request) -> Response:
         data = await _bytes(request)
         picture = await run_in_threadpool(decode_picture, data)
@@ -84,13 +88,14 @@ def make_app(explorer: Explorer, token: str, writing: str) -> Guard:
         await run_in_threadpool(explorer.close)
 
     routes = [
-        *(Route(path, _file(*file)) for path, file in FILES.items()),
+        *(Route("/" if name == "explore.html" else f"/{name}", _file(name)) for name in PAGE),
         Route("/api/dataset", dataset),
         Route("/api/clips", clips),
         Route("/api/clips/{clip}", clip),
         Route("/api/distribution", distribution),
         Route("/api/decisions", decide, methods=["POST"]),
         Route("/api/captions", caption, methods=["POST"]),
+        Route("/api/encoder", encoder, methods=["POST"]),
         Route("/api/pictures", upload, methods=["POST"]),
         Route("/thumbnails/{clip}", still(explorer.pictures.thumbnail)),
         Route("/strips/{clip}", still(explorer.pictures.strip)),
@@ -109,9 +114,9 @@ def _refuse(status: int) -> Callable[[Request, Exception], Response]:
     return answer
 
 
-def _file(name: str, content_type: str) -> Callable[[Request], Response]:
+def _file(name: str) -> Callable[[Request], Response]:
     data = (importlib.resources.files("pipeline.explore") / "page" / name).read_bytes()
-    return lambda request: Response(data, media_type=content_type)
+    return lambda request: Response(data, media_type=TYPES[name.rpartition(".")[2]])
 
 
 def _query(request: Request) -> Query:

@@ -161,7 +161,7 @@ class Catalog:
         clips as `count`. Raises ExpressionError."""
         names = ", ".join(_quoted(name) for name in columns)
         if group:
-            return self._fetch(query, f"{names}, count(*) AS count", "GROUP BY ALL ORDER BY count DESC, ALL")
+            return self._fetch(query, f"{names}, count(*) AS count", "GROUP BY ALL ORDER BY count DESC")
         return self._fetch(query, names)
 
     def shares_below(self, scores: Mapping[str, float]) -> dict[str, float]:
@@ -220,7 +220,7 @@ class Catalog:
         timer = threading.Timer(SECONDS, cursor.interrupt)
         timer.start()
         try:
-            return cursor.execute(f"SELECT {columns} FROM {source} {condition} {end}").to_arrow_table()
+            return cursor.sql(f"SELECT {columns} FROM {source} {condition} {end}").to_arrow_table()
         except duckdb.InterruptException as error:
             raise ExpressionError(f"stopped after {SECONDS:.0f} s") from error
         except duckdb.Error as error:

@@ -123,7 +123,7 @@ class Explorer:
                 continue
             text = number(float(value)) if name in numbers else value
             if isinstance(value, list):
-                text = ", ".join(map(str, value))
+                text = ", ".join(number(item) if _is_number(item) else str(item) for item in value)
             why = stored.get(why_null(name.partition("_")[0]))
             scores.append(
                 {
@@ -209,6 +209,10 @@ class Explorer:
         decisions, version = self._log.current()
         self._catalog.decide(decisions, version)
         return decisions
+
+    def load_encoder(self) -> None:
+        """Load the encoder, which takes seconds, before the first search needs it."""
+        self._vectors.encoder()
 
     def upload(self, picture: np.ndarray) -> str:
         """Keep a picture, (h, w, 3) uint8 RGB, to search by; return its name in searches."""

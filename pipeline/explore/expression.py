@@ -42,12 +42,10 @@ def check_expression(connection: duckdb.DuckDBPyConnection, text: str, columns: 
     if len(text) > LONGEST:
         raise ExpressionError(f"longer than {LONGEST} characters")
     query = f"SELECT 1 FROM clips WHERE (\n{text}\n)"
-    row = connection.execute("SELECT json_serialize_sql(?)", [query]).fetchone()
-    assert row is not None
-    tree = json.loads(row[0])
+    tree = _parsed(connection, query)
     if tree["error"]:
         raise ExpressionError(tree["error_message"].splitlines()[0])
-    if _shell(tree) != _shell(_parsed_shell(connection)):
+    if _shell(tree) != _shell(_parsed(connection, "SELECT 1 FROM clips WHERE (\ntrue\n)")):
         raise ExpressionError("expected one expression, such as motion_object > 0.1 AND keep")
     for node in _nodes(tree["statements"][0]["node"]["where_clause"]):
         _check_node(node, columns)
@@ -81,10 +79,10 @@ def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
             yield from _nodes(value)
 
 
-def _parsed_shell(connection: duckdb.DuckDBPyConnection) -> Any:
-    row = connection.execute("SELECT json_serialize_sql('SELECT 1 FROM clips WHERE (\ntrue\n)')").fetchone()
-    assert row is not None
-    return json.loads(row[0])
+def _parsed(connection: duckdb.DuckDBPyConnection, query: str) -> dict[str, Any]:
+    ((text,),) = connection.execute("SELECT json_serialize_sql(?)", [query]).fetchall()
+    tree: dict[str, Any] = json.loads(text)
+    return tree
 
 
 def _shell(tree: dict[str, Any]) -> list[Any]:

@@ -1,9 +1,9 @@
 // The explorer's page. What is shown follows from `state`; texts of the dataset only ever become text nodes.
 
+import { funnel, histogram, labels } from "./charts.js";
+import { by, clock, count, duration, element } from "./elements.js";
+
 const PAGE = 60;  // clips
-const element = (tag, className = "", text = "") => Object.assign(document.createElement(tag), { className, textContent: text });
-const by = (id) => document.getElementById(id);
-const count = (number, noun) => `${number.toLocaleString("en")} ${noun}${number === 1 ? "" : "s"}`;
 const reducedMotion = matchMedia("(prefers-reduced-motion: reduce)");
 
 const state = { search: "", label: "", where: "", which: "", sort: "", descending: false, offset: 0 };
@@ -38,6 +38,7 @@ async function load(then = "first") {
   history.replaceState(null, "", `#${new URLSearchParams(Object.entries(state).filter(([name, value]) => value && !(name === "search" && value.startsWith("picture:"))))}`);
   try {
     const began = performance.now();
+    if (state.search) by("status").textContent = "searching …";
     const page = await ask(`/api/clips?${parameters({ offset: state.offset, limit: PAGE })}`);
     if (number !== request) return;
     fail(null);
@@ -54,7 +55,7 @@ async function load(then = "first") {
 }
 function showStatus(page, seconds) {
   const status = by("status");
-  status.replaceChildren(element("b", "", count(page.total, "clip")), `, ${page.kept.toLocaleString("en")} kept, ${page.hours < 1 ? count(Math.round(page.hours * 60), "minute") : count(Math.round(page.hours), "hour")}`);
+  status.replaceChildren(element("b", "", count(page.total, "clip")), `, ${page.kept.toLocaleString("en")} kept, ${duration(page.hours)}`);
   status.title = `${seconds.toFixed(2)} s`;
   by("place").textContent = page.total ? `${(state.offset + 1).toLocaleString("en")}–${(state.offset + page.clips.length).toLocaleString("en")}` : "";
   by("previous").disabled = state.offset === 0;
@@ -66,7 +67,6 @@ function showGrid() {
   document.querySelector(".results").scrollTop = 0;
 }
 const outcome = (clip) => (clip.decision ? clip.decision === "keep" : clip.keep);
-const clock = (seconds) => `${Math.floor(seconds / 60)}:${(seconds % 60).toFixed(1).padStart(4, "0")}`;
 function valueOf(clip) {
   const value = state.sort && state.sort !== "similarity" ? clip.value : clip.similarity;
   if (typeof value === "number") return Number.isInteger(value) ? value.toLocaleString("en") : value.toPrecision(3);
@@ -178,7 +178,7 @@ function showDecision(clip) {
   detail = clip;
   for (const button of by("decide").querySelectorAll("[data-decision]")) button.setAttribute("aria-pressed", Boolean(clip.decision) && button.dataset.decision === clip.decision);
   by("reasons").replaceChildren(...tags(clip).children);
-  if (document.activeElement !== by("caption")) by("caption").value = clip.caption || "";
+  showCaption(clip);
   by("restore").hidden = !clip.edited;
   showCaptionActions();
   const about = [["Source", clip.source], ["Span", `${clock(clip.start)} to ${clock(clip.end)}, ${clip.frames.toLocaleString("en")} frames`],
@@ -231,6 +231,16 @@ function showScores(whole) {
   }));
 }
 
+let captionOf = null;  // the clip whose caption is in the text field
+const captionText = () => by("caption").value.trim();
+const captionChanged = () => captionOf !== null && captionText() !== (captionOf.caption || "").trim();
+function showCaption(clip) {
+  const other = captionOf?.id !== clip.id;
+  if (other && captionChanged()) saveCaption();
+  if (other || document.activeElement !== by("caption")) by("caption").value = clip.caption || "";
+  captionOf = clip;
+}
+
 // Decisions: one after the other, so that a later one is never overtaken by an earlier one
 
 function store(path, body) {
@@ -249,14 +259,12 @@ function decide(decision) {
   if (decision) move(1);
 }
 function showCaptionActions() {
-  const changed = detail && by("caption").value.trim() !== (detail.caption || "").trim();
-  by("save").hidden = !changed;
-  by("caption-actions").hidden = !changed && !detail?.edited;
+  by("save").hidden = !captionChanged();
+  by("caption-actions").hidden = !captionChanged() && !captionOf?.edited;
 }
-function saveCaption(text) {
-  const clip = detail;
-  by("caption").blur();
-  return store("/api/captions", { clip: clip.id, caption: text });
+function saveCaption(text = captionText()) {
+  store("/api/captions", { clip: captionOf.id, caption: text });
+  by("grid").children[selected]?.focus({ preventScroll: true });
 }
 
 // Distribution
@@ -267,60 +275,9 @@ async function drawChart() {
   try {
     const data = await ask(`/api/distribution?${parameters({ column })}`);
     if (number !== request || column !== by("column").value) return;
-    chart.replaceChildren(...(data.type === "histogram" ? histogram(column, data) : data.type === "funnel" ? funnel(data) : labels(column, data)));
+    const type = dataset.columns.find((other) => other.name === column)?.type;
+    chart.replaceChildren(...(data.type === "histogram" ? histogram(column, data, narrow) : data.type === "funnel" ? funnel(data, narrow) : labels(column, type, data, narrow)));
   } catch (error) { fail(error); }
-}
-function svg(tag, attributes) {
-  const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-  return node;
-}
-const short = (value) => (value === null ? "–" : Number.isInteger(value) ? value.toLocaleString("en") : Number(value.toPrecision(3)).toString());
-function histogram(column, data) {
-  const bins = data.kept.length, width = 360 / bins, step = (data.high - data.low) / bins;
-  const drawing = svg("svg", { viewBox: "0 0 360 100", preserveAspectRatio: "none", role: "img", "aria-label": `Histogram of ${column}` });
-  data.kept.forEach((kept, i) => {
-    const rejected = data.rejected[i], x = i * width + 0.5, low = data.low + i * step;
-    if (rejected) drawing.append(svg("rect", { class: "drop", x, width: width - 1, y: 100 - (kept + rejected) * 96, height: rejected * 96 }));
-    if (kept) drawing.append(svg("rect", { class: "keep", x, width: width - 1, y: 100 - kept * 96, height: kept * 96 }));
-    const hit = svg("rect", { class: "hit", x: i * width, width, y: 0, height: 100 });
-    hit.append(svg("title", {}));
-    hit.firstChild.textContent = `${short(low)} to ${short(low + step)}: click to filter`;
-    const ends = [i > 0 && `${column} >= ${Number(low.toPrecision(6))}`, i < bins - 1 && `${column} < ${Number((low + step).toPrecision(6))}`].filter(Boolean);
-    hit.addEventListener("click", () => narrow(ends.join(" AND ")));
-    drawing.append(hit);
-  });
-  for (const line of data.lines) drawing.append(svg("line", { x1: line.x * 360, x2: line.x * 360, y1: 0, y2: 100, "vector-effect": "non-scaling-stroke" }));
-  const axis = element("div", "axis"), limits = data.lines.map((line) => `${line.side} ${short(line.value)}`).join(", ");
-  axis.append(element("span", "", short(data.low)), element("span", "", `median ${short(data.median)}${limits ? `; ${limits}` : ""}${data.missing ? `; ${data.missing.toLocaleString("en")} without` : ""}`), element("span", "", short(data.high)));
-  return [drawing, axis];
-}
-function bars(rows) {
-  const box = element("div", "bars");
-  for (const { label, share, lost, text, condition } of rows) {
-    const name = element("button", "", label), bar = element("span", "bar"), value = element("i"), drop = element("i", "drop");
-    name.type = "button";
-    name.title = label;
-    if (condition) name.addEventListener("click", () => narrow(condition));
-    else name.disabled = true;
-    value.style.width = `${share * 100}%`;
-    drop.style.width = `${(lost || 0) * 100}%`;
-    bar.append(value, drop);
-    box.append(name, bar, element("span", "count", text));
-  }
-  return box;
-}
-const quoted = (text) => `'${text.replaceAll("'", "''")}'`;
-function funnel(data) {
-  const all = Math.max(1, data.total);
-  const rows = data.steps.map((step) => ({ label: step.label, share: step.left / all, lost: step.removed / all, text: `−${step.removed.toLocaleString("en")} → ${step.left.toLocaleString("en")}`, condition: `list_contains(rejected_by, ${quoted(step.label)})` }));
-  return [bars([{ label: "found", share: 1, text: data.total.toLocaleString("en") }, ...rows])];
-}
-function labels(column, data) {
-  const most = Math.max(1, ...data.bars.map(([, number]) => number)), type = dataset.columns.find((other) => other.name === column)?.type;
-  const condition = (label) => (type === "list" ? `list_contains(${column}, ${quoted(label)})` : label === "None" ? `${column} IS NULL` : type === "yes or no" ? `${column} = ${label.toLowerCase()}` : `${column} = ${quoted(label)}`);
-  const shown = bars(data.bars.map(([label, number]) => ({ label: label === "None" ? "none" : label, share: number / most, text: number.toLocaleString("en"), condition: condition(label) })));
-  return data.values > data.bars.length ? [shown, element("p", "soft", `the ${data.bars.length} most frequent of ${data.values.toLocaleString("en")}`)] : [shown];
 }
 function narrow(condition) {
   if (!condition) return;
@@ -365,6 +322,7 @@ by("search").addEventListener("change", () => {
   const text = by("search").value.trim();
   searchFor(text ? `text:${text}` : "", text);
 });
+by("search").addEventListener("focus", () => { send("/api/encoder", {}).catch(fail); }, { once: true });
 by("where").addEventListener("change", () => { state.where = by("where").value.trim(); changed(); });
 by("sort").addEventListener("change", () => { state.sort = by("sort").value; changed(); });
 by("descending").addEventListener("click", () => { state.descending = !state.descending; changed(); });
@@ -380,7 +338,7 @@ by("spread").addEventListener("toggle", drawChart);
 for (const button of by("decide").querySelectorAll("[data-decision]")) button.addEventListener("click", () => decide(button.dataset.decision));
 by("similar").addEventListener("click", similar);
 by("caption").addEventListener("input", showCaptionActions);
-by("save").addEventListener("click", () => saveCaption(by("caption").value));
+by("save").addEventListener("click", () => saveCaption());
 by("restore").addEventListener("click", () => saveCaption(null));
 by("help-open").addEventListener("click", () => by("help").showModal());
 by("vanished").addEventListener("click", () => by("vanished-list").showModal());
@@ -392,9 +350,11 @@ for (const type of ["dragover", "dragleave", "drop"]) {
   });
 }
 by("caption").addEventListener("keydown", (event) => {
-  if (event.key === "Escape") { by("caption").value = detail.caption || ""; showCaptionActions(); }
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) saveCaption(by("caption").value);
-  if (event.key === "Escape" || (event.key === "Enter" && (event.ctrlKey || event.metaKey))) by("grid").children[selected]?.focus();
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) saveCaption();
+  if (event.key !== "Escape") return;
+  by("caption").value = captionOf.caption || "";
+  showCaptionActions();
+  by("grid").children[selected]?.focus();
 });
 const KEYS = {
   ArrowRight: () => move(1), ArrowLeft: () => move(-1), ArrowDown: () => move(columnsShown()), ArrowUp: () => move(-columnsShown()),
