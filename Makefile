@@ -1,5 +1,5 @@
 # make demo: from nothing to a dataset, its report and a sampled video. make test: lint, types, tests.
-# make bench NAME=filter_auc ARGS=videos/: one of tests/benchmarks; its first lines say what it takes.
+# make bench NAME=filter_auc ARGS=videos/: a script of tests/benchmarks; its first lines say what it takes.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -22,7 +22,7 @@ test-cluster: $(VENV)/.installed
 	$(BIN)/python -m pytest -m cluster
 
 bench: $(VENV)/.installed
-	$(BIN)/python tests/benchmarks/$(NAME).py $(ARGS)
+	$(BIN)/python tests/benchmarks/*/$(NAME).py $(ARGS)
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -1,8 +1,9 @@
 """Naturalness: distance of the picture's fine structure from that of undistorted photographs.
 
 A no-reference quality measure like NIQE: statistics of contrast-normalised luma at two scales, compared with a model of
-good pictures (naturalness.npz, made by tests/benchmarks/fit_naturalness.py). Blur and blocks give large distances.
-White noise does not: contrast normalisation removes it, and fine texture has the same statistics; use `noise` instead.
+good pictures (naturalness.npz, made by tests/benchmarks/filters/fit_naturalness.py). Blur and blocks give large
+distances. White noise does not: contrast normalisation removes it, and fine texture has the same statistics; use
+`noise` instead.
 """
 
 from __future__ import annotations

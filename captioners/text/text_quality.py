@@ -188,7 +188,7 @@ def vague_share(text: str) -> float | None:
 
     Concrete: a word that is neither a function word nor in VAGUE. Action: behind another content word, one that ends
     like a verb in the present tense (-s, -ing) or is a common verb's plural, or one of a few stative verbs anywhere.
-    A heuristic: tests/benchmarks/caption_audit.py measures it.
+    A heuristic: tests/benchmarks/captions/caption_audit.py measures it.
     """
     judged = sentences(text)
     judged = [sentence for sentence in judged if not OF_CAMERA.search(sentence)] or judged

@@ -64,7 +64,8 @@ class Conse:
         return EncoderOutput(np.stack(rows), np.stack(looks), tags)
 
     def _meaning(self, index: int) -> torch.Tensor:
-        """Embed a class by its name and definition, which is more accurate than the name (benchmarks/encoders.py)."""
+        """Embed a class by its name and definition, which is more accurate than the name (measured by
+        tests/benchmarks/filters/encoders.py)."""
         if index not in self.meanings:
             self.meanings[index] = torch.from_numpy(self.sentences(": ".join(self.classes[index])))
         return self.meanings[index]
@@ -119,7 +120,7 @@ def _appearance(features: torch.Tensor, projection: torch.Tensor) -> np.ndarray:
     """(1280,) features before the classes -> (256,) float32 of unit norm.
 
     Square roots, so that a few strong features do not decide, less their mean, then a random projection, which keeps
-    cosines (Johnson and Lindenstrauss 1984). Measured by tests/benchmarks/encoders.py.
+    cosines (Johnson and Lindenstrauss 1984). Measured by tests/benchmarks/filters/encoders.py.
     """
     roots = features.clamp(min=0).sqrt()
     return F.normalize((roots - roots.mean()) @ projection, dim=0).numpy()

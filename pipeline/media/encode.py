@@ -38,7 +38,7 @@ SPARSE = {"bf": "5", "b_strategy": "0", "b-pyramid": "none", "refs": "1"}
 ENCODERS: dict[str, tuple[str, dict[str, str]]] = {
     # One thread, and only deterministic options. `fast_loading` trades bytes for a short distance from any frame back
     # to a keyframe. Five of six frames of its H.264 and H.265 are non-reference frames, so that a loader of few frames
-    # need not decode them. See tests/benchmarks/pack_speed.py and load_speed.py for measurements.
+    # need not decode them. See tests/benchmarks/media/pack_speed.py and load_speed.py for measurements.
     "h264 fast_loading": ("libx264", {"preset": "medium", "crf": "24", "g": "24", **SPARSE, "coder": "cavlc", **X264}),
     "h264 small": ("libx264", {"preset": "slow", "crf": "23", "g": "250", **X264}),
     "h265 fast_loading": (

@@ -2,7 +2,7 @@
 
 The network sees about 12 frames a second, which reference frames alone provide. A hard cut between two of them is
 placed at the largest change among all frames of that gap. The weights (shots.npz) were trained on concatenated footage
-by tests/benchmarks/train_shots.py, which excludes the footage of the accuracy benchmark.
+by tests/benchmarks/shots/train_shots.py, which excludes the footage of the accuracy benchmark.
 """
 
 from __future__ import annotations

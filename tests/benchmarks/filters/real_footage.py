@@ -1,0 +1,211 @@
+"""How right the default recipe is on real footage with labels made by eye.
+
+    python tests/benchmarks/filters/real_footage.py FOLDER [--cache FOLDER] [--processes 2] [--recipe embedded]
+        [key=value ...]
+
+FOLDER holds videos in sub-folders, one a source, and labels.jsonl: one object a file with `file`, `single_shot`, `cuts`
+(seconds from the first frame), `gradual` ([start, end] each), `uncertain_at` (places that do not count),
+`cuts_complete`, `kind`, `camera`, `overlay_logo`, `overlay_text`, `interlaced`, `letterbox`, `static_picture`; null is
+undecided. Every file is scanned and every clip gets every score, without Ray; results are kept in --cache, so another
+threshold or filter costs only itself. `key=value` changes the recipe.
+
+It prints what happens to single shots and to cuts, how much good footage is lost and by what, precision and recall of
+every threshold, and how often the camera's label is given and right. Good footage is filmed, of a single shot, and
+without logo, lettering, combs, bars or a still picture. Files of one folder are of one source and count as one where
+"sources" are named. live_camera.py and woven_fields.py judge camera labels and interlacing on known damage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from itertools import groupby, pairwise, repeat
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[3]))
+
+from footage_cache import ScannedFile, scanned_file
+
+from pipeline.config.recipe import Recipe, load_recipe
+from pipeline.report.calibrate import judgement_table
+from pipeline.report.labels import is_good, judge, read_file_labels
+
+NEAR = 0.1  # seconds between a boundary and the cut that it is taken for
+UNCERTAIN = 0.3  # seconds around places left undecided, in which nothing counts
+FADE = 0.15  # seconds that the ends of labelled dissolves and fades may be off
+FRAME = 1.5  # frames: less than this is missing between two shots of a hard cut
+
+Label = Mapping[str, Any]
+Span = tuple[float, float]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "clipmill-real-footage")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--recipe", default="embedded")
+    given = parser.parse_args()
+    recipe = load_recipe(given.recipe, given.overrides)
+    labels = read_file_labels(given.folder / "labels.jsonl")
+    with ProcessPoolExecutor(given.processes) as pool:
+        files = list(pool.map(scanned_file, repeat(given.folder), labels, repeat(recipe), repeat(given.cache)))
+    print(f"{len(files)} files of {len({source(file.name) for file in files})} sources, {len(clips_of(files))} clips")
+    for file in files:
+        if file.error:
+            print(f"{file.name}: {file.error}")
+    for section in (shots_section, loss_section, threshold_section, camera_section):
+        print()
+        print("\n".join(section(files, labels, recipe)))
+
+
+def source(name: str) -> str:
+    return name.split("/")[0]
+
+
+def clips_of(files: Iterable[ScannedFile]) -> list[dict[str, Any]]:
+    return [clip for file in files for clip in file.clips]
+
+
+def shots_section(files: Sequence[ScannedFile], labels: Mapping[str, Label], recipe: Recipe) -> list[str]:
+    """Single shots that are split, gradual transitions that are none, and cuts of edited videos."""
+    single = [file for file in files if labels[file.name].get("single_shot") is True]
+    split, faded = [], []
+    for file in single:
+        label = labels[file.name]
+        labelled = spans(label, file.start)
+        found = [span for span in transitions(file) if not uncertain(span, label, file.start)]
+        found = [span for span in found if not overlaps(span, labelled)]
+        if any(file.start < first and last < file.end for first, last in found):
+            split.append(file.name)
+        if any(last - first > NEAR for first, last in found):
+            faded.append(file.name)
+    hits = false = missed = 0
+    for file in files:
+        label = labels[file.name]
+        if label.get("single_shot") is False:
+            right, wrong, absent = cut_counts(file, label)
+            hits, false = hits + right, false + wrong
+            missed += absent if label.get("cuts_complete") is not False else 0
+    precision, recall = hits / max(1, hits + false), hits / max(1, hits + missed)
+    f1 = 2 * precision * recall / max(1e-9, precision + recall)
+    return [
+        f"single shots that are split: {len(split)} of {len(single)}: {', '.join(split)}",
+        f"single shots with a false gradual transition: {len(faded)} of {len(single)}: {', '.join(faded)}",
+        f"cuts of edited videos at {NEAR} s: {hits} found, {false} false, {missed} missed; "
+        f"precision {precision:.3f}, recall {recall:.3f}, F1 {f1:.3f}",
+    ]
+
+
+def transitions(file: ScannedFile) -> list[Span]:
+    """Where one shot ends and the next begins, seconds of the source; also what is left out at the file's ends."""
+    shots = [
+        (min(clip["start"] for clip in group), max(clip["end"] for clip in group))
+        for _, group in groupby(file.clips, key=lambda clip: clip["shot_index"])
+        for group in [list(group)]
+    ]
+    if not shots:
+        return []
+    step = 1 / max(file.clips[0]["fps"], 1.0)
+    found = [(a[1], b[0]) for a, b in pairwise(shots)]
+    if shots[0][0] - file.start > FRAME * step:
+        found.insert(0, (file.start, shots[0][0]))
+    if file.end - shots[-1][1] > max(FRAME * step, FADE):
+        found.append((shots[-1][1], file.end))
+    return found
+
+
+def cut_counts(file: ScannedFile, label: Label) -> tuple[int, int, int]:
+    """Boundaries that are cuts of the label, boundaries that are nothing, and cuts without a boundary. A boundary at a
+    labelled dissolve or fade, or at an uncertain place, does not count."""
+    cuts = [file.start + cut for cut in label.get("cuts") or ()]
+    open_cuts, right, wrong = list(cuts), 0, 0
+    for first, last in transitions(file):
+        near = [cut for cut in open_cuts if first - NEAR <= cut <= last + NEAR]
+        if near:
+            open_cuts.remove(min(near, key=lambda cut: abs(cut - (first + last) / 2)))
+            right += 1
+        elif not uncertain((first, last), label, file.start) and not overlaps((first, last), spans(label, file.start)):
+            wrong += 1
+    absent = [cut for cut in open_cuts if not uncertain((cut, cut), label, file.start)]
+    return right, wrong, len(absent)
+
+
+def spans(label: Label, start: float) -> list[Span]:
+    return [(start + a - FADE, start + b + FADE) for a, b in label.get("gradual") or ()]
+
+
+def uncertain(span: Span, label: Label, start: float) -> bool:
+    places = [(start + at - UNCERTAIN, start + at + UNCERTAIN) for at in label.get("uncertain_at") or ()]
+    return overlaps(span, places)
+
+
+def overlaps(span: Span, others: Iterable[Span]) -> bool:
+    return any(span[0] <= b and a <= span[1] for a, b in others)
+
+
+def reasons(clip: Mapping[str, Any], recipe: Recipe) -> list[str]:
+    """Why the recipe rejects a clip: the columns whose threshold it fails, or what the scan dropped it for."""
+    if clip["dropped"]:
+        return [clip["dropped"]]
+    return [column for column, bounds in recipe.select.thresholds.items() if not bounds.admit(clip.get(column))]
+
+
+def loss_section(files: Sequence[ScannedFile], labels: Mapping[str, Label], recipe: Recipe) -> list[str]:
+    """How much of the good footage is lost."""
+    good = [file for file in files if is_good(labels[file.name])]
+    whole, part, why, lost, total = [], [], Counter[str](), 0.0, 0.0
+    for file in good:
+        rejected = [(clip, found) for clip in file.clips if (found := reasons(clip, recipe))]
+        seconds = sum(clip["end"] - clip["start"] for clip, _ in rejected)
+        lost, total = lost + seconds, total + sum(clip["end"] - clip["start"] for clip in file.clips)
+        for name in {name for _, found in rejected for name in found}:
+            why[name] += 1
+        if rejected or not file.clips:
+            (whole if len(rejected) == len(file.clips) else part).append(file.name)
+    pieces = Counter(name for file in good for clip in file.clips for name in reasons(clip, recipe))
+    return [
+        f"good files: {len(good)} of {len({source(file.name) for file in good})} sources; "
+        f"lost whole {len(whole)}, in part {len(part)}; of their time {lost / max(total, 1e-9):.3f}",
+        f"lost whole: {', '.join(whole)}",
+        f"lost in part: {', '.join(part)}",
+        "files by reason: " + ", ".join(f"{name} {count}" for name, count in why.most_common()),
+        "pieces by reason: " + ", ".join(f"{name} {count}" for name, count in pieces.most_common()),
+    ]
+
+
+def threshold_section(files: Sequence[ScannedFile], labels: Mapping[str, Label], recipe: Recipe) -> list[str]:
+    """What each threshold does to clips, and which files it rejects wrongly."""
+    rows = [(clip, labels[file.name]) for file in files for clip in file.clips if not clip["dropped"]]
+    judged = judge(rows, recipe.select.thresholds)
+    lines = [judgement_table(judged, recipe.select.thresholds)]
+    for row in judged:
+        if row.wrong:
+            alone = {row.column: recipe.select.thresholds[row.column]}
+            wrong = {label["file"] for clip, label in rows if judge([(clip, label)], alone)[0].wrong}
+            lines.append(f"{row.column} wrong: {', '.join(sorted(wrong))}")
+    right, wrong = sum(row.right for row in judged), sum(row.wrong for row in judged)
+    return [*lines, f"all thresholds: {right} rejections right, {wrong} wrong"]
+
+
+def camera_section(files: Sequence[ScannedFile], labels: Mapping[str, Label], recipe: Recipe) -> list[str]:
+    """Camera labels of single shots, against those given by eye."""
+    counts = Counter[tuple[str, str | None]]()
+    for file in files:
+        label = labels[file.name]
+        if label.get("single_shot") is True and label.get("camera") not in (None, "unsure", "mixed"):
+            counts.update((label["camera"], clip["camera_label"]) for clip in file.clips if not clip["dropped"])
+    given = sum(count for (_, label), count in counts.items() if label is not None)
+    right = sum(count for (wanted, label), count in counts.items() if label == wanted)
+    lines = [f"camera label: given for {given} of {counts.total()} clips, right for {right} of those"]
+    return lines + [f"  {wanted} -> {label}: {count}" for (wanted, label), count in counts.most_common()]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,273 @@
+"""Builds: the whole chain on real and synthetic video, what is redone when something changes, and what is not."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasets_compared import snapshot
+from light_recipe import LIGHT_FILTERS
+from videos import pan, texture, write_video
+
+from pipeline.build import Built, build
+from pipeline.cli import main
+from pipeline.config.recipe import load_recipe
+from pipeline.dataset.finish import DatasetError
+from pipeline.dataset.verify import verify
+from pipeline.plan import plan
+from pipeline.state.units import BuildStopped
+from pipeline.storage.store import Store
+from pipeline.tables.published import read_table
+
+OPTIONS = (
+    *("scan.shots=adaptive", "scan.min_seconds=1", "scan.segment_seconds=8", "select.val_fraction=0.4"),
+    *LIGHT_FILTERS,
+)
+
+
+@pytest.fixture(scope="module")
+def footage(tmp_path_factory: pytest.TempPathFactory, sample_videos: dict[str, Path]) -> Path:
+    """Two real videos, a synthetic one, and one of every kind of file that cannot be used."""
+    folder = tmp_path_factory.mktemp("footage")
+    shutil.copy(sample_videos["bikes"], folder / "bikes.mp4")
+    shutil.copy(sample_videos["bikes"], folder / "copy of bikes.mp4")
+    write_video(folder / "pan.mkv", pan(texture(1, 400, 800), 60, 3.0), fps=25)
+    (folder / "empty.mp4").touch()
+    (folder / "truncated.mp4").write_bytes(sample_videos["bigbuckbunny"].read_bytes()[:20_000])
+    (folder / "letter.avi").write_text("Dear reader, this is no video.")
+    (folder / "notes.txt").write_text("filmed on Tuesday")
+    silence(folder / "sound.m4v")
+    return folder
+
+
+def silence(path: Path) -> None:
+    """A file with a second of sound and no picture."""
+    import av
+
+    with av.open(str(path), "w", format="mp4") as container:
+        stream = container.add_stream("aac", rate=44100)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 44100), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 44100
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+@pytest.fixture(scope="module")
+def built(footage: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Built]:
+    dataset = tmp_path_factory.mktemp("built") / "dataset"
+    return dataset, build([str(footage)], str(dataset), load_recipe("embedded", OPTIONS))
+
+
+@pytest.fixture
+def copied(built: tuple[Path, Built], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(built[0], tmp_path / "dataset"))
+
+
+def test_every_file_is_a_row_with_its_reason_and_the_rest_becomes_clips(built):
+    dataset, result = built
+    status = {Path(row["source_uri"]).name: (row["status"], row["error"]) for row in result.sources}
+    assert status["bikes.mp4"] == ("ok", None)
+    assert status["pan.mkv"] == ("ok", None)
+    assert status["copy of bikes.mp4"][0] == "skipped"
+    assert "same content" in status["copy of bikes.mp4"][1]
+    assert status["empty.mp4"] == ("failed", "empty file")
+    assert status["notes.txt"][0] == "skipped"
+    for name in ("letter.avi", "sound.m4v"):
+        assert status[name][0] == "failed"
+        assert len(status[name][1]) > 8
+    clips = result.clips.to_pylist()
+    assert len({clip["clip_id"] for clip in clips}) == len(clips)
+    kept = [clip for clip in clips if clip["keep"]]
+    assert len(kept) >= 4
+    for clip in clips:
+        assert clip["keep"] == (clip["rejected_by"] == [])
+        assert (clip["shard"] is not None) == clip["keep"]
+        assert not clip["keep"] or clip["caption"]
+    assert result.info["counts"]["kept"] == len(kept) == sum(shard["clips"] for shard in result.info["shards"])
+    assert verify(dataset) == []
+    assert (dataset / "report.html").stat().st_size > 10_000
+
+
+def test_nothing_is_done_twice(built, footage, capsys):
+    dataset, _ = built
+    before = snapshot(dataset)
+    state = {path: path.stat().st_mtime_ns for path in (dataset / "state").rglob("*.parquet")}
+    build([str(footage)], str(dataset), load_recipe("embedded", OPTIONS))
+    assert capsys.readouterr().out == ""
+    assert snapshot(dataset) == before
+    assert {path: path.stat().st_mtime_ns for path in (dataset / "state").rglob("*.parquet")} == state
+
+
+def test_a_threshold_that_rejects_more_only_packs_again_and_takes_the_clips_over(copied, footage, built, capsys):
+    kept = [clip for clip in built[1].clips.to_pylist() if clip["keep"]]
+    largest = max(built[1].info["shards"], key=lambda shard: shard["clips"])["path"]
+    limit = sorted(clip["motion_object"] for clip in kept if clip["shard"] == largest)[1]
+    threshold = f"select.thresholds.motion_object.min={limit}"
+    result = build([str(footage)], str(copied), load_recipe("embedded", [*OPTIONS, threshold]))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["pack"]
+    assert result.info["counts"]["kept"] == sum(clip["motion_object"] >= limit for clip in kept) < len(kept)
+    assert result.info["counts"]["rejected_by"]["motion_object"] >= 1
+    repacked = sum(shard["clips"] for shard in result.info["shards"] if shard not in built[1].info["shards"])
+    assert f"{repacked} reused" in lines[0]
+    assert verify(copied) == []
+
+
+def test_a_new_source_is_scanned_alone_and_a_removed_one_disappears(copied, footage, tmp_path, built, capsys):
+    folder = Path(shutil.copytree(footage, tmp_path / "footage"))
+    write_video(folder / "tilt.mp4", pan(texture(2, 700, 400), 60, 0.0, 3.0), fps=25)
+    (folder / "pan.mkv").unlink()
+    half = copied / "shards" / ".train-000001.tar.7.tmp"  # left by a build that was killed
+    half.write_bytes(b"half a tar")
+    planned = plan([str(folder)], str(copied), load_recipe("embedded", OPTIONS)).splitlines()
+    assert planned[0].startswith("sources  8 files of 8 files: new or changed, about 0:")
+    assert planned[1].endswith("8 files of the dataset are no longer among the sources: their clips go")
+    result = build([str(folder)], str(copied), load_recipe("embedded", OPTIONS))
+    scan = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("scan"))
+    assert "0:02 video" in scan
+    names = {Path(clip["source_uri"]).name for clip in result.clips.to_pylist()}
+    assert names == {"bikes.mp4", "tilt.mp4"}
+    frames = read_table(Store(str(copied)), "tables/frames")
+    assert frames is not None
+    assert set(frames["clip_id"].to_pylist()) <= set(result.clips["clip_id"].to_pylist())
+    assert not half.exists()
+    assert verify(copied) == []
+
+
+def halved(dataset: Path, pattern: str) -> Path:
+    """The first file of `pattern`, which has lost its second half."""
+    path = sorted(dataset.glob(pattern))[0]
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("patterns", "again"),
+    [
+        (["shards/*/*.tar", "state/sources/*.parquet", "tables/clips/*.parquet"], ["sources", "pack"]),
+        (["shards/*/*.parquet", "state/caption/*.parquet"], ["caption", "pack"]),
+        (["tables/frames/*.parquet"], ["scan"]),
+    ],
+)
+def test_what_is_cut_off_is_made_anew_and_nothing_else(copied, footage, built, capsys, patterns, again):
+    for pattern in patterns:
+        halved(copied, pattern)
+    build([str(footage)], str(copied), load_recipe("embedded", OPTIONS))
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == again
+    assert snapshot(copied) == snapshot(built[0])
+
+
+def test_tables_and_states_that_are_gone_are_made_anew(copied, footage, built):
+    halved(copied, "state/scan/*.parquet")
+    for name in ("state/embed", "tables/clips", "tables/sources"):
+        shutil.rmtree(copied / name)
+    (copied / "dataset.json").unlink()  # README.md and report.html are there still
+    build([str(footage)], str(copied), load_recipe("embedded", OPTIONS))
+    assert snapshot(copied) == snapshot(built[0])
+
+
+def test_a_dataset_that_lost_part_of_a_table_is_not_read_as_if_it_were_whole(copied, capsys):
+    lost = halved(copied, "tables/clips/*.parquet")
+    for words in (
+        ["report"],
+        ["select", "select.thresholds.motion_object.min=0.5"],
+        ["export", "--to", "csv", "--out", "x.csv"],
+    ):
+        assert main([words[0], str(copied), *words[1:]]) == 2
+        said = capsys.readouterr().err
+        assert str(lost.relative_to(copied)) in said
+        assert "run its build again" in said
+    lost.unlink()
+    assert main(["report", str(copied)]) == 2
+    assert f"{lost.relative_to(copied)} is missing: run its build again" in capsys.readouterr().err
+    assert main(["verify", str(copied)]) == 1
+    assert "tables/clips has 0 rows, where dataset.json says" in capsys.readouterr().out
+
+
+def command(footage: Path, dataset: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "pipeline.cli", "build", str(footage), "--out", str(dataset), *OPTIONS, *more]
+
+
+def test_killed_in_the_middle_and_started_again_gives_the_same_bytes(built, footage, tmp_path):
+    dataset = tmp_path / "dataset"
+    process = subprocess.Popen(command(footage, dataset), stdout=subprocess.DEVNULL, start_new_session=True)
+    while not list((dataset / "state" / "scan").glob("*.parquet")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (dataset / "dataset.json").exists()
+    build([str(footage)], str(dataset), load_recipe("embedded", OPTIONS))
+    assert snapshot(dataset) == snapshot(built[0])
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 MB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "test", str(place)], capture_output=True).returncode:
+        pytest.skip("may not mount a file system")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def test_a_full_disk_stops_the_build_and_the_next_one_changes_nothing(built, footage, small_disk):
+    dataset, ballast = small_disk / "dataset", small_disk / "ballast"
+
+    def fill() -> None:
+        while not list((dataset / "state" / "scan").glob("*.parquet")):
+            time.sleep(0.01)
+        with open(ballast, "wb", buffering=0) as file, contextlib.suppress(OSError):
+            while file.write(bytes(1 << 20)):
+                pass
+
+    with ThreadPoolExecutor() as threads:
+        threads.submit(fill)
+        with pytest.raises((OSError, BuildStopped), match=r"(?i)no space left on device"):
+            build([str(footage)], str(dataset), load_recipe("embedded", OPTIONS))
+    ballast.unlink()
+    build([str(footage)], str(dataset), load_recipe("embedded", OPTIONS))
+    assert snapshot(dataset) == snapshot(built[0])
+
+
+def test_a_second_build_into_the_same_folder_says_so_and_an_interrupt_says_how_to_go_on(footage, tmp_path):
+    dataset = tmp_path / "dataset"
+    first = subprocess.Popen(command(footage, dataset), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    while not (dataset / ".lock").exists() or not (dataset / ".lock").read_text():
+        time.sleep(0.02)
+    with pytest.raises(DatasetError, match=f"another build is writing .*process {first.pid}"):
+        build([str(footage)], str(dataset), load_recipe("embedded", OPTIONS))
+    first.send_signal(signal.SIGINT)
+    _, errors = first.communicate(timeout=60)
+    assert first.returncode == 130
+    assert "run the same command again to go on" in errors
+    assert not (dataset / "dataset.json").exists()
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(footage, tmp_path):
+    (tmp_path / "thesis.doc").write_text("years of work")
+    with pytest.raises(DatasetError, match=r"holds something else \(thesis.doc\)"):
+        build([str(footage)], str(tmp_path), load_recipe("embedded", OPTIONS))
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.doc"]
+
+
+def test_a_dataset_of_another_format_is_refused(copied, footage):
+    info = json.loads((copied / "dataset.json").read_text())
+    (copied / "dataset.json").write_text(json.dumps({**info, "format": 99}))
+    with pytest.raises(DatasetError, match="has format 99, this clipmill writes 1: build into a new folder"):
+        build([str(footage)], str(copied), load_recipe("embedded", OPTIONS))
+    (copied / "dataset.json").write_text("{")
+    with pytest.raises(DatasetError, match="is damaged: delete it and build again"):
+        build([str(footage)], str(copied), load_recipe("embedded", OPTIONS))

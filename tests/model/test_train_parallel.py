@@ -1,0 +1,86 @@
+"""Two processes train what one trains, under torchrun and under Ray Train, and one goes on from two."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from repository import ROOT
+from shards import clips_of, write_shards
+
+from model.training import checkpoint
+
+OPTIONS = (
+    "resolutions=48",
+    "frame_counts=5",
+    "fps=8",
+    "latent_channels=8",
+    "device=cpu",
+    "tokens=24",
+    "decay=constant",
+)
+MAIN = "import sys; from model.train import main; sys.exit(main(sys.argv[1:]))"
+
+
+@pytest.fixture(scope="module")
+def dataset(sample_videos, tmp_path_factory) -> Path:
+    return write_shards(tmp_path_factory.mktemp("dataset"), [clips_of(sample_videos["bigbuckbunny"], 3)])
+
+
+def run(dataset: Path, out: Path, processes: int, *options: str) -> None:
+    script = out.parent / "main.py"
+    script.write_text(MAIN)
+    launch = [sys.executable]
+    if processes > 1:
+        launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    done = subprocess.run(
+        [*launch, str(script), str(dataset), "--out", str(out), *OPTIONS, "micro_batches=2", *options],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def same(a: Path, b: Path) -> bool:
+    first, second = (checkpoint.read_weights(run, "model") for run in (a, b))
+    return all(torch.allclose(first[k], second[k], atol=2e-5) for k in first)
+
+
+def test_two_processes_train_what_one_does_and_one_goes_on_from_two(dataset, tmp_path):
+    run(dataset, tmp_path / "one", 1, "steps=4")
+    run(dataset, tmp_path / "two", 2, "steps=2", "parallel=fsdp")
+    run(dataset, tmp_path / "two", 1, "steps=4")
+    assert same(tmp_path / "one", tmp_path / "two")
+
+
+def test_ray_train_trains_the_same(dataset, tmp_path):
+    import ray
+
+    run(dataset, tmp_path / "one", 1, "steps=2")
+    ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR")
+    try:
+        arguments = ["--out", str(tmp_path / "ray_run"), "--workers", "2", *OPTIONS, "steps=2", "parallel=ddp"]
+        done = subprocess.run(
+            [
+                sys.executable,
+                "jobs/train.py",
+                str(dataset),
+                *arguments,
+                "--address",
+                ray.get_runtime_context().gcs_address,
+            ],
+            cwd=ROOT,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=250,
+        )
+    finally:
+        ray.shutdown()
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert same(tmp_path / "one", tmp_path / "ray_run")
