@@ -12,6 +12,7 @@ import uvicorn
 from filters.reference import read_pictures
 from pipeline.explore.app import make_app
 from pipeline.explore.explorer import Explorer
+from pipeline.sources.discover import SourceError
 from pipeline.storage.store import Store
 
 ADDRESS = "127.0.0.1"
@@ -19,9 +20,14 @@ ADDRESS = "127.0.0.1"
 
 def serve(dataset: str, port: int, reference: str | None, say: Callable[[str], None]) -> None:
     """Serve `dataset` until Ctrl-C. `port` 0 takes a free one; `reference` is a folder of pictures. `say` gets the
-    address to open. Raises DatasetError where there is no whole dataset, ValueError for a folder without pictures, and
-    OSError where the port is taken."""
-    pictures: list[np.ndarray] = list(read_pictures(reference).values()) if reference else []
+    address to open. Raises DatasetError where there is no whole dataset, SourceError for a folder without pictures,
+    and OSError where the port is taken."""
+    pictures: list[np.ndarray] = []
+    if reference:
+        try:
+            pictures = list(read_pictures(reference).values())
+        except ValueError as error:
+            raise SourceError(f"--reference: {error}") from error
     explorer = Explorer(Store(dataset), pictures)
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -14,6 +14,7 @@ from threading import Lock
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from filters.encoders.base import TextVideoEncoder, load_encoder
@@ -122,11 +123,12 @@ class Vectors:
                     continue
                 for batch in file.iter_batches(BATCH, columns=["clip_id", "frame_embeddings"]):
                     table = pa.Table.from_batches([batch]).drop_null()
+                    table = table.filter(pc.greater(pc.binary_length(table["frame_embeddings"]), 0))
                     width = width or self.encoder().dim
                     rows = self._catalog.rows_of_column(table["clip_id"])
-                    frames = [np.frombuffer(data, np.float16) for data in table["frame_embeddings"].to_pylist()]
-                    if keep := [i for i, row in enumerate(rows) if row >= 0 and len(frames[i])]:
-                        yield rows[keep], np.stack([_mean(frames[i].reshape(-1, width)) for i in keep])
+                    means = _means(table["frame_embeddings"].to_pylist(), width)
+                    if (rows >= 0).any():
+                        yield rows[rows >= 0], means[rows >= 0]
 
 
 def cache_folder() -> Path:
@@ -134,10 +136,14 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clipmill" / "explore"
 
 
-def _mean(frames: np.ndarray) -> np.ndarray:
-    """(k, d) float16 -> (d,) float32: the mean of the unit vectors."""
-    rows = frames.astype(np.float32)
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(1e-9)).mean(axis=0)
+def _means(clips: Sequence[bytes], width: int) -> np.ndarray:
+    """Return for each clip the mean of its frames' unit vectors, (n, width) float32; a clip is k * width float16."""
+    if not clips:
+        return np.zeros((0, width), np.float32)
+    frames = np.frombuffer(b"".join(clips), np.float16).reshape(-1, width).astype(np.float32)
+    frames /= np.linalg.norm(frames, axis=1, keepdims=True).clip(1e-9)
+    counts = np.array([len(data) // (2 * width) for data in clips])
+    return np.asarray(np.add.reduceat(frames, np.cumsum([0, *counts[:-1]])) / counts[:, None], np.float32)
 
 
 def _compare(matrix: np.ndarray, vectors: np.ndarray) -> np.ndarray:
