@@ -84,9 +84,9 @@ class Catalog:
         return [*self.schema.names, "decision"]
 
     def _open(self) -> duckdb.DuckDBPyConnection:
-        settings = {"temp_directory": "", "python_enable_replacements": False, "memory_limit": MEMORY}
-        extensions = {"autoinstall_known_extensions": False, "autoload_known_extensions": False}
-        connection = duckdb.connect(config={**settings, **extensions})
+        settings = {"temp_directory": "", "python_enable_replacements": "false", "memory_limit": MEMORY}
+        settings |= {"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
+        connection = duckdb.connect(config=dict[str, str | bool | int | float | list[str]](settings))
         names = ", ".join(_quoted(name) for name in self.schema.names if name != "caption")
         caption = "caption" if "caption" in self.schema.names else "NULL::VARCHAR"
         parts = [
@@ -177,7 +177,7 @@ class Catalog:
         table = self._fetch(Query(), ", ".join(f"{part} AS c{i}" for i, part in enumerate(parts)))
         return {name: column[0].as_py() for name, column in zip(scores, table.columns, strict=True)}
 
-    def read(self, rows: Sequence[int], columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    def read(self, rows: Sequence[int] | np.ndarray, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
         """Return rows as a build wrote them, without decisions, in the order of `rows`, with these columns or all."""
         wanted = self.schema.names if columns is None else [name for name in columns if name in self.schema.names]
         blank = dict.fromkeys(wanted if columns is None else columns)

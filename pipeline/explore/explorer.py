@@ -112,16 +112,16 @@ class Explorer:
     def clip(self, clip_id: str) -> dict[str, Any]:
         """Return all that is known of a clip. Raises UnknownClip."""
         row = self.row(clip_id)
-        stored = dict.fromkeys(CARD) | self._catalog.read([row])[0]
+        stored: dict[str, Any] = {**dict.fromkeys(CARD), **self._catalog.read([row])[0]}
         names = [field.name for field in self._catalog.schema if self._is_score(field)]
-        numbers = {n: float(stored[n]) for n in names if _is_number(stored[n])}
+        numbers = {name: float(stored[name]) for name in names if _is_number(stored[name])}
         shares = self._catalog.shares_below(numbers)
         scores = []
         for name in names:
             value, bounds = stored[name], self.recipe.select.thresholds.get(name)
             if value is None and bounds is None:
                 continue
-            text = number(float(value)) if name in numbers else value
+            text = number(numbers[name]) if name in numbers else value
             if isinstance(value, list):
                 text = ", ".join(number(item) if _is_number(item) else str(item) for item in value)
             why = stored.get(why_null(name.partition("_")[0]))
@@ -176,8 +176,8 @@ class Explorer:
         for row in self._catalog.values(query, [column], group=True).to_pylist():
             for label in row[column] if isinstance(row[column], list) else [row[column]]:
                 counts[str(label)] = counts.get(str(label), 0) + row["count"]
-        bars = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-        return {"type": "labels", "bars": bars[:MOST_BARS], "values": len(bars)}
+        ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        return {"type": "labels", "bars": ordered[:MOST_BARS], "values": len(ordered)}
 
     def decide(self, clip_ids: Sequence[str], decision: str | None) -> list[dict[str, Any]]:
         """Keep, reject, or leave to selection (None) these clips; return their cards. Raises UnknownClip or OSError."""

@@ -146,10 +146,11 @@ class DecisionLog:
 def _read(store: Store, name: str) -> pa.Table:
     table = pq.read_table(io.BytesIO(store.read(name)))
     columns = {field.name for field in table.schema}
-    for field in DECISIONS:  # a file that was written by hand need not have them all
+    for field in DECISIONS:  # a file that a script has written need not have them all
         if field.name not in columns:
             table = table.append_column(field, pa.nulls(table.num_rows, field.type))
-    return table.select(DECISIONS.names).cast(DECISIONS)
+    table = table.select(DECISIONS.names).cast(DECISIONS)
+    return replace_column(table, "time", pc.fill_null(table["time"], pa.scalar(0, DECISIONS.field("time").type)))
 
 
 def _latest(tables: Sequence[pa.Table], undone: bool = False) -> pa.Table:

@@ -43,7 +43,7 @@ QUESTIONS = {
     "sort by a text": "sort=source_uri&descending=1",
     "text search": "search=text:a dog on a beach&sort=similarity&descending=1",
     "another text search": "search=text:two cars in the rain&sort=similarity&descending=1",
-    "search and filter": "search=text:two cars in the rain&sort=similarity&descending=1&where=keep AND similarity > 0.1",
+    "search and filter": "search=text:two cars in the rain&sort=similarity&where=keep AND similarity > 0.1",
 }
 
 
@@ -96,7 +96,8 @@ def main(count: int, dimensions: int) -> None:
             timed(name, lambda query=query: client.get(f"/api/clips?{query}").raise_for_status())
         (clip,) = client.get("/api/clips?limit=1").json()["clips"]
         timed(
-            "first similar (makes a file)", lambda: client.get(f"/api/clips?search=clip:{clip['id']}&sort=similarity")
+            "first similar (makes a file)",
+            lambda: client.get(f"/api/clips?search=clip:{clip['id']}&sort=similarity&descending=1"),
         )
         timed("one clip, all scores", lambda: client.get(f"/api/clips/{clip['id']}").raise_for_status())
         for column in ("f6_score", "rejected_by", "bucket"):
