@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 
 from filters.base import why_null
 from pipeline.config.recipe import from_dict
+from pipeline.dataset.outcomes import NOT_KEPT, OUTCOMES, VANISHED
 from pipeline.report.calibrate import score_columns
 from pipeline.report.caption_health import caption_health
 from pipeline.report.clips import JOIN, choose, show
@@ -167,6 +168,7 @@ def _render(store: Store, clips: Columns, clips_shown: int) -> str:
         captioned=len(keep) - clips["caption"].null_count,
         shards=info.get("shards", []),
         steps=funnel(reasons),
+        not_followed=_not_followed(store, info),
         passes={
             name: passes[name] for name in sorted(passes, key=lambda n: (PASSES.index(n) if n in PASSES else 9, n))
         },
@@ -222,6 +224,15 @@ def _unknown(clips: Columns, keep: np.ndarray) -> list[Bar]:
     bars = [bar for reasons in whole for bar in _bars(reasons, keep)]
     most = max((bar.count for bar in bars), default=1)
     return sorted((replace(bar, share=bar.count / most) for bar in bars), key=lambda bar: (-bar.count, bar.label))
+
+
+def _not_followed(store: Store, info: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The first decisions by hand whose clip has vanished or cannot be kept, rows of OUTCOMES."""
+    if "decisions" not in info.get("tables", {}):
+        return []
+    rows = Columns(store, "tables/decisions", OUTCOMES).table()
+    lost = pc.is_in(rows["outcome"], pa.array([VANISHED, NOT_KEPT]))
+    return list(rows.filter(lost).slice(0, FAILURES).to_pylist())
 
 
 def _reasons(clips: pa.Table) -> dict[tuple[str, ...], int]:

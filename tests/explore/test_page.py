@@ -57,7 +57,11 @@ def page(context: sync_api.BrowserContext, address: str) -> Iterator[sync_api.Pa
 
 
 def settled(page: sync_api.Page, condition: str) -> None:
-    page.wait_for_function(condition)
+    """Wait for a condition in JavaScript. Polled from here: the page's policy forbids the eval of wait_for_function."""
+    until = time.monotonic() + 60
+    while not page.evaluate(condition):
+        assert time.monotonic() < until, condition
+        page.wait_for_timeout(50)
 
 
 def test_the_address_loses_its_token_and_the_clips_are_shown(page, explorer):
@@ -67,8 +71,9 @@ def test_the_address_loses_its_token_and_the_clips_are_shown(page, explorer):
     settled(page, "[...document.querySelectorAll('.card img')].every((i) => i.complete && i.naturalWidth > 0)")
 
 
-def test_a_kept_clip_plays(page):
+def test_a_kept_clip_plays(page, explorer):
     page.locator(".segments span", has_text="Kept").click()
+    settled(page, f"document.querySelectorAll('.card').length === {explorer.describe()['kept']}")
     settled(page, "document.querySelector('#stage video')?.readyState >= 2")
     page.keyboard.press("Space")
     settled(page, "document.querySelector('#stage video').currentTime > 0.1")
