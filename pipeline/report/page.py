@@ -48,6 +48,8 @@ LATE_COLUMNS = pa.schema(  # what selection, captioning and packing add to a cli
 IN_SHARDS = {"Buckets": "bucket", "Split": "split"}  # shown for kept clips only
 FAILURES = 200  # sources that could not be used are listed up to here
 TRIED_CLIPS = 20_000  # above this the page tries no other thresholds: each is a selection over all clips
+FIRST_REASONS = ("duration", "error", "resolution", "frame_contract", "hdr")  # as select() asks for them
+LAST_REASONS = ("hand", "balance", "encoding")
 LARGEST = 12  # clusters shown
 MAX_LABELS = 24  # a text column with more values than this holds no labels
 
@@ -101,12 +103,22 @@ def funnel(reasons: Mapping[tuple[str, ...], int]) -> list[Step]:
             first[given[0]] += count
         if len(given) == 1:
             alone[given[0]] += count
+    for earlier, later in itertools.permutations(having, 2):  # reasons of which no clip has both
+        if _place(earlier) < _place(later):
+            after.setdefault(later, set()).add(earlier)
     remaining, steps = sum(reasons.values()), []
     order = graphlib.TopologicalSorter({reason: sorted(after.get(reason, ())) for reason in sorted(having)})
     for reason in order.static_order():
         remaining -= first[reason]
         steps.append(Step(reason, first[reason], remaining, having[reason], alone[reason]))
     return steps
+
+
+def _place(reason: str) -> int:
+    """Return a number that grows in the order in which selection asks; thresholds and captions have the same."""
+    if reason in FIRST_REASONS:
+        return FIRST_REASONS.index(reason) - len(FIRST_REASONS)
+    return LAST_REASONS.index(reason) + 1 if reason in LAST_REASONS else 0
 
 
 def filter_costs(passes: Mapping[str, Any], reasons: Mapping[tuple[str, ...], int]) -> list[dict[str, Any]]:
