@@ -99,7 +99,7 @@ def test_the_dataset_says_what_became_of_every_decision(decided):
     assert "| rejected by hand | 1 |" in (decided / "README.md").read_text()
     assert "decisions without a clip" in summary("x", info)
     report = (decided / "report.html").read_text()
-    assert "1 kept by hand" in report
+    assert "Decisions by hand: kept 1 whatever the scores, rejected 1, captions edited 1." in report
     assert "decisions of clips that are no longer there" in report
 
 
