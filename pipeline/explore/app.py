@@ -27,7 +27,7 @@ MOST_CLIPS = 500  # of a page, and of one decision
 PIECE = 1 << 20  # bytes of media sent at once
 KEPT_BY_BROWSER = {"cache-control": "private, max-age=3600"}
 TYPES = {"css": "text/css", "html": "text/html", "js": "text/javascript", "svg": "image/svg+xml"}
-PAGE = ("explore.html", "explore.css", "explore.js", "charts.js", "elements.js", "explore.svg")
+PAGE = ("explore.html", "explore.css", "explore.js", "charts.js", "elements.js", "media.js", "explore.svg")
 
 
 def make_app(explorer: Explorer, token: str, writing: str) -> Guard:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from starlette.testclient import TestClient
 
-from pipeline.explore.app import make_app
+from pipeline.explore.app import PAGE, make_app
 from pipeline.explore.explorer import Explorer
 from pipeline.storage.store import Store
 from pipeline.tables.decisions import read_decisions
@@ -81,7 +81,7 @@ def test_a_change_needs_the_second_token(client, path, explored):
 
 
 def test_pages_run_no_foreign_script_and_are_not_framed(client):
-    for path in ("/", "/explore.js", "/charts.js", "/elements.js", "/explore.css", "/explore.svg", "/api/dataset"):
+    for path in ("/", *(f"/{name}" for name in PAGE[1:]), "/api/dataset"):
         answer = client.get(path)
         assert answer.status_code == 200
         policy = answer.headers["content-security-policy"]

@@ -2,9 +2,9 @@
 
 import { funnel, histogram, labels } from "./charts.js";
 import { by, clock, count, duration, element } from "./elements.js";
+import { preview, showMedia } from "./media.js";
 
 const PAGE = 60;  // clips
-const reducedMotion = matchMedia("(prefers-reduced-motion: reduce)");
 
 const state = { search: "", label: "", where: "", which: "", sort: "", descending: false, offset: 0 };
 let dataset, clips = [], total = 0, selected = -1, detail = null, request = 0, saving = Promise.resolve();
@@ -95,12 +95,6 @@ function card(clip, index) {
   }
   return item;
 }
-function preview(media, clip) {
-  if (reducedMotion.matches || media.querySelector("video")) return;
-  const video = Object.assign(element("video"), { src: `/media/${clip.id}`, muted: true, loop: true, autoplay: true, playsInline: true });
-  video.addEventListener("error", () => video.remove());
-  media.append(video);
-}
 function tags(clip) {
   const line = element("p", "tags");
   if (clip.keep) line.append(element("span", "tag keep", "kept"));
@@ -164,7 +158,7 @@ let waiting = 0;
 async function showDetail(clip) {
   detail = clip;
   showDecision(clip);
-  showMedia(clip);
+  showMedia(clip, () => detail?.id === clip.id);
   by("scores").replaceChildren();
   clearTimeout(waiting);
   waiting = setTimeout(async () => {  // not for every clip that a held arrow key passes
@@ -184,34 +178,6 @@ function showDecision(clip) {
   const about = [["Source", clip.source], ["Span", `${clock(clip.start)} to ${clock(clip.end)}, ${clip.frames.toLocaleString("en")} frames`],
     ["Picture", `${clip.width}×${clip.height}, ${(clip.fps || 0).toFixed(2)} fps`], ["Bucket", [clip.bucket, clip.split].filter(Boolean).join(", ")], ["Clip", clip.id]];
   by("about").replaceChildren(...about.filter(([, text]) => text).flatMap(([name, text]) => [element("dt", "", name), element("dd", "", text)]));
-}
-function showMedia(clip) {
-  const stage = by("stage"), still = clip.frames === 1, player = element(still ? "img" : "video");
-  const poster = Object.assign(element("img"), { src: `/thumbnails/${clip.id}`, alt: "" });
-  poster.addEventListener("error", () => poster.remove());
-  Object.assign(player, { src: `/media/${clip.id}` }, still ? { alt: "" } : { muted: true, loop: true, controls: true, playsInline: true, autoplay: !reducedMotion.matches });
-  stage.replaceChildren(poster, player);
-  if (!clip.packed && !still) stage.append(element("p", "note", "cutting it out of its source …"));
-  player.addEventListener(still ? "load" : "loadeddata", () => { poster.remove(); stage.querySelector(".note")?.remove(); });
-  player.addEventListener("error", async () => {
-    if (detail?.id !== clip.id) return;
-    player.remove();
-    const reason = await fetch(`/media/${clip.id}`).then(async (answer) => (answer.ok ? "this browser cannot play it" : (await answer.json()).error), () => "the explorer has ended");
-    if (detail?.id !== clip.id) return;
-    stage.replaceChildren(strip(clip), element("p", "note", `sampled frames: ${reason}`));
-  });
-}
-function strip(clip) {
-  const frame = element("div", "strip"), picture = Object.assign(element("img"), { src: `/strips/${clip.id}`, alt: "" });
-  picture.addEventListener("load", () => {
-    const aspect = clip.width / clip.height, frames = Math.max(1, Math.round(picture.naturalWidth / picture.naturalHeight / aspect));
-    Object.assign(frame.style, { aspectRatio: `${picture.naturalWidth / frames} / ${picture.naturalHeight}`, width: "100%" });
-    Object.assign(picture.style, { width: `${100 * frames}%` });
-    if (!reducedMotion.matches) picture.animate({ transform: ["none", "translateX(-100%)"] }, { duration: 600 * frames, iterations: Infinity, easing: `steps(${frames})` });
-  });
-  picture.addEventListener("error", () => frame.remove());
-  frame.append(picture);
-  return frame;
 }
 function showScores(whole) {
   by("scores").replaceChildren(...whole.scores.map((score) => {
