@@ -1,4 +1,5 @@
-// Charts of the distribution of a column. Each calls `narrow` with an SQL condition when a part of it is clicked.
+// Charts of the distribution of a column, and the table of a clip's scores. Charts call `narrow` with an SQL condition
+// when a part of it is clicked.
 
 import { element } from "./elements.js";
 
@@ -53,4 +54,23 @@ export function labels(column, type, data, narrow) {
   const condition = (label) => (type === "list" ? `list_contains(${column}, ${quoted(label)})` : label === "None" ? `${column} IS NULL` : type === "yes or no" ? `${column} = ${label.toLowerCase()}` : `${column} = ${quoted(label)}`);
   const shown = bars(data.bars.map(([label, number]) => ({ label: label === "None" ? "none" : label, share: number / most, text: number.toLocaleString("en"), condition: condition(label) })), narrow);
   return data.values > data.bars.length ? [shown, element("p", "soft", `the ${data.bars.length} most frequent of ${data.values.toLocaleString("en")}`)] : [shown];
+}
+
+// Rows of a table: a score, the share of the clips that score lower, its value and bounds.
+export function scoreRows(scores) {
+  return scores.map((score) => {
+    const row = element("tr", score.fails ? "fails" : ""), name = element("th", "", score.name), place = element("td", "wide"), value = element("td", "", score.text);
+    name.scope = "row";
+    if (score.share !== null && score.share !== undefined) {
+      const bar = element("span", "bar"), share = element("i");
+      share.style.width = `${score.share * 100}%`;
+      bar.title = `${Math.round(score.share * 100)}% of the clips score lower`;
+      bar.append(share);
+      place.append(bar);
+    }
+    const limits = ["min", "max"].filter((side) => score.bounds[side] !== null && score.bounds[side] !== undefined).map((side) => `${side} ${score.bounds[side]}`);
+    if (limits.length) value.append(element("br"), element("small", "", limits.join(", ")));
+    row.append(name, place, value);
+    return row;
+  });
 }

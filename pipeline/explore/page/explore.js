@@ -1,6 +1,6 @@
 // The explorer's page. What is shown follows from `state`; texts of the dataset only ever become text nodes.
 
-import { funnel, histogram, labels } from "./charts.js";
+import { funnel, histogram, labels, scoreRows } from "./charts.js";
 import { by, clock, count, duration, element } from "./elements.js";
 import { preview, showMedia } from "./media.js";
 
@@ -164,7 +164,7 @@ async function showDetail(clip) {
   waiting = setTimeout(async () => {  // not for every clip that a held arrow key passes
     try {
       const whole = await ask(`/api/clips/${clip.id}`);
-      if (detail?.id === clip.id) showScores(whole);
+      if (detail?.id === clip.id) by("scores").replaceChildren(...scoreRows(whole.scores));
     } catch (error) { fail(error); }
   }, 80);
 }
@@ -179,24 +179,6 @@ function showDecision(clip) {
     ["Picture", `${clip.width}×${clip.height}, ${(clip.fps || 0).toFixed(2)} fps`], ["Bucket", [clip.bucket, clip.split].filter(Boolean).join(", ")], ["Clip", clip.id]];
   by("about").replaceChildren(...about.filter(([, text]) => text).flatMap(([name, text]) => [element("dt", "", name), element("dd", "", text)]));
 }
-function showScores(whole) {
-  by("scores").replaceChildren(...whole.scores.map((score) => {
-    const row = element("tr", score.fails ? "fails" : ""), name = element("th", "", score.name), place = element("td", "wide"), value = element("td", "", score.text);
-    name.scope = "row";
-    if (score.share !== null && score.share !== undefined) {
-      const bar = element("span", "bar"), share = element("i");
-      share.style.width = `${score.share * 100}%`;
-      bar.title = `${Math.round(score.share * 100)}% of the clips score lower`;
-      bar.append(share);
-      place.append(bar);
-    }
-    const limits = ["min", "max"].filter((side) => score.bounds[side] !== null && score.bounds[side] !== undefined).map((side) => `${side} ${score.bounds[side]}`);
-    if (limits.length) value.append(element("br"), element("small", "", limits.join(", ")));
-    row.append(name, place, value);
-    return row;
-  }));
-}
-
 let captionOf = null;  // the clip whose caption is in the text field
 const captionText = () => by("caption").value.trim();
 const captionChanged = () => captionOf !== null && captionText() !== (captionOf.caption || "").trim();
