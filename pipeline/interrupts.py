@@ -13,20 +13,20 @@ from pipeline.storage.lease import give_back
 
 @contextlib.contextmanager
 def exit_on_signals() -> Iterator[None]:
-    """End the process at once on Ctrl-C and SIGTERM, whatever it is doing.
+    """End the process at once on Ctrl-C and SIGTERM.
 
-    An exception would surface at any line, often one of Ray's, which may swallow it or leave a lock held. There is
-    nothing to unwind: what is committed is whole at any moment, and Ray's processes end with this one.
+    An exception could be raised at any line, often inside Ray, which may swallow it or leave a lock held. Nothing has
+    to be cleaned up: committed work is complete at any moment, and Ray's processes end with this one.
     """
     leaving = (signal.SIGINT, signal.SIGTERM)
     numbers, write = os.pipe()
-    stderr = os.dup(2)  # which is silent while Ray starts
+    stderr = os.dup(2)  # descriptor 2 is hidden while Ray starts
 
     def leave() -> None:
         while (number := os.read(numbers, 1)[0]) not in leaving:
             if number == 0:
                 return
-        os.write(stderr, b"\nstopped; what is done is kept: run the same command again to go on\n")
+        os.write(stderr, b"\nstopped; finished work is kept: run the same command again to continue\n")
         give_back()
         os._exit(130)
 
