@@ -20,12 +20,13 @@ import pyarrow.parquet as pq
 
 from pipeline.explore.expression import ExpressionError, check_expression
 from pipeline.storage.store import Store
-from pipeline.tables.fragments import id_prefix_u64
+from pipeline.tables.fragments import floats, id_prefix_u64
 from pipeline.tables.published import table_files
 
 SECONDS = 20.0  # after which a query is stopped
 MEMORY = "2GB"  # of DuckDB
 RESULTS = 16  # results that stay in memory, 4 bytes a clip each
+SAMPLE = 50_000  # clips that shares are counted in
 LEFT_OUT = ("embedding", "phash")  # columns of vectors: a gigabyte for a million clips, and nothing to filter by
 SIMILARITY = "similarity"  # column of a search
 
@@ -67,6 +68,7 @@ class Catalog:
         self._order = np.argsort(self._words, kind="stable")
         self._results: OrderedDict[Any, np.ndarray] = OrderedDict()
         self._lock = threading.Lock()
+        self._samples: dict[str, np.ndarray] = {}  # by column, the scores of every n-th clip in order
         self._decisions = 0
 
     def __len__(self) -> int:
@@ -165,17 +167,19 @@ class Catalog:
         return self._fetch(query, names)
 
     def shares_below(self, scores: Mapping[str, float]) -> dict[str, float]:
-        """Return for each column the share of all clips that score lower than `scores` says, half of equal ones, 0..1;
-        of the clips that have the score."""
-        if not scores:
-            return {}
-        parts = [
-            f"(count(*) FILTER ({_quoted(n)} < {v!r}) + count(*) FILTER ({_quoted(n)} <= {v!r})) / 2.0 "
-            f"/ greatest(1, count({_quoted(n)}))"
-            for n, v in scores.items()
-        ]
-        table = self._fetch(Query(), ", ".join(f"{part} AS c{i}" for i, part in enumerate(parts)))
-        return {name: column[0].as_py() for name, column in zip(scores, table.columns, strict=True)}
+        """Return for each column the share of the clips with such a score whose score is lower, half of equal ones,
+        0..1. Of many clips every n-th is looked at."""
+        with self._lock:
+            if missing := [name for name in scores if name not in self._samples]:
+                every = -(-len(self) // SAMPLE)
+                table = self._fetch(Query(), ", ".join(map(_quoted, missing)), f"WHERE row % {every} = 0")
+                self._samples |= {name: np.sort(floats(table[name].drop_null())) for name in missing}
+            samples = {name: self._samples[name] for name in scores}
+        shares = {}
+        for name, value in scores.items():
+            below, upto = (np.searchsorted(samples[name], value, side) for side in ("left", "right"))
+            shares[name] = float(below + upto) / 2 / max(1, len(samples[name]))
+        return shares
 
     def read(self, rows: Sequence[int] | np.ndarray, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
         """Return rows as a build wrote them, without decisions, in the order of `rows`, with these columns or all."""
