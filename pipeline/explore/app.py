@@ -66,7 +66,10 @@ def make_app(explorer: Explorer, token: str, writing: str) -> Guard:
 
     async def upload(request: Request) -> Response:
         data = await _bytes(request)
-        picture = await run_in_threadpool(decode_picture, data)
+        try:
+            picture = await run_in_threadpool(decode_picture, data)
+        except ValueError as error:
+            raise SearchError(str(error)) from error
         return JSONResponse({"search": await run_in_threadpool(explorer.upload, picture)})
 
     def still(make: Callable[[int, str], bytes]) -> Callable[[Request], Any]:
@@ -97,11 +100,11 @@ def make_app(explorer: Explorer, token: str, writing: str) -> Guard:
         Route("/api/captions", caption, methods=["POST"]),
         Route("/api/encoder", encoder, methods=["POST"]),
         Route("/api/pictures", upload, methods=["POST"]),
-        Route("/thumbnails/{clip}", still(explorer.pictures.thumbnail)),
-        Route("/strips/{clip}", still(explorer.pictures.strip)),
+        Route("/thumbnails/{clip}", still(lambda row, clip: explorer.pictures.thumbnail(row, clip))),
+        Route("/strips/{clip}", still(lambda row, clip: explorer.pictures.strip(row, clip))),
         Route("/media/{clip}", media),
     ]
-    refusals = {ExpressionError: 400, SearchError: 400, ValueError: 400, UnknownClip: 404, NoMedia: 404, OSError: 500}
+    refusals = {ExpressionError: 400, SearchError: 400, UnknownClip: 404, NoMedia: 404, OSError: 500}
     handlers: dict[Any, Any] = {error: _refuse(status) for error, status in {**refusals, DatasetError: 500}.items()}
     return Guard(Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan), token, writing)
 
@@ -133,17 +136,20 @@ def _count(request: Request, name: str, usual: int) -> int:
 
 
 async def _bytes(request: Request) -> bytes:
-    """Return the body of a request. Raises ValueError where it is larger than any picture may be."""
+    """Return the body of a request. Raises SearchError where it is larger than any picture may be."""
     data = bytearray()
     async for piece in request.stream():
         data += piece
         if len(data) > LARGEST:
-            raise ValueError(f"larger than {LARGEST >> 20} MB")
+            raise SearchError(f"larger than {LARGEST >> 20} MB")
     return bytes(data)
 
 
 async def _body(request: Request) -> dict[str, Any]:
-    body = json.loads(await _bytes(request))
+    try:
+        body = json.loads(await _bytes(request))
+    except ValueError as error:
+        raise ExpressionError("expected JSON") from error
     if not isinstance(body, dict):
         raise ExpressionError("expected a JSON object")
     return body

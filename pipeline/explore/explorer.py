@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import math
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
@@ -33,6 +34,7 @@ from pipeline.tables.fragments import CLIPS, fingerprint, floats
 CARD = (*NEEDED, "keep", "rejected_by", "caption", "fps", "bucket", "split")  # columns that a page of clips shows
 TEXTS = ("caption", "caption_short", "caption_dense", "caption_json", "caption_error", "caption_by", "metadata")
 MOST_BARS = 40  # values of a label that are listed
+RECHECK_SECONDS = 2.0  # between two looks whether the dataset was built again
 SEARCHES = 8  # searches whose similarities stay in memory, 4 bytes a clip each
 UPLOADS = 16  # pictures to search by that are kept
 LONGEST_CAPTION = 20_000  # characters
@@ -49,24 +51,30 @@ class Explorer:
     """
 
     def __init__(self, store: Store, reference: Sequence[np.ndarray] = ()) -> None:
-        self.info = read_whole(store)
-        self.recipe = from_dict(self.info.get("recipe", {}))
         self.store, self._reference = store, reference
+        self._log = DecisionLog(store)
+        self._uploads: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._lock = threading.Lock()
         self._stack = contextlib.ExitStack()
-        near = self._stack.enter_context(store.fetched("tables/clips"))
+        self._open()
+
+    def _open(self) -> None:
+        """Read the dataset as it is now."""
+        self._stamp, self._looked = self.store.info("dataset.json"), time.monotonic()
+        self.info = read_whole(self.store)
+        self.recipe = from_dict(self.info.get("recipe", {}))
+        self._stack.close()
+        near = self._stack.enter_context(self.store.fetched("tables/clips"))
         self._catalog = Catalog(near, self.info)
         version = fingerprint(self.info.get("tables"), self.info.get("rows"), self.recipe.encoder.name)
-        self._vectors = Vectors(store, self._catalog, self.recipe, version)
-        self.pictures, self.media = Pictures(store, self._catalog), Media(store, self.recipe)
-        self._log = DecisionLog(store)
+        self._vectors = Vectors(self.store, self._catalog, self.recipe, version)
+        self.pictures, self.media = Pictures(self.store, self._catalog), Media(self.store, self.recipe)
+        self._stack.callback(self.media.close)
         self._keep = pc.fill_null(self._catalog.column("keep"), False).to_numpy()
         self._seconds = floats(self._catalog.column("end")) - floats(self._catalog.column("start"))
         self._searches: OrderedDict[str, np.ndarray] = OrderedDict()
-        self._uploads: OrderedDict[str, np.ndarray] = OrderedDict()
-        self._lock = threading.Lock()
 
     def close(self) -> None:
-        self.media.close()
         self._stack.close()
 
     def describe(self) -> dict[str, Any]:
@@ -97,7 +105,8 @@ class Explorer:
 
     def clips(self, query: Query, offset: int, limit: int) -> dict[str, Any]:
         """Return a page of a query's clips, with totals of the whole result. Raises ExpressionError or SearchError."""
-        query, decisions = self._with_similarity(query), self._refreshed()
+        decisions = self._refreshed()
+        query = self._with_similarity(query)
         rows = self._catalog.rows(query)
         page = rows[offset : offset + limit]
         extra = [query.sort] if query.sort in self._catalog.schema.names else []
@@ -111,6 +120,7 @@ class Explorer:
 
     def clip(self, clip_id: str) -> dict[str, Any]:
         """Return all that is known of a clip. Raises UnknownClip."""
+        decisions = self._refreshed()
         row = self.row(clip_id)
         stored: dict[str, Any] = {**dict.fromkeys(CARD), **self._catalog.read([row])[0]}
         names = [field.name for field in self._catalog.schema if self._is_score(field)]
@@ -135,7 +145,7 @@ class Explorer:
                 }
             )
         scores.sort(key=lambda score: (not score["fails"], not score["bounds"]))
-        card = self._card(row, stored, self._refreshed(), Query())
+        card = self._card(row, stored, decisions, Query())
         texts = {name: stored[name] for name in TEXTS if stored.get(name) is not None}
         return {**card, "scores": scores, "texts": texts, "duplicates_of": stored.get("duplicates_of")}
 
@@ -153,8 +163,8 @@ class Explorer:
     def distribution(self, column: str, query: Query) -> dict[str, Any]:
         """Return how a query's clips are spread over a column: a histogram, counts of labels, or the funnel of reasons
         for `rejected_by`. Raises ExpressionError or SearchError."""
-        query = self._with_similarity(query)
         self._refreshed()
+        query = self._with_similarity(query)
         if column != SIMILARITY and column not in self._catalog.columns:
             raise ExpressionError(f"no column {column!r}")
         if column == "rejected_by":
@@ -193,8 +203,8 @@ class Explorer:
         return self._decide([clip_id], {"caption": text or None})
 
     def _decide(self, clip_ids: Sequence[str], change: Mapping[str, Any]) -> list[dict[str, Any]]:
-        rows = [self.row(clip_id) for clip_id in clip_ids]
         decisions, new = self._refreshed(), []
+        rows = [self.row(clip_id) for clip_id in clip_ids]
         stored = self._catalog.read(rows, CARD)
         for clip in stored:
             base = {"base_reasons": clip.get("rejected_by"), "base_caption": clip.get("caption")}
@@ -206,6 +216,12 @@ class Explorer:
         return [self._card(row, clip, decisions, Query()) for row, clip in zip(rows, stored, strict=True)]
 
     def _refreshed(self) -> Mapping[str, Mapping[str, Any]]:
+        """Return the decisions of now, by clip_id, after reading the dataset again where it was built again."""
+        with self._lock:
+            if time.monotonic() - self._looked > RECHECK_SECONDS:
+                self._looked = time.monotonic()
+                if self.store.info("dataset.json") != self._stamp:
+                    self._open()
         decisions, version = self._log.current()
         self._catalog.decide(decisions, version)
         return decisions

@@ -32,9 +32,10 @@ def serve(dataset: str, port: int, reference: str | None, say: Callable[[str], N
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((ADDRESS, port))
+        listener.listen()  # a browser that is faster than the server waits
         token = secrets.token_urlsafe(24)
         app = make_app(explorer, token, secrets.token_urlsafe(24))
         say(f"http://{ADDRESS}:{listener.getsockname()[1]}/?token={token}")
         say("open this address in a browser; Ctrl-C ends the explorer")
-        config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
+        config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=2)
         uvicorn.Server(config).run(sockets=[listener])

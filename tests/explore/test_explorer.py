@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import av
@@ -15,6 +16,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from pipeline.explore.app import PAGE, make_app
+from pipeline.explore.catalog import Query
 from pipeline.explore.explorer import Explorer
 from pipeline.storage.store import Store
 from pipeline.tables.decisions import read_decisions
@@ -290,6 +292,22 @@ def test_two_explorers_see_each_others_decisions_and_lose_none(explorer, explore
         explorer.decide([first, second, third], None)
         explorer.edit_caption(first, None)
         other.close()
+
+
+def test_a_build_meanwhile_is_noticed(golden_dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.explore.explorer.RECHECK_SECONDS", 0.0)
+    dataset = shutil.copytree(golden_dataset, tmp_path / "dataset")
+    explorer = Explorer(Store(str(dataset)))
+    clips = explorer.describe()["clips"]
+    table = read_table(Store(str(dataset)), "tables/clips")
+    pq.write_table(table.slice(1), dataset / "tables/clips/00000-new.parquet")  # as a build that loses a clip would
+    info = json.loads((dataset / "dataset.json").read_text())
+    (dataset / info["tables"]["clips"][0]).unlink()
+    info["tables"]["clips"], info["rows"]["clips"] = ["tables/clips/00000-new.parquet"], clips - 1
+    (dataset / "dataset.json").write_text(json.dumps(info))
+    assert explorer.describe()["clips"] == clips - 1
+    assert explorer.clips(Query(), 0, 60)["total"] == clips - 1
+    explorer.close()
 
 
 def test_a_decision_of_a_clip_that_is_gone_is_listed(explorer, explored, monkeypatch):
