@@ -198,7 +198,7 @@ def explore(dataset: str, port: int, reference: str | None) -> None:
         from pipeline.explore.server import serve
     except ImportError as error:
         raise click.ClickException(f"{error.name} is not installed: pip install 'clipmill[explore]'") from error
-    serve(dataset, port, reference, _say)
+    serve(dataset, port, reference)
 
 
 @cli.command(epilog=_examples("clipmill verify my_dataset", "clipmill verify s3://bucket/one"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 import socket
-from collections.abc import Callable
 
 import numpy as np
 import uvicorn
@@ -18,9 +17,9 @@ from pipeline.storage.store import Store
 ADDRESS = "127.0.0.1"
 
 
-def serve(dataset: str, port: int, reference: str | None, say: Callable[[str], None]) -> None:
-    """Serve `dataset` until Ctrl-C. `port` 0 takes a free one; `reference` is a folder of pictures. `say` gets the
-    address to open. Raises DatasetError where there is no whole dataset, SourceError for a folder without pictures,
+def serve(dataset: str, port: int, reference: str | None) -> None:
+    """Serve `dataset` until Ctrl-C. `port` 0 takes a free one; `reference` is a folder of pictures. The address
+    to open is printed as it is, with its token. Raises DatasetError where there is no whole dataset, SourceError for a folder without pictures,
     and OSError where the port is taken."""
     pictures: list[np.ndarray] = []
     if reference:
@@ -35,7 +34,7 @@ def serve(dataset: str, port: int, reference: str | None, say: Callable[[str], N
         listener.listen()  # a browser that is faster than the server waits
         token = secrets.token_urlsafe(24)
         app = make_app(explorer, token, secrets.token_urlsafe(24))
-        say(f"http://{ADDRESS}:{listener.getsockname()[1]}/?token={token}")
-        say("open this address in a browser; Ctrl-C ends the explorer")
+        print(f"http://{ADDRESS}:{listener.getsockname()[1]}/?token={token}")
+        print("open this address in a browser; Ctrl-C ends the explorer", flush=True)
         config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=2)
         uvicorn.Server(config).run(sockets=[listener])
