@@ -60,8 +60,7 @@ class Guard:
 
     def _refusal(self, request: Request) -> Response | None:
         """Return what is answered in place of the app; None for a request that may go on."""
-        host = urlsplit(f"//{request.headers.get('host', '')}").hostname
-        if host not in HOSTS:
+        if _host_name(request.headers.get("host", "")) not in HOSTS:
             return PlainTextResponse("this server answers to 127.0.0.1 and localhost only", 421)
         token = request.query_params.get("token")
         if request.url.path == "/" and token and request.method in READING and _same(token, self._token):
@@ -72,6 +71,14 @@ class Guard:
             return PlainTextResponse("open the address that `clipmill explore` has printed", 403)
         if request.method not in READING and not _same(request.headers.get(HEADER, ""), self._writing):
             return PlainTextResponse(f"the header {HEADER} is missing or wrong", 403)
+        return None
+
+
+def _host_name(header: str) -> str | None:
+    """Return the name in a Host header, without the port."""
+    try:
+        return urlsplit(f"//{header}").hostname
+    except ValueError:
         return None
 
 

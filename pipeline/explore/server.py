@@ -18,9 +18,12 @@ ADDRESS = "127.0.0.1"
 
 
 def serve(dataset: str, port: int, reference: str | None) -> None:
-    """Serve `dataset` until Ctrl-C. `port` 0 takes a free one; `reference` is a folder of pictures. The address
-    to open is printed as it is, with its token. Raises DatasetError where there is no whole dataset, SourceError for a folder without pictures,
-    and OSError where the port is taken."""
+    """Serve `dataset` until Ctrl-C. `port` 0 takes a free one; `reference` is a folder of pictures. The address to open
+    is printed as it is, with its token.
+
+    Raises DatasetError where there is no whole dataset, SourceError for a folder without pictures, and OSError where
+    the port is taken.
+    """
     pictures: list[np.ndarray] = []
     if reference:
         try:

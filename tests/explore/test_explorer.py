@@ -58,6 +58,8 @@ def ids(client: TestClient, **query: object) -> list[str]:
         ("/api/clips?token=t", {}, 403),  # the token opens the page only
         ("/?token=t", {"host": "evil.example"}, 421),
         ("/?token=t", {"host": "127.0.0.1.evil.example:8000"}, 421),
+        ("/?token=t", {"host": "["}, 421),
+        ("/?token=t", {"host": "user@evil.example"}, 421),
         ("/?token=t", {"host": "localhost:9999"}, 303),
         ("/?token=t", {"host": "[::1]:8000"}, 303),
     ],
