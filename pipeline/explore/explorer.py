@@ -34,7 +34,7 @@ from pipeline.tables.fragments import CLIPS, fingerprint, floats
 CARD = (*NEEDED, "keep", "rejected_by", "caption", "fps", "bucket", "split")  # columns that a page of clips shows
 TEXTS = ("caption", "caption_short", "caption_dense", "caption_json", "caption_error", "caption_by", "metadata")
 MOST_BARS = 40  # values of a label that are listed
-RECHECK_SECONDS = 2.0  # between two looks whether the dataset was built again
+RECHECK_SECONDS = 2.0  # between two checks whether the dataset was built again
 SEARCHES = 8  # searches whose similarities stay in memory, 4 bytes a clip each
 UPLOADS = 16  # pictures to search by that are kept
 LONGEST_CAPTION = 20_000  # characters
@@ -60,7 +60,7 @@ class Explorer:
 
     def _open(self) -> None:
         """Read the dataset as it is now."""
-        self._stamp, self._looked = self.store.info("dataset.json"), time.monotonic()
+        self._stamp, self._checked = self.store.info("dataset.json"), time.monotonic()
         self.info = read_whole(self.store)
         self.recipe = from_dict(self.info.get("recipe", {}))
         self._stack.close()
@@ -170,7 +170,7 @@ class Explorer:
         if column == "rejected_by":
             groups = self._catalog.values(query, [column], group=True)
             reasons = {tuple(row[column] or ()): row["count"] for row in groups.to_pylist()}
-            steps = [{"label": s.reason, "removed": s.removed, "left": s.remaining} for s in funnel(reasons)]
+            steps = [{"label": s.reason, "removed": s.removed, "remaining": s.remaining} for s in funnel(reasons)]
             return {"type": "funnel", "total": sum(reasons.values()), "steps": steps}
         data_type = pa.float32() if column == SIMILARITY else self._type_of(column)
         if _type_name(data_type) == "number":
@@ -218,8 +218,8 @@ class Explorer:
     def _refreshed(self) -> Mapping[str, Mapping[str, Any]]:
         """Return the decisions of now, by clip_id, after reading the dataset again where it was built again."""
         with self._lock:
-            if time.monotonic() - self._looked > RECHECK_SECONDS:
-                self._looked = time.monotonic()
+            if time.monotonic() - self._checked > RECHECK_SECONDS:
+                self._checked = time.monotonic()
                 if self.store.info("dataset.json") != self._stamp:
                     self._open()
         decisions, version = self._log.current()

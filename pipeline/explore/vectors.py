@@ -1,4 +1,4 @@
-"""What clips look like and mean, as matrices that are compared with a text or a picture.
+"""Embeddings of clips as matrices, which are compared with a text or a picture.
 
 The matrices are half-precision files in the user's cache folder, mapped into memory: a million clips of 384 dimensions
 are 0.8 GB on disk and take a fraction of a second to compare with one vector. They are written when first needed.
@@ -35,8 +35,8 @@ class SearchError(ValueError):
 class Vectors:
     """The embeddings of the clips of a dataset, in the order of `catalog`. May be used from several threads.
 
-    `meaning` is the mean over a clip's frames of what the encoder compares with texts, so that its product with a text
-    is the mean cosine, as in `similarity_clip`. `look` is the mean appearance of the frames, of unit norm.
+    `semantic` is the mean over a clip's frames of what the encoder compares with texts, so that its product with a text
+    is the mean cosine, as in `similarity_clip`. `appearance` is the mean appearance of the frames, of unit norm.
     """
 
     def __init__(self, store: Store, catalog: Catalog, recipe: Recipe, version: str) -> None:
@@ -47,36 +47,40 @@ class Vectors:
         self._lock = Lock()
 
     def encoder(self) -> TextVideoEncoder:
+        """Return the recipe's encoder. Raises SearchError where its weights are not on this machine."""
         options = self._recipe.encoder
-        return load_encoder(options.name, options.model, options.pretrained)
+        try:
+            return load_encoder(options.name, options.model, options.pretrained)
+        except RuntimeError as error:
+            raise SearchError(str(error)) from error
 
     def of_text(self, text: str) -> np.ndarray:
         """Return the similarity of every clip to `text`, (clips,) float32, NaN where there is no embedding. Raises
         SearchError where the dataset does not keep what that needs."""
-        matrix = self._matrix("meaning")
+        embeddings = self._matrix("semantic")
         with self._lock:
-            return _compare(matrix, self.encoder().texts([text]))
+            return _compare(embeddings, self.encoder().texts([text]))
 
     def of_pictures(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
         """Return the similarity of every clip to the picture that it resembles most; pictures are (h, w, 3) uint8 RGB.
         Raises SearchError where the dataset has no embeddings."""
-        matrix = self._matrix("look")
+        embeddings = self._matrix("appearance")
         with self._lock:
-            return _compare(matrix, self.encoder().look(pictures).appearance)
+            return _compare(embeddings, self.encoder().look(pictures).appearance)
 
     def of_clip(self, row: int) -> np.ndarray:
         """Return the similarity of every clip to that of `row`. Raises SearchError where it has no embedding."""
-        matrix = self._matrix("look")
-        if not np.isfinite(matrix[row]).all():
+        embeddings = self._matrix("appearance")
+        if not np.isfinite(embeddings[row]).all():
             raise SearchError("this clip has no embedding: a cheap filter rejected it before")
-        return _compare(matrix, np.asarray(matrix[row : row + 1], np.float32))
+        return _compare(embeddings, np.asarray(embeddings[row : row + 1], np.float32))
 
     def _matrix(self, name: str) -> np.ndarray:
         with self._lock:
             if name not in self._matrices:
                 path = self._folder / f"{self._version}-{name}.npy"
                 if not path.exists():
-                    self._write(path, self._meanings() if name == "meaning" else self._looks())
+                    self._write(path, self._semantic_parts() if name == "semantic" else self._appearance_parts())
                 self._matrices[name] = np.load(path, mmap_mode="c")
             return self._matrices[name]
 
@@ -101,7 +105,7 @@ class Vectors:
             out.flush()
             del out
 
-    def _looks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _appearance_parts(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         if not self._catalog.has_embeddings:
             return
         for path, first in self._catalog.files:
@@ -113,7 +117,7 @@ class Vectors:
                         yield np.arange(at, at + len(batch)), values
                     at += len(batch)
 
-    def _meanings(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _semantic_parts(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Read what the embed pass keeps of every frame: `state/embed`, of the recipe's own fingerprint."""
         width, wanted = 0, fingerprints.embed_fingerprint(self._recipe)
         for name in self._store.list("state/embed", ".parquet"):

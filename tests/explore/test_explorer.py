@@ -168,7 +168,7 @@ def test_a_clip_has_all_scores_and_their_places(client, table):
 
 def test_distributions_count_every_clip(client, table):
     funnel = client.get("/api/distribution?column=rejected_by").json()
-    assert (funnel["total"], funnel["steps"][-1]["left"]) == (len(table), sum(row["keep"] for row in table))
+    assert (funnel["total"], funnel["steps"][-1]["remaining"]) == (len(table), sum(row["keep"] for row in table))
     chart = client.get("/api/distribution?column=motion_object").json()
     assert chart["type"] == "histogram"
     labels = client.get("/api/distribution", params={"column": "camera_label", "where": "keep"}).json()

@@ -46,7 +46,7 @@ function bars(rows, narrow) {
 const quoted = (text) => `'${text.replaceAll("'", "''")}'`;
 export function funnel(data, narrow) {
   const all = Math.max(1, data.total);
-  const rows = data.steps.map((step) => ({ label: step.label, share: step.left / all, lost: step.removed / all, text: `−${step.removed.toLocaleString("en")} → ${step.left.toLocaleString("en")}`, condition: `list_contains(rejected_by, ${quoted(step.label)})` }));
+  const rows = data.steps.map((step) => ({ label: step.label, share: step.remaining / all, lost: step.removed / all, text: `−${step.removed.toLocaleString("en")} → ${step.remaining.toLocaleString("en")}`, condition: `list_contains(rejected_by, ${quoted(step.label)})` }));
   return [bars([{ label: "found", share: 1, text: data.total.toLocaleString("en") }, ...rows], narrow)];
 }
 export function labels(column, type, data, narrow) {
