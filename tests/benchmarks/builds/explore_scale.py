@@ -107,7 +107,10 @@ def main(count: int, dimensions: int) -> None:
         post = {"x-clipmill-token": "w"}
         timed("a decision", lambda: client.post("/api/decisions", json=body, headers=post).raise_for_status())
         timed("the page after it", lambda: client.get("/api/clips?where=decision = 'reject'").raise_for_status())
-        print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000:,.0f} MB")
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        own, mapped = (int(status[name].split()[0]) / 1000 for name in ("RssAnon", "RssFile"))
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+        print(f"peak memory {peak:,.0f} MB; at the end {own:,.0f} MB of its own and {mapped:,.0f} MB of mapped files")
 
 
 if __name__ == "__main__":
