@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import pytest
+from light_recipe import GOLDEN_OPTIONS
 
 from filters import load_filter
 from filters.base import ClipView, why_null
 from filters.encoders.base import EncoderOutput
 from filters.reference import pictures_digest
+from pipeline.build import build
 from pipeline.config.recipe import RecipeError, load_recipe
 from pipeline.passes.embed import with_reference_digest
 from pipeline.state.fingerprints import check, embed_fingerprint
@@ -95,3 +99,21 @@ def test_without_a_folder_there_are_no_columns() -> None:
     scorer = load_filter("reference", {}, ColourEncoder())
     assert scorer.columns == {}
     assert scorer.score(clip("red")) == {}
+
+
+def test_a_build_selects_the_clips_that_look_like_the_pictures(
+    golden_dataset: Path, sample_videos: dict[str, Path], tmp_path: Path
+) -> None:
+    dataset, folder = shutil.copytree(golden_dataset, tmp_path / "dataset"), tmp_path / "like"
+    folder.mkdir()
+    with av.open(str(sample_videos["bigbuckbunny"])) as container:
+        frame = next(container.decode(video=0)).to_ndarray(format="bgr24")
+    cv2.imwrite(str(folder / "rabbit.png"), frame)
+    options = (*GOLDEN_OPTIONS, f"filters.reference.folder={folder}", "select.thresholds.reference_max.min=0.3")
+    sources = [str(sample_videos[name]) for name in ("bikes", "bigbuckbunny")]
+    built = build(sources, str(dataset), load_recipe("embedded", options), engine="local")
+    clips = [row for row in built.clips.to_pylist() if "duplicates" not in row["rejected_by"]]
+    for row in clips:
+        assert row["keep"] == ("bigbuckbunny" in row["source_uri"]), (row["source_uri"], row["reference_max"])
+        assert row["keep"] or row["rejected_by"] == ["reference_max"]
+    assert {row["keep"] for row in clips} == {True, False}
