@@ -33,6 +33,7 @@ from pipeline.config.secrets import IN_URL
 REMOTE = ("s3://", "gs://", "gcs://", "az://", "abfs://", "abfss://")  # opened by Arrow; other protocols by fsspec
 PIECE = 8 << 20  # bytes of the largest request, which is repeated when the connection is lost
 MIN_PIECE = 256 << 10  # bytes: the smallest request
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space for a file
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before each retry
 S3_OPTIONS: dict[str, Callable[[str], Any]] = {  # what may follow an s3:// URL, as ?name=value
     "region": str,
@@ -149,6 +150,11 @@ class Store:
         elif self.exists(name):
             self._fs.delete_file(self._key(name))
 
+    def delete_folder(self, name: str) -> None:
+        """Delete a folder and all files in it; no error where there is none."""
+        if self.exists(name):
+            self._fs.delete_dir(self._key(name))
+
     def move(self, name: str, target: str) -> None:
         """Rename a file; on an object store the server copies it."""
         if self.local:
@@ -214,12 +220,24 @@ def atomic(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(temporary_name(path.name))
     try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with naming_full(path):
+            yield temporary
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def naming_full(path: Path | str) -> Iterator[None]:
+    """Name `path` in the OSError of a disk that is full: that of a failed write names no file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL and error.filename is None:
+            error.filename = str(path)
         raise
 
 

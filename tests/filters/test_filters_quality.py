@@ -184,6 +184,20 @@ def test_fields_of_two_moments_are_found_with_their_order(first: int, order: str
     assert [scores[1]["interlacing_share"], scores[1]["interlacing_order"]] == [1, order]
 
 
+@pytest.mark.parametrize("scale", [0.75, 1.5])
+def test_fields_that_were_woven_and_then_resized_are_found(scale: float) -> None:
+    video = shots()[1][:24]
+    woven = video[:-1].copy()
+    woven[:, 1::2] = video[1:, 1::2]
+    size = round(woven.shape[2] * scale), round(woven.shape[1] * scale)
+    plain, resized = (
+        load_filter("interlacing").score(looked(np.stack([cv2.resize(frame, size) for frame in frames])))
+        for frames in (video, woven)
+    )
+    assert plain["interlacing_scaled"] < 0.6 < resized["interlacing_scaled"]
+    assert resized["interlacing_share"] < 0.25, "no line is of one field only"
+
+
 def test_fine_texture_that_moves_has_no_order_of_fields() -> None:
     texture = np.random.default_rng(0).integers(0, 255, (300, 256), dtype=np.uint8)
     frames = [field_columns(np.roll(texture, (3 * k, k), (0, 1))) for k in range(3)]

@@ -31,7 +31,8 @@ from pipeline.cli import main
 from pipeline.dataset.finish import read_info
 from pipeline.media.video import Video, probe
 from pipeline.passes.embed_worker import chunks
-from pipeline.sources.discover import content_id, discover, open_media
+from pipeline.sources.content import content_id
+from pipeline.sources.discover import discover, open_media
 from pipeline.storage import lease as lease_clock
 from pipeline.storage.lease import LeaseError, lease
 from pipeline.storage.store import PIECE, StorageError, Store, Unreachable, atomic, filesystem
