@@ -6,7 +6,9 @@ else: external access is off but for these files. A result is an array of row nu
 
 from __future__ import annotations
 
+import os
 import re
+import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -18,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.dataset.finish import DatasetError
 from pipeline.explore.expression import ExpressionError, check_expression
 from pipeline.storage.store import Store
 from pipeline.tables.fragments import floats, id_prefix_u64
@@ -54,6 +57,8 @@ class Catalog:
     def __init__(self, near: Store, info: Mapping[str, Any]) -> None:
         assert near.local is not None
         self._paths = [str(near.local / name) for name in table_files(near, "tables/clips", info)]
+        if not self._paths:
+            raise DatasetError(f"{near.uri} has no tables/clips: build it again")
         self._metadata = [pq.read_metadata(path) for path in self._paths]
         schemas = [metadata.schema.to_arrow_schema().remove_metadata() for metadata in self._metadata]
         stored = pa.unify_schemas(schemas, promote_options="permissive")
@@ -62,6 +67,7 @@ class Catalog:
         groups = [metadata.row_group(i).num_rows for metadata in self._metadata for i in range(metadata.num_row_groups)]
         self._starts = np.cumsum([0, *groups])
         self._places = [(i, j) for i, metadata in enumerate(self._metadata) for j in range(metadata.num_row_groups)]
+        self._links = tempfile.TemporaryDirectory(prefix="clipmill-")
         self._connection = self._open()
         ids = self.column("clip_id")
         self._words = id_prefix_u64(ids)
@@ -91,12 +97,16 @@ class Catalog:
         connection = duckdb.connect(config=dict[str, str | bool | int | float | list[str]](settings))
         names = ", ".join(_quoted(name) for name in self.schema.names if name != "caption")
         caption = "caption" if "caption" in self.schema.names else "NULL::VARCHAR"
+        # Under names of its own, as DuckDB takes [ and * in a path for a pattern.
+        links = [f"{self._links.name}/{number}.parquet" for number in range(len(self._paths))]
+        for link, path in zip(links, self._paths, strict=True):
+            os.symlink(path, link)
         parts = [
             f"SELECT (file_row_number + {first})::INTEGER AS row, * "
-            f"FROM read_parquet({_text(path)}, file_row_number = true)"
-            for path, first in self.files
+            f"FROM read_parquet({_text(link)}, file_row_number = true)"
+            for link, (_, first) in zip(links, self.files, strict=True)
         ]
-        connection.execute(f"SET allowed_paths = [{', '.join(map(_text, self._paths))}]")
+        connection.execute(f"SET allowed_paths = [{', '.join(map(_text, links))}]")
         connection.execute("SET enable_external_access = false")
         connection.execute("CREATE TABLE decided (row INTEGER, hand_decision VARCHAR, hand_caption VARCHAR)")
         connection.execute(
@@ -200,7 +210,8 @@ class Catalog:
 
     def column(self, name: str) -> pa.ChunkedArray:
         """Return a whole column, in order of row."""
-        return pa.chunked_array([c for path in self._paths for c in pq.read_table(path, columns=[name])[name].chunks])
+        chunks = [chunk for path in self._paths for chunk in pq.read_table(path, columns=[name])[name].chunks]
+        return pa.chunked_array(chunks, self.schema.field(name).type)
 
     def _sortable(self, query: Query) -> str:
         names = [*self.columns, *([SIMILARITY] if query.similarity is not None else [])]

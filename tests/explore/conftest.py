@@ -22,7 +22,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def explored(golden_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the golden dataset for the tests of one file, which may write to it."""
-    return shutil.copytree(golden_dataset, tmp_path_factory.mktemp("explored") / "films & more")
+    return shutil.copytree(golden_dataset, tmp_path_factory.mktemp("explored") / "films [2024] & 'more'")
 
 
 @pytest.fixture(scope="module")

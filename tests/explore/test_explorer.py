@@ -296,6 +296,19 @@ def test_two_explorers_see_each_others_decisions_and_lose_none(explorer, explore
         other.close()
 
 
+def test_a_dataset_without_clips_has_an_empty_page(golden_dataset, tmp_path):
+    dataset = shutil.copytree(golden_dataset, tmp_path / "dataset")
+    info = json.loads((dataset / "dataset.json").read_text())
+    path = dataset / info["tables"]["clips"][0]
+    pq.write_table(pq.read_table(path).slice(0, 0), path)
+    (dataset / "dataset.json").write_text(json.dumps(info | {"rows": info["rows"] | {"clips": 0}}))
+    explorer = Explorer(Store(str(dataset)))
+    assert explorer.clips(Query("keep", "motion_object"), 0, 60) == {"total": 0, "kept": 0, "hours": 0, "clips": []}
+    assert explorer.distribution("rejected_by", Query())["steps"] == []
+    assert explorer.distribution("motion_object", Query())["missing"] == 0
+    explorer.close()
+
+
 def test_a_build_meanwhile_is_noticed(golden_dataset, tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.explore.explorer.RECHECK_SECONDS", 0.0)
     dataset = shutil.copytree(golden_dataset, tmp_path / "dataset")
