@@ -304,6 +304,7 @@ def shared_tokens(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> int:
 
 def rows_that_fit(model: PreTrainedModel, length: int) -> int:
     """Return how many rows of `length` tokens fit into 70% of the GPU's free memory."""
+    torch.cuda.empty_cache()  # of what an encoder in this process has used
     config = model.config.get_text_config(decoder=True)
     values = 2 * config.num_hidden_layers * config.num_key_value_heads * _head_dim(config) * length
     return int(0.7 * torch.cuda.mem_get_info(model.device)[0] / (values * model.dtype.itemsize))

@@ -113,8 +113,8 @@ def _control(data: Dataset, control: str | None) -> str:
         return ""
     videos = [m for m, end in endings(from_dict(data.info["recipe"]).pack).items() if end.endswith(".mp4")]
     if control not in videos:
-        there = f"there are {', '.join(videos)}" if videos else "build it with pack.companions"
-        raise DatasetError(f"--control: the dataset has no companion videos {control!r}; {there}")
+        hint = f"there are {', '.join(videos)}" if videos else "build it with pack.companions"
+        raise DatasetError(f"--control: the dataset has no companion videos {control!r}; {hint}")
     return control
 
 

@@ -53,6 +53,7 @@ class CaptionClips:
         self._asking = threading.Lock() if one_at_a_time else contextlib.nullcontext()
         self._scoring = threading.Lock()
         self._answered = 0.0  # when the captioner has answered the last unit, by time.perf_counter
+        self._problem = ""  # what stopped the captioner: units that wait for it do not ask again
 
     def __call__(self, unit: CaptionUnit) -> UnitResult:
         try:
@@ -69,11 +70,15 @@ class CaptionClips:
         source_of = {row["clip_id"]: row["source_uri"] for row in rows}
         with self._asking:
             started = time.perf_counter()
-            answers, problem = self._ask(list(clips.values()), source_of, errors)
+            problem, answers = self._problem, list[Caption | CaptionError]()
+            if not problem:
+                answers, problem = self._ask(list(clips.values()), source_of, errors)
+                self._problem = self._problem or problem
+            answered = time.perf_counter()
         with self._scoring:
-            now = time.perf_counter()
-            costs.took("captioner", now - max(started, self._answered), len(clips))  # not what others took meanwhile
-            self._answered = now
+            took = answered - max(started, self._answered)  # while other units were with the captioner too
+            costs.took("captioner", max(0.0, took), len(answers))
+            self._answered = max(answered, self._answered)
             rows = self._score(rows, frames, clips, answers, costs, errors)
         name = ""
         if rows:
@@ -96,7 +101,7 @@ class CaptionClips:
 
     def _ask(
         self, clips: Sequence[ClipFrames], source_of: Mapping[str, str], errors: list[LoggedError]
-    ) -> tuple[Sequence[Caption | CaptionError], str]:
+    ) -> tuple[list[Caption | CaptionError], str]:
         """The captioner's answers, and what stopped it, if anything did. A batch for which it raises is asked again
         clip by clip, so that one clip costs no other its caption."""
         try:

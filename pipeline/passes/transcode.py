@@ -69,12 +69,12 @@ def _missing_parts(
     """Yield each shard that is not finished, with the number and the count of clips of each part that is not there.
     Notes in the snapshot which shards there are to be."""
     snapshot.shards = []
-    there = set(snapshot.store.list(SPOOL, ".tar"))
+    spooled = set(snapshot.store.list(SPOOL, ".tar"))
     for plan in whole_plans(snapshot):
         snapshot.shards.append(PlannedShard(plan.path, plan.name, len(plan.clips), plan.name in finished))
         if plan.name not in finished:
             parts = [(i, len(rows)) for i, rows in enumerate(parts_of(plan.rows(), plan.options))]
-            yield plan, [part for part in parts if part_file(spool_of(plan.name), part[0]) not in there]
+            yield plan, [part for part in parts if part_file(spool_of(plan.name), part[0]) not in spooled]
 
 
 def whole_plans(snapshot: Snapshot) -> Iterator[ShardPlan]:

@@ -26,7 +26,7 @@ from pipeline.selection.select import admitted, check_thresholds, holds
 from pipeline.tables.fragments import CLIPS, fingerprint
 
 SCAN_VERSION = 14
-EMBED_VERSION = 4
+EMBED_VERSION = 5
 CAPTION_VERSION = 3
 
 # Options of the scan that decide whether it finishes, not what it finds

