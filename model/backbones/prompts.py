@@ -31,12 +31,15 @@ class PipelineText:
         transformers.utils.logging.disable_progress_bar()
         pipeline_class = getattr(diffusers, self.source.index["_class_name"])
         unused = ("transformer", "transformer_2", "unet", "vae", "safety_checker", "image_encoder")
-        absent = {name: None for name in unused if name in self.source.index}
+        needed = self.source.family.text_needs
+        absent = {name: None for name in unused if name in self.source.index and name not in needed}
         dtype = torch.bfloat16 if device != "cpu" else torch.float32
         try:
             self.pipeline = pipeline_class.from_pretrained(path, torch_dtype=dtype, **absent)
         except (OSError, ValueError, ImportError) as error:
             raise TextError(f"cannot load the text encoders of {path}: {first_line(error)}") from error
+        for name in needed:
+            setattr(self.pipeline, name, None)
         self.pipeline.to(device)
         self.layout = word_layout(self.source.family, self.source.transformer, tokens)
         self.id = text_id(self.source, tokens)
