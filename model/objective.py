@@ -60,8 +60,8 @@ def scheduled(alphas_cumprod: Tensor, target: Literal["v", "epsilon"]) -> Path:
 
 
 def discrete(t: Tensor, steps: int) -> Tensor:
-    """Return the discrete step, int64 in [0, steps), of times in [0, 1]: the last one of t = 1. Evenly spaced times give
-    the steps that diffusers' schedulers call trailing."""
+    """Return the discrete step, int64 in [0, steps), of times in [0, 1]: the last one of t = 1. Evenly spaced times
+    give the steps that diffusers' schedulers call trailing."""
     return (_ordinal(t, steps) - 1).clamp_min(0)
 
 

@@ -87,7 +87,11 @@ def export(config: Config, weights: Mapping[str, Tensor], out: Path) -> str:
     if config.lora_rank:
         file = lora_file(weights, config.lora_rank, lora_alpha(config), out)
         second = ", load_into_transformer_2=True" if config.expert == "low" else ""
-        line = f"{file}: load it with {how}).load_lora_weights({str(out)!r}{second})"
+        pipeline_class = getattr(load_diffusers(), source.index["_class_name"])
+        if hasattr(pipeline_class, "load_lora_weights"):
+            line = f"{file}: load it with {how}).load_lora_weights({str(out)!r}{second})"
+        else:
+            line = f"{file}: load it with {how}).transformer.load_lora_adapter({str(out)!r}, weight_name={file.name!r})"
         if not config.lora_merge:
             return line
     model = make_backbone(config, source.family.channels(source.transformer), {}, (1, 1, 1))

@@ -38,15 +38,15 @@ def t5(model_class: str) -> Any:
     )
 
 
-def wan(experts: bool = False, per_frame: bool = False) -> Any:
+def wan(experts: bool = False, per_frame: bool = False, heads: int = 2, width: int = 12) -> Any:
     """Wan 2.1 T2V; experts: as A14B; per_frame: as TI2V-5B, with a time a frame."""
     import diffusers
 
     vae = diffusers.AutoencoderKLWan(base_dim=4, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
     transformers = [
         diffusers.WanTransformer3DModel(
-            num_attention_heads=2, attention_head_dim=12, in_channels=16, out_channels=16, text_dim=32, freq_dim=32,
-            ffn_dim=48, num_layers=2, rope_max_seq_len=32,
+            num_attention_heads=heads, attention_head_dim=width, in_channels=16, out_channels=16, text_dim=32,
+            freq_dim=32, ffn_dim=2 * heads * width, num_layers=2, rope_max_seq_len=32,
         )
         for _ in range(1 + experts)
     ]  # fmt: skip
@@ -176,6 +176,7 @@ def hunyuan15() -> Any:
 PIPELINES: dict[str, Callable[[], Any]] = {
     "wan": wan,
     "wan-experts": lambda: wan(experts=True),
+    "wan-wide": lambda: wan(heads=8, width=16),
     "wan-per-frame": lambda: wan(per_frame=True),
     "ltx": ltx,
     "cogvideox-2b": lambda: cogvideox(rotary=False),

@@ -12,8 +12,8 @@ FOOTAGE is the labelled footage of noisy_footage.py, which plants the junk. Arms
 
 All runs have the same model, steps and batch; three seeds each. Losses are on windows of held-out footage labelled
 clean, of other sources, at fixed noise and times. Latents are principal components fitted on all clips, captions are
-encoded by MiniLM. `train` needs torch and safetensors alone. Intervals are of 2,000 bootstrap draws of held-out files, over the mean of
-the seeds.
+encoded by MiniLM. `train` needs torch and safetensors alone. Intervals are of 2,000 bootstrap draws of held-out files,
+over the mean of the seeds.
 """
 
 from __future__ import annotations

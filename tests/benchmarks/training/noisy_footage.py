@@ -1,9 +1,9 @@
 """A noisy corpus of known composition: real footage labelled by eye, planted with junk; and clean footage held out.
 
 Files are split by their source (the folder that they are in). Of the sources to train on, every file is in the corpus,
-a fifth of them with another file's caption. Copies with junk are added: duplicates in another quality, slideshows of the
-file's own frames, black pictures, and pictures with a title and a logo over them. Held out are the files of the other
-sources that are labelled one shot without logo, text, bars or still pictures. Captions are the labels' subject and
+a fifth of them with another file's caption. Copies with junk are added: duplicates in another quality, slideshows of
+the file's own frames, black pictures, and pictures with a title and a logo over them. Held out are the files of the
+other sources that are labelled one shot without logo, text, bars or still pictures. Captions are the labels' subject and
 action.
 """
 

@@ -58,7 +58,7 @@ SDXL = {
     "attention_head_dim": (5, 10, 20), "cross_attention_dim": 2048, "addition_embed_type": "text_time",
     "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 2816, "use_linear_projection": True,
 }  # fmt: skip
-# by the base's name: pipeline, geometry, stride of the latents (frames, rows, columns), further keys of model_index.json
+# by the base's name: pipeline, geometry, stride of the latents, further keys of model_index.json
 BASES: dict[str, tuple[str, dict[str, Any], tuple[int, int, int], dict[str, Any]]] = {
     "Wan2.1-T2V-1.3B-Diffusers": ("WanPipeline", WAN_1B, (4, 8, 8), {}),
     "Wan2.1-T2V-14B-Diffusers": ("WanPipeline", WAN_14B, (4, 8, 8), {}),
