@@ -91,16 +91,15 @@ class Trained:
 
         More frames than the model was trained on are made in windows: each continues the last frames of the one before.
         A run on a base samples by the base's own pipeline, also more frames at once where the base has one time for all
-        frames; with a time a frame, it starts from pictures and continues in windows by our sampler. Raises ConfigError where that cannot do what is asked for.
+        frames; with a time a frame, it starts from pictures and continues in windows by our sampler. Raises ConfigError
+        where that cannot do what is asked for.
         """
         (st, sh, sw), trained_frames, default_scale = self.latents.stride, max(self.config.frame_counts), 2.0
         if isinstance(self.network, DiffusersBackbone):
             inflation = self.network.family.inflation
             if first is not None and not self.config.clean_frames:
-                raise ConfigError(
-                    f"{self.config.base} cannot start from a picture: it has one time for all frames, or was trained "
-                    "with clean_frames=0"
-                )
+                why = "it has one time for all frames, or was trained with clean_frames=0"
+                raise ConfigError(f"{self.config.base} cannot start from a picture: {why}")
             longest = getattr(self.network.transformer.config, "motion_max_seq_length", frames)
             if frames > longest:
                 raise ConfigError(f"{frames} frames: the motion modules of this run have places for {longest}")

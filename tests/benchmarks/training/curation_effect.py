@@ -19,6 +19,7 @@ over the mean of the seeds.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import subprocess
 import sys
@@ -40,7 +41,7 @@ from model.sampler import guided, sample
 from model.training.optimise import clipped_step, global_norm, make_optimizer, update_ema
 
 ROOT = Path(__file__).resolve().parents[3]
-FRAMES, SIDE, FPS = 17, 128, 8.0  # of a window; pixels; frames a second
+FRAMES, SIDE, FPS = 9, 128, 8.0  # of a window; pixels; frames a second
 HOP = 1.0  # seconds between the starts of two windows of a clip
 WORDS = 24  # tokens of a caption
 STEPS, BATCH, EVERY, WARMUP = 800, 24, 100, 50
@@ -56,7 +57,7 @@ def prepare(footage: Path, folder: Path, cache: Path) -> None:
         sys.path.insert(1, str(ROOT / "tests" / folder_of_modules))
     import pyarrow as pa
     from footage_cache import looks, scanned_file
-    from noisy_footage import write_footage
+    from noisy_footage import JUNK, write_footage
 
     from model.latents.base import to_signed
     from model.latents.pca import PCA
@@ -66,19 +67,19 @@ def prepare(footage: Path, folder: Path, cache: Path) -> None:
     from pipeline.selection.select import select
 
     recipe = load_recipe("embedded")
+    judged = {column.partition("_")[0] for column in recipe.select.thresholds}
+    fewer = dataclasses.replace(recipe, filters={name: v for name, v in recipe.filters.items() if name in judged})
     training, heldout = write_footage(footage, folder / "planted")
     clips: list[dict[str, Any]] = []
     for row in training:
-        file = Path(row["file"])
-        scanned, pictures = (
-            scanned_file(file.parent, file.name, recipe, cache),
-            looks(file.parent, file.name, recipe, cache),
-        )
+        root = footage if row["junk"] not in JUNK else folder / "planted"
+        name, by = str(Path(row["file"]).relative_to(root)), fewer if row["junk"] in JUNK else recipe
+        scanned, pictures = scanned_file(root, name, by, cache), looks(root, name, by, cache)
         nothing: dict[str, Any] = {"phash": [], "embedding": None}
         clips += [
             {**clip, **pictures.get(clip["clip_id"], nothing), **row, "first": scanned.start} for clip in scanned.clips
         ]
-        print(f"{len(clips)} clips, {file.name}", flush=True)
+        print(f"{len(clips)} clips, {name}", flush=True)
     ids: dict[str, int] = {}
     for number, clip in enumerate(clips):  # the same file may be in the corpus twice
         clip["clip_id"] = f"{clip['clip_id']}-{ids.setdefault(clip['clip_id'], number)}"
@@ -94,8 +95,7 @@ def prepare(footage: Path, folder: Path, cache: Path) -> None:
         "heldout": [],
     }
     for row in heldout:
-        file = Path(row["file"])
-        scanned = scanned_file(file.parent, file.name, recipe, cache)
+        scanned = scanned_file(footage, row["source"], recipe, cache)
         parts["heldout"] += [
             (row["file"], clip["start"] - scanned.start, clip["end"] - clip["start"], row["caption"])
             for clip in scanned.clips
