@@ -396,6 +396,21 @@ def test_a_lora_trains_beside_quantised_weights(how, dataset, tmp_path):
     assert 0 < float((ours - theirs).norm() / theirs.norm()) < (0.03 if how == "int8" else 0.3)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize(("how", "share"), [("int8", 0.52), ("nf4", 0.28)])
+def test_quantised_weights_take_less_of_a_gpu(how, share):
+    pytest.importorskip("torchao")
+    layers = {f"{i}": torch.nn.Linear(2048, 2048, bias=False) for i in range(8)}
+    transformer = torch.nn.ModuleDict({"blocks": torch.nn.ModuleDict(layers)}).to(torch.bfloat16).requires_grad_(False)
+    before = torch.cuda.memory_allocated()
+    quantise_frozen(transformer, how, torch.device("cuda"))
+    assert torch.cuda.memory_allocated() - before < share * 8 * 2 * 2048**2
+    x = torch.randn(16, 2048, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    transformer["blocks"]["0"](x).square().mean().backward()
+    assert x.grad is not None
+    assert torch.isfinite(x.grad).all()
+
+
 def test_quantising_without_a_lora_or_without_its_library_is_refused(folder, monkeypatch):
     base = f"base=diffusers:{folder('wan')}"
     with pytest.raises(ConfigError, match="set lora_rank"):
