@@ -42,7 +42,7 @@ from model.training.optimise import clipped_step, global_norm, make_optimizer, u
 
 ROOT = Path(__file__).resolve().parents[3]
 FRAMES, SIDE, FPS = 9, 128, 8.0  # of a window; pixels; frames a second
-HOP = 1.0  # seconds between the starts of two windows of a clip
+HOP, MOST = 1.0, 3  # seconds between the starts of two windows of a clip, and windows of a clip
 WORDS = 24  # tokens of a caption
 STEPS, BATCH, EVERY, WARMUP = 800, 24, 100, 50
 TIMES = tuple((i + 0.5) / 8 for i in range(8))  # at which held-out loss is measured
@@ -111,11 +111,15 @@ def prepare(footage: Path, folder: Path, cache: Path) -> None:
     for part, spans in parts.items():
         numbers, videos = [], []
         for i, (file_name, start, seconds, *_) in enumerate(spans):
-            data = Path(file_name).read_bytes()
-            for at in np.arange(0, seconds - FRAMES / FPS + 1e-6, HOP):
-                numbers.append(i)
-                times = start + at + np.arange(FRAMES) / FPS
-                videos.append(torch.from_numpy(read_frames(data, times, SIDE, SIDE)))
+            kept = folder / "windows" / f"{part}-{i}.npy"
+            if not kept.exists():
+                kept.parent.mkdir(exist_ok=True)
+                data, starts = Path(file_name).read_bytes(), np.arange(0, seconds - FRAMES / FPS + 1e-6, HOP)[:MOST]
+                times = (start + starts[:, None] + np.arange(FRAMES) / FPS).ravel()
+                np.save(kept, read_frames(data, times, SIDE, SIDE).reshape(-1, FRAMES, SIDE, SIDE, 3))
+            windows = torch.from_numpy(np.load(kept))
+            numbers += [i] * len(windows)
+            videos += list(windows)
         print(f"{part}: {len(spans)} clips, {len(videos)} windows", flush=True)
         latents = latents or PCA.fit(lambda videos=videos: (to_signed(v[None]) for v in videos), 16)
         tensors[f"{part}.latents"] = torch.cat([latents.encode(to_signed(v[None])) for v in videos]).half()
