@@ -176,8 +176,8 @@ def main() -> None:
             began = time.monotonic()
             values["base"] = write_base(base, Path(root, name))
             values["compile"] = values["compile"] and name in args.compile.split(",") and (CUDA or args.reckon)
-            config = SimpleNamespace(**values)
-            source, stride = read_source(config.base, config.expert), BASES[base][2]
+            source, stride = read_source(values["base"], values["expert"]), BASES[base][2]
+            config = SimpleNamespace(**{**values, **source.family.options})
             patch, layout = source.family.patch(source.transformer), word_layout(
                 source.family, source.transformer, source.family.text_tokens
             )  # fmt: skip
