@@ -19,22 +19,28 @@ COLUMNS = 128  # columns of a frame that are compared, evenly spread
 LEAST_ROWS = 32  # rows of the smallest picture that is analysed
 LEAST = 5  # frames with motion that a score needs
 ORDERED = math.log(1.04)  # idet's threshold: how much worse one order of the fields must fit than the other
+WINDOW, STEP = 32, 16  # lines: height and distance of the windows whose frequencies are compared
+# Frequencies of the pattern, in periods a window: fields of 480 and 576 lines as 720 and 1080 and the like. Without
+# multiples of 4, which blocks of 8 lines have, and without 14 to 16, at which any real signal is coherent.
+PERIODS = np.array([5, 6, 7, 9, 10, 11, 13])
 DIFFERS = 1.0  # grey levels: mean misfit of both orders below which a frame shows no motion
 
 
 class Interlacing:
     name = "interlacing"
-    version = 2
+    version = 3
     needs = frozenset({Track.FIELDS})
     columns: Mapping[str, pa.DataType] = {
         "interlacing_share": pa.float32(),  # of the frames with motion: those whose fields are in one order less those
         # that are in the other, 0 to 1
         "interlacing_order": pa.string(),  # tff or bff: top or bottom field first; null where there is no order
+        "interlacing_scaled": pa.float32(),  # coherence of the pattern of resized fields, 0 to 1
     }
 
     def score(self, clip: ClipView) -> dict[str, Score]:
         misfits = np.asarray(clip.fields, np.float64).reshape(-1, 2)
-        moving = misfits[misfits.mean(axis=1) > DIFFERS] if len(misfits) else misfits
+        moves = misfits.mean(axis=1) > DIFFERS
+        moving = misfits[moves]
         if len(moving) < LEAST:
             return unknown(self, "too little moves to tell" if len(misfits) >= LEAST else "too few frames in a row")
         order = np.log((moving[:, 0] + 1e-6) / (moving[:, 1] + 1e-6))
@@ -42,6 +48,7 @@ class Interlacing:
         return {
             "interlacing_share": abs(balance),
             "interlacing_order": None if balance == 0 else "tff" if balance > 0 else "bff",
+            "interlacing_scaled": coherence(np.asarray(clip.line_phases)[moves]),
         }
 
 
@@ -66,3 +73,38 @@ def field_misfits(before: np.ndarray, frame: np.ndarray, after: np.ndarray) -> t
     even_before = float(earlier[even].mean() + later[odd].mean()) / 4
     odd_before = float(earlier[odd].mean() + later[even].mean()) / 4
     return even_before, odd_before
+
+
+def line_phases(before: np.ndarray, frame: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """Return squared Fourier coefficients of what moves in a frame, (2, windows, PERIODS) complex64: of windows of
+    lines, summed over columns, relative to a phase that all windows share; divided by the energy at that frequency,
+    and by that at two frequencies beside it. Of the `field_columns` of three frames in a row. The square is the same
+    for a pattern and its negative."""
+    moved = (2 * frame - before - after)[:, ::2].astype(np.float32)
+    if len(moved) < WINDOW:
+        return np.zeros((2, 0, len(PERIODS)), np.complex64)
+    windows = np.lib.stride_tricks.sliding_window_view(moved, WINDOW, axis=0)[::STEP]  # (windows, columns, WINDOW)
+    coefficients = windows @ _WAVES  # (windows, columns, WINDOW // 2)
+    energy = (np.abs(coefficients) ** 2).sum(axis=(0, 1)) + 1e-6
+    offsets = np.exp(-4j * np.pi * STEP * np.outer(np.arange(len(windows)), PERIODS) / WINDOW)
+    squares = (coefficients[:, :, PERIODS] ** 2).sum(axis=1) * offsets
+    beside = (energy[PERIODS - 2] + energy[PERIODS + 2]) / 2
+    return np.stack([squares / energy[PERIODS], squares / beside]).astype(np.complex64)
+
+
+def coherence(phases: np.ndarray) -> float:
+    """Return how much of the energy at the best frequency has a phase that depends only on the line, 0 to 1; of frames,
+    (n, 2, windows, PERIODS) as from `line_phases`. The frequency may lie between those of PERIODS.
+
+    A resized progressive picture has such a phase too, because its lines are not equally sharp, but there the frequency
+    has less energy than its neighbours, and the result is that much smaller.
+    """
+    if not phases.size:
+        return 0.0
+    mean = phases.mean(axis=0)
+    share, excess = np.abs(np.fft.fft(mean, n=2 * mean.shape[1], axis=1)).max(axis=1)  # (PERIODS,) each
+    return float((share * np.minimum(1, excess)).max())
+
+
+_WAVES = np.exp(-2j * np.pi * np.outer(np.arange(WINDOW), np.arange(WINDOW // 2)) / WINDOW)
+_WAVES = (_WAVES * np.hanning(WINDOW + 2)[1:-1, None]).astype(np.complex64)

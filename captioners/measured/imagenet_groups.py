@@ -60,6 +60,13 @@ SUBGROUPS: dict[str, Spans] = {
 CLOTHES = _each(399, 400, 411, 451, 452, 457, 459, 465, 474, 501, 514, 515, 568, 578, 601, 608, 610, 614, 617, 638)
 WORN = _each(445, 518, 529, 560, 570, 630, 639, 643, 652, 655, 658, 667, 678, 679, 689, 691, 697, 735, 770, 775, 796)
 WORN_TOO = _each(419, 424, 433, 461, 524, 629, 680, 774, 785, 801, 808, 823, 824, 834, 836, 837, 841, 842, 869, 887)
+FURNITURE = _each(
+    431, 453, 493, 495, 516, 520, 526, 532, 548, 556, 559, 564, 598, 619, 721, 750, 765, 789, 799, 831, 846
+)
+HOUSEHOLD = _each(
+    435, 499, 503, 521, 534, 544, 567, 618, 648, 651, 659, 700, 753, 760, 766, 794, 804, 811, 813, 827, 859
+)
+HOUSEHOLD_TOO = _each(553, 624, 762, 828, 846, 859, 861, 882, 894, 896, 897, 905, 909, 910, 999)
 SPORT = _each(416, 422, 429, 430, 522, 543, 574, 602, 615, 702, 722, 747, 752, 768, 805, 852, 890, 981)
 GROUPS: list[Group] = [
     Group("person doing sport", SPORT, moves=True),
@@ -89,16 +96,22 @@ GROUPS: list[Group] = [
     Group("wind instrument", _each(401, 432, 513, 558, 566, 593, 683, 684, 699, 776, 875)),
     Group("piano", _each(579, 881)),
     Group("screen", _each(487, 527, 590, 620, 664, 681, 782, 851, 916)),
+    Group("computer or office machine", _each(508, 527, 590, 620, 664, 673, 681, 713, 742, 782, 810, 878)),
+    Group("toy", _each(850, 865)),
+    Group("bridge", _each(821, 839, 888)),
+    Group("mushroom", [(991, 997)]),
+    Group("flower", _each(985, 986)),
     Group("drawing or cartoon", _each(917, 921)),
     Group("building", _each(425, 442, 483, 497, 500, 538, 660, 663, 668, 698, 832, 853, 858)),
     Group("bottle", _each(440, 711, 720, 737, 898, 899, 907)),
     Group("cup or bowl", _each(441, 504, 505, 550, 572, 809, 849, 925, 966, 967, 968, 969)),
     Group("piece of food", [(924, 924), (926, 957), (959, 965)]),
     Group("under water", [(0, 4), (389, 397), (973, 973), (983, 983)], setting=True),
-    Group("by the water", _each(437, 460, 536, 718, 974, 975, 976, 977, 978), setting=True),
+    Group("by the water", _each(147, 148, 437, 460, 525, 536, 540, 718, 913, 974, 975, 976, 977, 978), setting=True),
     Group("in the mountains", _each(970, 972, 979, 980), setting=True),
     Group("in the snow", _each(270, 279, 296, 450, 537, 795, 796, 802, 803), setting=True),
     Group("in a field", _each(595, 730, 856, 958, 984, 987, 998), setting=True),
+    Group("in a room", [*FURNITURE, *HOUSEHOLD, *HOUSEHOLD_TOO], setting=True),
     Group("on a stage", _each(650, 818, 819, 854), setting=True),
 ]
 SURE = 0.6  # probability from which a class is named itself

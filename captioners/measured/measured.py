@@ -11,7 +11,7 @@ from captioners.text.camera_words import CAMERA
 from captioners.text.claims import as_sentence
 from captioners.text.phases import Phase, camera_spans, motion_phases
 
-VERSION = 5  # raise it when the same measurements give other words
+VERSION = 6  # raise it when the same measurements give other words
 TOGETHER = 0.6  # seconds: events that begin within this time share a sentence
 DARK_BELOW, BRIGHT_ABOVE = 0.12, 0.72  # mean luma, 0 to 1, below and above which the light is described
 LATE = 0.6  # seconds without motion from which a pause is mentioned
@@ -27,7 +27,7 @@ class Measured:
     of the likeliest subject, 0 if there is none and the caption has only motion, camera and colours.
     """
 
-    def __init__(self, least: float = 0.2, most_subjects: int = 3) -> None:
+    def __init__(self, least: float = 0.15, most_subjects: int = 3) -> None:
         self.least, self.most_subjects = least, most_subjects
         self.id = f"measured-{VERSION}:{least}:{most_subjects}"
 
@@ -127,15 +127,16 @@ def _movement(phase: Phase, wide: bool, mover: str) -> str:
         return f"{who} {moves}{pace} {phase.direction}"
     if wide and not mover:
         return f"most of the picture moves{pace}"
-    return f"{who} {moves}{pace} {_place((x0 + x1) / 2, (y0 + y1) / 2)}"
+    return f"{who} {moves}{pace} {_place((x0 + x1) / 2, (y0 + y1) / 2)}".rstrip()
 
 
 def _place(x: float, y: float) -> str:
+    """Return where a position is, fractions of width and height; empty in the middle, where most things move."""
     side = "left" if x < 0.36 else "right" if x > 0.64 else ""
     height = "top" if y < 0.3 else "bottom" if y > 0.7 else ""
     if height:
         return f"at the {height} {side}".rstrip()
-    return f"on the {side}" if side else "in the middle"
+    return f"on the {side}" if side else ""
 
 
 def _story(cameras: list[Action], actions: list[Action], phases: list[Phase] | None, duration: float) -> str:

@@ -115,7 +115,12 @@ def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(forward)
     def recomputed(*args: Any, **kwargs: Any) -> Any:
-        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+        def run(*values: Any) -> Any:
+            named = zip(kwargs, values[len(args) :], strict=True)
+            return forward(*values[: len(args)], **dict(named))
+
+        # Keyword arguments as positional ones: those alone are saved as tensors, which memory.py counts.
+        return checkpoint(run, *args, *kwargs.values(), use_reentrant=False)
 
     return recomputed
 

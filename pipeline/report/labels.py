@@ -18,6 +18,7 @@ GOOD, BAD = ("good", "1", "true", "yes"), ("bad", "0", "false", "no")
 DEFECTS = {
     "borders_area": ("letterbox",),
     "interlacing_share": ("interlaced",),
+    "interlacing_scaled": ("interlaced",),
     "frozen_share": ("static_picture",),
     "logo_area": ("overlay_logo", "overlay_text"),
     "text_area": ("overlay_text", "overlay_logo"),

@@ -12,7 +12,7 @@ import numpy as np
 
 from filters.base import ClipView
 from filters.flow import coarse_flow
-from filters.interlacing import field_columns, field_misfits
+from filters.interlacing import field_columns, field_misfits, line_phases
 from pipeline.media.frame import Frame, seconds
 from pipeline.media.proxy import FrameCandidate, Shrinker, crop
 from pipeline.media.video import Probe
@@ -38,11 +38,12 @@ class LumaFrame:
 
 @dataclass(frozen=True)
 class FieldFit:
-    """How well two field orders of a frame fit its neighbours (filters/interlacing.py), and the neighbours' times."""
+    """What a frame and its neighbours tell of fields (filters/interlacing.py), and the neighbours' times."""
 
     first: float
     last: float
     misfits: tuple[float, float]
+    phases: np.ndarray  # (2, windows, periods) complex64
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class ShotTracks:
     stills: Sequence[FrameCandidate]
     burst: np.ndarray  # (b, h, w) uint8
     fields: np.ndarray  # (f, 2) float64
+    line_phases: np.ndarray  # (f, 2, windows, periods) complex64
 
 
 class Tracks:
@@ -110,7 +112,8 @@ class Tracks:
         columns = field_columns(frame.planes()[0])
         if len(self._columns) == 2:
             (first, before), (_, middle) = self._columns
-            self._fields.append(FieldFit(first, frame.time, field_misfits(before, middle, columns)))
+            triple = before, middle, columns
+            self._fields.append(FieldFit(first, frame.time, field_misfits(*triple), line_phases(*triple)))
         self._columns = [*self._columns[-1:], (frame.time, columns)]
 
     def pass_over(self, pts: Sequence[int]) -> None:
@@ -130,6 +133,7 @@ class Tracks:
     def span(self, start: float, end: float) -> ShotTracks:
         """Return the tracks of frames with start <= time < end; empty if there is no such frame."""
         first, last = bisect_left(self._times, start), bisect_left(self._times, end)
+        fields = [f for f in self._fields if start <= f.first and f.last < end]
         luma = [p for p in self._luma if start <= p.time < end]
         bursts = [[p for p in burst if start <= p.time < end] for burst in self._bursts]
         middle = (self._times[first] + self._times[last - 1]) / 2 if first < last else start
@@ -143,7 +147,8 @@ class Tracks:
             luma=_stack([p.luma for p in luma]),
             stills=[s for s in self._stills if start <= s.time < end],
             burst=_stack([p.luma for p in best]),
-            fields=np.array([f.misfits for f in self._fields if start <= f.first and f.last < end]).reshape(-1, 2),
+            fields=np.array([f.misfits for f in fields]).reshape(-1, 2),
+            line_phases=np.stack([f.phases for f in fields]) if fields else np.zeros((0, 2, 0, 0), np.complex64),
         )
 
     def beside(self, time: float, since: float) -> tuple[FrameCandidate, FrameCandidate] | None:
@@ -194,6 +199,7 @@ def clip_view(kept: ShotTracks, clip_id: str, end: float, size: tuple[int, int],
         flow_times=np.stack([times[:-1], times[1:]], axis=1) if flow else np.zeros((0, 2)),
         burst=np.ascontiguousarray(crop(kept.burst, box)),
         fields=kept.fields,
+        line_phases=kept.line_phases,
         detail=[s.patch for s in _spread(kept.stills, DETAIL_PATCHES)],
     )
 
@@ -248,7 +254,8 @@ def crop_pixels(box: tuple[float, float, float, float], size: tuple[int, int]) -
 
 def jpeg(rgb: np.ndarray, quality: int) -> bytes:
     """(h, w, 3) uint8 RGB as a JPEG."""
-    done, data = cv2.imencode(".jpg", rgb[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+    bgr = cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
+    done, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
     assert done
     return data.tobytes()
 

@@ -75,6 +75,8 @@ class _Event:
     enter: float | None = None  # time from which frames belong to the new shot; None while the event goes on
     predicted_leave: float | None = None  # the start predicted by the first sample with a probability of 0.5
     predicted_enter: float | None = None  # the end predicted by the last such sample
+    first_inside: float = float("inf")  # time of the first such sample
+    last_inside: float = float("-inf")  # and of the last
 
 
 class Cascade:
@@ -150,8 +152,8 @@ class Cascade:
             event.peak = max(event.peak, span)
             if span >= 0.5:
                 if event.predicted_leave is None:
-                    event.predicted_leave = after.time - MARGIN * away[0]
-                event.predicted_enter = after.time + MARGIN * away[1]
+                    event.predicted_leave, event.first_inside = after.time - MARGIN * away[0], after.time
+                event.predicted_enter, event.last_inside = after.time + MARGIN * away[1], after.time
             enter = min(after.time, edge + self._frame) if cut < EDGE and last < 0.5 else after.time
             event.enter = None if span >= EDGE else enter
         self._event = event
@@ -165,8 +167,12 @@ class Cascade:
         if event.predicted_leave is not None and event.predicted_enter is not None:
             leave, enter = event.predicted_leave, event.predicted_enter
         leave, enter = max(leave, event.last_old_time), min(enter, now)
-        earlier = [self._cut(gaps) for gaps in event.cuts if gaps.last[1].time <= leave]
-        gradual = self._gradual(event, leave, enter)
+        # A certain cut shortly before or after the gradual transition bounds it: between them is a very short shot.
+        certain = [gaps for gaps in event.cuts if gaps.probability >= SURE]
+        begin = max((c.last[1].time for c in certain if c.last[1].time < event.first_inside), default=-math.inf)
+        end = min((c.first[0].time for c in certain if c.first[0].time > event.last_inside), default=math.inf)
+        earlier = [self._cut(gaps) for gaps in event.cuts if gaps.last[1].time <= max(leave, begin)]
+        gradual = self._gradual(event, leave, enter, (begin, end))
         return [*earlier, gradual, *(self._cut(gaps) for gaps in event.cuts if gaps.first[0].time >= gradual.enter)]
 
     def _cut(self, gaps: _Gaps) -> Transition:
@@ -181,12 +187,13 @@ class Cascade:
         self._last_enter = enter
         return Transition(leave, enter, doubtful=gaps.probability < SURE and leave == enter)
 
-    def _gradual(self, event: _Event, leave: float, enter: float) -> Transition:
-        """Return the transition near `leave` to `enter`, its boundaries refined with the frames on both sides."""
+    def _gradual(self, event: _Event, leave: float, enter: float, bounds: tuple[float, float]) -> Transition:
+        """Return the transition near `leave` to `enter` and within `bounds`, its boundaries refined with the frames on
+        both sides."""
         times, colour = np.array([p.time for p in self._frames]), np.stack([p.colour for p in self._frames])
-        leave, enter = refine.refine(times, colour, leave, enter)
-        leave = max(leave, math.nextafter(event.last_old_time, math.inf), self._last_enter)
-        self._last_enter = max(leave, min(enter, self._frames[-1].time))  # a shot has a frame
+        leave, enter = refine.refine(times, colour, max(leave, bounds[0]), min(enter, bounds[1]))
+        leave = max(leave, math.nextafter(event.last_old_time, math.inf), self._last_enter, bounds[0])
+        self._last_enter = max(leave, min(enter, self._frames[-1].time, bounds[1]))  # a shot has a frame
         return Transition(min(leave, self._last_enter), self._last_enter)
 
 

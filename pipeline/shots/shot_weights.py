@@ -1,4 +1,4 @@
-"""The weights of `shots: cascade`, made by train_shots.py and then train_limits.py in tests/benchmarks."""
+"""The weights of `shots: cascade`, made by tests/benchmarks/shots/train_shots.py."""
 
 from __future__ import annotations
 

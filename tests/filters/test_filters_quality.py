@@ -184,6 +184,20 @@ def test_fields_of_two_moments_are_found_with_their_order(first: int, order: str
     assert [scores[1]["interlacing_share"], scores[1]["interlacing_order"]] == [1, order]
 
 
+@pytest.mark.parametrize("scale", [0.75, 1.5])
+def test_fields_that_were_woven_and_then_resized_are_found(scale: float) -> None:
+    video = shots()[1][:24]
+    woven = video[:-1].copy()
+    woven[:, 1::2] = video[1:, 1::2]
+    size = round(woven.shape[2] * scale), round(woven.shape[1] * scale)
+    plain, resized = (
+        load_filter("interlacing").score(looked(np.stack([cv2.resize(frame, size) for frame in frames])))
+        for frames in (video, woven)
+    )
+    assert plain["interlacing_scaled"] < 0.6 < resized["interlacing_scaled"]
+    assert resized["interlacing_share"] < 0.25, "no line is of one field only"
+
+
 def test_fine_texture_that_moves_has_no_order_of_fields() -> None:
     texture = np.random.default_rng(0).integers(0, 255, (300, 256), dtype=np.uint8)
     frames = [field_columns(np.roll(texture, (3 * k, k), (0, 1))) for k in range(3)]
@@ -250,12 +264,12 @@ def test_sharpness_needs_only_one_sharp_subject() -> None:
 
 def test_the_fitted_gaussian_has_the_shape_and_scales_of_what_was_drawn() -> None:
     rng = np.random.default_rng(0)
-    for draw, shape in ((rng.normal, 2.0), (rng.laplace, 1.0)):
-        values = np.abs(draw(0, 1, 200_000))
-        values *= np.where(rng.random(len(values)) < 2 / 3, 2, -1)  # the mass of a side grows with its scale
-        found, left, right = asymmetric_gaussian(values)
-        assert found == pytest.approx(shape, rel=0.05)
-        assert right == pytest.approx(2 * left, rel=0.02)
+    pictures = np.abs(np.stack([draw(0, 1, (400, 500)) for draw in (rng.normal, rng.laplace)]))
+    pictures *= np.where(rng.random(pictures.shape) < 2 / 3, 2, -1)  # the mass of a side grows with its scale
+    shapes, lower, upper, means = asymmetric_gaussian(pictures)
+    np.testing.assert_allclose(shapes, (2.0, 1.0), rtol=0.05)
+    np.testing.assert_allclose(upper, 2 * lower, rtol=0.02)
+    np.testing.assert_allclose(means, pictures.mean(axis=(1, 2)), rtol=0.05)
 
 
 @pytest.mark.parametrize("defect", ["blurred", "blocks"])

@@ -12,7 +12,7 @@ import numpy as np
 
 from filters.base import ClipView
 from filters.flow import coarse_flow
-from filters.interlacing import field_columns, field_misfits
+from filters.interlacing import field_columns, field_misfits, line_phases
 
 Path = Callable[[float], tuple[float, float]]  # seconds -> x, y in picture heights from the picture's centre
 
@@ -87,8 +87,8 @@ def dolly(
             alpha = cv2.warpAffine(mask, affine, (width, height), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)[
                 ..., None
             ]
-            seen = _sample(piece, affine, (width, height), scale)
-            out[k] = (out[k] * (1 - alpha) + seen * alpha + 0.5).astype(np.uint8)
+            view_of_piece = _sample(piece, affine, (width, height), scale)
+            out[k] = (out[k] * (1 - alpha) + view_of_piece * alpha + 0.5).astype(np.uint8)
     return out
 
 
@@ -132,7 +132,8 @@ def view(video: np.ndarray, fps: float = 24.0, proxy: int = 90, luma_fps: float 
     flow = [coarse_flow(a, b, dt) for a, b, dt in zip(luma[:-1], luma[1:], np.diff(times), strict=True)]
     first = max(0, min(count // 2 - 8, count - 16))
     fielded = [field_columns(g) for g in grey[first : first + 12]]
-    fits = [field_misfits(*three) for three in zip(fielded, fielded[1:], fielded[2:], strict=False)]
+    triples = list(zip(fielded, fielded[1:], fielded[2:], strict=False))
+    fits = [field_misfits(*triple) for triple in triples]
     picks = np.linspace(0, count - 1, min(4, count)).round().astype(int)
     side = min(256, height, width)
     top, left = (height - side) // 2, (width - side) // 2
@@ -149,6 +150,7 @@ def view(video: np.ndarray, fps: float = 24.0, proxy: int = 90, luma_fps: float 
         flow_times=np.stack([times[:-1], times[1:]], axis=1) if flow else np.zeros((0, 2)),
         burst=np.stack(small[first : first + 16]),
         fields=np.array(fits).reshape(-1, 2),
+        line_phases=np.array([line_phases(*triple) for triple in triples]),
         detail=[grey[k][top : top + side, left : left + side] for k in picks[1:3]],
         frames=[video[k] for k in picks],
         frame_times=times[0] + picks / fps,

@@ -20,6 +20,9 @@ from typing import Any
 import cv2
 import numpy as np
 
+from captioners import load_captioner
+from captioners.base import Caption, ClipFrames
+from captioners.text.audit import audit
 from filters import FILTERS
 from filters.base import Filter, Track, score
 from filters.encoders.base import load_encoder
@@ -29,7 +32,7 @@ from pipeline.passes.embed_worker import Frames, clip_view, one_thread
 from pipeline.scan.scan import scan
 from pipeline.selection.duplicates import frame_hashes
 from pipeline.sources.discover import Source
-from pipeline.state.fingerprints import filters_of
+from pipeline.state.fingerprints import captioner_options, filters_of
 
 ROOT = Path(__file__).parents[3]
 SCAN_CODE = ("pipeline/scan", "pipeline/shots", "pipeline/media")
@@ -37,8 +40,8 @@ SCAN_CODE = ("pipeline/scan", "pipeline/shots", "pipeline/media")
 
 @dataclass(frozen=True)
 class ScannedFile:
-    """What the passes give for one file: rows of clips with every score of scan and embed, the time of the first frame
-    in seconds, and why nothing could be used."""
+    """What the passes give for one file: rows of clips with every score of scan and embed and the audited `caption`,
+    the time of the first frame in seconds, and why nothing could be used."""
 
     name: str
     clips: list[dict[str, Any]]
@@ -59,7 +62,9 @@ def scanned_file(root: Path, name: str, recipe: Recipe, cache: Path) -> ScannedF
         return ScannedFile(name, [], 0.0, 0.0, str(error))
     for clip in clips:
         if clip["dropped"] is None:
-            clip.update(_embedded(clip, frames.get(clip["clip_id"], []), recipe, cache))
+            pictures = frames.get(clip["clip_id"], [])
+            clip.update(_embedded(clip, pictures, recipe, cache))
+            clip["caption"] = _captioned(clip, pictures, recipe, cache)
     return ScannedFile(name, clips, start, end)
 
 
@@ -115,6 +120,22 @@ def _embedded(clip: Mapping[str, Any], frames: list[dict[str, Any]], recipe: Rec
 
         scores.update(_kept(cache / "embed" / _hash(*options), answer))
     return scores
+
+
+def _captioned(clip: Mapping[str, Any], frames: list[dict[str, Any]], recipe: Recipe, cache: Path) -> Caption | None:
+    """The audited caption of a clip; None where it cannot be used."""
+    content = _hash(*(hashlib.sha256(frame["jpeg"]).hexdigest() for frame in frames))
+    code = [_bytes(f"captioners/{name}") for name in (recipe.caption.captioner, "text", "base.py")]
+
+    def answer() -> Caption | None:
+        pictures = _decoded(frames)
+        times = pictures.times - clip["start"]
+        view = ClipFrames(clip["clip_id"], clip["end"] - clip["start"], pictures.pictures, times, clip)
+        caption = load_captioner(recipe.caption.captioner, captioner_options(recipe)).caption([view])[0]
+        return audit(caption, view).caption if isinstance(caption, Caption) else None
+
+    caption: Caption | None = _kept(cache / "caption" / _hash(content, clip, to_dict(recipe.caption), code), answer)
+    return caption
 
 
 def _decoded(frames: Iterable[Mapping[str, Any]]) -> Frames:

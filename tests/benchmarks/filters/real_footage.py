@@ -10,9 +10,9 @@ undecided. Every file is scanned and every clip gets every score, without Ray; r
 threshold or filter costs only itself. `key=value` changes the recipe.
 
 It prints what happens to single shots and to cuts, how much good footage is lost and by what, precision and recall of
-every threshold, and how often the camera's label is given and right. Good footage is filmed, of a single shot, and
-without logo, lettering, combs, bars or a still picture. Files of one folder are of one source and count as one where
-"sources" are named. live_camera.py and woven_fields.py judge camera labels and interlacing on known damage.
+every threshold, how often the camera's label is given and right, and how right captions are. Good footage is filmed, of
+a single shot, and without logo, lettering, combs, bars or a still picture. Files of one folder are of one source and
+count as one where "sources" are named. live_camera.py and woven_fields.py judge camera labels and interlacing on known damage.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
 from footage_cache import ScannedFile, scanned_file
+from footage_captions import captions_section
 
 from pipeline.config.recipe import Recipe, load_recipe
 from pipeline.report.calibrate import judgement_table
@@ -63,6 +64,8 @@ def main() -> None:
     for section in (shots_section, loss_section, threshold_section, camera_section):
         print()
         print("\n".join(section(files, labels, recipe)))
+    print()
+    print("\n".join(captions_section(files, labels)))
 
 
 def source(name: str) -> str:

@@ -43,7 +43,8 @@ def main() -> None:
     labels = read_file_labels(given.folder / "labels.jsonl")
     names = [name for name, label in labels.items() if label.get("kind") == "filmed" and label.get("single_shot")]
     names = names[:: max(1, len(names) // given.files)][: given.files]
-    bounds = load_recipe("embedded").select.thresholds["interlacing_share"]
+    thresholds = load_recipe("embedded").select.thresholds
+    bounds = {name: thresholds[name] for name in ("interlacing_share", "interlacing_scaled")}
     alone = ["scan.shots=stride", "scan.max_seconds=60", "scan.min_seconds=0"]
     recipe = dataclasses.replace(load_recipe("embedded", alone), filters={"interlacing": {}})
     found: dict[str, list[tuple[bool, bool, bool]]] = {name: [] for name in VARIANTS}
@@ -53,9 +54,9 @@ def main() -> None:
             for variant, change in VARIANTS.items():
                 path = Path(folder) / "woven.mp4"
                 encode(change(frames), fps, path)
-                scores = [clip["interlacing_share"] for clip in scan(Source("0" * 32, str(path)), recipe).clips]
-                measured = [score for score in scores if score is not None]
-                ours = any(not bounds.admit(score) for score in measured)
+                clips = scan(Source("0" * 32, str(path)), recipe).clips
+                measured = [clip for clip in clips if clip["interlacing_share"] is not None]
+                ours = any(not bound.admit(clip[name]) for clip in measured for name, bound in bounds.items())
                 found[variant].append((ours, idet(path) > SHARE, not measured))
     print(f"{len(names)} files of {len({name.split('/')[0] for name in names})} sources")
     print(f"{'':24}{'rejected':>10}{'null':>6}{'idet':>8}")
