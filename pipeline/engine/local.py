@@ -19,6 +19,7 @@ from typing import Any
 import cv2
 
 from pipeline.engine.base import Machine, Stage, start_worker
+from pipeline.media.faults import OverLimit
 from pipeline.media.sandbox import Sandbox, SandboxError
 from pipeline.state.units import BuildStopped, Handoff, UnitResult
 
@@ -109,7 +110,7 @@ class _ChildWorker:
         try:
             # Unlike a child that decodes a source, this one reads only what earlier passes wrote: its pickles are ours.
             return pickle.loads(self._child.call(_in_child, self._stage, unit, deadline=CHILD_SECONDS))
-        except SandboxError as error:
+        except (SandboxError, OverLimit) as error:
             raise BuildStopped(f"a process of {self._name}: {error}") from error
 
 
