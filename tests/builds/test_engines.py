@@ -18,7 +18,7 @@ import ray
 import torch
 from datasets_compared import snapshot
 from light_recipe import GOLDEN_OPTIONS
-from toy_stages import Buggy, Meeting, Mortal, NoModel, Number, Quick, Slow, Square, Squares, Sums, Unlucky
+from toy_stages import Buggy, Hungry, Meeting, Mortal, NoModel, Number, Quick, Slow, Square, Squares, Sums, Unlucky
 
 from pipeline.build import build
 from pipeline.config.recipe import RecipeError, load_recipe
@@ -97,6 +97,11 @@ def test_the_units_of_a_process_that_was_killed_run_again_in_another(engine, tmp
     assert (tmp_path / "killed").exists()
     assert os.getpid() not in {int(result.of) for result in results}
     assert sorted(result.amount for result in results) == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_process_that_needs_too_much_memory_stops_the_pass_in_one_line():
+    with pytest.raises(BuildStopped, match="a process of Hungry: needed more than the 8000 MB"):
+        list(LocalEngine(1).run([Number(3)], [Stage(Hungry, (), Number, cpus=1.0, own_process=True)]))
 
 
 @pytest.mark.parametrize("own_process", [False, True])
