@@ -25,7 +25,7 @@ from pipeline.config.video_models import resolved
 from pipeline.selection.select import admitted, check_thresholds, holds
 from pipeline.tables.fragments import CLIPS, fingerprint
 
-SCAN_VERSION = 13
+SCAN_VERSION = 14
 EMBED_VERSION = 4
 CAPTION_VERSION = 3
 
