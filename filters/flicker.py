@@ -11,7 +11,7 @@ import pyarrow as pa
 from filters.base import ClipView, Score, Track, unknown
 
 GRID = (16, 9)  # blocks across and down; the median over them ignores moving objects
-DARK = 12.0  # grey levels added to both sides of the ratio, so that noise in dark frames does not count
+LEVEL_OFFSET = 12.0  # grey levels added to both sides of the ratio, so that noise in dark frames does not count
 
 
 class Flicker:
@@ -37,7 +37,7 @@ def brightness_jumps(frames: np.ndarray) -> float | None:
     if len(frames) < 5 or min(frames.shape[1:]) < GRID[1]:
         return None
     level = np.stack([cv2.resize(f, GRID, interpolation=cv2.INTER_AREA).ravel() for f in frames]).astype(np.float64)
-    bends = np.diff(np.log(level + DARK), n=2, axis=0) / 2  # (n - 2, blocks)
+    bends = np.diff(np.log(level + LEVEL_OFFSET), n=2, axis=0) / 2  # (n - 2, blocks)
     common = np.median(bends, axis=1)
     apart = np.median(np.abs(bends - common[:, None]), axis=1)
     return float(np.median(np.maximum(np.abs(common) - apart, 0)))

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from filters.base import ClipView, Score, Track, unknown
 
-SIDE = 64  # pixels: side of the squares that statistics are computed on
+PATCH_SIZE = 64  # pixels: side of the squares that statistics are computed on
 SHAPES = np.arange(0.2, 10, 0.005)  # candidate shapes of the generalised Gaussian
 NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1))  # offsets, down and across, of the pixels that products are taken with
 LIVELIEST = 0.5  # share of a picture's squares that are used: those with the most contrast
@@ -51,17 +51,17 @@ def distance(patches: Sequence[np.ndarray]) -> float | None:
 
 def square_features(patch: np.ndarray) -> list[np.ndarray]:
     """Return the features, (36,) each, of the squares of a (h, w) uint8 patch with the most contrast."""
-    if min(patch.shape) < SIDE:
+    if min(patch.shape) < PATCH_SIZE:
         return []
     grey = patch.astype(np.float32)
     half = cv2.resize(grey, (grey.shape[1] // 2, grey.shape[0] // 2), interpolation=cv2.INTER_AREA)
     (normal, contrast), (small, _) = normalised(grey), normalised(half)
-    rows, columns = grey.shape[0] // SIDE, grey.shape[1] // SIDE
+    rows, columns = grey.shape[0] // PATCH_SIZE, grey.shape[1] // PATCH_SIZE
     squares = [(y, x) for y in range(rows) for x in range(columns)]
-    life = {(y, x): float(_cut(contrast, y, x, SIDE).mean()) for y, x in squares}
+    life = {(y, x): float(_cut(contrast, y, x, PATCH_SIZE).mean()) for y, x in squares}
     kept = sorted(squares, key=lambda s: -life[s])[: max(1, round(LIVELIEST * len(squares)))]
     return [
-        np.concatenate([_statistics(_cut(normal, y, x, SIDE)), _statistics(_cut(small, y, x, SIDE // 2))])
+        np.concatenate([_statistics(_cut(normal, y, x, PATCH_SIZE)), _statistics(_cut(small, y, x, PATCH_SIZE // 2))])
         for y, x in kept
         if life[y, x] > 1
     ]

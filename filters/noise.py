@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from filters.base import ClipView, Score, Track, unknown
 
-BLOCK = 16  # pixels
+BLOCK_SIZE = 16  # pixels
 SMOOTHEST = 0.1  # quantile of the blocks that is assumed to be free of texture
 MASK = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32)  # zero for slopes and edges along the axes
 
@@ -22,7 +22,7 @@ class Noise:
     columns: Mapping[str, pa.DataType] = {"noise_sigma": pa.float32()}  # standard deviation, grey levels of 255
 
     def score(self, clip: ClipView) -> dict[str, Score]:
-        estimates = [noise_sigma(patch) for patch in clip.detail if min(patch.shape) >= 2 * BLOCK]
+        estimates = [noise_sigma(patch) for patch in clip.detail if min(patch.shape) >= 2 * BLOCK_SIZE]
         sigmas = [sigma for sigma in estimates if sigma is not None]
         return (
             {"noise_sigma": float(np.median(sigmas))} if sigmas else unknown(self, "all black or white, or too small")
@@ -33,8 +33,8 @@ def noise_sigma(patch: np.ndarray) -> float | None:
     """Estimate the standard deviation of white noise in (h, w) uint8, grey levels, from the smoothest blocks (after
     Immerkaer, Computer Vision and Image Understanding 64, 1996). Blocks near black and white, where noise is clipped,
     are ignored; None if there are no others."""
-    rows, columns = patch.shape[0] // BLOCK, patch.shape[1] // BLOCK
-    grey = patch[: rows * BLOCK, : columns * BLOCK].astype(np.float32)
+    rows, columns = patch.shape[0] // BLOCK_SIZE, patch.shape[1] // BLOCK_SIZE
+    grey = patch[: rows * BLOCK_SIZE, : columns * BLOCK_SIZE].astype(np.float32)
     rough = np.abs(cv2.filter2D(grey, -1, MASK, borderType=cv2.BORDER_REFLECT_101))
     size = (columns, rows)
     sigma = cv2.resize(rough, size, interpolation=cv2.INTER_AREA) * np.sqrt(np.pi / 2) / 6

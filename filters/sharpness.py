@@ -12,7 +12,7 @@ from filters.base import ClipView, Score, Track, unknown
 
 SHORT_SIDE = 256  # pixels at which every frame is scored; a smaller source is enlarged and therefore scores as soft
 FLAT = 0.5  # grey levels: mean step between neighbouring pixels below which a frame has no detail
-BLOCK = 16  # pixels
+BLOCK_SIZE = 16  # pixels
 LIVELIEST = 0.25  # share of the blocks that are scored: those with the most detail
 REBLUR = 9  # pixels: length of the line along which a frame is blurred again
 DIRECTIONS = ((0, 1), (1, 0), (1, 1), (1, -1))  # offsets, down and across, to the neighbour of a step
@@ -55,14 +55,14 @@ def reblur_loss(grey: np.ndarray) -> float | None:
     four with the smallest share: 0 blurred already, 1 all detail (one minus the metric of Crete et al., SPIE 2007). Of
     (h, w) float32 grey levels. Only the quarter of the blocks with the most detail counts, because a background may be
     out of focus; motion blur lacks steps along its path in those blocks too. None if there are no steps."""
-    rows, columns = grey.shape[0] // BLOCK, grey.shape[1] // BLOCK
+    rows, columns = grey.shape[0] // BLOCK_SIZE, grey.shape[1] // BLOCK_SIZE
     cells = []
     for (down, across), blur in zip(DIRECTIONS, BLURS, strict=True):
         soft = cv2.filter2D(grey, -1, blur)
         steps, remaining = (
             np.abs(p[:-1, 1:-1] - np.roll(p, (-down, -across), (0, 1))[:-1, 1:-1]) for p in (grey, soft)
         )
-        both = cv2.merge([steps, np.maximum(steps - remaining, 0)])[: rows * BLOCK, : columns * BLOCK]
+        both = cv2.merge([steps, np.maximum(steps - remaining, 0)])[: rows * BLOCK_SIZE, : columns * BLOCK_SIZE]
         cells.append(cv2.resize(both, (columns, rows), interpolation=cv2.INTER_AREA))
     total, lost = np.moveaxis(np.stack(cells), 3, 0)  # (4, rows, columns) each
     lively = total.sum(axis=0) >= max(len(DIRECTIONS) * FLAT, np.quantile(total.sum(axis=0), 1 - LIVELIEST))

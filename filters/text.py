@@ -93,8 +93,8 @@ class TextDetector:
         self.session = onnx_session(models[-1])
 
     def __call__(self, rgb: np.ndarray) -> list[Line]:
-        """Lines of text in (h, w, 3) uint8 RGB, at the size given, from top to bottom. Raises FloatingPointError where
-        the network gives no numbers."""
+        """Return the lines of text in (h, w, 3) uint8 RGB, from top to bottom. Raises FloatingPointError where the
+        network's output is not finite."""
         height, width = rgb.shape[:2]
         size = max(32, round(width / 32) * 32), max(32, round(height / 32) * 32)
         bgr = cv2.resize(rgb, size, interpolation=cv2.INTER_LINEAR)[..., ::-1]
@@ -173,13 +173,13 @@ def _burned_in(line: Line, edges: np.ndarray, other: np.ndarray) -> bool | None:
 
 
 def _window(line: Line, margin: int, shape: tuple[int, ...]) -> tuple[slice, slice]:
-    """Rows and columns of a line with a margin, within the picture."""
+    """Return the rows and columns of a line with a margin, within the picture."""
     rows = slice(max(0, line.y0 - margin), min(shape[0], line.y1 + margin))
     return rows, slice(max(0, line.x0 - margin), min(shape[1], line.x1 + margin))
 
 
 def _edges(picture: np.ndarray) -> np.ndarray:
-    """(h, w) float32 gradient magnitude of luma."""
+    """Return the gradient magnitude of luma, (h, w) float32."""
     grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY).astype(np.float32)
     return cv2.magnitude(cv2.Sobel(grey, cv2.CV_32F, 1, 0), cv2.Sobel(grey, cv2.CV_32F, 0, 1))
 

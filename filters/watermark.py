@@ -19,7 +19,7 @@ from filters.encoders.base import one_thread
 from filters.weights import load_state, weights_file
 
 KEY = "weights"
-SIDE = 256  # pixels
+INPUT_SIZE = 256  # pixels
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # ImageNet's, of RGB in 0..1
 DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
 
@@ -71,5 +71,5 @@ class Watermark:
 
 def _input(frame: np.ndarray) -> np.ndarray:
     """(h, w, 3) uint8 -> (3, 256, 256) float32: the whole frame, squeezed to a square, as in training."""
-    small = cv2.resize(frame, (SIDE, SIDE), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+    small = cv2.resize(frame, (INPUT_SIZE, INPUT_SIZE), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
     return np.ascontiguousarray(((small - MEAN) / DEVIATION).transpose(2, 0, 1))

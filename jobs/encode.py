@@ -18,9 +18,9 @@ from model.encode import Encoder, arguments, plan
 
 
 def main() -> int:
-    ray.init(address="auto", log_to_driver=True)
     try:
         out, config = arguments("encode", sys.argv[1:])
+        ray.init(address="auto", log_to_driver=True)
         out = out.absolute()
         pending = plan(out, config)
     except ERRORS as error:

@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def arguments(name: str, argv: Sequence[str] | None) -> tuple[Path, Config]:
     """Return the folder and the config, whose `data` is the dataset, of a command line. Raises ConfigError."""
-    description = "Encode a dataset into latents, to train on them. Run again with the same --out to go on."
+    description = "Encode a dataset into latents, to train on them. Run again with the same --out to continue."
     args = parse(argparse.ArgumentParser(prog=name, description=description), argv)
     if len(args.data) > 1:
         raise ConfigError(f"one dataset at a time, not {', '.join(args.data)}")

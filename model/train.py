@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """`clipmill train`; 0 when the run is done or stopped with its state saved, 2 when it cannot start."""
     parser = argparse.ArgumentParser(
         prog="clipmill train",
-        description="Train a text-to-video diffusion model on datasets. Run again with the same --out to go on.",
+        description="Train a text-to-video diffusion model on datasets. Run again with the same --out to continue.",
         epilog="example: clipmill train DATASET --out runs/wan --preset wan2.1-1.3b-lora base=diffusers:FOLDER",
     )
     args = parse(parser, argv)
@@ -177,7 +177,7 @@ def train(config: Config, out: Path) -> dict[str, float]:
         saves.finish()
     say(
         context,
-        f"step {step} of {config.steps} saved in {out}" + ("" if step == config.steps else "; run again to go on"),
+        f"step {step} of {config.steps} saved in {out}" + ("" if step == config.steps else "; run again to continue"),
     )
     last_row = log.close()
     if stop.reason:

@@ -1,4 +1,4 @@
-"""A build, from top to bottom: the passes send what they still have to do through an engine; a dataset comes of it."""
+"""A build, from top to bottom: the passes run their pending units on an engine, then the dataset is published."""
 
 from __future__ import annotations
 
@@ -61,14 +61,14 @@ def build(
     gpus: bool = False,
     engine: EngineName = "auto",
 ) -> Built:
-    """Build the dataset `out` from `inputs`, doing only what is not done yet.
+    """Build the dataset `out` from `inputs`; work that earlier builds committed is reused.
 
     The engine is `local`, threads of this process, or `ray`, on the cluster at `address` or on `cores` of this machine;
-    `auto` takes the local one for small inputs. Passes whose models can use a GPU do where there is one when they
+    `auto` takes the local one for small inputs. Passes whose models can use a GPU use one if there is one when they
     begin; with `gpus` they wait for one.
 
     Raises SourceError, RecipeError or DatasetError before any work starts, BuildStopped or OSError where a pass cannot
-    go on. What was committed by then is used by the next build.
+    continue. The next build reuses the work that was committed until then.
     """
     files: Sequence[DiscoveredFile] = discover(inputs, recipe.sources)
     store = Store(out)
@@ -90,7 +90,7 @@ def build(
                 try:
                     return _build(Snapshot(store, recipe, files), opened, still_ours)
                 except NodesLost as lost:
-                    print(f"{lost}; beginning again with what is not done yet", file=sys.stderr)
+                    print(f"{lost}; restarting with the remaining work", file=sys.stderr)
 
 
 def _build(snapshot: Snapshot, engine: Engine, still_ours: Callable[[], None]) -> Built:
@@ -99,7 +99,7 @@ def _build(snapshot: Snapshot, engine: Engine, still_ours: Callable[[], None]) -
     totals = unpublished(store, published)
     committed.merge(store, recipe)
     for passes in CHAINS:
-        # Packing overwrites files of the dataset; rows of the passes before are the same whoever writes them.
+        # Packing overwrites files of the dataset, so check the lock. Earlier passes are idempotent.
         still_ours()
         if run_passes(passes, snapshot, engine, totals):
             committed.merge(store, recipe)
@@ -111,7 +111,7 @@ def _build(snapshot: Snapshot, engine: Engine, still_ours: Callable[[], None]) -
     info = publish(store, recipe, sources, clips, snapshot.joined_rows(clips), shards, totals)
     retire(store, info, shards)
     snapshot.refresh()
-    del clips  # the report reads columns of its own
+    del clips  # free memory: the report reads the columns that it needs
     page.write_report(store.uri)
     if complete:
         sweep(store, recipe, sources)
@@ -120,7 +120,7 @@ def _build(snapshot: Snapshot, engine: Engine, still_ours: Callable[[], None]) -
 
 
 def _everything_read(snapshot: Snapshot) -> bool:
-    """Whether no source was out of reach."""
+    """Return whether every source could be read."""
     parts = parts_of(snapshot.sources, snapshot.recipe)
     unscanned = not_scanned(parts, snapshot.scanned).num_rows
     return not unscanned and not any(identify_units(snapshot.files, snapshot.store))

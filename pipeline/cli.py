@@ -1,6 +1,6 @@
-"""The command line. `clipmill COMMAND --help` says what each takes, with examples.
+"""The command line. `clipmill COMMAND --help` lists arguments and examples.
 
-Commands import what they need themselves, so that help and completion answer at once.
+Commands import what they need when they run, so that help and completion are fast.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 PRESETS = sorted(file.stem for file in (Path(__file__).parent / "config" / "recipes").glob("*.yaml"))
 OVERRIDE = re.compile(r"[a-z_]+(\.\w+)*=")  # key=value, and no path or URL
-COMPLETE = "_CLIPMILL_COMPLETE"  # names the shell: eval "$(_CLIPMILL_COMPLETE=bash_source clipmill)"
+COMPLETE = "_CLIPMILL_COMPLETE"  # set to the shell's name: eval "$(_CLIPMILL_COMPLETE=bash_source clipmill)"
 
 # The trainer's commands parse their own arguments, so that nothing here imports torch.
 TRAINER = {
@@ -35,7 +35,7 @@ TRAINER = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status: 0 done, 1 stopped, 2 wrong input, 130 interrupted."""
+    """Run one command; return its exit status: 0 success, 1 stopped, 2 wrong input, 130 interrupted."""
     if instruction := os.environ.get(COMPLETE):
         from click.shell_completion import shell_complete
 
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our output has closed it
+    except BrokenPipeError:  # the reader of the output has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
@@ -63,12 +63,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"clipmill: {printable(str(error))}", file=sys.stderr)
         if status == 1 and argv[:1] == ["build"]:
-            print("what is done is kept: run the same command again to go on", file=sys.stderr)
+            print("finished work is kept: run the same command again to continue", file=sys.stderr)
         return status
 
 
 def _status(error: Exception) -> int | None:
-    """Return 2 for wrong input, 1 for a build or machine that cannot go on, None for a bug."""
+    """Return 2 for wrong input, 1 for a build or machine that cannot continue, None for a bug."""
     from pipeline.config.recipe import RecipeError
     from pipeline.dataset.finish import DatasetError
     from pipeline.sources.discover import SourceError
@@ -81,7 +81,7 @@ def _status(error: Exception) -> int | None:
 
 
 def _say(text: str) -> None:
-    """Print `text`; file names in it cannot control the terminal."""
+    """Print `text` with control characters of file names escaped."""
     from pipeline.sources.names import printable
 
     print(printable(text, lines=True))
@@ -129,19 +129,19 @@ def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
     )
 )
 @_inputs
-@click.option("--address", metavar="RAY", help="Join this Ray cluster (auto: the one this runs in).")
+@click.option("--address", metavar="RAY", help="Join this Ray cluster (auto: the one that runs this).")
 @click.option(
     "--engine",
     type=click.Choice(("auto", "local", "ray")),
     default="auto",
     help="local: threads of this process; ray: Ray Data; default: local for less than 1 GB of sources.",
 )
-@click.option("--cores", type=click.IntRange(min=1), metavar="N", help="Of this machine; default: all.")
-@click.option("--gpus", is_flag=True, help="Embed and caption wait for a GPU; default: on one if there is one then.")
+@click.option("--cores", type=click.IntRange(min=1), metavar="N", help="Cores of this machine to use; default: all.")
+@click.option("--gpus", is_flag=True, help="Embed and caption wait for a GPU; default: use one if there is one.")
 def build(
     words: Sequence[str], out: str, recipe: str, address: str | None, cores: int | None, gpus: bool, engine: EngineName
 ) -> None:
-    """Build a dataset, doing only what is not done yet.
+    """Build a dataset. Run it again after a change or a stop: it does only what is missing.
 
     SOURCE is a folder, file, glob, list (.csv .jsonl .parquet), .tar, URL, or ytdlp:URL for the videos of a page.
     key=value sets an option of the recipe.
@@ -160,22 +160,22 @@ def build(
 
 @contextlib.contextmanager
 def _exit_on_signals() -> Iterator[None]:
-    """End the process at once on Ctrl-C and SIGTERM, whatever it is doing.
+    """End the process at once on Ctrl-C and SIGTERM.
 
-    An exception would surface at any line, often one of Ray's, which may swallow it or leave a lock held. There is
-    nothing to unwind: what is committed is whole at any moment, and Ray's processes end with this one.
+    An exception could be raised at any line, often inside Ray, which may swallow it or leave a lock held. Nothing has
+    to be cleaned up: committed work is complete at any moment, and Ray's processes end with this one.
     """
     from pipeline.storage.lease import give_back
 
     leaving = (signal.SIGINT, signal.SIGTERM)
     numbers, write = os.pipe()
-    stderr = os.dup(2)  # which is silent while Ray starts
+    stderr = os.dup(2)  # descriptor 2 is hidden while Ray starts
 
     def leave() -> None:
         while (number := os.read(numbers, 1)[0]) not in leaving:
             if number == 0:
                 return
-        os.write(stderr, b"\nstopped; what is done is kept: run the same command again to go on\n")
+        os.write(stderr, b"\nstopped; finished work is kept: run the same command again to continue\n")
         give_back()
         os._exit(130)
 
@@ -199,7 +199,7 @@ def _exit_on_signals() -> Iterator[None]:
 @cli.command(epilog=_examples("clipmill plan my_videos/ --out my_dataset scan.max_seconds=8"))
 @_inputs
 def plan(words: Sequence[str], out: str, recipe: str) -> None:
-    """Say what a build would do, why, and how long it takes; takes the arguments of build."""
+    """Show what a build would do, why, and how long it takes. Takes the arguments of build."""
     from pipeline.config.recipe import load_recipe
     from pipeline.plan import plan as planned
 
@@ -210,7 +210,7 @@ def plan(words: Sequence[str], out: str, recipe: str) -> None:
 @cli.command(epilog=_examples("clipmill report my_dataset"))
 @click.argument("dataset")
 def report(dataset: str) -> None:
-    """Write the dataset's page again."""
+    """Write report.html again."""
     from pipeline.dataset.finish import read_whole
     from pipeline.report.page import write_report
     from pipeline.storage.store import Store
@@ -222,7 +222,7 @@ def report(dataset: str) -> None:
 @cli.command(epilog=_examples("clipmill verify my_dataset", "clipmill verify s3://bucket/one"))
 @click.argument("dataset")
 def verify(dataset: str) -> int:
-    """Check every checksum, decode every clip, compare with the tables."""
+    """Check every checksum, decode every clip, compare the tables."""
     from pipeline.dataset.finish import read_info
     from pipeline.dataset.verify import verify as problems_of
     from pipeline.storage.store import Store
@@ -232,9 +232,9 @@ def verify(dataset: str) -> int:
     for problem in problems:
         _say(problem)
     if problems:
-        print(f"{len(problems)} problems: delete the shards named above and build again; only they are made anew")
+        print(f"{len(problems)} problems: delete the shards named above and build again, which makes only these")
     else:
-        print("everything is as it should be")
+        print("no problems")
     return 1 if problems else 0
 
 
@@ -242,7 +242,7 @@ def verify(dataset: str) -> int:
 @click.argument("dataset")
 @click.argument("overrides", nargs=-1, required=True, metavar="key=value...")
 def select(dataset: str, overrides: Sequence[str]) -> None:
-    """Say what other thresholds would add or drop. Nothing is computed again or written: `build` does that."""
+    """Show which clips other thresholds would add or drop. It writes nothing; `build` applies a change."""
     from pipeline.config.recipe import from_dict
     from pipeline.dataset.finish import read_whole
     from pipeline.report.what_if import what_if
@@ -257,7 +257,7 @@ def select(dataset: str, overrides: Sequence[str]) -> None:
     "--labels", metavar="FILE", help="CSV: clip_id,label with good or bad; or .jsonl, one object a source file."
 )
 def calibrate(dataset: str, labels: str | None) -> None:
-    """Print percentiles of every score; precision and recall where labels exist."""
+    """Print percentiles of every score and, with labels, precision and recall of thresholds."""
     from pipeline.dataset.finish import read_whole
     from pipeline.report.calibrate import calibrate as tables
     from pipeline.storage.store import Store
@@ -282,7 +282,7 @@ def calibrate(dataset: str, labels: str | None) -> None:
     "videox-fun, automodel, cosmos, open-sora; libraries: videofolder, hf-parquet, hub; tables: csv, jsonl, parquet.",
 )
 @click.option("--out", required=True, metavar="FOLDER", help="A new or empty folder; for a table, the file.")
-@click.option("--model", metavar="MODEL", help="List the clips that it cannot use: wan2.1, ltx ...")
+@click.option("--model", metavar="MODEL", help="List the clips that this model cannot use: wan2.1, ltx ...")
 def export(dataset: str, to: str, out: str, model: str | None) -> None:
     """Write a dataset in the layout of a trainer or library, or as one table."""
     from pipeline.export.export import export as write
@@ -295,7 +295,7 @@ def export(dataset: str, to: str, out: str, model: str | None) -> None:
 @click.argument("after", metavar="DATASET")
 @click.option("--out", metavar="CSV", help="Every difference as a row: clip_id, what, before, after.")
 def compare(before: str, after: str, out: str | None) -> None:
-    """Say what differs between two datasets, clip by clip."""
+    """Show the differences between two datasets, clip by clip."""
     from pipeline.dataset.compare import compare as differences
 
     _say(differences(before, after, Path(out) if out else None))
@@ -303,7 +303,7 @@ def compare(before: str, after: str, out: str | None) -> None:
 
 @cli.command(epilog=_examples("clipmill doctor"))
 def doctor() -> None:
-    """Say what this machine can do."""
+    """Show what this machine can run."""
     from pipeline.doctor import examine
 
     print(examine())

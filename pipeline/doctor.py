@@ -1,4 +1,4 @@
-"""What this machine can do: the facts that decide which recipes run here and how fast."""
+"""Facts about this machine that decide which recipes it can run and how fast."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PACKAGES = ("ray", "av", "torch", "torchvision", "open_clip_torch", "transformer
 
 
 def examine() -> str:
-    """A table of findings, one a line. Looks for the model hub for at most two seconds."""
+    """Return a table of facts, one a line. Tries to reach the model hub for at most two seconds."""
     rows = list(_rows())
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {result}" for name, result in rows)
@@ -53,7 +53,7 @@ def _rows() -> Iterator[tuple[str, str]]:
 
 
 def _try(look: Callable[[], str]) -> str:
-    """A broken package is a finding, not the end of the examination."""
+    """Return the result of a check, or why it failed: a broken package must not end the command."""
     try:
         return look()
     except Exception as error:

@@ -1,4 +1,4 @@
-"""What a build would do and why, without doing it, with times from the rates that earlier builds measured."""
+"""The plan of a build: what it would do and why, with times estimated from the rates of earlier builds."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from pipeline.tables.published import read_table
 
 
 def plan(inputs: Sequence[str], out: str, recipe: Recipe) -> str:
-    """Return one line a pass: how much is done, how much is pending, why, and about how long that takes. Raises what a
-    build raises before it starts."""
+    """Return one line a pass: how much is done, how much is pending, why, and about how long that takes. Raises the
+    errors that a build raises before it starts."""
     files: Sequence[DiscoveredFile] = discover(inputs, recipe.sources)
     store = Store(out)
     check_folder(store)
@@ -39,7 +39,7 @@ def plan(inputs: Sequence[str], out: str, recipe: Recipe) -> str:
     if gone := _gone(files, store, info):
         lines.insert(1, f"         {gone:,} files of the dataset are no longer among the sources: their clips go")
     if first < len(outlooks) - 1:
-        lines.append("later passes: of what is known now; what the passes before them find adds to it")
+        lines.append("later passes: counted without the clips that earlier passes will add")
     times = [_estimate(info, each.name, outlook.pending) for each, outlook in outlooks if outlook.pending]
     if times and None not in times:
         lines.append(f"about {clock(sum(filter(None, times)))} in all, at the last builds' rates")
@@ -55,7 +55,7 @@ def _gone(files: Sequence[DiscoveredFile], store: Store, info: Mapping[str, Any]
 
 
 def _line(of: Pass, outlook: Outlook, info: Mapping[str, Any], waits: bool) -> str:
-    """`waits`: a pass before it has work, which may give it more."""
+    """Describe a pass; `waits`: an earlier pass has work, which may add more to this one."""
     if not outlook.pending:
         yet = " yet" if waits else ""
         return f"{of.name:<8} nothing to do{yet} ({_amount(outlook.total, of.measure)} done)"
@@ -66,7 +66,7 @@ def _line(of: Pass, outlook: Outlook, info: Mapping[str, Any], waits: bool) -> s
 
 
 def _estimate(info: Mapping[str, Any], name: str, amount: float) -> float | None:
-    """Seconds, at the rate of the last build that had such a pass; None where there was none."""
+    """Return the seconds for `amount` at the rate of the last build that ran this pass; None if none did."""
     spent = info.get("passes", {}).get(name)
     return amount * spent["seconds"] / spent["amount"] if spent and spent["amount"] and spent["seconds"] else None
 

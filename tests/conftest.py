@@ -6,6 +6,7 @@ import fcntl
 import importlib.util
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,14 +22,28 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The modules of support/, for the tests and for the workers that Ray starts: importlib mode leaves sys.path alone.
 sys.path.insert(0, str(Path(__file__).parent / "support"))
+os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "of-these-tests-alone-" + "0" * 32}  # to join `ray_cluster`
 os.environ["PYTHONPATH"] = os.pathsep.join([sys.path[0], *filter(None, [os.environ.get("PYTHONPATH")])])
 
+from chat_endpoint import KEY  # noqa: E402
 from faulty import Proxy, proxy  # noqa: E402
 from light_recipe import GOLDEN_OPTIONS  # noqa: E402
 from object_store import KEYS, s3_server  # noqa: E402
 
 from pipeline.config.recipe import load_recipe  # noqa: E402
 from pipeline.storage.store import Store  # noqa: E402
+
+# Packages whose tests wait longest. They start first, so that none is left running alone at the end.
+SLOW = ("builds", "storage", "pack", "captioners", "model")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Under pytest-xdist let one process run all tests that share the Ray cluster, and one process each other file."""
+    groups = {item: "ray" if "ray_cluster" in item.fixturenames else item.path.stem for item in items}
+    for item, group in groups.items():
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: (groups[item] != "ray", item.path.parent.name not in SLOW))
 
 
 @pytest.fixture(scope="session")
@@ -56,6 +71,20 @@ def golden_dataset(tmp_path_factory: pytest.TempPathFactory, sample_videos: dict
             sources = [str(sample_videos[name]) for name in ("bikes", "bigbuckbunny")]
             build(sources, str(dataset), load_recipe("embedded", GOLDEN_OPTIONS), engine="local")
     return dataset
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[str]:
+    """The address of Ray on two cores of this machine, in processes of its own, so that tests can join and leave it."""
+    options = "address='local', num_cpus=2, include_dashboard=False, logging_level='ERROR', log_to_driver=False"
+    code = f"import ray, sys; print(ray.init({options}).address_info['gcs_address'], flush=True); sys.stdin.read()"
+    environment = os.environ | {"OPENAI_API_KEY": KEY}  # which tests then look for in Ray's logs
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen([sys.executable, "-c", code], env=environment, text=True, **pipes) as process:
+        assert process.stdout
+        yield process.stdout.readline().strip()
+        assert process.stdin
+        process.stdin.close()
 
 
 @pytest.fixture(scope="module")

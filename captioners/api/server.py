@@ -76,7 +76,7 @@ class Server:
                 kept = [answer for answer in done if answer.clip_id not in self._failed]
                 raise CaptionerDown(
                     f"captioner server: {error}. {len(kept)} of {len(clips)} clips of this batch were answered and are "
-                    "kept; run the same command again to go on with the others",
+                    "kept; run the same command again to continue with the others",
                     kept,
                 ) from error
 

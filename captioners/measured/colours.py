@@ -9,9 +9,9 @@ import numpy as np
 
 from filters.base import shrunk
 
-SIDE = 64  # pixels of the longer side at which colours are counted
-# Largest saturation of grey, smallest of a colour, smallest value of a named pixel, and of white; 0 to 1.
-GREY, COLOURED, BRIGHT, WHITE = 0.13, 0.25, 0.2, 0.85
+SHRUNK_SIZE = 64  # pixels of the longer side at which colours are counted
+GREY, COLOURED = 0.13, 0.25  # largest saturation of grey, smallest saturation of a colour; 0 to 1
+NAMED, WHITE = 0.2, 0.85  # smallest value of a pixel that has a name, and of white; 0 to 1
 BROWN = 0.6  # value under which orange is brown
 # Degrees of hue, from and to; hues between two ranges have no name.
 HUES = {
@@ -32,7 +32,7 @@ def colours(frames: Sequence[np.ndarray]) -> list[tuple[str, float]]:
     larger first; empty if no two do. Dark pixels have no name: darkness is measured by `exposure`."""
     shares: dict[str, float] = {}
     for frame in frames:
-        for name, share in _named(shrunk(frame, SIDE)).items():
+        for name, share in _named(shrunk(frame, SHRUNK_SIZE)).items():
             shares[name] = shares.get(name, 0.0) + share / len(frames)
     ranked = sorted(shares.items(), key=lambda pair: (-pair[1], pair[0]))
     for most in (ranked[:1], ranked[:2]):
@@ -43,8 +43,8 @@ def colours(frames: Sequence[np.ndarray]) -> list[tuple[str, float]]:
 
 def _named(rgb: np.ndarray) -> dict[str, float]:
     hue, saturation, value = np.moveaxis(cv2.cvtColor(rgb.astype(np.float32) / 255, cv2.COLOR_RGB2HSV), 2, 0)
-    plain = (value >= BRIGHT) & (saturation <= GREY)
-    coloured = (value >= BRIGHT) & (saturation >= COLOURED)
+    plain = (value >= NAMED) & (saturation <= GREY)
+    coloured = (value >= NAMED) & (saturation >= COLOURED)
     masks = {"white": plain & (value >= WHITE), "grey": plain & (value < WHITE)}
     masks["red"] = coloured & ((hue >= RED[0]) | (hue < RED[1]))
     for name, (low, high) in HUES.items():

@@ -13,7 +13,7 @@ from captioners.text.phases import Phase, camera_spans, motion_phases
 
 VERSION = 6  # raise it when the same measurements give other words
 TOGETHER = 0.6  # seconds: events that begin within this time share a sentence
-DARK, BRIGHT = 0.12, 0.72  # mean luma, 0 to 1, below and above which the light is described
+DARK_BELOW, BRIGHT_ABOVE = 0.12, 0.72  # mean luma, 0 to 1, below and above which the light is described
 LATE = 0.6  # seconds without motion from which a pause is mentioned
 LETTERED = 0.005  # fraction of the picture covered by burned-in text from which writing is mentioned
 PEOPLE = ("", "person", "two people", "several people")  # by faces; more than two are seldom counted right
@@ -34,13 +34,13 @@ class Measured:
 
     def caption(self, clips: Sequence[ClipFrames]) -> list[Caption | CaptionError]:
         """Return one answer a clip, in order; an error without any usable measurement."""
-        return [self._one(clip) for clip in clips]
+        return [self._caption(clip) for clip in clips]
 
-    def _one(self, clip: ClipFrames) -> Caption | CaptionError:
+    def _caption(self, clip: ClipFrames) -> Caption | CaptionError:
         shown = self._subjects(clip)
-        things = [_with_article(subject.name) for subject in shown if not subject.setting]
+        subjects = [_with_article(subject.name) for subject in shown if not subject.setting]
         if (clip.scores.get("text_overlay") or 0.0) >= LETTERED:
-            things.append("writing")
+            subjects.append("writing")
         settings = [subject.name for subject in shown if subject.setting]
         cameras = [
             Action(f"the camera {CAMERA[label]}", start, end)
@@ -53,7 +53,7 @@ class Measured:
         wide = (clip.scores.get("motion_area") or 0.0) > 0.5
         mover = _mover(shown)
         actions = [Action(_movement(p, wide, mover), p.start, p.end) for p in phases or []]
-        content = as_sentence(", ".join([_list(things), *settings[:1]] if things else settings[:1]))
+        content = as_sentence(", ".join([_list(subjects), *settings[:1]] if subjects else settings[:1]))
         plain = [action for action, phase in zip(actions, phases or [], strict=True) if not (mover or phase.direction)]
         mentioned = [action for action in actions if not content or action not in plain]
         named = _list([name for name, _ in colours(clip.frames)])
@@ -65,7 +65,7 @@ class Measured:
         by_tags = [subject for subject in shown if subject.name not in PEOPLE]
         provenance = {
             "light": "measured: exposure" if light else "",
-            "subjects": _origin(by_tags, setting=False) or ("measured" if things else ""),
+            "subjects": _origin(by_tags, setting=False) or ("measured" if subjects else ""),
             "style": "measured: colours" if style else "",
             "setting": _origin(by_tags, setting=True),
             "camera": "measured: camera" if cameras else "",
@@ -75,7 +75,7 @@ class Measured:
             clip_id=clip.clip_id,
             short=_short(content, cameras, mentioned, phases) or as_sentence(style),
             dense=" ".join(part for part in (content, story, "" if content else as_sentence(style), light) if part),
-            subjects=tuple(things),
+            subjects=tuple(subjects),
             actions=tuple(actions),
             camera=_camera(cameras, clip.duration),
             setting=", ".join(settings),
@@ -201,9 +201,9 @@ def _camera(cameras: list[Action], duration: float) -> str:
 
 def _light(luma: float | None) -> str:
     """Describe a mean luma, 0 to 1; empty between dark and bright."""
-    if luma is None or DARK <= luma <= BRIGHT:
+    if luma is None or DARK_BELOW <= luma <= BRIGHT_ABOVE:
         return ""
-    return "The picture is dark." if luma < DARK else "The picture is bright."
+    return "The picture is dark." if luma < DARK_BELOW else "The picture is bright."
 
 
 def _with_article(name: str) -> str:

@@ -21,7 +21,7 @@ CLEAR = 0.1  # picture heights a second: faster motion contradicts stillness
 MOVES, STIRS = 0.4, 0.2  # "still" and "completely still" are wrong if something moves for more than this share
 ALTOGETHER = re.compile(r"completely|perfectly|entirely|motionless|\bno\b|nothing", re.IGNORECASE)
 MOVED = 0.4  # a caption that says only "static" is wrong if the camera moves for at least this share of the time
-DARK, BRIGHT = 0.12, 0.45  # mean luma, 0 to 1: below, "bright" is wrong; above, "dark" is
+NOT_BRIGHT_BELOW, NOT_DARK_ABOVE = 0.12, 0.45  # mean luma, 0 to 1: below, "bright" is wrong; above, "dark" is
 
 
 @dataclass(frozen=True)
@@ -98,10 +98,10 @@ def order_error(text_claims: Sequence[Claim], facts: Facts) -> tuple[Claim, str]
         until = facts.phases[i + 1].start if facts.phases and i + 1 < len(facts.phases) else facts.duration
         if until - phase.end >= PAUSE:
             motion.append(("stop", phase.end, until))
-    for kinds, events in ((("camera",), camera), (("direction", "stop"), motion)):
+    for topics, events in ((("camera",), camera), (("direction", "stop"), motion)):
         before: tuple[Claim, float] | None = None
         for claim in text_claims:
-            spans = [(a, b) for value, a, b in events if value == claim.value] if claim.topic in kinds else []
+            spans = [(a, b) for value, a, b in events if value == claim.value] if claim.topic in topics else []
             if not spans:
                 continue
             later = [(a, b) for a, b in spans if before is None or b > before[1]]
@@ -124,8 +124,8 @@ def _camera(claim: Claim, labels: Sequence[str]) -> str | None:
 def _light(claim: Claim, facts: Facts) -> str | None:
     if facts.luma is None:
         return None
-    if claim.value == "dark" and facts.luma > BRIGHT:
+    if claim.value == "dark" and facts.luma > NOT_DARK_ABOVE:
         return f"{claim.words!r}, but the picture is bright (mean luma {facts.luma:.2f})"
-    if claim.value == "bright" and facts.luma < DARK:
+    if claim.value == "bright" and facts.luma < NOT_BRIGHT_BELOW:
         return f"{claim.words!r}, but the picture is dark (mean luma {facts.luma:.2f})"
     return None

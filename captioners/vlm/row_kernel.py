@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK = 64  # keys that a program reads at a time
+KEYS_PER_STEP = 64  # keys that a program reads at a time
 LEAST_GROUP = 16  # smallest number of rows of a tensor-core product
 
 
@@ -30,7 +30,7 @@ def launch(query: Tensor, key: Tensor, value: Tensor, lengths: Tensor, scale: fl
         DIM=dim,
         GROUP_SLOTS=max(LEAST_GROUP, triton.next_power_of_2(group)),
         DIM_SLOTS=triton.next_power_of_2(dim),
-        BLOCK=BLOCK,
+        KEYS_PER_STEP=KEYS_PER_STEP,
         num_warps=4,
         num_stages=3,
     )
@@ -51,7 +51,7 @@ def _attend(  # type: ignore[no-untyped-def]
     DIM: tl.constexpr,
     GROUP_SLOTS: tl.constexpr,
     DIM_SLOTS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    KEYS_PER_STEP: tl.constexpr,
 ):
     """A program per row and key head holds the queries of that head's group and walks over the row's keys with a
     running maximum and sum (Milakov and Gimelshein 2018)."""
@@ -65,8 +65,8 @@ def _attend(  # type: ignore[no-untyped-def]
     highest = tl.full([GROUP_SLOTS], float("-inf"), tl.float32)
     total = tl.zeros([GROUP_SLOTS], tl.float32)
     mixed = tl.zeros([GROUP_SLOTS, DIM_SLOTS], tl.float32)
-    for start in range(0, last + 1, BLOCK):
-        slot = start + tl.arange(0, BLOCK)
+    for start in range(0, last + 1, KEYS_PER_STEP):
+        slot = start + tl.arange(0, KEYS_PER_STEP)
         slot_mask = (slot[:, None] <= last) & (dim[None, :] < DIM)
         where = base + slot[:, None] * DIM + dim[None, :]
         key = tl.load(keys + where, mask=slot_mask, other=0.0)

@@ -22,7 +22,7 @@ from filters.encoders.imagenet import imagenet_classes
 from filters.torchvision_ops import ensure_torchvision
 
 TOP = 10  # classes that make up an embedding, as in the paper
-SIDE = 260  # input of EfficientNet-Lite2, pixels
+INPUT_SIZE = 260  # input of EfficientNet-Lite2, pixels
 LOOKS = 256  # dimensions of the appearance
 WORDS = 256  # word pieces that MiniLM was trained to read
 
@@ -108,7 +108,7 @@ def _looks() -> tuple[Any, torch.Tensor]:
     return model.eval().to(memory_format=torch.channels_last), projection
 
 
-def appearance(frame: np.ndarray, side: int = SIDE) -> np.ndarray:
+def appearance(frame: np.ndarray, side: int = INPUT_SIZE) -> np.ndarray:
     """Return `EncoderOutput.appearance` of one frame, (h, w, 3) uint8 RGB, without its embedding. A smaller `side` is
     cheaper; results of different sides are not comparable."""
     network, projection = _looks()
@@ -126,7 +126,7 @@ def _appearance(features: torch.Tensor, projection: torch.Tensor) -> np.ndarray:
     return F.normalize((roots - roots.mean()) @ projection, dim=0).numpy()
 
 
-def _input(frame: np.ndarray, side: int = SIDE) -> torch.Tensor:
+def _input(frame: np.ndarray, side: int = INPUT_SIZE) -> torch.Tensor:
     """(h, w, 3) uint8 -> (1, 3, side, side) float32: the middle square, scaled as the Lite models were trained,
     (x - 127) / 128."""
     height, width = frame.shape[:2]

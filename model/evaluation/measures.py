@@ -78,8 +78,8 @@ class I3D:
     @torch.no_grad()
     def __call__(self, frames: np.ndarray) -> Tensor:
         """Features (400,) of a video (t, h, w, 3) uint8; a short one is continued back and forth."""
-        there = np.arange(max(I3D_FRAMES, len(frames)))
-        turns = np.abs((there + len(frames) - 1) % max(1, 2 * len(frames) - 2) - (len(frames) - 1))
+        positions = np.arange(max(I3D_FRAMES, len(frames)))
+        turns = np.abs((positions + len(frames) - 1) % max(1, 2 * len(frames) - 2) - (len(frames) - 1))
         video = torch.from_numpy(frames[turns]).permute(3, 0, 1, 2)[None].float().to(self.device)
         return self.network(video, rescale=True, resize=True, return_features=True)[0].double().cpu()
 

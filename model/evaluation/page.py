@@ -38,8 +38,8 @@ def page(result: Mapping[str, float], pairs: Sequence[Pair], fps: float) -> str:
     """HTML with the scores and every pair of clips inside it."""
     names = list(pairs[0].scores["sampled"])
     rows = "".join(
-        f"<tr><th>{kind}</th>" + "".join(f"<td>{result[f'{kind}_{name}']:.4f}</td>" for name in names) + "</tr>"
-        for kind in ("sampled", "real")
+        f"<tr><th>{videos}</th>" + "".join(f"<td>{result[f'{videos}_{name}']:.4f}</td>" for name in names) + "</tr>"
+        for videos in ("sampled", "real")
     )
     clips = "".join(
         f"<figure>{_video(pair.sampled, fps)}{_video(pair.real, fps)}<figcaption>{html.escape(pair.caption)}"

@@ -90,9 +90,10 @@ class CrossAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """Tokens x (B, T, S, d), modulation (B, T, 6, d) fp32 and text (B, L, d) to the next; new, it is the identity.
+    """Map tokens x (B, T, S, d), modulation (B, T, 6, d) fp32 and text (B, L, d) to the next tokens. A new block is the
+    identity.
 
-    Tokens keep their frame's axis, so that a frame's modulation is broadcast over its places, not copied.
+    Tokens keep a frame axis, so that a frame's modulation is broadcast over its patches, not copied.
     """
 
     def __init__(self, size: Size, factorised: bool) -> None:
@@ -122,7 +123,7 @@ class Block(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    """Timesteps in [0, 1] to sinusoids to features, all in fp32."""
+    """Embeds timesteps in [0, 1] by sinusoids and an MLP, in fp32."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -164,7 +165,8 @@ class DiT(nn.Module):
         self.initialise()
 
     def initialise(self) -> None:
-        """Xavier weights; zero for every gate, for what is added to the stream ungated, and for the output."""
+        """Initialise by Xavier; with zero for all gates, for layers that are added without a gate, and for the
+        output."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -178,8 +180,8 @@ class DiT(nn.Module):
             nn.init.zeros_(module.weight)
 
     def forward(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        """x (B, C, T, H, W) latents, t (B, T) in [0, 1], text (B, L, D) with zero rows for no word, to (B, C, T, H, W)
-        fp32. H and W are multiples of the patch."""
+        """Predict from latents x (B, C, T, H, W), timesteps t (B, T) in [0, 1] and text (B, L, D), with zero rows where
+        there is no word: (B, C, T, H, W) fp32. H and W are multiples of the patch."""
         frames, height, width = x.shape[2], x.shape[3] // self.patch, x.shape[4] // self.patch
         rope, time_rope = self.rotary(frames, height, width, x.device)
         features, modulation = self.time(t)
@@ -194,20 +196,20 @@ class DiT(nn.Module):
         return self.unpatchify(self.patch_out(tokens.to(words.dtype)).float(), height, width)
 
     def patchify(self, x: Tensor) -> Tensor:
-        """(B, C, T, H, W) to (B, T, S, C*p*p), S patches a frame in reading order."""
+        """Cut latents (B, C, T, H, W) into patches (B, T, S, C*p*p), S patches a frame in reading order."""
         b, c, t, h, w = x.shape
         p = self.patch
         x = x.view(b, c, t, h // p, p, w // p, p).permute(0, 2, 3, 5, 1, 4, 6)
         return x.reshape(b, t, (h // p) * (w // p), c * p * p)
 
     def unpatchify(self, x: Tensor, height: int, width: int) -> Tensor:
-        """(B, T, S, C*p*p) back to (B, C, T, H, W)."""
+        """Join patches (B, T, S, C*p*p) to latents (B, C, T, H, W)."""
         b, t, p = x.shape[0], x.shape[1], self.patch
         x = x.view(b, t, height, width, self.channels, p, p).permute(0, 4, 1, 2, 5, 3, 6)
         return x.reshape(b, self.channels, t, height * p, width * p)
 
     def tokens(self, shape: Sequence[int]) -> int:
-        """Tokens of a sample of latents (b, c, t, h, w)."""
+        """Return the number of tokens of a sample of latents (b, c, t, h, w)."""
         return shape[2] * (shape[3] // self.patch) * (shape[4] // self.patch)
 
     def step_flops(self, shape: Sequence[int], words: int) -> int:
@@ -215,13 +217,14 @@ class DiT(nn.Module):
         return 3 * self.forward_flops(shape, words)
 
     def forward_flops(self, shape: Sequence[int], words: int) -> int:
-        """Floating-point operations (2 a multiply-add) of the forward pass of one sample of latents (b, c, t, h, w).
+        """Return the floating-point operations (2 for each multiply-add) of the forward pass of one sample of latents
+        (b, c, t, h, w).
 
-        Training costs three times this; nothing recomputed, no latents and no text encoder counted.
+        Training takes three times as many, without recomputation, latents and text encoder.
         """
         d, n, frames, pixels = self.size.width, self.tokens(shape), shape[2], self.patch_in.in_features
-        seen = n if not self.factorised else n // frames + frames  # tokens that a token attends to
-        block = 2 * n * (4 * d * d + 2 * d * self.size.hidden) + 4 * n * seen * d  # qkv and out, MLP, self-attention
+        keys = n if not self.factorised else n // frames + frames  # tokens that a token attends to
+        block = 2 * n * (4 * d * d + 2 * d * self.size.hidden) + 4 * n * keys * d  # qkv and out, MLP, self-attention
         block += 2 * n * 4 * d * d if self.factorised else 0  # qkv and out along time
         block += 2 * n * 2 * d * d + 2 * words * 2 * d * d + 4 * n * words * d  # cross-attention
         text_width = self.text_width
@@ -230,9 +233,10 @@ class DiT(nn.Module):
         return self.size.depth * block + ends + time
 
     def rotary(self, frames: int, height: int, width: int, device: torch.device) -> tuple[Rope, Rope]:
-        """Rotations of the tokens, and of the frames along time.
+        """Return the rotations of the tokens, and of the frames along time.
 
-        Factorised attention sees a frame at time 0 in space, as an image is seen, and time only along time.
+        Factorised attention within a frame has all tokens at time 0, as in an image; time appears only in attention
+        along time.
         """
         pairs = self.head_dim // 2
         side = self.head_dim // 6  # pairs for height and for width; the rest is for time
@@ -247,7 +251,7 @@ class DiT(nn.Module):
 
 
 def norm(x: Tensor) -> Tensor:
-    """LayerNorm without weights, in and out of fp32."""
+    """Normalise by a LayerNorm without weights; input and output are fp32."""
     return F.layer_norm(x.float(), x.shape[-1:], eps=1e-6)
 
 
@@ -258,7 +262,8 @@ def add_norm(
     shift: Tensor | None = None,
     scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """x + gate * update; and its norm * (1 + scale) + shift. x and update (B, T, S, d), the rest (B, T, d) fp32."""
+    """Return x + gate * update, and its norm * (1 + scale) + shift. x and update are (B, T, S, d), the rest (B, T, d)
+    fp32."""
     if on_kernels(x):
         return kernels.add_norm(x, update, gate, shift, scale)[:2]
     if update is not None:
@@ -270,7 +275,7 @@ def add_norm(
 
 
 def split_qkv(qkv: Tensor, q_norm: RMSNorm, k_norm: RMSNorm, heads: int, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
-    """(B, N, 3d) to normalised and rotated queries and keys, and values, (B, N, h, c) each."""
+    """Split (B, N, 3d) into normalised and rotated queries and keys, and values, (B, N, h, c) each."""
     if on_kernels(qkv):
         return kernels.split_qkv(qkv, q_norm.weight, k_norm.weight, *rope)[:3]
     q, k, v = qkv.chunk(3, dim=-1)
@@ -279,38 +284,40 @@ def split_qkv(qkv: Tensor, q_norm: RMSNorm, k_norm: RMSNorm, heads: int, rope: R
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
-    """(B, N, h*c) to (B, N, h, c)."""
+    """Reshape (B, N, h*c) to (B, N, h, c)."""
     return x.unflatten(-1, (heads, -1))
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """(B, N, h, c), (B, M, h, c) twice, to (B, N, h*c)."""
+    """Attend with queries (B, N, h, c) to keys and values (B, M, h, c); return (B, N, h*c)."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 def attend_words(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """`attend` to a caption, which is short."""
+    """Attend to a caption, like `attend`; keys are few."""
     if on_kernels(q) and k.shape[1] <= word_attention.MOST_WORDS:
         return word_attention.attend_words(q, k, v).flatten(2)
     return attend(q, k, v)
 
 
 def on_kernels(x: Tensor) -> bool:
-    """Whether the Triton kernels take x; otherwise the plain code here does."""
+    """Return whether the Triton kernels can take x; otherwise the plain code in this file runs."""
     return KERNELS and x.is_cuda and x.dtype == torch.bfloat16
 
 
 def axis_angles(positions: Tensor, pairs: int) -> Tensor:
-    """(n,) positions to (n, pairs) angles, float64 (Su et al., RoFormer, 2021)."""
+    """Return the rotary angles of (n,) positions, (n, pairs) float64 (Su et al., RoFormer, 2021)."""
     frequencies = 10_000.0 ** (-torch.arange(pairs, dtype=torch.float64, device=positions.device) / pairs)
     return positions.double()[:, None] * frequencies
 
 
 def places(height: int, width: int, device: torch.device) -> Tensor:
-    """Where in the picture a token is, (height * width, 16): four octaves of sinusoids of its height and width.
+    """Return the position features of the tokens of a frame, (height * width, 16): four octaves of sinusoids of both
+    coordinates.
 
-    Rotary positions tell tokens only how far apart they are; with this, what belongs at the top is learned at once.
+    Rotary positions encode only distances between tokens; with absolute positions the model quickly learns what belongs
+    at the top.
     """
     y, x = (torch.linspace(-1, 1, 2 * n + 1, device=device)[1::2] for n in (height, width))
     grid = torch.stack([y[:, None].expand(height, width), x.expand(height, width)], dim=-1)
@@ -319,23 +326,25 @@ def places(height: int, width: int, device: torch.device) -> Tensor:
 
 
 def rotation(angles: Tensor) -> Rope:
-    """(N, c/2) angles to the factors of a head's channels and of their partners in `rotate`, (N, c) float32 each."""
+    """Return the factors that `rotate` applies to a head's channels and to their partners, (N, c) float32 each, for (N,
+    c/2) angles."""
     cos, sin = angles.cos().float(), angles.sin().float()
     return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
 def rotate(x: Tensor, rope: Rope) -> Tensor:
-    """Turns the pairs (channel i, channel i + c/2) of x (B, N, h, c) by their token's angles."""
+    """Rotate the pairs (channel i, channel i + c/2) of x (B, N, h, c) by their token's angles."""
     own, partner = (table[:, None] for table in rope)  # (N, 1, c)
     swapped = x.float().unflatten(-1, (2, -1)).flip(-2).flatten(-2)
     return (x.float() * own + swapped * partner).to(x.dtype)
 
 
 def inflate(model: DiT, image_weights: Mapping[str, Tensor]) -> None:
-    """Loads an image model's weights into a video model, in place, so that it starts as exactly that image model.
+    """Load an image model's weights into a video model, in place; the video model then starts as exactly that image
+    model.
 
-    With full attention nothing is new: the rotation at time 0 is the identity. Factorised, the temporal attention keeps
-    its zero output. Raises ValueError when the weights are of another geometry.
+    Full attention has no new weights, and the rotation at time 0 is the identity. Factorised, the temporal attention
+    keeps its zero output. Raises ValueError when the weights are of another geometry.
     """
     own = model.state_dict()
     missing = [k for k in own if k not in image_weights and ".temporal." not in k]

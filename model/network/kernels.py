@@ -1,26 +1,26 @@
-"""The parts of a block that wait for memory, as Triton kernels: each tensor is read once and written once.
+"""Triton kernels for the memory-bound parts of a block: each tensor is read once and written once.
 
 Between its matrix products a block normalises, modulates, rotates and adds. Compiled from plain code these passes write
-fp32 intermediates and read their inputs two or three times; here each is one kernel forward and one backward, with the
-gradients of what is shared by many tokens (gates, shifts, norm weights) summed on the way. dit.py has the same in plain
-torch, which is what runs elsewhere than on a GPU in bf16 and what the tests compare with.
+fp32 intermediates and read their inputs two or three times. Here each is one kernel forward and one backward, which
+also sums the gradients of what many tokens share (gates, shifts, norm weights). dit.py has the same in plain torch: it
+runs where there is no GPU with bf16, and tests compare with it.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
-# (kernels and autograd contexts have no types that say anything)
+# (kernels and autograd contexts have no useful types)
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
-ROWS = 64  # that one program of a backward kernel sums over
-STAGES = tl.constexpr(2)  # rows that are on their way while one is worked on
+ROWS = 64  # rows that one program of a backward kernel sums over
+STAGES = tl.constexpr(2)  # pipeline stages: rows that are loaded ahead
 
 
 @triton.jit
 def _sums(a, b):
-    """Of both over their one axis, in one exchange among the warps."""
+    """Return the sums of both over their one axis, with a single reduction among the warps."""
     return tl.split(tl.sum(tl.join(a, b), 0))
 
 
@@ -181,7 +181,8 @@ def _frame_step(per_frame: Tensor | None) -> int:
 def add_norm(
     x: Tensor, update: Tensor | None, gate: Tensor | None, shift: Tensor | None, scale: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dit.add_norm, and each row's mean and inverse deviation; x, update (B, T, S, d), the rest (B, T, d) fp32."""
+    """Compute dit.add_norm, and each row's mean and inverse deviation; x, update (B, T, S, d), the rest (B, T, d)
+    fp32."""
     x, update = x.contiguous(), None if update is None else update.contiguous()
     stream, normed = torch.empty_like(x), torch.empty_like(x)
     width, tokens = x.shape[-1], x.shape[2]
@@ -198,7 +199,8 @@ def add_norm_backward(
     stream: Tensor, update: Tensor | None, gate: Tensor | None, scale: Tensor | None,
     moments: Tensor, d_stream: Tensor, d_normed: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of x and of a gated update, and partial sums (3, B, T, parts, d) of those of gate, shift and scale."""
+    """Return the gradients of x and of a gated update, and partial sums (3, B, T, parts, d) of those of gate, shift and
+    scale."""
     update = None if update is None else update.contiguous()
     b, frames, tokens, width = stream.shape
     parts = triton.cdiv(tokens, ROWS)
@@ -237,7 +239,7 @@ add_norm.register_autograd(_add_norm_gradients, setup_context=_save_add_norm)
 def split_qkv(
     qkv: Tensor, q_weight: Tensor, k_weight: Tensor, own: Tensor, partner: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """dit.split_qkv, and the inverse deviations of queries and keys; qkv (B, N, 3d)."""
+    """Compute dit.split_qkv, and the inverse deviations of queries and keys; qkv (B, N, 3d)."""
     b, tokens, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
     head = own.shape[1]
     q, k, v = (qkv.new_empty(b, tokens, width // head, head) for _ in range(3))
@@ -254,7 +256,7 @@ def split_qkv_backward(
     qkv: Tensor, q_weight: Tensor, k_weight: Tensor, own: Tensor, partner: Tensor, scatter: Tensor,
     dq: Tensor, dk: Tensor, dv: Tensor,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The gradient of qkv, and partial sums (2, parts, d) of those of the two weights."""
+    """Return the gradient of qkv, and partial sums (2, parts, d) of those of the two weights."""
     b, tokens, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
     head = own.shape[1]
     parts = triton.cdiv(b * tokens, ROWS)

@@ -1,19 +1,19 @@
-"""Attention to a caption's few words, as Triton kernels that hold all of its keys and values at once.
+"""Triton kernels for attention to a short caption, which hold all of its keys and values at once.
 
-Attention kernels share their backward pass out by blocks of keys. A caption is one block, so that they leave most of a
-GPU idle and read every query for it one after the other; here the queries are shared out, the gradients of keys and
-values are summed over them, and nothing but the inputs is kept for the backward pass.
+The backward pass of usual attention kernels is parallel over blocks of keys. A caption is a single block, so that they
+leave most of a GPU idle and read the queries one after the other. These kernels are parallel over queries, sum the
+gradients of keys and values over them, and save only their inputs for the backward pass.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
-# (kernels and autograd contexts have no types that say anything)
+# (kernels and autograd contexts have no useful types)
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
-MOST_WORDS = 128  # more do not fit into a program's registers
+MOST_WORDS = 128  # keys; more do not fit into a program's registers
 
 
 @triton.jit
@@ -21,15 +21,15 @@ def _attend_words(
     q_at, k_at, v_at, out_at, tokens, words, k_step, v_step,
     heads: tl.constexpr, head: tl.constexpr, queries: tl.constexpr, keys: tl.constexpr,
 ):  # fmt: skip
-    scale: tl.constexpr = 1.4426950408889634 / head**0.5  # for powers of 2
+    scale: tl.constexpr = 1.4426950408889634 / head**0.5  # log2(e): exponentials are powers of 2
     sample = tl.program_id(1).to(tl.int64) // heads
     number = tl.program_id(1) % heads
     n = tl.program_id(0) * queries + tl.arange(0, queries)
     j = tl.arange(0, keys)
     c = tl.arange(0, head)
-    there = (j < words)[:, None]
-    k = tl.load(k_at + (sample * words + j)[:, None] * k_step + number * head + c[None], there, 0.0)
-    v = tl.load(v_at + (sample * words + j)[:, None] * v_step + number * head + c[None], there, 0.0)
+    in_text = (j < words)[:, None]
+    k = tl.load(k_at + (sample * words + j)[:, None] * k_step + number * head + c[None], in_text, 0.0)
+    v = tl.load(v_at + (sample * words + j)[:, None] * v_step + number * head + c[None], in_text, 0.0)
     at = (sample * tokens + n)[:, None] * (heads * head) + number * head + c[None]
     mask = (n < tokens)[:, None]
     q = tl.load(q_at + at, mask, 0.0)
@@ -49,9 +49,9 @@ def _attend_words_backward(
     number = tl.program_id(1) % heads
     j = tl.arange(0, keys)
     c = tl.arange(0, head)
-    there = (j < words)[:, None]
-    k = tl.load(k_at + (sample * words + j)[:, None] * k_step + number * head + c[None], there, 0.0)
-    v = tl.load(v_at + (sample * words + j)[:, None] * v_step + number * head + c[None], there, 0.0)
+    in_text = (j < words)[:, None]
+    k = tl.load(k_at + (sample * words + j)[:, None] * k_step + number * head + c[None], in_text, 0.0)
+    v = tl.load(v_at + (sample * words + j)[:, None] * v_step + number * head + c[None], in_text, 0.0)
     dk = tl.zeros([keys, head], tl.float32)
     dv = tl.zeros([keys, head], tl.float32)
     for i in range(rounds):
@@ -77,7 +77,7 @@ def _attend_words_backward(
 
 @triton_op("clipmill::attend_words", mutates_args=())
 def attend_words(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention of q (B, N, h, c) to at most MOST_WORDS keys and values (B, L, h, c), bf16, as (B, N, h, c)."""
+    """Attend with q (B, N, h, c) to at most MOST_WORDS keys and values (B, L, h, c), bf16, as (B, N, h, c)."""
     b, tokens, heads, head = q.shape
     words = k.shape[1]
     out = torch.empty_like(q)
@@ -90,7 +90,7 @@ def attend_words(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 @triton_op("clipmill::attend_words_backward", mutates_args=())
 def attend_words_backward(q: Tensor, k: Tensor, v: Tensor, d_out: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradient of q, and partial sums (2, parts, B, h, L padded, c) of those of k and v."""
+    """Return the gradient of q, and partial sums (2, parts, B, h, L padded, c) of those of k and v."""
     b, tokens, heads, head = q.shape
     words, rounds, queries = k.shape[1], 16, 32
     keys = max(16, triton.next_power_of_2(words))

@@ -1,4 +1,4 @@
-"""Checkpoints: sharded, written while training goes on, and complete or absent.
+"""Checkpoints: sharded, written asynchronously, and atomic.
 
 RUN/checkpoints/step-0000100/ is a torch.distributed.checkpoint of the weights, the moving average, the optimiser and
 state.json. It is written under a temporary name and renamed when complete; then the file `latest` names it.
@@ -34,7 +34,7 @@ class Checkpoints:
         self._pending: tuple[Future[Any] | None, Path, Path] | None = None
 
     def save(self, step: int, tensors: dict[str, Any], state: dict[str, Any]) -> None:
-        """Start writing `tensors` (nested dicts of tensors) and `state` (JSON); training may go on meanwhile."""
+        """Start writing `tensors` (nested dicts of tensors) and `state` (JSON); training can continue."""
         self.finish()
         final = self.folder / f"step-{step:07d}"
         part = final.with_suffix(".part")
@@ -47,16 +47,16 @@ class Checkpoints:
         future: Any = None
         if _on_gpu(tensors["ema"]):
             future = dcp.async_save(tensors, checkpoint_id=part)
-        else:  # tensors in main memory would change under the writer
+        else:  # training would change tensors in main memory while they are written
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that it saves in a single process
+                warnings.simplefilter("ignore")  # a warning that there is only one process
                 dcp.save(tensors, checkpoint_id=part, no_dist=not dist.is_initialized())
         self._pending = (future, part, final)
         if future is None:
             self.finish()
 
     def finish(self) -> None:
-        """Wait for the checkpoint that is being written, and put it in place."""
+        """Wait until the pending checkpoint is written, and rename it to its final name."""
         if self._pending is None:
             return
         future, part, final = self._pending
@@ -91,8 +91,8 @@ def latest(run: Path) -> Path | None:
 def training_tensors(
     model: nn.Module, optimizer: Optimizer, ema: dict[str, Tensor], frozen: bool = True
 ) -> dict[str, Any]:
-    """Return what a checkpoint holds, under names that do not depend on ranks or wrappers; without `frozen`, no weights
-    that are not trained."""
+    """Return the tensors of a checkpoint, with names that do not depend on ranks or wrappers; without `frozen`, only
+    trained weights."""
     options = StateDictOptions(ignore_frozen_params=not frozen)
     weights, moments = get_state_dict(model, optimizer, options=options)
     return {"model": weights, "optimizer": moments, "ema": ema}
@@ -124,7 +124,7 @@ def read_weights(run: Path, which: str = "ema") -> dict[str, Tensor]:
     sizes: dict[str, Any] = {k.removeprefix(prefix): v for k, v in saved.items() if k.startswith(prefix)}
     weights = {k: torch.empty(v.size, dtype=v.properties.dtype) for k, v in sizes.items()}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it loads in a single process
+        warnings.simplefilter("ignore")  # a warning that there is only one process
         dcp.load({which: weights}, checkpoint_id=folder, no_dist=True)
     return weights
 

@@ -1,4 +1,4 @@
-"""What a training run reports: a line on the terminal, log.jsonl, and TensorBoard."""
+"""The log of a training run: lines on the terminal, log.jsonl, and TensorBoard."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch.utils.tensorboard import SummaryWriter
 
 from model.training.parallel import RankContext
 
-BINS = 10  # of t, in which the loss is reported
-PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16, of the vendor's data sheets
+BINS = 10  # intervals of t for which the loss is reported
+PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # FLOP/s in dense bf16, from the vendor's data sheets
 
 
 class Log:
-    """Collects what a line reports; losses stay on the device between two lines."""
+    """Collects the values of a log line; losses stay on the device until it is written."""
 
     def __init__(self, out: Path, context: RankContext, first: int) -> None:
         self.context, self.out = context, out

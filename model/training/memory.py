@@ -1,4 +1,4 @@
-"""How much of its device's memory a run needs, so that too little is said before the first step."""
+"""The memory that a run needs on its device, checked before the first step."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def estimate_memory(
     config: Config, layout: Layout, shape: Sequence[int], stride: tuple[int, int, int], world: int
 ) -> MemoryEstimate:
     """Estimate the memory of a run on latents of `shape` (b, c, t, h, w), by a forward pass on tensors without data."""
-    kept: dict[int, Tensor] = {}  # by storage; held, so that no storage takes the address of another
+    kept: dict[int, Tensor] = {}  # by storage; kept alive, so that no address is reused
 
     def keep(tensor: Tensor) -> Tensor:
         kept[tensor.untyped_storage()._cdata] = tensor

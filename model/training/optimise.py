@@ -36,11 +36,11 @@ def global_norm(parameters: Sequence[Tensor]) -> Tensor:
 
 
 def clipped_step(optimizer: torch.optim.Optimizer, norm: Tensor, limit: Tensor) -> Tensor:
-    """Step a fused optimiser with gradients clipped to `limit`, or not at all where `norm` is not finite; return 1
-    if it was skipped, else 0.
+    """Step a fused optimiser with gradients clipped to `limit`; skip the step where `norm` is not finite. Return 1 if
+    it was skipped, else 0.
 
-    The fused kernel itself divides the gradients and leaves the weights alone, as it does under a GradScaler, so there
-    is neither a pass over the gradients nor a wait for the device.
+    The fused kernel divides the gradients and skips the update itself, as under a GradScaler, so that there is neither
+    a pass over the gradients nor a host sync.
     """
     skip = (~torch.isfinite(norm)).float()
     optimizer.grad_scale = (norm / limit).clamp_min(1.0)  # type: ignore[attr-defined]
@@ -50,7 +50,8 @@ def clipped_step(optimizer: torch.optim.Optimizer, norm: Tensor, limit: Tensor) 
 
 
 class ClipRule:
-    """The norm that gradients are clipped to: `clip_norm`, or lower, the running mean plus three deviations."""
+    """The norm to which gradients are clipped: `clip_norm`, or the running mean plus three deviations if that is
+    lower."""
 
     def __init__(self, config: Config, device: torch.device) -> None:
         self.config = config

@@ -1,4 +1,4 @@
-"""How a model is spread over processes, in a fixed order: recomputation, compilation, sharding."""
+"""Parallel training: recomputation, compilation and sharding are applied to a model in this fixed order."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class RankContext:
 
     @property
     def main(self) -> bool:
-        """Whether this is the process that prints and writes what all share."""
+        """Whether this is the process that prints and writes shared files."""
         return self.rank == 0
 
 
@@ -45,7 +45,7 @@ def join(device: str) -> RankContext:
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
         if "WORLD_SIZE" in os.environ:
             dist.init_process_group(backend)
-        else:  # asynchronous checkpoints want a group, if only of one
+        else:  # asynchronous checkpoints need a process group, even of one process
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
         atexit.register(_leave)
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -68,8 +68,7 @@ def _leave() -> None:
 
 
 def spread(model: DiT | DiffusersBackbone, config: Config, context: RankContext) -> nn.Module:
-    """Return the model as it is trained, on the context's device: what to call. No wrapper changes the names of the
-    parameters of `model`."""
+    """Return the callable model for training, on the context's device. No wrapper changes the names of parameters."""
     model.to(context.device)
     if isinstance(model, DiffusersBackbone):
         model.family.speed_up(model.transformer)

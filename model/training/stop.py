@@ -1,4 +1,4 @@
-"""Stopping a run between two steps: signals, a time limit, or an error of the data."""
+"""Requests to stop a run between two steps: signals, a time limit, or an error of the data."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class StopRequest:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
-        with contextlib.suppress(ValueError):  # not the main thread, as under Ray Train: its own signals end the run
+        with contextlib.suppress(ValueError):  # not the main thread, as under Ray Train, which handles signals
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._before[number] = signal.signal(number, self._request)
         return self

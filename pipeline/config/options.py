@@ -25,7 +25,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class OptionError(ValueError):
-    """Options that cannot be used; the message says which key, and what was meant most likely."""
+    """Options that cannot be used; the message names the key and the most similar valid one."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -132,7 +132,7 @@ def _prepared(annotation: Any, value: Any, path: str) -> Any:
 
 
 def _message(config_type: Any, error: ValidationError) -> str:
-    """One line about the first problem of `error`."""
+    """Return one line about the first problem of `error`."""
     problem = error.errors(include_url=False)[0]
     path, value, context = ".".join(map(str, problem["loc"])), problem["input"], problem.get("ctx", {})
     if problem["type"] == "unexpected_keyword_argument":

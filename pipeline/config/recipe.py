@@ -1,4 +1,4 @@
-"""The recipe: every option of a build, typed, in one place. A preset or a YAML file, then `key=value` on top."""
+"""The recipe: every option of a build, typed. A preset or a YAML file, then `key=value` overrides."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ Bits = Annotated[int, Field(ge=0, le=64)]
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """How sources are known and read; the options but the first are for http://, https:// and ytdlp: alone."""
+    """How sources are identified and read; `robots` to `cache_gb` apply to http://, https:// and ytdlp: only."""
 
-    identity: Literal["whole", "sampled"] = "whole"  # known by all their bytes, or by their size and 4 MiB of them
+    identity: Literal["whole", "sampled"] = "whole"  # hash all bytes, or the size and 4 MiB of them
     allow_private: bool = False  # read from private network addresses and this machine's own
     archive_members: Count = 1_000_000  # a tar of more files is not read
     robots: bool = True  # follow robots.txt
-    connections: Count = 4  # to one host at once, from one machine
-    delay: NonNegative = 0.0  # seconds between two requests to one host, from one machine; robots.txt may ask for more
+    connections: Count = 4  # concurrent, to one host from one machine
+    delay: NonNegative = 0.0  # seconds between requests to one host from one machine; robots.txt may raise it
     max_gb: Amount = 20.0  # a larger file is not read
     cache_gb: NonNegative = 50.0  # of a machine's temporary folder, for files that cannot be read by ranges
 
@@ -54,15 +54,15 @@ class ScanOptions:
     shots: Literal["cascade", "adaptive", "transnetv2", "stride"] = "cascade"
     min_seconds: NonNegative = 2.0  # a shorter shot is a row with `rejected_by: duration`
     max_seconds: Amount = 10.0  # a longer shot is cut into equal parts
-    segment_seconds: Amount = 600.0  # what one unit of work covers
+    segment_seconds: Amount = 600.0  # longer sources are scanned in parts of this length
     deadline_factor: NonNegative = 4.0  # a decode may take this many times the source's duration ...
     deadline_seconds: Amount = 120.0  # ... plus this
     memory_mb: Count = 3000  # of the child process that decodes
     max_gb: Amount = 1000.0  # a larger source is not read
     max_streams: Count = 64  # of any type; a source with more is not scanned
-    max_gigapixels: Amount = 2000.0  # decoded of one segment; what comes after is left out
+    max_gigapixels: Amount = 2000.0  # decoded of one segment; the rest is left out
     frames_uniform: Count = 4  # sampled frames a clip, evenly spread
-    frames_peaks: WholeNumber = 4  # and at motion peaks
+    frames_peaks: WholeNumber = 4  # sampled frames a clip at motion peaks, besides
     frame_side: Count = 512  # long side of a sampled frame, pixels; never enlarged
     jpeg_quality: Quality = 92
 
@@ -86,10 +86,10 @@ class Bounds:
     max: float | None = None
     any_of: tuple[str, ...] | None = None
     none_of: tuple[str, ...] | None = None
-    missing: Literal["reject", "keep"] = "reject"  # what a null score means
+    missing: Literal["reject", "keep"] = "reject"  # whether a null score rejects the clip
 
     def admit(self, score: object) -> bool:
-        """Whether a clip with this score is kept. None and NaN are missing."""
+        """Return whether a clip with this score is kept. None and NaN are missing."""
         if score is None or score != score:
             return self.missing == "keep"
         if isinstance(score, str):
@@ -114,10 +114,10 @@ class CaptionOptions:
     captioner: str = "measured"
     options: Mapping[str, Any] = field(default_factory=dict)  # the captioner's own
     text: Literal["short", "dense", "mix"] = "dense"  # what .txt holds
-    instruction: str | None = None  # what the model is to describe, in place of the usual task; the format stays
-    language: str = "English"  # of the captions; what other languages claim is not audited
-    prefix: str = ""  # goes before every caption, a space apart: a trigger word
-    suffix: str = ""  # goes behind every caption
+    instruction: str | None = None  # replaces the default task of the prompt, not the answer format
+    language: str = "English"  # of the captions; claims are audited in English only
+    prefix: str = ""  # put before every caption with a space: a trigger word
+    suffix: str = ""  # put after every caption with a space
     batch: Count = 16
     audit: bool = True
 
@@ -136,11 +136,11 @@ class PackOptions:
     codec: Literal["h264", "h265", "av1"] = "h264"
     preset: Literal["fast_loading", "small"] = "fast_loading"  # a keyframe in 24 frames, or in 250
     heights: Heights = (1080, 720, 480, 360, 240)  # a clip is scaled down to the nearest, never up
-    durations: tuple[Amount, ...] = ()  # seconds: buckets also by length, as (4, 8) makes them; () makes one
+    durations: tuple[Amount, ...] = ()  # seconds: edges of buckets by length; (4, 8) makes three, () one
     fps: Amount | None = None  # constant frame rate; None keeps the source's
-    frames: FrameOptions | None = None  # with fps: the numbers of frames that a clip may have; None is any
+    frames: FrameOptions | None = None  # with fps: the allowed numbers of frames; None allows any
     model: str | None = None  # sets fps and frames to what this video model is trained at: wan2.1, ltx, hunyuan ...
-    hdr: Literal["tonemap", "reject"] = "tonemap"  # PQ and HLG: clips in BT.709, or none of such sources
+    hdr: Literal["tonemap", "reject"] = "tonemap"  # PQ and HLG sources: convert clips to BT.709, or reject them
     shard_mb: Amount = 256.0
 
 
@@ -149,7 +149,7 @@ class Recipe:
     name: str = "embedded"
     sources: SourceOptions = field(default_factory=SourceOptions)
     scan: ScanOptions = field(default_factory=ScanOptions)
-    filters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # name -> its options; cheap before dear
+    filters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # options by name, cheap ones first
     score_all: bool = False  # run every filter on every clip, also on those that a cheaper one rejects
     encoder: EncoderOptions = field(default_factory=EncoderOptions)
     select: SelectOptions = field(default_factory=SelectOptions)
@@ -158,7 +158,7 @@ class Recipe:
 
 
 def load_recipe(name: str = "embedded", overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe called `name` (a preset or a YAML file) with `key=value` overrides such as
+    """Return the recipe called `name` (a preset or a YAML file) with `key=value` overrides such as
     `select.thresholds.motion_object.min=0.01`. Raises RecipeError."""
     recipe = from_dict(_recipe_tree(name), overrides)
     for column, bounds in recipe.select.thresholds.items():
@@ -168,7 +168,7 @@ def load_recipe(name: str = "embedded", overrides: Sequence[str] = ()) -> Recipe
 
 
 def from_dict(given: Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe that `to_dict` (or dataset.json) holds, with `key=value` overrides. Raises RecipeError."""
+    """Return the recipe of a dict made by `to_dict` (as in dataset.json), with overrides. Raises RecipeError."""
     tree = {key: value for key, value in copy.deepcopy(dict(given)).items() if key not in RETIRED}
     override(tree, overrides)
     _refuse_secrets(tree, "")
@@ -187,13 +187,13 @@ def _refuse_secrets(value: Any, path: str) -> None:
 
 
 def presets() -> list[str]:
-    """Names of the recipes that come with clipmill."""
+    """Return the names of the recipes that clipmill contains."""
     folder = importlib.resources.files("pipeline.config") / "recipes"
     return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
 
 
 def to_dict(recipe: Any) -> dict[str, Any]:
-    """Plain dicts, lists and scalars, for JSON and for fingerprints."""
+    """Convert a recipe to dicts, lists and scalars, for JSON and for fingerprints."""
     return dataclasses.asdict(recipe)
 
 

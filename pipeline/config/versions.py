@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 
-VERSION = "0.1.0"  # of clipmill; pyproject.toml reads it from here, so that it is known where nothing is installed
+VERSION = "0.1.0"  # pyproject.toml reads it here: the code may run without being installed
 PACKAGES = ("av", "numpy", "opencv-python-headless", "torch", "open_clip_torch", "transformers", "scenedetect-headless")
 
 

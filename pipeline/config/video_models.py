@@ -1,8 +1,8 @@
 """Frame contracts: the frame rate and the frame counts that open video models are trained at, one row a model.
 
-A temporal VAE turns `multiple` frames into one latent frame, most of them after a first frame that stands alone, so a
-model takes k * multiple + extra frames. Trainers drop clips that have fewer than their smallest count, and some lose
-one frame to rounding when they convert rates: a clip keeps one frame to spare.
+A temporal VAE encodes `multiple` frames into one latent frame, in most models after a single first frame, so a model
+takes k * multiple + extra frames. Trainers drop clips with fewer frames than their smallest count, and some lose one
+frame to rounding when they convert rates: clips are packed with one spare frame.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pipeline.config.recipe import FrameOptions, PackOptions, RecipeError
 
 @dataclass(frozen=True)
 class VideoModel:
-    """What one family of models is trained on. `usual` is the number of frames that its authors train and sample at,
-    `pixels` the number that both sides of a picture are multiples of, `size` (width, height) a usual one."""
+    """The training format of a family of models: `usual` frames in its authors' training and sampling; sides that are
+    multiples of `pixels`; `size`, a common (width, height)."""
 
     fps: float
     multiple: int
@@ -30,7 +30,7 @@ class VideoModel:
 
     @property
     def least(self) -> int:
-        """The smallest count that is a video."""
+        """The smallest number of frames of a video."""
         return self.multiple + self.extra
 
 
@@ -54,22 +54,22 @@ MODELS: Mapping[str, VideoModel] = {
 
 
 def video_model(name: str) -> VideoModel:
-    """The row of MODELS called `name`. Raises RecipeError, which names the nearest, where there is none."""
+    """Return the row of MODELS called `name`. Raises RecipeError, which names the most similar one."""
     if name not in MODELS:
         raise RecipeError(f"unknown video model {name!r}{nearest(name, MODELS)}")
     return MODELS[name]
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """The end of an error message: which of `names` was probably meant, or all of them."""
+    """Return the end of an error message: the one of `names` that was probably meant, or all of them."""
     names = list(names)
     near = difflib.get_close_matches(name.lower(), names, n=1)
     return f"; did you mean {near[0]!r}?" if near else f": expected one of {', '.join(names)}"
 
 
 def resolved(pack: PackOptions) -> PackOptions:
-    """`pack` with the `fps` and `frames` of its `model`, where they are not given beside it. Raises RecipeError for an
-    unknown model, and for `frames` without a constant rate to count them at."""
+    """Return `pack` with the `fps` and `frames` of its `model`, unless they are given. Raises RecipeError for an
+    unknown model, and for `frames` without a constant rate."""
     if pack.model is not None:
         model = video_model(pack.model)
         frames = pack.frames or FrameOptions(model.multiple, model.extra)

@@ -34,8 +34,8 @@ COLUMNS = ("clip_id", "what", "before", "after")  # of the CSV
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two datasets: `ids` are (n,) uint64 prefixes of its clip ids, each once and ascending, and `rows` the
-    rows of its table that they are of."""
+    """One of the two datasets: `ids` are (n,) uint64 prefixes of its clip ids, distinct and ascending, and `rows` their
+    rows in its table."""
 
     store: Store
     info: Mapping[str, Any]
@@ -44,14 +44,15 @@ class Side:
     rows: np.ndarray
 
     def column(self, name: str) -> np.ndarray:
-        """(n,) float64 of numbers, NaN for null, or uint64 hashes of texts and lists, 0 for null, in order of `ids`."""
+        """Return a column in the order of `ids`: numbers as (n,) float64, NaN for null; texts and lists as uint64
+        hashes, 0 for null."""
         numeric = _is_number(self.schema.field(name).type)
         parts = [_numbers(column) if numeric else _hashes(column) for column in self._batches(name)]
         empty = np.zeros(0, np.float64 if numeric else np.uint64)
         return np.concatenate([empty, *parts])[self.rows]
 
     def texts(self, name: str, at: np.ndarray) -> list[Any]:
-        """The values of the clips at positions `at` of `ids`, as Python objects."""
+        """Return the values of the clips at positions `at` of `ids`, as Python objects."""
         wanted = np.sort(self.rows[at])
         parts, first = [], 0
         for column in self._batches(name):
@@ -67,8 +68,9 @@ class Side:
 
 
 def compare(before: str, after: str, out: Path | None = None) -> str:
-    """What differs between the datasets `before` and `after`, as text. With `out`, every difference is a row of that
-    CSV: clip_id, what (added, removed, or the column), before, after. Raises DatasetError where one is not whole."""
+    """Describe the differences between the datasets `before` and `after`. With `out`, write every difference to that
+    CSV: clip_id, what (added, removed, or the column), before, after. Raises DatasetError where a dataset is
+    incomplete."""
     a, b = _side(before), _side(after)
     _, in_a, in_b = np.intersect1d(a.ids, b.ids, assume_unique=True, return_indices=True)
     gone, new = (np.setdiff1d(np.arange(len(s.ids)), at) for s, at in ((a, in_a), (b, in_b)))
@@ -123,7 +125,7 @@ def _side(uri: str) -> Side:
 
 
 def _batches(store: Store, name: str) -> Iterator[pa.Array]:
-    """A column of the clips table, BATCH rows at a time, nulls where a file lacks it."""
+    """Yield a column of the clips table, BATCH rows at a time; null where a file lacks it."""
     for path in table_files(store, FOLDER):
         with open_published(store, path) as file:
             parquet = pq.ParquetFile(file)
@@ -143,7 +145,7 @@ def _numbers(column: pa.Array) -> np.ndarray:
 
 
 def _hashes(column: pa.Array) -> np.ndarray:
-    """(n,) uint64. Equal texts are hashed once: paths, labels and reasons repeat."""
+    """Hash values to (n,) uint64. Equal texts are hashed once: paths, labels and reasons repeat."""
     if not pa.types.is_nested(column.type):
         values = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
         table = np.array([_hash(value) for value in [*values.dictionary.to_pylist(), None]], np.uint64)
@@ -160,7 +162,7 @@ def _hash(value: Any) -> int:
 
 
 def _changed(name: str, a: Side, b: Side, in_a: np.ndarray, in_b: np.ndarray) -> tuple[np.ndarray, str]:
-    """Positions in `in_a` and `in_b` of the clips whose column `name` differs, and a line about them."""
+    """Return the positions in `in_a` and `in_b` of clips whose column `name` differs, and a line about them."""
     if _is_number(a.schema.field(name).type) != _is_number(b.schema.field(name).type):
         return np.zeros(0, np.int64), ""
     old, new = a.column(name)[in_a], b.column(name)[in_b]
@@ -179,7 +181,7 @@ def _changed(name: str, a: Side, b: Side, in_a: np.ndarray, in_b: np.ndarray) ->
 
 
 def _reasons(side: Side, at: np.ndarray) -> str:
-    """Counts of the reasons for which clips at positions `at` are rejected, most frequent first."""
+    """Count the reasons for which the clips at positions `at` are rejected, most frequent first."""
     counts = Counter(reason for reasons in side.texts("rejected_by", at) for reason in reasons or ())
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     more = f", {len(ordered) - MOST} more reasons" * (len(ordered) > MOST)
@@ -187,7 +189,7 @@ def _reasons(side: Side, at: np.ndarray) -> str:
 
 
 def _options(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """A line for each option of the recipe that differs."""
+    """Return a line for each option of the recipe that differs."""
     old, new = _flat(before), _flat(after)
     keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     return [f"recipe {key}: {json.dumps(old.get(key))} -> {json.dumps(new.get(key))}" for key in sorted(keys)]
@@ -208,7 +210,7 @@ def _write(
     new: np.ndarray,
     changes: Mapping[str, tuple[np.ndarray, np.ndarray]],
 ) -> int:
-    """Write the differences and return how many; the values of one column are in memory at a time."""
+    """Write the differences, with one column in memory at a time; return how many there are."""
     count = 0
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")

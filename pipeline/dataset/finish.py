@@ -1,4 +1,4 @@
-"""The finished dataset: its tables, its card, and dataset.json, which says which files belong to it."""
+"""The finished dataset: its tables, its card, and dataset.json, which names the files that belong to it."""
 
 from __future__ import annotations
 
@@ -37,8 +37,7 @@ class DatasetError(RuntimeError):
 
 
 def check_folder(store: Store) -> None:
-    """Raise DatasetError when there is a file in its place, or the folder holds something that is not a dataset of
-    ours."""
+    """Raise DatasetError where the path is a file, or a folder with anything but a dataset."""
     if store.local and store.local.is_file():
         raise DatasetError(f"{store.uri} is a file: give an empty or new folder")
     if store.exists("dataset.json"):
@@ -54,7 +53,7 @@ def check_folder(store: Store) -> None:
 
 
 def read_info(store: Store) -> dict[str, Any]:
-    """What dataset.json says. Raises DatasetError where there is none, or one of another format."""
+    """Read dataset.json. Raises DatasetError where there is none, or one of another format."""
     try:
         info = json.loads(store.read("dataset.json"))
         version = info["format"]
@@ -68,7 +67,7 @@ def read_info(store: Store) -> dict[str, Any]:
 
 
 def damage(store: Store, info: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the finished tables of a dataset whose dataset.json says `info`."""
+    """Describe what is wrong with the tables of a dataset whose dataset.json is `info`."""
     problems = []
     for table, wanted in info.get("rows", {}).items():
         rows = 0
@@ -86,7 +85,7 @@ def damage(store: Store, info: Mapping[str, Any]) -> list[str]:
 
 
 def read_whole(store: Store) -> dict[str, Any]:
-    """What dataset.json says of a dataset whose tables are all there. Raises DatasetError."""
+    """Read dataset.json of a dataset, and check that its tables are complete. Raises DatasetError."""
     info = read_info(store)
     if problems := damage(store, info):
         raise DatasetError(f"{store.uri}: {problems[0]}: run its build again, which makes anew only what is missing")
@@ -134,15 +133,15 @@ def publish(
 
 
 def files_of(info: Mapping[str, Any]) -> list[str]:
-    """The tables, tars and indexes that a dataset.json names, sorted."""
+    """Return the tables, tars and indexes that a dataset.json names, sorted."""
     tables = [name for names in info.get("tables", {}).values() for name in names]
     tars = [shard["path"] for shard in info["shards"]]
     return sorted([*tables, *tars, *(tar.removesuffix(".tar") + ".parquet" for tar in tars)])
 
 
 def _prompts(recipe: Recipe) -> dict[str, str]:
-    """What the captioner's model is asked, word for word: of every clip, and after a clip's frames. Nothing where the
-    captioner asks no model."""
+    """Return the exact prompts of the captioner's model: the system prompt, and the text after a clip's frames. Empty
+    where the captioner uses no model."""
     if recipe.caption.captioner not in PROMPTED:
         return {}
     prompt = Prompt(recipe.caption.instruction, recipe.caption.language)
@@ -154,7 +153,7 @@ def _public(table: pa.Table) -> pa.Table:
 
 
 def _trimmed(kept: pa.Table, fps: float | None) -> dict[str, float]:
-    """The hours of kept clips that a frame contract cuts off their ends; nothing where the recipe has none."""
+    """Return the hours that the frame contract cuts off the ends of kept clips; empty where the recipe has none."""
     if fps is None or "pack_frames" not in kept.column_names:
         return {}
     moving = kept.filter(pc.greater(kept["frames"], 1))
@@ -163,8 +162,8 @@ def _trimmed(kept: pa.Table, fps: float | None) -> dict[str, float]:
 
 
 def counts(sources: pa.Table, clips: pa.Table, fps: float | None = None) -> dict[str, Any]:
-    """Numbers of sources by status, clips, kept, captions, rejections by reason, and hours. `fps` is the constant rate
-    that clips are packed at, if any."""
+    """Return the numbers of sources by status, clips, kept clips, captions, rejections by reason, and hours. `fps` is
+    the constant rate at which clips are packed, if any."""
     status = {row["values"]: row["counts"] for row in pc.value_counts(sources["status"]).to_pylist()}
     usable = sources.filter(pc.equal(sources["status"], "ok"))
     seconds = pc.subtract(clips["end"], clips["start"])
@@ -185,7 +184,7 @@ def counts(sources: pa.Table, clips: pa.Table, fps: float | None = None) -> dict
 
 
 def card(info: Mapping[str, Any]) -> str:
-    """The dataset card: Hugging Face front matter, then what a person wants to know first."""
+    """Return the dataset card: Hugging Face front matter, then an overview for users."""
     count = info["counts"]
     buckets = sorted({shard["path"].split("/")[1] for shard in info["shards"]})
     lines = [
@@ -224,7 +223,8 @@ def card(info: Mapping[str, Any]) -> str:
 
 
 def _write_table(store: Store, folder: str, tables: Iterable[pa.Table]) -> list[str]:
-    """Write `tables`, of one schema, to files of about ROWS rows; return their names, which say their content."""
+    """Write `tables`, of one schema, to files of about ROWS rows; return their names, which contain a hash of the
+    content."""
     names: list[str] = []
     pieces = map(plain, tables)
     piece = next(pieces, None)

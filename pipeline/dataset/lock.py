@@ -1,4 +1,4 @@
-"""Who may write to a dataset: one build at a time."""
+"""The write lock of a dataset: one build at a time."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from pipeline.storage.store import Store
 
 @contextlib.contextmanager
 def lock(store: Store) -> Iterator[Callable[[], None]]:
-    """Keep a second build out of a dataset for as long as this one lives: by a lock of the file system, or a lease on
-    an object store or where the file system has no locks. Yields a function that raises DatasetError when the lease was
-    lost; so does this where another build is writing."""
+    """Hold a dataset's write lock: a file lock, or a lease on an object store and where the file system has no locks.
+    Yields a function that raises DatasetError when the lease was lost. Raises DatasetError where another build holds
+    it."""
     if store.local is None:
         with _leased(store) as check:
             yield check
@@ -36,8 +36,8 @@ def lock(store: Store) -> Iterator[Callable[[], None]]:
 
 
 def _locked(file: IO[str], store: Store) -> bool:
-    """Whether `file` is locked now; False where the file system has no locks (NFS without its lock service, Lustre
-    mounted without flock). Raises DatasetError where another build has it."""
+    """Lock `file`; return False where the file system has no locks (NFS without its lock service, Lustre mounted
+    without flock). Raises DatasetError where another build holds the lock."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

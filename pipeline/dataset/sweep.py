@@ -21,9 +21,8 @@ from pipeline.tables.published import RETIRED
 
 
 def retire(store: Store, info: Mapping[str, Any], shards: Sequence[ShardResult]) -> None:
-    """Move tables and shards that dataset.json (`info`) does not name to RETIRED, where readers of the dataset as it
-    was before find them (`open_published`) and others do not. Of `shards` the index stays, also where there is no tar.
-    """
+    """Move tables and shards that dataset.json (`info`) does not name to RETIRED, where only readers of the previous
+    dataset look (`open_published`). The index of each of `shards` stays, also where there is no tar."""
     named = {*files_of(info), *(shard.path.removesuffix(".tar") + ".parquet" for shard in shards)}
     for folder in ("tables/clips", "tables/sources", "shards"):
         for name in store.list(folder):
@@ -32,9 +31,9 @@ def retire(store: Store, info: Mapping[str, Any], shards: Sequence[ShardResult])
 
 
 def sweep(store: Store, recipe: Recipe, sources: pa.Table) -> None:
-    """Delete scans under other options or of removed sources, with their frames; rows of shards that are written; and
-    retired files but those of the dataset before this one. Runs after `retire`, and only where no source was out of
-    reach: files of a server that is down now may be needed by the next build."""
+    """Delete scans of removed sources or under other options, with their frames; rows of shards that are written; and
+    retired files, except those of the previous dataset. Call it after `retire`, and only if every source could be read:
+    the next build may need the files of a server that is down now."""
     frames = _sweep_scans(store, recipe, sources)
     if store.local:
         remove_abandoned(store.local)
@@ -47,7 +46,7 @@ def sweep(store: Store, recipe: Recipe, sources: pa.Table) -> None:
 
 
 def _sweep_scans(store: Store, recipe: Recipe, sources: pa.Table) -> set[str]:
-    """Delete and shorten fragments of the scan; return the names of the files of frames that stay."""
+    """Delete and shorten fragments of the scan; return the names of the frame files that stay."""
     current, wanted = fingerprints.scan_fingerprint(recipe), sources["source_id"].drop_null().combine_chunks()
     frames = set()
     for fragment in read_fragments(store, "state/scan"):
@@ -64,7 +63,7 @@ def _sweep_scans(store: Store, recipe: Recipe, sources: pa.Table) -> set[str]:
 
 
 def _forget(store: Store, fragment: Fragment, wanted: pa.Array, parts: Sequence[Mapping[str, Any]]) -> None:
-    """Rewrite a scan fragment, and the frames of its units, without the sources that are not wanted; `parts` stay."""
+    """Rewrite a scan fragment and the frames of its units without the sources that are not wanted; `parts` stay."""
     kept_keys = [part["key"] for part in parts]
     mixed = {part["unit"] for part in fragment.done["parts"] if part["key"] not in kept_keys}
     stay: dict[str, list[str]] = {part["unit"]: [] for part in parts if part["unit"] in mixed}

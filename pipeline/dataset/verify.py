@@ -1,4 +1,4 @@
-"""Verification: is a dataset what its dataset.json says, down to the last decoded frame?"""
+"""Verification of a dataset against its dataset.json, including every decoded frame."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pipeline.config.recipe import from_dict
 from pipeline.config.video_models import resolved
 from pipeline.dataset.finish import damage
 from pipeline.media.video import MediaError, Video
-from pipeline.pack.shards import BLOCK, INDEX, index_path
+from pipeline.pack.shards import INDEX, TAR_BLOCK, index_path
 from pipeline.storage.store import Store
 from pipeline.tables.published import open_published, table_files
 
@@ -34,12 +34,12 @@ COLUMNS = ("clip_id", "caption", "bucket", "split", "keep", "frames", "pack_fram
 
 
 def verify(dataset: str | Path, workers: int | None = None) -> list[str]:
-    """Problems of a dataset, local or on an object store: each a line for a person, none when it is whole.
+    """Return the problems of a dataset, local or on an object store, one line each; none if it is intact.
 
-    Compares every shard's checksum with dataset.json, every member's place with the index, every clip's frames and
-    size, after decoding all of it, with the index, and every clip with its row of tables/clips: kept, of this bucket
-    and split, with this caption. Clips of a codec that decord knows, which many trainers read with, must have the same
-    frames there. One process a core, or `workers`.
+    Compares the checksum of every shard with dataset.json, the offset of every member with the index, the frames and
+    size of every fully decoded clip with the index, and every clip with its row of tables/clips: kept, of this bucket
+    and split, with this caption. Clips of codecs that decord supports, which many trainers use, must have the same
+    frames there. Runs one process a core, or `workers`.
     """
     store = Store(str(dataset))
     try:
@@ -88,7 +88,7 @@ def _mapped(jobs: Sequence[Any], workers: int) -> Iterator[tuple[list[str], list
 
 
 def _verify_shard(job: tuple[Store, Mapping[str, Any], pa.Table, float | None]) -> tuple[list[str], list[str]]:
-    """Keys and problems of one shard."""
+    """Return keys and problems of one shard."""
     store, shard, clips, fps = job
     cv2.setNumThreads(1)
     try:
@@ -113,12 +113,12 @@ def _verify_shard(job: tuple[Store, Mapping[str, Any], pa.Table, float | None]) 
 def _verify_clip(
     file: BinaryIO, row: Mapping[str, Any], clip: Mapping[str, Any] | None, fps: float | None
 ) -> Iterator[str]:
-    """Problems of the clip at `row` of the index; `clip` is its row of the tables."""
+    """Return the problems of the clip at `row` of the index; `clip` is its row of the tables."""
     data = {}
     for member, ending in (("media", row["media"]), ("text", "txt"), ("json", "json")):
-        file.seek(row[f"{member}_offset"] - BLOCK)
+        file.seek(row[f"{member}_offset"] - TAR_BLOCK)
         try:
-            header = tarfile.TarInfo.frombuf(file.read(BLOCK), "utf-8", "strict")
+            header = tarfile.TarInfo.frombuf(file.read(TAR_BLOCK), "utf-8", "strict")
         except tarfile.HeaderError:
             header = tarfile.TarInfo()
         if header.name != f"{row['key']}.{ending}" or header.size != row[f"{member}_size"]:
@@ -157,7 +157,7 @@ def _verify_members(file: BinaryIO, index: pa.Table) -> list[str]:
 
 
 def _decoded(data: bytes, media: str) -> tuple[int, int, int]:
-    """Frames, width and height. Raises MediaError."""
+    """Return number of frames, width and height. Raises MediaError."""
     if media == "jpg":
         picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
         if picture is None:

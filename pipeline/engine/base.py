@@ -1,4 +1,4 @@
-"""What an engine is: it sends units of work through stages of workers, in this process or on a cluster."""
+"""The engine interface: an engine sends units of work through stages of workers, in this process or on a cluster."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from pipeline.state.units import BuildStopped, UnitResult
 
 @dataclass(frozen=True)
 class Machine:
-    """What an engine has to give, of this machine or of a whole cluster, when a pass begins."""
+    """The resources of this machine or of the whole cluster at the start of a pass."""
 
     cpus: int
     widest: int  # cores of the largest node
-    gpu: bool  # whether there is a GPU, or will be
+    gpu: bool  # whether there is a GPU, or the build waits for one
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A pool of workers, as many as there is work and room for, also on nodes that join later.
+    """A pool of workers, as many as work and resources allow, also on nodes that join later.
 
     `worker(*args)` is made once per worker, then called with each unit whose type is `takes`; units of other types go
-    on to the next stage. A worker answers with a UnitResult, or with a Handoff to a later stage. It takes `cpus` and
-    `gpus` of what the engine has.
+    on to the next stage. A worker answers with a UnitResult, or with a Handoff to a later stage. Each
+    worker reserves `cpus` and `gpus`.
     """
 
     worker: Callable[..., Any]
@@ -35,31 +35,31 @@ class Stage:
 
 
 class Engine(Protocol):
-    """Runs units through stages. To a pass all engines are the same."""
+    """Runs units through stages. Passes do not depend on which engine runs them."""
 
     name: str
 
     def machine(self) -> Machine:
-        """What there is now: a cluster may have grown since the last pass."""
+        """Return the current resources; a cluster may have grown since the last pass."""
         ...
 
     def run(self, units: Iterable[Any], stages: Sequence[Any]) -> Iterator[UnitResult]:
         """Send every unit through the stages and yield the results in the order of completion.
 
         Raises BuildStopped where a worker could not load its models, OSError where it could not read or write the
-        dataset, NodesLost where the pass has to begin again. Anything else that a worker raises is a bug.
+        dataset, NodesLost where the pass must be restarted. Anything else that a worker raises is a bug.
         """
         ...
 
     def publish(self, result: UnitResult, pending: float) -> None:
-        """Export the progress of a pass for monitoring; `pending` is the amount that is still to be done."""
+        """Export the progress of a pass for monitoring; `pending` is the remaining amount."""
         ...
 
     def close(self) -> None: ...
 
 
 class NodesLost(Exception):
-    """A pass has lost nodes and then come to a stop. What it has done is kept; begun again, it goes on."""
+    """A pass lost nodes and then made no progress. Committed work is kept; restarting the pass continues it."""
 
 
 def start_worker(stage: Stage) -> Any:

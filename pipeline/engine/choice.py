@@ -1,4 +1,4 @@
-"""Which engine a build runs on."""
+"""The choice of the engine that a build runs on."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ SMALL_BYTES = 1 << 30  # of all sources: a smaller build finishes before startin
 
 
 class EngineNeeds(NamedTuple):
-    """What of a build decides about its engine."""
+    """The properties of a build that decide which engine runs it."""
 
     size: int  # bytes of all sources
     gpu: bool  # whether a model of the recipe runs on a GPU where there is one
-    ray: bool  # whether a pass runs on Ray alone
+    ray: bool  # whether a pass runs only on Ray
 
 
 def check_engine(name: EngineName, needs: EngineNeeds, address: str | None, wait_for_gpu: bool) -> None:
@@ -36,7 +36,7 @@ def check_engine(name: EngineName, needs: EngineNeeds, address: str | None, wait
 def open_engine(
     name: EngineName, needs: EngineNeeds, address: str | None, cores: int | None, wait_for_gpu: bool
 ) -> Iterator[Engine]:
-    """The engine called `name`, closed on leaving; `auto` is `local` for small builds on this machine."""
+    """Yield the engine called `name` and close it on leaving; `auto` is `local` for small builds on this machine."""
     engine: Engine
     if name == "local" or (name == "auto" and address is None and not needs.ray and _is_small(needs)):
         from pipeline.engine.local import LocalEngine
@@ -53,6 +53,6 @@ def open_engine(
 
 
 def _is_small(needs: EngineNeeds) -> bool:
-    """Whether starting Ray would take longer than it saves: not where this process has called `ray.init` already."""
+    """Return whether starting Ray would take longer than it saves; False where this process already uses Ray."""
     running = "ray" in sys.modules and sys.modules["ray"].is_initialized()
     return needs.size < SMALL_BYTES and not running

@@ -1,4 +1,4 @@
-"""The local engine: threads of this process carry units through the stages. Nothing has to be started first.
+"""The local engine: threads of this process take units through the stages, without starting other services.
 
 Each thread takes one unit through all stages. Decoding happens in child processes and in libraries that release the
 interpreter lock, so a thread a core keeps the cores busy.
@@ -21,8 +21,8 @@ from pipeline.state.units import BuildStopped, Handoff, UnitResult
 
 
 class LocalEngine:
-    """`cores` threads (default: one a core that this process may use). GPUs are used if there are any and `gpu` says
-    that a model runs on one. Raises BuildStopped with `wait_for_gpu` where there is none."""
+    """Runs units in `cores` threads (default: the cores that this process may use). GPUs are used if `gpu` says that a
+    model runs on one. With `wait_for_gpu` it raises BuildStopped where the machine has none."""
 
     name = "local"
 
@@ -52,13 +52,13 @@ class LocalEngine:
                 threads.shutdown(cancel_futures=True)
 
     def publish(self, result: UnitResult, pending: float) -> None:
-        """Nobody monitors this process."""
+        """Do nothing: progress of this process is not exported."""
 
     def close(self) -> None:
-        """Nothing was started."""
+        """Do nothing: this engine started no service."""
 
     def _size(self, stage: Stage) -> int:
-        """Workers of a stage, of which each may hold a model."""
+        """Return the number of workers of a stage; each may hold a model."""
         shares = [self._cores / stage.cpus] if stage.cpus else []
         if stage.gpus:
             shares.append(max(1, self._gpus) / stage.gpus)
@@ -66,7 +66,7 @@ class LocalEngine:
 
 
 class _Workers:
-    """The workers of a stage, started when they are first needed, each lent to one thread at a time."""
+    """The workers of a stage, started on first use; each is used by one thread at a time."""
 
     def __init__(self, stage: Stage, size: int) -> None:
         self.stage = stage
@@ -87,7 +87,7 @@ class _Workers:
 
 @contextlib.contextmanager
 def _own_threads() -> Iterator[None]:
-    """Give OpenCV and torch back the threads of this process: workers set both to one, as there is a worker a core."""
+    """Restore the thread counts of OpenCV and torch, which workers set to one."""
     cv2_threads = cv2.getNumThreads()
     torch_threads = sys.modules["torch"].get_num_threads() if "torch" in sys.modules else None
     try:
@@ -99,7 +99,7 @@ def _own_threads() -> Iterator[None]:
 
 
 def _carry(unit: Any, pools: Sequence[_Workers]) -> list[UnitResult]:
-    """Take a unit through the stages that take it and what becomes of it; return what the workers say."""
+    """Take a unit, and the units that stages hand off, through the stages; return the workers' results."""
     results: list[UnitResult] = []
     for pool in pools:
         if not isinstance(unit, pool.stage.takes):
@@ -115,7 +115,8 @@ def _carry(unit: Any, pools: Sequence[_Workers]) -> list[UnitResult]:
 
 
 def _completed(running: set[Future[list[UnitResult]]]) -> Iterator[UnitResult]:
-    """Results of the units that are finished, at least one; they leave `running`. Raises what a worker raised."""
+    """Wait for at least one unit; remove finished units from `running` and yield their results. Raises what a worker
+    raised."""
     finished, _ = wait(running, return_when=FIRST_COMPLETED)
     for future in finished:
         running.discard(future)

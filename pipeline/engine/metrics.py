@@ -1,4 +1,4 @@
-"""Progress for machines: what every pass has done, on Ray's own Prometheus endpoint."""
+"""Metrics of the passes on Ray's Prometheus endpoint."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline.state.units import UnitResult
 
 
 def publish(done: UnitResult) -> None:
-    """Add one unit of work: ray_clipmill_units_total{pass="scan"} and so on."""
+    """Count one unit of work: ray_clipmill_units_total{pass="scan"} and the other counters."""
     units, amount, seconds, results, _ = _metrics()
     tags = {"pass": done.of}
     units.inc(1, tags)
@@ -23,7 +23,7 @@ def publish(done: UnitResult) -> None:
 
 
 def publish_pending(name: str, amount: float) -> None:
-    """How much a pass still has to do."""
+    """Set the remaining amount of a pass."""
     _metrics()[-1].set(max(0.0, amount), {"pass": name})
 
 
@@ -31,8 +31,8 @@ def publish_pending(name: str, amount: float) -> None:
 def _metrics() -> tuple[Counter, Counter, Counter, Counter, Gauge]:
     return (
         Counter("clipmill_units", "Units of work that were committed", ("pass",)),
-        Counter("clipmill_amount", "What is done: seconds of video (scan), sources, or clips", ("pass",)),
-        Counter("clipmill_worker_seconds", "Time that workers took, and of it what each part took", ("pass", "part")),
-        Counter("clipmill_results", "What came of it: clips, failed, reused", ("pass", "result")),
-        Gauge("clipmill_left", "What is left to do, in the measure of clipmill_amount", ("pass",)),
+        Counter("clipmill_amount", "Finished work: seconds of video (scan), sources, or clips", ("pass",)),
+        Counter("clipmill_worker_seconds", "Time of workers, and of each part of their work", ("pass", "part")),
+        Counter("clipmill_results", "Results: clips, failed, reused", ("pass", "result")),
+        Gauge("clipmill_left", "Remaining work, in the measure of clipmill_amount", ("pass",)),
     )

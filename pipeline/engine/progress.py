@@ -1,4 +1,4 @@
-"""Progress for a person: one line a pass, kept up to date on a terminal, printed once in a pipe."""
+"""Progress output: one line a pass, updated on a terminal, printed once at the end into a pipe."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 
 class Progress:
-    """Counts what a pass has done against what there is to do, in the pass's own measure (seconds, clips ...)."""
+    """Counts finished work of a pass against its total, in the pass's own measure (seconds, clips ...)."""
 
     def __init__(self, name: str, total: float, measure: str) -> None:
         self._name, self._total, self._measure, self._out = name, total, measure, sys.stdout
@@ -21,7 +21,7 @@ class Progress:
         for key, value in counts.items():
             self._counts[key] = self._counts.get(key, 0) + value
         if self._out.isatty():
-            self._out.write(f"\r\033[2K{self._line()}{self._left()}")
+            self._out.write(f"\r\033[2K{self._line()}{self._time_left()}")
             self._out.flush()
 
     def close(self) -> float:
@@ -40,7 +40,7 @@ class Progress:
         rate = self.amount / max(self.seconds, 1e-6)
         return f"{self._name:<9} {_amount(self.amount, self._measure):>12}  {counts}  ({RATES[self._measure](rate)})"
 
-    def _left(self) -> str:
+    def _time_left(self) -> str:
         if not self.amount:
             return ""
         remaining = self.seconds * (self._total - self.amount) / self.amount
@@ -55,7 +55,7 @@ RATES: dict[str, Callable[[float], str]] = {
 
 
 def clock(seconds: float) -> str:
-    """1:02:03, or 2:03 under an hour."""
+    """Format a duration as 1:02:03, or 2:03 under an hour."""
     whole = round(seconds)
     hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

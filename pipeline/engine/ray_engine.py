@@ -114,7 +114,7 @@ class RayEngine:
 
 
 def _pool(data: ray.data.Dataset, stage: Stage, blocks: int) -> ray.data.Dataset:
-    """`data` sent through a pool of the stage's workers."""
+    """Return `data` mapped by a pool of the stage's workers."""
     return data.map(
         Worker,  # type: ignore[arg-type]
         fn_constructor_args=(stage,),
@@ -125,10 +125,10 @@ def _pool(data: ray.data.Dataset, stage: Stage, blocks: int) -> ray.data.Dataset
 
 
 class Worker:
-    """What Ray Data makes in an actor: unpacks the message, calls the pass's worker, packs its answer.
+    """The actor of Ray Data: unpickles a message, calls the pass's worker, pickles its result.
 
-    A model that cannot be loaded and a file that cannot be written (disk full, no permission) are answers, not failed
-    tasks: they would fail again elsewhere, and the person who can mend it should read one line.
+    A model that cannot be loaded and a file that cannot be written (disk full, no permission) are results, not failed
+    tasks: retrying elsewhere would fail as well, and the user gets one line instead of Ray's traceback.
     """
 
     def __init__(self, stage: Stage) -> None:
@@ -140,7 +140,7 @@ class Worker:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         results, unit = pickle.loads(row["unit"])
-        if not isinstance(unit, self._takes):  # meant for a later stage, finished, or an error
+        if not isinstance(unit, self._takes):  # a unit of a later stage, a finished one, or an error
             return row
         return {"unit": pickle.dumps(self._message(results, unit))}
 
@@ -157,8 +157,8 @@ class Worker:
 
 
 class _NotFarAhead(BackpressurePolicy):
-    """A stage waits while AHEAD blocks that it has finished lie before the next one. Ray's own limits are of bytes in
-    the object store, of which our records take next to none, whatever a unit holds on disk."""
+    """Pauses a stage while AHEAD of its finished blocks wait for the next stage. Ray's own limits count bytes in the
+    object store, and our records are tiny whatever a unit holds on disk."""
 
     def can_add_input(self, op: PhysicalOperator) -> bool:
         waiting = (self._topology[later].total_enqueued_input_blocks() for later in op.output_dependencies)
@@ -166,10 +166,10 @@ class _NotFarAhead(BackpressurePolicy):
 
 
 class _GivenUp(ExecutionCallback):
-    """Ends a pass that has lost nodes and is then stuck for QUIET seconds.
+    """Ends a pass that has lost nodes and then makes no progress for QUIET seconds.
 
-    The workers of a lost node start again with the units they had, once there is room. On a cluster that has become
-    small there may never be: idle workers that Ray Data keeps, one to a stage, hold it.
+    Ray restarts the workers of a lost node with their units once resources are free. On a cluster that has become too
+    small they may never be: Ray Data keeps one idle worker a stage, which holds them.
     """
 
     def before_execution_starts(self, executor: StreamingExecutor) -> None:
@@ -183,11 +183,11 @@ class _GivenUp(ExecutionCallback):
         elif now - self._since > QUIET:
             self._since = now
             if lost := len(_lost_nodes() - self._lost_before):
-                raise NodesLost(f"{lost} of the cluster's nodes are gone, and the others wait for what was on them")
+                raise NodesLost(f"{lost} of the cluster's nodes are gone, and the others wait for their work")
 
 
 def _stuck(ops: Iterable[PhysicalOperator]) -> bool:
-    """Whether there are units in hand, all of them of workers that wait to be started again."""
+    """Return whether there are units in flight, all of them with workers that wait for a restart."""
     waiting = sum(
         worker.num_tasks_in_flight
         for op in ops
@@ -199,7 +199,7 @@ def _stuck(ops: Iterable[PhysicalOperator]) -> bool:
 
 
 def _lost_nodes() -> set[str]:
-    """Ids of the nodes that the cluster has lost since it was started."""
+    """Return the ids of the nodes that the cluster has lost since it was started."""
     return {node["NodeID"] for node in ray.nodes() if not node["Alive"]}
 
 
@@ -235,7 +235,7 @@ def _configure() -> dict[str, Any]:
     context.enable_progress_bars = False
     # Reserve all resources: by default the first operator takes the unreserved half.
     context.op_resource_reservation_ratio = 1.0
-    context.execution_no_progress_timeout_s = -1  # a unit has a deadline of its own, a node may take long to come
+    context.execution_no_progress_timeout_s = -1  # units have their own deadlines, and a node may take long to join
     context.set_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, policies)
     context.custom_execution_callback_classes = [_GivenUp]
     return before
@@ -254,8 +254,7 @@ def _restore(settings: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _without_stderr() -> Iterator[None]:
-    """Ray's core is told to keep warnings about its own actors to its log files, and says so on descriptor 2: not while
-    this lasts."""
+    """Set Ray's core to log to files only, and hide descriptor 2 while it starts, where it prints that it does so."""
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, 2)

@@ -56,7 +56,7 @@ TYPES = ((pa.types.is_boolean, "sc:Boolean"), (pa.types.is_integer, "sc:Integer"
 
 
 def croissant(dataset: Dataset, out: Path, tables: Sequence[str]) -> dict[str, Any]:
-    """The JSON-LD of a dataset whose files lie below `out`; `tables` are the files of its clips table. Lists and
+    """Return the JSON-LD of a dataset whose files are below `out`; `tables` are the files of its clips table. Lists and
     embeddings have no field."""
     tars = [
         {

@@ -89,8 +89,8 @@ def export(dataset: str, to: str, out: Path, model: str | None = None) -> str:
 
 
 def _model(data: Dataset, exporter: Exporter, model: str | None) -> tuple[str | None, VideoModel]:
-    """The model's name and its row: the one that was asked for, the trainer's only one, the recipe's; else none, and
-    counts that most models take at the dataset's commonest rate."""
+    """Return the name and row of the model: the requested one, the trainer's only one, or the recipe's. Without any,
+    return no name, and frame counts that most models take at the dataset's most common rate."""
     name = model or exporter.model or data.info["recipe"]["pack"].get("model")
     if name in MODELS:
         return name, MODELS[name]
@@ -114,7 +114,7 @@ def _job(data: Dataset, exporter: Exporter, out: Path, model: VideoModel) -> Job
 
 
 def _listed(index: pa.Table, unused: Sequence[Finding]) -> list[tuple[str, str, str]]:
-    """(key, effect, reason) of every clip that is not used as it is, in order of reason and key."""
+    """Return (key, effect, reason) of every clip that is dropped or altered, by reason and key."""
     rows: list[tuple[str, str, str]] = []
     for finding in unused:
         keys = index["key"].take(pa.array(np.flatnonzero(finding.clips))).to_pylist()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config.video_models import VideoModel
-from pipeline.export.reader import Dataset
+from pipeline.export.layout import write_media
+from pipeline.export.reader import Clip, Dataset
 from pipeline.export.usability import Reads
 
 
@@ -23,6 +24,15 @@ class Job:
     size: tuple[int, int]
     videos: int
     stills: int
+
+    def media(self, stills: bool = False, below: str = "") -> Iterator[tuple[str, Clip]]:
+        """Write the clips' files to videos/, and with `stills` to images/, in the folder `below` of `out`. Yield each
+        file's path in that folder, and its clip."""
+        for clip in self.dataset.clips():
+            if stills or clip.media == "mp4":
+                path = f"{'videos' if clip.media == 'mp4' else 'images'}/{clip.name}"
+                write_media(clip, self.out / below / path)
+                yield path, clip
 
     @property
     def longest(self) -> int:

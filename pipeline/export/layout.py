@@ -1,4 +1,4 @@
-"""Files of an export: the folder that it may write to, media out of the tars, linked tars, and small text files."""
+"""Files of an export: its folder, media extracted from the tars, linked tars, and small text files."""
 
 from __future__ import annotations
 
@@ -48,17 +48,15 @@ def write_media(clip: Clip, path: Path) -> None:
             temporary.write_bytes(clip.data())
 
 
-def write_with_caption(clip: Clip, folder: Path, name: str | None = None) -> Path:
-    """Write NAME.mp4 (or .jpg) and NAME.txt to `folder`, where NAME is the clip's key; return the media's path."""
-    path = folder / (name or clip.name)
-    write_media(clip, path)
-    write_text(path.with_suffix(".txt"), clip.caption)
-    return path
+def write_with_caption(clip: Clip, folder: Path) -> None:
+    """Write KEY.mp4 (or .jpg) and KEY.txt to `folder`."""
+    write_media(clip, folder / clip.name)
+    write_text(folder / f"{clip.key}.txt", clip.caption)
 
 
 def link_shards(dataset: Dataset, out: Path) -> dict[str, Path]:
-    """The dataset's tars as videos/BUCKET-SPLIT-NUMBER.tar and images/... below `out`, by their names in the dataset:
-    hard links where the file system allows it, else copies."""
+    """Link the dataset's tars as videos/BUCKET-SPLIT-NUMBER.tar and images/... below `out`, or copy them where the file
+    system has no hard links. Return the paths by the tars' names in the dataset."""
     links = {}
     for shard in dataset.shards:
         bucket, name = Path(shard["path"]).parts[1:]
@@ -68,7 +66,7 @@ def link_shards(dataset: Dataset, out: Path) -> dict[str, Path]:
 
 
 def link_file(dataset: Dataset, name: str, target: Path) -> Path:
-    """A file of the dataset at `target`, as a hard link where the file system allows it; returns `target`."""
+    """Link a file of the dataset to `target`, or copy it where the file system has no hard links; return `target`."""
     target.parent.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)
     if dataset.store.local:
@@ -93,7 +91,7 @@ def write_json(path: Path, tree: Any) -> None:
 
 @contextlib.contextmanager
 def text_file(path: Path) -> Iterator[TextIO]:
-    """A UTF-8 file that appears at `path` when it is complete; line ends are written as they are."""
+    """Open a UTF-8 file that appears at `path` when it is complete; line ends are not translated."""
     with atomic(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
         yield file
 
@@ -103,7 +101,7 @@ def json_line(row: Mapping[str, Any]) -> str:
 
 
 def write_json_list(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write a JSON list of objects, one a line, as they come."""
+    """Write a JSON list of objects, one a line, without keeping them in memory."""
     with text_file(path) as file:
         file.write("[")
         for number, row in enumerate(rows):
@@ -112,7 +110,7 @@ def write_json_list(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write rows as they come, with a header."""
+    """Write a header and rows, without keeping them in memory."""
     with text_file(path) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
@@ -120,5 +118,5 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
 
 
 def toml(value: Any) -> str:
-    """`value` (text, number, boolean or a list of them) as TOML."""
+    """Format text, a number, a boolean or a list of them as TOML."""
     return json.dumps(value, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""A finished dataset as exporters read it: its clips in the order of the shards, media and texts out of the tars."""
+"""A reader of finished datasets for exporters: clips in the order of the shards, with media and texts from the tars."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Clip:
 
     @property
     def size(self) -> int:
-        """Bytes of the media."""
+        """The size of the media in bytes."""
         return self._places["media_size"]
 
     @property
@@ -57,22 +57,22 @@ class Clip:
         return Path(self.shard).parent.name
 
     def data(self) -> bytes:
-        """The media file."""
+        """Read the media file."""
         return self._member("media")
 
     def document(self) -> dict[str, Any]:
-        """The sample's KEY.json."""
+        """Read the sample's KEY.json."""
         document: dict[str, Any] = json.loads(self._member("json"))
         return document
 
     def captions(self) -> list[str]:
-        """All captions of the clip, each once and on one line, the one that the dataset chose first."""
+        """Return the distinct captions of the clip, each on one line; the dataset's choice comes first."""
         given = self.document().get("captions", {})
         lines = [one_line(text) for texts in given.values() for text in texts]
         return [text for text in dict.fromkeys([self.caption, *lines]) if text]
 
     def place(self, member: str) -> tuple[int, int]:
-        """Offset and size in the tar of the member's data: `media`, `text` or `json`."""
+        """Return offset and size in the tar of a member's data: `media`, `text` or `json`."""
         return self._places[f"{member}_offset"], self._places[f"{member}_size"]
 
     def _member(self, member: str) -> bytes:
@@ -83,7 +83,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset folder, what its dataset.json says, and the rows of all shard indexes with the column `shard`."""
+    """A dataset folder, the content of its dataset.json, and the rows of all shard indexes with the column `shard`."""
 
     store: Store
     info: dict[str, Any]
@@ -95,7 +95,7 @@ class Dataset:
 
     @property
     def moving(self) -> np.ndarray:
-        """(n,) bool: which clips are videos and not still images."""
+        """(n,) bool: which clips are videos, not still images."""
         return np.asarray(self.index["media"].to_numpy() == VIDEO, bool)
 
     def clips(self) -> Iterator[Clip]:
@@ -127,7 +127,7 @@ class Dataset:
 
 
 def read_dataset(uri: str) -> Dataset:
-    """The dataset at `uri`. Raises DatasetError where there is none, or an index of a shard cannot be read."""
+    """Open the dataset at `uri`. Raises DatasetError where there is none, or where a shard's index cannot be read."""
     store = Store(uri)
     info = read_info(store)
     tables = [INDEX.empty_table().append_column("shard", pa.array([], pa.string()))]
@@ -139,7 +139,7 @@ def read_dataset(uri: str) -> Dataset:
 
 
 def one_line(text: str) -> str:
-    """`text` without line breaks, for formats in which a line is a caption."""
+    """Replace line breaks in `text` by spaces, for formats with one caption a line."""
     return " ".join(text.split())
 
 

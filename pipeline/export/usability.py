@@ -1,5 +1,5 @@
-"""What a trainer makes of each clip: which it would drop, which it would show at a wrong speed, and which frame counts
-and picture size fit the clips that there are."""
+"""How a trainer uses each clip: which clips it drops or shows at a wrong speed, and which frame counts and picture size
+fit the dataset."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ FLOAT_ERROR = 1e-6  # of a frame
 
 @dataclass(frozen=True)
 class Reads:
-    """How a trainer reads clips. `converts`: it converts the frame rate to the model's; `loses`: frames that its
-    conversion may lose to rounding; `stills`: it trains on still images too; `longest`: it drops clips that last longer
-    than so many times what it trains on."""
+    """How a trainer reads clips. `converts`: it converts the frame rate to the model's; `loses`: frames that the
+    conversion may lose to rounding; `stills`: it trains on still images too; `longest`: it drops clips longer than this
+    multiple of the training length."""
 
     converts: bool
     stills: bool = False
@@ -30,7 +30,7 @@ class Reads:
 
 @dataclass(frozen=True)
 class Finding:
-    """One reason for which clips are not used as they are: `clips` is (n,) bool over the rows of the index."""
+    """A reason why clips are dropped or altered; `clips` is (n,) bool over the rows of the index."""
 
     effect: Literal["dropped", "altered"]
     reason: str
@@ -38,8 +38,8 @@ class Finding:
 
 
 def findings(index: pa.Table, reads: Reads, model: VideoModel) -> list[Finding]:
-    """What a trainer that reads as `reads` does with the clips of `index` when it trains `model`; reasons that concern
-    no clip are left out."""
+    """Return the reasons why a trainer of `model` that reads as `reads` drops or alters clips of `index`, without
+    reasons that concern no clip."""
     still = np.asarray(index["media"].to_numpy() != "mp4", bool)
     frames, fps = seen_frames(index, reads, model), index["fps"].to_numpy()
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -58,7 +58,7 @@ def findings(index: pa.Table, reads: Reads, model: VideoModel) -> list[Finding]:
 
 
 def seen_frames(index: pa.Table, reads: Reads, model: VideoModel) -> np.ndarray:
-    """(n,) int64: the frames of each clip that the trainer can use; 1 for a still image."""
+    """Return the number of frames of each clip that the trainer can use, (n,) int64; 1 for a still image."""
     frames, fps = index["frames"].to_numpy().astype(np.int64), index["fps"].to_numpy()
     if not reads.converts:
         return frames
@@ -68,8 +68,8 @@ def seen_frames(index: pa.Table, reads: Reads, model: VideoModel) -> np.ndarray:
 
 
 def usable_frames(index: pa.Table, reads: Reads, model: VideoModel) -> np.ndarray:
-    """(n,) int64: the frames of each video that the model trains on, k * multiple + extra and at most what is usual for
-    it; 0 for still images and for videos that are too short."""
+    """Return the number of frames of each video that the model trains on, (n,) int64: k * multiple + extra, at most the
+    model's usual count; 0 for still images and videos that are too short."""
     frames = np.minimum(seen_frames(index, reads, model), model.usual)
     steps = np.maximum(frames - model.extra, 0) // model.multiple
     moving = np.asarray(index["media"].to_numpy() == "mp4", bool)
@@ -77,14 +77,14 @@ def usable_frames(index: pa.Table, reads: Reads, model: VideoModel) -> np.ndarra
 
 
 def frame_buckets(usable: np.ndarray) -> list[int]:
-    """The frame counts to train on, ascending: what the shortest usable clip, the median and the longest have, so that
-    no usable clip is dropped; empty where there is none."""
+    """Return the frame counts to train on, ascending: those of the shortest, the median and the longest usable clip, so
+    that no usable clip is dropped. Empty where there is none."""
     counts = np.sort(usable[usable > 0])
     return sorted({int(counts[i]) for i in (0, len(counts) // 2, -1)}) if len(counts) else []
 
 
 def commonest_size(index: pa.Table, pixels: int) -> tuple[int, int]:
-    """(width, height) that most videos have, or most clips where there is no video, in multiples of `pixels`."""
+    """Return the (width, height) of most videos, or of most clips where there is no video, in multiples of `pixels`."""
     moving = index["media"].to_numpy() == "mp4"
     rows = index.filter(pa.array(moving)) if moving.any() else index
     sizes = Counter(zip(rows["width"].to_pylist(), rows["height"].to_pylist(), strict=True))

@@ -51,8 +51,8 @@ def documents(rows: pa.Table, options: PackOptions) -> list[dict[str, Any]]:
     rows = rows.drop_columns([name for name in INTERNAL if name in rows.column_names])
     described = {*SOURCE, *PICTURE, *DECIDED, *TEXTS}
     scores = sorted(name for name in rows.column_names if name not in described)
-    kinds = {name: getattr(rows.schema.field(name).type, "value_type", rows.schema.field(name).type) for name in scores}
-    short = {name for name, data_type in kinds.items() if pa.types.is_float32(data_type)}
+    types = {name: rows.schema.field(name).type for name in scores}
+    short = {name for name in scores if pa.types.is_float32(getattr(types[name], "value_type", types[name]))}
     result = []
     for row in rows.to_pylist():
         plain = {name: _plain(value, name in short) for name, value in row.items()}

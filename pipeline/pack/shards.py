@@ -50,7 +50,7 @@ BITS_A_PIXEL = {"fast_loading": 0.12, "small": 0.07}  # of encoded video, for es
 STILL = 20.0  # frames of video that take as many bytes as a still image
 FULL = math.sqrt(2)  # factor of the target size at which a shard is split in two, so that sizes centre on the target
 META = b"clipmill"  # key of the index file's metadata: the ShardResult
-BLOCK = 512  # bytes of a tar block
+TAR_BLOCK = 512  # bytes of a tar block
 
 
 @dataclass(frozen=True)
@@ -246,7 +246,7 @@ def _estimated_bytes(clips: pa.Table, options: PackOptions) -> np.ndarray:
     if options.fps:
         seconds = clips["end"].to_numpy() - clips["start"].to_numpy()
         frames = np.where(frames > 1, seconds * options.fps, frames)
-    return pixels * np.where(frames > 1, frames, STILL) * BITS_A_PIXEL[options.preset] / 8 + 4 * BLOCK
+    return pixels * np.where(frames > 1, frames, STILL) * BITS_A_PIXEL[options.preset] / 8 + 4 * TAR_BLOCK
 
 
 def _spool(spool: IO[bytes], encoded: encode.Encoded) -> _Spooled:
@@ -259,8 +259,8 @@ def _read_stored(stored: Stored, key: str, encoding: Mapping[str, Any]) -> encod
     """Return the clip at the location `stored`; None if it is not there or has another `encoding`."""
     try:
         with open_file(stored.uri) as file:
-            file.seek(stored.media_offset - BLOCK)
-            member = tarfile.TarInfo.frombuf(file.read(BLOCK), "utf-8", "strict")
+            file.seek(stored.media_offset - TAR_BLOCK)
+            member = tarfile.TarInfo.frombuf(file.read(TAR_BLOCK), "utf-8", "strict")
             data = file.read(stored.media_size)
             file.seek(stored.json_offset)
             document = json.loads(file.read(stored.json_size))
@@ -282,7 +282,7 @@ def _write_tar(
             member = tarfile.TarInfo(name)
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
-            return tar.offset - -(-len(data) // BLOCK) * BLOCK, len(data)
+            return tar.offset - -(-len(data) // TAR_BLOCK) * TAR_BLOCK, len(data)
 
         for document in samples:
             key, spooled = document["clip_id"], media[document["clip_id"]]

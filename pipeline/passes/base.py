@@ -14,7 +14,7 @@ from pipeline.storage.store import Store
 
 
 class Outlook(NamedTuple):
-    """The work that a pass has now, in its measure."""
+    """The pending and the total work of a pass, in its measure."""
 
     pending: float
     total: float  # including what is done
@@ -22,13 +22,13 @@ class Outlook(NamedTuple):
 
 
 class Pass(Protocol):
-    """One entry of `passes.PASSES`. Has no state: everything is in the recipe and the dataset."""
+    """An entry of `registry.PASSES`. It has no state: everything is in the recipe and the dataset."""
 
     name: str  # as in progress lines, stats/ and dataset.json
     measure: str  # of its amounts: sources, video (seconds) or clips
 
     def fingerprint(self, recipe: Recipe) -> str:
-        """16 hex digits over everything that can change the pass's rows."""
+        """Return 16 hex digits of a hash of everything that can change the pass's rows."""
         ...
 
     def schema(self, recipe: Recipe) -> pa.Schema:
@@ -36,11 +36,12 @@ class Pass(Protocol):
         ...
 
     def uses_gpu(self, recipe: Recipe) -> bool:
-        """Whether a model of this pass runs on a GPU where there is one."""
+        """Return whether a model of this pass runs on a GPU where there is one."""
         ...
 
     def pending(self, snapshot: Snapshot, workers: int) -> Iterator[Any]:
-        """Units of work, with an `amount` each, that no earlier build has finished; for about `workers` workers."""
+        """Yield units of work that no earlier build has finished, each with an `amount`, sized for about `workers`
+        workers."""
         ...
 
     def stages(self, store: Store, recipe: Recipe, machine: Machine) -> Sequence[Any]:
@@ -48,5 +49,5 @@ class Pass(Protocol):
         ...
 
     def outlook(self, snapshot: Snapshot) -> Outlook:
-        """Summarize what `pending` would yield, without writing anything."""
+        """Summarise what `pending` would yield, without writing anything."""
         ...

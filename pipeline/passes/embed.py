@@ -54,8 +54,8 @@ EMBED = EmbedPass()
 
 def embed_units(sources: pa.Table, store: Store, recipe: Recipe) -> Iterator[UnitClips]:
     """Clips of earlier scans that are still in question and lack a score, by the unit that has their frames."""
-    kinds = {**fingerprints.columns_of(recipe, "scan"), **fingerprints.columns_of(recipe, "embed")}
-    columns = {"dropped", "scored", *fingerprints.thresholds_of(recipe, kinds)}
+    column_types = {**fingerprints.columns_of(recipe, "scan"), **fingerprints.columns_of(recipe, "embed")}
+    columns = {"dropped", "scored", *fingerprints.thresholds_of(recipe, column_types)}
     for rows in committed.clips(store, recipe, sources, columns):
         pending = rows.filter(pa.array(fingerprints.needs_scoring(rows, recipe)))
         yield from units_of(plain_columns(pending, ("scan_at", "unit", "source_id", "clip_id")))

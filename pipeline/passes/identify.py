@@ -1,4 +1,4 @@
-"""The pass `sources`: what each file is, by its content and container."""
+"""The pass `sources`: identify each file by its content, and probe its container."""
 
 from __future__ import annotations
 
@@ -58,7 +58,8 @@ def identify_units(files: Sequence[DiscoveredFile], store: Store) -> Iterator[Id
 
 
 def as_last_seen(files: Sequence[DiscoveredFile], store: Store) -> Sequence[DiscoveredFile]:
-    """`files`, with the files of servers that do not answer now as the last build saw them; says so on stderr."""
+    """Return `files`; those of servers that do not answer now are replaced by what the last build saw, with a line on
+    stderr."""
     silent = pa.array([file.uri for file in files if file.silent], pa.string())
     if not len(silent):
         return files

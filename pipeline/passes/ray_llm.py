@@ -60,7 +60,7 @@ class AskRay:
         else:
             return
         raise BuildStopped(
-            f"captioner ray_llm: {why}. What was answered is kept; run the same command again to go on with the others"
+            f"captioner ray_llm: {why}. Finished captions are kept; run the same command again to continue"
         ) from None
 
 

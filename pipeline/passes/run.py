@@ -1,4 +1,4 @@
-"""Running passes: pending units go through an engine, with a progress line, sums in stats/ and a stop on faults."""
+"""Run passes: send pending units through an engine, print progress, keep sums in stats/, and stop on faults."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ SHARED_SECONDS = 10.0  # delay with which a network file system may show another
 
 
 def run_passes(passes: Sequence[Pass], snapshot: Snapshot, engine: Engine, totals: dict[str, Any]) -> bool:
-    """Run passes of which each hands its units on to the next; return whether there was anything to do.
+    """Run passes that hand their units on to each other; return whether there was anything to do.
 
-    `totals` are the entries of dataset.json's `passes` for this build, which are continued. Raises BuildStopped where a
-    worker says that it cannot go on, and what `Engine.run` raises.
+    `totals` are the entries of dataset.json's `passes` for this build; they are continued. Raises BuildStopped where a
+    worker cannot continue, and what `Engine.run` raises.
     """
     store, recipe = snapshot.store, snapshot.recipe
     workers = engine.machine().cpus
@@ -85,7 +85,7 @@ def run_passes(passes: Sequence[Pass], snapshot: Snapshot, engine: Engine, total
 
 
 def _shared_check(store: Store) -> Callable[[UnitResult], None]:
-    """A function that raises BuildStopped for the result of a unit whose fragment this machine does not see."""
+    """Return a function that raises BuildStopped for a result whose fragment this machine cannot see."""
     if store.local is None:
         return lambda result: None
     folder = store.local

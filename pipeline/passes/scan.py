@@ -57,7 +57,7 @@ class ScanPass:
         return not_scanned(parts_of(snapshot.sources, snapshot.recipe), snapshot.scanned)
 
     def stages(self, store: Store, recipe: Recipe, machine: Machine) -> Sequence[Stage]:
-        """Half a core: the embed pass runs beside it on the same ones, except on a GPU."""
+        """Reserve half a core: the embed pass runs on the same cores at the same time, except on a GPU."""
         cpus = 1.0 if machine.gpu and EMBED.uses_gpu(recipe) else 0.5
         return [Stage(Scan, (store, recipe), ScanUnit, cpus)]
 
@@ -75,8 +75,8 @@ class ScanPass:
 
 
 def parts_of(sources: pa.Table, recipe: Recipe) -> pa.Table:
-    """What there is to scan, rows of PARTS: every usable source, long ones in segments; in order of source_id and
-    time."""
+    """Return what has to be scanned, rows of PARTS in order of source_id and time: every usable source, long ones in
+    segments."""
     rows = sources.filter(pc.equal(sources["status"], "ok"))
     long = pc.greater(rows["duration"], recipe.scan.segment_seconds)
     split = []
@@ -99,8 +99,8 @@ def not_scanned(parts: pa.Table, done: committed.Scanned) -> pa.Table:
 
 
 def scan_units(parts: pa.Table, recipe: Recipe, workers: int) -> Iterator[ScanUnit]:
-    """Parts grouped to units of up to `segment_seconds` of video, and small enough that every worker gets some, also
-    those that join later."""
+    """Group parts into units of up to `segment_seconds` of video, small enough that every worker gets some, also
+    workers that join later."""
     spread = (pc.sum(parts["seconds"]).as_py() or 0.0) / (2 * max(LEAST_WORKERS, workers))
     size = min(recipe.scan.segment_seconds, max(spread, SMALLEST_UNIT))
     unit: list[Part] = []
@@ -123,8 +123,8 @@ def _objects(parts: pa.Table) -> Iterator[Part]:
 
 
 def with_errors(sources: pa.Table, done: committed.Scanned) -> pa.Table:
-    """Rows of tables/sources after the scan: a source none of whose parts could be scanned has failed; one that lost
-    some of its footage says which."""
+    """Return rows of tables/sources after the scan: a source has failed if none of its parts could be scanned; if only
+    some could, `error` names the others."""
     errors = {**done.errors, **done.unreachable}
     messages = {**errors, **done.notes}
     parts: dict[str, list[str]] = defaultdict(list)

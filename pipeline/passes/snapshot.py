@@ -1,6 +1,6 @@
-"""What earlier passes have committed, as tables that the next pass, the plan and the finished dataset are made of.
+"""The committed work of earlier passes, as the tables that the next pass, the plan and the published dataset need.
 
-Sources and clips are columns here, never objects: there may be millions.
+Sources and clips are columns here, not objects: there may be millions.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ DECIDED = (  # the columns of a clip that stay in memory after selection
 
 
 class Snapshot:
-    """The sources and clips of a build as they are now: read when first asked for, and again after `refresh`."""
+    """The current sources and clips of a build; tables are read on first use, and again after `refresh`."""
 
     def __init__(self, store: Store, recipe: Recipe, files: Sequence[DiscoveredFile]) -> None:
         self.store, self.recipe, self.files = store, recipe, files
         self.shards: list[tuple[str, str]] = []  # path and name of each shard of the kept clips, once they are planned
 
     def refresh(self) -> None:
-        """Forget what was read, because a pass has committed more."""
+        """Discard what was read, after a pass has committed more."""
         for name in ("sources", "scanned", "_clips", "selected"):
             self.__dict__.pop(name, None)
 
@@ -63,7 +63,7 @@ class Snapshot:
         return self._clips[0].num_rows
 
     def selected_before_captions(self) -> pa.Table:
-        """Every clip, with the columns of selection as they are known without captions."""
+        """Every clip, with the columns of selection as far as they are known without captions."""
         clips, embeddings = self._clips
         return select(
             clips, self.recipe, fingerprints.late_columns(self.recipe), captioned=False, embeddings=embeddings
@@ -71,7 +71,7 @@ class Snapshot:
 
     @cached_property
     def selected(self) -> pa.Table:
-        """Every clip, with the columns of selection; of its other columns those of DECIDED."""
+        """Every clip with the columns of selection, and of its other columns those of DECIDED."""
         clips, embeddings = self._clips
         clips = select(clips, self.recipe, fingerprints.late_columns(self.recipe), embeddings=embeddings)
         del self.__dict__["_clips"]  # before the report reads columns of its own
@@ -82,12 +82,14 @@ class Snapshot:
         return self.selected.filter(self.selected["keep"])
 
     def joined_rows(self, clips: pa.Table, without: Collection[str] = ()) -> Iterator[pa.Table]:
-        """All columns of every clip but those of `without`, table by table; `clips` are the `selected` ones."""
+        """Yield all columns of every clip of the sources, except `without`, table by table, with the columns that
+        selection added to `clips`."""
         return joined_rows(clips, self.sources, self.store, self.recipe, without)
 
 
 def file_table(files: Sequence[DiscoveredFile]) -> pa.Table:
-    """`files` as columns: uri, size, stamp, metadata (JSON or null); `key` names a file as it is now."""
+    """Convert `files` to columns: uri, size, stamp, metadata (JSON or null); `key` names the current version of a
+    file."""
     columns: dict[str, list[Any]] = {
         "uri": [file.uri for file in files],
         "size": [file.size for file in files],
@@ -105,7 +107,7 @@ def with_key(files: pa.Table) -> pa.Table:
 
 
 def source_rows(discovered: Sequence[DiscoveredFile], store: Store) -> pa.Table:
-    """Rows of tables/sources, in order of URI, with `size` and `start`. Of several files with one content the first is
+    """Return rows of tables/sources, in order of URI, with `size` and `start`. Of files with equal content the first is
     used; files that are not identified yet are left out."""
     files, identified_rows = file_table(discovered), with_key(committed.identified(store))
     at = pc.index_in(files["key"], identified_rows["key"].combine_chunks())
@@ -128,8 +130,8 @@ def source_rows(discovered: Sequence[DiscoveredFile], store: Store) -> pa.Table:
 
 
 def clip_rows(sources: pa.Table, store: Store, recipe: Recipe) -> tuple[pa.Table, Embeddings | None]:
-    """Every clip of the sources with what selection reads of it, in the order of `state.clips`, and the clips'
-    embeddings, which stay on disk. Texts are left out: `caption` is empty where there is one."""
+    """Return every clip of the sources with the columns that selection reads, in the order of `state.clips`, and the
+    clips' embeddings, which stay on disk. Texts are left out: `caption` is empty where there is one."""
     alike = recipe.select.duplicates or recipe.select.balance_clusters
     columns = {*SELECTED_BY, *recipe.select.thresholds, *(("phash", "embedding") if alike else ())}
     slim, file = [], tempfile.TemporaryFile()  # for as long as somebody holds the embeddings
@@ -164,8 +166,8 @@ def _slim(rows: pa.Table) -> pa.Table:
 def joined_rows(
     clips: pa.Table, sources: pa.Table, store: Store, recipe: Recipe, without: Collection[str] = ()
 ) -> Iterator[pa.Table]:
-    """All that is known of every clip but the columns `without`, table by table: `clips` are their `clip_rows` after
-    selection, whose columns are added."""
+    """Yield all columns of every clip of `sources`, except `without`, table by table, with the columns that selection
+    added to `clips`, their `clip_rows`."""
     at = 0
     schemas = (fingerprints.scan_schema(recipe), fingerprints.embed_schema(recipe), fingerprints.caption_schema(recipe))
     columns = {name for schema in schemas for name in schema.names} - set(without)

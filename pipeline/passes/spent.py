@@ -1,7 +1,7 @@
-"""What each pass of a build has taken: time, amounts, results, and the cost of each filter.
+"""What each pass of a build took: time, amounts, results, and the cost of each filter.
 
-Kept in stats/PASS.json while a pass runs, so that a build that was stopped goes on counting, and in dataset.json when
-the build is finished.
+Kept in stats/PASS.json while a pass runs, so that the next build continues the sums of a stopped one, and in
+dataset.json when the build is finished.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PUBLISHED = ("seconds", "amount", "units", "results", "parts", "filters", "finge
 
 
 class Spent:
-    """Sums over the units of one pass. `earlier` are those of the same, unfinished pass before it was stopped."""
+    """Sums over the units of one pass. `earlier` are the sums of the same, unfinished pass before it was stopped."""
 
     def __init__(self, fingerprint: str, earlier: Mapping[str, Any] | None = None) -> None:
         start = earlier if earlier and earlier.get("fingerprint") == fingerprint else {}
@@ -45,7 +45,7 @@ class Spent:
                 self.filters[name][key] += value
 
     def to_dict(self) -> dict[str, Any]:
-        """One entry of dataset.json's `passes`."""
+        """Return an entry of dataset.json's `passes`."""
         return {
             "seconds": round(self._seconds_before + self.seconds, 3),
             "amount": round(self.amount, 3),
@@ -58,8 +58,8 @@ class Spent:
 
 
 def unpublished(store: Store, published: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Entries of stats/ that dataset.json, whose `passes` are `published`, does not have: those of a build that was
-    stopped, by pass."""
+    """Return entries of stats/ by pass that dataset.json, whose `passes` are `published`, does not have: those of a
+    stopped build."""
     entries = {}
     for name in store.list("stats", ".json"):
         with contextlib.suppress(ValueError, AttributeError):

@@ -1,4 +1,4 @@
-"""Clips grouped by the unit of the scan that has their frames."""
+"""Clips grouped by the scan unit that has their frames."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pipeline.tables.fragments import IdRange
 
 
 def plain_columns(rows: pa.Table, names: Sequence[str]) -> pa.Table:
-    """Some columns as plain strings."""
+    """Return some columns as plain strings."""
     return pa.table({name: rows[name].cast(pa.string()) for name in names})
 
 
 def units_of(rows: pa.Table) -> Iterator[UnitClips]:
-    """`rows` (scan_at, unit, source_id, clip_id) by the unit, in the order in which units begin."""
+    """Group `rows` (scan_at, unit, source_id, clip_id) by unit, in order of first appearance."""
     clips_by_unit: dict[tuple[str, str], list[tuple[str, str]]] = defaultdict(list)
     columns = (rows[name].to_pylist() for name in ("scan_at", "unit", "source_id", "clip_id"))
     for at, unit, source, clip in zip(*columns, strict=True):

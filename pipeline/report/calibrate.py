@@ -1,4 +1,4 @@
-"""Calibration: how each score is spread over a dataset and, where people labelled clips, which threshold to choose."""
+"""Calibration: percentiles of each score and, with labelled clips, precision and recall of each threshold."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RECALLS = (0.5, 0.8, 0.9, 0.95, 0.99)
 
 @dataclass(frozen=True)
 class Spread:
-    """One score over all clips: its percentiles (at PERCENTILES), and how many clips have it and how many do not."""
+    """The distribution of a score: its values at PERCENTILES, and how many clips have it or lack it."""
 
     name: str
     count: int
@@ -35,7 +35,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Point:
-    """A threshold and how well it tells bad clips: `precision` is the share of the rejected clips that are bad,
+    """A threshold and its quality: `precision` is the share of the rejected clips that are bad,
     `recall` the share of the bad ones that are rejected, `lost` the share of the good ones that are rejected."""
 
     threshold: float
@@ -67,8 +67,8 @@ class Separation:
 def calibrate(dataset: Path | str, labels_file: Path | str | None = None) -> str:
     """Return tables as text: percentiles of every score and, with labels, precision and recall against threshold.
 
-    Labels are a CSV file (columns clip_id and label: good or bad, 1 or 0), or JSON Lines (.jsonl) with what is wrong
-    with each source file (pipeline/report/labels.py). Raises LabelError for labels that cannot be used,
+    Labels are a CSV file (columns clip_id and label: good or bad, 1 or 0), or JSON Lines (.jsonl) with the defects
+    of each source file (pipeline/report/labels.py). Raises LabelError for labels that cannot be used,
     FileNotFoundError where there is no dataset.
     """
     store = Store(str(dataset))
@@ -88,7 +88,7 @@ def calibrate(dataset: Path | str, labels_file: Path | str | None = None) -> str
 
 
 def spreads(clips: pa.Table | Columns) -> list[Spread]:
-    """Percentiles of every numeric score column, in the table's order."""
+    """Return the percentiles of every numeric score column, in the table's order."""
     score_spreads = []
     for name in score_columns(clips.schema):
         values = fragments.floats(clips[name])
@@ -101,8 +101,8 @@ def spreads(clips: pa.Table | Columns) -> list[Spread]:
 def separations(
     clips: pa.Table | Columns, labels: Mapping[str, bool], thresholds: Mapping[str, Bounds] = MappingProxyType({})
 ) -> list[Separation]:
-    """How well each score tells the clips labelled bad (False) from those labelled good, best first. A score without
-    labelled clips of both kinds is left out."""
+    """Return how well each score separates clips labelled bad (False) from those labelled good, best first. Scores
+    without both bad and good clips are left out."""
     ids = clips["clip_id"].to_pylist()
     rows = np.array([row for row, clip in enumerate(ids) if clip in labels], np.int64)
     good = np.array([labels[ids[row]] for row in rows], bool)
@@ -116,8 +116,8 @@ def separations(
 
 
 def separation(name: str, values: np.ndarray, good: np.ndarray, bounds: Bounds | None = None) -> Separation:
-    """`values` (n,) finite scores, `good` (n,) bool with at least one of each, `bounds` the recipe's. As in
-    selection, a clip is rejected when its score is beyond the threshold, not when it is on it."""
+    """Separate finite scores `values` (n,) by the labels `good` (n,) bool, with at least one clip of each; `bounds` are
+    the recipe's. As in selection, a score equal to the threshold is kept."""
     auc = _auc(values[~good], values[good])
     side = "min" if auc >= 0.5 else "max"
     points = _points(values, good, side)
@@ -140,7 +140,7 @@ def separation(name: str, values: np.ndarray, good: np.ndarray, bounds: Bounds |
 
 
 def score_columns(schema: pa.Schema) -> list[str]:
-    """Names of the columns that hold a number for each clip and are not about where it is from."""
+    """Return the names of the numeric columns, without those of CLIPS."""
     return [
         field.name
         for field in schema
@@ -150,8 +150,8 @@ def score_columns(schema: pa.Schema) -> list[str]:
 
 
 def _points(values: np.ndarray, good: np.ndarray, side: str) -> list[Point]:
-    """Every threshold that makes a difference, halfway between neighbouring scores; clips below it are rejected, or
-    above it. One that rejects every clip is there only where all scores are equal."""
+    """Return a threshold halfway between each two neighbouring scores; clips below it (side min) or above it are
+    rejected. If all scores are equal, return one that rejects every clip."""
     sign = 1 if side == "min" else -1
     signed = sign * values
     order = np.argsort(signed, kind="stable")
@@ -167,14 +167,14 @@ def _points(values: np.ndarray, good: np.ndarray, side: str) -> list[Point]:
 
 
 def _point(threshold: float, rejected: np.ndarray, good: np.ndarray) -> Point:
-    """Precision is NaN where nothing is rejected."""
+    """Measure one threshold. Precision is NaN where nothing is rejected."""
     caught, lost = int((rejected & ~good).sum()), int((rejected & good).sum())
     precision = caught / (caught + lost) if caught + lost else float("nan")
     return Point(threshold, precision, caught / int((~good).sum()), lost / int(good.sum()))
 
 
 def _auc(low: np.ndarray, high: np.ndarray) -> float:
-    """The chance that one of `low` is below one of `high`, equal ones counting half (Mann-Whitney U)."""
+    """Return the probability that one of `low` is below one of `high`; ties count half (Mann-Whitney U)."""
     ordered = np.sort(low)
     below = np.searchsorted(ordered, high, "left") + np.searchsorted(ordered, high, "right")
     return float(below.mean() / 2 / len(low))
@@ -197,7 +197,7 @@ def _spread_table(rows: Sequence[Spread]) -> str:
 def _file_label_tables(
     clips: Columns, labels: Mapping[str, Mapping[str, Any]], thresholds: Mapping[str, Bounds]
 ) -> str:
-    """What the thresholds do to the clips of labelled files."""
+    """Return a table of the thresholds' effect on the clips of labelled files."""
     columns = ["source_uri", "rejected_by", *(name for name in thresholds if name in clips)]
     rows = [(row, file_of(row["source_uri"], labels)) for row in clips.table(*columns).to_pylist()]
     labelled = [(row, labels[name]) for row, name in rows if name is not None]
@@ -213,7 +213,7 @@ def _file_label_tables(
 
 
 def judgement_table(judgements: Sequence[Judgement], thresholds: Mapping[str, Bounds]) -> str:
-    """One line a threshold."""
+    """Return a table with one line a threshold."""
     lines = [["threshold", "kept within", "right", "wrong", "undecided", "precision", "bad", "recall"]]
     for row in judgements:
         bounds = thresholds[row.column]

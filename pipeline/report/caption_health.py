@@ -1,4 +1,4 @@
-"""Caption health: what became of the questions that captioners were asked, and phrases that too many captions share."""
+"""Caption health: counts of captions that failed or were repaired, by reason, and phrases that many captions share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from captioners.text.text_quality import tokens
 from pipeline.tables.columns import Columns
 
-PROBLEMS = {  # what a caption's error or its audit says, as a regular expression, by what it is called
+PROBLEMS = {  # label: regular expression for a caption's error or audit reason
     "truncated": "cut off|malformed JSON|unfinished last sentence",
     "refused": "refusal",
     "empty": "^(audit: )?empty|no text in its column|no frames",
@@ -25,14 +25,14 @@ PROBLEMS = {  # what a caption's error or its audit says, as a regular expressio
 OTHER = "another reason"
 LOOKED_AT = 2_000  # captions, evenly spread over the table, in which phrases are counted
 FEWEST = 20  # captions: with fewer, no phrase counts as common
-SHARED = 0.2  # share of captions from which on a phrase is common to all
+SHARED = 0.2  # share of captions from which a phrase counts as common
 SIZES = (8, 6, 4)  # words of a phrase, longest first
 PHRASES = 12
 
 
 @dataclass(frozen=True)
 class Problem:
-    """`lost`: clips that have no caption for this reason; `mended`: clips with a caption that was repaired for it."""
+    """A reason: `lost` clips have no caption because of it, `mended` clips have a caption that was repaired for it."""
 
     label: str
     lost: int
@@ -87,8 +87,8 @@ def caption_health(clips: Columns) -> CaptionHealth | None:
 
 
 def common_phrases(captions: pa.ChunkedArray) -> list[Phrase]:
-    """Phrases that at least SHARED of the captions have, most frequent first, longest where one holds another. A
-    subject's trigger word is one that is meant; an opening that all captions have teaches a model nothing."""
+    """Return phrases that at least SHARED of the captions contain, most frequent first; of overlapping phrases the
+    longest. A trigger word is a wanted one; an opening that all captions share teaches a model nothing."""
     if len(captions) < FEWEST:
         return []
     counts: dict[int, Counter[tuple[str, ...]]] = {size: Counter() for size in SIZES}
@@ -108,7 +108,7 @@ def common_phrases(captions: pa.ChunkedArray) -> list[Phrase]:
 
 
 def _holds(longer: Sequence[str], phrase: Sequence[str]) -> bool:
-    """Whether two phrases are pieces of one text: `phrase` lies inside `longer`, or overlaps it by all but one word."""
+    """Return whether `phrase` is inside `longer`, or overlaps it by all but one word."""
     inside = range(len(longer) - len(phrase) + 1)
     if any(tuple(longer[i : i + len(phrase)]) == tuple(phrase) for i in inside):
         return True

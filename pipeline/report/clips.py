@@ -1,4 +1,4 @@
-"""The clips that the report shows: which, and their pictures and sound-free video as data: URIs."""
+"""The clips that the report shows: their choice, and their pictures and video for data: URIs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipeline.storage.store import Store
 from pipeline.tables.columns import rows_of
 from pipeline.tables.fragments import Fragment, frames_of
 
-JOIN = "\x1f"  # between reasons
+JOIN = "\x1f"  # separator of reasons
 KEPT_LOOKED_AT = 5000
 VIDEO_BYTES = 15_000_000  # of encoded clips in the page, before base64 makes them a third larger
 STRIP_WIDTH = 320  # of one frame of an animated strip, pixels
@@ -31,7 +31,7 @@ STRIP_QUALITY = 72
 
 @dataclass(frozen=True)
 class Score:
-    """A clip's score with the share of all clips that score lower; `fails` where it is why the clip is rejected."""
+    """A clip's score, and the share of all clips that score lower; `fails`: the clip is rejected by it."""
 
     name: str
     text: str
@@ -63,9 +63,9 @@ class Shown:
 
 
 def choose(clips: pa.Table, count: int) -> list[str]:
-    """Ids of up to `count` clips, half of them kept: kept ones taken from the sources in turn, rejected ones
-    from their first reasons in turn, within each by id, so that a rare reason shows and the choice is the same every
-    time. Of many kept clips only the first by id are looked at."""
+    """Choose up to `count` clips, half of them kept; return their ids. Kept ones are taken from the sources in turn,
+    rejected ones from their first reasons in turn, each by id: rare reasons appear, and the choice is deterministic.
+    Only the first KEPT_LOOKED_AT kept clips by id are considered."""
     keep = pc.fill_null(clips["keep"], False)
     ids = clips.select(["clip_id"])
     kept: dict[str, list[str]] = defaultdict(list)
@@ -84,12 +84,12 @@ def choose(clips: pa.Table, count: int) -> list[str]:
 
 
 def _first(rows: pa.Table, count: int) -> pa.Table:
-    """The first `count` rows by clip_id."""
+    """Return the first `count` rows by clip_id."""
     return rows.take(pc.select_k_unstable(rows, k=count, sort_keys=[("clip_id", "ascending")])) if len(rows) else rows
 
 
 def in_turn(groups: Mapping[str, Sequence[str]]) -> list[str]:
-    """The first of each group in order of name, then the second of each, and so on."""
+    """Return the first of each group in order of name, then the second of each, and so on."""
     ordered = [groups[name] for name in sorted(groups)]
     longest = max(map(len, ordered), default=0)
     return [group[i] for i in range(longest) for group in ordered if i < len(group)]
@@ -98,7 +98,7 @@ def in_turn(groups: Mapping[str, Sequence[str]]) -> list[str]:
 def show(
     store: Store, chosen: Sequence[Mapping[str, Any]], histograms: Sequence[Histogram], labels: Sequence[str]
 ) -> list[Shown]:
-    """These rows of the clips table with their scores, strips of frames and, while `VIDEO_BYTES` last, video."""
+    """Return these rows of the clips table with scores, strips of frames and, up to VIDEO_BYTES in all, video."""
     strips = _strips(store, {clip["clip_id"] for clip in chosen})
     videos = _videos(store, chosen)
     shown = []
@@ -129,7 +129,7 @@ def show(
 
 
 def _scores(clip: Mapping[str, Any], histograms: Sequence[Histogram], labels: Sequence[str]) -> tuple[Score, ...]:
-    """Those with a threshold first, as they decide."""
+    """Return the clip's scores, those with a threshold first."""
     words, reasons = {True: "yes", False: "no"}, clip["rejected_by"] or ()
     scores = [
         Score(name, words.get(clip[name], clip[name]), None, None, False) for name in labels if clip[name] is not None
@@ -147,7 +147,7 @@ def _scores(clip: Mapping[str, Any], histograms: Sequence[Histogram], labels: Se
 
 
 def _strips(store: Store, wanted: set[str]) -> dict[str, tuple[bytes, int, float]]:
-    """Clip id to (JPEG, frames in it, width over height of one)."""
+    """Return by clip id: (JPEG, number of frames in it, width over height of one)."""
     frames: dict[str, list[tuple[float, bytes]]] = defaultdict(list)
     for row in rows_of(store, _frames_with(store, wanted), wanted):
         frames[row["clip_id"]].append((row["time"], row["jpeg"]))
@@ -155,7 +155,7 @@ def _strips(store: Store, wanted: set[str]) -> dict[str, tuple[bytes, int, float
 
 
 def _frames_with(store: Store, wanted: set[str]) -> list[str]:
-    """The files with frames of these clips, where the scans of the build are there to say so; else all."""
+    """Return the files with frames of these clips, or all files if state/scan, which names them, is missing."""
     names, units = store.list("state/scan", ".parquet"), set[str]()
     for name in names:
         rows = Fragment(name, {}).rows(store, ["clip_id", "unit"])
@@ -181,7 +181,7 @@ def _strip(jpegs: Sequence[bytes]) -> tuple[bytes, int, float] | None:
 
 
 def _videos(store: Store, chosen: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, bytes]]:
-    """Clip id to (mp4 or jpg, bytes from the shard), smallest first until the budget is spent: as many as fit."""
+    """Return by clip id: (mp4 or jpg, bytes from the shard), the smallest clips first, up to VIDEO_BYTES."""
     by_shard: dict[str, set[str]] = defaultdict(set)
     for clip in chosen:
         if clip["keep"] and clip["shard"]:

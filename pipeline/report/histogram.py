@@ -14,7 +14,7 @@ QUANTILES = 2001
 
 @dataclass(frozen=True)
 class Line:
-    """A threshold. `x` is its place on the axis, 0..1, clipped to it; `outside` says that it lies beyond."""
+    """A threshold. `x` is its position on the axis, clipped to 0..1; `outside`: it was clipped."""
 
     side: str  # min or max
     value: float
@@ -25,7 +25,7 @@ class Line:
 @dataclass(frozen=True)
 class Histogram:
     """One score over all clips. Bar heights are fractions of the fullest bin; the axis covers the middle 99% of the
-    clips, and what lies beyond is in the first and last bin."""
+    clips; the first and last bins also hold the clips beyond."""
 
     name: str
     low: float
@@ -35,23 +35,23 @@ class Histogram:
     lines: tuple[Line, ...]
     median: float
     missing: int
-    values: np.ndarray  # the finite scores in order, or as many quantiles of them, evenly spaced
+    values: np.ndarray  # the finite scores, sorted, or at most QUANTILES quantiles of them
 
     def percentile(self, value: float) -> float:
-        """Share of the clips that score lower, 0..1; half of those that score the same."""
+        """Return the share of clips that score lower, 0..1; equal scores count half."""
         below, upto = (np.searchsorted(self.values, value, side) for side in ("left", "right"))
         return float((below + upto) / 2 / max(1, len(self.values)))
 
 
 def histogram(name: str, values: np.ndarray, keep: np.ndarray, bounds: Mapping[str, Any] | None) -> Histogram:
-    """`values` (n,) float64 with NaN where a clip has no score, `keep` (n,) bool, `bounds` the recipe's, with `min`
-    and `max`."""
+    """Return the histogram of `values` (n,) float64, NaN where a clip has no score, split by `keep` (n,) bool; `bounds`
+    are the recipe's, with `min` and `max`."""
     is_finite = np.isfinite(values)
     finite = np.sort(values[is_finite])
     low, high = (np.percentile(finite, [0.5, 99.5]).tolist()) if len(finite) else (0.0, 1.0)
     limits = [(side, float(bounds[side])) for side in ("min", "max") if bounds and bounds.get(side) is not None]
     reach = high - low or abs(high) or 1.0
-    for _, value in limits:  # a threshold near the data widens the axis, a far one would only squeeze the bars
+    for _, value in limits:  # include a threshold near the data; a distant one would squeeze the bars
         if low - reach / 2 <= value <= high + reach / 2:
             low, high = min(low, value), max(high, value)
     if high <= low:
@@ -78,7 +78,7 @@ def histogram(name: str, values: np.ndarray, keep: np.ndarray, bounds: Mapping[s
 
 
 def number(value: float | None) -> str:
-    """At most three significant digits, without exponents where they can be avoided; a dash for no number."""
+    """Format with at most three significant digits, without an exponent where possible; a dash for no number."""
     if value is None or not np.isfinite(value):
         return "–"
     if value == int(value) and abs(value) < 1e6:

@@ -1,4 +1,4 @@
-"""Labels that people gave: of clips as good or bad, and of files by what is wrong with them."""
+"""Labels by people: clips as good or bad, and files by their defects."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.dataset.finish import DatasetError
 
 GOOD, BAD = ("good", "1", "true", "yes"), ("bad", "0", "false", "no")
 
-# Column with a threshold -> the label fields of which one has to be true where the threshold rejects rightly.
+# Column with a threshold -> label fields; the threshold is right to reject a file if one of them is true.
 DEFECTS = {
     "borders_area": ("letterbox",),
     "interlacing_share": ("interlaced",),
@@ -35,8 +35,8 @@ class LabelError(DatasetError):
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a threshold does to labelled clips. A clip that it rejects is `right` where a label names its defect,
-    `wrong` where a label denies it, or where no label covers the defect and the file is `is_good`, else `undecided`.
+    """The effect of a threshold on labelled clips. A rejected clip is `right` if a label names its defect, `wrong` if a
+    label denies it, or if no label covers the defect and the file `is_good`, otherwise `undecided`.
     `bad` and `caught` count clips of single-shot files that have the defect, and those of them that it rejects."""
 
     column: str
@@ -105,13 +105,13 @@ def file_of(uri: str, labels: Mapping[str, Row]) -> str | None:
 
 
 def is_good(label: Row) -> bool:
-    """Return whether a file is filmed footage of a single shot that no label finds fault with."""
+    """Return whether a file is filmed footage of a single shot without a labelled flaw."""
     return label.get("kind") == "filmed" and label.get("single_shot") is True and not any(map(label.get, FLAWS))
 
 
 def has_defect(label: Row, column: str) -> bool | None:
-    """Return whether the label of a file names the defect that a threshold on `column` is there for; None where it
-    does not say."""
+    """Return whether the label of a file names the defect that a threshold on `column` rejects; None if it does not
+    cover it."""
     answers = [label.get(name) for name in DEFECTS.get(column, ())]
     if any(answers):
         return True
@@ -119,7 +119,7 @@ def has_defect(label: Row, column: str) -> bool | None:
 
 
 def judge(rows: Sequence[tuple[Row, Row]], thresholds: Mapping[str, Bounds]) -> list[Judgement]:
-    """Return what each threshold does to (clip, label of its file) pairs. Null scores count neither way."""
+    """Return the effect of each threshold on (clip, label of its file) pairs. Null scores are not counted."""
     judgements = []
     for column, bounds in thresholds.items():
         counts = dict.fromkeys(("right", "wrong", "undecided", "bad", "caught"), 0)

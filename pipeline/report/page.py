@@ -1,4 +1,4 @@
-"""The dataset's page: one HTML file that says what came in, what went out and why, and plays clips of both."""
+"""The report page: one HTML file with counts, reasons of rejection, histograms, and clips that play."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from pipeline.storage.store import Store
 from pipeline.tables import fragments
 from pipeline.tables.columns import Columns
 
-LATE_COLUMNS = pa.schema(  # what selection, captioning and packing add to a clip's row; a build without them lacks some
+LATE_COLUMNS = pa.schema(  # columns that selection, captioning and packing add; some may be missing
     [
         ("keep", pa.bool_()),
         ("rejected_by", pa.list_(pa.string())),
@@ -45,16 +45,16 @@ LATE_COLUMNS = pa.schema(  # what selection, captioning and packing add to a cli
     ]
 )
 IN_SHARDS = {"Buckets": "bucket", "Split": "split"}  # shown for kept clips only
-FAILURES = 200  # sources that could not be used are listed up to here
-TRIED_CLIPS = 20_000  # above this the page tries no other thresholds: each is a selection over all clips
+FAILURES = 200  # the most unusable sources that are listed
+TRIED_CLIPS = 20_000  # with more clips the page tries no other thresholds: each is a selection over all
 LARGEST = 12  # clusters shown
-MAX_LABELS = 24  # a text column with more values than this holds no labels
+MAX_LABELS = 24  # a text column with more distinct values is not shown
 
 
 @dataclass(frozen=True)
 class Step:
-    """One reason in the funnel. `removed`: clips whose first reason it is; `left`: what remains after it; `having`: all
-    clips that it rejects; `alone`: those that nothing else rejects."""
+    """One reason in the funnel. `removed`: clips whose first reason it is; `remaining`: clips that are left after it;
+    `having`: all clips that it rejects; `alone`: clips that nothing else rejects."""
 
     reason: str
     removed: int
@@ -76,8 +76,8 @@ class Bar:
 def write_report(dataset: Path | str, clips_shown: int = 60) -> str:
     """Write DATASET/report.html from the dataset's tables and shards, and return its path or URL.
 
-    The page needs nothing outside of itself and depends on the dataset's bytes alone. Half of `clips_shown` are kept
-    clips and half rejected ones, where there are enough of each. Raises OSError where there is no finished dataset.
+    The page is self-contained and depends only on the dataset's bytes. Half of the `clips_shown` are kept clips and
+    half rejected ones, if there are enough of each. Raises OSError where there is no finished dataset.
     """
     store = Store(str(dataset))
     with store.fetched("tables/clips") as near:
@@ -87,8 +87,8 @@ def write_report(dataset: Path | str, clips_shown: int = 60) -> str:
 
 
 def funnel(reasons: Mapping[tuple[str, ...], int]) -> list[Step]:
-    """The steps from all clips to the kept ones: `reasons` counts the clips with each list of reasons, as selection
-    gives them (none: kept). Every list follows the one order in which selection asks; the steps are in that order."""
+    """Return the steps from all clips to the kept ones. `reasons` counts the clips with each list of reasons of
+    selection (empty: kept). Every list is in the order in which selection checks; so are the steps."""
     first, having, alone = Counter[str](), Counter[str](), Counter[str]()
     after: dict[str, set[str]] = {}
     for given, count in reasons.items():
@@ -109,9 +109,9 @@ def funnel(reasons: Mapping[tuple[str, ...], int]) -> list[Step]:
 
 
 def filter_costs(passes: Mapping[str, Any], reasons: Mapping[tuple[str, ...], int]) -> list[dict[str, Any]]:
-    """One row a filter, dearest first: name, pass, seconds and clips (of the last build that ran it), ms (a clip),
-    rejected (of all clips, by their `reasons`: a filter's columns begin with its name), rate (of all clips), share (of
-    the dearest filter's seconds)."""
+    """Return one row a filter, the most expensive first: name, pass, seconds and clips (of the last build that ran it),
+    ms (per clip), rejected (clips, by their `reasons`: a filter's columns begin with its name), rate (of all clips),
+    share (of the most expensive filter's seconds)."""
     rows = [
         {"pass": name, "name": filter_name, "seconds": stats["seconds"], "clips": int(stats["clips"])}
         for name, pass_stats in passes.items()
@@ -194,7 +194,7 @@ def _render(store: Store, clips: Columns, clips_shown: int) -> str:
 
 
 def _score_columns(clips: Columns) -> tuple[list[str], list[str]]:
-    """Names of the columns with numbers, and of those with labels: few different short texts."""
+    """Return the names of numeric columns, and of columns of labels: few distinct short texts."""
     numbers, labels = [name for name in score_columns(clips.schema) if name != "balance_cluster"], []
     for column in clips.schema:
         if column.name in (*fragments.CLIPS.names, *LATE_COLUMNS.names) or _says_why(column):
@@ -213,7 +213,7 @@ def _says_why(column: pa.Field) -> bool:
 
 
 def _unknown(clips: Columns, keep: np.ndarray) -> list[Bar]:
-    """Why scores are null: clips by filter and reason, most frequent first."""
+    """Count clips with null scores by filter and reason, most frequent first."""
     whole = [
         pc.binary_join_element_wise(column.name.removesuffix(why_null("")), clips[column.name], ": ")
         for column in clips.schema
@@ -225,13 +225,13 @@ def _unknown(clips: Columns, keep: np.ndarray) -> list[Bar]:
 
 
 def _reasons(clips: pa.Table) -> dict[tuple[str, ...], int]:
-    """How many clips have each list of reasons."""
+    """Count the clips with each list of reasons."""
     joined = pc.value_counts(pc.fill_null(pc.binary_join(clips["rejected_by"], JOIN), "")).to_pylist()
     return {tuple(filter(None, row["values"].split(JOIN))): row["counts"] for row in joined}
 
 
 def _top_tags(clips: Columns, keep: np.ndarray) -> list[Bar]:
-    """The most likely tag of each clip."""
+    """Count clips by their most likely tag."""
     if "tags_labels" not in clips:
         return []
     lists = pc.list_slice(clips["tags_labels"], 0, 1).combine_chunks()
@@ -239,8 +239,8 @@ def _top_tags(clips: Columns, keep: np.ndarray) -> list[Bar]:
 
 
 def _balance(clips: Columns, keep: np.ndarray) -> dict[str, Any] | None:
-    """The clusters of alike clips: as found, as kept with their weights, and the largest, each with its commonest tag.
-    None where the recipe asks for none."""
+    """Return statistics of the clusters of similar clips: their distribution over all clips and over kept clips with
+    weights, and the largest clusters with their most common tags. None where the recipe does not balance."""
     if "balance_cluster" not in clips:
         return None
     labels = pc.fill_null(clips["balance_cluster"], -1).to_numpy()
@@ -261,7 +261,7 @@ def _balance(clips: Columns, keep: np.ndarray) -> dict[str, Any] | None:
 
 
 def _bars(column: pa.ChunkedArray | pa.Array, keep: np.ndarray) -> list[Bar]:
-    """Counts of each value, most frequent first; nulls are left out."""
+    """Count each value, most frequent first; nulls are left out."""
     words = {True: "yes", False: "no"}
     whole, kept = (
         {
@@ -279,14 +279,14 @@ def _asset(name: str) -> str:
 
 
 def _duration(seconds: float) -> str:
-    """Hours above two hours, minutes above two minutes, else seconds."""
+    """Format a duration in hours from two hours, in minutes from two minutes, otherwise in seconds."""
     if seconds >= 7200:
         return f"{number(seconds / 3600)} h"
     return f"{number(seconds / 60)} min" if seconds >= 120 else f"{number(seconds)} s"
 
 
 def _clock(seconds: float) -> str:
-    """1:02:03.4, or 2:03.4 below an hour."""
+    """Format a time as 1:02:03.4, or 2:03.4 below an hour."""
     tenths = int(seconds * 10 + 1e-6)
     minutes, rest = divmod(tenths, 600)
     front = f"{minutes // 60}:{minutes % 60:02d}" if minutes >= 60 else f"{minutes}"

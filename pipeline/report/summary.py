@@ -1,4 +1,4 @@
-"""What a build prints at its end: where things are, and what became of the footage."""
+"""The table that a build prints at its end: counts, times, and paths."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.engine.progress import clock
-from pipeline.report import filter_cost
 
 PASSES = ("sources", "scan", "embed", "caption", "pack")
+TRACKS = ("flow", "borders")  # parts of the scan that only filters need
 
 
 def summary(out: str, info: Mapping[str, Any]) -> str:
-    """The closing table of `clipmill build`."""
+    """Return the closing table of `clipmill build`."""
     count, shards = info["counts"], info["shards"]
     odd = [f"{count[f'sources_{name}']} {name}" for name in ("failed", "skipped") if count[f"sources_{name}"]]
     rows = [
@@ -22,7 +22,7 @@ def summary(out: str, info: Mapping[str, Any]) -> str:
         *((f"  rejected by {reason}", f"{number:,}") for reason, number in count["rejected_by"].items()),
         ("captions", f"{count['captions']:,}"),
         ("shards", f"{len(shards):,}, {sum(shard['bytes'] for shard in shards) / 1e6:.1f} MB"),
-        *filter_cost.lines(info),
+        *filter_costs(info["passes"]),
         *((f"seconds: {name}", _seconds(info["passes"][name])) for name in PASSES if name in info["passes"]),
     ]
     width = max(len(name) for name, _ in rows)
@@ -30,8 +30,31 @@ def summary(out: str, info: Mapping[str, Any]) -> str:
     return "\n".join(["", *lines, "", f"dataset  {out}", f"report   {out.rstrip('/')}/report.html"])
 
 
+def filter_costs(passes: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return a row for the filters of the scan, with their time beside decoding, and one for those of the embed pass,
+    each with the milliseconds of a clip and the share of its clips that it rejects."""
+    rows = []
+    scan, embed = ((passes.get(name) or {}).get("filters") for name in ("scan", "embed"))
+    if scan:
+        parts, clips = passes["scan"]["parts"], max(stats["clips"] for stats in scan.values())
+        spent = sum(stats["seconds"] for stats in scan.values()) + sum(parts.get(track, 0) for track in TRACKS)
+        share = f", {spent / parts['decode']:.1%} of decoding" if parts.get("decode") else ""
+        rows.append(("filters: scan", f"{len(scan)}, {1000 * spent / max(clips, 1):.1f} ms a clip{share}"))
+    if embed:
+        clips, spent = (
+            max(stats["clips"] for stats in embed.values()),
+            sum(stats["seconds"] for stats in embed.values()),
+        )
+        costs = []
+        for name, stats in embed.items():
+            rejected = f" (-{stats['rejected'] / stats['clips']:.0%})" if stats.get("rejected") else ""
+            costs.append(f"{name} {1000 * stats['seconds'] / max(stats['clips'], 1):.0f}{rejected}")
+        rows.append(("filters: embed", f"{1000 * spent / max(clips, 1):.0f} ms a clip: {', '.join(costs)}"))
+    return rows
+
+
 def _seconds(spent: Mapping[str, Any]) -> str:
-    """Of a clock on the wall; passes that stream into each other share it, so what their workers took is said too."""
+    """Format wall-clock seconds, and the workers' seconds: passes that run at the same time share wall-clock time."""
     busy = spent["parts"].get("total")
     return f"{spent['seconds']:.1f}" + (f" (workers busy for {busy:.1f})" if busy else "")
 

@@ -1,4 +1,5 @@
-"""Counterfactuals: what another threshold would add or drop, from the tables alone, by the selection of a build."""
+"""What-if: the clips that other selection options would add or drop, computed by a build's selection from the
+tables."""
 
 from __future__ import annotations
 
@@ -19,13 +20,13 @@ from pipeline.tables import fragments
 from pipeline.tables.columns import Columns
 
 EXAMPLES = 5
-DECIDING = {*fragments.CLIPS.names, *QUALITY, "caption", "embedding", "phash"}  # what selection reads beside thresholds
+DECIDING = {*fragments.CLIPS.names, *QUALITY, "caption", "embedding", "phash"}  # read by selection
 NOTCH = 0.05  # of the clips that have the score
 
 
 @dataclass(frozen=True)
 class Group:
-    """Clips that share a fate: how many, how long together, and the first few ids."""
+    """A set of clips: their number, total hours, and the first few ids."""
 
     clips: int
     hours: float
@@ -34,11 +35,11 @@ class Group:
 
 @dataclass(frozen=True)
 class WhatIf:
-    """A selection with other options against the one with the recipe as it is.
+    """A selection with other options, compared with the recipe's own.
 
-    `added` holds `uncaptioned` clips that a build would first caption, and might lose there. `unscored` are clips that
-    the change lets through to scores which they do not have yet, because dear filters skip what cheap ones reject: only
-    a build can tell.
+    `added` includes `uncaptioned` clips, which a build would caption first and might reject then. `unscored` clips pass
+    the changed thresholds but lack other scores, because expensive filters skip clips that cheap ones reject: only a
+    build can decide about them.
     """
 
     overrides: tuple[str, ...]
@@ -64,7 +65,7 @@ class WhatIf:
 
 @dataclass(frozen=True)
 class Notch:
-    """A threshold moved to where 5% of the clips more, or fewer, lie on its rejected side."""
+    """A threshold moved so that 5% more, or fewer, of the clips are on its rejected side."""
 
     column: str
     side: str  # min or max
@@ -73,9 +74,9 @@ class Notch:
 
 
 def what_if(dataset: Path | str, recipe: Recipe, overrides: Sequence[str]) -> WhatIf:
-    """What `key=value` overrides of `recipe` would add to and drop from the dataset; nothing is decoded, scored or
-    written. A key may leave out `select.thresholds.` or `select.`. Raises RecipeError for an unknown key or one that
-    selection does not use, OSError where there is no dataset."""
+    """Return the clips that `key=value` overrides of `recipe` would add to or drop from the dataset; nothing is
+    decoded, scored or written. Keys may omit `select.thresholds.` or `select.`. Raises RecipeError for an unknown key
+    or one that selection does not use, OSError where there is no dataset."""
     store = Store(str(dataset))
     if not store.list("tables/clips", ".parquet"):
         raise FileNotFoundError(f"{dataset} has no clips table: build it first")
@@ -87,13 +88,13 @@ def what_if(dataset: Path | str, recipe: Recipe, overrides: Sequence[str]) -> Wh
 
 
 def compare(clips: pa.Table, recipe: Recipe, overrides: Sequence[str]) -> WhatIf:
-    """The same for a clips table as a build writes it."""
+    """Compare the recipe with and without overrides on a clips table as a build writes it."""
     changed, keys = _changed(recipe, overrides)
     return _compare(clips, _selected(clips, recipe), changed, keys)
 
 
 def notches(clips: pa.Table, recipe: Recipe) -> list[Notch]:
-    """Each numeric threshold of the recipe moved one notch both ways, the others left as they are."""
+    """Return each numeric threshold of the recipe moved by one notch both ways, with the others unchanged."""
     before = _selected(clips, recipe)
     moves = []
     for column, bounds in recipe.select.thresholds.items():
@@ -112,7 +113,7 @@ def notches(clips: pa.Table, recipe: Recipe) -> list[Notch]:
 
 
 def _changed(recipe: Recipe, overrides: Sequence[str]) -> tuple[Recipe, tuple[str, ...]]:
-    """The recipe with the overrides, and these with their whole keys."""
+    """Return the recipe with the overrides, and the overrides with full keys."""
     keys = tuple(_whole_key(override) for override in overrides)
     changed = from_dict(to_dict(recipe), keys)
     if dataclasses.replace(changed, select=recipe.select) != recipe:
@@ -150,7 +151,7 @@ def _group(clips: pa.Table, rows: np.ndarray) -> Group:
 
 
 def _neighbours(scores: pa.ChunkedArray, value: float, side: str) -> tuple[float | None, float | None]:
-    """Looser and stricter by a notch, to three digits; None where no clip lies that way."""
+    """Return thresholds looser and stricter by a notch, to three digits; None where no clip lies in that direction."""
     sign = 1.0 if side == "min" else -1.0
     values = np.sort(sign * scores.drop_null().cast(pa.float64()).to_numpy())
     values = values[np.isfinite(values)]
@@ -167,7 +168,7 @@ def _neighbours(scores: pa.ChunkedArray, value: float, side: str) -> tuple[float
 
 
 def _whole_key(override: str) -> str:
-    """`override` with what it left out in front."""
+    """Return `override` with its full key."""
     first = override.partition("=")[0].partition(".")[0]
     if first in (field.name for field in dataclasses.fields(Recipe)):
         return override

@@ -180,15 +180,15 @@ class _Scan:
         return kept
 
     def _make_detector(self) -> ShotDetector:
-        kinds: dict[str, Callable[[], ShotDetector]] = {
+        detectors: dict[str, Callable[[], ShotDetector]] = {
             "cascade": lambda: Cascade(self._probe.fps, lambda a, b: self._between(a, b, self._shrinker.proxy)),
             "adaptive": Adaptive,
             "transnetv2": TransNet,
             "stride": lambda: Stride(self._options.max_seconds),
         }
-        if self._options.shots not in kinds:
-            raise RecipeError(f"scan.shots: {self._options.shots!r} is none of {', '.join(kinds)}")
-        return kinds[self._options.shots]()
+        if self._options.shots not in detectors:
+            raise RecipeError(f"scan.shots: {self._options.shots!r} is none of {', '.join(detectors)}")
+        return detectors[self._options.shots]()
 
     def _wanted(self) -> Callable[[float], bool] | None:
         """Return which non-reference frames must be decoded; None for all of them. Only the cascade can do without, and

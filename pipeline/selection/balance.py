@@ -8,7 +8,7 @@ from pipeline.selection.duplicates import Vectors
 
 SAMPLE = 64  # clips per cluster that the centres are fitted on
 ROUNDS = 20  # iterations of k-means at most
-BLOCK = 1 << 14  # rows compared with the centres at a time
+CHUNK = 1 << 14  # rows compared with the centres at a time
 
 
 def clusters(embedding: np.ndarray | Vectors, count: int) -> np.ndarray:
@@ -17,7 +17,7 @@ def clusters(embedding: np.ndarray | Vectors, count: int) -> np.ndarray:
     Spherical k-means (Dhillon and Modha 2001), started from distinct random rows and fitted on a sample, so that the
     cost of fitting does not grow with n. The same rows in the same order always get the same clusters.
     """
-    blocks = [slice(i, i + BLOCK) for i in range(0, len(embedding), BLOCK)]
+    blocks = [slice(i, i + CHUNK) for i in range(0, len(embedding), CHUNK)]
     finite = [np.isfinite(embedding[block]).all(axis=1) for block in blocks]
     finite_rows = np.flatnonzero(np.concatenate([*finite, np.zeros(0, bool)]))
     labels = np.full(len(embedding), -1, np.int32)
@@ -36,8 +36,8 @@ def clusters(embedding: np.ndarray | Vectors, count: int) -> np.ndarray:
         if np.allclose(moved, centres, atol=1e-6):
             break
         centres = moved
-    for i in range(0, len(finite_rows), BLOCK):
-        labels[finite_rows[i : i + BLOCK]] = _nearest(embedding[finite_rows[i : i + BLOCK]].astype(np.float32), centres)
+    for i in range(0, len(finite_rows), CHUNK):
+        labels[finite_rows[i : i + CHUNK]] = _nearest(embedding[finite_rows[i : i + CHUNK]].astype(np.float32), centres)
     return labels
 
 
@@ -75,4 +75,4 @@ def distribution(labels: np.ndarray, weight: np.ndarray | None = None) -> dict[s
 
 
 def _nearest(rows: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    return np.concatenate([(rows[i : i + BLOCK] @ centres.T).argmax(axis=1) for i in range(0, len(rows), BLOCK)])
+    return np.concatenate([(rows[i : i + CHUNK] @ centres.T).argmax(axis=1) for i in range(0, len(rows), CHUNK)])

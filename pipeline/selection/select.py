@@ -30,7 +30,7 @@ SELECTED = pa.schema(
 QUALITY = ("sharpness_laplacian", "aesthetics_mean")  # scores by which copies of equal resolution are ranked
 RANKED = ("frames", "crop_w", "crop_h", "start", "end", "clip_id", "source_uri", *QUALITY)  # columns _rank reads
 HDR = ("smpte2084", "arib-std-b67")  # color_transfer: PQ and HLG
-BLOCK = 1 << 18  # rows at a time
+CHUNK = 1 << 18  # rows at a time
 
 
 def select(
@@ -251,8 +251,8 @@ def _balanced(
 def _reason_lists(reasons: Mapping[str, np.ndarray], n: int) -> pa.ChunkedArray:
     names = pa.array(list(reasons), pa.string())
     chunks = []
-    for i in range(0, max(n, 1), BLOCK):
-        marks = np.stack([mask[i : i + BLOCK] for mask in reasons.values()], axis=1)
+    for i in range(0, max(n, 1), CHUNK):
+        marks = np.stack([mask[i : i + CHUNK] for mask in reasons.values()], axis=1)
         offsets = np.concatenate([[0], marks.sum(axis=1).cumsum()]).astype(np.int32)
         listed_reasons = pa.DictionaryArray.from_arrays(np.nonzero(marks)[1].astype(np.int8), names)
         chunks.append(pa.ListArray.from_arrays(offsets, listed_reasons))

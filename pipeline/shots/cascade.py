@@ -25,7 +25,7 @@ RATE = 12.5  # samples a second at most that the network classifies
 WIDTH = 48  # channels of the network
 DILATIONS = (1, 2, 4, 8)  # samples between the taps of each convolution
 CONTEXT = REACH + 1 + sum(DILATIONS)  # samples on either side that a prediction depends on
-BLOCK = 64  # samples classified at once
+BATCH = 64  # samples classified at once
 CUT = 0.3  # lowest probability of a hard cut; those of gradual transitions are in blend.py
 EDGE = 0.05  # probability at which an event begins and ends
 TICK = 0.08  # seconds: the network's unit for distances to a transition's boundaries
@@ -103,7 +103,7 @@ class Cascade:
         if last != self._cell:
             self._samples.append(proxy)
         self._frames.append(proxy)
-        return self._judge(BLOCK) if len(self._samples) >= self._judged + BLOCK + CONTEXT else []
+        return self._judge(BATCH) if len(self._samples) >= self._judged + BATCH + CONTEXT else []
 
     def finish(self) -> list[Transition]:
         """Classify the remaining samples; the last frame is repeated as context."""

@@ -17,7 +17,7 @@ from pipeline.shots.shot_weights import weights
 STEP = 0.04  # seconds between the network's input times
 AROUND = np.arange(-10, 17) * STEP  # seconds: the input times, relative to the boundary
 REACH = 0.8  # seconds before and after the boundaries that are analysed
-SIDE = 3  # frames at most that represent an adjacent shot
+FRAMES_PER_SHOT = 3  # frames at most that represent an adjacent shot
 NEAR = 0.4  # seconds: largest distance of those frames from the boundary
 FEW = (24, 78, 390)  # numbers of most changed values, out of 3,888 in a small picture, that are averaged
 INPUTS = 9 * len(AROUND) + 5  # length of the network's input
@@ -37,8 +37,8 @@ def refine(times: np.ndarray, colour: np.ndarray, leave: float, enter: float) ->
 
 def features(times: np.ndarray, colour: np.ndarray, leave: float, enter: float) -> np.ndarray | None:
     """Return the network's input for the boundary `leave`, (INPUTS,) float32; None without frames on both sides."""
-    old = np.flatnonzero((times < leave - 0.01) & (times > leave - NEAR))[-SIDE:]
-    new = np.flatnonzero((times > enter + 0.01) & (times < enter + NEAR))[:SIDE]
+    old = np.flatnonzero((times < leave - 0.01) & (times > leave - NEAR))[-FRAMES_PER_SHOT:]
+    new = np.flatnonzero((times > enter + 0.01) & (times < enter + NEAR))[:FRAMES_PER_SHOT]
     near = np.flatnonzero((times >= leave - REACH) & (times <= min(leave + REACH, enter + 0.2)))
     if not len(old) or not len(new) or len(near) < 4:
         return None

@@ -13,7 +13,7 @@ import numpy as np
 from pipeline.media.proxy import TINY
 from pipeline.shots.frame_features import unlike
 
-SIDE = 160  # pixels of the encoder's input: half the time of its own 260 and as accurate for this
+INPUT_SIZE = 160  # pixels of the encoder's input: half the time of its own 260 and as accurate for this
 SAME_SCENE = 0.71  # cosine; on 12 concatenated films 127 true cuts had at most 0.67, one of 5 false ones 0.76
 # Lowest distance of two scenes, by both measures of small pictures. Among pairs of 175 frames of four videos, 0 of 412
 # same-scene pairs exceed it, 80% of the rest do.
@@ -26,4 +26,4 @@ def same_scene(before: np.ndarray, after: np.ndarray) -> bool:
         return False
     from filters.encoders.conse import appearance  # torch, which most scans do not need
 
-    return float(appearance(before, SIDE) @ appearance(after, SIDE)) > SAME_SCENE
+    return float(appearance(before, INPUT_SIZE) @ appearance(after, INPUT_SIZE)) > SAME_SCENE

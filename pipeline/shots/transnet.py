@@ -41,11 +41,11 @@ def predict(colour: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 class TransNet:
     """The network over every frame. A transition is a span of the many-hot head around a peak of the single-hot head.
 
-    Frames are processed in blocks that end at multiples of `BLOCK` seconds, each with its context, so that the result
+    Frames are processed in blocks that end at multiples of `BLOCK_SECONDS`, each with its context, so that the result
     does not depend on where decoding began.
     """
 
-    BLOCK = 4.0
+    BLOCK_SECONDS = 4.0
     reach = 8.0
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ class TransNet:
         self.emitted_until = float("-inf")
 
     def push(self, proxy: Proxy) -> list[Transition]:
-        if self._times and proxy.time // self.BLOCK != self._times[-1] // self.BLOCK:
+        if self._times and proxy.time // self.BLOCK_SECONDS != self._times[-1] // self.BLOCK_SECONDS:
             self._blocks.append(len(self._times))
         self._times.append(proxy.time)
         self._colour.append(proxy.colour)

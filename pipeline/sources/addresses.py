@@ -1,7 +1,7 @@
 """Which servers a source may be on: schemes, and network addresses.
 
-A list of URLs comes from strangers, and a build runs inside a network. Link-local addresses (where clouds serve
-credentials) and multicast are refused always, private ones (also loopback) unless `sources.allow_private` is set. The
+Lists of URLs are untrusted, and a build may run inside a private network. Link-local addresses (where clouds serve
+credentials) and multicast are always refused, private ones (also loopback) unless `sources.allow_private` is set. The
 address is checked on the connected socket: redirects and changing DNS answers are covered. Behind an HTTP proxy the
 proxy decides.
 """
@@ -26,11 +26,11 @@ _local = threading.local()
 
 
 class AddressRefused(ValueError):
-    """An address that no source may have. A ValueError, so that urllib3 does not try it again."""
+    """An address that sources are not read from. A ValueError, which urllib3 does not retry."""
 
 
 def check_address(address: str, allow_private: bool) -> None:
-    """Raise AddressRefused for the IP `address` of a server where sources are not read from."""
+    """Raise AddressRefused for an IP address that sources are not read from."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         if inner := ip.ipv4_mapped or ip.sixtofour:
@@ -45,7 +45,7 @@ def check_address(address: str, allow_private: bool) -> None:
 
 
 def check_host(host: str | None, allow_private: bool) -> None:
-    """The same for every address of `host`; a name that does not resolve passes, as nothing can be read from it."""
+    """Check every address of `host`. A name that does not resolve passes: nothing can be read from it."""
     try:
         addresses = {str(info[4][0]) for info in socket.getaddrinfo(host, None)} if host else set()
     except (OSError, UnicodeError):

@@ -1,4 +1,4 @@
-"""What the first bytes of a file say it is, where its name does not say that it is a video."""
+"""File types by their first bytes, for files whose names are not those of videos."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TAR_MARK, TAR_PLACE = b"ustar", 257
 
 
 def not_media(head: bytes) -> str | None:
-    """What a file is that begins with `head` and cannot be a video; None where it may be one."""
+    """Return the type of a file that begins with `head` and cannot be a video; None where it may be one."""
     for signature, name in SIGNATURES:
         if head.startswith(signature):
             return name
@@ -38,7 +38,8 @@ def not_media(head: bytes) -> str | None:
 
 
 def _is_text(head: bytes) -> bool:
-    """UTF-8 without control characters; where there is more than `head`, its last character may be cut off."""
+    """Return whether `head` is UTF-8 without control characters. If it has HEAD bytes, its last character may be
+    cut."""
     if any(byte < 32 and byte not in TEXT_CONTROLS for byte in head):
         return False
     for cut in range(4 if len(head) >= HEAD else 1):

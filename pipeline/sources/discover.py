@@ -1,4 +1,4 @@
-"""Sources: what the user names on the command line, turned into videos that can be opened.
+"""Discover sources: expand what the user names into files, and open them.
 
 A source is named by a folder, a file, a glob, a list with metadata (CSV, JSONL, Parquet), a tar of videos, a URL, or
 ytdlp:URL for the videos of a page.
@@ -43,7 +43,7 @@ from pipeline.storage.store import (
 
 LISTS = frozenset((".csv", ".jsonl", ".ndjson", ".parquet"))
 URI_COLUMNS = ("uri", "url", "path", "video", "file", "video_path", "source_uri")
-LOOKS = 32  # concurrent requests to servers
+LOOKS = 32  # concurrent requests for size and stamp
 SAMPLES, SAMPLE = 16, 256 << 10  # pieces of a file, and bytes of each, that `identity: sampled` reads
 
 
@@ -60,8 +60,8 @@ class Source:
 
 
 def discover(inputs: Sequence[str], options: SourceOptions | None = None) -> list[DiscoveredFile]:
-    """Every file that the inputs name, sorted by URI, each once. Raises SourceError for an input that is not there,
-    and where nothing is found at all."""
+    """Return every file that the inputs name, each once, sorted by URI. Raises SourceError for an input that does not
+    exist, and where there is no file at all."""
     options = options or SourceOptions()
     files: dict[str, DiscoveredFile] = {}
     for text in inputs:
@@ -83,8 +83,8 @@ def discover(inputs: Sequence[str], options: SourceOptions | None = None) -> lis
 
 
 def open_media(uri: str, options: SourceOptions | None = None) -> str | BinaryIO:
-    """What a decoder opens: a local path, or a seekable binary file for a URL or a member of a tar. Raises OSError,
-    or Unreachable where another try later may do."""
+    """Return what a decoder opens: a local path, or a seekable binary file for a URL or a member of a tar. Raises
+    OSError; Unreachable, one of its subclasses, where a retry may succeed."""
     options = options or SourceOptions()
     archive, member = split_member(uri)
     if member:
@@ -107,14 +107,14 @@ def open_media(uri: str, options: SourceOptions | None = None) -> str | BinaryIO
 
 
 def open_file(uri: str, options: SourceOptions | None = None) -> BinaryIO:
-    """The same, always as a file."""
+    """Open a source for reading, like `open_media`, but always as a file."""
     opened = open_media(uri, options)
     return open(opened, "rb") if isinstance(opened, str) else opened
 
 
 def content_id(uri: str, options: SourceOptions | None = None) -> str:
-    """32 hex digits: SHA-256 of the bytes behind `uri`; with `identity: sampled`, of the size and `SAMPLES` pieces from
-    the first to the last of a file that is larger than those. Raises OSError."""
+    """Return 32 hex digits of the SHA-256 of a source's bytes. With `identity: sampled`, hash the size and SAMPLES
+    evenly spaced pieces of a file that is larger than all pieces together. Raises OSError."""
     digest = hashlib.sha256()
     with open_file(uri, options) as file:
         size = file.seek(0, io.SEEK_END)
@@ -183,7 +183,8 @@ def _expand_file(path: Path, options: SourceOptions, in_folder: bool) -> Iterato
 
 
 def _local(path: Path, metadata: Mapping[str, Any], named: bool = True) -> DiscoveredFile:
-    """Absolute, so that a row means the same wherever the build is started; missing files are kept for their row."""
+    """Describe a local file by its absolute path, which does not depend on where the build is started. A missing file
+    is returned with a `problem`, so that it gets a row."""
     path = path.absolute()
     file = DiscoveredFile(to_text(str(path)), metadata=metadata, named=named)
     try:
@@ -218,7 +219,8 @@ def _expand_url(text: str, options: SourceOptions) -> Iterator[DiscoveredFile]:
 
 
 def _at(uri: str, metadata: Mapping[str, Any]) -> DiscoveredFile:
-    """A file that is named by its URL. Servers other than object stores are asked later, several at a time."""
+    """Describe a file that is named by its URL. Only object stores are queried here; `_looked` queries other
+    servers."""
     file = DiscoveredFile(url_text(uri), metadata=metadata)
     if not uri.startswith(REMOTE):
         return file
@@ -229,7 +231,7 @@ def _at(uri: str, metadata: Mapping[str, Any]) -> DiscoveredFile:
 
 
 def _looked(files: Sequence[DiscoveredFile], options: SourceOptions) -> Iterator[DiscoveredFile]:
-    """`files`, with what servers say of those that have neither stamp nor problem; several at a time."""
+    """Yield `files`; query the servers of those that have neither stamp nor problem, LOOKS at a time."""
 
     def look(file: DiscoveredFile) -> list[DiscoveredFile]:
         if file.stamp is not None or file.problem:
@@ -261,7 +263,7 @@ def _pages(file: DiscoveredFile, options: SourceOptions) -> list[DiscoveredFile]
 
 
 def _look_elsewhere(file: DiscoveredFile) -> DiscoveredFile:
-    """`file`, behind any other protocol that fsspec knows, with its size and stamp, or why there are none."""
+    """Return a file behind another protocol of fsspec with its size and stamp, or with a `problem`."""
     try:
         filesystem, path = fsspec.core.url_to_fs(file.uri)
         info = filesystem.info(path)
@@ -275,7 +277,7 @@ def _look_elsewhere(file: DiscoveredFile) -> DiscoveredFile:
 
 
 def _listed(name: str, data: bytes, options: SourceOptions) -> Iterator[DiscoveredFile]:
-    """The rows of a list. Relative paths are meant from the list's own folder."""
+    """Yield the files of a list. Relative paths start at the folder of the list."""
     try:
         rows = list_rows(suffix(name), data)
     except ValueError as error:
@@ -291,8 +293,8 @@ def _listed(name: str, data: bytes, options: SourceOptions) -> Iterator[Discover
 
 
 def _row(name: str, uri: str, metadata: Mapping[str, Any], options: SourceOptions) -> DiscoveredFile:
-    """The file that a row of the list `name` names. Whoever wrote the list may be a stranger: a row reads neither local
-    files by a list from a server, nor object stores at refused addresses, nor anything by credentials."""
+    """Return the file that a row of the list `name` names. Lists are untrusted: a row of a list from a server cannot
+    name local files, and no row can name object stores at refused addresses or contain credentials."""
     path, *query = name.partition("?")
     shown = DiscoveredFile(url_text(redact(uri)), metadata=metadata)
     try:
@@ -341,7 +343,7 @@ def _open_member(archive: str, member: str, options: SourceOptions) -> BinaryIO:
 
 @functools.lru_cache(maxsize=64)
 def _index(archive: str, options: SourceOptions) -> dict[str, tuple[int, int]]:
-    """Offset and size of every member; kept, because a tar is read through for it."""
+    """Return offset and size of every member. Cached: it reads the whole tar."""
     try:
         with open_file(archive, options) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             return {to_text(member.name): (member.offset_data, member.size) for member in tar if member.isreg()}

@@ -23,7 +23,7 @@ class DiscoveredFile:
     size: int | None = None  # bytes; None if unknown
     stamp: str | None = None  # changes when the file does: time of change, or ETag; None if unknown
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    named: bool = True  # by the user; False where it merely lies in a folder that the user named
+    named: bool = True  # whether the user named the file itself, not only its folder
     problem: str = ""  # why the file cannot be used
     silent: bool = False  # its server does not answer now; the next build retries
 
@@ -34,7 +34,8 @@ class DiscoveredFile:
 
     @property
     def revision(self) -> str:
-        """What state/sources files its row under, beside URI and size: changes when the stamp or the problem does."""
+        """The part of the file's key in state/sources, with URI and size, that changes with the stamp or the
+        problem."""
         return self.problem or self.stamp or ""
 
 

@@ -1,4 +1,4 @@
-"""Whole files of sources that cannot be read in place: downloaded once a machine, into a folder of bounded size."""
+"""Cached downloads of sources that cannot be read by ranges: once for each machine, in a folder of bounded size."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pipeline.config.recipe import SourceOptions
 from pipeline.storage.store import Unreachable, atomic
 
 YTDLP = "ytdlp:"  # ytdlp:https://... is opened by yt-dlp
-SILENT = logging.Logger("yt-dlp", logging.CRITICAL)  # what it has to say is in the error that it raises
+SILENT = logging.Logger("yt-dlp", logging.CRITICAL)  # its messages are in the errors that it raises
 
 
 def downloaded(key: str, fetch: Callable[[Path], None], limit_gb: float) -> BinaryIO:
-    """The file that `fetch(path)` writes, open for reading; processes that ask for the same `key` at once wait for the
-    one that fetches it. Files that were not read for longest make room."""
+    """Open the cached file of `key`; `fetch(path)` writes it if it is missing. Processes that need the same file wait
+    for the one that fetches it. The least recently read files are deleted when the folder exceeds `limit_gb`."""
     folder = Path(tempfile.gettempdir(), f"clipmill-{os.getuid()}", "downloads")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / hashlib.sha256(key.encode()).hexdigest()[:32]
@@ -32,7 +32,7 @@ def downloaded(key: str, fetch: Callable[[Path], None], limit_gb: float) -> Bina
             with atomic(path) as temporary:
                 fetch(temporary)
             file = open(path, "rb")
-            with open(folder / "room.lock", "w") as room:  # one at a time: the others' files may be the oldest
+            with open(folder / "room.lock", "w") as room:  # one process at a time deletes files
                 fcntl.flock(room, fcntl.LOCK_EX)
                 if path.exists():
                     _make_room(folder, path, limit_gb * 1e9)
@@ -41,7 +41,7 @@ def downloaded(key: str, fetch: Callable[[Path], None], limit_gb: float) -> Bina
 
 
 def _make_room(folder: Path, newest: Path, limit: float) -> None:
-    """Delete the files that were not read for longest; who reads one of them still has it."""
+    """Delete the least recently read files; a process that has one open can still read it."""
     files = [p for p in folder.iterdir() if not p.name.startswith(".") and p.suffix != ".lock" and p != newest]
     size = newest.stat().st_size + sum(p.stat().st_size for p in files)
     for path in sorted(files, key=lambda p: p.stat().st_mtime):
@@ -52,11 +52,12 @@ def _make_room(folder: Path, newest: Path, limit: float) -> None:
 
 
 def open_page(uri: str, options: SourceOptions) -> BinaryIO:
-    """The video of a page, by yt-dlp: the best picture without sound, as one file. Raises OSError or Unreachable."""
+    """Download the video of a page with yt-dlp, in the best quality and without sound. Raises OSError or
+    Unreachable."""
 
     def fetch(path: Path) -> None:
         wanted = {
-            "format": "bv/b",  # needs no ffmpeg to join it with the sound
+            "format": "bv/b",  # video only, so that ffmpeg is not needed to merge streams
             "outtmpl": str(path),
             "max_filesize": int(options.max_gb * 1e9),
             "fixup": "never",
@@ -65,13 +66,13 @@ def open_page(uri: str, options: SourceOptions) -> BinaryIO:
         }
         _ytdlp(uri, wanted, options)
         if not path.exists():
-            raise OSError(f"no video to be had, or larger than {options.max_gb:g} GB (sources.max_gb)")
+            raise OSError(f"no video, or larger than {options.max_gb:g} GB (sources.max_gb)")
 
     return downloaded(uri, fetch, options.cache_gb)
 
 
 def look_at_page(uri: str, options: SourceOptions) -> list[tuple[str, dict[str, Any]]]:
-    """URIs and metadata of the videos of a page: one, or those of a playlist. Raises OSError or Unreachable."""
+    """Return URI and metadata of each video of a page, one or those of a playlist. Raises OSError or Unreachable."""
     info = _ytdlp(uri, {"extract_flat": "in_playlist"}, options, download=False)
     entries = info.get("entries")
     names = ("title", "uploader", "license", "upload_date", "webpage_url")

@@ -1,6 +1,6 @@
-"""Files behind HTTP(S): read by ranges where the server gives them, else whole and once; politely, and with patience.
+"""Files behind HTTP(S): read by ranges where the server supports them, otherwise downloaded once.
 
-Every process of a machine waits for its turn at a host: so many connections at once, so many seconds between requests.
+All processes of a machine share the limits per host: concurrent connections, and seconds between requests.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def look(file: DiscoveredFile, options: SourceOptions) -> DiscoveredFile:
     `silent` set."""
     try:
         with _ask("HEAD", file.uri, options) as answer:
-            headers, size = answer.headers, _number(answer.headers.get("Content-Length")) or None  # 0: of no GET
-        if answer.status_code in (403, 405, 501):  # of servers that know GET alone
+            headers, size = answer.headers, _number(answer.headers.get("Content-Length")) or None  # HEAD may say 0
+        if answer.status_code in (403, 405, 501):  # servers that support only GET
             with _ask("GET", file.uri, options, "bytes=0-0") as answer:
                 _refuse(answer, file.uri)
                 headers, size = answer.headers, _total(answer)
@@ -57,7 +57,7 @@ def look(file: DiscoveredFile, options: SourceOptions) -> DiscoveredFile:
     except FileNotFoundError:
         return replace(file, problem="no such file")
     except Unreachable:
-        return replace(file, silent=True)  # whoever opens it will say so, and the next build tries again
+        return replace(file, silent=True)  # opening it fails with the reason, and the next build retries
     except OSError as error:
         return replace(file, problem=error.strerror or str(error))
     if (size or 0) > options.max_gb * 1e9:
@@ -67,8 +67,8 @@ def look(file: DiscoveredFile, options: SourceOptions) -> DiscoveredFile:
 
 
 def open_url(url: str, options: SourceOptions) -> BinaryIO:
-    """A seekable file. Raises FileNotFoundError, PermissionError (also for what robots.txt asks to leave alone), other
-    OSErrors that say why, or Unreachable after several tries."""
+    """Open a URL as a seekable file. Raises FileNotFoundError, PermissionError (also where robots.txt disallows it),
+    other OSErrors with a reason, or Unreachable after TRIES attempts."""
     with _ask("GET", url, options, f"bytes=0-{(1 << 20) - 1}") as answer:
         _refuse(answer, url)
         size, tag = _total(answer), answer.headers.get("ETag")
@@ -76,13 +76,13 @@ def open_url(url: str, options: SourceOptions) -> BinaryIO:
         if (size or 0) > options.max_gb * 1e9:
             raise OSError(_too_large(options))
         by_ranges = answer.status_code == 206
-    if not by_ranges or not size or _delay(url, options):  # many requests with pauses between them are worse than one
+    if not by_ranges or not size or _delay(url, options):  # with pauses between requests, one request is faster
         return downloaded(f"{url} {stamp}", lambda path: _download(url, path, options), options.cache_gb)
     return ranged(size, lambda count, at: _fetch(url, count, at, size, tag, options))
 
 
 def _fetch(url: str, count: int, at: int, size: int, tag: str | None, options: SourceOptions) -> bytes:
-    """`count` bytes from `at`. What a cut connection did not bring is asked for again, and no more."""
+    """Return `count` bytes from offset `at`. After a lost connection only the missing bytes are requested again."""
     got, tries = bytearray(), 0
     while len(got) < count:
         span = f"bytes={at + len(got)}-{at + count - 1}"
@@ -101,7 +101,7 @@ def _fetch(url: str, count: int, at: int, size: int, tag: str | None, options: S
 
 
 def _download(url: str, path: Path, options: SourceOptions) -> None:
-    """The whole of it to `path`; from the start again where the connection is cut."""
+    """Download the whole file to `path`; restart from the beginning where the connection is lost."""
     for attempt in range(TRIES):
         with _ask("GET", url, options) as answer, open(path, "wb") as file:
             _refuse(answer, url)
@@ -118,7 +118,7 @@ def _download(url: str, path: Path, options: SourceOptions) -> None:
 
 
 def _timely(answer: requests.Response) -> Iterator[bytes]:
-    """The body in pieces as they come, for as long as they come fast enough. Raises urllib3's HTTPError."""
+    """Yield the body in chunks. Raises urllib3's HTTPError, also where it is slower than SLOWEST."""
     begun, got = time.monotonic(), 0
     while chunk := answer.raw.read1(1 << 18):
         got += len(chunk)
@@ -131,7 +131,9 @@ def _timely(answer: requests.Response) -> Iterator[bytes]:
 def _ask(
     method: str, url: str, options: SourceOptions, span: str = "", robots: bool = True
 ) -> Iterator[requests.Response]:
-    """The server's answer, its body not read yet, while it is this process's turn. Raises Unreachable after TRIES."""
+    """Yield the server's response, its body unread, while holding one of the host's connections. Raises Unreachable
+    after TRIES attempts, PermissionError where robots.txt or the address forbids it, and OSError for an unusable
+    URL."""
     try:
         where = urlsplit(url)[:2]
     except ValueError as error:
@@ -173,14 +175,14 @@ def _refuse(answer: requests.Response, url: str) -> None:
 
 
 def _total(answer: requests.Response) -> int | None:
-    """Bytes of the whole file; None where the answer does not say."""
+    """Return the size of the whole file in bytes; None where the response does not state it."""
     if answer.status_code == 206:
         return _number(answer.headers.get("Content-Range", "").rpartition("/")[2])
     return _number(answer.headers.get("Content-Length"))
 
 
 def _number(header: str | None) -> int | None:
-    """Return the value of a header that counts bytes; None for anything else that a server writes there."""
+    """Return the value of a header that counts bytes; None for anything else."""
     return int(header) if header and re.fullmatch(r"\d{1,18}", header, re.ASCII) else None
 
 
@@ -190,7 +192,8 @@ def _too_large(options: SourceOptions) -> str:
 
 @contextlib.contextmanager
 def _turn(url: str, options: SourceOptions, delay: float) -> Iterator[None]:
-    """One of the machine's connections to a host. Locks of files, which a killed process does not keep."""
+    """Hold one of the machine's connections to a host, by a file lock, which the system releases when a process
+    dies."""
     folder = Path(tempfile.gettempdir(), f"clipmill-{os.getuid()}", "hosts", quote(urlsplit(url).netloc, safe=""))
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
@@ -216,14 +219,14 @@ def _locked(file: object) -> bool:
 
 
 def _delay(url: str, options: SourceOptions) -> float:
-    """Seconds between requests to the host of `url`."""
+    """Return the seconds between requests to the host of `url`."""
     crawl_delay = _robots(*urlsplit(url)[:2], options.allow_private).crawl_delay(AGENT) if options.robots else None
     return max(options.delay, float(crawl_delay or 0))
 
 
 @functools.lru_cache(maxsize=1024)
 def _robots(scheme: str, host: str, allow_private: bool) -> urllib.robotparser.RobotFileParser:
-    """What a host asks of robots; without such a file, nothing (RFC 9309)."""
+    """Return the rules of a host's robots.txt; without that file everything is allowed (RFC 9309)."""
     rules = urllib.robotparser.RobotFileParser()
     options = SourceOptions(allow_private=allow_private)
     with _ask("GET", f"{scheme}://{host}/robots.txt", options, robots=False) as answer:

@@ -23,7 +23,7 @@ def list_rows(ending: str, data: bytes) -> list[dict[str, Any]]:
         except csv.Error as error:
             raise ValueError(str(error)) from error
         if long := [number for number, row in enumerate(rows, start=1) if None in row]:
-            raise ValueError(f"row {long[0]} has more fields than the header; texts with commas want quotes")
+            raise ValueError(f"row {long[0]} has more fields than the header; put texts that contain commas in quotes")
         return rows
     return [_object(line, number) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
 
@@ -34,15 +34,16 @@ def _object(line: str, number: int) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"line {number}: {error}") from error
     if not isinstance(value, dict):
-        raise ValueError(f"line {number} is no object")
+        raise ValueError(f"line {number} is not a JSON object")
     return value
 
 
 def members(
     file: BinaryIO, endings: Collection[str], most: int
 ) -> Iterator[tuple[tarfile.TarInfo, dict[str, Any], str]]:
-    """Yield members of a WebDataset tar with one of `endings`, in its order, each with its metadata (the .json and .txt
-    of the same key) and why it cannot be read, if so. Nothing is extracted, so paths in the tar lead nowhere.
+    """Yield members of a WebDataset tar with one of `endings`, in the order of the tar: the member, its metadata (the
+    .json and .txt of the same key), and why it cannot be read or "". Nothing is extracted, so paths in the tar are
+    harmless.
 
     Closes the file. Raises tarfile.TarError for a tar that is compressed, damaged or of more than `most` members.
     """
@@ -64,7 +65,7 @@ def members(
 
 
 def _webdataset_key(name: str) -> tuple[str, str]:
-    """WebDataset's rule: the key is the path up to the first dot of the file name."""
+    """Split a name by WebDataset's rule: the key is the path up to the first dot of the file name."""
     folder, slash, file = name.rpartition("/")
     stem, dot, ending = file.partition(".")
     return f"{folder}{slash}{stem}", f"{dot}{ending}".lower()

@@ -1,4 +1,4 @@
-"""The child processes in which sources are read and decoded: what a source may do there follows from where it lies."""
+"""The child processes in which sources are read and decoded, one for local files and one for URLs."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ Result = TypeVar("Result")
 
 
 class SourceSandbox:
-    """Two children, each started when it is first needed: one for local files, without network and unable to write;
-    one for sources behind URLs, whose clients need the network and a folder for temporary files."""
+    """Two child processes, started on first use: one for local files, without network or write access, and one for
+    URLs, whose clients need the network and temporary files."""
 
     def __init__(self, memory_mb: int) -> None:
         self._local, self._remote = Sandbox(memory_mb, confined=True), Sandbox(memory_mb)
 
     def call(self, uri: str, function: Callable[..., Result], *args: object, deadline: float) -> Result:
-        """`function(*args)`, which reads the source `uri`, within `deadline` seconds. Raises as Sandbox.call does."""
+        """Return `function(*args)`, which reads the source `uri`, within `deadline` seconds. Raises like
+        Sandbox.call."""
         sandbox = self._local if is_local(uri) else self._remote
         return sandbox.call(function, *args, deadline=deadline)
 
@@ -35,5 +36,5 @@ class SourceSandbox:
 
 
 def is_local(uri: str) -> bool:
-    """Whether a source is a file of this machine, or a member of a tar that is."""
+    """Return whether a source is a file of this machine, or a member of a local tar."""
     return os.path.isabs(uri.removeprefix("file://"))

@@ -1,4 +1,5 @@
-"""Committed work: the fragments of earlier builds that are valid under the recipe, and their rows joined."""
+"""Committed work: the fragments of earlier builds that are valid under the recipe, with the rows of all passes
+joined."""
 
 from __future__ import annotations
 

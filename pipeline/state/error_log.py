@@ -56,5 +56,5 @@ def why_stop(hits: Mapping[str, int], sources: int) -> str:
         return ""
     return (
         f"{place} hit {count:,} of {sources:,} sources: this is an error in the program, not in so many files. "
-        f"Tracebacks are in {FOLDER}; what is done is kept."
+        f"Tracebacks are in {FOLDER}; finished work is kept."
     )

@@ -57,10 +57,10 @@ EMBEDDED = pa.schema(
     [
         ("clip_id", pa.string()),
         ("source_id", pa.string()),
-        ("scored", pa.list_(pa.string())),  # the filters that ran, which are fewer where a cheap one rejected
-        ("embedding", pa.list_(pa.float32())),  # what the clip looks like, mean over the frames, unit norm
-        ("frame_embeddings", pa.binary()),  # (frames, d) float16: what each means, to compare with texts
-        ("phash", pa.list_(pa.uint64())),  # a frame
+        ("scored", pa.list_(pa.string())),  # the filters that ran; not all where a cheap one rejected the clip
+        ("embedding", pa.list_(pa.float32())),  # mean over the frames, unit norm
+        ("frame_embeddings", pa.binary()),  # (frames, d) float16, to compare with texts
+        ("phash", pa.list_(pa.uint64())),  # one a frame
     ]
 )
 
@@ -78,15 +78,15 @@ CAPTIONED = pa.schema(
 
 
 def pass_of(needs: frozenset[Track]) -> str:
-    """The first pass that has everything in `needs`: scan, embed or caption."""
+    """Return the first pass that has all of `needs`: scan, embed or caption."""
     if needs <= SCAN_TRACKS:
         return "scan"
     return "caption" if Track.CAPTION in needs else "embed"
 
 
 def filters_of(recipe: Recipe, name: str, encoder: object = None) -> dict[str, Filter]:
-    """The recipe's filters that run in the pass `name`, in the recipe's order. Raises RecipeError for an unknown
-    filter or option, or weights that are not there or go with another encoder."""
+    """Return the recipe's filters that run in the pass `name`, in the recipe's order. Raises RecipeError for an unknown
+    filter or option, and for weights that are missing or belong to another encoder."""
     chosen = {}
     named = Declared(f"{recipe.encoder.name}:{recipe.encoder.model}:{recipe.encoder.pretrained}")
     for key, options in recipe.filters.items():
@@ -102,7 +102,7 @@ def filters_of(recipe: Recipe, name: str, encoder: object = None) -> dict[str, F
 
 
 def columns_of(recipe: Recipe, name: str) -> dict[str, pa.DataType]:
-    """The columns that the filters of a pass write: scores, and for each filter why some are null."""
+    """Return the columns that the filters of a pass write: scores, and for each filter why they are null."""
     filters = filters_of(recipe, name)
     scores = {
         column: column_type for clip_filter in filters.values() for column, column_type in clip_filter.columns.items()
@@ -111,24 +111,24 @@ def columns_of(recipe: Recipe, name: str) -> dict[str, pa.DataType]:
 
 
 def thresholds_of(recipe: Recipe, columns: Mapping[str, Any]) -> dict[str, Bounds]:
-    """The recipe's thresholds on these columns."""
+    """Return the recipe's thresholds on these columns."""
     return {column: bounds for column, bounds in recipe.select.thresholds.items() if column in columns}
 
 
 def scan_bounds(recipe: Recipe) -> dict[str, Bounds]:
-    """What a clip's scan scores have to meet before the embed pass looks at it."""
+    """Return the bounds that a clip's scan scores must meet before the embed pass scores it."""
     return {} if recipe.score_all else thresholds_of(recipe, columns_of(recipe, "scan"))
 
 
 def passes_scan_thresholds(row: Mapping[str, Any], bounds: Mapping[str, Bounds]) -> bool:
-    """Whether a scanned clip goes on to the embed pass: not dropped, and within the `scan_bounds`."""
+    """Return whether a scanned clip continues to the embed pass: not dropped, and within the `scan_bounds`."""
     return row["dropped"] is None and all(bound.admit(row[column]) for column, bound in bounds.items())
 
 
 def needs_scoring(rows: pa.Table, recipe: Recipe) -> np.ndarray:
-    """(n,) bool: of which clips the embed pass still has something to say. `rows` have `dropped`, the scores so far of
-    the recipe's thresholds, and `scored`, the filters that ran (null: not embedded yet). A clip that an earlier build
-    stopped scoring goes on when today's thresholds let it through."""
+    """Return which clips the embed pass still has to score, (n,) bool. `rows` have `dropped`, the scores so far that
+    have thresholds, and `scored`, the filters that ran (null: not embedded yet). A clip that an earlier build stopped
+    scoring is continued if the current thresholds accept it."""
     open_ = rows["dropped"].is_null().to_numpy()
     for column, bounds in scan_bounds(recipe).items():
         open_ = open_ & admitted(rows[column], bounds)
@@ -168,12 +168,12 @@ def check(recipe: Recipe) -> None:
 
 
 def late_columns(recipe: Recipe) -> set[str]:
-    """The score columns that the caption pass writes."""
+    """Return the score columns that the caption pass writes."""
     return {*AUDIT_COLUMNS, *columns_of(recipe, "caption")}
 
 
 def scan_schema(recipe: Recipe) -> pa.Schema:
-    """With `unit`, the name of the unit of work that scanned the clip and of the file with its frames."""
+    """Return the schema of scanned clips; `unit` names the scan unit, and with it the file of frames."""
     columns = {"unit": pa.string(), **columns_of(recipe, "scan")}
     return pa.schema([*CLIPS, *(pa.field(k, v) for k, v in columns.items())])
 
@@ -188,12 +188,12 @@ def caption_schema(recipe: Recipe) -> pa.Schema:
 
 
 def embed_uses_gpu(recipe: Recipe) -> bool:
-    """Whether the recipe's encoder or a filter of the embed pass runs on a GPU where there is one."""
+    """Return whether the encoder or a filter of the embed pass runs on a GPU where there is one."""
     return ENCODERS[recipe.encoder.name].gpu or any(map(uses_gpu, filters_of(recipe, "embed").values()))
 
 
 def limits(recipe: Recipe) -> dict[str, Any]:
-    """Options that decide whether a scan finishes, not what it finds."""
+    """Return the options that decide whether a scan finishes, but do not change its rows."""
     return {name: value for name, value in to_dict(recipe.scan).items() if name in LIMITS}
 
 
@@ -226,7 +226,7 @@ def caption_fingerprint(recipe: Recipe) -> str:
 
 
 def captioner_options(recipe: Recipe) -> dict[str, Any]:
-    """What the recipe's captioner is made with: its own options, and the prompt where the recipe changes it."""
+    """Return the arguments of the recipe's captioner: its own options, and the prompt where the recipe changes it."""
     caption = recipe.caption
     prompt = {"instruction": caption.instruction, "language": caption.language}
     usual = CaptionOptions()

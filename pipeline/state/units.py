@@ -52,8 +52,8 @@ class ScanUnit:
 
 @dataclass(frozen=True)
 class UnitClips:
-    """Clips that one unit of the scan found: `clip_ids` of them, None for all; their sources are in `span`. Their rows
-    are in `fragment`, alone or with those of other units; their frames go by the name of the `unit`."""
+    """Clips of one scan unit: those in `clip_ids`, or all if None; their sources are in `span`. Their rows are in
+    `fragment`, which may also hold rows of other units; the file of their frames is named after `unit`."""
 
     unit: str
     fragment: str
@@ -67,16 +67,16 @@ class UnitClips:
 
 @dataclass(frozen=True)
 class CaptionPart:
-    """Clips of one unit of the scan; their scores are in the fragments `embedded` too."""
+    """Clips of one scan unit; the fragments `embedded` hold their scores of the embed pass."""
 
     clips: UnitClips
     embedded: tuple[str, ...]
-    metadata: Mapping[str, str] = field(default_factory=dict)  # of their sources, where the captioner reads it: JSON
+    metadata: Mapping[str, str] = field(default_factory=dict)  # JSON by source_id, if the captioner reads it
 
 
 @dataclass(frozen=True)
 class CaptionUnit:
-    """Clips that are captioned together, from as many fragments as it takes to fill a batch."""
+    """Clips that are captioned together, from as many fragments as are needed to fill a batch."""
 
     parts: tuple[CaptionPart, ...]
 
@@ -96,7 +96,7 @@ class UnitResult:
     filters: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # name -> seconds, clips, rejected
     fragment: str = ""
     unforeseen: Mapping[str, int] = field(default_factory=dict)  # sources hit, by "IndexError at pipeline/x.py:12"
-    problem: str = ""  # stops the pass when not empty; what is done is kept
+    problem: str = ""  # stops the pass when not empty; committed work is kept
 
 
 def stopped(of: str, error: BaseException) -> UnitResult:
@@ -106,7 +106,7 @@ def stopped(of: str, error: BaseException) -> UnitResult:
 
 @dataclass(frozen=True)
 class Handoff:
-    """What a stage passes on to the next ones: a unit of another type, and the results of what is finished by then."""
+    """What a stage passes to later ones: a unit of another type, and results of what is already finished."""
 
     unit: Any
     results: tuple[UnitResult, ...] = ()

@@ -72,15 +72,15 @@ def give_back() -> None:
 class _Claim:
     def __init__(self, store: Store, silent: float) -> None:
         self.store, self.name = store, f"{FOLDER}/{secrets.token_hex(8)}.json"
-        self._silent, self._said, self._last, self._lost = silent, 0, now(), False
+        self._silent, self._beats, self._last, self._lost = silent, 0, now(), False
         self._holds, self._writing = False, threading.Lock()
 
     def write(self, holds: bool = False) -> None:
         with self._writing:
             begun = now()
-            self._holds, self._said = self._holds or holds, self._said + 1
+            self._holds, self._beats = self._holds or holds, self._beats + 1
             who = f"process {os.getpid()} on {socket.gethostname()}"
-            content = {"who": who, "holds": self._holds, "said": self._said}
+            content = {"who": who, "holds": self._holds, "beats": self._beats}
             self.store.write(self.name, json.dumps(content).encode())
             self._last = begun
 
@@ -109,7 +109,7 @@ class _Claim:
 
     def check(self) -> None:
         if self._lost or now() - self._last > self._silent:
-            raise LeaseError(f"this build was out of touch with {self.store.uri} for too long, and another may go on")
+            raise LeaseError(f"this build was out of touch with {self.store.uri} for too long: another may run now")
 
 
 def _wait(claim: _Claim, beat: float, silent: float) -> None:
@@ -118,14 +118,14 @@ def _wait(claim: _Claim, beat: float, silent: float) -> None:
     notified = False
     while others := claim.others():
         for name, other in others.items():
-            count, since = first_counts.setdefault(name, (other["said"], now()))
-            if other["said"] != count and (other["holds"] or name < claim.name):
+            count, since = first_counts.setdefault(name, (other["beats"], now()))
+            if other["beats"] != count and (other["holds"] or name < claim.name):
                 where = claim.store.path(name)
                 raise LeaseError(f"another build is writing to {claim.store.uri} ({other['who']}, alive in {where})")
-            if other["said"] == count and now() - since > silent:
+            if other["beats"] == count and now() - since > silent:
                 claim.store.delete(name)
             elif not notified and now() - since > 2 * beat:
                 notified = True
-                print(f"{other['who']} was building here: {silent:.0f} s to see whether it still is", file=sys.stderr)
+                print(f"{other['who']} was building here: wait {silent:.0f} s to see if it still is", file=sys.stderr)
         time.sleep(beat / 5)
     claim.write(holds=True)

@@ -1,4 +1,4 @@
-"""Where bytes lie: local folders and object stores behind the few operations that a build needs.
+"""Local folders and object stores behind the operations that a build needs.
 
 Writes appear under their final name at once and whole: locally by a temporary name, fsync and rename; on an object
 store because an upload becomes visible when it is complete. Requests to an object store are repeated with growing
@@ -30,10 +30,10 @@ from pyarrow import fs
 
 from pipeline.config.secrets import IN_URL
 
-REMOTE = ("s3://", "gs://", "gcs://", "az://", "abfs://", "abfss://")  # by Arrow; other protocols by fsspec
-PIECE = 8 << 20  # bytes: the largest request, and so the most that a lost connection costs again
+REMOTE = ("s3://", "gs://", "gcs://", "az://", "abfs://", "abfss://")  # opened by Arrow; other protocols by fsspec
+PIECE = 8 << 20  # bytes of the largest request, which is repeated when the connection is lost
 MIN_PIECE = 256 << 10  # bytes: the smallest request
-PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before another try
+PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before each retry
 S3_OPTIONS: dict[str, Callable[[str], Any]] = {  # what may follow an s3:// URL, as ?name=value
     "region": str,
     "endpoint_override": str,
@@ -111,8 +111,8 @@ class Store:
         self._upload(name, pa.py_buffer(data))
 
     def _upload(self, name: str, data: pa.Buffer) -> None:
-        """Write all of it in one call, in a thread that Ctrl-C does not interrupt: when an exception leaves a stream,
-        Arrow completes the upload with the bytes written so far."""
+        """Write a file in one call, in a thread that Ctrl-C does not interrupt: Arrow completes an upload that an
+        exception interrupts with the bytes written so far."""
 
         def put() -> None:
             with self._fs.open_output_stream(self._key(name)) as sink:
@@ -122,12 +122,12 @@ class Store:
             pool.submit(put).result()
 
     def list(self, folder: str, suffix: str = "") -> list[str]:
-        """Names of the files at any depth below `folder`, sorted; empty where there is no such folder."""
+        """Return the names of the files at any depth below `folder`, sorted; empty where the folder does not exist."""
         return [name for name, _, _ in self.stat(folder) if name.endswith(suffix)]
 
     def stat(self, folder: str = "") -> Iterator[tuple[str, int, str]]:
-        """(name, bytes, stamp) of every file at any depth below `folder`, in order of name; the stamp changes when
-        the file does. Temporary files are left out."""
+        """Yield (name, bytes, stamp) of every file at any depth below `folder`, in order of name; the stamp changes
+        when the file does. Temporary files are left out."""
         prefix = self._key("")
         selector = fs.FileSelector(self._key(folder), recursive=True, allow_not_found=True)
         for entry in sorted(self._fs.get_file_info(selector), key=lambda info: info.path):
@@ -135,7 +135,7 @@ class Store:
                 yield entry.path[len(prefix) :].lstrip("/"), entry.size, f"{entry.size}:{entry.mtime_ns}"
 
     def info(self, name: str) -> tuple[int, str] | None:
-        """Bytes and stamp of one file; None where there is none."""
+        """Return bytes and stamp of one file; None where it does not exist."""
         entry = self._fs.get_file_info(self._key(name))
         return (entry.size, f"{entry.size}:{entry.mtime_ns}") if entry.type == fs.FileType.File else None
 
@@ -143,7 +143,7 @@ class Store:
         return self._fs.get_file_info(self._key(name)).type != fs.FileType.NotFound
 
     def delete(self, name: str) -> None:
-        """No error where there is no such file."""
+        """Delete a file. A missing file is no error."""
         if self.local:
             (self.local / name).unlink(missing_ok=True)
         elif self.exists(name):
@@ -160,7 +160,7 @@ class Store:
 
     @contextlib.contextmanager
     def folder(self, name: str) -> Iterator[Path]:
-        """A local folder to write finished files into; on leaving, they are under `name` in this store."""
+        """Yield a local folder to write finished files into; on leaving they are uploaded to `name` in this store."""
         if self.local:
             target = self.local / name
             target.mkdir(parents=True, exist_ok=True)
@@ -173,13 +173,14 @@ class Store:
                     self._upload(f"{name}/{file.relative_to(scratch).as_posix()}".lstrip("/"), mapped.read_buffer())
 
     def fetch(self, name: str, path: Path) -> None:
-        """Copy a file to `path`, where it is whole or not at all."""
+        """Copy a file to `path`, atomically."""
         with self.open(name) as source, atomic(path) as target, open(target, "wb") as sink:
             shutil.copyfileobj(source, sink, PIECE)
 
     @contextlib.contextmanager
     def fetched(self, folder: str) -> Iterator[Store]:
-        """Yield a local store with the files of `folder`, to read them many times: this store where it is local."""
+        """Yield a local store with the files of `folder`, for repeated reading: a copy, or this store if it is
+        local."""
         if self.local:
             yield self
             return
@@ -201,7 +202,7 @@ class Store:
 
 
 def locate(url: str) -> tuple[Store, str]:
-    """The store that holds a file on an object store, and the file's name in it."""
+    """Split the URL of a file into its store and its name in that store."""
     path, mark, options = url.partition("?")
     folder, _, name = path.rpartition("/")
     return Store(f"{folder}{mark}{options}"), name
@@ -209,7 +210,7 @@ def locate(url: str) -> tuple[Store, str]:
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` to write to; it takes the final name on success and goes away on failure."""
+    """Yield a temporary path beside `path` to write to. It is renamed to `path` on success and deleted on failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(temporary_name(path.name))
     try:
@@ -223,8 +224,8 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 def temporary_name(name: str) -> str:
-    """A hidden name for `name` while it is written, which no other writer of a shared file system takes: process ids
-    repeat over machines and containers. Shortened where it would exceed the 255 bytes of a file name."""
+    """Return a hidden name for `name` while it is written, unique on a shared file system: process ids alone repeat
+    over machines and containers. Shortened to the 255 bytes that a file name may have."""
     host = re.sub(r"[^A-Za-z0-9-]", "", socket.gethostname())[:32]
     suffix = f".{host}-{os.getpid()}-{secrets.token_hex(4)}.tmp"
     stem = name.encode()[: 254 - len(suffix)].decode(errors="ignore")
@@ -232,14 +233,14 @@ def temporary_name(name: str) -> str:
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Delete temporary files that killed processes left, at any depth. Only for the one writer of `folder`."""
+    """Delete temporary files that killed processes left, at any depth. Call it only as the one writer of `folder`."""
     for path in folder.rglob(".*.tmp"):
         path.unlink(missing_ok=True)
 
 
 def ranged(size: int, fetch: Callable[[int, int], bytes]) -> BinaryIO:
-    """A seekable file of `size` bytes, of which `fetch(count, offset)` gets some. While it is read in order it asks for
-    more and more than is read, so that there are few requests."""
+    """Return a seekable file of `size` bytes that `fetch(count, offset)` reads. Sequential reading doubles the size of
+    the requests up to PIECE."""
     return io.BufferedReader(_Ranged(size, fetch))  # type: ignore[type-var]
 
 
@@ -300,8 +301,8 @@ def refuse_secrets(uri: str) -> None:
 
 
 def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
-    """The file system of a path or URL and the path or key in it. Raises StorageError for a URL that says too little
-    or too much."""
+    """Return the file system of a path or URL, and the path or key in it. Raises StorageError for a URL that lacks an
+    option or has an unknown one."""
     if path := _local(uri):
         return fs.LocalFileSystem(), str(path)
     url = urlsplit(uri)
@@ -313,7 +314,7 @@ def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
         options |= {name: S3_OPTIONS[name](value) for name, value in given.items()}
         if not {"region", "endpoint_override"} & options.keys():
             options["region"] = fs.resolve_s3_region(url.netloc)
-        patient = fs.AwsStandardS3RetryStrategy(max_attempts=8)  # about 50 s, in growing steps with some chance in them
+        patient = fs.AwsStandardS3RetryStrategy(max_attempts=8)  # about 50 s, growing, with jitter
         return fs.S3FileSystem(retry_strategy=patient, allow_delayed_open=True, **options), url.netloc + url.path
     try:
         if not uri.startswith(REMOTE):
@@ -329,5 +330,5 @@ def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
 
 
 def _local(uri: str) -> Path | None:
-    """The folder that a path or a file:// URL means; None for other URLs."""
+    """Return the folder of a path or a file:// URL; None for other URLs."""
     return None if "://" in uri.removeprefix("file://") else Path(uri.removeprefix("file://")).absolute()

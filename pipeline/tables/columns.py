@@ -1,8 +1,8 @@
-"""Reading large tables in parts: one column over all rows, or all columns of a few rows."""
+"""Read large tables in parts: one column of all rows, or all columns of a few rows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -25,7 +25,7 @@ class Columns:
         self.schema = pa.unify_schemas([*schemas, expected], promote_options="permissive")
 
     def table(self, *names: str) -> pa.Table:
-        """All rows, with these columns, or with all."""
+        """Read all rows with these columns, or with all columns."""
         wanted = pa.schema([self.schema.field(name) for name in names or self.schema.names])
         tables = [wanted.empty_table()]
         for name in self._files:
@@ -43,26 +43,20 @@ class Columns:
         return name in self.schema.names
 
     def rows(self, clip_ids: Collection[str]) -> dict[str, dict[str, Any]]:
-        """All columns of these clips, by clip_id."""
+        """Read all columns of these clips; return them by clip_id."""
         blank = dict.fromkeys(self.schema.names)
         return {row["clip_id"]: {**blank, **row} for row in rows_of(self._store, self._files, clip_ids)}
 
 
 def rows_of(store: Store, files: Sequence[str], clip_ids: Collection[str]) -> list[dict[str, Any]]:
-    """The rows of these clips, in the order of the files."""
+    """Return the rows of these clips, in the order of the files. Reads the ids first: most row groups hold none."""
     wanted = pa.array(sorted(clip_ids), pa.string())
-    tables = matching(store, files, "clip_id", lambda ids: pc.is_in(ids, value_set=wanted))
-    return [row for table in tables for row in table.to_pylist()]
-
-
-def matching(
-    store: Store, files: Sequence[str], column: str, wanted: Callable[[pa.ChunkedArray], pa.ChunkedArray]
-) -> Iterator[pa.Table]:
-    """Yield the rows whose `column` is wanted. Reads that column first: most row groups hold no such row."""
+    rows: list[dict[str, Any]] = []
     for name in files:
         with open_published(store, name) as file:
             parquet = pq.ParquetFile(file)
             for group in range(parquet.num_row_groups):
-                is_wanted = wanted(parquet.read_row_group(group, [column])[column])
+                is_wanted = pc.is_in(parquet.read_row_group(group, ["clip_id"])["clip_id"], value_set=wanted)
                 if pc.any(is_wanted).as_py():
-                    yield parquet.read_row_group(group).filter(is_wanted)
+                    rows += parquet.read_row_group(group).filter(is_wanted).to_pylist()
+    return rows

@@ -1,9 +1,9 @@
-"""The fragments of a pass as one table: read a span of sources at a time, and merged where they have become many.
+"""Read the fragments of a pass as one table, a range of source ids at a time, and merge small fragments.
 
-A unit of work commits a small fragment. A million sources leave tens of thousands, and opening each takes longer than
-reading it; so a build merges loose ones into files sorted by source, of which a span of sources is a few row groups.
-A merged file is written before its parts are deleted, and reading takes every clip once, so that it does not matter
-where a build was stopped, nor whether anything was merged.
+Each unit of work commits a small fragment. A million sources leave tens of thousands, and opening one takes longer than
+reading it. A build therefore merges loose fragments into files sorted by source, in which a range of ids is a few row
+groups. A merged file is written before its parts are deleted, and reading drops duplicate clips: a build may stop at
+any point, and merging does not change what is read.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from pipeline.storage.store import Store, atomic
 from pipeline.tables.fragments import DONE, Fragment, IdRange, fingerprint, id_prefix_u64, read_fragments, rows_of
 
 MERGED = "merged"  # key of a merged file's `done`
-LOOSE = 64  # fragments up to which nothing is merged
-FULL_ROWS, FULL_BYTES = 500_000, 1 << 30  # from which on a file is not merged again
-SPAN_ROWS, SPAN_BYTES = 100_000, 256 << 20  # in memory at once
+LOOSE = 64  # fragments are merged when more than this many are not merged yet
+FULL_ROWS, FULL_BYTES = 500_000, 1 << 30  # a file of this size is not merged again
+SPAN_ROWS, SPAN_BYTES = 100_000, 256 << 20  # rows and bytes in memory at once
 GROUP = 8192  # rows of a row group: the least that can be read
 
 
 class Runs:
-    """Fragments, to be read by span; a context manager that keeps the merged ones open."""
+    """A reader of fragments by range of source ids; a context manager that keeps the merged files open."""
 
     def __init__(self, store: Store, fragments: Iterable[Fragment]) -> None:
         self._store, self.fragments = store, [f for f in fragments if f.count]
@@ -47,8 +47,8 @@ class Runs:
         return sum(fragment.count for fragment in self.fragments)
 
     def rows(self, span: IdRange, columns: Collection[str] | None = None) -> pa.Table | None:
-        """Every clip of the sources in `span` once, in order of source_id, place and clip_id, with a column `at` that
-        names the fragment it is in; None where there is no clip."""
+        """Return every clip of the sources in `span` once, ordered by source_id, position and clip_id, with a column
+        `at` that names its fragment; None where there is no clip."""
         tables = []
         for fragment in self.fragments:
             if span.meets(*fragment.done["sources"]):
@@ -69,15 +69,16 @@ class Runs:
 
 
 def spans(rows: int, size: int = 0) -> list[IdRange]:
-    """All source ids, in spans of about SPAN_ROWS of `rows` and SPAN_BYTES of `size`: ids are hashes, evenly spread."""
+    """Divide all source ids into ranges of about SPAN_ROWS of `rows` and SPAN_BYTES of `size`; ids are evenly
+    distributed hashes."""
     count = max(1, -(-rows // SPAN_ROWS), -(-size // SPAN_BYTES))
     edges = ["", *(f"{(i << 32) // count:08x}" for i in range(1, count)), ""]
     return [IdRange(first, end) for first, end in itertools.pairwise(edges)]
 
 
 def each_once(table: pa.Table) -> pa.Table:
-    """`table` in order of source_id, and of place where rows have one, each clip once: of several rows the one that
-    more filters scored, then that of the unit with the least name."""
+    """Sort a table by source_id, and by position where it has one, and keep one row of each clip: the one that more
+    filters scored, then the one whose unit has the smallest name."""
     words, sources = id_prefix_u64(table["clip_id"]), id_prefix_u64(table["source_id"])
     keys = [table[name].to_numpy() for name in ("end_pts", "start_pts") if name in table.column_names]
     if not keys and (sources[1:] >= sources[:-1]).all() and len(np.unique(words)) == len(words):
@@ -95,14 +96,13 @@ def each_once(table: pa.Table) -> pa.Table:
 
 
 def current(store: Store, folder: str, made_by: str) -> Iterator[Fragment]:
-    """The fragments of `folder` with the fingerprint `made_by`."""
+    """Yield the fragments of `folder` with the fingerprint `made_by`."""
     return (f for f in read_fragments(store, folder) if f.done.get("fingerprint") == made_by)
 
 
 def merge(store: Store, folder: str, made_by: str) -> None:
-    """Merge the loose fragments with the fingerprint `made_by` if there are more than LOOSE. With them are merged the
-    files that are not larger than all of them, so that a row is written again a few times only, however often a build
-    is run."""
+    """Merge the loose fragments with the fingerprint `made_by` if there are more than LOOSE, together with merged files
+    that are not larger than all of them: however often builds run, a row is rewritten only a few times."""
     fragments = list(current(store, folder, made_by))
     taken = [f for f in fragments if MERGED not in f.done]
     if len(taken) <= LOOSE:
@@ -116,7 +116,7 @@ def merge(store: Store, folder: str, made_by: str) -> None:
 
 
 def _merge(store: Store, folder: str, taken: Sequence[Fragment], made_by: str) -> set[str]:
-    """The names of the files written."""
+    """Write the merged files; return their names."""
     parts = sorted((part for f in taken for part in f.done.get("parts", ())), key=lambda part: str(part["key"]))
     key, merged_names = fingerprint(sorted(f.name for f in taken)), set[str]()
     with Runs(store, taken) as runs, store.open(taken[0].name) as file:
@@ -143,7 +143,7 @@ def _merge(store: Store, folder: str, taken: Sequence[Fragment], made_by: str) -
 
 @contextlib.contextmanager
 def writer(store: Store, name: str, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
-    """A Parquet file written piece by piece, which is there, whole, on leaving."""
+    """Yield a writer of a Parquet file that appears in the store on leaving."""
     folder, _, base = name.rpartition("/")
     with (
         store.folder(folder) as place,

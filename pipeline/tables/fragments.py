@@ -1,4 +1,4 @@
-"""The tables of a dataset: what a row of each holds, how ids are made, and how a unit of work is committed."""
+"""The schemas of a dataset's tables, its ids, and the fragments that units of work commit."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ SOURCES = pa.schema(
         ("source_id", pa.string()),
         ("source_uri", pa.string()),
         ("status", pa.string()),  # ok, failed or skipped
-        ("error", pa.string()),  # why, in plain words; null when ok
+        ("error", pa.string()),  # the reason; null when ok
         ("duration", pa.float64()),  # seconds
         ("fps", pa.float64()),
         ("width", pa.int32()),  # as displayed: rotation applied
         ("height", pa.int32()),
         ("codec", pa.string()),
-        ("color_matrix", pa.string()),  # FFmpeg's names of what the stream states of its colours; null: it does not
+        ("color_matrix", pa.string()),  # FFmpeg's names of the colours that the stream declares; null if it does not
         ("color_primaries", pa.string()),
         ("color_transfer", pa.string()),  # smpte2084 (PQ) and arib-std-b67 (HLG) are HDR
         ("color_range", pa.string()),  # tv (limited) or pc (full)
@@ -44,7 +44,7 @@ CLIPS = pa.schema(
         ("source_uri", pa.string()),
         ("shot_index", pa.int32()),
         ("start", pa.float64()),  # seconds of presentation time in the source
-        ("end", pa.float64()),  # of the first frame that is no longer part
+        ("end", pa.float64()),  # of the first frame after the clip
         ("start_pts", pa.int64()),
         ("end_pts", pa.int64()),
         ("time_base", pa.string()),  # "1/30000"
@@ -52,7 +52,7 @@ CLIPS = pa.schema(
         ("frames", pa.int32()),
         ("width", pa.int32()),  # of the source as displayed
         ("height", pa.int32()),
-        ("crop_x", pa.int32()),  # the picture inside its borders, in displayed pixels
+        ("crop_x", pa.int32()),  # the picture without black borders, in displayed pixels
         ("crop_y", pa.int32()),
         ("crop_w", pa.int32()),
         ("crop_h", pa.int32()),
@@ -75,21 +75,21 @@ FRAMES = pa.schema(
 
 
 def clip_id(source_id: str, start_pts: int, end_pts: int, time_base: str) -> str:
-    """20 hex digits that name a span of a source's content, wherever the source lies."""
+    """Return 20 hex digits that name a span of a source by content, independent of the source's URI."""
     return hashlib.sha256(f"{source_id} {start_pts} {end_pts} {time_base}".encode()).hexdigest()[:20]
 
 
 def frames_of(unit: str) -> str:
-    """Where the sampled frames of a unit of the scan are."""
+    """Return the name of the file with the sampled frames of a scan unit."""
     return f"tables/frames/{unit}.parquet"
 
 
 def write_frames(store: Store, unit: str, rows: pa.Table) -> int:
-    """Commit the sampled frames of a unit, rows of FRAMES; return the bytes of the file. A clip is a row group, so
-    that those of a few clips can be read alone."""
+    """Commit the sampled frames of a unit, rows of FRAMES; return the size of the file in bytes. Each clip is a row
+    group, so that the frames of a few clips can be read alone."""
     rows = rows.sort_by([("clip_id", "ascending"), ("index", "ascending")])
     sink = io.BytesIO()
-    # JPEGs do not get smaller, and of what is read to choose by there are only clip ids.
+    # JPEGs do not compress further; only clip ids are needed to choose row groups.
     options = {"compression": {"jpeg": "none"}, "use_dictionary": False, "write_statistics": ["clip_id"]}
     with pq.ParquetWriter(sink, FRAMES, **options) as out:
         for count in pc.value_counts(rows["clip_id"]).field("counts").to_pylist():
@@ -100,7 +100,7 @@ def write_frames(store: Store, unit: str, rows: pa.Table) -> int:
 
 
 def read_frames(file: pq.ParquetFile, clips: Collection[str]) -> pa.Table:
-    """The sampled frames of these clips; only the row groups that may have some are read."""
+    """Return the sampled frames of these clips, reading only the row groups that may hold them."""
     groups = []
     for number in range(file.num_row_groups):
         statistics = file.metadata.row_group(number).column(0).statistics
@@ -111,7 +111,7 @@ def read_frames(file: pq.ParquetFile, clips: Collection[str]) -> pa.Table:
 
 
 def id_prefix_u64(ids: pa.ChunkedArray) -> np.ndarray:
-    """The first 16 hex digits of each id as (n,) uint64: evenly spread, and in the order of the ids."""
+    """Return the first 16 hex digits of each id as (n,) uint64, in the order of the ids."""
     words = [_hex_words(chunk) for chunk in ids.chunks if len(chunk)]
     return np.concatenate(words) if words else np.zeros(0, np.uint64)
 
@@ -126,20 +126,20 @@ def _hex_words(ids: pa.Array) -> np.ndarray:
 
 
 def floats(column: pa.ChunkedArray) -> np.ndarray:
-    """(n,) float64, NaN for null."""
+    """Convert a column to (n,) float64, NaN for null."""
     return pc.fill_null(column.cast(pa.float64()), float("nan")).to_numpy()
 
 
 def fingerprint(*parts: Any) -> str:
-    """16 hex digits over anything that JSON can hold, the same in every process."""
+    """Return 16 hex digits of a hash of JSON-serialisable values, the same in every process."""
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class Fragment:
-    """Committed rows, `count` of them in about `size` bytes, and what was done to get them (`done`, JSON in the file's
-    metadata). Where rows have a `source_id`, done["sources"] is its least and its greatest value."""
+    """A file of committed rows: `count` rows, about `size` bytes, and `done`, JSON in the file's metadata that says how
+    they were computed. Where rows have a `source_id`, done["sources"] holds its smallest and largest value."""
 
     name: str
     done: Mapping[str, Any]
@@ -147,14 +147,14 @@ class Fragment:
     size: int = 0
 
     def rows(self, store: Store, columns: Collection[str] | None = None, span: IdRange | None = None) -> pa.Table:
-        """All rows, or those of sources in `span`."""
+        """Read all rows, or those of sources in `span`."""
         with store.open(self.name) as file:
             return rows_of(pq.ParquetFile(file), columns, span)
 
 
 @dataclass(frozen=True)
 class IdRange:
-    """Source ids from `first` (hex digits) up to, and without, `end`; an empty `end` is open."""
+    """Source ids from `first` (hex digits) to `end`, exclusive; an empty `end` has no upper bound."""
 
     first: str = ""
     end: str = ""
@@ -164,7 +164,7 @@ class IdRange:
 
 
 def rows_of(file: pq.ParquetFile, columns: Collection[str] | None = None, span: IdRange | None = None) -> pa.Table:
-    """Rows of a fragment; of those with sources in `span` only the row groups that may have such are read."""
+    """Read rows of a fragment. With `span`, read only the row groups that may hold sources in it."""
     names = None if columns is None else [name for name in file.schema_arrow.names if name in columns]
     if span is None:
         return file.read(names)

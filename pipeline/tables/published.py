@@ -56,7 +56,8 @@ def open_shards(paths: Iterable[Mapping[str, str]]) -> Iterator[dict[str, Any]]:
 
 
 def open_published(store: Store, name: str) -> BinaryIO:
-    """A seekable reader of a file that a dataset.json names, also of one that has been replaced since it was read."""
+    """Open a file that a dataset.json names, also if a rebuild has replaced the file since that dataset.json was
+    read."""
     try:
         return store.open(name)
     except FileNotFoundError:
@@ -68,7 +69,7 @@ def open_published(store: Store, name: str) -> BinaryIO:
 
 
 def read_table(store: Store, folder: str, wanted: Callable[[pa.Field], bool] = lambda field: True) -> pa.Table | None:
-    """All files of a finished table, in order of name, with the columns that are `wanted`; None where there is none."""
+    """Read a finished table, its files in order of name, with the columns that are `wanted`; None if it has no file."""
     tables = []
     for name in table_files(store, folder):
         with open_published(store, name) as file:

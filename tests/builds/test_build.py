@@ -252,7 +252,7 @@ def test_a_second_build_into_the_same_folder_says_so_and_an_interrupt_says_how_t
     first.send_signal(signal.SIGINT)
     _, errors = first.communicate(timeout=60)
     assert first.returncode == 130
-    assert "run the same command again to go on" in errors
+    assert "run the same command again to continue" in errors
     assert not (dataset / "dataset.json").exists()
 
 

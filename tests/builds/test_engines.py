@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import inspect
-import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ import ray
 import torch
 from datasets_compared import snapshot
 from light_recipe import GOLDEN_OPTIONS
+from toy_stages import NoModel, Number, Quick, Slow, Square, Squares, Sums, Unlucky
 
 from pipeline.build import build
 from pipeline.config.recipe import RecipeError, load_recipe
@@ -27,48 +26,12 @@ from pipeline.engine.choice import EngineNeeds, check_engine, open_engine
 from pipeline.engine.local import LocalEngine
 from pipeline.engine.ray_engine import RayEngine
 from pipeline.passes.embed_worker import one_thread
-from pipeline.state.units import BuildStopped, Handoff, UnitResult
-
-
-@dataclass(frozen=True)
-class Number:
-    value: int
-
-
-@dataclass(frozen=True)
-class Square:
-    value: int
-
-
-class Squares:
-    def __call__(self, unit: Number) -> Handoff:
-        return Handoff(Square(unit.value**2), (UnitResult("square", 1.0),))
-
-
-class Sums:
-    def __init__(self, add: int) -> None:
-        self._add = add
-
-    def __call__(self, unit: Square) -> UnitResult:
-        return UnitResult("sum", unit.value + self._add)
-
-
-class Unlucky:
-    def __call__(self, unit: Number) -> UnitResult:
-        if unit.value == 3:
-            raise OSError(28, "No space left on device")
-        return UnitResult("unlucky", unit.value)
-
-
-class NoModel:
-    def __init__(self) -> None:
-        raise RuntimeError("the weights cannot be loaded")
+from pipeline.state.units import BuildStopped, UnitResult
 
 
 @pytest.fixture(scope="module")
-def ray_running() -> Iterator[RayEngine]:
-    """Ray with two cores, started once for this file."""
-    engine = RayEngine(cores=2)
+def ray_running(ray_cluster: str) -> Iterator[RayEngine]:
+    engine = RayEngine(ray_cluster)
     yield engine
     engine.close()
 
@@ -177,24 +140,6 @@ def _killed(process: psutil.Process, words: str) -> bool:
     except psutil.Error:
         pass
     return False
-
-
-class Quick:
-    def __init__(self, folder: str) -> None:
-        self._folder = folder
-
-    def __call__(self, unit: Number) -> Handoff:
-        Path(self._folder, f"quick {unit.value}").touch()
-        return Handoff(Square(unit.value))
-
-
-class Slow(Quick):
-    def __call__(self, unit: Square) -> UnitResult:  # type: ignore[override]
-        """How far ahead the quick stage is."""
-        time.sleep(0.05)
-        Path(self._folder, f"slow {unit.value}").touch()
-        names = os.listdir(self._folder)
-        return UnitResult("slow", sum(n.startswith("quick") for n in names) - sum(n.startswith("slow") for n in names))
 
 
 def test_a_stage_does_not_run_far_ahead_of_a_slow_one(ray_running, tmp_path, monkeypatch):

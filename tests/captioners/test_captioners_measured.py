@@ -122,9 +122,7 @@ def test_a_caption_says_how_sure_it_is_of_what_is_shown():
 def test_nothing_moving_is_said_and_nothing_measured_is_not():
     static = {"camera_label": "static", "camera_confidence": 1.0}
     assert say(clip(**static, frozen_share=1.0)).dense == "The camera holds still. Nothing moves."
-    assert say(clip(**static, frozen_share=0.5)).dense == "The camera holds still.", (
-        "small motion is not measured"
-    )
+    assert say(clip(**static, frozen_share=0.5)).dense == "The camera holds still.", "small motion is not measured"
     blank = ClipFrames("clip", 3.0, [], np.zeros(0), {"tags_labels": ["ox"], "tags_probabilities": [0.1]})
     assert isinstance(say(blank), CaptionError)
 

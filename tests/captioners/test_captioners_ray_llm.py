@@ -25,10 +25,10 @@ LENGTHS = (1.2, 1.6, 2.0, 2.8)  # seconds: they name the clips in the questions
 
 
 @pytest.fixture(scope="module")
-def one_ray():
+def one_ray(ray_cluster):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OPENAI_API_KEY", KEY)
-        engine = RayEngine()
+        engine = RayEngine(ray_cluster)
         yield
         engine.close()
 

@@ -113,7 +113,7 @@ def test_sigterm_ends_the_run_with_its_state_saved(dataset, tmp_path):
     process.send_signal(signal.SIGTERM)
     rest = process.stdout.read()
     assert process.wait(60) == 0
-    assert "run again to go on" in rest
+    assert "run again to continue" in rest
     state = checkpoint.read_state(run)
     assert 2 <= state["step"] < 100000
 
@@ -137,7 +137,7 @@ def test_a_signal_to_the_whole_process_group_saves_a_run_with_loader_workers(num
     os.killpg(process.pid, number)  # as a terminal's Ctrl-C and a batch system's end of time do
     rest = process.stdout.read()
     assert process.wait(60) == 0
-    assert "run again to go on" in rest
+    assert "run again to continue" in rest
     assert checkpoint.read_state(run)["step"] >= 3
 
 

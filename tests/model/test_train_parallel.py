@@ -58,29 +58,16 @@ def test_two_processes_train_what_one_does_and_one_goes_on_from_two(dataset, tmp
     assert same(tmp_path / "one", tmp_path / "two")
 
 
-def test_ray_train_trains_the_same(dataset, tmp_path):
-    import ray
-
+def test_ray_train_trains_the_same(dataset, tmp_path, ray_cluster):
     run(dataset, tmp_path / "one", 1, "steps=2")
-    ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR")
-    try:
-        arguments = ["--out", str(tmp_path / "ray_run"), "--workers", "2", *OPTIONS, "steps=2", "parallel=ddp"]
-        done = subprocess.run(
-            [
-                sys.executable,
-                "jobs/train.py",
-                str(dataset),
-                *arguments,
-                "--address",
-                ray.get_runtime_context().gcs_address,
-            ],
-            cwd=ROOT,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            timeout=250,
-        )
-    finally:
-        ray.shutdown()
+    arguments = ["--out", str(tmp_path / "ray_run"), "--workers", "2", *OPTIONS, "steps=2", "parallel=ddp"]
+    done = subprocess.run(
+        [sys.executable, "jobs/train.py", str(dataset), *arguments, "--address", ray_cluster],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert same(tmp_path / "one", tmp_path / "ray_run")

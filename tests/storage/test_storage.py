@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 import pyarrow as pa
 import pytest
+from light_recipe import LIGHT_FILTERS
 from object_store import KEYS
 from pyarrow.fs import AwsStandardS3RetryStrategy
 from repository import ROOT
@@ -317,7 +318,7 @@ def test_a_build_from_and_to_an_object_store_gets_through_a_bad_network_with_the
 ):
     store = Store(f"s3://films/{tmp_path.name}{s3}")
     store.write("in/bikes.mp4", sample_videos["bikes"].read_bytes())
-    options = ["scan.shots=adaptive", "scan.min_seconds=1"]
+    options = ["scan.shots=adaptive", "scan.min_seconds=1", *LIGHT_FILTERS]
 
     def build(out: str) -> tuple[dict, str]:
         assert main(["build", f"s3://films/{tmp_path.name}/in{s3}", "--out", out, *options]) == 0

@@ -7,11 +7,10 @@ tools/diffusion/preprocessing_multiprocess.py.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
 
 from pipeline.config.video_models import MODELS
 from pipeline.export.job import Exporter, Job
-from pipeline.export.layout import write_json_list, write_media, write_text
+from pipeline.export.layout import write_json_list, write_text
 from pipeline.export.usability import Reads
 
 PROCESSORS = {"hunyuan": "hunyuan", "hunyuan-1.5": "hunyuan", "ltx": "ltx2"}  # all others are of Wan
@@ -19,14 +18,8 @@ PROCESSORS = {"hunyuan": "hunyuan", "hunyuan-1.5": "hunyuan", "ltx": "ltx2"}  # 
 
 def write(job: Job) -> list[str]:
     folder = job.out / "videos"
-
-    def rows() -> Iterator[dict[str, str]]:
-        for clip in job.dataset.clips():
-            if clip.media == "mp4":
-                write_media(clip, folder / clip.name)
-                yield {"file_name": clip.name, "caption": clip.caption}
-
-    write_json_list(folder / "meta.json", rows())
+    rows = ({"file_name": clip.name, "caption": clip.caption} for _, clip in job.media())
+    write_json_list(folder / "meta.json", rows)
     name = next((name for name, model in MODELS.items() if model == job.model), "")
     command = [
         *("python", "-m", "tools.diffusion.preprocessing_multiprocess", "video", "--video_dir", str(folder)),

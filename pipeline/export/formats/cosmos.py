@@ -9,15 +9,13 @@ from __future__ import annotations
 import shlex
 
 from pipeline.export.job import Exporter, Job
-from pipeline.export.layout import write_media, write_text
+from pipeline.export.layout import write_text
 from pipeline.export.usability import Reads
 
 
 def write(job: Job) -> list[str]:
-    for clip in job.dataset.clips():
-        if clip.media == "mp4":
-            write_media(clip, job.out / "videos" / clip.name)
-            write_text(job.out / "metas" / f"{clip.key}.txt", clip.caption)
+    for _, clip in job.media():
+        write_text(job.out / "metas" / f"{clip.key}.txt", clip.caption)
     width, height = job.size
     lines = [
         "from cosmos_predict2.data.dataset_video import Dataset",

@@ -7,21 +7,15 @@ shorter file has. Source: diffsynth/core/data/unified_dataset.py.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
 
 from pipeline.export.job import Exporter, Job
-from pipeline.export.layout import write_csv, write_media, write_text
+from pipeline.export.layout import write_csv, write_text
 from pipeline.export.usability import Reads
 
 
 def write(job: Job) -> list[str]:
-    def rows() -> Iterator[tuple[str, str]]:
-        for clip in job.dataset.clips():
-            path = job.out / ("videos" if clip.media == "mp4" else "images") / clip.name
-            write_media(clip, path)
-            yield path.relative_to(job.out).as_posix(), clip.caption
-
-    write_csv(job.out / "metadata.csv", ("video", "prompt"), rows())
+    rows = ((path, clip.caption) for path, clip in job.media(stills=True))
+    write_csv(job.out / "metadata.csv", ("video", "prompt"), rows)
     width, height = job.size
     arguments = {
         "dataset_base_path": job.out,

@@ -7,29 +7,25 @@ five times what it trains on; it converts rates. Source: fastvideo/workflow/prep
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
-from typing import Any
 
 from pipeline.export.job import Exporter, Job
-from pipeline.export.layout import write_json_list, write_media, write_text
+from pipeline.export.layout import write_json_list, write_text
 from pipeline.export.usability import Reads
 
 
 def write(job: Job) -> list[str]:
-    def rows() -> Iterator[dict[str, Any]]:
-        for clip in job.dataset.clips():
-            if clip.media == "mp4":
-                write_media(clip, job.out / "videos" / clip.name)
-                yield {
-                    "path": clip.name,
-                    "cap": clip.caption,
-                    "resolution": {"width": clip.width, "height": clip.height},
-                    "fps": clip.fps,
-                    "duration": clip.duration,
-                    "num_frames": clip.frames,
-                }
-
-    write_json_list(job.out / "videos2caption.json", rows())
+    rows = (
+        {
+            "path": clip.name,
+            "cap": clip.caption,
+            "resolution": {"width": clip.width, "height": clip.height},
+            "fps": clip.fps,
+            "duration": clip.duration,
+            "num_frames": clip.frames,
+        }
+        for _, clip in job.media()
+    )
+    write_json_list(job.out / "videos2caption.json", rows)
     width, height = job.size
     options = {
         "preprocess.dataset_type": "merged",

@@ -7,18 +7,16 @@ Source: finetrainers/data/dataset.py, VideoFileCaptionFileListDataset.
 from __future__ import annotations
 
 from pipeline.export.job import Exporter, Job
-from pipeline.export.layout import text_file, write_json, write_media
+from pipeline.export.layout import text_file, write_json
 from pipeline.export.usability import Reads
 
 
 def write(job: Job) -> list[str]:
     folder = job.out / "dataset"
     with text_file(folder / "videos.txt") as videos, text_file(folder / "prompts.txt") as prompts:
-        for clip in job.dataset.clips():
-            if clip.media == "mp4":
-                write_media(clip, folder / "videos" / clip.name)
-                videos.write(f"videos/{clip.name}\n")
-                prompts.write(f"{clip.caption}\n")
+        for path, clip in job.media(below="dataset"):
+            videos.write(f"{path}\n")
+            prompts.write(f"{clip.caption}\n")
     width, height = job.size
     entry = {
         "data_root": str(folder),

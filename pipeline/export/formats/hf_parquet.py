@@ -69,7 +69,7 @@ def write(job: Job) -> list[str]:
 
 
 def _names(job: Job) -> dict[str, str]:
-    """The Parquet file of each shard with videos."""
+    """Return the name of the Parquet file of each shard with videos."""
     names: dict[str, str] = {}
     moving = [shard["path"] for shard in job.dataset.shards if not shard["path"].split("/")[1].endswith("-still")]
     for split, name in SPLITS.items():

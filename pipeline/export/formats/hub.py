@@ -1,7 +1,9 @@
-"""The Hub's layout: the dataset's tars and clips table, linked, with a dataset card, its configs and Croissant.
+"""The layout of the Hugging Face Hub: the dataset's tars and clips table, linked, with a dataset card, its configs and
+Croissant.
 
-Configs: `default` has the videos, `images` the still images. The table of all clips with their scores lies beside them
-without a config, as the Hub reads all files of a dataset with one loader. Nothing is uploaded: `hf upload` does that.
+The config `default` has the videos, `images` the still images. The table of all clips with their scores is included
+without a config, because the Hub reads all files of a config with one loader. Nothing is uploaded: `hf upload` does
+that.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ def write(job: Job) -> list[str]:
 
 
 def front_matter(job: Job) -> str:
-    """The card's YAML: task, size, tags and configs."""
+    """Return the card's YAML: task, size, tags and configs."""
     paths: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for shard in job.dataset.shards:
         path = Path(shard["path"])

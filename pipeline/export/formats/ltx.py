@@ -7,21 +7,15 @@ are multiples of 32, frames 8n + 1. Source: packages/ltx-trainer/docs/dataset-pr
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
 
 from pipeline.export.job import Exporter, Job
-from pipeline.export.layout import write_json_list, write_media, write_text
+from pipeline.export.layout import write_json_list, write_text
 from pipeline.export.usability import Reads
 
 
 def write(job: Job) -> list[str]:
-    def rows() -> Iterator[dict[str, str]]:
-        for clip in job.dataset.clips():
-            path = job.out / ("videos" if clip.media == "mp4" else "images") / clip.name
-            write_media(clip, path)
-            yield {"caption": clip.caption, "video": path.relative_to(job.out).as_posix()}
-
-    write_json_list(job.out / "dataset.json", rows())
+    rows = ({"caption": clip.caption, "video": path} for path, clip in job.media(stills=True))
+    write_json_list(job.out / "dataset.json", rows)
     width, height = job.size
     buckets = ";".join(f"{width}x{height}x{frames}" for frames in [*([1] if job.stills else []), *job.frames])
     command = [

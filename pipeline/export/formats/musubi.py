@@ -1,6 +1,6 @@
-"""musubi-tuner: folders of KEY.mp4 and KEY.txt, one a frame rate, and a dataset TOML.
+"""musubi-tuner: a folder of KEY.mp4 and KEY.txt for each frame rate, and a dataset TOML.
 
-The trainer does not read a file's rate: `source_fps` says it, once a folder. With `frame_extraction = "head"` a clip
+The trainer does not read a file's rate: `source_fps` sets it for a folder. With `frame_extraction = "head"` a clip
 gives one sample for each of the `target_frames` that it reaches. Source: docs/dataset_config.md.
 """
 
@@ -39,7 +39,8 @@ def write(job: Job) -> list[str]:
 
 
 def nearest_rate(fps: float) -> float:
-    """The usual frame rate that `fps` is within SAME_RATE of, else `fps` rounded to a whole number, at least 1."""
+    """Return the usual frame rate that is within SAME_RATE of `fps`; otherwise `fps` rounded to a whole number, at
+    least 1."""
     near = min(RATES, key=lambda rate: abs(rate - fps))
     return near if abs(near / max(fps, 1e-6) - 1) <= SAME_RATE / 2 else max(1.0, round(fps))
 

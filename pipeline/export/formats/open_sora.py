@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipeline.export.job import Exporter, Job
-from pipeline.export.layout import write_csv, write_media, write_text
+from pipeline.export.layout import write_csv, write_text
 from pipeline.export.usability import Reads
 
 COLUMNS = ("path", "text", "num_frames", "height", "width", "aspect_ratio", "resolution", "fps")
@@ -19,11 +19,9 @@ RESOLUTIONS = {"256px": 256, "768px": 768}  # the names of its buckets, and the 
 
 def write(job: Job) -> list[str]:
     def rows() -> Iterator[tuple[Any, ...]]:
-        for clip in job.dataset.clips():
-            path = job.out / ("videos" if clip.media == "mp4" else "images") / clip.name
-            write_media(clip, path)
+        for path, clip in job.media(stills=True):
             size = (clip.height, clip.width, round(clip.height / clip.width, 6), clip.height * clip.width)
-            yield (str(path), clip.caption, clip.frames, *size, clip.fps)
+            yield (str(job.out / path), clip.caption, clip.frames, *size, clip.fps)
 
     write_csv(job.out / "clips.csv", COLUMNS, rows())
     name = min(RESOLUTIONS, key=lambda label: abs(RESOLUTIONS[label] - job.side))

@@ -1,7 +1,7 @@
-"""SimpleTuner: the dataset's own tars, linked, each with an index for webshart beside it; no clip is copied.
+"""SimpleTuner: the dataset's own tars, linked, each with an index for webshart; no clip is copied.
 
-A tar's index has the offset, length, picture size and captions of its media. Videos and stills are two datasets, as the
-trainer asks. Source: webshart's README; documentation/DATALOADER.md.
+A tar's index has the offset, length, picture size and captions of its media. Videos and stills are two datasets, which
+the trainer requires. Source: webshart's README; documentation/DATALOADER.md.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def write(job: Job) -> list[str]:
 
 
 def _members(clip: Clip) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The clip's media, text and JSON in webshart's terms."""
+    """Yield the clip's media, text and JSON as entries of webshart's index."""
     at, size = clip.place("media")
     json_at, json_size = clip.place("json")
     captions = clip.captions()

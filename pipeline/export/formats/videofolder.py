@@ -34,7 +34,7 @@ def moving_clips(job: Job) -> Iterator[Clip]:
 
 
 def facts(clip: Clip) -> dict[str, Any]:
-    """The columns beside the video."""
+    """Return the columns beside the video."""
     return {
         "key": clip.key,
         "text": clip.caption,

@@ -6,28 +6,24 @@ The trainer reads `video_sample_n_frames` at the file's own rate, a stride apart
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
-from typing import Any
 
 from pipeline.export.job import Exporter, Job
-from pipeline.export.layout import write_json_list, write_media, write_text
+from pipeline.export.layout import write_json_list, write_text
 from pipeline.export.usability import Reads
 
 
 def write(job: Job) -> list[str]:
-    def rows() -> Iterator[dict[str, Any]]:
-        for clip in job.dataset.clips():
-            path = job.out / ("videos" if clip.media == "mp4" else "images") / clip.name
-            write_media(clip, path)
-            yield {
-                "file_path": path.relative_to(job.out).as_posix(),
-                "text": clip.caption,
-                "type": "video" if clip.media == "mp4" else "image",
-                "width": clip.width,
-                "height": clip.height,
-            }
-
-    write_json_list(job.out / "metadata.json", rows())
+    rows = (
+        {
+            "file_path": path,
+            "text": clip.caption,
+            "type": "video" if clip.media == "mp4" else "image",
+            "width": clip.width,
+            "height": clip.height,
+        }
+        for path, clip in job.media(stills=True)
+    )
+    write_json_list(job.out / "metadata.json", rows)
     options = {
         "train_data_dir": job.out,
         "train_data_meta": job.out / "metadata.json",

@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 import torch
 
-from filters.encoders.conse import SIDE, TOP, Conse
+from filters.encoders.conse import INPUT_SIZE, TOP, Conse
 
 SHOTS = [  # video, first and last frame, what is seen
     ("bikes.mp4", 0, 30, "A white bus seen from above drives along a street and a red car follows."),
@@ -92,7 +92,8 @@ def main(folder: Path) -> None:
             rows = []
             for shot in pictures:
                 shot = [
-                    cv2.resize(f, (SIDE, SIDE), interpolation=cv2.INTER_AREA) if crop == "squeezed" else f for f in shot
+                    cv2.resize(f, (INPUT_SIZE, INPUT_SIZE), interpolation=cv2.INTER_AREA) if crop == "squeezed" else f
+                    for f in shot
                 ]
                 tags = [[(i, p) for i, p in likely(encoder, f)] for f in shot]
                 vectors = np.array([sum(p * meaning[i] for i, p in frame) for frame in tags])
