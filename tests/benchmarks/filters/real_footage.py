@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "clipmill-real-footage")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--recipe", default="embedded")
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     recipe = load_recipe(given.recipe, given.overrides)
     labels = read_file_labels(given.folder / "labels.jsonl")
     with ProcessPoolExecutor(given.processes) as pool:
