@@ -60,7 +60,8 @@ class CaptionError:
 
 
 class Captioner(Protocol):
-    """Options are the constructor's keyword arguments, with defaults."""
+    """Options are the constructor's keyword arguments, with defaults. One whose `caption` may be called by several
+    threads at once has an attribute `thread_safe = True`."""
 
     id: str  # model and prompt, part of the fingerprint
 

@@ -137,13 +137,7 @@ def _crop(picture: np.ndarray, box: np.ndarray, side: int) -> np.ndarray:
 
 def _distinct(boxes: np.ndarray, overlap: float) -> np.ndarray:
     """Keep the likeliest of boxes whose intersection over union is more than `overlap`."""
-    kept = []
-    remaining = boxes[np.argsort(-boxes[:, 4], kind="stable")]
-    while len(remaining):
-        best, remaining = remaining[0], remaining[1:]
-        kept.append(best)
-        inner = np.minimum(best[2:4], remaining[:, 2:4]) - np.maximum(best[:2], remaining[:, :2])
-        shared = inner.clip(0).prod(axis=1)
-        union = (best[2:4] - best[:2]).prod() + (remaining[:, 2:4] - remaining[:, :2]).prod(axis=1) - shared
-        remaining = remaining[shared <= overlap * np.maximum(union, 1e-9)]
-    return np.array(kept, np.float32).reshape(-1, 5)
+    sides = boxes[:, 2:4] - boxes[:, :2]
+    rectangles = np.column_stack([boxes[:, :2], sides]).astype(np.float64)
+    kept = cv2.dnn.NMSBoxes(rectangles.tolist(), boxes[:, 4].tolist(), 0.0, overlap) if len(boxes) else []
+    return boxes[np.asarray(kept, int)].reshape(-1, 5)

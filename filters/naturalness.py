@@ -60,11 +60,13 @@ def square_features(patch: np.ndarray) -> list[np.ndarray]:
     squares = [(y, x) for y in range(rows) for x in range(columns)]
     life = {(y, x): float(_cut(contrast, y, x, PATCH_SIZE).mean()) for y, x in squares}
     kept = sorted(squares, key=lambda s: -life[s])[: max(1, round(LIVELIEST * len(squares)))]
-    return [
-        np.concatenate([_statistics(_cut(normal, y, x, PATCH_SIZE)), _statistics(_cut(small, y, x, PATCH_SIZE // 2))])
-        for y, x in kept
-        if life[y, x] > 1
-    ]
+    kept = [square for square in kept if life[square] > 1]
+    if not kept:
+        return []
+    scales = ((normal, PATCH_SIZE), (small, PATCH_SIZE // 2))
+    return list(
+        np.hstack([_statistics(np.stack([_cut(picture, y, x, side) for y, x in kept])) for picture, side in scales])
+    )
 
 
 def normalised(grey: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -79,37 +81,42 @@ def _cut(picture: np.ndarray, y: int, x: int, side: int) -> np.ndarray:
 
 
 def _statistics(normal: np.ndarray) -> np.ndarray:
-    """Return (18,): shape and spread of the values; shape, mean and both spreads of products with four neighbours."""
-    shape, lower, upper = asymmetric_gaussian(normal)
-    statistics = [shape, (lower + upper) / 2]
+    """(k, side, side) squares -> (k, 18): shape and spread of the values; shape, mean and both spreads of products with
+    four neighbours."""
+    shape, lower, upper, _ = asymmetric_gaussian(normal)
+    columns = [shape, (lower + upper) / 2]
     for down, across in NEIGHBOURS:
-        product = normal * np.roll(normal, (down, across), (0, 1))
-        shape, lower, upper = asymmetric_gaussian(product)
-        mean = (upper - lower) * math.exp(math.lgamma(2 / shape) - math.lgamma(1 / shape))
-        statistics += [shape, mean, lower, upper]
-    return np.array(statistics)
+        shape, lower, upper, mean = asymmetric_gaussian(normal * np.roll(normal, (down, across), (1, 2)))
+        columns += [shape, mean, lower, upper]
+    return np.stack(columns, axis=1)
 
 
-def asymmetric_gaussian(values: np.ndarray) -> tuple[float, float, float]:
-    """Fit an asymmetric generalised Gaussian by moments: shape, left and right scale (Lasmar et al., ICIP 2009)."""
-    flat = values.ravel()
+def asymmetric_gaussian(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Fit asymmetric generalised Gaussians to each of (k, h, w) pictures by moments: shapes, left and right scales, and
+    means, (k,) float64 each (Lasmar et al., ICIP 2009)."""
+    flat = values.reshape(len(values), -1)
     negative, positive = np.minimum(flat, 0), np.maximum(flat, 0)
-    below, above = float(negative @ negative), float(positive @ positive)
-    lower = math.sqrt(below / max(int(np.count_nonzero(negative)), 1)) + 1e-6
-    upper = math.sqrt(above / max(int(np.count_nonzero(positive)), 1)) + 1e-6
+    below, above = (np.einsum("ij,ij->i", side, side).astype(np.float64) for side in (negative, positive))
+    lower, upper = (
+        np.sqrt(square / np.maximum(np.count_nonzero(side, axis=1), 1)) + 1e-6
+        for square, side in ((below, negative), (above, positive))
+    )
     ratio = lower / upper
-    moment = float(positive.sum() - negative.sum()) ** 2 / max((below + above) * flat.size, 1e-9)
+    absolute = positive.sum(axis=1).astype(np.float64) - negative.sum(axis=1)
+    moment = absolute**2 / np.maximum((below + above) * flat.shape[1], 1e-9)
     wanted = moment * (ratio**3 + 1) * (ratio + 1) / (ratio**2 + 1) ** 2
-    shape = float(SHAPES[min(int(np.searchsorted(_moments(), wanted)), len(SHAPES) - 1)])
-    scale = math.exp((math.lgamma(1 / shape) - math.lgamma(3 / shape)) / 2)
-    return shape, lower * scale, upper * scale
+    moments, scales, means = _tables()
+    index = np.minimum(np.searchsorted(moments, wanted), len(SHAPES) - 1)
+    lower, upper = lower * scales[index], upper * scales[index]
+    return SHAPES[index], lower, upper, (upper - lower) * means[index]
 
 
 @functools.cache
-def _moments() -> np.ndarray:
-    """Return for each of `SHAPES` the squared mean of the absolute value over the mean square; rising."""
-    log = [2 * math.lgamma(2 / s) - math.lgamma(1 / s) - math.lgamma(3 / s) for s in SHAPES]
-    return np.exp(np.array(log))
+def _tables() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return for each of `SHAPES` the squared mean of the absolute value over the mean square, which rises; the scale
+    over the deviation; and the mean over the difference of the scales."""
+    first, second, third = (np.array([math.lgamma(k / shape) for shape in SHAPES]) for k in (1, 2, 3))
+    return np.exp(2 * second - first - third), np.exp((first - third) / 2), np.exp(second - first)
 
 
 @functools.cache

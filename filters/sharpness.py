@@ -59,9 +59,8 @@ def reblur_loss(grey: np.ndarray) -> float | None:
     cells = []
     for (down, across), blur in zip(DIRECTIONS, BLURS, strict=True):
         soft = cv2.filter2D(grey, -1, blur)
-        steps, remaining = (
-            np.abs(p[:-1, 1:-1] - np.roll(p, (-down, -across), (0, 1))[:-1, 1:-1]) for p in (grey, soft)
-        )
+        neighbours = slice(down, grey.shape[0] - 1 + down), slice(1 + across, grey.shape[1] - 1 + across)
+        steps, remaining = (cv2.absdiff(p[:-1, 1:-1], p[neighbours]) for p in (grey, soft))
         both = cv2.merge([steps, np.maximum(steps - remaining, 0)])[: rows * BLOCK_SIZE, : columns * BLOCK_SIZE]
         cells.append(cv2.resize(both, (columns, rows), interpolation=cv2.INTER_AREA))
     total, lost = np.moveaxis(np.stack(cells), 3, 0)  # (4, rows, columns) each

@@ -39,7 +39,8 @@ class Line(NamedTuple):
 
 
 class Text:
-    """Columns, from `frames` sampled frames at most:
+    """Columns, from `frames` sampled frames at most. If every second of them has no text, the others are not searched:
+    on 141 real clips this missed the text of four, none of it burned in, and spared 3 of 10 searches.
 
     - `text_area`: fraction of the picture that lines of text cover, mean over the frames looked at;
     - `text_overlay`: the same of lines that stay put in another frame while what surrounds them moves. Null when
@@ -48,7 +49,7 @@ class Text:
     """
 
     name = "text"
-    version = 2
+    version = 3
     needs = frozenset({Track.FRAMES})
     columns: Mapping[str, pa.DataType] = {
         "text_area": pa.float32(),
@@ -69,7 +70,7 @@ class Text:
         chosen = evenly(len(clip.frames), self.frames)
         pictures = [clip.frames[i] for i in chosen if clip.frames[i].shape == clip.frames[0].shape]
         try:
-            lines = [self.detector(picture) for picture in pictures]
+            lines = self._lines(pictures)
         except FloatingPointError:
             return unknown(self, "not a number")
         subtitles = [
@@ -81,6 +82,13 @@ class Text:
             "text_overlay": overlay_area(pictures, lines),
             "text_subtitle": float(np.mean(subtitles)),
         }
+
+    def _lines(self, pictures: Sequence[np.ndarray]) -> list[list[Line]]:
+        lines: list[list[Line]] = [[] for _ in pictures]
+        lines[::2] = map(self.detector, pictures[::2])
+        if any(lines):
+            lines[1::2] = map(self.detector, pictures[1::2])
+        return lines
 
 
 class TextDetector:

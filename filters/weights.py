@@ -32,13 +32,14 @@ def package_folder(name: str) -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
-def onnx_session(path: Path) -> Any:
-    """Load an ONNX network on one CPU thread."""
+def onnx_session(network: Path | bytes) -> Any:
+    """Load an ONNX network, a file or its content, on one CPU thread."""
     import onnxruntime  # not at import: most importers only read the filters' columns
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    content = network if isinstance(network, bytes) else str(network)
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
 def load_state(path: Path, key: str) -> dict[str, Any]:

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import torch
 
-from model.errors import BaseError, CheckpointError, DataError, LatentError, MeasureError, TextError
+from model.errors import BaseError, CheckpointError, DataError, DeviceError, LatentError, MeasureError, TextError
 from pipeline.config.options import OptionError
 from pipeline.storage.store import StorageError
 
-ERRORS = (OptionError, DataError, LatentError, TextError, BaseError, CheckpointError, MeasureError, StorageError)
+ERRORS = (OptionError, DataError, LatentError, TextError, BaseError, CheckpointError, DeviceError, MeasureError)
+ERRORS += (StorageError,)
 OPTION = re.compile(r"\w+=")  # key=value, and no path or URL
 
 

@@ -30,6 +30,7 @@ class Config:
     base: str = ""  # diffusers:FOLDER_OR_REPO of a pipeline: Wan, LTX-Video, HunyuanVideo or CogVideoX
     expert: Literal["", "high", "low"] = ""  # of a base with two transformers, for high and for low noise
     base_precision: Literal["bf16", "fp32"] = "bf16"  # of the frozen weights under a LoRA
+    quantise: Literal["", "int8", "nf4"] = ""  # of the frozen weights under a LoRA while training, by torchao
     lora_rank: int = 0  # 0 trains all weights of the base
     lora_alpha: float = 0.0  # the LoRA's update is multiplied by alpha / rank; 0 is rank
     lora_dropout: float = 0.0
@@ -134,6 +135,8 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     config: Config = typed(Config, values)
     if (config.lora_rank or config.expert) and not config.base:
         raise ConfigError("lora_rank and expert need a base, e.g. base=diffusers:FOLDER")
+    if config.quantise and not config.lora_rank:
+        raise ConfigError("quantise is for frozen weights: set lora_rank")
     if len(config.time_range) != 2 or not 0 <= config.time_range[0] < config.time_range[1] <= 1:
         raise ConfigError(f"time_range={config.time_range}: two numbers, 0 <= from < to <= 1")
     return config

@@ -19,6 +19,10 @@ class BaseError(ValueError):
     """A diffusers model that cannot be trained on top of; the message says why."""
 
 
+class DeviceError(ValueError):
+    """A device that cannot hold a run; the message says what to change."""
+
+
 class CheckpointError(ValueError):
     """No checkpoint, or one that does not fit; the message says what to do."""
 

@@ -1,6 +1,7 @@
 """Presets: options by name, under those of a YAML file and of the command line.
 
-Those of a diffusers model are for one GPU; `train` prints the memory that a process needs before the first step.
+Those of a diffusers model are for one GPU; README.md has the memory that each needs, and `train` reckons it before the
+first step. A preset is its method (LORA, FULL or MOTION), its base and the shapes that the base was trained at.
 """
 
 from __future__ import annotations
@@ -37,15 +38,43 @@ LORA: Mapping[str, Any] = {
     "ema": 0.0,
     "precision": "bf16",
     "compile": True,
+    "recompute": 1,
     "workers": 4,
     "save_every": 250,
     "log_every": 10,
 }
-FULL: Mapping[str, Any] = {**LORA, "lora_rank": 0, "lr": 1e-5, "recompute": 1, "ema": 0.999, "weight_decay": 0.01}
-WAN: Mapping[str, Any] = {"resolutions": (624,), "frame_counts": (1, 33, 81), "fps": 16.0, "tokens": 32_760}
-SMALL: Mapping[str, Any] = {"resolutions": (416,), "frame_counts": (1, 33), "tokens": 6_240, "recompute": 1}
+FULL: Mapping[str, Any] = {**LORA, "lora_rank": 0, "lr": 1e-5, "ema": 0.999, "weight_decay": 0.01}
+MOTION: Mapping[str, Any] = {
+    **FULL,
+    "steps": 20_000,
+    "ema": 0.9999,
+    "fps": 8.0,
+    "frame_counts": (16,),
+    "compile": False,
+}
+
+
+def preset(
+    method: Mapping[str, Any], base: str, resolution: int, frames: tuple[int, ...], fps: float, tokens: int, **more: Any
+) -> Mapping[str, Any]:
+    """tokens: of the longest sample at the resolution, so that a micro-batch is one of them or several short ones."""
+    shapes = {"resolutions": (resolution,), "frame_counts": frames, "fps": fps, "tokens": tokens}
+    return {**method, "base": f"diffusers:{base}", **shapes, **more}
+
+
+WAN = (416, (1, 33), 16.0, 6_400)
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "cpu": {},
     "cuda": CUDA,
-    "wan2.1-1.3b-lora": {**LORA, **WAN, "base": "diffusers:Wan-AI/Wan2.1-T2V-1.3B-Diffusers", **SMALL},
+    "wan2.1-1.3b-lora": preset(LORA, "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", *WAN),
+    "wan2.1-1.3b-full": preset(FULL, "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", *WAN),
+    "wan2.1-14b-lora": preset(LORA, "Wan-AI/Wan2.1-T2V-14B-Diffusers", *WAN),
+    "wan2.1-14b-qlora": preset(LORA, "Wan-AI/Wan2.1-T2V-14B-Diffusers", *WAN, quantise="nf4"),
+    "wan2.2-5b-lora": preset(LORA, "Wan-AI/Wan2.2-TI2V-5B-Diffusers", 704, (1, 49), 24.0, 6_500),
+    "wan2.2-a14b-lora": preset(LORA, "Wan-AI/Wan2.2-T2V-A14B-Diffusers", *WAN, expert="high"),
+    "ltx-lora": preset(LORA, "Lightricks/LTX-Video", 704, (1, 49), 24.0, 3_500),
+    "hunyuan-lora": preset(LORA, "hunyuanvideo-community/HunyuanVideo", 416, (1, 33), 24.0, 6_400),
+    "cogvideox-5b-lora": preset(LORA, "zai-org/CogVideoX-5b", 588, (49,), 8.0, 18_000),
+    "sd-motion": preset(MOTION, "stable-diffusion-v1-5/stable-diffusion-v1-5", 512, (16,), 8.0, 1_100),
+    "sdxl-motion": preset(MOTION, "stabilityai/stable-diffusion-xl-base-1.0", 768, (16,), 8.0, 9_300),
 }

@@ -92,14 +92,18 @@ class Trained:
         More frames than the model was trained on are made in windows: each continues the last frames of the one before.
         A run on a base samples by the base's own pipeline. Raises ConfigError where that cannot do what is asked for.
         """
+        (st, sh, sw), trained_frames, default_scale = self.latents.stride, max(self.config.frame_counts), 2.0
         if isinstance(self.network, DiffusersBackbone):
+            inflation = self.network.family.inflation
             if first is not None and not self.config.clean_frames:
                 raise ConfigError(f"{self.config.base} was not trained to start from a picture")
-            if first is None:
+            if first is None and (inflation is None or inflation.pipeline):
                 return self._sample_by_pipeline(prompts, frames, height, width, guidance, seed)
-        (st, sh, sw), trained_frames = self.latents.stride, max(self.config.frame_counts)
+            if inflation:
+                default_scale, trained_frames = inflation.guidance, max(frames, trained_frames)
         words, empty = self.text(list(prompts)), self.text([""])
-        model = sampler.guided(self.model, words, empty, guidance.scale or 2.0, guidance.interval, guidance.rescale)
+        scale = guidance.scale or default_scale
+        model = sampler.guided(self.model, words, empty, scale, guidance.interval, guidance.rescale)
 
         def window(length: int, seed: int, first: Tensor | None) -> Tensor:
             shape = (len(prompts), self.latents.channels, 1 + (length - 1) // st, height // sh, width // sw)
@@ -134,7 +138,7 @@ class Trained:
         pipeline = make_pipeline(source, self.config.expert, self.network.transformer, parts)
         pipeline.to(self.device).set_progress_bar_config(disable=True)
         generator = torch.Generator().manual_seed(seed)
-        options = source.family.sample_options(guidance.scale, self.config.fps)
+        options = source.family.sample_options(guidance.scale, self.config.fps, self.config.text_tokens)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             video = pipeline(
                 prompt=list(prompts),
@@ -143,7 +147,6 @@ class Trained:
                 width=width,
                 num_inference_steps=guidance.steps,
                 generator=generator,
-                max_sequence_length=self.config.text_tokens,
                 output_type="pt",
                 **options,
             ).frames

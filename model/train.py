@@ -103,7 +103,7 @@ def train(config: Config, out: Path) -> dict[str, float]:
         f"{sum(p.numel() for p in parameters) / 1e6:.1f} trained, on {context.world} x {context.device.type}; latents "
         f"{latents.id}, {latents.channels} channels",
     )
-    say(context, f"a process needs about {estimate} and temporary tensors")
+    say(context, f"a process needs about {estimate}")
     optimizer = make_optimizer(parameters, config)
     frozen = not config.base  # whether a checkpoint holds weights that are not trained: those of a base are in the base
     ema = {name: p.detach().clone() for name, p in model.named_parameters() if frozen or p.requires_grad}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from pipeline.dataset.sweep import retire, sweep
 from pipeline.dataset.unchanged import is_unchanged, note_unchanged
 from pipeline.engine.base import Engine, NodesLost
 from pipeline.engine.choice import EngineName, EngineNeeds, check_engine, open_engine
+from pipeline.pack.companions import load_companions
 from pipeline.passes.caption import with_listed_captions
 from pipeline.passes.identify import as_last_seen, identify_units
 from pipeline.passes.pack import with_shards
@@ -27,7 +29,7 @@ from pipeline.passes.spent import unpublished
 from pipeline.report import page
 from pipeline.sources.discover import DiscoveredFile, discover
 from pipeline.state import committed, fingerprints
-from pipeline.storage.store import Store
+from pipeline.storage.store import Store, naming_full
 from pipeline.tables.published import read_table
 
 
@@ -74,6 +76,7 @@ def build(
     store = Store(out)
     check_folder(store)
     fingerprints.check(recipe)
+    load_companions(recipe.pack)
     needs = EngineNeeds(
         size=sum(file.size or 0 for file in files),
         gpu=any(each.uses_gpu(recipe) for each in PASSES),
@@ -85,7 +88,8 @@ def build(
         recipe = with_listed_captions(recipe, files)
         if is_unchanged(files, store, recipe):
             return Built(read_info(store), store)
-        with open_engine(engine, needs, address, cores, gpus) as opened:
+        # Files of the dataset are named in the errors of a full disk, so what names none is a temporary one.
+        with open_engine(engine, needs, address, cores, gpus) as opened, naming_full(tempfile.gettempdir()):
             while True:
                 try:
                     return _build(Snapshot(store, recipe, files), opened, still_ours)
@@ -123,4 +127,4 @@ def _everything_read(snapshot: Snapshot) -> bool:
     """Return whether every source could be read."""
     parts = parts_of(snapshot.sources, snapshot.recipe)
     unscanned = not_scanned(parts, snapshot.scanned).num_rows
-    return not unscanned and not any(identify_units(snapshot.files, snapshot.store))
+    return not unscanned and not any(identify_units(snapshot.files, snapshot.store, snapshot.recipe.scan))

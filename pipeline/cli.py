@@ -283,11 +283,12 @@ def calibrate(dataset: str, labels: str | None) -> None:
 )
 @click.option("--out", required=True, metavar="FOLDER", help="A new or empty folder; for a table, the file.")
 @click.option("--model", metavar="MODEL", help="List the clips that this model cannot use: wan2.1, ltx ...")
-def export(dataset: str, to: str, out: str, model: str | None) -> None:
+@click.option("--control", metavar="NAME", help="Control videos: a companion of the dataset, such as canny or depth.")
+def export(dataset: str, to: str, out: str, model: str | None, control: str | None) -> None:
     """Write a dataset in the layout of a trainer or library, or as one table."""
     from pipeline.export.export import export as write
 
-    _say(write(dataset, to, Path(out), model))
+    _say(write(dataset, to, Path(out), model, control))
 
 
 @cli.command(epilog=_examples("clipmill compare before after", "clipmill compare before after --out differences.csv"))

@@ -26,7 +26,7 @@ os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "of-these-tests-alone
 os.environ["PYTHONPATH"] = os.pathsep.join([sys.path[0], *filter(None, [os.environ.get("PYTHONPATH")])])
 
 from chat_endpoint import KEY  # noqa: E402
-from faulty import Proxy, proxy  # noqa: E402
+from fault_proxy import Proxy, proxy  # noqa: E402
 from light_recipe import GOLDEN_OPTIONS  # noqa: E402
 from object_store import KEYS, s3_server  # noqa: E402
 
@@ -74,33 +74,40 @@ def golden_dataset(tmp_path_factory: pytest.TempPathFactory, sample_videos: dict
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[str]:
+def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of Ray on two cores of this machine, in processes of its own, so that tests can join and leave it."""
     options = "address='local', num_cpus=2, include_dashboard=False, logging_level='ERROR', log_to_driver=False"
     code = f"import ray, sys; print(ray.init({options}).address_info['gcs_address'], flush=True); sys.stdin.read()"
     environment = os.environ | {"OPENAI_API_KEY": KEY}  # which tests then look for in Ray's logs
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen([sys.executable, "-c", code], env=environment, text=True, **pipes) as process:
-        assert process.stdout
-        yield process.stdout.readline().strip()
+    log, pipe = tmp_path_factory.mktemp("ray") / "log", subprocess.PIPE
+    with (
+        open(log, "w") as errors,
+        subprocess.Popen(
+            [sys.executable, "-c", code], env=environment, text=True, stdin=pipe, stdout=pipe, stderr=errors
+        ) as process,
+    ):
         assert process.stdin
+        assert process.stdout
+        address = process.stdout.readline().strip()
+        assert address, log.read_text()
+        yield address
         process.stdin.close()
 
 
 @pytest.fixture(scope="module")
 def network() -> Iterator[Proxy]:
     """The way to a real S3 server on loopback with a bucket `films`: as good or bad as a test wants it."""
-    with s3_server() as port, proxy(port) as made, pytest.MonkeyPatch.context() as patch:
+    with s3_server() as port, proxy(port) as network, pytest.MonkeyPatch.context() as patch:
         for name in KEYS:
             patch.setenv(name, KEYS[name])
-        yield made
+        yield network
 
 
 @pytest.fixture
 def s3(network: Proxy) -> Iterator[str]:
     """The query string that leads an s3:// URL to the server."""
-    network.seen.clear()
-    network.befell.clear()
+    network.requests.clear()
+    network.faults.clear()
     yield f"?endpoint_override=127.0.0.1:{network.port}&scheme=http&region=us-east-1&request_timeout=3"
     network.fault = lambda *_: ""
 

@@ -19,7 +19,7 @@ OURS = frozenset({401, 402, 403, 404, 405})  # status codes for a wrong key, add
 LONGEST_WAIT = 600.0  # seconds of Retry-After that are honoured
 
 
-class Unreachable(Exception):
+class NoAnswer(Exception):
     """No answer within the attempts; the message has the last error."""
 
 
@@ -52,7 +52,7 @@ class ChatClient:
 
     def post(self, body: Mapping[str, Any]) -> tuple[Mapping[str, Any], int]:
         """Return the reply to a chat completion and the number of attempts. Raises ValueError if the server rejects
-        this request, Refused if it rejects all requests, Unreachable if no attempts remain."""
+        this request, Refused if it rejects all requests, NoAnswer if no attempts remain."""
         problem = "stopped"
         for attempt in range(self.attempts):
             self._turn()
@@ -74,7 +74,7 @@ class ChatClient:
                 problem = self._plain(str(getattr(error, "reason", error)) or type(error).__name__)
             if attempt + 1 < self.attempts:
                 self.stop.wait(pause(attempt, retry_after, self.longest_pause, LONGEST_WAIT))
-        raise Unreachable(f"no answer from {self.base_url} in {self.attempts} attempts, the last: {problem}")
+        raise NoAnswer(f"no answer from {self.base_url} in {self.attempts} attempts, the last: {problem}")
 
     def alive(self) -> bool:
         """Return whether the server lists its models."""

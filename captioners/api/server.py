@@ -11,7 +11,7 @@ from typing import Any
 
 import cv2
 
-from captioners.api.chat import ChatClient, Refused, Unreachable
+from captioners.api.chat import ChatClient, NoAnswer, Refused
 from captioners.base import Caption, CaptionerDown, CaptionError, ClipFrames
 from captioners.text.prompt import ENGLISH, SCHEMA, VERSION, Prompt, question_for, read_answer
 from filters.base import evenly, shrunk
@@ -67,7 +67,7 @@ class Server:
             futures = [pool.submit(self._clip, clip) for clip in clips]
             try:
                 return [future.result() for future in futures]
-            except (Unreachable, Refused) as error:
+            except (NoAnswer, Refused) as error:
                 self.client.stop.set()
                 pool.shutdown(wait=True, cancel_futures=True)
                 finished = [future for future in futures if future.done() and not future.cancelled()]
@@ -107,7 +107,7 @@ class Server:
         started = time.monotonic()
         try:
             reply, attempts = self._post(body)
-        except Unreachable as error:
+        except NoAnswer as error:
             with self._lock:
                 self._failed.append(clip.clip_id)
                 several = len(self._failed) > 1

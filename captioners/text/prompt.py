@@ -108,11 +108,7 @@ def question_for(clip: ClipFrames) -> str:
 
 
 def read_answer(
-    clip: ClipFrames,
-    text: str,
-    ended: bool,
-    usage: Mapping[str, float] | None = None,
-    prompt: Prompt = Prompt(),
+    clip: ClipFrames, text: str, ended: bool, usage: Mapping[str, float] | None = None, prompt: Prompt = Prompt()
 ) -> Caption | CaptionError:
     """Return the caption in `text`, with fields of bounded length and times inside the clip, or why there is none.
 

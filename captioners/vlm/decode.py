@@ -1,22 +1,23 @@
 """Continuous batching for vision-language models: static rows, one step of all rows as one CUDA graph.
 
 `model.generate` launches some thousand kernels per token from Python; a graph launches them all at once. Rows are
-refilled as soon as their answer ends, so that long answers do not delay short ones. The common first tokens of a
-batch's prompts are processed once. Works with any model that transformers loads through `AutoModelForImageTextToText`
-whose decoder attends to all previous tokens (no sliding windows).
+refilled as soon as their answer ends (see shared_decoder.py), so that long answers do not delay short ones. The common
+first tokens of a batch's prompts are processed once. Works with any model that transformers loads through
+`AutoModelForImageTextToText` whose decoder attends to all previous tokens (no sliding windows).
 """
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache
+
+from captioners.vlm.last_token import read_only_last
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,6 +32,8 @@ class Prompts:
     keys: Sequence[str]  # one for each prompt, returned with its answer
     inputs: Mapping[str, Tensor]
     shared: int = 0  # number of equal first tokens, before the first picture
+    temperature: float = 0.0  # 0: greedy
+    draws: Tensor | None = None  # (b, limit) float32, above 0, up to 1: what sampled tokens are drawn with
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,15 @@ class Answer:
     tokens: list[int]  # without the end token
     ended: bool  # False: cut off at the limit
     prompt_tokens: int
+
+
+class Row(NamedTuple):
+    """What a row of the decoder is in use for."""
+
+    owner: Any
+    key: str
+    prompt_tokens: int
+    sampled: bool
 
 
 class StaticKVCache(Cache):
@@ -86,10 +98,10 @@ class StaticKVCache(Cache):
 
 
 class Decoder:
-    """Answers `rows` prompts at a time, each prompt and answer within `length` tokens, an answer within `limit`.
+    """Answers up to `rows` prompts at a time, each prompt and answer within `length` tokens, an answer within `limit`.
 
-    One decoder serves every temperature: the caches are allocated once, and a CUDA graph is captured once for greedy
-    steps and once for sampled ones. Keeps rows * length * layers * heads * dim * 4 bytes of cache in bf16.
+    Rows decode greedily or sampled side by side: a CUDA graph is captured once for steps without sampled rows and once
+    for steps with some. Keeps rows * length * layers * heads * dim * 4 bytes of cache in bf16.
     """
 
     def __init__(self, model: PreTrainedModel, rows: int, length: int, limit: int, ends: Sequence[int]) -> None:
@@ -106,50 +118,51 @@ class Decoder:
         self.active = torch.zeros(rows, dtype=torch.bool, device=device)
         self.count = torch.zeros(rows, dtype=torch.long, device=device)
         self.answers = torch.zeros(rows, limit, dtype=torch.long, device=device)
+        self.temperature = torch.zeros(rows, device=device)
+        self.draws = torch.ones(rows, limit, device=device)
         self.ends = torch.tensor(list(ends) or [-1], device=device)
         self.shared = torch.zeros(0, dtype=torch.long)  # the tokens whose states `cache.shared` holds
-        self.sampled = False
-        self.temperature = torch.ones((), device=device)  # read by the graph of sampled steps
-        self.graphs: dict[bool, torch.cuda.CUDAGraph] = {}  # by whether steps are sampled
+        self.graphs: dict[bool, torch.cuda.CUDAGraph] = {}  # by whether a row is sampled
+        self.free = list(range(rows))
+        self.running: dict[int, Row] = {}
 
     @torch.inference_mode()
-    def run(self, batches: Iterable[Prompts], temperature: float = 0.0) -> Iterator[Answer]:
-        """Yield answers in the order in which they end: greedy at temperature 0, else sampled with torch's generator.
+    def fill(self, batch: Prompts, owner: Any = None) -> None:
+        """Put the prompts of a batch into free rows, of which there are enough, and generate their first tokens;
+        `owner` comes back with their answers. Raises ValueError where a prompt does not fit a row."""
+        rows = self.free[: len(batch.keys)]
+        lengths = self._prefill(batch, rows)
+        del self.free[: len(rows)]
+        for row, key, length in zip(rows, batch.keys, lengths, strict=True):
+            self.running[row] = Row(owner, key, length, batch.temperature > 0)
 
-        Raises ValueError for a batch of more prompts than `rows`, or a prompt that does not fit a row.
-        """
-        self.sampled = temperature > 0
-        self.temperature.fill_(temperature)
-        waiting = iter(batches)
-        batch = next(waiting, None)
-        free = list(range(self.rows))
-        running: dict[int, tuple[str, int]] = {}
-        while batch is not None or running:
-            if batch is not None and len(batch.keys) > self.rows:
-                raise ValueError(f"a batch of {len(batch.keys)} prompts does not fit {self.rows} rows")
-            while batch is not None and len(batch.keys) <= len(free):
-                rows, free = free[: len(batch.keys)], free[len(batch.keys) :]
-                lengths = self._prefill(batch, rows)
-                running.update(zip(rows, zip(batch.keys, lengths, strict=True), strict=True))
-                batch = next(waiting, None)
-            for _ in range(STRIDE):
-                self._advance()
-            active = self.active.tolist()
-            ended = [row for row in running if not active[row]]
-            if ended:
-                tokens, counts = self.answers[ended].tolist(), self.count[ended].tolist()
-                ends = set(self.ends.tolist())
-                for row, answer, count in zip(ended, tokens, counts, strict=True):
-                    key, prompt_tokens = running.pop(row)
-                    generated, last = answer[:count], answer[count - 1] in ends
-                    yield Answer(key, generated[:-1] if last else generated, last, prompt_tokens)
-                free += ended
+    @torch.inference_mode()
+    def advance(self) -> list[tuple[Any, Answer]]:
+        """Generate some tokens for the running rows; return the answers that ended, with their owners."""
+        sampled = any(row.sampled for row in self.running.values())
+        for _ in range(STRIDE):
+            self._advance(sampled)
+        active = self.active.tolist()
+        ended = [row for row in self.running if not active[row]]
+        if not ended:
+            return []
+        tokens, counts = self.answers[ended].tolist(), self.count[ended].tolist()
+        ends, answers = set(self.ends.tolist()), []
+        for at, answer, count in zip(ended, tokens, counts, strict=True):
+            row = self.running.pop(at)
+            generated, last = answer[:count], answer[count - 1] in ends
+            answers.append((row.owner, Answer(row.key, generated[:-1] if last else generated, last, row.prompt_tokens)))
+        self.free += ended
+        return answers
 
     def _prefill(self, batch: Prompts, rows: list[int]) -> list[int]:
         longest = batch.inputs["input_ids"].shape[1]
         if longest + self.limit > self.length:
             raise ValueError(f"a prompt of {longest} tokens and {self.limit} new ones do not fit rows of {self.length}")
         at = torch.tensor(rows, device=self.token.device)
+        self.temperature[at] = batch.temperature
+        if batch.draws is not None:
+            self.draws[at] = batch.draws.to(at.device, non_blocking=True)
         tokens = batch.inputs["input_ids"][0, : batch.shared]
         if not torch.equal(tokens, self.shared):
             self.shared, self.cache.shared = tokens, states_of(self.model, batch) if batch.shared else []
@@ -158,7 +171,7 @@ class Decoder:
             last = read(self.model, batch, self.cache)
         finally:
             self.cache.filling = None
-        token = self._choose(last)
+        token = self._choose(last, at, self.draws[at, 0], batch.temperature > 0)
         lengths = batch.inputs["attention_mask"].sum(1)  # on the CPU, so that nothing waits for the GPU
         self.cache.lengths[at] = lengths.to(at.device, non_blocking=True)
         if self.grids:
@@ -169,22 +182,26 @@ class Decoder:
         self.active[at] = ~(token[:, None] == self.ends).any(1) & (self.limit > 1)
         return lengths.tolist()
 
-    def _choose(self, logits: Tensor) -> Tensor:
-        """Token ids (b,) from `logits` (b, vocabulary); sampling adds Gumbel noise scaled by the temperature."""
-        if not self.sampled:
-            return logits.argmax(-1)
-        noise = -torch.empty_like(logits, dtype=torch.float32).exponential_().log()
-        return (logits.float() + self.temperature * noise).argmax(-1)
+    def _choose(self, logits: Tensor, rows: Tensor, draws: Tensor, sampled: bool) -> Tensor:
+        """Token ids (b,) from `logits` (b, vocabulary) of `rows`: the likeliest, or in rows with a temperature the one
+        at which the sum of probabilities reaches the row's draw."""
+        likeliest = logits.argmax(-1)
+        if not sampled:
+            return likeliest
+        temperature = self.temperature[rows, None]
+        sums = (logits.float() / temperature.clamp(min=1e-3)).softmax(-1).cumsum(-1)
+        drawn = torch.searchsorted(sums, draws[:, None] * sums[:, -1:])[:, 0].clamp(max=logits.shape[-1] - 1)
+        return torch.where(temperature[:, 0] > 0, drawn, likeliest)
 
-    def _advance(self) -> None:
+    def _advance(self, sampled: bool) -> None:
         if self.token.device.type != "cuda":
-            self._step()
+            self._step(sampled)
             return
-        if self.sampled not in self.graphs:
-            self._capture()
-        self.graphs[self.sampled].replay()
+        if sampled not in self.graphs:
+            self._capture(sampled)
+        self.graphs[sampled].replay()
 
-    def _capture(self) -> None:
+    def _capture(self, sampled: bool) -> None:
         """Record a step as a CUDA graph. The warm-up runs without active rows, so it changes no answers.
 
         Other threads of the process use the GPU meanwhile (to prepare prompts and score similarity), which would
@@ -196,15 +213,15 @@ class Decoder:
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(2):
-                self._step()
+                self._step(sampled)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            self._step()
-        self.graphs[self.sampled] = graph
+            self._step(sampled)
+        self.graphs[sampled] = graph
         self.active.copy_(active)
 
-    def _step(self) -> None:
+    def _step(self, sampled: bool) -> None:
         """Generate one token for every active row, without waiting for the GPU."""
         lengths = self.cache.lengths
         positions = (lengths + self.shift)[:, None]
@@ -214,50 +231,14 @@ class Decoder:
             past_key_values=self.cache,
             use_cache=True,
         ).last_hidden_state
-        token = self._choose(self.model.get_output_embeddings()(hidden[:, 0]))
-        self.token.copy_(torch.where(self.active, token, self.token))
         at = self.count.clamp(max=self.limit - 1)
-        before = self.answers[self.cache.every, at]
-        self.answers[self.cache.every, at] = torch.where(self.active, token, before)
+        every, logits = self.cache.every, self.model.get_output_embeddings()(hidden[:, 0])
+        token = self._choose(logits, every, self.draws[every, at], sampled)
+        self.token.copy_(torch.where(self.active, token, self.token))
+        self.answers[every, at] = torch.where(self.active, token, self.answers[every, at])
         self.count += self.active
         lengths += self.active
         self.active &= ~(token[:, None] == self.ends).any(1) & (self.count < self.limit)
-
-
-class LastTokenMlp(nn.Module):
-    """The last layer's MLP; in a prefill it computes only the last token of each prompt, the only one that is used."""
-
-    def __init__(self, mlp: nn.Module) -> None:
-        super().__init__()
-        self.mlp = mlp
-        self.only: tuple[Tensor, Tensor] | None = None  # row and index of the tokens to compute; None for all
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        if self.only is None:
-            return self.mlp(hidden)
-        out = torch.zeros_like(hidden)
-        out[self.only] = self.mlp(hidden[self.only][:, None])[:, 0]
-        return out
-
-
-def trim_last_layer(model: PreTrainedModel) -> None:
-    layer = model.get_decoder().layers[-1]
-    layer.mlp = LastTokenMlp(layer.mlp)
-
-
-@contextlib.contextmanager
-def read_only_last(model: PreTrainedModel, rows: Tensor, last: Tensor) -> Iterator[None]:
-    """Context in which only the hidden state of token `last` in each of `rows` is valid, if the last layer of `model`
-    is trimmed."""
-    mlp = model.get_decoder().layers[-1].mlp
-    if not isinstance(mlp, LastTokenMlp):
-        yield
-        return
-    mlp.only = rows, last
-    try:
-        yield
-    finally:
-        mlp.only = None
 
 
 @torch.inference_mode()
@@ -322,9 +303,8 @@ def shared_tokens(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> int:
 
 
 def rows_that_fit(model: PreTrainedModel, length: int) -> int:
-    """Return how many rows of `length` tokens fit into 70% of the GPU's free memory; 2^20 on a CPU."""
-    if model.device.type != "cuda":
-        return 1 << 20
+    """Return how many rows of `length` tokens fit into 70% of the GPU's free memory."""
+    torch.cuda.empty_cache()  # of what an encoder in this process has used
     config = model.config.get_text_config(decoder=True)
     values = 2 * config.num_hidden_layers * config.num_key_value_heads * _head_dim(config) * length
     return int(0.7 * torch.cuda.mem_get_info(model.device)[0] / (values * model.dtype.itemsize))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
-import itertools
+import functools
+import hashlib
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import cv2
@@ -24,10 +27,11 @@ from captioners.vlm.decode import (
     read,
     rows_that_fit,
     shared_tokens,
-    trim_last_layer,
     with_positions,
 )
 from captioners.vlm.judge import judged
+from captioners.vlm.last_token import trim_last_layer
+from captioners.vlm.shared_decoder import Failed, SharedDecoder
 from filters.base import evenly
 from filters.torchvision_ops import ensure_torchvision
 
@@ -44,12 +48,15 @@ class Vlm:
     Qwen3-VL, SmolVLM2, LLaVA-OneVision, InternVL ...).
 
     `frame_tokens` bounds a frame's size, for models that take pictures of any size: a token is `token_side` pixels
-    square. `rows` clips are decoded at once, `prefill` are prefilled at a time, `threads` prepare them. After an
-    unusable answer a clip is captioned once more, sampled at `retry_temperature`. With `verify` the model checks each
-    sentence (see judge.py). Raises OSError if the model cannot be loaded.
+    square. `rows` clips are decoded at once, whichever call of `caption` they are from; `prefill` are prefilled at a
+    time, `threads` prepare them. Where the GPU's memory does not suffice, fewer are. After an unusable answer a clip is
+    captioned once more, sampled at `retry_temperature` with numbers that follow from `seed` and the clip. With `verify`
+    the model checks each sentence (see judge.py). `fixed_answers` is for benchmarks with random weights alone: every
+    answer has that many tokens and is taken as the caption as it is. Raises OSError if the model cannot be loaded.
     """
 
     gpu = True
+    thread_safe = True
 
     def __init__(
         self,
@@ -69,6 +76,7 @@ class Vlm:
         seed: int = 0,
         instruction: str | None = None,
         language: str = ENGLISH,
+        fixed_answers: int = 0,
     ) -> None:
         if isinstance(model, str):
             device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -84,23 +92,26 @@ class Vlm:
             processor.image_processor.do_image_splitting = False  # tiles are for single stills and cost tokens
         _speed_up(model)
         self.model, self.processor, self.device = model, processor, model.device
-        self.ends = _end_tokens(model, processor)
-        self.max_new_tokens, self.most_frames = max_new_tokens, most_frames
+        self.fixed = bool(fixed_answers)
+        self.ends = [] if self.fixed else _end_tokens(model, processor)
+        self.max_new_tokens, self.most_frames = fixed_answers or max_new_tokens, most_frames
         self.frame_pixels = frame_tokens * token_side**2
         self.rows, self.prefill, self.threads = rows, min(prefill, rows), threads
         self.verify, self.retry_temperature, self.seed = verify, retry_temperature, seed
         options = (max_new_tokens, self.frame_pixels, most_frames, verify, retry_temperature, seed)
         self.prompt = Prompt(instruction, language)
         self.id = ":".join(["vlm", str(VERSION), name, *map(str, options)]) + self.prompt.id
+        self.id += f":fixed_answers={fixed_answers}" if self.fixed else ""
         self._own = threading.local()
-        self._decoder: Decoder | None = None
+        self._preparing = ThreadPoolExecutor(threads, thread_name_prefix="prompts")
+        self._turn = threading.Lock()  # of the call of `caption` whose clips go into free rows
+        self._shared = SharedDecoder(self.make_decoder, self.device, depth=threads)
 
     def caption(self, clips: Sequence[ClipFrames]) -> list[Caption | CaptionError]:
-        """Return one answer a clip, in order of `clips`. Many clips a call are faster: ended rows are refilled."""
+        """Return one answer a clip, in order of `clips`. Calls from several threads share the decoder's rows."""
         read = self._round(clips, 0.0)
         again = [clip for clip in clips if isinstance(read[clip.clip_id], CaptionError) and len(clip.frames)]
         if again and self.retry_temperature > 0:
-            torch.manual_seed(self.seed)
             read |= self._round(again, self.retry_temperature)
         if self.verify:
             captions = [answer for answer in read.values() if isinstance(answer, Caption)]
@@ -108,26 +119,57 @@ class Vlm:
         return [read[clip.clip_id] for clip in clips]
 
     def answers(self, clips: Sequence[ClipFrames], temperature: float = 0.0) -> Iterator[Answer]:
-        """Yield the model's raw answers as tokens, in the order in which they end."""
-        groups = self._groups([clip for clip in clips if len(clip.frames)])
-        batches = ahead(self._prepared, groups, self.threads, depth=2 * self.threads)
-        first = next(batches, None)
-        if first is None:
-            return
-        longest = first.inputs["input_ids"].shape[1]  # groups come longest first
-        yield from self._decoder_for(longest).run(itertools.chain([first], batches), temperature)
+        """Yield the model's raw answers as tokens, in the order in which they end. Raises what the model raises, and
+        torch.OutOfMemoryError where the GPU's memory does not suffice for one clip."""
+        pending = {clip.clip_id: clip for clip in clips if len(clip.frames)}
+        received: SimpleQueue[Answer | Failed] = SimpleQueue()
+        self._submit(self._groups(list(pending.values())), temperature, received)
+        while pending:
+            message = received.get()
+            if isinstance(message, Answer):
+                if pending.pop(message.key, None):
+                    yield message
+            elif len(message.batch.keys) > 1 and isinstance(message.error, torch.OutOfMemoryError):
+                half = len(message.batch.keys) // 2
+                self.prefill = max(1, min(self.prefill, half))
+                group = [pending[key] for key in message.batch.keys if key in pending]
+                self._submit([part for part in (group[:half], group[half:]) if part], temperature, received)
+            else:
+                raise message.error
+
+    def _submit(
+        self, groups: Iterable[Sequence[ClipFrames]], temperature: float, received: SimpleQueue[Answer | Failed]
+    ) -> None:
+        """Prepare groups of clips and send them to the decoder, those of one call before those of the next; clips that
+        are sampled are few and wait for nobody."""
+        with contextlib.nullcontext() if temperature else self._turn:
+            work = functools.partial(self._prepared, temperature=temperature)
+            for batch in ahead(work, groups, self._preparing, self.threads):
+                self._shared.submit(batch, received.put)
 
     def ask(self, clips: Sequence[ClipFrames], questions: Sequence[str]) -> list[float]:
         """Return the probability of yes against no, 0 to 1, for one question a clip (a clip may occur repeatedly)."""
-        yes, no = (self._word(word) for word in ("yes", "no"))
         chances: list[float] = []
         for start in range(0, len(clips), self.prefill):
             part = slice(start, start + self.prefill)
             prompts = [f"{question} Answer yes or no." for question in questions[part]]
-            logits = read(self.model, self._prompts(clips[part], prompts)).float()
-            pair = torch.stack([logits[:, yes].logsumexp(1), logits[:, no].logsumexp(1)], 1)
-            chances += pair.softmax(1)[:, 0].tolist()
+            chances += self._chances(clips[part], prompts)
         return chances
+
+    def _chances(self, clips: Sequence[ClipFrames], questions: Sequence[str]) -> list[float]:
+        yes, no = (self._word(word) for word in ("yes", "no"))
+        batch = self._prompts(clips, questions)
+        try:
+            logits = self._shared.call(lambda: read(self.model, batch)).float()
+        except torch.OutOfMemoryError:
+            if len(clips) == 1:
+                raise
+        else:
+            pair = torch.stack([logits[:, yes].logsumexp(1), logits[:, no].logsumexp(1)], 1)
+            return pair.softmax(1)[:, 0].tolist()
+        torch.cuda.empty_cache()
+        half = len(clips) // 2
+        return [*self._chances(clips[:half], questions[:half]), *self._chances(clips[half:], questions[half:])]
 
     def _round(self, clips: Sequence[ClipFrames], temperature: float) -> dict[str, Caption | CaptionError]:
         by_id = {clip.clip_id: clip for clip in clips}
@@ -137,7 +179,10 @@ class Vlm:
         for answer in self.answers(clips, temperature):
             text = self.processor.tokenizer.decode(answer.tokens, skip_special_tokens=True)
             usage = {"prompt_tokens": answer.prompt_tokens, "completion_tokens": len(answer.tokens)}
-            read[answer.key] = read_answer(by_id[answer.key], text, answer.ended, usage, self.prompt)
+            if self.fixed:
+                read[answer.key] = Caption(answer.key, text, text, usage=usage)
+            else:
+                read[answer.key] = read_answer(by_id[answer.key], text, answer.ended, usage, self.prompt)
         return read
 
     def _groups(self, clips: Sequence[ClipFrames]) -> list[list[ClipFrames]]:
@@ -150,9 +195,22 @@ class Vlm:
         ranked = sorted(clips, key=length, reverse=True)
         return [ranked[i : i + self.prefill] for i in range(0, len(ranked), self.prefill)]
 
-    def _prepared(self, clips: Sequence[ClipFrames]) -> Prompts:
-        """Return the result of `_prompts`, in memory that the GPU can read at once; runs in a thread in parallel to the
+    def _prepared(self, clips: Sequence[ClipFrames], temperature: float = 0.0) -> Prompts:
+        """Return the prompts of clips, in memory that the GPU can read at once; runs in a thread in parallel to the
         GPU's other work."""
+        prompts = self._on_device(clips)
+        if not temperature:
+            return prompts
+        draws = torch.from_numpy(np.stack([self._draws(clip.clip_id) for clip in clips]))
+        return dataclasses.replace(prompts, temperature=temperature, draws=draws)
+
+    def _draws(self, clip_id: str) -> np.ndarray:
+        """(max_new_tokens,) float32 above 0, up to 1: the same for a clip whatever else is captioned beside it."""
+        digest = hashlib.sha256(f"{self.seed} {clip_id}".encode()).digest()
+        random = np.random.default_rng(int.from_bytes(digest[:8], "little"))
+        return 1 - random.random(self.max_new_tokens, np.float32)
+
+    def _on_device(self, clips: Sequence[ClipFrames]) -> Prompts:
         questions = [question_for(clip) for clip in clips]
         if self.device.type != "cuda":
             return self._prompts(clips, questions, self.prompt.instructions)
@@ -199,13 +257,16 @@ class Vlm:
         scale = min(1.0, (self.frame_pixels / (height * width)) ** 0.5)
         return max(28, round(height * scale)), max(28, round(width * scale))
 
-    def _decoder_for(self, prompt_tokens: int) -> Decoder:
+    def make_decoder(self, prompt_tokens: int, most_rows: int) -> Decoder:
+        """Return a decoder with as many rows as the GPU's memory has room for, up to `rows` and `most_rows`; on a CPU,
+        where a step of unused rows takes as long as one of used rows, with those of one prefill."""
         length = -(-(prompt_tokens + self.max_new_tokens) // ROUND) * ROUND
-        if self._decoder is None or self._decoder.length < length:
-            self._decoder = None  # free its caches, which fill the GPU, before the next allocation
-            rows = min(self.rows, max(1, rows_that_fit(self.model, length) // self.prefill) * self.prefill)
-            self._decoder = Decoder(self.model, rows, length, self.max_new_tokens, self.ends)
-        return self._decoder
+        fit = rows_that_fit(self.model, length) // self.prefill if self.device.type == "cuda" else 1
+        rows = min(self.rows, most_rows, max(1, fit) * self.prefill)
+        while True:
+            with contextlib.suppress(torch.OutOfMemoryError) if rows > 1 else contextlib.nullcontext():
+                return Decoder(self.model, rows, length, self.max_new_tokens, self.ends)
+            rows //= 2
 
     def _word(self, word: str) -> list[int]:
         forms = (word, word.capitalize(), f" {word}", f" {word.capitalize()}")
@@ -236,19 +297,19 @@ def _speed_up(model: PreTrainedModel) -> None:
         kernels.fuse_elementwise(model)
 
 
-def ahead(work: Callable[[T], U], items: Iterable[T], threads: int, depth: int) -> Iterator[U]:
-    """Yield `work(item)` in order, computed by threads up to `depth` items ahead, so that a GPU need not wait."""
+def ahead(work: Callable[[T], U], items: Iterable[T], pool: Executor, depth: int) -> Iterator[U]:
+    """Yield `work(item)` in order, computed in `pool` up to `depth` items ahead, so that a GPU need not wait."""
     pending: deque[Future[U]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
-        try:
-            for item in items:
-                pending.append(pool.submit(work, item))
-                if len(pending) > depth:
-                    yield pending.popleft().result()
-            while pending:
+    try:
+        for item in items:
+            pending.append(pool.submit(work, item))
+            if len(pending) > depth:
                 yield pending.popleft().result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        for future in pending:
+            future.cancel()
 
 
 def _end_tokens(model: PreTrainedModel, processor: ProcessorMixin) -> list[int]:

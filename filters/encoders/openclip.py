@@ -8,12 +8,14 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from filters.encoders.base import EncoderOutput, FrameTags, one_thread
 from filters.encoders.imagenet import imagenet_classes
@@ -21,6 +23,8 @@ from filters.torchvision_ops import ensure_torchvision
 
 BATCH = 64  # pictures or texts a forward pass
 TOP = 10  # tags a frame
+# Functions of torch.nn.init, and methods of tensors, that fill a tensor with random numbers.
+RANDOM = frozenset({"normal_", "uniform_", "trunc_normal_", "kaiming_normal_", "kaiming_uniform_", "xavier_uniform_"})
 
 
 class OpenClip:
@@ -37,22 +41,24 @@ class OpenClip:
         self.precision = torch.float16 if self.device.type == "cuda" else torch.float32
         # OpenAI's and some others' weights were trained with another GELU than the architecture's default here.
         quick_gelu = open_clip.get_pretrained_cfg(model, pretrained).get("quick_gelu", False)
+        hashing = ThreadPoolExecutor(1).submit(_weights_id, model, pretrained)  # takes as long as loading does
         try:
-            self.model: Any = open_clip.create_model(
-                model,
-                pretrained,
-                precision="fp16" if self.precision == torch.float16 else "fp32",
-                device=self.device,
-                force_quick_gelu=quick_gelu,
-                require_pretrained=True,
-            ).eval()
+            with _NotInitialized():
+                self.model: Any = open_clip.create_model(
+                    model,
+                    pretrained,
+                    precision="fp16" if self.precision == torch.float16 else "fp32",
+                    device=self.device,
+                    force_quick_gelu=quick_gelu,
+                    require_pretrained=True,
+                ).eval()
             self.tokenizer: Any = open_clip.get_tokenizer(model)
         except Exception as error:  # hub, file and configuration errors are of many types
             raise RuntimeError(
                 f"OpenCLIP {model} with the weights {pretrained!r} could not be loaded ({error}). "
                 "Where the hub cannot be reached, give encoder.pretrained the path of a checkpoint file."
             ) from error
-        self.id = f"openclip:{model.removeprefix('local-dir:')}:{_weights_id(model, pretrained)}"
+        self.id = f"openclip:{model.removeprefix('local-dir:')}:{hashing.result()}"
         settings = self.model.visual.preprocess_cfg
         size = settings["size"]
         self.size: tuple[int, int] = (size, size) if isinstance(size, int) else tuple(size)
@@ -94,17 +100,37 @@ class OpenClip:
     def _embed(self, frames: Sequence[np.ndarray]) -> torch.Tensor:
         """(n, d) float32 of unit rows, on the device."""
         rows = [torch.zeros(0, self.dim, device=self.device)]
+        order = sorted(range(len(frames)), key=lambda i: frames[i].shape)
         with one_thread():
-            for _, group in itertools.groupby(frames, key=lambda frame: frame.shape):
-                same = list(group)
-                for i in range(0, len(same), BATCH):
-                    pictures = self._input(np.stack(same[i : i + BATCH]))
-                    rows.append(F.normalize(self.model.encode_image(pictures).float(), dim=1))
-        return torch.cat(rows)
+            for _, group in itertools.groupby((frames[i] for i in order), key=lambda frame: frame.shape):
+                rows.append(self._same_shape(list(group), BATCH))
+        back = torch.from_numpy(np.argsort(order).astype(np.int64))
+        return torch.cat(rows)[back.to(self.device)]
 
-    def _input(self, rgb: np.ndarray) -> torch.Tensor:
-        """(n, h, w, 3) uint8 -> (n, 3, *size), resized and cropped on the device as OpenCLIP's transform does."""
-        x = torch.from_numpy(rgb).to(self.device).permute(0, 3, 1, 2)
+    def _same_shape(self, frames: Sequence[np.ndarray], size: int) -> torch.Tensor:
+        """(n, d) float32 of unit rows of frames of one shape, `size` a forward pass; half as many where the GPU's
+        memory does not suffice. Raises torch.OutOfMemoryError where it does not for one."""
+        try:
+            parts = [frames[i : i + size] for i in range(0, len(frames), size)]
+            return torch.cat([self._forward(part, size) for part in parts])
+        except torch.OutOfMemoryError:
+            if size == 1:
+                raise
+        torch.cuda.empty_cache()
+        return self._same_shape(frames, size // 2)
+
+    def _forward(self, frames: Sequence[np.ndarray], size: int) -> torch.Tensor:
+        pictures = self._input(frames)
+        if pictures.is_cuda:  # always `size` of them: what comes out does not depend on how many share a pass
+            pictures = F.pad(pictures, (0, 0, 0, 0, 0, 0, 0, size - len(frames)))
+        return F.normalize(self.model.encode_image(pictures)[: len(frames)].float(), dim=1)
+
+    def _input(self, frames: Sequence[np.ndarray]) -> torch.Tensor:
+        """n frames (h, w, 3) uint8 -> (n, 3, *size), resized and cropped on the device as OpenCLIP's transform does."""
+        # Memory that the GPU can read: copying it waits neither for the GPU nor for Python.
+        rgb = torch.empty(len(frames), *frames[0].shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
+        np.stack(frames, out=rgb.numpy())
+        x = rgb.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
         if x.is_cuda:  # the resize is fastest in eight bits on a CPU; a GPU has no eight-bit resize
             x = x.float()
         height, width = x.shape[2:]
@@ -117,6 +143,15 @@ class OpenClip:
         x = x[:, :, y0 : y0 + self.size[0], x0 : x0 + self.size[1]]
         x = x.float().round().clamp(0, 255) / 255  # as eight-bit pictures come out of a resize
         return ((x - self.mean) / self.std).to(self.precision)
+
+
+class _NotInitialized(TorchFunctionMode):
+    """Leaves out random initialization, which takes seconds on a CPU, where all weights are loaded afterwards."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in RANDOM:
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def _weights_id(model: str, pretrained: str) -> str:

@@ -26,7 +26,7 @@ class DiffusersBackbone(nn.Module):
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
-        return [block for name in self.family.blocks for block in getattr(self.transformer, name)]
+        return [block for name in self.family.blocks for block in _blocks(getattr(self.transformer, name))]
 
     def forward(self, x: Tensor, t: Tensor, **words: Tensor) -> Tensor:
         dtype = self.transformer.dtype
@@ -48,11 +48,16 @@ class DiffusersBackbone(nn.Module):
         return (2 if frozen else 3) * linear + 3 * attention
 
 
+def _blocks(part: nn.Module) -> Sequence[nn.Module]:
+    return list(part) if isinstance(part, nn.ModuleList) else [part]
+
+
 def count_flops(backbone: DiffusersBackbone, shape: Sequence[int], words: int) -> tuple[int, int]:
     """Return the operations of one sample's forward pass in linear layers, and in attention."""
     layout = word_layout(backbone.family, backbone.transformer.config, words)
     with torch.device("meta"):
-        transformer = type(backbone.transformer).from_config(backbone.transformer.config)
+        inflation, own = backbone.family.inflation, backbone.transformer
+        transformer = inflation.empty(own) if inflation else type(own).from_config(own.config)
         fake = DiffusersBackbone(transformer, backbone.family, backbone.conditions)
     with FakeTensorMode(), torch.no_grad():
         replace_tensors(fake)

@@ -35,13 +35,18 @@ def make_backbone(
         raise BaseError(
             f"{source.path} takes latents of {source.transformer['in_channels']} channels, these have {channels}"
         )
-    dtype = torch.bfloat16 if config.lora_rank and config.base_precision == "bf16" else torch.float32
+    temporal = config.train_only == "temporal"
+    frozen = config.lora_rank > 0 or (temporal and config.precision == "bf16")
+    dtype = torch.bfloat16 if frozen and config.base_precision == "bf16" else torch.float32
     if weights:
         transformer = load_transformer(source, config.expert, dtype)
     else:
         transformer = getattr(load_diffusers(), source.family.transformer).from_config(source.transformer)
         _cast_weights(transformer, dtype)
-    if config.lora_rank:
+    if source.family.inflation:
+        transformer = source.family.inflation.inflate(transformer, max(config.frame_counts))
+        _train(transformer, source.family.inflation.temporal if temporal else "")
+    elif config.lora_rank:
         targets = config.lora_targets or source.family.lora_targets
         add_lora(transformer, config.lora_rank, lora_alpha(config), config.lora_dropout, targets)
     else:
@@ -77,8 +82,8 @@ def lora_alpha(config: Config) -> float:
 
 
 def export(config: Config, weights: Mapping[str, Tensor], out: Path) -> str:
-    """Write a run's weights as diffusers loads them and return a line that says how: a LoRA file, or with `lora_merge`
-    or without LoRA a transformer folder."""
+    """Write a run's weights as diffusers loads them and return a line that says how: a LoRA file, temporal layers, or
+    with `lora_merge` or with all weights trained a transformer folder."""
     source: Source = read_source(config.base, config.expert)
     how = f"{source.index['_class_name']}.from_pretrained({source.path!r}"
     if config.lora_rank:
@@ -93,12 +98,23 @@ def export(config: Config, weights: Mapping[str, Tensor], out: Path) -> str:
     load_trained(model, weights)
     if config.lora_rank:
         merge_lora(model.transformer)
-    name = "transformer_2" if config.expert == "low" else "transformer"
+    if source.family.inflation and config.train_only == "temporal":
+        return source.family.inflation.save(model.transformer, source.path, out)
+    name = source.component(config.expert)
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     _cast_weights(model.transformer, dtype)
     model.transformer.save_pretrained(out / name)
-    loader = f"{source.family.transformer}.from_pretrained({str(out / name)!r})"
+    loader = f"{type(model.transformer).__name__}.from_pretrained({str(out / name)!r})"
     return f"{out / name}: load it with {how}, {name}={loader})"
+
+
+def _train(transformer: Any, part: str) -> None:
+    """Train the parameters with `part` in their names, in fp32, and freeze the others."""
+    for name, module in transformer.named_modules():
+        for key, parameter in list(module.named_parameters(recurse=False)):
+            trained = part in f".{name}.{key}"
+            new = torch.nn.Parameter(parameter.detach().float() if trained else parameter.detach(), trained)
+            module.register_parameter(key, new)
 
 
 def _cast_weights(transformer: Any, dtype: torch.dtype) -> None:

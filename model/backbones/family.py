@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -24,6 +25,29 @@ class Conditions:
 
 
 @dataclass(frozen=True)
+class Inflation:
+    """How a model of images becomes a model of videos that computes the same at first.
+
+    inflate: the image model and the most frames to the video model. temporal: part of the names of the parameters that
+    it adds. empty: the video model to one without weights, on the meta device. save: writes the temporal layers to a
+    folder and returns how they are loaded; video model, path of the pipeline, folder. pipeline: diffusers' class that
+    samples videos; "" where our sampler does. guidance: of our sampler.
+    """
+
+    inflate: Callable[[Any, int], Any]
+    temporal: str
+    empty: Callable[[Any], Any]
+    save: Callable[[Any, str, Path], str]
+    pipeline: str = ""
+    guidance: float = 4.5
+
+
+def sample_options(scale: float | None, fps: float, tokens: int) -> dict[str, Any]:
+    """Return options of a pipeline's call: guidance (None: the pipeline's own), frames a second, tokens of text."""
+    return {"max_sequence_length": tokens} | ({} if scale is None else {"guidance_scale": scale})
+
+
+@dataclass(frozen=True)
 class Family:
     """The conventions of one family."""
 
@@ -41,7 +65,7 @@ class Family:
     unsupported: Callable[[Settings], str] = lambda config: ""  # why a transformer cannot be trained, or ""
     speed_up: Callable[[Any], None] = lambda transformer: None  # make the forward pass faster, in place
     time_per_frame: Callable[[Settings], bool] = lambda index: False  # by model_index.json
-    sample_options: Callable[[float | None, float], dict[str, Any]] = lambda scale, fps: (  # of the pipeline's call
-        {} if scale is None else {"guidance_scale": scale}
-    )
+    sample_options: Callable[[float | None, float, int], dict[str, Any]] = sample_options
     options: Mapping[str, Any] = field(default_factory=dict)  # defaults of the run's config
+    component: str = "transformer"  # name of the pipeline's part that is trained, and of its folder
+    inflation: Inflation | None = None  # of a model of images

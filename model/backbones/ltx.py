@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from model.backbones.base import Words
-from model.backbones.family import Conditions, Family
+from model.backbones.family import Conditions, Family, sample_options
 
 TIMESTEPS = 1000  # t = 1 is this timestep
 
@@ -56,6 +56,6 @@ FAMILY = Family(
     masked="encoder_attention_mask",
     unsupported=unsupported,
     time_per_frame=lambda index: True,
-    sample_options=lambda scale, fps: {"frame_rate": fps} | ({} if scale is None else {"guidance_scale": scale}),
+    sample_options=lambda scale, fps, tokens: {"frame_rate": fps} | sample_options(scale, fps, tokens),
     options={"path": "linear", "time": "logit_normal"},
 )

@@ -30,7 +30,8 @@ class PipelineText:
 
         transformers.utils.logging.disable_progress_bar()
         pipeline_class = getattr(diffusers, self.source.index["_class_name"])
-        absent = {name: None for name in ("transformer", "transformer_2", "vae") if name in self.source.index}
+        unused = ("transformer", "transformer_2", "unet", "vae", "safety_checker", "image_encoder")
+        absent = {name: None for name in unused if name in self.source.index}
         dtype = torch.bfloat16 if device != "cpu" else torch.float32
         try:
             self.pipeline = pipeline_class.from_pretrained(path, torch_dtype=dtype, **absent)

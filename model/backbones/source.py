@@ -7,13 +7,12 @@ from typing import Any
 
 import torch
 
-from model.backbones import cogvideox, hunyuan, ltx, wan
+from model.backbones import cogvideox, hunyuan, ltx, pixart, stable_diffusion, wan
 from model.backbones.family import Family, Settings
 from model.errors import BaseError
 from model.objective import LINEAR, Path, scheduled
 
-FAMILIES = (wan.FAMILY, ltx.FAMILY, hunyuan.FAMILY, cogvideox.FAMILY)
-SUBFOLDERS = {"": "transformer", "high": "transformer", "low": "transformer_2"}  # by expert
+FAMILIES = (wan.FAMILY, ltx.FAMILY, hunyuan.FAMILY, cogvideox.FAMILY, *stable_diffusion.FAMILIES, *pixart.FAMILIES)
 
 
 @dataclass(frozen=True)
@@ -26,6 +25,10 @@ class Source:
     index: Settings
     transformer: Settings
     scheduler: Settings
+
+    def component(self, expert: str | None) -> str:
+        """Return the name of the pipeline's part that is trained, which is also its folder."""
+        return "transformer_2" if expert == "low" else self.family.component
 
     @property
     def boundary(self) -> float | None:
@@ -53,8 +56,9 @@ def read_source(base: str, expert: str | None = None) -> Source:
     if expert is not None and experts != bool(expert):
         wanted = "set expert=high or expert=low: one is trained at a time" if experts else "leave expert out"
         raise BaseError(f"{path} has {'two transformers' if experts else 'one transformer'}; {wanted}")
+    subfolder = "transformer_2" if expert == "low" else family.component
     try:
-        model = getattr(diffusers, family.transformer).load_config(path, subfolder=SUBFOLDERS[expert or ""])
+        model = getattr(diffusers, family.transformer).load_config(path, subfolder=subfolder)
         scheduler = diffusers.FlowMatchEulerDiscreteScheduler.load_config(path, subfolder="scheduler")
     except (OSError, ValueError) as error:
         raise BaseError(f"{path} is not whole: {first_line(error)}") from error
@@ -94,8 +98,12 @@ def check_options(base: str, expert: str, values: dict[str, Any]) -> None:
         raise BaseError(f"text_tokens={values['text_tokens']}: {source.path} needs all {source.family.text_tokens}")
     if values["clean_frames"] and not source.family.time_per_frame(source.index):
         raise BaseError(f"clean_frames: {source.path} has one time for all frames of a sample; set clean_frames=0")
-    if values["init_from"] or values["train_only"] != "all":
-        raise BaseError("init_from and train_only are for models without a base; leave them out")
+    if values["init_from"]:
+        raise BaseError("init_from is for models without a base; leave it out")
+    if values["train_only"] == "temporal" and source.family.inflation is None:
+        raise BaseError(f"train_only=temporal: {source.path} is a model of videos; use lora_rank to train a part of it")
+    if values["lora_rank"] and source.family.inflation is not None:
+        raise BaseError(f"lora_rank: {source.path} is a model of images, whose new temporal layers are trained in full")
 
 
 def base_path(source: Source) -> Path:
@@ -105,7 +113,7 @@ def base_path(source: Source) -> Path:
     diffusers = load_diffusers()
     scheduler = getattr(diffusers, source.scheduler["_class_name"]).from_config(source.scheduler)
     targets = {"v_prediction": "v", "epsilon": "epsilon"}
-    prediction = source.scheduler.get("prediction_type")
+    prediction = scheduler.config.get("prediction_type")
     if prediction not in targets:
         raise BaseError(f"{source.path} predicts {prediction}; training works on {', '.join(targets)}")
     return scheduled(scheduler.alphas_cumprod, targets[prediction])  # type: ignore[arg-type]
@@ -115,7 +123,7 @@ def load_transformer(source: Source, expert: str, dtype: torch.dtype) -> Any:
     """Load the transformer's weights. Raises BaseError."""
     transformer_class = getattr(load_diffusers(), source.family.transformer)
     try:
-        return transformer_class.from_pretrained(source.path, subfolder=SUBFOLDERS[expert], torch_dtype=dtype)
+        return transformer_class.from_pretrained(source.path, subfolder=source.component(expert), torch_dtype=dtype)
     except (OSError, ValueError, RuntimeError) as error:
         raise BaseError(f"cannot load the transformer of {source.path}: {first_line(error)}") from error
 
@@ -123,9 +131,11 @@ def load_transformer(source: Source, expert: str, dtype: torch.dtype) -> Any:
 def make_pipeline(source: Source, expert: str, transformer: Any, parts: dict[str, Any]) -> Any:
     """Return the base's pipeline with a trained transformer and components that are loaded already; the rest, as its
     scheduler, is loaded. Raises BaseError."""
-    pipeline_class = getattr(load_diffusers(), source.index["_class_name"])
+    inflation = source.family.inflation
+    pipeline_class = getattr(load_diffusers(), inflation.pipeline if inflation else source.index["_class_name"])
+    absent = {"motion_adapter": None} if inflation else {}  # its layers are in the transformer
     try:
-        return pipeline_class.from_pretrained(source.path, **parts, **{SUBFOLDERS[expert]: transformer})
+        return pipeline_class.from_pretrained(source.path, **parts, **absent, **{source.component(expert): transformer})
     except (OSError, ValueError) as error:
         raise BaseError(f"cannot load the pipeline {source.path}: {first_line(error)}") from error
 

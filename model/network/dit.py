@@ -165,8 +165,7 @@ class DiT(nn.Module):
         self.initialise()
 
     def initialise(self) -> None:
-        """Initialise by Xavier; with zero for all gates, for layers that are added without a gate, and for the
-        output."""
+        """Initialise by Xavier; all gates, layers that are added without a gate, and the output are zero."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -217,8 +216,7 @@ class DiT(nn.Module):
         return 3 * self.forward_flops(shape, words)
 
     def forward_flops(self, shape: Sequence[int], words: int) -> int:
-        """Return the floating-point operations (2 for each multiply-add) of the forward pass of one sample of latents
-        (b, c, t, h, w).
+        """Return the FLOPs (2 for each multiply-add) of the forward pass of one sample of latents (b, c, t, h, w).
 
         Training takes three times as many, without recomputation, latents and text encoder.
         """
@@ -262,8 +260,7 @@ def add_norm(
     shift: Tensor | None = None,
     scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return x + gate * update, and its norm * (1 + scale) + shift. x and update are (B, T, S, d), the rest (B, T, d)
-    fp32."""
+    """Return x + gate * update, and its norm * (1 + scale) + shift. x, update: (B, T, S, d), others (B, T, d) fp32."""
     if on_kernels(x):
         return kernels.add_norm(x, update, gate, shift, scale)[:2]
     if update is not None:
@@ -326,8 +323,7 @@ def places(height: int, width: int, device: torch.device) -> Tensor:
 
 
 def rotation(angles: Tensor) -> Rope:
-    """Return the factors that `rotate` applies to a head's channels and to their partners, (N, c) float32 each, for (N,
-    c/2) angles."""
+    """Return factors for a head's channels and their partners in `rotate`, (N, c) float32 each, of (N, c/2) angles."""
     cos, sin = angles.cos().float(), angles.sin().float()
     return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 

@@ -1,49 +1,101 @@
-"""The memory that a run needs on its device, checked before the first step."""
+"""How much of its device's memory a run needs, so that too little is said before the first step.
+
+    needed = weights + training + activations + workspace
+
+- weights: all of them in their own precision; quantised layers 1 (int8) or 0.52 bytes (nf4).
+- training: of what is trained, gradients, two moments and the moving average in fp32 (16 bytes a weight). FSDP divides
+  both by the processes, and adds the gathered weights of two blocks.
+- activations: what a forward pass of the largest micro-batch keeps for the backward pass, counted on tensors without
+  data. A recomputed block keeps its input, and one of them at a time keeps everything. A compiled block keeps about
+  half.
+- workspace: twice the largest kept tensor, for gradients on their way, and WORKSPACE for the libraries.
+
+What it leaves out: fragmentation, and the text encoder and the VAE of a run that encodes while it trains; those are on
+the device before the check. tests/benchmarks/training/preset_memory.py measures the presets on a GPU.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import psutil
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from model.backbones.adapter import DiffusersBackbone
 from model.backbones.base import Layout, pad_words, replace_tensors
 from model.backbones.build import make_backbone
-from model.config import Config
+from model.backbones.quantise import bytes_saved
+from model.errors import DeviceError
+from model.network.dit import DiT
 from model.training.parallel import RankContext, autocast, choose_kept
-from pipeline.config.options import OptionError as ConfigError
+
+if TYPE_CHECKING:
+    from model.config import Config
+
+WORKSPACE = 5 * 10**8  # bytes: cuBLAS, cuDNN and the caching allocator's rounding
+COMPILED = 0.5  # share of a block's activations that it keeps when compiled
 
 
 @dataclasses.dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes of one process. state: weights in their own precision; gradients, moments of the optimiser and moving
-    average of what is trained in fp32. activations: what the backward pass of the largest micro-batch keeps. A compiled
-    model keeps less, and every pass has temporary tensors in addition."""
+    """Bytes of one process; see the top of this file."""
 
-    state: int
+    weights: int
+    training: int
     activations: int
+    workspace: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.training + self.activations + self.workspace
 
     def __str__(self) -> str:
-        return f"{(self.state + self.activations) / 1e9:.1f} GB (activations {self.activations / 1e9:.1f})"
+        parts = ("weights", "training", "activations", "workspace")
+        listed = ", ".join(f"{name} {getattr(self, name) / 1e9:.1f}" for name in parts)
+        return f"{self.total / 1e9:.1f} GB ({listed})"
 
 
 def estimate_memory(
     config: Config, layout: Layout, shape: Sequence[int], stride: tuple[int, int, int], world: int
 ) -> MemoryEstimate:
-    """Estimate the memory of a run on latents of `shape` (b, c, t, h, w), by a forward pass on tensors without data."""
-    kept: dict[int, Tensor] = {}  # by storage; kept alive, so that no address is reused
+    """Estimate the memory of a run on latents of `shape` (b, c, t, h, w), by forward passes on tensors without data."""
+    with torch.device("meta"):
+        model = make_backbone(config, shape[1], layout, stride, weights=False)
+    blocks = len(model.blocks)
+    everything, largest = _kept(model, config, layout, shape)
+    activations = everything * (COMPILED if config.compile else 1.0)
+    if config.recompute:
+        choose_kept(model, config)
+        inputs, _ = _kept(model, config, layout, shape)
+        recomputed = len(range(0, blocks, config.recompute))
+        one_block = max(0, everything - inputs) / recomputed * (COMPILED if config.compile else 1.0)
+        activations = inputs + one_block
+    parameters = list(model.parameters())
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    averaged = trained if config.base else sum(p.numel() for p in parameters)
+    weights = sum(p.numel() * p.element_size() for p in parameters)
+    if config.quantise and isinstance(model, DiffusersBackbone):
+        weights -= bytes_saved(model.transformer, config.quantise)
+    shards, gathered = 1, 0
+    if world > 1 and config.parallel == "fsdp":
+        shards, gathered = world, 2 * max(_bytes(block) for block in model.blocks)
+    training = 4 * (3 * trained + averaged) // shards
+    return MemoryEstimate(weights // shards + gathered, training, int(activations), 2 * largest + WORKSPACE)
+
+
+def _kept(model: DiT | DiffusersBackbone, config: Config, layout: Layout, shape: Sequence[int]) -> tuple[int, int]:
+    """Return the bytes that a forward pass keeps for the backward pass, and those of the largest tensor among them."""
+    kept: dict[int, Tensor] = {}  # by storage; held, so that no storage takes the address of another
 
     def keep(tensor: Tensor) -> Tensor:
         kept[tensor.untyped_storage()._cdata] = tensor
         return tensor
 
-    with torch.device("meta"):
-        model = make_backbone(config, shape[1], layout, stride, weights=False)
-    choose_kept(model, config)
     with FakeTensorMode(allow_fallback_kernels=False):
         replace_tensors(model)
         x, t = torch.zeros(*shape), torch.zeros(shape[0], shape[2])
@@ -51,29 +103,30 @@ def estimate_memory(
         cpu = RankContext(torch.device("cpu"), 0, 1)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast(config, cpu):
             model(x, t, **words)
-        parameters = {p.untyped_storage()._cdata: p for p in model.parameters()}
-        activations = sum(s.untyped_storage().nbytes() for key, s in kept.items() if key not in parameters)
-    trained = sum(p.numel() for p in parameters.values() if p.requires_grad)
-    averaged = trained if config.base else sum(p.numel() for p in parameters.values())
-    weights = sum(p.numel() * p.element_size() for p in parameters.values())
-    shards = world if config.parallel == "fsdp" else 1
-    return MemoryEstimate((weights + 4 * (3 * trained + averaged)) // shards, activations)
+        weights = {p.untyped_storage()._cdata for p in model.parameters()}
+        sizes = [tensor.untyped_storage().nbytes() for key, tensor in kept.items() if key not in weights]
+    return sum(sizes), max(sizes, default=0)
+
+
+def _bytes(block: nn.Module) -> int:
+    return sum(p.numel() * p.element_size() for p in block.parameters())
 
 
 def check_memory(
     config: Config, layout: Layout, shape: Sequence[int], stride: tuple[int, int, int], context: RankContext
 ) -> MemoryEstimate:
-    """Return the estimate of a run; raise ConfigError when the device has less free memory. Of a compiled model's
-    activations half are counted."""
+    """Return the estimate of a run; raise DeviceError when the device has less free memory."""
     if context.device.type == "cuda":
         free = torch.cuda.mem_get_info(context.device)[0]
     else:
         free = psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     estimate = estimate_memory(config, layout, shape, stride, context.world)
-    if estimate.state + estimate.activations // (2 if config.compile else 1) > free:
-        smaller = "" if config.lora_rank else "set lora_rank, " if config.base else "take a smaller size, "
-        raise ConfigError(
-            f"the run needs about {estimate} on each {context.device.type}, {free / 1e9:.1f} GB are free: "
-            f"lower tokens, set recompute=1, {smaller}or use more processes"
+    if estimate.total > free:
+        smaller = "take a smaller size" if not config.base else "set lora_rank"
+        if config.lora_rank:
+            smaller = "take quantise=int8 or nf4"
+        raise DeviceError(
+            f"too little memory: the run needs about {estimate} on each {context.device.type}, {free / 1e9:.1f} GB are "
+            f"free: lower tokens, set recompute=1, {smaller}, or use more processes"
         )
     return estimate

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from model.backbones.adapter import DiffusersBackbone
 from model.backbones.lora import use_autocast
+from model.backbones.quantise import quantise_frozen
 from model.network.dit import DiT
 
 if TYPE_CHECKING:
@@ -68,7 +69,10 @@ def _leave() -> None:
 
 
 def spread(model: DiT | DiffusersBackbone, config: Config, context: RankContext) -> nn.Module:
-    """Return the callable model for training, on the context's device. No wrapper changes the names of parameters."""
+    """Return the model as it is trained, on the context's device: what to call. No wrapper changes the names of the
+    parameters of `model`."""
+    if config.quantise and isinstance(model, DiffusersBackbone):
+        quantise_frozen(model.transformer, config.quantise, context.device)
     model.to(context.device)
     if isinstance(model, DiffusersBackbone):
         model.family.speed_up(model.transformer)
@@ -98,7 +102,7 @@ def spread(model: DiT | DiffusersBackbone, config: Config, context: RankContext)
 
 def choose_kept(model: DiT | DiffusersBackbone, config: Config) -> None:
     """Choose which weights are trained, and which blocks keep no activations for the backward pass."""
-    if config.train_only == "temporal":
+    if config.train_only == "temporal" and not config.base:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(".temporal." in name)
     for i, block in enumerate(model.blocks):

@@ -60,7 +60,7 @@ class ScanOptions:
     memory_mb: Count = 3000  # of the child process that decodes
     max_gb: Amount = 1000.0  # a larger source is not read
     max_streams: Count = 64  # of any type; a source with more is not scanned
-    max_gigapixels: Amount = 2000.0  # decoded of one segment; the rest is left out
+    max_gigapixels: Amount = 2000.0  # decoded of one segment; a segment with more is not used
     frames_uniform: Count = 4  # sampled frames a clip, evenly spread
     frames_peaks: WholeNumber = 4  # sampled frames a clip at motion peaks, besides
     frame_side: Count = 512  # long side of a sampled frame, pixels; never enlarged
@@ -118,7 +118,7 @@ class CaptionOptions:
     language: str = "English"  # of the captions; claims are audited in English only
     prefix: str = ""  # put before every caption with a space: a trigger word
     suffix: str = ""  # put after every caption with a space
-    batch: Count = 16
+    batch: Count = 64  # clips that are captioned and committed together
     audit: bool = True
 
 
@@ -141,6 +141,8 @@ class PackOptions:
     frames: FrameOptions | None = None  # with fps: the allowed numbers of frames; None allows any
     model: str | None = None  # sets fps and frames to what this video model is trained at: wan2.1, ltx, hunyuan ...
     hdr: Literal["tonemap", "reject"] = "tonemap"  # PQ and HLG sources: convert clips to BT.709, or reject them
+    audio: Literal["drop", "keep"] = "drop"  # keep: the clip's sound, as AAC in its mp4
+    companions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # first_last, canny, depth -> its options
     shard_mb: Amount = 256.0
 
 

@@ -25,7 +25,7 @@ from pipeline.tables.published import open_published, table_files
 FORMAT = 1
 PAGES = ("README.md", "report.html")
 ROWS = 500_000  # clips per file of the finished table
-INTERNAL = (  # columns that only a build needs
+UNPUBLISHED = (  # columns that only a build needs
     *("unit", "scan_at", "embed_at", "captioned", "scored"),
     *("frame_embeddings", "caption_dense"),
 )
@@ -149,7 +149,7 @@ def _prompts(recipe: Recipe) -> dict[str, str]:
 
 
 def _public(table: pa.Table) -> pa.Table:
-    return table.drop_columns([name for name in INTERNAL if name in table.column_names])
+    return table.drop_columns([name for name in UNPUBLISHED if name in table.column_names])
 
 
 def _trimmed(kept: pa.Table, fps: float | None) -> dict[str, float]:

@@ -10,6 +10,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from fractions import Fraction
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,11 +22,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.config.recipe import from_dict
+from pipeline.config.recipe import PackOptions, from_dict
 from pipeline.config.video_models import resolved
 from pipeline.dataset.finish import damage
+from pipeline.media.sound import SoundReader
 from pipeline.media.video import MediaError, Video
-from pipeline.pack.shards import INDEX, TAR_BLOCK, index_path
+from pipeline.pack.companions import endings
+from pipeline.pack.shards import TAR_BLOCK, index_path, index_schema
 from pipeline.storage.store import Store
 from pipeline.tables.published import open_published, table_files
 
@@ -44,7 +47,7 @@ def verify(dataset: str | Path, workers: int | None = None) -> list[str]:
     store = Store(str(dataset))
     try:
         info = json.loads(store.read("dataset.json"))
-        shards, fps = info["shards"], resolved(from_dict(info["recipe"]).pack).fps
+        shards, options = info["shards"], resolved(from_dict(info["recipe"]).pack)
         if problems := damage(store, info):
             return problems
         clips = _kept(store, info)
@@ -52,7 +55,7 @@ def verify(dataset: str | Path, workers: int | None = None) -> list[str]:
         return [f"the dataset cannot be read: {error}"]
     listed = {shard["path"] for shard in shards}
     problems = [f"{name}: not in dataset.json" for name in store.list("shards", ".tar") if name not in listed]
-    jobs = [(store, shard, _rows_of(shard["path"], clips), fps) for shard in shards]
+    jobs = [(store, shard, _rows_of(shard["path"], clips), options) for shard in shards]
     count = min(workers or os.cpu_count() or 1, max(1, len(jobs)))
     keys: Counter[str] = Counter()
     for shard, (shard_keys, wrong) in zip(shards, _mapped(jobs, count), strict=True):
@@ -87,21 +90,22 @@ def _mapped(jobs: Sequence[Any], workers: int) -> Iterator[tuple[list[str], list
         yield from pool.map(_verify_shard, jobs)
 
 
-def _verify_shard(job: tuple[Store, Mapping[str, Any], pa.Table, float | None]) -> tuple[list[str], list[str]]:
+def _verify_shard(job: tuple[Store, Mapping[str, Any], pa.Table, PackOptions]) -> tuple[list[str], list[str]]:
     """Return keys and problems of one shard."""
-    store, shard, clips, fps = job
+    store, shard, clips, options = job
     cv2.setNumThreads(1)
     try:
         with store.open(str(index_path(Path(shard["path"])))) as file:
             index = pq.read_table(file)
-        if index.schema.remove_metadata() != INDEX:
+        if index.schema.remove_metadata() != index_schema(options):
             return [], ["the index has other columns than it should"]
         with store.open(shard["path"]) as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
             problems = [] if digest == shard["sha256"] else ["its checksum is not the one in dataset.json"]
             rows = {row["clip_id"]: row for row in _chosen(clips, index["key"]).to_pylist()}
             for row in index.to_pylist():
-                problems += [f"{row['key']}: {text}" for text in _verify_clip(file, row, rows.get(row["key"]), fps)]
+                wrong = _verify_clip(file, row, rows.get(row["key"]), options)
+                problems += [f"{row['key']}: {text}" for text in wrong]
             problems += _verify_members(file, index)
     except (OSError, pa.ArrowException) as error:
         return [], [f"cannot be read: {error}"]
@@ -111,11 +115,15 @@ def _verify_shard(job: tuple[Store, Mapping[str, Any], pa.Table, float | None]) 
 
 
 def _verify_clip(
-    file: BinaryIO, row: Mapping[str, Any], clip: Mapping[str, Any] | None, fps: float | None
+    file: BinaryIO, row: Mapping[str, Any], clip: Mapping[str, Any] | None, options: PackOptions
 ) -> Iterator[str]:
     """Return the problems of the clip at `row` of the index; `clip` is its row of the tables."""
     data = {}
-    for member, ending in (("media", row["media"]), ("text", "txt"), ("json", "json")):
+    companions = endings(options) if row["media"] == "mp4" else {}
+    for member, ending in {"media": row["media"], "text": "txt", "json": "json", **companions}.items():
+        if row[f"{member}_offset"] is None:
+            yield f"it has no .{ending}"
+            return
         file.seek(row[f"{member}_offset"] - TAR_BLOCK)
         try:
             header = tarfile.TarInfo.frombuf(file.read(TAR_BLOCK), "utf-8", "strict")
@@ -129,6 +137,12 @@ def _verify_clip(
         decoded, wanted = _decoded(data["media"], row["media"]), (row["frames"], row["width"], row["height"])
         if decoded != wanted:
             yield "{} frames of {}x{}, where the index says {} of {}x{}".format(*decoded, *wanted)
+        for member, ending in companions.items():
+            media = ending.rpartition(".")[2]
+            if (decoded := _decoded(data[member], media)) != (wanted if media == "mp4" else (1, *wanted[1:])):
+                yield "its .{} has {} frames of {}x{}".format(ending, *decoded)
+        if "has_audio" in row and _has_whole_sound(data["media"], row["duration"]) != row["has_audio"]:
+            yield "it has sound where the index says that it has none, or none where it has some"
     except MediaError as error:
         yield f"cannot be decoded: {error}"
     if clip is None:
@@ -136,7 +150,7 @@ def _verify_clip(
         return
     if data["text"].decode() != (clip["caption"] or ""):
         yield "its text is not the caption in the tables"
-    planned = clip.get("pack_frames") or (clip["frames"] if fps is None else None)
+    planned = clip.get("pack_frames") or (clip["frames"] if options.fps is None else None)
     if planned and row["frames"] != planned:
         yield f"{row['frames']} frames, where the tables say {planned}"
     try:
@@ -153,7 +167,8 @@ def _verify_members(file: BinaryIO, index: pa.Table) -> list[str]:
             count = sum(1 for _ in tar)
     except tarfile.TarError as error:
         return [f"not a tar: {error}"]
-    return [] if count == 3 * len(index) else [f"{count} members, where the index has {len(index)} clips"]
+    members = sum(len(index) - index[name].null_count for name in index.column_names if name.endswith("_offset"))
+    return [] if count == members else [f"{count} members, where the index has {members} of {len(index)} clips"]
 
 
 def _decoded(data: bytes, media: str) -> tuple[int, int, int]:
@@ -174,6 +189,18 @@ def _decoded(data: bytes, media: str) -> tuple[int, int, int]:
         if len(reader) != frames:
             raise MediaError(f"decord sees {len(reader)} frames in it, of {frames}")
     return frames, video.probe.width, video.probe.height
+
+
+def _has_whole_sound(data: bytes, seconds: float) -> bool:
+    """Return whether a clip has sound, after decoding all of it. Raises MediaError if it is damaged."""
+    reader = SoundReader(lambda: BytesIO(data))
+    try:
+        sound = reader.read(Fraction(0), Fraction(seconds))
+    finally:
+        reader.close()
+    if sound is not None and sound.error:
+        raise MediaError(sound.error)
+    return sound is not None
 
 
 def _chosen(clips: pa.Table, keys: pa.ChunkedArray) -> pa.Table:

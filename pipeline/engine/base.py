@@ -23,8 +23,9 @@ class Stage:
     """A pool of workers, as many as work and resources allow, also on nodes that join later.
 
     `worker(*args)` is made once per worker, then called with each unit whose type is `takes`; units of other types go
-    on to the next stage. A worker answers with a UnitResult, or with a Handoff to a later stage. Each
-    worker reserves `cpus` and `gpus`.
+    on to the next stage. A worker answers with a UnitResult, or with a Handoff to a later stage. Each worker reserves
+    `cpus` and `gpus`, and is called with up to `at_once` units at the same time, each in a thread: with more than one
+    it is thread-safe. A worker that is `own_process` holds the interpreter lock too long to share a process.
     """
 
     worker: Callable[..., Any]
@@ -32,6 +33,8 @@ class Stage:
     takes: type
     cpus: float
     gpus: float = 0.0
+    at_once: int = 1
+    own_process: bool = False
 
 
 class Engine(Protocol):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal, NamedTuple
+
+import pyarrow as pa
 
 from pipeline.config.recipe import RecipeError
 from pipeline.engine.base import Engine
@@ -50,6 +54,15 @@ def open_engine(
         yield engine
     finally:
         engine.close()
+        _release_memory()
+
+
+def _release_memory() -> None:
+    """Return the memory that the build has freed to the system. glibc keeps it otherwise, in pieces between the few
+    blocks that live on: a process that builds again and again grows by about 1 MB a build."""
+    pa.default_memory_pool().release_unused()
+    with contextlib.suppress(AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _is_small(needs: EngineNeeds) -> bool:

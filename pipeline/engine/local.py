@@ -1,13 +1,15 @@
 """The local engine: threads of this process take units through the stages, without starting other services.
 
 Each thread takes one unit through all stages. Decoding happens in child processes and in libraries that release the
-interpreter lock, so a thread a core keeps the cores busy.
+interpreter lock, so a thread a core keeps the cores busy. Further threads carry the units that a GPU has.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import pickle
 import sys
 import threading
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -17,34 +19,40 @@ from typing import Any
 import cv2
 
 from pipeline.engine.base import Machine, Stage, start_worker
+from pipeline.media.sandbox import Sandbox, SandboxError
 from pipeline.state.units import BuildStopped, Handoff, UnitResult
+
+CHILD_MB = 8000  # memory of a worker in a process of its own: the models of some filters and one unit's frames
+CHILD_SECONDS = 3600.0  # time that it may take for a unit
 
 
 class LocalEngine:
-    """Runs units in `cores` threads (default: the cores that this process may use). GPUs are used if `gpu` says that a
-    model runs on one. With `wait_for_gpu` it raises BuildStopped where the machine has none."""
+    """Runs units in `cores` threads (default: the cores that this process may use). The first GPU is used if `gpu` says
+    that a model runs on one. With `wait_for_gpu` it raises BuildStopped where the machine has none."""
 
     name = "local"
 
     def __init__(self, cores: int | None = None, gpu: bool = False, wait_for_gpu: bool = False) -> None:
         self._cores = cores or len(os.sched_getaffinity(0))
-        self._gpus = _gpus() if gpu else 0
-        if wait_for_gpu and not self._gpus:
+        self._gpu = gpu and _has_gpu()
+        if wait_for_gpu and not self._gpu:
             raise BuildStopped("--gpus, and this machine has no GPU")
 
     def machine(self) -> Machine:
-        return Machine(self._cores, self._cores, self._gpus > 0)
+        return Machine(self._cores, self._cores, self._gpu)
 
     def run(self, units: Iterable[Any], stages: Sequence[Stage]) -> Generator[UnitResult]:
         if any(not isinstance(stage, Stage) for stage in stages):
             raise BuildStopped("the captioner ray_llm runs on Ray: build with --engine ray")
         pools = [_Workers(stage, self._size(stage)) for stage in stages]
+        cores = threading.Semaphore(self._cores)
+        count = self._cores + sum(pool.room for pool in pools if pool.stage.gpus)
         running: set[Future[list[UnitResult]]] = set()
-        with _own_threads(), ThreadPoolExecutor(self._cores) as threads:
+        with _own_threads(), ThreadPoolExecutor(count) as threads:
             try:
                 for unit in units:
-                    running.add(threads.submit(_carry, unit, pools))
-                    if len(running) >= 2 * self._cores:
+                    running.add(threads.submit(_carry, unit, pools, cores))
+                    if len(running) >= 2 * count:
                         yield from _completed(running)
                 while running:
                     yield from _completed(running)
@@ -61,28 +69,57 @@ class LocalEngine:
         """Return the number of workers of a stage; each may hold a model."""
         shares = [self._cores / stage.cpus] if stage.cpus else []
         if stage.gpus:
-            shares.append(max(1, self._gpus) / stage.gpus)
+            shares.append(1 / stage.gpus)
         return max(1, int(min(shares)))
 
 
 class _Workers:
-    """The workers of a stage, started on first use; each is used by one thread at a time."""
+    """The workers of a stage, started on first use; each is used by up to `at_once` threads at a time."""
 
     def __init__(self, stage: Stage, size: int) -> None:
-        self.stage = stage
-        self._room, self._starting = threading.Semaphore(size), threading.Lock()
+        self.stage, self.room = stage, size * stage.at_once
+        self._free, self._starting = threading.Semaphore(self.room), threading.Lock()
         self._idle: list[Any] = []
 
     @contextlib.contextmanager
     def borrowed(self) -> Iterator[Any]:
-        with self._room:
-            try:
-                worker = self._idle.pop()
-            except IndexError:
-                with self._starting:  # models are loaded by one thread at a time
-                    worker = start_worker(self.stage)
+        with self._free:
+            worker = self._take()
             yield worker
             self._idle.append(worker)
+
+    def _take(self) -> Any:
+        with contextlib.suppress(IndexError):
+            return self._idle.pop()
+        with self._starting:  # models are loaded by one thread at a time
+            with contextlib.suppress(IndexError):
+                return self._idle.pop()
+            worker = _ChildWorker(self.stage) if self.stage.own_process else start_worker(self.stage)
+            self._idle += [worker] * (self.stage.at_once - 1)
+            return worker
+
+
+class _ChildWorker:
+    """A worker in a child process, which starts with the first unit."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._name, self._stage, self._child = stage.worker.__name__, pickle.dumps(stage), Sandbox(CHILD_MB)
+
+    def __call__(self, unit: Any) -> Any:
+        try:
+            # Unlike a child that decodes a source, this one reads only what earlier passes wrote: its pickles are ours.
+            return pickle.loads(self._child.call(_in_child, self._stage, unit, deadline=CHILD_SECONDS))
+        except SandboxError as error:
+            raise BuildStopped(f"a process of {self._name}: {error}") from error
+
+
+def _in_child(stage: bytes, unit: Any) -> bytes:
+    return pickle.dumps(_worker_of_child(stage)(unit))
+
+
+@functools.cache
+def _worker_of_child(stage: bytes) -> Any:
+    return start_worker(pickle.loads(stage))
 
 
 @contextlib.contextmanager
@@ -98,13 +135,13 @@ def _own_threads() -> Iterator[None]:
             torch.set_num_threads(torch_threads or int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
 
 
-def _carry(unit: Any, pools: Sequence[_Workers]) -> list[UnitResult]:
+def _carry(unit: Any, pools: Sequence[_Workers], cores: threading.Semaphore) -> list[UnitResult]:
     """Take a unit, and the units that stages hand off, through the stages; return the workers' results."""
     results: list[UnitResult] = []
     for pool in pools:
         if not isinstance(unit, pool.stage.takes):
             continue
-        with pool.borrowed() as worker:
+        with pool.borrowed() as worker, contextlib.nullcontext() if pool.stage.gpus else cores:
             answer = worker(unit)
         if isinstance(answer, UnitResult):
             return [*results, answer]
@@ -123,7 +160,7 @@ def _completed(running: set[Future[list[UnitResult]]]) -> Iterator[UnitResult]:
         yield from future.result()
 
 
-def _gpus() -> int:
+def _has_gpu() -> bool:
     import torch  # takes seconds to import
 
-    return torch.cuda.device_count()
+    return torch.cuda.is_available()

@@ -36,7 +36,8 @@ class Progress:
         return time.monotonic() - self._started
 
     def _line(self) -> str:
-        counts = ", ".join(f"{value:,} {key}" for key, value in self._counts.items() if value or key != "failed")
+        shown = {key: value for key, value in self._counts.items() if value or key not in ("failed", "skipped")}
+        counts = ", ".join(counted(value, key) for key, value in shown.items())
         rate = self.amount / max(self.seconds, 1e-6)
         return f"{self._name:<9} {_amount(self.amount, self._measure):>12}  {counts}  ({RATES[self._measure](rate)})"
 
@@ -54,6 +55,11 @@ RATES: dict[str, Callable[[float], str]] = {
 }
 
 
+def counted(number: int, noun: str) -> str:
+    """A number and what it counts, a plural: "1 clip" of "clips"."""
+    return f"{number:,} {noun.removesuffix('s') if number == 1 else noun}"
+
+
 def clock(seconds: float) -> str:
     """Format a duration as 1:02:03, or 2:03 under an hour."""
     whole = round(seconds)
@@ -62,4 +68,4 @@ def clock(seconds: float) -> str:
 
 
 def _amount(amount: float, measure: str) -> str:
-    return clock(amount) + " video" if measure == "video" else f"{amount:,.0f} {measure}"
+    return clock(amount) + " video" if measure == "video" else counted(round(amount), measure)

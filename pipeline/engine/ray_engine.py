@@ -11,7 +11,9 @@ import logging
 import math
 import os
 import pickle
+import signal
 import sys
+import threading
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any, Protocol
@@ -30,13 +32,14 @@ from ray.data._internal.execution.streaming_executor import StreamingExecutor
 
 from pipeline.engine import metrics
 from pipeline.engine.base import Machine, NodesLost, Stage, start_worker
+from pipeline.media.faults import ChildTraceback, portable
 from pipeline.state.units import BuildStopped, Handoff, UnitResult
 
 AHEAD = 16  # finished blocks that may wait for the next stage
 UNITS_PER_BLOCK = 4  # at most: each block costs the driver some milliseconds
 MIN_BLOCKS = 256  # a block holds more than one unit only if there are at least this many blocks
 QUIET = 30.0  # seconds without progress after which a pass that has lost a node is ended
-Message = tuple[list[UnitResult], Any]  # results so far, and the unit for a later stage or what stopped the pass
+Message = tuple[list[UnitResult], Any]  # results so far, and the unit for a later stage or the `portable` exception
 
 
 class RayStage(Protocol):
@@ -93,8 +96,9 @@ class RayEngine:
         try:
             for row in data.iter_rows():
                 results, problem = pickle.loads(row["unit"])
-                if isinstance(problem, Exception):
-                    raise problem
+                if problem is not None:
+                    error, trace = problem
+                    raise error from ChildTraceback(*trace)
                 yield from results
         except ray.exceptions.RayError as error:
             for stage in stages:
@@ -120,23 +124,29 @@ def _pool(data: ray.data.Dataset, stage: Stage, blocks: int) -> ray.data.Dataset
         fn_constructor_args=(stage,),
         num_cpus=stage.cpus,
         num_gpus=stage.gpus or None,
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=blocks, max_tasks_in_flight_per_actor=2),
+        compute=ray.data.ActorPoolStrategy(
+            min_size=1,
+            max_size=blocks,
+            max_tasks_in_flight_per_actor=stage.at_once + 1,
+            max_concurrent_calls_per_actor=stage.at_once,
+            enable_true_multi_threading=stage.at_once > 1,
+        ),
     )
 
 
 class Worker:
     """The actor of Ray Data: unpickles a message, calls the pass's worker, pickles its result.
 
-    A model that cannot be loaded and a file that cannot be written (disk full, no permission) are results, not failed
-    tasks: retrying elsewhere would fail as well, and the user gets one line instead of Ray's traceback.
+    Exceptions are results, not failed tasks: retrying elsewhere would fail as well, and Ray would report them with a
+    hundred lines.
     """
 
     def __init__(self, stage: Stage) -> None:
         self._takes, self._problem = stage.takes, None
         try:
             self._work = start_worker(stage)
-        except BuildStopped as error:
-            self._problem = error
+        except Exception as error:
+            self._problem = portable(error)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         results, unit = pickle.loads(row["unit"])
@@ -149,8 +159,8 @@ class Worker:
             return results, self._problem
         try:
             answer = self._work(unit)
-        except (OSError, BuildStopped) as error:
-            return results, error
+        except Exception as error:
+            return results, portable(error)
         if isinstance(answer, Handoff):
             return [*results, *answer.results], answer.unit
         return [*results, answer], None
@@ -215,8 +225,11 @@ def _start(address: str | None, cores: int | None) -> None:
         options |= {"include_dashboard": False, "address": "local", "num_cpus": cores}
     else:
         options |= {"address": address}
+    handler = signal.getsignal(signal.SIGTERM)
     with _without_stderr():
         ray.init(**options)
+    if threading.current_thread() is threading.main_thread() and handler is not None:
+        signal.signal(signal.SIGTERM, handler)  # Ray's core sets one that prints a stack trace
     for name in ("ray.data", "ray.data._internal"):
         logging.getLogger(name).setLevel(logging.ERROR)
 

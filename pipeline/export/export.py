@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipeline.config.recipe import from_dict
 from pipeline.config.video_models import MODELS, VideoModel, nearest, video_model
 from pipeline.dataset.finish import DatasetError
+from pipeline.engine.progress import counted
 from pipeline.export.formats import (
     ai_toolkit,
     automodel,
@@ -35,6 +37,7 @@ from pipeline.export.job import Exporter, Job
 from pipeline.export.layout import export_folder, write_csv
 from pipeline.export.reader import Dataset, read_dataset
 from pipeline.export.usability import Finding, Reads, commonest_size, findings, frame_buckets, usable_frames
+from pipeline.pack.companions import endings
 from pipeline.storage.store import Store
 
 EXPORTERS: Mapping[str, Exporter] = {
@@ -59,19 +62,23 @@ LISTED = "unused_clips.csv"  # in an export: the clips that the trainer would dr
 READS_ALL = Reads(converts=True, stills=True)
 
 
-def export(dataset: str, to: str, out: Path, model: str | None = None) -> str:
+def export(dataset: str, to: str, out: Path, model: str | None = None, control: str | None = None) -> str:
     """Export a dataset to the folder `out` (for a table: the file) in the layout of `to`, one of NAMES; return what
     to print.
 
     With `model`, or where the trainer or the dataset's recipe is for one model, the clips that the trainer would drop
     or show wrongly are counted by reason, and listed in LISTED; they are exported like all others. Raises DatasetError
     for an unknown name, a dataset that cannot be read, or a folder that holds something else; RecipeError for an
-    unknown model.
+    unknown model. With `control`, a companion of the dataset that is a video, its videos are written where the
+    layout has a place for control videos, and clips without are left out; DatasetError where either has none.
     """
     if to not in NAMES:
         raise DatasetError(f"unknown export {to!r}{nearest(to, NAMES)}")
+    if control is not None and not (to in EXPORTERS and EXPORTERS[to].takes_control):
+        takers = ", ".join(name for name, exporter in EXPORTERS.items() if exporter.takes_control)
+        raise DatasetError(f"--control: the layout of {to} has no place for control videos; there are {takers}")
     if to in WRITERS:
-        return f"{write_table(Store(dataset), out, to):,} clips written to {out}"
+        return f"{counted(write_table(Store(dataset), out, to), 'clips')} written to {out}"
     exporter = EXPORTERS[to]
     if model is not None:
         video_model(model)
@@ -79,8 +86,9 @@ def export(dataset: str, to: str, out: Path, model: str | None = None) -> str:
     if not data.index.num_rows:
         raise DatasetError(f"{dataset} has no clips: nothing to export")
     name, chosen = _model(data, exporter, model)
-    job = _job(data, exporter, out.absolute(), chosen)
-    with export_folder(job.out, {"to": to, "dataset": data.store.uri, "model": name}):
+    job = _job(data, exporter, out.absolute(), chosen, _control(data, control))
+    about = {"to": to, "dataset": data.store.uri, "model": name} | ({"control": control} if control else {})
+    with export_folder(job.out, about):
         unused = findings(data.index, exporter.reads, chosen) if exporter.reads and name else []
         if unused:
             write_csv(job.out / LISTED, ("key", "effect", "reason"), _listed(data.index, unused))
@@ -99,7 +107,18 @@ def _model(data: Dataset, exporter: Exporter, model: str | None) -> tuple[str | 
     return None, dataclasses.replace(MODELS["any"], multiple=4, fps=fps)
 
 
-def _job(data: Dataset, exporter: Exporter, out: Path, model: VideoModel) -> Job:
+def _control(data: Dataset, control: str | None) -> str:
+    """The companion that is written as control video, "" for none. Raises DatasetError if the dataset lacks it."""
+    if control is None:
+        return ""
+    videos = [m for m, end in endings(from_dict(data.info["recipe"]).pack).items() if end.endswith(".mp4")]
+    if control not in videos:
+        hint = f"there are {', '.join(videos)}" if videos else "build it with pack.companions"
+        raise DatasetError(f"--control: the dataset has no companion videos {control!r}; {hint}")
+    return control
+
+
+def _job(data: Dataset, exporter: Exporter, out: Path, model: VideoModel, control: str) -> Job:
     usable = usable_frames(data.index, exporter.reads or READS_ALL, model)
     moving = int(data.moving.sum())
     return Job(
@@ -109,7 +128,8 @@ def _job(data: Dataset, exporter: Exporter, out: Path, model: VideoModel) -> Job
         frames=frame_buckets(usable),
         size=commonest_size(data.index, model.pixels),
         videos=moving,
-        stills=data.index.num_rows - moving,
+        stills=0 if control else data.index.num_rows - moving,
+        control=control,
     )
 
 
@@ -123,8 +143,8 @@ def _listed(index: pa.Table, unused: Sequence[Finding]) -> list[tuple[str, str, 
 
 
 def _headline(job: Job, exporter: Exporter, model: str | None) -> str:
-    stills = f" and {job.stills:,} still images" if job.stills else ""
-    about = f"{job.videos:,} videos{stills} for {exporter.title} in {job.out}"
+    stills = f" and {counted(job.stills, 'still images')}" if job.stills else ""
+    about = f"{counted(job.videos, 'videos')}{stills} for {exporter.title} in {job.out}"
     if exporter.reads is None:
         return about
     counts = ", ".join(map(str, job.frames)) or "none"

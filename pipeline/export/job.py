@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config.video_models import VideoModel
-from pipeline.export.layout import write_media
+from pipeline.export.layout import write_control, write_media
 from pipeline.export.reader import Clip, Dataset
 from pipeline.export.usability import Reads
 
@@ -24,14 +24,21 @@ class Job:
     size: tuple[int, int]
     videos: int
     stills: int
+    control: str = ""  # the companion that is written as control video: canny, depth ...
+
+    def clips(self) -> Iterator[Clip]:
+        """Yield every clip; with a control video, those that have one, and so no stills."""
+        return (clip for clip in self.dataset.clips() if not self.control or clip.has(self.control))
 
     def media(self, stills: bool = False, below: str = "") -> Iterator[tuple[str, Clip]]:
         """Write the clips' files to videos/, and with `stills` to images/, in the folder `below` of `out`. Yield each
-        file's path in that folder, and its clip."""
-        for clip in self.dataset.clips():
+        file's path in that folder, and its clip. Control videos go to a folder named like the companion."""
+        for clip in self.clips():
             if stills or clip.media == "mp4":
                 path = f"{'videos' if clip.media == 'mp4' else 'images'}/{clip.name}"
                 write_media(clip, self.out / below / path)
+                if self.control:
+                    write_control(clip, self.control, self.out / below / self.control / clip.name)
                 yield path, clip
 
     @property
@@ -48,9 +55,11 @@ class Job:
 @dataclass(frozen=True)
 class Exporter:
     """How one trainer's layout is written. `write` returns what to do next, a line each; `model` is the video model
-    that the trainer is for, where there is only one; `reads` is None where nothing is dropped."""
+    that the trainer is for, where there is only one; `reads` is None where nothing is dropped; `takes_control` says
+    whether the layout has a place for control videos."""
 
     title: str
     write: Callable[[Job], list[str]]
     reads: Reads | None
     model: str | None = None
+    takes_control: bool = False

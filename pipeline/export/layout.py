@@ -48,6 +48,13 @@ def write_media(clip: Clip, path: Path) -> None:
             temporary.write_bytes(clip.data())
 
 
+def write_control(clip: Clip, companion: str, path: Path) -> None:
+    """Write the clip's companion to `path`, unless an interrupted export did so."""
+    if not path.exists() or path.stat().st_size != clip.place(companion)[1]:
+        with atomic(path) as temporary:
+            temporary.write_bytes(clip.companion(companion))
+
+
 def write_with_caption(clip: Clip, folder: Path) -> None:
     """Write KEY.mp4 (or .jpg) and KEY.txt to `folder`."""
     write_media(clip, folder / clip.name)

@@ -68,8 +68,16 @@ class Clip:
     def captions(self) -> list[str]:
         """Return the distinct captions of the clip, each on one line; the dataset's choice comes first."""
         given = self.document().get("captions", {})
-        lines = [one_line(text) for texts in given.values() for text in texts]
+        lines = [joined_lines(text) for texts in given.values() for text in texts]
         return [text for text in dict.fromkeys([self.caption, *lines]) if text]
+
+    def has(self, companion: str) -> bool:
+        """Whether the clip has a companion of this name: first, canny ..."""
+        return self._places.get(f"{companion}_size") is not None
+
+    def companion(self, name: str) -> bytes:
+        """The file of a companion that it has."""
+        return self._member(name)
 
     def place(self, member: str) -> tuple[int, int]:
         """Return offset and size in the tar of a member's data: `media`, `text` or `json`."""
@@ -120,7 +128,7 @@ class Dataset:
                         width=row["width"],
                         height=row["height"],
                         duration=row["duration"],
-                        caption=one_line(tar.read(row["text_size"]).decode()),
+                        caption=joined_lines(tar.read(row["text_size"]).decode()),
                         _tar=tar,
                         _places=places,
                     )
@@ -133,12 +141,12 @@ def read_dataset(uri: str) -> Dataset:
     tables = [INDEX.empty_table().append_column("shard", pa.array([], pa.string()))]
     for shard in info["shards"]:
         if shard["clips"]:
-            table = _index(store, shard["path"])
+            table = _index(store, shard["path"]).select(INDEX.names)
             tables.append(table.append_column("shard", pa.array([shard["path"]] * len(table), pa.string())))
     return Dataset(store, info, pa.concat_tables(tables).combine_chunks())
 
 
-def one_line(text: str) -> str:
+def joined_lines(text: str) -> str:
     """Replace line breaks in `text` by spaces, for formats with one caption a line."""
     return " ".join(text.split())
 

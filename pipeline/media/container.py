@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -113,6 +114,14 @@ def is_encrypted_stream(stream: Any) -> bool:
     """Return whether the container marks the stream's packets as encrypted (MP4, Matroska)."""
     tag = stream.codec_context.codec_tag if stream.codec_context is not None else ""
     return tag == "encv" or "enc_key_id" in stream.metadata
+
+
+def is_tiled(file: str | BinaryIO) -> bool:
+    """Return whether a HEIF or AVIF file has a picture in tiles, of which FFmpeg makes a stream each: an item of type
+    `grid` (ISO/IEC 23008-12)."""
+    data = first_bytes(file, HEADER)
+    items = (match.end() for match in re.finditer(b"infe", data))  # versions 2 and 3 differ in the size of an item's id
+    return any(b"grid" in (data[at + 8 : at + 12], data[at + 10 : at + 14]) for at in items)
 
 
 def first_bytes(file: str | BinaryIO, size: int) -> bytes:

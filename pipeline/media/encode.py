@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import Any
+from typing import Any, Literal
 
 import av
 import av.filter
@@ -23,6 +23,7 @@ from pipeline.media.faults import is_machine_fault
 from pipeline.media.frame import Frame
 from pipeline.media.memory_file import memory_file
 from pipeline.media.side_data import side_data
+from pipeline.media.sound import Sound, SoundReader, encode_sound, measure
 from pipeline.media.video import MediaError, Video
 
 VERSION = 5  # raise it when the same span would be encoded to other bytes
@@ -43,16 +44,13 @@ ENCODERS: dict[str, tuple[str, dict[str, str]]] = {
     "h264 small": ("libx264", {"preset": "slow", "crf": "23", "g": "250", **X264}),
     "h265 fast_loading": (
         "libx265",
-        {
-            "preset": "medium",
-            "crf": "24",
-            "x265-params": X265 + "keyint=24:bframes=5:b-adapt=0:no-b-pyramid=1:ref=1",
-        },
+        {"preset": "medium", "crf": "24", "x265-params": X265 + "keyint=24:bframes=5:b-adapt=0:no-b-pyramid=1:ref=1"},
     ),
     "h265 small": ("libx265", {"preset": "medium", "crf": "26", "x265-params": X265 + "keyint=250"}),
     "av1 fast_loading": ("libsvtav1", {"preset": "8", "crf": "32", "g": "24", "svtav1-params": SVT + ":fast-decode=2"}),
     "av1 small": ("libsvtav1", {"preset": "6", "crf": "34", "g": "240", "svtav1-params": SVT}),
 }
+MP4 = {"movflags": "+faststart", "fflags": "+bitexact"}  # options of the muxer
 os.environ.setdefault("SVT_LOG", "0")  # otherwise the AV1 encoder logs every clip to standard error
 
 
@@ -80,15 +78,18 @@ class Cut:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A finished sample. `fps` is the mean rate, 0 for a still image; `duration` is in seconds."""
+    """A finished sample. `fps` is the mean rate, 0 for a still image; `duration` is in seconds. `sound` has the columns
+    of `no_sound` where sound was asked for; `companions` are further files by member."""
 
     data: bytes
-    media: str  # mp4 or jpg
+    media: Literal["mp4", "jpg"]
     frames: int
     fps: float
     width: int
     height: int
     duration: float
+    sound: Mapping[str, Any] | None = None
+    companions: Mapping[str, bytes] = field(default_factory=dict)
 
 
 class SpanReader:
@@ -114,11 +115,18 @@ class SpanReader:
             self._ahead = next(self._frames, None)
 
 
-def encode_span(reader: SpanReader, cut: Cut, options: PackOptions, frames: int | None = None) -> Encoded:
+def encode_span(
+    reader: SpanReader,
+    cut: Cut,
+    options: PackOptions,
+    frames: int | None = None,
+    sounds: SoundReader | None = None,
+) -> Encoded:
     """Encode the span as an mp4 of `cut.size`: square pixels, upright, 8-bit 4:2:0, BT.709 in limited range,
-    tone-mapped if the source is HDR, progressive, without sound. At a constant rate (`options.fps`) it has `frames`
-    frames, or as many as its length gives. The same input and options give the same bytes. Raises MediaError if the
-    source has no frame in the span or the encoder fails."""
+    tone-mapped if the source is HDR, progressive. At a constant rate (`options.fps`) it has `frames` frames, or as many
+    as its length gives. With `sounds` it has their sound of the same length; if that cannot be read, the columns say
+    why. The same input and options give the same bytes. Raises MediaError if the source has no frame in the span or the
+    encoder fails."""
     base = reader.video.probe.time_base
     start, end = (round(pts * cut.time_base / base) for pts in (cut.start_pts, cut.end_pts))
     decoded = _progressive(reader.frames(start, end), base)
@@ -131,15 +139,38 @@ def encode_span(reader: SpanReader, cut: Cut, options: PackOptions, frames: int 
     else:
         timed = ((frame, frame.pts - start) for frame in decoded)
     encoder = ENCODERS[f"{options.codec} {options.preset}"]
+    sound, about_sound = _sound(sounds, cut.start_pts * cut.time_base, length * base)
     with memory_file("clip") as (path, file):
         try:
-            count = _write_mp4(path, timed, length, rate, base, cut, encoder)
+            count = _write_mp4(path, timed, length, rate, base, cut, encoder, sound)
         except av.error.FFmpegError as error:
             if is_machine_fault(error):
                 raise
             raise MediaError(f"the encoder gave up ({error.strerror})") from error
         data = file.read()
-    return Encoded(data, "mp4", count, float(count / (length * base)), *cut.size, float(length * base))
+    return Encoded(data, "mp4", count, float(count / (length * base)), *cut.size, float(length * base), about_sound)
+
+
+def no_sound(error: str | None = None) -> dict[str, Any]:
+    """Return the columns of a clip without sound; `error` says why it has none where its source has some."""
+    return {"has_audio": False, "audio_loudness": None, "audio_silence": None, "audio_error": error}
+
+
+def _sound(
+    reader: SoundReader | None, start: Fraction, seconds: Fraction
+) -> tuple[Sound | None, dict[str, Any] | None]:
+    """Return the sound of a clip, and its columns."""
+    if reader is None:
+        return None, None
+    try:
+        sound = reader.read(start, seconds)
+    except MediaError as error:
+        return None, no_sound(str(error))
+    if sound is None:
+        return None, no_sound()
+    loudness, silence = measure(sound)
+    columns = {"has_audio": True, "audio_loudness": loudness, "audio_silence": silence, "audio_error": sound.error}
+    return sound, columns
 
 
 def encode_image(reader: SpanReader, cut: Cut) -> Encoded:
@@ -161,27 +192,39 @@ def _write_mp4(
     base: Fraction,
     cut: Cut,
     encoder: tuple[str, dict[str, str]],
+    sound: Sound | None,
 ) -> int:
     """Write frames and return their number. Each lasts until the next, the last until `length`."""
     first = next(frames, None)
     if first is None:
         raise MediaError("no frame in the span")
-    with av.open(path, "w", format="mp4", options={"movflags": "+faststart", "fflags": "+bitexact"}) as container:
+    exact = {"movie_timescale": str(sound.rate)} if sound else {}  # for the length of the edit list, in samples
+    with av.open(path, "w", format="mp4", options=MP4 | exact) as container:
         stream: Any = container.add_stream(encoder[0], rate=rate, options=encoder[1])
-        _describe(stream.codec_context, cut.size, base)
+        describe(stream.codec_context, cut.size, base)
         count = 0
+        sound_packets = encode_sound(container, sound) if sound else []
         shown, pts = first
         for frame, following in itertools.chain(frames, [(shown, length)]):
             picture = _picture(shown, cut)
             picture.pts, picture.time_base, picture.duration = pts, base, max(1, following - pts)
             shown, pts = frame, following
-            container.mux(stream.encode(picture))
+            _mux(container, stream.encode(picture), sound_packets)
             count += 1
-        container.mux(stream.encode(None))
+        _mux(container, stream.encode(None), sound_packets)
+        container.mux(sound_packets)
     return count
 
 
-def _describe(context: Any, size: tuple[int, int], base: Fraction) -> None:
+def _mux(container: Any, pictures: list[Any], sound: list[Any]) -> None:
+    """Write packets of pictures, and before each the packets of sound that are decoded earlier, which leave `sound`."""
+    for packet in pictures:
+        while sound and sound[0].dts * sound[0].time_base <= packet.dts * packet.time_base:
+            container.mux(sound.pop(0))
+        container.mux(packet)
+
+
+def describe(context: Any, size: tuple[int, int], base: Fraction) -> None:
     """Set the encoder's input format and the colour tags that it writes."""
     context.width, context.height = size
     context.pix_fmt = "yuv420p"

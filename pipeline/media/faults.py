@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 import sys
+import tempfile
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,6 +27,14 @@ REASON_CHARACTERS = 300  # longest reason
 
 class MachineFault(OSError):
     """The machine cannot go on, whatever the input: the build has to stop."""
+
+
+class OverLimit(Exception):
+    """A source needs more than `options` of the recipe's `scan` allow. It is read again once one of them is raised."""
+
+    def __init__(self, message: str, *options: str) -> None:
+        super().__init__(message)
+        self.options = options
 
 
 class ChildTraceback(Exception):
@@ -90,7 +100,20 @@ def problem(error: BaseException) -> str:
     """Return the message with which a build stops for a machine fault, with the file if the error names one."""
     name = getattr(error, "filename", None)
     where = f" ({os.fsdecode(name)})" if isinstance(name, (str, bytes)) else ""
+    if not where and getattr(error, "errno", None) == errno.ENOSPC:
+        where = f" (of the dataset, or for temporary files in {tempfile.gettempdir()})"
     return f"{one_line(error)}{where}: fix this, then run the same build again; finished work is kept"
+
+
+def portable(error: Exception) -> tuple[Exception, tuple[str, str]]:
+    """Return what another process can raise in place of an exception: one that can be pickled, and the arguments of the
+    ChildTraceback that is its cause."""
+    trace = (trace_of(error), place_of(error))
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}"), trace
+    return error, trace
 
 
 def place_of(error: BaseException) -> str:

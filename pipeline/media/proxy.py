@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import cv2
 import numpy as np
@@ -43,10 +44,10 @@ class FrameCandidate:
         whole = upright(rgb_from_yuv(y, u, v, self.colour), self.rotation, self.mirrored)
         return crop(whole, box)
 
-    @property
+    @cached_property
     def sharpness(self) -> float:
-        """Variance of the Laplacian of luma, to compare neighbours with."""
-        return float(cv2.Laplacian(self.planes[0], cv2.CV_16S).var())
+        """Standard deviation of the Laplacian of luma, to compare neighbours with."""
+        return float(cv2.meanStdDev(cv2.Laplacian(self.planes[0], cv2.CV_16S))[1][0, 0])
 
 
 class Shrinker:

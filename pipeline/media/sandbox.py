@@ -19,21 +19,19 @@ from typing import IO, Any, TypeVar
 
 import psutil
 
+from pipeline.media.answers import RaisedInChild, SandboxError, decode, encode_error, encode_value
 from pipeline.media.confinement import confine
-from pipeline.media.faults import ChildTraceback, MachineFault, is_out_of_memory, place_of, trace_of
+from pipeline.media.faults import MachineFault, OverLimit
 
 Result = TypeVar("Result")
 
 TRIES = 3  # attempts at a call whose child is killed from outside
+DEADLINE = ("deadline_seconds", "deadline_factor")  # options of `scan` from which deadlines are computed
 POLL = 0.1  # seconds between checks of the child's memory
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 # PR_SET_PDEATHSIG fires when the thread that started the child ends, so one thread of the process starts all children.
 _starter = ThreadPoolExecutor(1, thread_name_prefix="sandbox")
-
-
-class SandboxError(Exception):
-    """The child did not finish: it took too long, used too much memory, or crashed. The message says which."""
 
 
 class SandboxKilled(SandboxError):
@@ -44,8 +42,8 @@ class Sandbox:
     """One child process, started at the first call and kept for the next ones. Not thread-safe.
 
     `memory_mb` bounds the child's resident set. A `confined` child has no network and cannot write files, if the system
-    supports that. Functions are pickled by name, so they must be importable in a fresh process. Their standard output
-    goes to standard error.
+    supports that. Functions are pickled by name, so they must be importable in a fresh process; they return data, of
+    the type that their annotation declares (answers.py). Their standard output goes to standard error.
     """
 
     def __init__(self, memory_mb: int = 3000, confined: bool = False):
@@ -54,29 +52,28 @@ class Sandbox:
 
     def call(self, function: Callable[..., Result], *args: object, deadline: float) -> Result:
         """Run `function(*args)` in the child within `deadline` seconds, up to `TRIES` times if the child is killed from
-        outside. Raises the function's exception, with the child's traceback as a ChildTraceback in its cause;
-        SandboxError, also if the child exceeds its memory; MachineFault if no child can be started."""
+        outside. Raises what `RaisedInChild.exception` makes of the function's exception; OverLimit for time and memory;
+        SandboxError if the child crashes or sends no answer; MachineFault if no child can be started."""
         request = pickle.dumps((function, args))
         for _ in range(TRIES - 1):
             with contextlib.suppress(SandboxKilled):
-                return self._call(request, deadline)
-        return self._call(request, deadline)
+                return self._call(function, request, deadline)
+        return self._call(function, request, deadline)
 
-    def _call(self, request: bytes, deadline: float) -> Any:
+    def _call(self, function: Callable[..., Result], request: bytes, deadline: float) -> Result:
         child = self._start()
         try:
             _write(child.stdin, request)
-            answer = self._wait(child, time.monotonic() + deadline, deadline)
+            answer = decode(self._wait(child, time.monotonic() + deadline, deadline), function)
         except BaseException:
             self.close()
             raise
-        value, trace = pickle.loads(answer)
-        if trace is None:
-            return value
-        if is_out_of_memory(value):
+        if not isinstance(answer, RaisedInChild):
+            return answer
+        if answer.is_out_of_memory:
             self.close()  # frees the memory that it still holds
-            value = SandboxError(f"needed more than the {self.memory_mb} MB of memory that it may have")
-        raise value from ChildTraceback(*trace)
+            raise OverLimit(f"needed more than the {self.memory_mb} MB of memory that it may have", "memory_mb")
+        raise answer.exception()
 
     def close(self) -> None:
         """Kill the child, if there is one."""
@@ -124,11 +121,11 @@ class Sandbox:
         while True:
             remaining = until - time.monotonic()
             if remaining <= 0:
-                raise SandboxError(f"took longer than {deadline:.0f} s")
+                raise OverLimit(f"took longer than {deadline:.0f} s", *DEADLINE)
             with contextlib.suppress(psutil.Error):
                 used = process.memory_info().rss / 2**20
                 if used > self.memory_mb:
-                    raise SandboxError(f"used more than {self.memory_mb} MB of memory")
+                    raise OverLimit(f"used more than {self.memory_mb} MB of memory", "memory_mb")
             ready, _, _ = select.select([child.stdout], [], [], min(POLL, remaining))
             if not ready:
                 continue
@@ -137,7 +134,12 @@ class Sandbox:
                 code = child.wait()
                 raise (SandboxKilled if code == -signal.SIGKILL else SandboxError)(_death(code))
             message += chunk
-            if len(message) >= 8 and len(message) >= 8 + int.from_bytes(message[:8], "little"):
+            size = int.from_bytes(message[:8], "little")
+            if len(message) > self.memory_mb << 20:
+                raise SandboxError("the process sent more than it may hold in memory")
+            if len(message) >= 8 and len(message) >= 8 + size:
+                if len(message) > 8 + size:
+                    raise SandboxError("the process sent more than an answer")
                 return bytes(message[8:])
 
 
@@ -170,18 +172,12 @@ def _read(pipe: IO[bytes], size: int) -> bytes:
 
 
 def _answer(message: bytes) -> bytes:
-    """Run a pickled call; return, pickled, its value and None, or its exception and the arguments of ChildTraceback."""
+    """Run a pickled call; return the answer with its value or its exception."""
     try:
         function, args = pickle.loads(message)
-        return pickle.dumps((function(*args), None))
+        return encode_value(function(*args))
     except Exception as error:
-        trace = (trace_of(error), place_of(error))
-        try:
-            answer = pickle.dumps((error, trace))
-            pickle.loads(answer)
-        except Exception:
-            answer = pickle.dumps((RuntimeError(f"{type(error).__name__}: {error}"), trace))
-        return answer
+        return encode_error(error)
 
 
 def _serve(parent: int, memory_mb: int, confined: bool) -> None:

@@ -1,4 +1,4 @@
-"""Side data of a frame: its orientation for display, and the peak brightness of HDR."""
+"""Side data of a frame: its orientation for display, the peak brightness of HDR, and the colours of Dolby Vision."""
 
 from __future__ import annotations
 
@@ -47,6 +47,21 @@ def brightest(frame: av.VideoFrame) -> float | None:
         numerator, denominator = struct.unpack("<2i", mastering[72:80])  # AVMasteringDisplayMetadata.max_luminance
         return numerator / denominator if numerator > 0 and denominator > 0 else None
     return None
+
+
+def is_iptpqc2(frame: av.VideoFrame) -> bool:
+    """Return whether Dolby Vision's metadata say that the colours are IPTPQc2, as in profile 5, and in 10.0 of AV1.
+    They are no Y'CbCr, and no tag of the stream says so.
+
+    The metadata begins with the offset of its header, a size_t (FFmpeg's dovi_meta.h: AVDOVIMetadata and
+    AVDOVIRpuDataHeader); profiles that say 0 there and have full range are these two.
+    """
+    data = (side_data(frame) or {}).get(Type.DOVI_METADATA)
+    if data is None:
+        return False
+    header = data[struct.unpack_from("@N", data)[0] :]
+    rpu_profile, full_range = header[4], header[10]
+    return rpu_profile == 0 and full_range == 1
 
 
 def _is_mirrored_exif(head: bytes) -> bool:

@@ -19,13 +19,14 @@ from pipeline.media.container import (
     is_encrypted,
     is_encrypted_stream,
     is_rate_plausible,
+    is_tiled,
     measured_rate,
     open_container,
     words,
 )
 from pipeline.media.frame import Frame, seconds
 from pipeline.media.nal import is_idr, is_non_reference
-from pipeline.media.side_data import orientation
+from pipeline.media.side_data import is_iptpqc2, orientation
 from pipeline.media.timestamps import B_FRAME, DisplayTimes
 from pipeline.storage.store import Unreachable
 
@@ -60,6 +61,8 @@ class Video:
                 self._rewind()
             self._unread: Iterator[av.VideoFrame] | None = None
             first = self._opening()
+            if is_iptpqc2(first):
+                raise MediaError("Dolby Vision whose colours (IPTPQc2, as in profile 5) cannot be converted")
             self._is_field_coded = bool(first.interlaced_frame)  # two packets may form one frame
             self.probe = self._probe(first)
         except BaseException:
@@ -69,6 +72,8 @@ class Video:
     def _open(self) -> None:
         self._container = open_container(self._file)
         try:
+            if "mov" in self._container.format.name and is_tiled(self._file):
+                raise MediaError("a picture in tiles (HEIF grid), which are not put together")
             self._stream = film_stream(self._container)
             # Decoders may take encrypted packets for damaged ones and make pictures of them.
             if "mov" in self._container.format.name and is_encrypted(self._file, [b"encv"]):

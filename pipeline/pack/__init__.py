@@ -1,4 +1,4 @@
-"""The pack worker: kept clips are encoded and written as shards.
+"""The pack workers: kept clips are encoded in parts of a shard, and the parts are joined.
 
-Start at shards.py. May import state, selection and below.
+Start at README.md, then shards.py. May import state, selection and below.
 """

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 from pipeline.config.recipe import PackOptions, ScanOptions, SourceOptions
 from pipeline.media import encode
 from pipeline.media.faults import is_machine_fault
+from pipeline.media.packed_clip import PackedClip
+from pipeline.media.sound import SoundReader
 from pipeline.media.video import MediaError, Video
+from pipeline.pack.companions import load_companions
 from pipeline.selection.buckets import bucket_size
 from pipeline.sources.discover import open_media
 from pipeline.sources.source_sandbox import SourceSandbox
@@ -40,16 +45,25 @@ class ClipEncoder:
             ahead = row["end"] - (at[1] if at[0] == uri else 0.0)
             reach = min(max(0.0, ahead), 1.5 * self._limits.segment_seconds)  # no segment of the scan is longer
             deadline = self._limits.deadline_seconds + self._limits.deadline_factor * reach + ENCODE_FACTOR * length
-            answer: encode.Encoded | str
-            try:
-                answer = self._sandbox.call(uri, encode_clip, dict(row), options, self._sources, deadline=deadline)
-                at = (uri, row["end"])
-            except Exception as error:
-                if isinstance(error, Unreachable) or is_machine_fault(error):
-                    raise
-                self.errors.append(entry := logged_error(uri, error, row["clip_id"], "encode"))
-                answer, at = entry.failure.reason, ("", 0.0)
+            answer = self._encode(row, options, deadline)
+            at = ("", 0.0) if isinstance(answer, str) else (uri, row["end"])
             yield row["clip_id"], answer
+
+    def _encode(self, row: Mapping[str, Any], options: PackOptions, deadline: float) -> encode.Encoded | str:
+        """Return the media of a clip, or the reason why there is none, which is noted in `errors`. A clip that crashes
+        the child or takes too long is tried again without its sound."""
+        uri = row["source_uri"]
+        try:
+            return self._sandbox.call(uri, encode_clip, dict(row), options, self._sources, deadline=deadline)
+        except Exception as error:
+            if isinstance(error, Unreachable) or is_machine_fault(error):
+                raise
+            self.errors.append(entry := logged_error(uri, error, row["clip_id"], "encode"))
+            reason = entry.failure.reason
+            if options.audio == "drop" or isinstance(error, MediaError):
+                return reason
+        answer = self._encode(row, replace(options, audio="drop"), deadline)
+        return answer if isinstance(answer, str) else replace(answer, sound=encode.no_sound(reason))
 
     def close(self) -> None:
         self._sandbox.close()
@@ -61,24 +75,29 @@ class ClipEncoder:
         self.close()
 
 
-_open: dict[str, tuple[Video, encode.SpanReader]] = {}  # in the child process: the source of the last clip
+_open: dict[str, tuple[Video, encode.SpanReader, SoundReader]] = {}  # in the child process: the last clip's source
 
 
 def encode_clip(row: Mapping[str, Any], options: PackOptions, sources: SourceOptions) -> encode.Encoded:
     """Encode one clip; runs in the child process. Raises MediaError, or OSError if the source cannot be read."""
     uri = row["source_uri"]
     try:
-        encoded = _encode(_reader(uri, sources), row, options)
+        encoded = _encode(*_readers(uri, sources), row, options)
     except Exception:
         _close()  # its position is unknown
         raise
     if not options.fps and encoded.frames != row["frames"]:
         raise MediaError(f"{encoded.frames} frames could be decoded where the scan saw {row['frames']}")
-    return encoded
+    if not options.companions or encoded.media != "mp4":
+        return encoded
+    clip, members = PackedClip(encoded.data, options), {}
+    for companion in load_companions(options).values():
+        members.update(companion.make(clip))
+    return replace(encoded, companions=members)
 
 
-def _reader(uri: str, sources: SourceOptions) -> encode.SpanReader:
-    """Return a reader of the source; close any other."""
+def _readers(uri: str, sources: SourceOptions) -> tuple[encode.SpanReader, SoundReader]:
+    """Return readers of the source; close those of any other."""
     if uri not in _open:
         _close()
         try:
@@ -87,16 +106,20 @@ def _reader(uri: str, sources: SourceOptions) -> encode.SpanReader:
             if isinstance(error, Unreachable) or is_machine_fault(error):
                 raise
             raise MediaError(f"the source cannot be opened: {error}") from error
-        _open[uri] = video, encode.SpanReader(video)
-    return _open[uri][1]
+        _open[uri] = video, encode.SpanReader(video), SoundReader(partial(open_media, uri, sources))
+    return _open[uri][1:]
 
 
 def _close() -> None:
     while _open:
-        _open.popitem()[1][0].__exit__()
+        video, _, sounds = _open.popitem()[1]
+        video.__exit__()
+        sounds.close()
 
 
-def _encode(reader: encode.SpanReader, row: Mapping[str, Any], options: PackOptions) -> encode.Encoded:
+def _encode(
+    reader: encode.SpanReader, sounds: SoundReader, row: Mapping[str, Any], options: PackOptions
+) -> encode.Encoded:
     base, end_pts, count = Fraction(row["time_base"]), row["end_pts"], row.get("pack_frames")
     if count and options.fps:  # do not decode frames after the last packed one
         rate = Fraction(options.fps).limit_denominator(1001)
@@ -109,6 +132,7 @@ def _encode(reader: encode.SpanReader, row: Mapping[str, Any], options: PackOpti
         crop=(row["crop_x"], row["crop_y"], row["crop_w"], row["crop_h"]),
         size=bucket_size(row["bucket"]),
     )
+    with_sound = options.audio == "keep"
     if row["frames"] == 1:
-        return encode.encode_image(reader, cut)
-    return encode.encode_span(reader, cut, options, count)
+        return replace(encode.encode_image(reader, cut), sound=encode.no_sound() if with_sound else None)
+    return encode.encode_span(reader, cut, options, count, sounds if with_sound else None)

@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config.recipe import PackOptions
-from pipeline.media import encode
+from pipeline.media import encode, sound
+from pipeline.pack.companions import identities
 from pipeline.selection.buckets import bucket_size
 from pipeline.tables.fragments import fingerprint
 
@@ -28,6 +29,7 @@ INTERNAL = (  # columns that only the build uses
     *("scored", "embedding", "frame_embeddings", "phash"),
 )
 DECIDED = ("keep", "rejected_by", "duplicates_of", "dropped", "bucket", "split", "shard")
+ADDED = {"audio": "drop", "companions": {}}  # options that do not change a shard while they have these values
 LICENCES = ("licence", "license", "rights")  # columns of the user's lists that may hold a licence
 TEXTS = (
     "clip_id",
@@ -99,7 +101,10 @@ def content(rows: pa.Table, options: PackOptions) -> str:
     for name in sorted(set(rows.column_names) - left_out):
         digest.update(name.encode())
         _add(digest, rows[name].combine_chunks())
-    return fingerprint(digest.hexdigest(), dataclasses.asdict(options), _versions(), VERSION)
+    given = dataclasses.asdict(options)
+    for name in [name for name, off in ADDED.items() if given[name] == off]:
+        del given[name]
+    return fingerprint(digest.hexdigest(), given, _versions() | _added(options), VERSION)
 
 
 def _add(digest: Any, values: pa.Array) -> None:
@@ -131,7 +136,14 @@ def encoding(row: Mapping[str, Any], options: PackOptions) -> dict[str, Any]:
         "height": height,
         "crop": [row["crop_x"], row["crop_y"], row["crop_w"], row["crop_h"]],
         **({"frames": row["pack_frames"]} if row.get("pack_frames") and not still else {}),
+        **_added(options),
     }
+
+
+def _added(options: PackOptions) -> dict[str, Any]:
+    """Return what determines the bytes of sound and companions, where a recipe asks for them."""
+    audio = {"audio": sound.VERSION} if options.audio == "keep" else {}
+    return audio | ({"companions": identities(options)} if options.companions else {})
 
 
 def to_json(document: Mapping[str, Any]) -> bytes:

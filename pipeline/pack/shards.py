@@ -7,12 +7,11 @@ import io
 import json
 import math
 import tarfile
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +21,7 @@ import pyarrow.parquet as pq
 from pipeline.config.recipe import PackOptions, Recipe
 from pipeline.config.video_models import resolved
 from pipeline.media import encode
+from pipeline.pack import companions
 from pipeline.pack.clip_encoder import ClipEncoder
 from pipeline.pack.sample_json import content, documents, to_json
 from pipeline.selection.buckets import bucket_size
@@ -46,9 +46,18 @@ INDEX = pa.schema(
         ("duration", pa.float64()),  # seconds; 0 for a still image
     ]
 )
+SOUND_INDEX = pa.schema(  # more columns with pack.audio=keep, of tables/clips too
+    [
+        ("has_audio", pa.bool_()),
+        ("audio_loudness", pa.float64()),  # LUFS, integrated; null without a block that BS.1770 counts
+        ("audio_silence", pa.float64()),  # share of the clip below -60 dB; null without sound
+        ("audio_error", pa.string()),  # why there is no sound although the source has some, or what of it is silent
+    ]
+)
 BITS_A_PIXEL = {"fast_loading": 0.12, "small": 0.07}  # of encoded video, for estimates before it exists
 STILL = 20.0  # frames of video that take as many bytes as a still image
 FULL = math.sqrt(2)  # factor of the target size at which a shard is split in two, so that sizes centre on the target
+VIDEO = ("media", "frames", "fps", "width", "height", "duration")  # of Encoded, in KEY.json and the index
 META = b"clipmill"  # key of the index file's metadata: the ShardResult
 TAR_BLOCK = 512  # bytes of a tar block
 
@@ -97,15 +106,7 @@ class Stored:
     media_size: int
     json_offset: int
     json_size: int
-
-
-@dataclass(frozen=True)
-class _Spooled:
-    """A clip's media in the spool file, until it is written to the tar."""
-
-    offset: int
-    size: int
-    encoded: encode.Encoded  # without its data
+    companions: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # member -> offset and size
 
 
 def plan_shards(kept: pa.Table, recipe: Recipe) -> list[ShardPlan]:
@@ -125,7 +126,7 @@ def plan_shards(kept: pa.Table, recipe: Recipe) -> list[ShardPlan]:
     groups, words = groups[order], words[order]
     options = resolved(recipe.pack)
     limit = options.shard_mb * 1e6 * FULL
-    sizes = np.concatenate([[0.0], np.cumsum(_estimated_bytes(kept, options)[order])])
+    sizes = np.concatenate([[0.0], np.cumsum(estimated_bytes(kept, options)[order])])
     starts = np.flatnonzero(np.diff(groups, prepend=-1))
     plans = []
     for start, end in zip(starts, [*starts[1:], len(groups)], strict=True):
@@ -139,44 +140,44 @@ def plan_shards(kept: pa.Table, recipe: Recipe) -> list[ShardPlan]:
 def write_shard(
     plan: ShardPlan, folder: Path, reuse: Mapping[str, Stored] | None = None, encoder: ClipEncoder | None = None
 ) -> ShardResult:
-    """Encode the clips of `plan` and write its tar and index below `folder`, each atomically.
+    """Encode the clips of `plan`, all of them in memory, and write their tar and index below `folder`, each atomically.
 
-    Members are KEY.mp4 (or KEY.jpg), KEY.txt and KEY.json, without times or owners. Media in `reuse` that was encoded
-    the same way is copied; if it has changed, the clip is encoded again. A clip that cannot be encoded is omitted and
-    reported. Raises OSError if the shard cannot be written or a source cannot be reached; then there is no tar and no
-    index. Without an `encoder` a new one is started.
+    Members are KEY.mp4 (or KEY.jpg), KEY.txt, KEY.json and companions, without times or owners. Media in `reuse` that
+    was encoded the same way is copied; if it has changed, the clip is encoded again. A clip that cannot be encoded is
+    omitted and reported. The index is written before the tar, so that a tar is never without one. Raises OSError if
+    they cannot be written or a source cannot be reached; then there is no tar. Without an `encoder` a new one is
+    started.
     """
     if encoder is None:
         with ClipEncoder() as own:
             return write_shard(plan, folder, reuse, own)
     table = plan.rows()
     samples = {document["clip_id"]: document for document in documents(table, plan.options)}
-    media: dict[str, _Spooled] = {}
+    media: dict[str, encode.Encoded] = {}
     failures: list[tuple[str, str]] = []
+    for key, stored in (reuse or {}).items():
+        if key in samples and (encoded := _read_stored(stored, key, samples[key]["encoding"], plan.options)):
+            media[key] = encoded
+    reused = len(media)
+    pending = [row for row in table.to_pylist() if row["clip_id"] not in media]
+    for key, answer in encoder.encode_all(pending, plan.options):
+        if isinstance(answer, str):
+            failures.append((key, answer))
+        else:
+            media[key] = answer
+    result = ShardResult(plan.name, plan.path, failures=sorted(failures), reused=reused)
     target = folder / plan.path
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=target.parent) as spool:
-        for key, stored in (reuse or {}).items():
-            if key in samples and (encoded := _read_stored(stored, key, samples[key]["encoding"])):
-                media[key] = _spool(spool, encoded)
-        reused = len(media)
-        pending = [row for row in table.to_pylist() if row["clip_id"] not in media]
-        for key, answer in encoder.encode_all(pending, plan.options):
-            if isinstance(answer, str):
-                failures.append((key, answer))
-            else:
-                media[key] = _spool(spool, answer)
-        result = ShardResult(plan.name, plan.path, failures=sorted(failures), reused=reused)
-        if not media:
-            _write_index(target, result, [])
-            return result
-        with atomic(target) as temporary:
-            index = _write_tar(temporary, [samples[key] for key in samples if key in media], media, spool)
-            with open(temporary, "rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            size, seconds = temporary.stat().st_size, sum(row["duration"] for row in index)
-            result = replace(result, sha256=digest, bytes=size, clips=len(index), seconds=seconds)
-            _write_index(target, result, index)
+    if not media:
+        write_index(target, result, [], index_schema(plan.options))
+        return result
+    with atomic(target) as temporary:
+        ordered = [samples[key] for key in samples if key in media]
+        index = _write_tar(temporary, ordered, media, companions.endings(plan.options))
+        with open(temporary, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        size, seconds = temporary.stat().st_size, sum(row["duration"] for row in index)
+        result = replace(result, sha256=digest, bytes=size, clips=len(index), seconds=seconds)
+        write_index(target, result, index, index_schema(plan.options))
     return result
 
 
@@ -184,30 +185,40 @@ def listed(store: Store) -> dict[str, ShardResult]:
     """Return the finished shards of a dataset, by the name of their plan. A shard is unfinished if its tar is missing
     or does not have the size in its index."""
     sizes = {name: size for name, size, _ in store.stat("shards")}
-    finished = {}
-    for name in sizes:
-        if not name.endswith(".parquet"):
-            continue
-        try:
-            with store.open(name) as file:
-                result = ShardResult(**json.loads((pq.read_schema(file).metadata or {})[META]))
-        except (pa.ArrowInvalid, KeyError, TypeError, ValueError):
-            continue
-        if sizes.get(result.path, 0) == result.bytes and name == str(index_path(Path(result.path))):
-            finished[result.name] = result
-    return finished
+    indexes = [name for name in sizes if name.endswith(".parquet")]
+    shards = [result for name in indexes if (result := _described(store, name))]
+    return {shard.name: shard for shard in shards if sizes.get(shard.path, 0) == shard.bytes}
+
+
+def is_finished(store: Store, path: str) -> bool:
+    """Return whether the shard `path` is one that `listed` returns."""
+    shard, (size, _) = _described(store, str(index_path(Path(path)))), store.info(path) or (0, "")
+    return shard is not None and size == shard.bytes
+
+
+def _described(store: Store, index: str) -> ShardResult | None:
+    """Return the shard that an index describes; None if it is missing, damaged, or the index of another one."""
+    try:
+        with store.open(index) as file:
+            shard = result_of(pq.read_schema(file))
+    except (FileNotFoundError, pa.ArrowInvalid, KeyError, TypeError, ValueError):
+        return None
+    return shard if index == str(index_path(Path(shard.path))) else None
 
 
 def stored_clips(store: Store, tars: Sequence[str], wanted: pa.ChunkedArray) -> dict[str, Stored]:
     """Return the locations of the `wanted` clip ids in the finished shards `tars`, for `write_shard` to reuse."""
     clips = {}
-    columns = ("key", "media_offset", "media_size", "json_offset", "json_size")
+    columns = ("media_offset", "media_size", "json_offset", "json_size")
     for tar in tars:
         with store.open(str(index_path(Path(tar)))) as file:
-            index = pq.read_table(file, columns=list(columns))
-        index = index.filter(pc.is_in(index["key"], wanted.combine_chunks()))
-        for key, *where in zip(*(index[name].to_pylist() for name in columns), strict=True):
-            clips[key] = Stored(store.path(tar), *where)
+            index = pq.read_table(file)
+        extra = [name.removesuffix("_offset") for name in index.column_names if name.endswith("_offset")]
+        extra = [name for name in extra if f"{name}_offset" not in INDEX.names]
+        for row in index.filter(pc.is_in(index["key"], wanted.combine_chunks())).to_pylist():
+            others = {name: (row[f"{name}_offset"], row[f"{name}_size"]) for name in extra if row[f"{name}_offset"]}
+            places = {name: row[name] for name in columns}
+            clips[row["key"]] = Stored(uri=store.path(tar), companions=others, **places)
     return clips
 
 
@@ -215,9 +226,21 @@ def index_path(tar: Path) -> Path:
     return tar.with_suffix(".parquet")
 
 
-def _write_index(target: Path, result: ShardResult, rows: list[dict[str, Any]]) -> None:
+def result_of(index: pa.Schema) -> ShardResult:
+    """Return what the metadata of an index says of its shard. Raises KeyError, TypeError or ValueError."""
+    return ShardResult(**json.loads((index.metadata or {})[META]))
+
+
+def index_schema(options: PackOptions) -> pa.Schema:
+    """Return the columns of the index of a shard that is packed with `options`."""
+    places = [(f"{member}_{of}", pa.int64()) for member in companions.endings(options) for of in ("offset", "size")]
+    return pa.schema([*INDEX, *(SOUND_INDEX if options.audio == "keep" else ()), *places])
+
+
+def write_index(target: Path, result: ShardResult, rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> None:
+    """Write the index of the tar `target` atomically."""
     lasting = {**asdict(result), "reused": 0}  # the bytes must not depend on how the shard was made
-    table = pa.Table.from_pylist(rows, schema=INDEX).replace_schema_metadata({META: json.dumps(lasting).encode()})
+    table = pa.Table.from_pylist(rows, schema=schema).replace_schema_metadata({META: json.dumps(lasting).encode()})
     with atomic(index_path(target)) as temporary:
         temporary.write_bytes(to_parquet(table))
 
@@ -238,7 +261,8 @@ def _leaves(words: np.ndarray, sizes: np.ndarray, limit: float) -> Iterator[tupl
         stack.append((2 * number + 1, middle, end, half, bits - 1))
 
 
-def _estimated_bytes(clips: pa.Table, options: PackOptions) -> np.ndarray:
+def estimated_bytes(clips: pa.Table, options: PackOptions) -> np.ndarray:
+    """Return the sizes in bytes, (n,) float64, that the samples of `clips` will have in a tar, by their pixels."""
     buckets = clips["bucket"].combine_chunks().dictionary_encode()
     sizes = [bucket_size(name) for name in buckets.dictionary.to_pylist()]
     pixels = np.array([width * height for width, height in sizes], np.float64)[buckets.indices.to_numpy()]
@@ -249,30 +273,39 @@ def _estimated_bytes(clips: pa.Table, options: PackOptions) -> np.ndarray:
     return pixels * np.where(frames > 1, frames, STILL) * BITS_A_PIXEL[options.preset] / 8 + 4 * TAR_BLOCK
 
 
-def _spool(spool: IO[bytes], encoded: encode.Encoded) -> _Spooled:
-    offset = spool.seek(0, io.SEEK_END)
-    spool.write(encoded.data)
-    return _Spooled(offset, len(encoded.data), replace(encoded, data=b""))
-
-
-def _read_stored(stored: Stored, key: str, encoding: Mapping[str, Any]) -> encode.Encoded | None:
+def _read_stored(stored: Stored, key: str, encoding: Mapping[str, Any], options: PackOptions) -> encode.Encoded | None:
     """Return the clip at the location `stored`; None if it is not there or has another `encoding`."""
     try:
         with open_file(stored.uri) as file:
-            file.seek(stored.media_offset - TAR_BLOCK)
-            member = tarfile.TarInfo.frombuf(file.read(TAR_BLOCK), "utf-8", "strict")
-            data = file.read(stored.media_size)
+            name, data = _member(file, stored.media_offset, stored.media_size)
             file.seek(stored.json_offset)
             document = json.loads(file.read(stored.json_size))
-            video = encode.Encoded(data=data, **document["video"])
+            video = encode.Encoded(data=data, **document["video"], sound=document.get("audio"))
+            others = {member: _member(file, *place) for member, place in stored.companions.items()}
     except (OSError, ValueError, KeyError, TypeError, tarfile.HeaderError):
         return None
-    is_same_clip = member.name == f"{key}.{video.media}" and member.size == len(data) and document["clip_id"] == key
-    return video if is_same_clip and document["encoding"] == encoding else None
+    if document["clip_id"] != key or document["encoding"] != encoding or name != f"{key}.{video.media}":
+        return None
+    wanted = {member: f"{key}.{ending}" for member, ending in companions.endings(options).items()}
+    if video.media == "mp4" and {member: name for member, (name, _) in others.items()} != wanted:
+        return None
+    return replace(video, companions={member: data for member, (_, data) in others.items()})
+
+
+def _member(file: BinaryIO, offset: int, size: int) -> tuple[str, bytes]:
+    """Return the name and data of a member of a tar. Raises ValueError or HeaderError if it is another one."""
+    file.seek(offset - TAR_BLOCK)
+    header, data = tarfile.TarInfo.frombuf(file.read(TAR_BLOCK), "utf-8", "strict"), file.read(size)
+    if not header.size == len(data) == size:
+        raise ValueError("the member has another size")
+    return header.name, data
 
 
 def _write_tar(
-    path: Path, samples: Sequence[Mapping[str, Any]], media: Mapping[str, _Spooled], spool: IO[bytes]
+    path: Path,
+    samples: Sequence[Mapping[str, Any]],
+    media: Mapping[str, encode.Encoded],
+    endings: Mapping[str, str],
 ) -> list[dict[str, Any]]:
     """Write the tar; return the rows of INDEX."""
     rows = []
@@ -285,18 +318,24 @@ def _write_tar(
             return tar.offset - -(-len(data) // TAR_BLOCK) * TAR_BLOCK, len(data)
 
         for document in samples:
-            key, spooled = document["clip_id"], media[document["clip_id"]]
-            video = {name: value for name, value in asdict(spooled.encoded).items() if name != "data"}
-            spool.seek(spooled.offset)
+            key, encoded = document["clip_id"], media[document["clip_id"]]
+            video = {name: getattr(encoded, name) for name in VIDEO}
+            sound = {name: value for name, value in (encoded.sound or {}).items() if value is not None}
+            whole = {**document, "video": video, **({"audio": sound} if sound else {})}
             members = {
-                "media": add(f"{key}.{video['media']}", spool.read(spooled.size)),
+                "media": add(f"{key}.{encoded.media}", encoded.data),
                 "text": add(f"{key}.txt", document.get("caption", "").encode()),
-                "json": add(f"{key}.json", to_json({**document, "video": video})),
+                "json": add(f"{key}.json", to_json(whole)),
+                **{
+                    m: add(f"{key}.{end}", encoded.companions[m])
+                    for m, end in endings.items()
+                    if m in encoded.companions
+                },
             }
             where = {
                 f"{member}_{what}": value
                 for member, at in members.items()
                 for what, value in zip(("offset", "size"), at, strict=True)
             }
-            rows.append({"key": key, **video, **where})
+            rows.append({"key": key, **video, **sound, **where})
     return rows

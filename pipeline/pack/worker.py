@@ -1,4 +1,4 @@
-"""The pack worker: rows of a shard's clips in, the shard out."""
+"""The workers of packing: one writes a part of a shard, the other joins the parts to the shard."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
+import pyarrow as pa
 
 from pipeline.config.recipe import Recipe
 from pipeline.config.video_models import resolved
 from pipeline.pack.clip_encoder import ClipEncoder
-from pipeline.pack.shards import ShardPlan, index_path, stored_clips, write_shard
+from pipeline.pack.companions import load_companions
+from pipeline.pack.parts import join_parts, part_file, parts_of, rows_file
+from pipeline.pack.shards import ShardPlan, index_path, is_finished, stored_clips, write_shard
 from pipeline.state.error_log import unforeseen, write_errors
 from pipeline.state.units import UnitResult, stopped
 from pipeline.storage.store import Store
@@ -19,11 +21,12 @@ from pipeline.tables.fragments import Fragment, fingerprint
 
 
 @dataclass(frozen=True)
-class PackUnit:
-    """A shard to write: its clips' rows are the fragment `rows`; the shards `lent` may hold encoded media to reuse."""
+class TranscodeUnit:
+    """The part `number` of the shard whose rows are in the folder `spool`; the shards `lent` may hold encoded media to
+    reuse."""
 
-    path: str
-    rows: str
+    spool: str
+    number: int
     clips: int
     lent: tuple[str, ...] = ()
 
@@ -32,36 +35,78 @@ class PackUnit:
         return self.clips
 
 
-class Pack:
-    """Writes the shard of a unit."""
+@dataclass(frozen=True)
+class PackUnit:
+    """A shard to write, by the path and name of its plan; all its parts are in the folder `spool`."""
+
+    path: str
+    name: str
+    spool: str
+    clips: int
+
+    @property
+    def amount(self) -> float:
+        return self.clips
+
+
+class Transcode:
+    """Encodes the clips of a unit."""
 
     def __init__(self, store: Store, recipe: Recipe) -> None:
         self._store, self._options = store, resolved(recipe.pack)
+        load_companions(self._options)  # downloads weights, which a child process may not
         self._encoder = ClipEncoder(recipe.scan, recipe.sources)
 
-    def __call__(self, unit: PackUnit) -> UnitResult:
+    def __call__(self, unit: TranscodeUnit) -> UnitResult:
         self._encoder.errors.clear()
         try:
             return self._unit(unit)
         except (OSError, MemoryError) as error:
-            return stopped("pack", error)
+            return stopped("transcode", error)
 
-    def _unit(self, unit: PackUnit) -> UnitResult:
+    def _unit(self, unit: TranscodeUnit) -> UnitResult:
         started = time.perf_counter()
-        table = Fragment(unit.rows, {}).rows(self._store)
-        plan = ShardPlan(unit.path, self._options, table, np.arange(table.num_rows))
-        reuse = stored_clips(self._store, unit.lent, table["clip_id"])
-        self._store.delete(str(index_path(Path(unit.path))))  # an old index must never describe a new tar
+        table = _rows(self._store, unit.spool)
+        rows = parts_of(table, self._options)[unit.number]
+        plan = ShardPlan(part_file(unit.spool, unit.number), self._options, table, rows)
+        reuse = stored_clips(self._store, unit.lent, plan.rows()["clip_id"])
         with self._store.folder("") as folder:
             result = write_shard(plan, folder, reuse, self._encoder)
-            write_errors(self._store, "pack", fingerprint(plan.name), self._encoder.errors)
-        counts = {"clips": result.clips, "reused": result.reused, "failed": len(result.failures)}
-        seconds = {"total": time.perf_counter() - started, "video": result.seconds}
+            write_errors(self._store, "transcode", fingerprint(plan.name), self._encoder.errors)
         return UnitResult(
-            "pack",
+            "transcode",
             unit.amount,
-            counts=counts,
-            seconds=seconds,
+            counts={"clips": result.clips, "reused": result.reused, "failed": len(result.failures)},
+            seconds={"total": time.perf_counter() - started, "video": result.seconds},
             fragment=str(index_path(Path(result.path))),
             unforeseen=unforeseen(self._encoder.errors),
         )
+
+
+class Pack:
+    """Writes the shard of a unit and deletes its parts."""
+
+    def __init__(self, store: Store, recipe: Recipe) -> None:
+        self._store, self._options = store, resolved(recipe.pack)
+
+    def __call__(self, unit: PackUnit) -> UnitResult:
+        started = time.perf_counter()
+        try:
+            if not is_finished(self._store, unit.path):  # by a worker that was lost before it could say so
+                self._write(unit)
+            self._store.delete_folder(unit.spool)
+        except (OSError, MemoryError) as error:
+            return stopped("pack", error)
+        seconds = {"total": time.perf_counter() - started}
+        return UnitResult("pack", unit.amount, {"shards": 1}, seconds, fragment=str(index_path(Path(unit.path))))
+
+    def _write(self, unit: PackUnit) -> None:
+        count = len(parts_of(_rows(self._store, unit.spool), self._options))
+        self._store.delete(str(index_path(Path(unit.path))))  # an old index must never describe a new tar
+        with self._store.fetched(unit.spool) as parts, self._store.folder("") as folder:
+            tars = [part_file(unit.spool, number) for number in range(count)]
+            join_parts(parts, tars, unit.name, unit.path, folder)
+
+
+def _rows(store: Store, spool: str) -> pa.Table:
+    return Fragment(rows_file(spool), {}).rows(store)

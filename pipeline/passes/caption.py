@@ -23,8 +23,7 @@ from pipeline.state.units import CaptionPart, CaptionUnit
 from pipeline.storage.store import Store
 from pipeline.tables.fragments import fingerprint
 
-UNIT = 64  # clips, at least
-BATCHES = 4  # of a unit, at least: a batch's frames are decoded while the one before is captioned
+AT_ONCE = 4  # units in a worker at the same time: two that fill the captioner's rows, one before and one behind it
 
 
 class CaptionPass:
@@ -44,14 +43,14 @@ class CaptionPass:
 
     def stages(self, store: Store, recipe: Recipe, machine: Machine) -> Sequence[Any]:
         """Workers that hold the captioner, or, for `ray_llm`, Ray's processor between workers. Without a GPU a worker
-        takes two cores: on one it captions, on the other it reads frames and audits."""
+        takes two cores: on one it captions a unit, on the other it reads the next one and scores the one before."""
         if recipe.caption.captioner == "ray_llm":
             from pipeline.passes.ray_llm import AskRay  # takes seconds to import
 
             return [AskRay(store, recipe)]
         gpu = machine.gpu and self.uses_gpu(recipe)
         cpus, gpus = (1.0, 1.0) if gpu else (min(2.0, machine.widest), 0.0)
-        return [Stage(CaptionClips, (store, recipe), CaptionUnit, cpus, gpus)]
+        return [Stage(CaptionClips, (store, recipe), CaptionUnit, cpus, gpus, AT_ONCE)]
 
     def outlook(self, snapshot: Snapshot) -> Outlook:
         clips = snapshot.selected_before_captions()
@@ -71,13 +70,14 @@ def with_listed_captions(recipe: Recipe, files: Sequence[DiscoveredFile]) -> Rec
 
 
 def caption_units(clips: pa.Table, sources: pa.Table, recipe: Recipe) -> Iterator[CaptionUnit]:
-    """Kept clips that have neither a caption nor a reason for none, by the units that have their frames."""
+    """Kept clips that have neither a caption nor a reason for none, a batch a unit: what is captioned together is
+    committed together, so that a crash loses no more."""
     listed = dict[str, str]()
     if recipe.caption.captioner == "listed":
         columns = (sources[name].to_pylist() for name in ("source_id", "metadata"))
         listed = {source: metadata for source, metadata in zip(*columns, strict=True) if source and metadata}
     pending = clips.filter(pc.and_(clips["keep"], pc.invert(clips["captioned"])))
-    size = max(BATCHES * recipe.caption.batch, UNIT)
+    size = recipe.caption.batch
     rows = plain_columns(pending, ("source_id", "clip_id", "scan_at", "unit", "embed_at"))
     rows = rows.sort_by([("source_id", "ascending"), ("clip_id", "ascending")])
     for at in range(0, rows.num_rows, size):

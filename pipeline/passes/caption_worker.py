@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from filters.base import ClipView, score
 from filters.encoders.base import load_encoder
 from pipeline.config.recipe import CaptionOptions, Recipe
 from pipeline.media.faults import is_machine_fault
-from pipeline.passes.embed_worker import Costs, Frames, chunks, clip_view, one_thread, rows_in
+from pipeline.passes.embed_worker import Batch, Costs, Frames, chunks, clip_view, one_thread, rows_in
 from pipeline.state import fingerprints
 from pipeline.state.committed import join
 from pipeline.state.error_log import LoggedError, logged_error, unforeseen, write_errors
@@ -28,9 +30,14 @@ from pipeline.storage.store import Store
 from pipeline.tables.compaction import Runs
 from pipeline.tables.fragments import IdRange, fingerprint, read_fragment, table_from, write_fragment
 
+THREADS = 4  # that decode the frames of a unit
+
 
 class CaptionClips:
-    """A unit -> a fragment of captions. A clip without a caption is a row that says why."""
+    """A unit -> a fragment of captions. A clip without a caption is a row that says why.
+
+    Thread-safe: while the captioner (a GPU, a server) has one unit, another is read and a third is scored.
+    """
 
     def __init__(self, store: Store, recipe: Recipe, captioner: Any = None) -> None:
         one_thread()
@@ -42,6 +49,11 @@ class CaptionClips:
             self._filters = fingerprints.filters_of(recipe, "caption", encoder)
         self._schema = fingerprints.caption_schema(recipe)
         self._fingerprint = fingerprints.caption_fingerprint(recipe)
+        one_at_a_time = not getattr(self._captioner, "thread_safe", False)
+        self._asking = threading.Lock() if one_at_a_time else contextlib.nullcontext()
+        self._scoring = threading.Lock()
+        self._answered = 0.0  # when the captioner has answered the last unit, by time.perf_counter
+        self._problem = ""  # what stopped the captioner: units that wait for it do not ask again
 
     def __call__(self, unit: CaptionUnit) -> UnitResult:
         try:
@@ -52,21 +64,22 @@ class CaptionClips:
             return stopped("caption", error)
 
     def _unit(self, unit: CaptionUnit) -> UnitResult:
-        costs, problem, errors = Costs(), "", list[LoggedError]()
-        rows: list[dict[str, Any]] = []
-        following = batches(self._store, self._recipe, unit)
-        # While the captioner (a GPU, a server) has one batch, the next one's frames are decoded, the last one scored.
-        with ThreadPoolExecutor(2) as pool:
-            coming, scored = pool.submit(next, following, None), None
-            while not problem and (batch := coming.result()):
-                coming = pool.submit(next, following, None)
-                clips = {row["clip_id"]: clip_frames(row, batch[1][row["clip_id"]]) for row in batch[0]}
-                source_of = {row["clip_id"]: row["source_uri"] for row in batch[0]}
-                with costs.measure("captioner", len(clips)):
-                    answers, problem = self._ask(list(clips.values()), source_of, errors)
-                rows += scored.result() if scored else []
-                scored = pool.submit(self._score, *batch, clips, answers, costs, errors)
-            rows += scored.result() if scored else []
+        costs, errors = Costs(), list[LoggedError]()
+        rows, frames = clips_with_frames(self._store, self._recipe, unit)
+        clips = {row["clip_id"]: clip_frames(row, frames[row["clip_id"]]) for row in rows}
+        source_of = {row["clip_id"]: row["source_uri"] for row in rows}
+        with self._asking:
+            started = time.perf_counter()
+            problem, answers = self._problem, list[Caption | CaptionError]()
+            if not problem:
+                answers, problem = self._ask(list(clips.values()), source_of, errors)
+                self._problem = self._problem or problem
+            answered = time.perf_counter()
+        with self._scoring:
+            took = answered - max(started, self._answered)  # while other units were with the captioner too
+            costs.took("captioner", max(0.0, took), len(answers))
+            self._answered = max(answered, self._answered)
+            rows = self._score(rows, frames, clips, answers, costs, errors)
         name = ""
         if rows:
             key = fingerprint(self._fingerprint, [row["clip_id"] for row in rows])
@@ -88,7 +101,7 @@ class CaptionClips:
 
     def _ask(
         self, clips: Sequence[ClipFrames], source_of: Mapping[str, str], errors: list[LoggedError]
-    ) -> tuple[Sequence[Caption | CaptionError], str]:
+    ) -> tuple[list[Caption | CaptionError], str]:
         """The captioner's answers, and what stopped it, if anything did. A batch for which it raises is asked again
         clip by clip, so that one clip costs no other its caption."""
         try:
@@ -181,26 +194,19 @@ class CaptionClips:
         return out
 
 
-def batches(
-    store: Store, recipe: Recipe, unit: CaptionUnit
-) -> Iterator[tuple[list[dict[str, Any]], dict[str, Frames]]]:
-    """The unit's rows with their frames, as many at once as the recipe says, across fragments."""
-    size = recipe.caption.batch
+def clips_with_frames(store: Store, recipe: Recipe, unit: CaptionUnit) -> Batch:
+    """The rows of a unit, with what the scan and the embed pass know, and their frames by clip id."""
     rows: list[dict[str, Any]] = []
     frames: dict[str, Frames] = {}
     for part in unit.parts:
         with Runs(store, [read_fragment(store, name) for name in part.embedded]) as runs:
             embedded = runs.rows(part.clips.span or IdRange())
         table = join(rows_in(store, part.clips), embedded, fingerprints.embed_schema(recipe), "embed_at")
-        clip_rows = [{**row, "metadata": part.metadata.get(row["source_id"])} for row in table.to_pylist()]
-        for more, pictures in chunks(store, part.clips.unit, clip_rows, size):
-            rows, frames = rows + more, frames | pictures
-            if len(rows) >= size:
-                yield rows[:size], frames
-                rows = rows[size:]
-                frames = {row["clip_id"]: frames[row["clip_id"]] for row in rows}
-    if rows:
-        yield rows, frames
+        part_rows = [{**row, "metadata": part.metadata.get(row["source_id"])} for row in table.to_pylist()]
+        for more, pictures in chunks(store, part.clips.unit, part_rows, threads=THREADS):
+            rows += more
+            frames |= pictures
+    return rows, frames
 
 
 def with_texts(rows: pa.Table, options: CaptionOptions) -> pa.Table:

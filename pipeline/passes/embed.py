@@ -9,7 +9,7 @@ import pyarrow as pa
 from pipeline.config.recipe import Recipe
 from pipeline.engine.base import Machine, Stage
 from pipeline.passes.base import Outlook
-from pipeline.passes.embed_on_gpu import EncodeClips, EncodeUnit, ScoreFrames
+from pipeline.passes.embed_on_gpu import AT_ONCE, EncodeClips, EncodeUnit, ScoreFrames
 from pipeline.passes.embed_worker import Embed
 from pipeline.passes.snapshot import Snapshot
 from pipeline.passes.unit_clips import plain_columns, units_of
@@ -34,13 +34,13 @@ class EmbedPass:
         return embed_units(snapshot.sources, snapshot.store, snapshot.recipe)
 
     def stages(self, store: Store, recipe: Recipe, machine: Machine) -> Sequence[Stage]:
-        """On a GPU two stages, with two workers of the second to a GPU. Else one, beside the scan on the same cores:
-        with two of them one worker, as loading models takes as long as a small build, with more nearly as many as the
-        scan has."""
+        """On a GPU two stages, the second with one worker a GPU. Else one, beside the scan on the same cores: with two
+        of them one worker, as loading models takes as long as a small build, with more nearly as many as the scan
+        has."""
         if machine.gpu and self.uses_gpu(recipe):
             return [
-                Stage(ScoreFrames, (store, recipe), UnitClips, cpus=1.0),
-                Stage(EncodeClips, (store, recipe), EncodeUnit, cpus=0.0, gpus=0.5),
+                Stage(ScoreFrames, (store, recipe), UnitClips, cpus=1.0, own_process=True),
+                Stage(EncodeClips, (store, recipe), EncodeUnit, cpus=0.0, gpus=1.0, at_once=AT_ONCE),
             ]
         return [Stage(Embed, (store, recipe), UnitClips, cpus=min(0.7, machine.widest / 2))]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -162,7 +163,10 @@ class Costs:
     def measure(self, name: str, clips: int) -> Iterator[None]:
         began = time.perf_counter()
         yield
-        self._add(name, "seconds", time.perf_counter() - began)
+        self.took(name, time.perf_counter() - began, clips)
+
+    def took(self, name: str, seconds: float, clips: int) -> None:
+        self._add(name, "seconds", seconds)
         self._add(name, "clips", clips)
 
     def rejected(self, name: str, clips: int) -> None:
@@ -230,20 +234,23 @@ def rows_in(store: Store, clips: UnitClips) -> pa.Table:
     return rows.filter(pc.is_in(rows["clip_id"], pa.array(clips.clip_ids)))
 
 
+Batch = tuple[list[dict[str, Any]], dict[str, Frames]]
+
+
 def chunks(
-    store: Store, unit: str, rows: Sequence[dict[str, Any]], size: int = CHUNK
-) -> Iterator[tuple[list[dict[str, Any]], dict[str, Frames]]]:
-    """`rows` of a unit of the scan a few at a time, with their sampled frames read and decoded."""
+    store: Store, unit: str, rows: Sequence[dict[str, Any]], size: int = CHUNK, threads: int = 1
+) -> Iterator[Batch]:
+    """`rows` of a unit of the scan a few at a time, with their sampled frames read, and decoded by `threads`."""
     if not rows:
         return
-    with store.open(frames_of(unit)) as file:
+    with store.open(frames_of(unit)) as file, ThreadPoolExecutor(threads) as pool:
         stored = pq.ParquetFile(file)
         for at in range(0, len(rows), size):
             chunk = list(rows[at : at + size])
             jpegs: dict[str, list[dict[str, Any]]] = {row["clip_id"]: [] for row in chunk}
             for frame in read_frames(stored, jpegs).to_pylist():
                 jpegs[frame["clip_id"]].append(frame)
-            yield chunk, {clip: decode_frames(frames) for clip, frames in jpegs.items()}
+            yield chunk, dict(zip(jpegs, pool.map(decode_frames, jpegs.values()), strict=True))
 
 
 def decode_frames(stored: Sequence[Mapping[str, Any]]) -> Frames:
@@ -265,7 +272,7 @@ def admitted(scores: Mapping[str, Any], bounds: Mapping[str, Bounds]) -> bool:
 
 def one_thread() -> None:
     """One thread a worker: there is a worker a core, and sums come out in one order."""
-    import torch
+    import torch  # takes seconds to import
 
     cv2.setNumThreads(1)
     torch.set_num_threads(1)

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.config.recipe import Recipe
+from pipeline.config.recipe import Recipe, ScanOptions
 from pipeline.engine.base import Machine, Stage
 from pipeline.passes.base import Outlook
 from pipeline.passes.snapshot import Snapshot, file_table, with_key
@@ -38,19 +38,19 @@ class IdentifyPass:
         return False
 
     def pending(self, snapshot: Snapshot, workers: int) -> Iterator[IdentifyUnit]:
-        return identify_units(snapshot.files, snapshot.store)
+        return identify_units(snapshot.files, snapshot.store, snapshot.recipe.scan)
 
     def stages(self, store: Store, recipe: Recipe, machine: Machine) -> Sequence[Stage]:
         return [Stage(Identify, (store, recipe), IdentifyUnit, cpus=1.0)]
 
     def outlook(self, snapshot: Snapshot) -> Outlook:
-        pending = sum(unit.amount for unit in identify_units(snapshot.files, snapshot.store))
+        pending = sum(unit.amount for unit in self.pending(snapshot, 1))
         return Outlook(pending, len(snapshot.files), "new or changed")
 
 
-def identify_units(files: Sequence[DiscoveredFile], store: Store) -> Iterator[IdentifyUnit]:
-    """Yield units of files that no build has identified since they last changed."""
-    rows = with_key(committed.identified(store))
+def identify_units(files: Sequence[DiscoveredFile], store: Store, limits: ScanOptions) -> Iterator[IdentifyUnit]:
+    """Yield units of files that no build has identified, within these `limits`, since they last changed."""
+    rows = with_key(committed.identified(store, limits))
     reached_keys = rows.filter(pc.not_equal(rows["status"], committed.UNREACHABLE))["key"].combine_chunks()
     new = np.flatnonzero(pc.is_in(file_table(files)["key"], reached_keys).to_numpy() == 0)
     for at in range(0, len(new), UNIT):
@@ -68,7 +68,7 @@ def as_last_seen(files: Sequence[DiscoveredFile], store: Store) -> Sequence[Disc
         return files
     rows = rows.filter(pc.is_in(rows["source_uri"], silent))
     used = set(zip(rows["source_uri"].to_pylist(), rows["source_id"].to_pylist(), strict=True))
-    earlier_rows = committed.identified(store)
+    earlier_rows = committed.all_identified(store)
     earlier_rows = earlier_rows.filter(
         pc.and_(pc.is_in(earlier_rows["uri"], silent), pc.not_equal(earlier_rows["status"], committed.UNREACHABLE))
     )

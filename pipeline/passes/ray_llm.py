@@ -22,7 +22,7 @@ from captioners import load_captioner
 from captioners.api.ray_llm import RayLlm
 from captioners.base import Caption, CaptionError, ClipFrames
 from pipeline.config.recipe import Recipe
-from pipeline.passes.caption_worker import CaptionClips, batches, clip_frames
+from pipeline.passes.caption_worker import CaptionClips, clip_frames, clips_with_frames
 from pipeline.passes.embed_worker import one_thread
 from pipeline.state import fingerprints
 from pipeline.state.units import BuildStopped, CaptionPart, CaptionUnit
@@ -80,10 +80,10 @@ class _Ask:
         unit: CaptionUnit
         _, unit = pickle.loads(row["unit"])
         homes = {clip: pickle.dumps(part) for part in unit.parts for clip in part.clips.clip_ids or ()}
-        for chunk, frames in batches(self._store, self._recipe, unit):
-            for clip_row in chunk:
-                clip = clip_frames(clip_row, frames[clip_row["clip_id"]])
-                yield {"clip_id": clip.clip_id, "home": homes[clip.clip_id], **self._llm.request(clip)}
+        rows, frames = clips_with_frames(self._store, self._recipe, unit)
+        for clip_row in rows:
+            clip = clip_frames(clip_row, frames[clip_row["clip_id"]])
+            yield {"clip_id": clip.clip_id, "home": homes[clip.clip_id], **self._llm.request(clip)}
 
 
 class _Keep:

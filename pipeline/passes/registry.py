@@ -10,11 +10,13 @@ from pipeline.passes.embed import EMBED
 from pipeline.passes.identify import IdentifyPass
 from pipeline.passes.pack import PackPass
 from pipeline.passes.scan import ScanPass
+from pipeline.passes.transcode import TranscodePass
 
 CHAINS: tuple[tuple[Pass, ...], ...] = (  # the passes of a chain run at the same time: each hands its units to the next
     (IdentifyPass(),),
     (ScanPass(), EMBED),
     (CaptionPass(),),
+    (TranscodePass(),),
     (PackPass(),),
 )
 PASSES: tuple[Pass, ...] = tuple(itertools.chain(*CHAINS))

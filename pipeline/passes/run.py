@@ -8,12 +8,13 @@ import json
 import pickle
 import sys
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pipeline.engine.base import Engine
+from pipeline.engine.base import Engine, NodesLost
 from pipeline.engine.progress import Progress
+from pipeline.media.faults import one_line, place_of, trace_of
 from pipeline.passes.base import Pass
 from pipeline.passes.snapshot import Snapshot
 from pipeline.passes.spent import Spent
@@ -29,7 +30,7 @@ def run_passes(passes: Sequence[Pass], snapshot: Snapshot, engine: Engine, total
     """Run passes that hand their units on to each other; return whether there was anything to do.
 
     `totals` are the entries of dataset.json's `passes` for this build; they are continued. Raises BuildStopped where a
-    worker cannot continue, and what `Engine.run` raises.
+    worker cannot continue or meets an error in the program, and what else `Engine.run` raises.
     """
     store, recipe = snapshot.store, snapshot.recipe
     workers = engine.machine().cpus
@@ -54,7 +55,7 @@ def run_passes(passes: Sequence[Pass], snapshot: Snapshot, engine: Engine, total
                 whole = {"total": amount, "measure": passes[0].measure} if name == passes[0].name else {}
                 store.write(f"stats/{name}.json", json.dumps(totals[name] | whole, indent=2, sort_keys=True).encode())
 
-    saved, hits = 0.0, Counter[str]()
+    saved, hits = 0.0, defaultdict[str, set[str]](set)  # sources that each unforeseen exception hit
     try:
         for result in engine.run(units, stages):
             check_shared(result)
@@ -62,26 +63,38 @@ def run_passes(passes: Sequence[Pass], snapshot: Snapshot, engine: Engine, total
             if result.of == passes[0].name:
                 progress.add(result.amount, result.counts)
             engine.publish(result, amount - progress.amount if result.of == passes[0].name else 0.0)
-            hits.update(result.unforeseen)
-            if problem := result.problem or why_stop(hits, len(snapshot.files)):
+            for place, sources in result.unforeseen.items():
+                hits[place].update(sources)
+            counts = {place: len(sources) for place, sources in hits.items()}
+            if problem := result.problem or why_stop(counts, len(snapshot.files)):
                 raise BuildStopped(problem)
             if progress.seconds - saved > SAVE_SECONDS:
                 save()
                 saved = progress.seconds
-    except BaseException:
+    except BaseException as error:
         progress.close()
         with contextlib.suppress(OSError):  # of a full disk, say, which is the error that is raised already
             save()
+            if isinstance(error, Exception) and not isinstance(error, (BuildStopped, OSError, NodesLost)):
+                raise BuildStopped(_bug(passes[0].name, error, store)) from error
         raise
     progress.close()
     save()
     if hits:
         where = store.path(FOLDER)
-        name = passes[0].name
+        count = len(set().union(*hits.values()))
         print(
-            f"{name}: {hits.total():,} sources met an error in the program; tracebacks are in {where}", file=sys.stderr
+            f"{passes[0].name}: {count:,} sources met an error in the program; tracebacks are in {where}",
+            file=sys.stderr,
         )
     return True
+
+
+def _bug(name: str, error: Exception, store: Store) -> str:
+    """Return one line about an exception that is an error in the program, and write its traceback to the dataset."""
+    log = f"{FOLDER}/{name}.txt"
+    store.write(log, trace_of(error).encode())
+    return f"{name}: {place_of(error)}: {one_line(error)}. The traceback is in {store.path(log)}"
 
 
 def _shared_check(store: Store) -> Callable[[UnitResult], None]:

@@ -94,7 +94,7 @@ def parts_of(sources: pa.Table, recipe: Recipe) -> pa.Table:
     return parts.sort_by([("source_id", "ascending"), ("first", "ascending")])
 
 
-def not_scanned(parts: pa.Table, done: committed.Scanned) -> pa.Table:
+def not_scanned(parts: pa.Table, done: committed.ScanState) -> pa.Table:
     return parts.filter(pc.invert(pc.is_in(parts["key"], done.keys)))
 
 
@@ -122,7 +122,7 @@ def _objects(parts: pa.Table) -> Iterator[Part]:
             yield Part(Source(row["source_id"], row["source_uri"]), row["duration"], segment)
 
 
-def with_errors(sources: pa.Table, done: committed.Scanned) -> pa.Table:
+def with_errors(sources: pa.Table, done: committed.ScanState) -> pa.Table:
     """Return rows of tables/sources after the scan: a source has failed if none of its parts could be scanned; if only
     some could, `error` names the others."""
     errors = {**done.errors, **done.unreachable}

@@ -10,13 +10,13 @@ import json
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.config.recipe import Recipe
+from pipeline.config.recipe import Recipe, ScanOptions
 from pipeline.passes.caption_worker import with_texts
 from pipeline.selection.duplicates import Embeddings, Vectors, matrix
 from pipeline.selection.select import QUALITY, SELECTED, select
@@ -28,10 +28,19 @@ SELECTED_BY = (  # what selection, planning and counting read of a clip, beside 
     *("clip_id", "source_id", "source_uri", "shot_index", "start", "end", "frames", "crop_w", "crop_h", "dropped"),
     *("color_transfer", "unit", "caption_error", *QUALITY),
 )
-DECIDED = (  # the columns of a clip that stay in memory after selection
+IN_MEMORY = (  # the columns of a clip that stay in memory after selection
     *("clip_id", "source_uri", "start", "end", "frames", "caption"),
     *(*SELECTED.names, "balance_cluster", "balance_weight", "pack_frames"),
 )
+
+
+class PlannedShard(NamedTuple):
+    """A shard of the kept clips. `name` says its path and content; `finished`: there when the shards were planned."""
+
+    path: str
+    name: str
+    clips: int
+    finished: bool
 
 
 class Snapshot:
@@ -39,7 +48,7 @@ class Snapshot:
 
     def __init__(self, store: Store, recipe: Recipe, files: Sequence[DiscoveredFile]) -> None:
         self.store, self.recipe, self.files = store, recipe, files
-        self.shards: list[tuple[str, str]] = []  # path and name of each shard of the kept clips, once they are planned
+        self.shards: list[PlannedShard] = []  # of the kept clips, in order of path, once the pass `transcode` planned
 
     def refresh(self) -> None:
         """Discard what was read, after a pass has committed more."""
@@ -48,10 +57,10 @@ class Snapshot:
 
     @cached_property
     def sources(self) -> pa.Table:
-        return source_rows(self.files, self.store)
+        return source_rows(self.files, self.store, self.recipe.scan)
 
     @cached_property
-    def scanned(self) -> committed.Scanned:
+    def scanned(self) -> committed.ScanState:
         return committed.scanned(self.store, self.recipe)
 
     @cached_property
@@ -71,11 +80,11 @@ class Snapshot:
 
     @cached_property
     def selected(self) -> pa.Table:
-        """Every clip with the columns of selection, and of its other columns those of DECIDED."""
+        """Every clip with the columns of selection, and of its other columns those of IN_MEMORY."""
         clips, embeddings = self._clips
         clips = select(clips, self.recipe, fingerprints.late_columns(self.recipe), embeddings=embeddings)
         del self.__dict__["_clips"]  # before the report reads columns of its own
-        return clips.select([name for name in clips.column_names if name in DECIDED])
+        return clips.select([name for name in clips.column_names if name in IN_MEMORY])
 
     @property
     def kept(self) -> pa.Table:
@@ -106,10 +115,11 @@ def with_key(files: pa.Table) -> pa.Table:
     return files.append_column("key", key)
 
 
-def source_rows(discovered: Sequence[DiscoveredFile], store: Store) -> pa.Table:
+def source_rows(discovered: Sequence[DiscoveredFile], store: Store, limits: ScanOptions) -> pa.Table:
     """Return rows of tables/sources, in order of URI, with `size` and `start`. Of files with equal content the first is
     used; files that are not identified yet are left out."""
-    files, identified_rows = file_table(discovered), with_key(committed.identified(store))
+    files = file_table(discovered)
+    identified_rows = with_key(committed.identified(store, limits))
     at = pc.index_in(files["key"], identified_rows["key"].combine_chunks())
     files, at = files.filter(pc.is_valid(at)), pc.drop_null(at)
     rows = identified_rows.take(at).drop_columns(["stamp", "key"]).rename_columns({"uri": "source_uri"})

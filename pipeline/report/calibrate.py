@@ -13,8 +13,9 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.config.recipe import Bounds, from_dict
+from pipeline.engine.progress import counted
 from pipeline.report.histogram import number
-from pipeline.report.labels import Judgement, file_of, is_good, judge, read_file_labels, read_labels
+from pipeline.report.labels import Judgement, LabelError, file_of, is_good, judge, read_file_labels, read_labels
 from pipeline.storage.store import Store
 from pipeline.tables import fragments
 from pipeline.tables.columns import Columns
@@ -82,7 +83,11 @@ def calibrate(dataset: Path | str, labels_file: Path | str | None = None) -> str
     elif labels_file is not None:
         labels = read_labels(labels_file)
         unknown = len(labels.keys() - set(clips["clip_id"].to_pylist()))
-        note = f"{len(labels) - unknown} labelled clips" + (f", {unknown} that this dataset lacks" if unknown else "")
+        if unknown == len(labels):
+            raise LabelError(f"{labels_file} has no clip_id of {dataset}: labels of another dataset?")
+        note = counted(len(labels) - unknown, "labelled clips") + (
+            f", {unknown} that this dataset lacks" if unknown else ""
+        )
         parts.append(f"{note}\n{_separation_table(separations(clips, labels, thresholds))}")
     return "\n\n".join(parts)
 
@@ -201,13 +206,15 @@ def _file_label_tables(
     columns = ["source_uri", "rejected_by", *(name for name in thresholds if name in clips)]
     rows = [(row, file_of(row["source_uri"], labels)) for row in clips.table(*columns).to_pylist()]
     labelled = [(row, labels[name]) for row, name in rows if name is not None]
+    if not labelled:
+        raise LabelError("no label names a source of the dataset that has clips: `file` is the end of a source_uri")
     present = {name for _, name in rows if name is not None}
     good = [not row["rejected_by"] for row, label in labelled if is_good(label)]
     kept = f", of which {sum(good) / len(good):.3f} are kept" if good else ""
     return (
-        f"{len(labelled)} clips of {len(present)} labelled files, "
+        f"{counted(len(labelled), 'clips')} of {counted(len(present), 'labelled files')}, "
         f"{len(labels) - len(present)} that this dataset lacks; "
-        f"{len(good)} clips of filmed single shots without a labelled defect{kept}\n"
+        f"{counted(len(good), 'clips')} of filmed single shots without a labelled defect{kept}\n"
         f"{judgement_table(judge(labelled, thresholds), thresholds)}"
     )
 

@@ -82,7 +82,9 @@ def caption_health(clips: Columns) -> CaptionHealth | None:
         captioned=len(captions),
         distinct=pc.count_distinct(captions).as_py(),
         problems=[problem for problem in problems if problem.lost or problem.mended],
-        phrases=common_phrases(captions.take(pa.array(range(0, len(captions), len(captions) // LOOKED_AT + 1)))),
+        phrases=common_phrases(
+            captions.take(pa.array(range(0, len(captions), len(captions) // LOOKED_AT + 1), pa.int64()))
+        ),
     )
 
 

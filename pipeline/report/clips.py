@@ -18,7 +18,7 @@ from filters.base import evenly, why_null
 from pipeline.report.histogram import Histogram, number
 from pipeline.sources.names import printable
 from pipeline.storage.store import Store
-from pipeline.tables.columns import rows_of
+from pipeline.tables.columns import rows_of_clips
 from pipeline.tables.fragments import Fragment, frames_of
 
 JOIN = "\x1f"  # separator of reasons
@@ -149,7 +149,7 @@ def _scores(clip: Mapping[str, Any], histograms: Sequence[Histogram], labels: Se
 def _strips(store: Store, wanted: set[str]) -> dict[str, tuple[bytes, int, float]]:
     """Return by clip id: (JPEG, number of frames in it, width over height of one)."""
     frames: dict[str, list[tuple[float, bytes]]] = defaultdict(list)
-    for row in rows_of(store, _frames_with(store, wanted), wanted):
+    for row in rows_of_clips(store, _frames_with(store, wanted), wanted):
         frames[row["clip_id"]].append((row["time"], row["jpeg"]))
     return {clip: strip for clip in sorted(frames) if (strip := _strip([jpeg for _, jpeg in sorted(frames[clip])]))}
 

@@ -13,7 +13,7 @@ QUANTILES = 2001
 
 
 @dataclass(frozen=True)
-class Line:
+class ThresholdLine:
     """A threshold. `x` is its position on the axis, clipped to 0..1; `outside`: it was clipped."""
 
     side: str  # min or max
@@ -32,7 +32,7 @@ class Histogram:
     high: float
     kept: tuple[float, ...]
     rejected: tuple[float, ...]
-    lines: tuple[Line, ...]
+    lines: tuple[ThresholdLine, ...]
     median: float
     missing: int
     values: np.ndarray  # the finite scores, sorted, or at most QUANTILES quantiles of them
@@ -63,7 +63,7 @@ def histogram(name: str, values: np.ndarray, keep: np.ndarray, bounds: Mapping[s
     lines = []
     for side, value in limits:
         x = (value - low) / (high - low)
-        lines.append(Line(side, value, min(1.0, max(0.0, x)), not 0.0 <= x <= 1.0))
+        lines.append(ThresholdLine(side, value, min(1.0, max(0.0, x)), not 0.0 <= x <= 1.0))
     return Histogram(
         name=name,
         low=low,

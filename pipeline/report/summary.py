@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.engine.progress import clock
 
-PASSES = ("sources", "scan", "embed", "caption", "pack")
+PASSES = ("sources", "scan", "embed", "caption", "transcode", "pack")
 TRACKS = ("flow", "borders")  # parts of the scan that only filters need
 
 
@@ -22,7 +22,7 @@ def summary(out: str, info: Mapping[str, Any]) -> str:
         *((f"  rejected by {reason}", f"{number:,}") for reason, number in count["rejected_by"].items()),
         ("captions", f"{count['captions']:,}"),
         ("shards", f"{len(shards):,}, {sum(shard['bytes'] for shard in shards) / 1e6:.1f} MB"),
-        *filter_costs(info["passes"]),
+        *filter_rows(info["passes"]),
         *((f"seconds: {name}", _seconds(info["passes"][name])) for name in PASSES if name in info["passes"]),
     ]
     width = max(len(name) for name, _ in rows)
@@ -30,7 +30,7 @@ def summary(out: str, info: Mapping[str, Any]) -> str:
     return "\n".join(["", *lines, "", f"dataset  {out}", f"report   {out.rstrip('/')}/report.html"])
 
 
-def filter_costs(passes: Mapping[str, Any]) -> list[tuple[str, str]]:
+def filter_rows(passes: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return a row for the filters of the scan, with their time beside decoding, and one for those of the embed pass,
     each with the milliseconds of a clip and the share of its clips that it rejects."""
     rows = []

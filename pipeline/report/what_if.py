@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config.recipe import Recipe, RecipeError, SelectOptions, from_dict, to_dict
+from pipeline.engine.progress import counted
 from pipeline.selection.select import QUALITY, check_thresholds, select
 from pipeline.state import fingerprints
 from pipeline.storage.store import Store
@@ -25,7 +26,7 @@ NOTCH = 0.05  # of the clips that have the score
 
 
 @dataclass(frozen=True)
-class Group:
+class ClipGroup:
     """A set of clips: their number, total hours, and the first few ids."""
 
     clips: int
@@ -44,13 +45,13 @@ class WhatIf:
 
     overrides: tuple[str, ...]
     kept: int  # with the recipe as it is
-    added: Group
-    dropped: Group
+    added: ClipGroup
+    dropped: ClipGroup
     uncaptioned: int
-    unscored: Group
+    unscored: ClipGroup
 
     def __str__(self) -> str:
-        lines = [f"{' '.join(self.overrides)}: {self.kept:,} clips now"]
+        lines = [f"{' '.join(self.overrides)}: {counted(self.kept, 'clips')} now"]
         after = f", of which {self.uncaptioned:,} have no caption yet" if self.uncaptioned else ""
         for name, group, more in (
             ("adds", self.added, after),
@@ -59,7 +60,7 @@ class WhatIf:
         ):
             if group.clips or group is not self.unscored:
                 shown = f" ({', '.join(group.examples)})" if group.examples else ""
-                lines.append(f"  {name} {group.clips:,} clips, {group.hours:.3f} h{more}{shown}")
+                lines.append(f"  {name} {counted(group.clips, 'clips')}, {group.hours:.3f} h{more}{shown}")
         return "\n".join(lines)
 
 
@@ -144,10 +145,10 @@ def _selected(clips: pa.Table, recipe: Recipe) -> pa.Table:
     return select(clips, recipe, fingerprints.late_columns(recipe))
 
 
-def _group(clips: pa.Table, rows: np.ndarray) -> Group:
+def _group(clips: pa.Table, rows: np.ndarray) -> ClipGroup:
     members = clips.select(["clip_id", "start", "end"]).filter(pa.array(rows))
     hours = (pc.sum(pc.subtract(members["end"], members["start"])).as_py() or 0.0) / 3600
-    return Group(len(members), hours, tuple(sorted(members["clip_id"].to_pylist())[:EXAMPLES]))
+    return ClipGroup(len(members), hours, tuple(sorted(members["clip_id"].to_pylist())[:EXAMPLES]))
 
 
 def _neighbours(scores: pa.ChunkedArray, value: float, side: str) -> tuple[float | None, float | None]:

@@ -18,7 +18,7 @@ import numpy as np
 from filters.base import ClipView, Track, score
 from filters.borders import content_box
 from pipeline.config.recipe import Recipe, RecipeError
-from pipeline.media.faults import is_machine_fault
+from pipeline.media.faults import OverLimit, is_machine_fault
 from pipeline.media.frame import Frame
 from pipeline.media.proxy import FrameCandidate, Shrinker
 from pipeline.media.video import MediaError, Probe, Video
@@ -41,15 +41,15 @@ LEAST_FPS = 20.0  # frames a second below which shot detection needs every frame
 
 @dataclass(frozen=True)
 class Scanned:
-    """The result of a scan: a row of tables.SOURCES, rows of tables.CLIPS with the columns of the filters that ran,
-    rows of tables.FRAMES, seconds by part (decode, shots, flow, jpeg, filter:NAME), and the exceptions of filters and
-    of single clips. `shot_index` counts within the segment."""
+    """The result of a scan: rows of tables.CLIPS with the columns of the filters that ran, rows of tables.FRAMES,
+    seconds by part (decode, shots, flow, jpeg, filter:NAME), the exceptions of filters and of single clips, and what is
+    missing of the source. `shot_index` counts within the segment."""
 
-    source: dict[str, Any]
     clips: list[dict[str, Any]]
     frames: list[dict[str, Any]]
     stats: dict[str, float]
     errors: Sequence[LoggedError] = ()
+    missing: str | None = None
 
 
 def segments(start: float, duration: float, seconds: float) -> list[tuple[float, float]]:
@@ -63,12 +63,13 @@ def segments(start: float, duration: float, seconds: float) -> list[tuple[float,
 
 def scan(source: Source, recipe: Recipe, segment: tuple[float, float] | None = None) -> Scanned:
     """Scan a source, or those of its shots that start inside `segment` (seconds). Raises MediaError if nothing of it
-    can be used; if a part can, that part is used and `source["error"]` says what is missing."""
+    can be used, OverLimit, or Unreachable. If a part can be used, `missing` says what the rest is."""
     cv2.setNumThreads(1)  # one process a core, and the same bytes on any number of cores
     limits = recipe.scan
     with Video(open_media(source.uri, recipe.sources), rough=True) as video:
         if video.streams > limits.max_streams:
-            raise MediaError(f"{video.streams} streams, more than scan.max_streams allows ({limits.max_streams})")
+            allowed = f"more than scan.max_streams allows ({limits.max_streams})"
+            raise OverLimit(f"{video.streams} streams, {allowed}", "max_streams")
         shrinker = Shrinker(video.probe)
         with ExactFrames(source.uri, recipe.sources) as exact:
             return _Scan(source, recipe, video, shrinker, exact, segment).run()
@@ -104,20 +105,8 @@ class _Scan:
         self._last_enter = -math.inf  # time at which the last transition ended
 
     def run(self) -> Scanned:
-        problem = self._image() if self._probe.image else self._film()
-        row = {
-            "source_id": self._source.source_id,
-            "source_uri": self._source.uri,
-            "status": "ok",
-            "error": problem,
-            "duration": self._probe.duration,
-            "fps": self._probe.fps,
-            "width": self._probe.width,
-            "height": self._probe.height,
-            "codec": self._probe.codec,
-            **self._probe.stated_colour,
-        }
-        return Scanned(row, self._clips, self._frames, dict(self._seconds), self._errors)
+        missing = self._image() if self._probe.image else self._film()
+        return Scanned(self._clips, self._frames, dict(self._seconds), self._errors, missing)
 
     def _film(self) -> str | None:
         """Process all frames; return what is missing at the end, if anything."""
@@ -132,7 +121,7 @@ class _Scan:
                     self._cutter.begin(frame.time, first or frame.time <= self._probe.start)
                 if decoded > most:
                     limit = f"more pixels than scan.max_gigapixels allows ({self._options.max_gigapixels:g})"
-                    raise MediaError(f"truncated at {frame.time:.2f} s: {limit}")
+                    raise OverLimit(f"{limit} until {frame.time:.2f} s", "max_gigapixels")
                 decoded += 1
                 if self._see(frame):
                     return None

@@ -254,7 +254,8 @@ def crop_pixels(box: tuple[float, float, float, float], size: tuple[int, int]) -
 
 def jpeg(rgb: np.ndarray, quality: int) -> bytes:
     """(h, w, 3) uint8 RGB as a JPEG."""
-    done, data = cv2.imencode(".jpg", rgb[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+    bgr = cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
+    done, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
     assert done
     return data.tobytes()
 

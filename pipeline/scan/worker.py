@@ -6,6 +6,7 @@ the same bytes to the same place.
 
 from __future__ import annotations
 
+import json
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -15,18 +16,20 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.config.recipe import Recipe, SourceOptions
-from pipeline.media.faults import is_machine_fault, one_line
+from pipeline.media.answers import SandboxError
+from pipeline.media.faults import OverLimit, is_machine_fault, one_line
 from pipeline.media.video import Probe, probe
 from pipeline.scan.scan import Scanned, scan
-from pipeline.sources.content import HEAD, not_media
-from pipeline.sources.discover import DiscoveredFile, content_id, open_file, open_media
+from pipeline.sources.content import HEAD, ContentId, content_id, not_media
+from pipeline.sources.discover import DiscoveredFile, open_file, open_media
 from pipeline.sources.source_sandbox import SourceSandbox
 from pipeline.state import fingerprints
 from pipeline.state.committed import UNREACHABLE
 from pipeline.state.error_log import LoggedError, logged_error, unforeseen, write_errors
+from pipeline.state.limits import limit_values
 from pipeline.state.units import Handoff, IdentifyUnit, Part, ScanUnit, UnitClips, UnitResult, stopped
 from pipeline.storage.store import Store, Unreachable
-from pipeline.tables.fragments import FRAMES, fingerprint, table_from, write_fragment, write_frames
+from pipeline.tables.fragments import FRAMES, clip_id, fingerprint, table_from, write_fragment, write_frames
 
 LEAST_RATE = 8.0  # bytes a second that any real video has at least
 SLOWEST = 2e6  # bytes a second: slowest read of a source that the deadline of its content hash allows
@@ -51,12 +54,13 @@ class Identify:
         rows = [self._row(file, errors) for file in unit.files]
         name = fingerprint([(f.uri, f.size, f.revision) for f in unit.files])
         fragment = f"state/sources/{name}.parquet"
+        used, skipped = (sum(row["status"] == status for row in rows) for status in ("ok", "skipped"))
         write_errors(self._store, "sources", name, errors)
         write_fragment(self._store, fragment, pa.Table.from_pylist(rows, schema=fingerprints.IDENTIFIED), {})
         return UnitResult(
             of="sources",
             amount=len(rows),
-            counts={"sources": len(rows), "failed": sum(row["status"] != "ok" for row in rows)},
+            counts={"sources": len(rows), "failed": len(rows) - used - skipped, "skipped": skipped},
             seconds={"total": time.perf_counter() - started},
             fragment=fragment,
             unforeseen=unforeseen(errors),
@@ -74,7 +78,7 @@ class Identify:
         size = file.size or 0
         if size > self._limits.max_gb * 1e9:
             error = f"{size / 1e9:.1f} GB, more than scan.max_gb allows ({self._limits.max_gb:g})"
-            return row | {"status": UNREACHABLE, "error": error}  # the next build may allow more
+            return row | {"status": "failed", "error": error, "limits": self._over("max_gb")}
         try:
             facts, row["source_id"] = self._sandbox.call(
                 file.uri,
@@ -101,8 +105,13 @@ class Identify:
                 raise
             errors.append(entry := logged_error(file.uri, raised))
             row = {name: row[name] for name in ("uri", "size", "stamp")}
-            status = "failed" if file.worth_opening else "skipped"
-            return row | {"status": retry_or(raised, entry, status), "error": entry.failure.reason}
+            if isinstance(raised, OverLimit):
+                row["limits"] = self._over(*raised.options)
+            status = UNREACHABLE if may_pass(raised, entry) else "failed" if file.worth_opening else "skipped"
+            return row | {"status": status, "error": entry.failure.reason}
+
+    def _over(self, *names: str) -> str:
+        return json.dumps(limit_values(names, self._limits), sort_keys=True)
 
     def _not_media(self, file: DiscoveredFile) -> str | None:
         """Return what a file with an ambiguous ending is, by its first bytes; None if it may be a video."""
@@ -143,7 +152,6 @@ class Scan:
         parts = []
         errors: list[LoggedError] = []
         name = fingerprint(self._fingerprint, [part.key for part in unit])
-        limits = fingerprint(fingerprints.limits(self._recipe))
         seconds: dict[str, float] = defaultdict(float)
         for part in unit:
             started = time.perf_counter()
@@ -156,9 +164,11 @@ class Scan:
             done_part: dict[str, Any] = {"key": part.key, "unit": name}
             if error:  # nothing of the part could be used
                 errors.append(entry := logged_error(part.source.uri, error))
-                done_part |= {"error": entry.failure.reason, "limits": retry_or(error, entry, limits)}
-            elif note := scanned.source.get("error"):  # a part of it could not be used
-                done_part["note"] = note
+                done_part |= {"error": entry.failure.reason, "unreachable": may_pass(error, entry)}
+                if isinstance(error, OverLimit):
+                    done_part["limits"] = limit_values(error.options, self._recipe.scan)
+            elif scanned.missing:
+                done_part["note"] = scanned.missing
             parts.append(done_part)
             seconds["total"] += time.perf_counter() - started
         write_errors(self._store, "scan", name, errors)
@@ -188,15 +198,26 @@ class Scan:
         try:
             uri = part.source.uri
             scanned = self._sandbox.call(uri, scan, part.source, self._recipe, part.segment, deadline=deadline)
+            _check_ids(scanned, part.source.source_id)
             table_from(scanned.clips, self._schema.remove(self._schema.get_field_index("unit")))  # checks value ranges
+            table_from(scanned.frames, FRAMES)
             return scanned, None
         except Exception as error:
             if is_machine_fault(error):
                 raise
-            return Scanned(source={}, clips=[], frames=[], stats={}), error
+            return Scanned(clips=[], frames=[], stats={}), error
 
 
-def identify(uri: str, options: SourceOptions, size: int) -> tuple[Probe, str]:
+def _check_ids(scanned: Scanned, source_id: str) -> None:
+    """Raise SandboxError for rows of other sources, or ids that are not those of their clips: ids become the names of
+    files, and the process that sent them has decoded untrusted bytes."""
+    names = {clip_id(source_id, row["start_pts"], row["end_pts"], row["time_base"]) for row in scanned.clips}
+    clips_match = all(row["source_id"] == source_id and row["clip_id"] in names for row in scanned.clips)
+    if not clips_match or any(row["clip_id"] not in names for row in scanned.frames):
+        raise SandboxError("the process sent rows of other clips than its own")
+
+
+def identify(uri: str, options: SourceOptions, size: int) -> tuple[Probe, ContentId]:
     """Return the probe and content id of a container of `size` bytes (0: unknown); runs in the sandbox. A duration for
     which the file is too small becomes 0, like a missing one: a damaged header must not create a million parts."""
     facts = probe(open_media(uri, options))
@@ -205,7 +226,7 @@ def identify(uri: str, options: SourceOptions, size: int) -> tuple[Probe, str]:
     return facts, content_id(uri, options)
 
 
-def retry_or(error: BaseException, entry: LoggedError, otherwise: str) -> str:
-    """Return the value for `status` or `limits` after a failure: UNREACHABLE if the next build should retry, because
-    the network failed or the exception is a bug that another version may not have; else `otherwise`."""
-    return UNREACHABLE if isinstance(error, Unreachable) or entry.failure.place else otherwise
+def may_pass(error: BaseException, entry: LoggedError) -> bool:
+    """Return whether the next build should try again, because the network failed or the exception is a bug that
+    another version may not have."""
+    return isinstance(error, Unreachable) or bool(entry.failure.place)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -97,13 +98,16 @@ class ShotCutter:
 
 
 def equal_parts(times: Sequence[float], end: float, longest: float) -> list[tuple[int, int]]:
-    """Split a shot with frames at `times`, the last of which ends at `end`, into the fewest parts of nearly equal
-    length and at most about `longest` seconds: index ranges [first, last), cut at the frames nearest to equal shares.
+    """Split a shot with frames at `times`, ascending, the last of which ends at `end`, into the fewest parts of nearly
+    equal length and at most about `longest` seconds: index ranges [first, last), cut at the frames nearest to equal
+    shares.
     """
     start = times[0]
     count = max(1, min(len(times), math.ceil((end - start) / longest - 1e-6)))
     edges = [0]
     for part in range(1, count):
-        wanted = start + (end - start) * part / count
-        edges.append(min(range(edges[-1] + 1, len(times) - (count - part) + 1), key=lambda i: abs(times[i] - wanted)))
+        wanted, least, most = start + (end - start) * part / count, edges[-1] + 1, len(times) - (count - part)
+        after = min(bisect_left(times, wanted, least, most + 1), most)
+        nearer = after > least and wanted - times[after - 1] <= abs(times[after] - wanted)
+        edges.append(after - 1 if nearer else after)
     return list(zip(edges, [*edges[1:], len(times)], strict=True))

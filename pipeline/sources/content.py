@@ -1,7 +1,19 @@
-"""File types by their first bytes, for files whose names are not those of videos."""
+"""Content ids of sources, and file types by their first bytes for files whose names are not those of videos."""
 
 from __future__ import annotations
 
+import hashlib
+import io
+from typing import Annotated
+
+from pydantic import StringConstraints
+
+from pipeline.config.recipe import SourceOptions
+from pipeline.sources.discover import open_file
+from pipeline.storage.store import PIECE
+
+ContentId = Annotated[str, StringConstraints(pattern="^[0-9a-f]{32}$")]
+SAMPLES, SAMPLE = 16, 256 << 10  # pieces of a file, and bytes of each, that `identity: sampled` reads
 HEAD = 4096  # bytes of a file that are read to recognize it
 SIGNATURES = (  # of files that hold no video themselves
     (b"PK\x03\x04", "a zip archive"),
@@ -49,3 +61,21 @@ def _is_text(head: bytes) -> bool:
             continue
         return True
     return False
+
+
+def content_id(uri: str, options: SourceOptions | None = None) -> str:
+    """Return 32 hex digits of the SHA-256 of a source's bytes. With `identity: sampled`, hash the size and SAMPLES
+    evenly spaced pieces of a file that is larger than all pieces together. Raises OSError."""
+    digest = hashlib.sha256()
+    with open_file(uri, options) as file:
+        size = file.seek(0, io.SEEK_END)
+        if options is not None and options.identity == "sampled" and size > SAMPLES * SAMPLE:
+            digest.update(f"{size} bytes, sampled".encode())
+            for number in range(SAMPLES):
+                file.seek((size - SAMPLE) * number // (SAMPLES - 1))
+                digest.update(file.read(SAMPLE))
+        else:
+            file.seek(0)
+            while chunk := file.read(PIECE):
+                digest.update(chunk)
+    return digest.hexdigest()[:32]

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import functools
 import glob
-import hashlib
-import io
 import os
 import stat
 import tarfile
@@ -31,7 +29,6 @@ from pipeline.sources.downloads import YTDLP, look_at_page, open_page
 from pipeline.sources.lists import list_rows, members
 from pipeline.sources.names import clean, from_text, printable, to_text, url_text
 from pipeline.storage.store import (
-    PIECE,
     REMOTE,
     StorageError,
     Store,
@@ -44,7 +41,6 @@ from pipeline.storage.store import (
 LISTS = frozenset((".csv", ".jsonl", ".ndjson", ".parquet"))
 URI_COLUMNS = ("uri", "url", "path", "video", "file", "video_path", "source_uri")
 LOOKS = 32  # concurrent requests for size and stamp
-SAMPLES, SAMPLE = 16, 256 << 10  # pieces of a file, and bytes of each, that `identity: sampled` reads
 
 
 class SourceError(ValueError):
@@ -110,24 +106,6 @@ def open_file(uri: str, options: SourceOptions | None = None) -> BinaryIO:
     """Open a source for reading, like `open_media`, but always as a file."""
     opened = open_media(uri, options)
     return open(opened, "rb") if isinstance(opened, str) else opened
-
-
-def content_id(uri: str, options: SourceOptions | None = None) -> str:
-    """Return 32 hex digits of the SHA-256 of a source's bytes. With `identity: sampled`, hash the size and SAMPLES
-    evenly spaced pieces of a file that is larger than all pieces together. Raises OSError."""
-    digest = hashlib.sha256()
-    with open_file(uri, options) as file:
-        size = file.seek(0, io.SEEK_END)
-        if options is not None and options.identity == "sampled" and size > SAMPLES * SAMPLE:
-            digest.update(f"{size} bytes, sampled".encode())
-            for number in range(SAMPLES):
-                file.seek((size - SAMPLE) * number // (SAMPLES - 1))
-                digest.update(file.read(SAMPLE))
-        else:
-            file.seek(0)
-            while chunk := file.read(PIECE):
-                digest.update(chunk)
-    return digest.hexdigest()[:32]
 
 
 def _is_url(text: str) -> bool:
@@ -277,19 +255,29 @@ def _look_elsewhere(file: DiscoveredFile) -> DiscoveredFile:
 
 
 def _listed(name: str, data: bytes, options: SourceOptions) -> Iterator[DiscoveredFile]:
-    """Yield the files of a list. Relative paths start at the folder of the list."""
+    """Yield the files of a list; a row that names none is a source with a problem. Relative paths start at the folder
+    of the list. Raises SourceError where no row names a file."""
+    files: list[DiscoveredFile] = []
+    faulty: list[str] = []
     try:
-        rows = list_rows(suffix(name), data)
+        for number, (row, problem) in enumerate(list_rows(suffix(name), data), start=1):
+            uri = next((str(row[c]) for c in URI_COLUMNS if row.get(c)), None)
+            if uri is None:
+                empty = next((f"{column} is empty" for column in URI_COLUMNS if column in row), None)
+                problem = problem or empty or f"no column of {', '.join(URI_COLUMNS)} names the video"
+            if uri is not None and not problem:
+                metadata = clean({k: v for k, v in row.items() if v is not None and str(v) != uri})
+                files.append(_row(name, uri, metadata, options))
+                continue
+            faulty.append(f"row {number}: {problem}")
+            place = url_text(redact(name)) if _is_url(name) else to_text(str(Path(name).absolute()))
+            files.append(DiscoveredFile(f"{place}{MEMBER}row {number}", problem=problem))
     except ValueError as error:
         problem = f"{name} cannot be read as {suffix(name)[1:].upper()}: {error}"
         raise SourceError(printable(problem)) from error
-    for number, row in enumerate(rows, start=1):
-        uri = next((str(row[c]) for c in URI_COLUMNS if row.get(c)), None)
-        if uri is None:
-            empty = next((f"{column} is empty" for column in URI_COLUMNS if column in row), None)
-            problem = empty or f"no column of {', '.join(URI_COLUMNS)} names the video"
-            raise SourceError(f"{printable(name)}, row {number}: {problem}")
-        yield _row(name, uri, clean({k: v for k, v in row.items() if v is not None and str(v) != uri}), options)
+    if faulty and len(faulty) == len(files):
+        raise SourceError(f"{printable(name)}, {printable(faulty[0])}")
+    yield from files
 
 
 def _row(name: str, uri: str, metadata: Mapping[str, Any], options: SourceOptions) -> DiscoveredFile:

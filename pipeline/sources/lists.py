@@ -12,30 +12,43 @@ from typing import Any, BinaryIO
 import pyarrow.parquet as pq
 
 
-def list_rows(ending: str, data: bytes) -> list[dict[str, Any]]:
-    """Return the rows of a list file whose name ends in `ending`. Raises ValueError where it is not such a list."""
+def list_rows(ending: str, data: bytes) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield each row of a list file whose name ends in `ending`, and the reason why it cannot be used, or "". Raises
+    ValueError where the file is not such a list."""
     if ending == ".parquet":
-        return list(pq.read_table(io.BytesIO(data)).to_pylist())
+        yield from ((row, "") for row in pq.read_table(io.BytesIO(data)).to_pylist())
+        return
     text = data.decode("utf-8-sig", "surrogateescape")  # paths may be in any encoding
     if ending == ".csv":
+        yield from _csv_rows(text)
+    else:
+        yield from (_object(line) for line in text.split("\n") if line.strip())
+
+
+def _csv_rows(text: str) -> Iterator[tuple[dict[str, Any], str]]:
+    reader = csv.DictReader(io.StringIO(text))
+    try:
+        _ = reader.fieldnames
+    except csv.Error as error:
+        raise ValueError(str(error)) from error
+    while True:
         try:
-            rows = list(csv.DictReader(io.StringIO(text)))
+            row = next(reader, None)
         except csv.Error as error:
-            raise ValueError(str(error)) from error
-        if long := [number for number, row in enumerate(rows, start=1) if None in row]:
-            raise ValueError(f"row {long[0]} has more fields than the header; put texts that contain commas in quotes")
-        return rows
-    return [_object(line, number) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+            yield {}, str(error)
+            continue
+        if row is None:
+            return
+        is_longer = None in row
+        yield row, "more fields than the header; put texts that contain commas in quotes" if is_longer else ""
 
 
-def _object(line: str, number: int) -> dict[str, Any]:
+def _object(line: str) -> tuple[dict[str, Any], str]:
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"line {number}: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"line {number} is not a JSON object")
-    return value
+        return {}, f"not JSON: {error}"
+    return (value, "") if isinstance(value, dict) else ({}, "not a JSON object")
 
 
 def members(

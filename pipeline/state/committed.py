@@ -4,6 +4,7 @@ joined."""
 from __future__ import annotations
 
 import bisect
+import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -12,8 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.config.recipe import Recipe
+from pipeline.config.recipe import Recipe, ScanOptions
 from pipeline.state import fingerprints
+from pipeline.state.limits import is_raised
 from pipeline.storage.store import Store
 from pipeline.tables import compaction
 from pipeline.tables.compaction import Runs, spans
@@ -21,11 +23,11 @@ from pipeline.tables.fragments import Fragment, IdRange, fingerprint, frames_of,
 
 KEYS = ("clip_id", "source_id", "start_pts", "end_pts", "shot_index", "unit")  # columns that sorting and joining need
 
-UNREACHABLE = "unreachable"  # a source's status, or a part's `limits`: a network failure, to be retried
+UNREACHABLE = "unreachable"  # a source's status: its server did not answer, so the next build tries again
 
 
 @dataclass
-class Scanned:
+class ScanState:
     """The keys of the parts whose scan is finished; by key, why parts failed, were unreachable or are incomplete; and
     the fragments with their rows. Unreachable parts are not finished."""
 
@@ -47,27 +49,38 @@ def merge(store: Store, recipe: Recipe) -> None:
     fragments = list(read_fragments(store, "state/sources"))
     if len(fragments) > compaction.LOOSE:
         name = f"state/sources/{fingerprint([f.name for f in fragments])}.parquet"
-        write_fragment(store, name, identified(store), {})
+        write_fragment(store, name, all_identified(store), {})
         for fragment in fragments:
             if fragment.name != name:
                 store.delete(fragment.name)
 
 
-def identified(store: Store) -> pa.Table:
-    """Return rows of IDENTIFIED of every file that a build has read, reachable files first."""
+def identified(store: Store, options: ScanOptions) -> pa.Table:
+    """Return rows of IDENTIFIED of every file that a build has read, but for those that failed on a limit which
+    `options` have raised since. Where there are several of a file, the first is valid."""
+    rows = all_identified(store)
+    values = rows["limits"].drop_null().unique().to_pylist()
+    raised = [value for value in values if is_raised(json.loads(value), options)]
+    return rows.filter(pc.invert(pc.is_in(rows["limits"], pa.array(raised, pa.string()))))
+
+
+def all_identified(store: Store) -> pa.Table:
+    """Return rows of IDENTIFIED of every file that a build has read: files without a fault of limits or servers first,
+    unreachable ones last."""
     rows = [fragment.rows(store).replace_schema_metadata() for fragment in read_fragments(store, "state/sources")]
     table = pa.concat_tables(
         [fingerprints.IDENTIFIED.empty_table(), *(part for part in rows if part.schema == fingerprints.IDENTIFIED)]
     )
-    lost = pc.equal(table["status"], UNREACHABLE)
-    return pa.concat_tables([table.filter(pc.invert(lost)), table.filter(lost)])
+    lost, over = pc.equal(table["status"], UNREACHABLE), pc.is_valid(table["limits"])
+    rest = pc.invert(pc.or_(lost, over))
+    return pa.concat_tables([table.filter(rows) for rows in (rest, pc.and_not(over, lost), lost)])
 
 
-def scanned(store: Store, recipe: Recipe) -> Scanned:
-    """Return the parts scanned under this recipe. A part that failed on a limit is retried when the limits change."""
-    limits = fingerprint(fingerprints.limits(recipe))
+def scanned(store: Store, recipe: Recipe) -> ScanState:
+    """Return the parts scanned under this recipe, but for those that a limit cut off which the recipe has raised."""
     frames = {name: size for name, size, _ in store.stat("tables/frames")}
-    keys, errors, unreachable, notes, fragments = [], {}, {}, {}, []
+    errors, unreachable, notes = dict[str, str](), dict[str, str](), dict[str, str]()
+    keys, fragments = [], []
     for fragment in compaction.current(store, "state/scan", fingerprints.scan_fingerprint(recipe)):
         details = {key: value for key, value in fragment.done.items() if key != "parts"}
         fragments.append(replace(fragment, done=details))
@@ -77,10 +90,9 @@ def scanned(store: Store, recipe: Recipe) -> Scanned:
             if size is None or part["frames_bytes"] not in (size, None):
                 continue  # the file of frames is missing or truncated
             if part.get("error"):
-                if part["limits"] == UNREACHABLE:
-                    unreachable[part["key"]] = part["error"]
-                elif part["limits"] == limits:
-                    errors[part["key"]] = part["error"]
+                if is_raised(part.get("limits", {}), recipe.scan):
+                    continue
+                (unreachable if part["unreachable"] else errors)[part["key"]] = part["error"]
                 continue
             good.append(part["key"])
             if part.get("note"):
@@ -93,7 +105,7 @@ def scanned(store: Store, recipe: Recipe) -> Scanned:
     finished = pa.concat_arrays([done, failed])
     lost = pa.array(list(unreachable), pa.string())
     lost = lost.filter(pc.invert(pc.is_in(lost, finished))).to_pylist()
-    return Scanned(finished, errors, {key: unreachable[key] for key in lost}, notes, fragments)
+    return ScanState(finished, errors, {key: unreachable[key] for key in lost}, notes, fragments)
 
 
 def clips(
@@ -134,10 +146,7 @@ def clips(
 
 
 def _joined(
-    rows: pa.Table,
-    later: Sequence[pa.Table | None],
-    schemas: Sequence[pa.Schema],
-    columns: Collection[str] | None,
+    rows: pa.Table, later: Sequence[pa.Table | None], schemas: Sequence[pa.Schema], columns: Collection[str] | None
 ) -> pa.Table:
     for table, schema, at in zip(later, schemas, ("embed_at", "caption_at"), strict=True):
         rows = join(rows, table, [f for f in schema if columns is None or f.name in columns], at)

@@ -39,13 +39,13 @@ def write_errors(store: Store, name: str, unit: str, errors: Sequence[LoggedErro
     store.write(f"{FOLDER}/{name}/{unit}.jsonl", "".join(f"{line}\n" for line in lines).encode())
 
 
-def unforeseen(errors: Sequence[LoggedError]) -> dict[str, int]:
-    """Count the sources that each unforeseen exception hit, by its place in the code."""
+def unforeseen(errors: Sequence[LoggedError]) -> dict[str, tuple[str, ...]]:
+    """Return the sources that each unforeseen exception hit, by its place in the code."""
     sources: dict[str, set[str]] = defaultdict(set)
     for error in errors:
         if error.failure.place:
             sources[error.failure.place].add(error.source)
-    return {place: len(hit) for place, hit in sorted(sources.items())}
+    return {place: tuple(sorted(hit)) for place, hit in sorted(sources.items())}
 
 
 def why_stop(hits: Mapping[str, int], sources: int) -> str:

@@ -17,18 +17,19 @@ import pyarrow.compute as pc
 from captioners import CAPTIONERS, captioner_version, check_captioner
 from captioners.text.audit import AUDIT_COLUMNS
 from captioners.text.audit import VERSION as AUDIT_VERSION
-from filters import load_filter
+from filters import FILTERS, load_filter
 from filters.base import Filter, Track, uses_gpu, why_null
 from filters.encoders.base import ENCODERS, Declared
 from pipeline.config.recipe import Bounds, CaptionOptions, Recipe, RecipeError, to_dict
-from pipeline.config.video_models import resolved
+from pipeline.config.video_models import nearest, resolved
 from pipeline.selection.select import admitted, check_thresholds, holds
 from pipeline.tables.fragments import CLIPS, fingerprint
 
-SCAN_VERSION = 14
-EMBED_VERSION = 4
+SCAN_VERSION = 15
+EMBED_VERSION = 5
 CAPTION_VERSION = 3
 
+# Options of the scan that decide whether it finishes, not what it finds
 LIMITS = ("deadline_factor", "deadline_seconds", "memory_mb", "max_gb", "max_streams", "max_gigapixels")
 SCAN_TRACKS = frozenset({Track.LUMA, Track.FLOW, Track.BURST, Track.FIELDS, Track.DETAIL})
 
@@ -40,6 +41,7 @@ IDENTIFIED = pa.schema(
         ("source_id", pa.string()),
         ("status", pa.string()),
         ("error", pa.string()),
+        ("limits", pa.string()),  # JSON: the limits that the source went over (state/limits.py), or null
         ("start", pa.float64()),  # seconds: presentation time of the first frame
         ("duration", pa.float64()),
         ("fps", pa.float64()),
@@ -93,7 +95,7 @@ def filters_of(recipe: Recipe, name: str, encoder: object = None) -> dict[str, F
         try:
             clip_filter = load_filter(key, options, encoder or named)
         except KeyError as error:
-            raise RecipeError(f"unknown filter {key!r}") from error
+            raise RecipeError(f"unknown filter {key!r}{nearest(key, FILTERS)}") from error
         except (TypeError, ValueError) as error:
             raise RecipeError(f"filters.{key}: {error}") from error
         if pass_of(clip_filter.needs) == name:
@@ -190,11 +192,6 @@ def caption_schema(recipe: Recipe) -> pa.Schema:
 def embed_uses_gpu(recipe: Recipe) -> bool:
     """Return whether the encoder or a filter of the embed pass runs on a GPU where there is one."""
     return ENCODERS[recipe.encoder.name].gpu or any(map(uses_gpu, filters_of(recipe, "embed").values()))
-
-
-def limits(recipe: Recipe) -> dict[str, Any]:
-    """Return the options that decide whether a scan finishes, but do not change its rows."""
-    return {name: value for name, value in to_dict(recipe.scan).items() if name in LIMITS}
 
 
 def scan_fingerprint(recipe: Recipe) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,7 +95,7 @@ class UnitResult:
     seconds: Mapping[str, float] = field(default_factory=dict)
     filters: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # name -> seconds, clips, rejected
     fragment: str = ""
-    unforeseen: Mapping[str, int] = field(default_factory=dict)  # sources hit, by "IndexError at pipeline/x.py:12"
+    unforeseen: Mapping[str, Sequence[str]] = field(default_factory=dict)  # "IndexError at x.py:12" -> sources hit
     problem: str = ""  # stops the pass when not empty; committed work is kept
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import io
 import os
 import random
@@ -33,6 +34,7 @@ from pipeline.config.secrets import IN_URL
 REMOTE = ("s3://", "gs://", "gcs://", "az://", "abfs://", "abfss://")  # opened by Arrow; other protocols by fsspec
 PIECE = 8 << 20  # bytes of the largest request, which is repeated when the connection is lost
 MIN_PIECE = 256 << 10  # bytes: the smallest request
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space for a file
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before each retry
 S3_OPTIONS: dict[str, Callable[[str], Any]] = {  # what may follow an s3:// URL, as ?name=value
     "region": str,
@@ -63,10 +65,9 @@ class Store:
         refuse_secrets(uri)
         self.uri = uri.rstrip("/") or "/"
         self.local = _local(uri)
-        self._opened: tuple[fs.FileSystem, str] | None = None
 
     def __getstate__(self) -> dict[str, object]:
-        return {"uri": self.uri, "local": self.local, "_opened": None}
+        return {"uri": self.uri, "local": self.local}  # file systems are opened again in another process
 
     def path(self, name: str) -> str:
         """Return the local path or URL of the file `name`."""
@@ -149,6 +150,11 @@ class Store:
         elif self.exists(name):
             self._fs.delete_file(self._key(name))
 
+    def delete_folder(self, name: str) -> None:
+        """Delete a folder and all files in it; no error where there is none."""
+        if self.exists(name):
+            self._fs.delete_dir(self._key(name))
+
     def move(self, name: str, target: str) -> None:
         """Rename a file; on an object store the server copies it."""
         if self.local:
@@ -189,15 +195,15 @@ class Store:
                 self.fetch(name, Path(scratch, name))
             yield Store(scratch)
 
+    @functools.cached_property
+    def _opened(self) -> tuple[fs.FileSystem, str]:
+        return filesystem(self.uri)
+
     @property
     def _fs(self) -> fs.FileSystem:
-        if self._opened is None:
-            self._opened = filesystem(self.uri)
         return self._opened[0]
 
     def _key(self, name: str) -> str:
-        _ = self._fs
-        assert self._opened is not None
         return f"{self._opened[1].rstrip('/')}/{name}".rstrip("/")
 
 
@@ -214,18 +220,29 @@ def atomic(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(temporary_name(path.name))
     try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with naming_full(path):
+            yield temporary
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
 
+@contextlib.contextmanager
+def naming_full(path: Path | str) -> Iterator[None]:
+    """Name `path` in the OSError of a disk that is full: that of a failed write names no file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
 def temporary_name(name: str) -> str:
-    """Return a hidden name for `name` while it is written, unique on a shared file system: process ids alone repeat
-    over machines and containers. Shortened to the 255 bytes that a file name may have."""
+    """Return a hidden name for `name` while it is written, unique on a shared file system, at most 255 bytes long."""
     host = re.sub(r"[^A-Za-z0-9-]", "", socket.gethostname())[:32]
     suffix = f".{host}-{os.getpid()}-{secrets.token_hex(4)}.tmp"
     stem = name.encode()[: 254 - len(suffix)].decode(errors="ignore")
@@ -239,8 +256,8 @@ def remove_abandoned(folder: Path) -> None:
 
 
 def ranged(size: int, fetch: Callable[[int, int], bytes]) -> BinaryIO:
-    """Return a seekable file of `size` bytes that `fetch(count, offset)` reads. Sequential reading doubles the size of
-    the requests up to PIECE."""
+    """Return a seekable file of `size` bytes, read by `fetch(count, offset)`; sequential requests double up to
+    PIECE."""
     return io.BufferedReader(_Ranged(size, fetch))  # type: ignore[type-var]
 
 
@@ -301,8 +318,7 @@ def refuse_secrets(uri: str) -> None:
 
 
 def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
-    """Return the file system of a path or URL, and the path or key in it. Raises StorageError for a URL that lacks an
-    option or has an unknown one."""
+    """Return the file system of a URL and the path in it. Raises StorageError for a missing or an unknown option."""
     if path := _local(uri):
         return fs.LocalFileSystem(), str(path)
     url = urlsplit(uri)

@@ -45,10 +45,10 @@ class Columns:
     def rows(self, clip_ids: Collection[str]) -> dict[str, dict[str, Any]]:
         """Read all columns of these clips; return them by clip_id."""
         blank = dict.fromkeys(self.schema.names)
-        return {row["clip_id"]: {**blank, **row} for row in rows_of(self._store, self._files, clip_ids)}
+        return {row["clip_id"]: {**blank, **row} for row in rows_of_clips(self._store, self._files, clip_ids)}
 
 
-def rows_of(store: Store, files: Sequence[str], clip_ids: Collection[str]) -> list[dict[str, Any]]:
+def rows_of_clips(store: Store, files: Sequence[str], clip_ids: Collection[str]) -> list[dict[str, Any]]:
     """Return the rows of these clips, in the order of the files. Reads the ids first: most row groups hold none."""
     wanted = pa.array(sorted(clip_ids), pa.string())
     rows: list[dict[str, Any]] = []

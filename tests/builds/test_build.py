@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -25,7 +26,9 @@ from pipeline.cli import main
 from pipeline.config.recipe import load_recipe
 from pipeline.dataset.finish import DatasetError
 from pipeline.dataset.verify import verify
+from pipeline.pack import parts
 from pipeline.plan import plan
+from pipeline.scan.worker import Identify
 from pipeline.state.units import BuildStopped
 from pipeline.storage.store import Store
 from pipeline.tables.published import read_table
@@ -116,7 +119,7 @@ def test_a_threshold_that_rejects_more_only_packs_again_and_takes_the_clips_over
     threshold = f"select.thresholds.motion_object.min={limit}"
     result = build([str(footage)], str(copied), load_recipe("embedded", [*OPTIONS, threshold]))
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["pack"]
+    assert [line.split()[0] for line in lines] == ["transcode", "pack"]
     assert result.info["counts"]["kept"] == sum(clip["motion_object"] >= limit for clip in kept) < len(kept)
     assert result.info["counts"]["rejected_by"]["motion_object"] >= 1
     repacked = sum(shard["clips"] for shard in result.info["shards"] if shard not in built[1].info["shards"])
@@ -155,8 +158,8 @@ def halved(dataset: Path, pattern: str) -> Path:
 @pytest.mark.parametrize(
     ("patterns", "again"),
     [
-        (["shards/*/*.tar", "state/sources/*.parquet", "tables/clips/*.parquet"], ["sources", "pack"]),
-        (["shards/*/*.parquet", "state/caption/*.parquet"], ["caption", "pack"]),
+        (["shards/*/*.tar", "state/sources/*.parquet", "tables/clips/*.parquet"], ["sources", "transcode", "pack"]),
+        (["shards/*/*.parquet", "state/caption/*.parquet"], ["caption", "transcode", "pack"]),
         (["tables/frames/*.parquet"], ["scan"]),
     ],
 )
@@ -199,17 +202,29 @@ def command(footage: Path, dataset: Path, *more: str) -> list[str]:
     return [sys.executable, "-m", "pipeline.cli", "build", str(footage), "--out", str(dataset), *OPTIONS, *more]
 
 
-def test_killed_in_the_middle_and_started_again_gives_the_same_bytes(built, footage, tmp_path):
+@pytest.mark.parametrize("half_done", ["state/scan/*.parquet", "state/pack/*/*.tar"])
+def test_killed_in_the_middle_and_started_again_gives_the_same_bytes(
+    built, footage, tmp_path, capsys, monkeypatch, half_done
+):
+    monkeypatch.setattr(parts, "PART_BYTES", 1.0)  # a part a clip
     dataset = tmp_path / "dataset"
-    process = subprocess.Popen(command(footage, dataset), stdout=subprocess.DEVNULL, start_new_session=True)
-    while not list((dataset / "state" / "scan").glob("*.parquet")):
+    program = (
+        "import sys, pipeline.pack.parts as p; p.PART_BYTES = 1.0; from pipeline.cli import main; main(sys.argv[1:])"
+    )
+    arguments = [sys.executable, "-c", program, *command(footage, dataset)[3:]]
+    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, start_new_session=True)
+    while not list(dataset.glob(half_done)):
         assert process.poll() is None
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (dataset / "dataset.json").exists()
-    build([str(footage)], str(dataset), load_recipe("embedded", OPTIONS))
+    finished = len(list(dataset.glob("state/pack/*/*.tar")))
+    result = build([str(footage)], str(dataset), load_recipe("embedded", OPTIONS))
     assert snapshot(dataset) == snapshot(built[0])
+    encoded = [int(line.split()[1]) for line in capsys.readouterr().out.splitlines() if line.startswith("transcode")]
+    assert sum(encoded) == result.info["counts"]["kept"] - finished
+    assert not (dataset / "state" / "pack").exists()
 
 
 @pytest.fixture
@@ -240,6 +255,51 @@ def test_a_full_disk_stops_the_build_and_the_next_one_changes_nothing(built, foo
     ballast.unlink()
     build([str(footage)], str(dataset), load_recipe("embedded", OPTIONS))
     assert snapshot(dataset) == snapshot(built[0])
+
+
+def test_a_full_folder_of_temporary_files_stops_the_build_and_is_named(
+    built, footage, small_disk, tmp_path, monkeypatch
+):
+    dataset, ballast = tmp_path / "dataset", small_disk / "ballast"
+    monkeypatch.setattr("tempfile.tempdir", str(small_disk))
+    monkeypatch.setenv("TMPDIR", str(small_disk))
+    with open(ballast, "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(bytes(1 << 16)):
+            pass
+    with pytest.raises(OSError, match="No space left on device") as stopped:
+        build([str(footage)], str(dataset), load_recipe("embedded", OPTIONS))
+    assert stopped.value.filename == str(small_disk)
+    assert not (dataset / "dataset.json").exists()
+    ballast.unlink()
+    build([str(footage)], str(dataset), load_recipe("embedded", OPTIONS))
+    assert snapshot(dataset) == snapshot(built[0])
+
+
+def test_an_error_in_the_program_is_two_lines_and_its_traceback_is_in_the_dataset(
+    sample_videos, tmp_path, monkeypatch, capsys
+):
+    def broken(worker: Identify, unit: object) -> None:
+        raise KeyError("choices")
+
+    monkeypatch.setattr(Identify, "__call__", broken)
+    assert main(["build", str(sample_videos["bikes"]), "--out", str(tmp_path / "dataset")]) == 1
+    first, second = capsys.readouterr().err.splitlines()
+    log = tmp_path / "dataset" / "state" / "errors" / "sources.txt"
+    assert re.fullmatch(rf"clipmill: sources: KeyError at \S+:\d+: 'choices'. The traceback is in {log}", first)
+    assert second == "what is done is kept: run the same command again to go on"
+    assert 'raise KeyError("choices")' in log.read_text()
+
+
+def test_sigterm_ends_a_build_on_ray_with_one_line(footage, tmp_path):
+    words = command(footage, tmp_path / "dataset", "--engine", "ray", "--cores", "1")
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    while not list((tmp_path / "dataset").glob("state/sources/*")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.split("\n") == ["", "stopped; what is done is kept: run the same command again to go on", ""]
 
 
 def test_a_second_build_into_the_same_folder_says_so_and_an_interrupt_says_how_to_go_on(footage, tmp_path):

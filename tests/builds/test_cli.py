@@ -29,7 +29,10 @@ def video(tmp_path: Path) -> str:
     ("words", "message"),
     [
         (["build", "VIDEO", "--out", "OUT", "scan.max_second=3"], "did you mean 'max_seconds'"),
-        (["build", "VIDEO", "--out", "OUT", "filters.sharpnes={}"], "unknown filter 'sharpnes'"),
+        (
+            ["build", "VIDEO", "--out", "OUT", "filters.sharpnes={}"],
+            "unknown filter 'sharpnes'; did you mean 'sharpness'?",
+        ),
         (["build", "VIDEO", "--out", "OUT", "filters.motion.spedd=1"], "filters.motion"),
         (["build", "VIDEO", "--out", "OUT", "caption.captioner=oracle"], "unknown captioner 'oracle'"),
         (["build", "VIDEO", "--out", "OUT", "caption.options.leest=1"], "caption.options: got an unexpected keyword"),
@@ -43,7 +46,7 @@ def video(tmp_path: Path) -> str:
         (["build", "VIDEO", "--out", "LATIN"], "holds something else"),
         (["build", "VIDEO", "--out", "VIDEO"], "is a file: give an empty or new folder"),
         (["build", "VIDEO", "--out", "nothing://bucket/x"], "Protocol not known: nothing"),
-        (["build", "LIST", "--out", "OUT"], "row 2: path is empty"),
+        (["build", "LIST", "--out", "OUT"], "row 1: path is empty"),
         (["report", "OUT"], "is not a dataset"),
         (["verify", "OUT"], "is not a dataset"),
         (["export", "OUT", "--to", "csv", "--out", "x.csv"], "is not a dataset"),
@@ -54,7 +57,7 @@ def test_wrong_input_ends_with_status_2_and_one_line(words, message, video, tmp_
     (tmp_path / "full" / "thesis.doc").touch()
     (tmp_path / "latin").mkdir()
     (tmp_path / "latin" / os.fsdecode(b"caf\xe9.mp4")).touch()
-    (tmp_path / "list.csv").write_text("path,caption\na.mp4,yes\n,no\n")
+    (tmp_path / "list.csv").write_text("path,caption\n,no\n")
     made = {name.upper(): str(tmp_path / name) for name in ("out", "full", "latin")}
     names = {"VIDEO": video, "LIST": str(tmp_path / "list.csv"), **made}
     assert main([names.get(word, word) for word in words]) == 2
@@ -147,7 +150,7 @@ def test_export_writes_what_is_kept(name, tmp_path, capsys):
     text = out.read_bytes()
     assert b"twice" in text
     assert b"duration" not in text or name == "parquet"
-    assert "1 clips written" in capsys.readouterr().out
+    assert "1 clip written" in capsys.readouterr().out
 
 
 def test_time_is_written_like_a_clock():

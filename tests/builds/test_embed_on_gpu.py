@@ -4,20 +4,35 @@ from __future__ import annotations
 
 import pickle
 import shutil
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
 from light_recipe import GOLDEN_OPTIONS
 
-from pipeline.config.recipe import load_recipe
-from pipeline.engine.base import Machine
+from filters.encoders.base import EncoderOutput
+from pipeline.config.recipe import Recipe, load_recipe
+from pipeline.engine.base import Machine, Stage
+from pipeline.engine.local import LocalEngine
 from pipeline.passes.embed import EMBED
-from pipeline.passes.embed_on_gpu import EncodeClips, EncodeUnit, ScoreFrames
+from pipeline.passes.embed_on_gpu import EncodeClips, EncodeUnit, JoinedCalls, ScoreFrames
 from pipeline.state.units import Handoff, UnitClips, UnitResult
 from pipeline.storage.store import Store
 from pipeline.tables.fragments import read_fragments
 
 RECIPE = load_recipe("embedded", [*GOLDEN_OPTIONS, "select.thresholds.colour_saturation.min=0.2"])
+
+
+def two_stages(store: Store, recipe: Recipe) -> list[Stage]:
+    """The stages of the standard recipe on a GPU, for `recipe`."""
+    stages = EMBED.stages(store, load_recipe("standard"), Machine(cpus=2, widest=2, gpu=True))
+    return [replace(stage, args=(store, recipe)) for stage in stages]
 
 
 def rows_of(store: Store) -> dict[str, dict[str, Any]]:
@@ -50,11 +65,63 @@ def test_two_stages_score_and_embed_as_one_does(golden_dataset, tmp_path):
     assert steps == {"colour", "tags", "encoder"}
     assert rows_of(store) == expected
 
+    shutil.rmtree(tmp_path / "dataset" / "state" / "embed")
+    stages = two_stages(store, RECIPE)
+    results = list(LocalEngine(2).run(units, stages))
+    assert sorted(result.amount for result in results) == sorted(amounts)
+    assert rows_of(store) == expected, "units share calls of the encoder, CPU filters run in child processes"
+
+
+class Look:
+    """An encoder that gives each picture its own mean, waits for `gate`, and cannot take a picture of 13."""
+
+    def __init__(self) -> None:
+        self.sizes, self.gate = list[int](), threading.Event()
+
+    def __call__(self, pictures: Sequence[np.ndarray]) -> EncoderOutput:
+        self.sizes.append(len(pictures))
+        self.gate.wait()
+        means = np.array([[picture.mean()] for picture in pictures])
+        if 13 in means:
+            raise ValueError("13")
+        return EncoderOutput(means, means, [[(str(mean), 1.0)] for (mean,) in means.tolist()])
+
+
+def test_calls_that_wait_go_through_the_encoder_together_and_each_gets_its_own_part():
+    look = Look()
+    joined = JoinedCalls(look, most=10)
+    pictures = [[np.full((2, 2), 10 * i + j) for j in range(i + 1)] for i in range(6)]
+    with ThreadPoolExecutor(6) as threads:
+        first = threads.submit(joined, pictures[0])
+        while not look.sizes:
+            time.sleep(0.001)
+        others = [threads.submit(joined, of_one) for of_one in pictures[1:]]
+        while len(joined._waiting) < 5:
+            time.sleep(0.001)
+        look.gate.set()
+        outputs = [call.result()[0] for call in (first, *others)]
+    assert look.sizes[0] == 1
+    assert sum(look.sizes) == 21
+    assert max(look.sizes) <= 10
+    assert len(look.sizes) < 6
+    for of_one, output in zip(pictures, outputs, strict=True):
+        assert output.embedding[:, 0].tolist() == [picture.mean() for picture in of_one]
+        assert [tags[0][0] for tags in output.tags] == [str(picture.mean()) for picture in of_one]
+
+
+def test_a_call_that_fails_fails_for_all_that_share_it_and_not_for_the_next():
+    look = Look()
+    look.gate.set()
+    joined = JoinedCalls(look, most=10)
+    with pytest.raises(ValueError, match="13"):
+        joined([np.full((2, 2), 13)])
+    assert joined([np.full((2, 2), 5)])[0].embedding.tolist() == [[5.0]]
+
 
 def test_on_a_gpu_a_cpu_filter_holds_none():
     machine = Machine(cpus=16, widest=16, gpu=True)
     stages = EMBED.stages(Store("/nowhere"), load_recipe("standard"), machine)
     assert [(stage.worker, stage.gpus, stage.cpus > 0) for stage in stages] == [
         (ScoreFrames, 0.0, True),
-        (EncodeClips, 0.5, False),
+        (EncodeClips, 1.0, False),
     ]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import ray
 import torch
 from datasets_compared import snapshot
 from light_recipe import GOLDEN_OPTIONS
-from toy_stages import NoModel, Number, Quick, Slow, Square, Squares, Sums, Unlucky
+from toy_stages import Buggy, Meeting, Mortal, NoModel, Number, Quick, Slow, Square, Squares, Sums, Unlucky
 
 from pipeline.build import build
 from pipeline.config.recipe import RecipeError, load_recipe
@@ -25,6 +27,7 @@ from pipeline.engine.base import Engine, NodesLost, Stage
 from pipeline.engine.choice import EngineNeeds, check_engine, open_engine
 from pipeline.engine.local import LocalEngine
 from pipeline.engine.ray_engine import RayEngine
+from pipeline.media.faults import trace_of
 from pipeline.passes.embed_worker import one_thread
 from pipeline.state.units import BuildStopped, UnitResult
 
@@ -76,6 +79,32 @@ def test_the_local_engine_lends_each_worker_to_one_thread_and_makes_no_more_than
     results = list(LocalEngine(4).run(map(Number, range(30)), [Stage(Exclusive, (), Number, cpus=2.0)]))
     assert len(results) == 30
     assert len(made) == max(most) == 2
+
+
+def test_a_worker_gets_as_many_units_at_once_as_its_stage_says(engine):
+    stage = Stage(Meeting, (), Number, cpus=0.0, gpus=1.0, at_once=3)
+    if engine.name == "ray":  # has no GPU here
+        stage = replace(stage, cpus=1.0, gpus=0.0)
+    results = list(engine.run(map(Number, range(6)), [stage]))
+    assert sorted(result.amount for result in results) == [0, 1, 2, 3, 4, 5]
+
+
+def test_the_units_of_a_process_that_was_killed_run_again_in_another(engine, tmp_path):
+    stage = Stage(Mortal, (tmp_path / "killed",), Number, cpus=1.0, own_process=True)
+    if engine.name == "ray":  # an actor is a process anyway; here one that has two units at once
+        stage = replace(stage, at_once=2)
+    results = list(engine.run(map(Number, range(6)), [stage]))
+    assert (tmp_path / "killed").exists()
+    assert os.getpid() not in {int(result.of) for result in results}
+    assert sorted(result.amount for result in results) == [0, 1, 2, 3, 4, 5]
+
+
+def test_an_error_in_the_program_comes_out_as_it_was_raised(engine, capfd):
+    with pytest.raises(KeyError) as caught:
+        list(engine.run([Number(3)], [Stage(Buggy, (), Number, cpus=1.0)]))
+    assert caught.value.args == (3,)
+    assert "{1: 1.0}[unit.value]" in trace_of(caught.value)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_the_local_engine_gives_back_the_threads_of_opencv_and_torch():

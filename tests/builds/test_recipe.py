@@ -123,7 +123,7 @@ def test_a_number_out_of_range_is_named_before_any_work(override, message):
                 "encoder": "aba4978cf059",
                 "filters": "19df723b721f",
                 "thresholds": "1fb757618c8c",
-                "caption": "2c9bd99ef6bc",
+                "caption": "82bd6fec8697",
             },
         ),
         (
@@ -132,7 +132,7 @@ def test_a_number_out_of_range_is_named_before_any_work(override, message):
                 "encoder": "c7ebc5f26bb9",
                 "filters": "c98afff7240e",
                 "thresholds": "cab662e68e3d",
-                "caption": "77f859bd45ee",
+                "caption": "51798edd2be6",
             },
         ),
     ],

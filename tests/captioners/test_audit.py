@@ -1,32 +1,22 @@
 """The audit finds what is wrong with a caption, repairs it without inventing, and lets good captions through."""
 
 import dataclasses
+import functools
 import json
 
-import numpy as np
+import measured_clip
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from captioners.base import Action, Caption, ClipFrames
+from captioners.base import Action, Caption
 from captioners.measured.measured import Measured
 from captioners.text.audit import AUDIT_COLUMNS, audit
 from captioners.text.claims import claims
 from captioners.text.prompt import read_answer
 from captioners.text.text_quality import check_form, is_english, is_vague, vague_share
 
-TIMES = np.arange(0.1, 6.0, 0.2)
-
-
-def clip(path=None, duration=6.0, **scores):
-    at = [path(t) if path else None for t in TIMES]
-    timeline = {
-        "motion_times": TIMES.tolist(),
-        "motion_speed": [p[2] if p else 0.0 for p in at],
-        "motion_x": [p[0] if p else float("nan") for p in at],
-        "motion_y": [p[1] if p else float("nan") for p in at],
-    }
-    return ClipFrames("clip", duration, [], np.zeros(0), timeline | scores)
+clip = functools.partial(measured_clip.clip, 6.0)
 
 
 def right_then_left(t):

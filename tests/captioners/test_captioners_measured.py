@@ -1,7 +1,9 @@
 """The measured captioner says what was measured, in order of time, and nothing else."""
 
+import functools
 import json
 
+import measured_clip
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,19 +16,7 @@ from captioners.measured.imagenet_groups import GROUPS, _members, subjects
 from captioners.text.camera_words import CAMERA
 from captioners.text.phases import camera_spans, motion_peaks, motion_phases
 
-TIMES = np.arange(0.1, 4.0, 0.2)
-
-
-def clip(path=None, duration=4.0, **scores):
-    """A clip whose moving region is where `path(t)` says: (x, y, speed), or None when nothing moves then."""
-    at = [path(t) if path else None for t in TIMES]
-    timeline = {
-        "motion_times": TIMES.tolist(),
-        "motion_speed": [p[2] if p else 0.0 for p in at],
-        "motion_x": [p[0] if p else float("nan") for p in at],
-        "motion_y": [p[1] if p else float("nan") for p in at],
-    }
-    return ClipFrames("clip", duration, [], np.zeros(0), timeline | scores)
+clip = functools.partial(measured_clip.clip, 4.0)
 
 
 def say(clip, **options):

@@ -56,13 +56,12 @@ def endpoint():
 
 def recipe(**options):
     given = {"model": "m", "batch": 2, "workers": 2, "attempts": 1, "timeout": 5.0, **options}
-    return from_dict(
-        {
-            "scan": {"shots": "adaptive", "min_seconds": 1},
-            "filters": {"duration": {}, "motion": {}},
-            "caption": {"captioner": "ray_llm", "batch": 2, "audit": False, "options": given},
-        }
-    )
+    return with_captions({"captioner": "ray_llm", "batch": 2, "audit": False, "options": given})
+
+
+def with_captions(options):
+    scan = {"shots": "adaptive", "min_seconds": 1}
+    return from_dict({"scan": scan, "filters": {"duration": {}, "motion": {}}, "caption": options})
 
 
 def captions(built):
@@ -77,6 +76,7 @@ def good(body, _):
 
 def test_a_pass_that_stopped_goes_on_and_answers_find_their_clips(one_ray, footage, endpoint, tmp_path):
     out = str(tmp_path / "out")
+    build([footage], out, with_captions({"captioner": "measured"}), engine="local")  # the passes before captions
     down = endpoint(lambda body, before: good(body, before) if len(down.requests) <= 2 else (503, {"error": "busy"}))
     with pytest.raises(BuildStopped, match=r"no answer from .*run the same command again"):
         build([footage], out, recipe(base_url=down.url))

@@ -1,6 +1,7 @@
 """The vlm captioner loads real models in the hub's format and says what plain generate says, faster."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import caption_models as models
 import numpy as np
@@ -61,7 +62,7 @@ def test_answers_are_those_of_plain_generate(saved, family):
 def test_an_end_token_ends_an_answer_and_its_row_is_used_again(saved):
     captioner = Vlm(saved["qwen"], max_new_tokens=12, rows=1, prefill=1, frame_tokens=8)
     free = {answer.key: answer.tokens for answer in captioner.answers(clips(3))}
-    captioner._decoder = None  # it was made with the model's own end tokens
+    captioner._shared.decoder = None  # it was made with the model's own end tokens
     captioner.ends = [free["clip0"][3]]
     ended = {answer.key: answer for answer in captioner.answers(clips(3))}
     cut = free["clip0"].index(captioner.ends[0])
@@ -89,32 +90,93 @@ def test_random_weights_give_errors_with_reasons_for_every_clip_in_order(saved):
     assert told[2].reason == "no frames"
 
 
-def test_sampling_is_seeded_and_differs_from_greedy(saved):
+def test_a_sampled_answer_follows_from_the_seed_and_the_clip_and_differs_from_the_greedy_one(saved):
     captioner = Vlm(saved["qwen"], max_new_tokens=8, rows=4, prefill=4, frame_tokens=8)
 
-    def sampled():
-        torch.manual_seed(3)
-        return [answer.tokens for answer in captioner.answers(clips(2), temperature=1.0)]
+    def sampled(given):
+        return {answer.key: answer.tokens for answer in captioner.answers(given, temperature=1.0)}
 
-    assert sampled() == sampled()
-    assert sampled() != [answer.tokens for answer in captioner.answers(clips(2))]
+    both = sampled(clips(2))
+    assert sampled(clips(1)) == {"clip0": both["clip0"]}
+    assert both != {answer.key: answer.tokens for answer in captioner.answers(clips(2))}
+    captioner.seed = 1
+    assert sampled(clips(2)) != both
+
+
+def test_tokens_are_drawn_as_often_as_they_are_likely():
+    model, _ = models.tiny_qwen()
+    decoder = Decoder(model, rows=4096, length=2, limit=1, ends=[])
+    decoder.temperature.fill_(0.5)
+    decoder.temperature[0] = 0
+    logits = torch.tensor([0.0, 0.5, 1.0, -20.0]).expand(4096, -1)
+    draws = (torch.arange(4096) + 1) / 4096
+    tokens = decoder._choose(logits, torch.arange(4096), draws, sampled=True)
+    assert tokens[0] == 2, "a greedy row beside sampled ones"
+    shares = torch.bincount(tokens[1:], minlength=4) / 4095
+    assert torch.allclose(shares, (logits[0] / 0.5).softmax(0), atol=1e-3)
 
 
 def test_one_decoder_serves_greedy_rounds_and_retries(saved):
     captioner = Vlm(saved["qwen"], max_new_tokens=8, rows=4, prefill=4, frame_tokens=8)
     captioner.caption(clips(2))  # random weights: every answer is asked for again, sampled
-    decoder = captioner._decoder
+    decoder = captioner._shared.decoder
     assert decoder is not None
     captioner.caption(clips(2))
-    assert captioner._decoder is decoder
+    assert captioner._shared.decoder is decoder
 
 
-def test_a_batch_larger_than_the_rows_is_split_and_answered(saved):
+def test_a_group_larger_than_the_rows_is_split_and_answered(saved):
     captioner = Vlm(saved["qwen"], max_new_tokens=4, rows=2, prefill=32, frame_tokens=8)
     assert {answer.key for answer in captioner.answers(clips(5))} == {clip.clip_id for clip in clips(5)}
-    decoder = Decoder(captioner.model, rows=1, length=512, limit=4, ends=[])
-    with pytest.raises(ValueError, match="a batch of 2 prompts does not fit 1 rows"):
-        list(decoder.run([captioner._prompts(clips(2), ["What happens?"] * 2)]))
+
+
+def test_calls_of_several_threads_share_rows_and_get_the_answers_that_they_get_alone(saved):
+    captioner = Vlm(saved["qwen"], max_new_tokens=8, rows=3, prefill=2, frame_tokens=8)
+    groups = [clips(5)[at : at + 2] for at in range(4)]
+    alone = [{answer.key: answer.tokens for answer in captioner.answers(group)} for group in groups]
+    with ThreadPoolExecutor(8) as threads:
+        greedy = [threads.submit(captioner.answers, group) for group in groups]
+        greedy = [threads.submit(lambda call=call: list(call.result())) for call in greedy]
+        sampled = [threads.submit(lambda group=group: list(captioner.answers(group, 1.0))) for group in groups]
+        chances = threads.submit(captioner.ask, clips(3), ["Is there a dog?"] * 3)
+        together = [{answer.key: answer.tokens for answer in call.result()} for call in greedy]
+        assert [len(call.result()) for call in sampled] == [2] * 4
+        assert len(chances.result()) == 3
+    assert together == alone
+
+
+def fail_above(monkeypatch, name, most):
+    """Have a method of the decoder raise what a full GPU raises, where more than `most` rows are in use by it."""
+    plain, sizes = getattr(Decoder, name), []
+
+    def limited(self, *args):
+        rows = len(args[0].keys) if name == "fill" else self.rows
+        sizes.append(rows)
+        if rows > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return plain(self, *args)
+
+    monkeypatch.setattr(Decoder, name, limited)
+    return sizes
+
+
+@pytest.mark.parametrize("method", ["fill", "advance"])
+def test_where_memory_does_not_suffice_fewer_clips_are_answered_at_once_and_none_twice(saved, monkeypatch, method):
+    captioner = Vlm(saved["qwen"], max_new_tokens=8, rows=4, prefill=4, frame_tokens=8)
+    expected = sorted((answer.key, answer.tokens) for answer in captioner.answers(clips()))
+    sizes = fail_above(monkeypatch, method, most=2)
+    assert sorted((answer.key, answer.tokens) for answer in captioner.answers(clips())) == expected
+    assert max(sizes) == 4
+    again = len(sizes)
+    assert sorted((answer.key, answer.tokens) for answer in captioner.answers(clips())) == expected
+    assert max(sizes[again:]) == 2, "it does not try what failed before"
+
+
+def test_a_clip_for_which_memory_does_not_suffice_is_the_machines_fault(saved, monkeypatch):
+    captioner = Vlm(saved["qwen"], max_new_tokens=8, rows=4, prefill=4, frame_tokens=8)
+    fail_above(monkeypatch, "fill", most=0)
+    with pytest.raises(torch.OutOfMemoryError, match="Tried to allocate"):
+        captioner.caption(clips(3))
 
 
 @pytest.mark.gpu
@@ -163,13 +225,14 @@ def test_a_prompt_that_does_not_fit_is_said_to_be_too_long():
     captioner = Vlm(plain, processor, frame_tokens=8)
     decoder = Decoder(plain, rows=2, length=64, limit=8, ends=[])
     with pytest.raises(ValueError, match="do not fit rows of 64"):
-        list(decoder.run([captioner._prompts(clips(1), ["What happens?"])]))
+        decoder.fill(captioner._prompts(clips(1), ["What happens?"]))
 
 
 def test_work_ahead_keeps_order_and_hands_on_errors():
-    assert list(ahead(lambda x: x * x, range(20), threads=3, depth=4)) == [x * x for x in range(20)]
-    with pytest.raises(ZeroDivisionError):
-        list(ahead(lambda x: 1 // x, [1, 0, 1], threads=2, depth=2))
+    with ThreadPoolExecutor(3) as pool:
+        assert list(ahead(lambda x: x * x, range(20), pool, depth=4)) == [x * x for x in range(20)]
+        with pytest.raises(ZeroDivisionError):
+            list(ahead(lambda x: 1 // x, [1, 0, 1], pool, depth=2))
 
 
 def test_what_a_model_says_becomes_the_caption():

@@ -22,7 +22,7 @@ from pipeline.dataset.verify import verify
 from pipeline.engine.base import Stage
 from pipeline.engine.local import LocalEngine
 from pipeline.pack.shards import plan_shards, write_shard
-from pipeline.pack.worker import PackUnit
+from pipeline.pack.worker import TranscodeUnit
 from pipeline.selection.select import select
 from pipeline.state.units import UnitResult
 
@@ -140,7 +140,7 @@ def test_a_shard_of_which_no_clip_could_be_encoded_is_not_listed_and_no_problem(
     run = LocalEngine.run
 
     def damaging(engine: LocalEngine, units: Iterable[Any], stages: Sequence[Stage]) -> Iterator[UnitResult]:
-        if stages[0].takes is PackUnit and tall.read_bytes()[:4] != bytes(4):
+        if stages[0].takes is TranscodeUnit and tall.read_bytes()[:4] != bytes(4):
             before = tall.stat()
             tall.write_bytes(bytes(before.st_size))
             os.utime(tall, ns=(before.st_atime_ns, before.st_mtime_ns))

@@ -52,16 +52,16 @@ def test_musubi_reads_a_folder_a_rate_with_frame_counts_of_4n_plus_1(mixed: Path
     config = tomllib.loads((out / "dataset.toml").read_text())
     assert config["general"]["resolution"] == [160, 96]
     assert config["general"]["caption_extension"] == ".txt"
-    videos = [one for one in config["datasets"] if "video_directory" in one]
-    assert [one["source_fps"] for one in videos] == [25.0, 60.0]
-    assert all(isinstance(one["source_fps"], float) for one in videos)  # the trainer refuses integers
-    assert len({one["cache_directory"] for one in config["datasets"]}) == len(config["datasets"]) == 3
+    videos = [entry for entry in config["datasets"] if "video_directory" in entry]
+    assert [entry["source_fps"] for entry in videos] == [25.0, 60.0]
+    assert all(isinstance(entry["source_fps"], float) for entry in videos)  # the trainer refuses integers
+    assert len({entry["cache_directory"] for entry in config["datasets"]}) == len(config["datasets"]) == 3
     clips = clips_of(mixed)
-    for one in videos:
-        assert all(count % 4 == 1 and count > 1 for count in one["target_frames"])
-        for path in Path(one["video_directory"]).glob("*.mp4"):
+    for entry in videos:
+        assert all(count % 4 == 1 and count > 1 for count in entry["target_frames"])
+        for path in Path(entry["video_directory"]).glob("*.mp4"):
             clip = clips[path.stem]
-            assert clip.fps == pytest.approx(one["source_fps"], rel=0.01)
+            assert clip.fps == pytest.approx(entry["source_fps"], rel=0.01)
             assert path.with_suffix(".txt").read_text(encoding="utf-8") == clip.caption
 
 
@@ -70,8 +70,8 @@ def test_diffusion_pipe_gets_frame_buckets_that_its_clips_reach(dataset: Path, t
     config = tomllib.loads((out / "dataset.toml").read_text())
     assert config["frame_buckets"][0] == 1
     assert all(count % 4 == 1 for count in config["frame_buckets"])
-    for one in config["directory"]:
-        files = [path for path in Path(one["path"]).iterdir() if path.suffix in (".mp4", ".jpg")]
+    for entry in config["directory"]:
+        files = [path for path in Path(entry["path"]).iterdir() if path.suffix in (".mp4", ".jpg")]
         assert files
         assert all(path.with_suffix(".txt").read_text(encoding="utf-8") for path in files)
     # the trainer loses one frame to rounding: the spare one of the contract
@@ -82,14 +82,14 @@ def test_diffusion_pipe_gets_frame_buckets_that_its_clips_reach(dataset: Path, t
 def test_ai_toolkit_folders_hold_clips_that_last_their_frame_count(dataset: Path, tmp_path: Path) -> None:
     out = exported(dataset, "ai-toolkit", tmp_path / "out")
     entries = yaml.safe_load((out / "datasets.yaml").read_text())["datasets"]
-    assert [one["num_frames"] for one in entries if "fps" not in one] == [1]
-    for one in entries:
-        files = [path for path in Path(one["folder_path"]).iterdir() if path.suffix != ".txt"]
+    assert [entry["num_frames"] for entry in entries if "fps" not in entry] == [1]
+    for entry in entries:
+        files = [path for path in Path(entry["folder_path"]).iterdir() if path.suffix != ".txt"]
         assert files
-        if one["num_frames"] > 1:
-            assert one["fps"] == 16
-            assert one["shrink_video_to_frames"] is False
-            assert all(frames_of(path) >= one["num_frames"] for path in files)
+        if entry["num_frames"] > 1:
+            assert entry["fps"] == 16
+            assert entry["shrink_video_to_frames"] is False
+            assert all(frames_of(path) >= entry["num_frames"] for path in files)
 
 
 def test_ltx_manifest_and_command_have_sizes_of_32_and_frames_of_8n_plus_1(mixed: Path, tmp_path: Path) -> None:

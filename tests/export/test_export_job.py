@@ -56,6 +56,20 @@ def test_a_table_is_not_written_over_a_folder(dataset, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", ["csv", "jsonl", "parquet"])
+def test_a_table_replaces_an_earlier_one_and_no_other_file(dataset, tmp_path, name):
+    path = tmp_path / f"clips.{name}"
+    export(str(dataset), name, path)
+    first = path.read_bytes()
+    assert export(str(dataset), name, path).endswith(f"written to {path}")
+    assert path.read_bytes() == first
+    for other in (b"clip_id,label\na,good\n", b'{"clip_id": "a"}\n', b"\xff\n", b""):
+        path.write_bytes(other)
+        with pytest.raises(DatasetError, match="holds something else"):
+            export(str(dataset), name, path)
+        assert path.read_bytes() == other
+
+
 def test_an_export_stops_at_a_folder_that_holds_something_else(dataset, tmp_path):
     (tmp_path / "thesis.doc").touch()
     with pytest.raises(DatasetError, match="holds something else"):
@@ -102,7 +116,7 @@ def test_an_interrupted_export_goes_on_with_what_is_missing(dataset, tmp_path, m
 def test_the_command_line_exports_and_says_what_to_do_next(dataset, tmp_path, capsys):
     assert main(["export", str(dataset), "--to", "musubi", "--out", str(tmp_path / "out"), "--model", "wan2.1"]) == 0
     out = capsys.readouterr().out
-    assert "6 videos and 1 still images for musubi-tuner" in out
+    assert "6 videos and 1 still image for musubi-tuner" in out
     assert "next: python src/musubi_tuner/wan_cache_latents.py" in out
     assert main(["export", str(dataset), "--to", "muse", "--out", str(tmp_path / "other")]) == 2
     assert "did you mean" in capsys.readouterr().err

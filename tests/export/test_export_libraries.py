@@ -19,10 +19,10 @@ from pipeline.export.reader import read_dataset
 
 def without_models(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets modules of `package` be imported without its __init__ files, which import every model."""
-    found = importlib.util.find_spec(package.partition(".")[0])
-    if found is None or found.submodule_search_locations is None:
+    spec = importlib.util.find_spec(package.partition(".")[0])
+    if spec is None or spec.submodule_search_locations is None:
         pytest.skip(f"{package} is not installed")
-    path = Path(found.submodule_search_locations[0])
+    path = Path(spec.submodule_search_locations[0])
     for depth, name in enumerate(package.split(".")):
         module = types.ModuleType(".".join(package.split(".")[: depth + 1]))
         path = path / name if depth else path
@@ -34,25 +34,25 @@ def test_webshart_reads_the_linked_tars_and_no_clip_is_copied(dataset: Path, tmp
     webshart = pytest.importorskip("webshart")
     out = exported(dataset, "simpletuner", tmp_path / "out")
     clips = {clip.name: (clip.data(), clip.captions(), clip.width) for clip in read_dataset(str(dataset)).clips()}
-    seen = set()
+    loaded = set()
     for backend in json.loads((out / "multidatabackend.json").read_text()):
         if backend["type"] != "webshart":
             assert backend["dataset_type"] == "text_embeds"
             continue
-        found = webshart.discover_dataset(backend["source"], metadata=backend["metadata"])
-        loader = webshart.TarDataLoader(found)
-        for shard in range(found.num_shards):
-            for number in range(found.get_shard_sample_count(shard)):
+        shards = webshart.discover_dataset(backend["source"], metadata=backend["metadata"])
+        loader = webshart.TarDataLoader(shards)
+        for shard in range(shards.num_shards):
+            for number in range(shards.get_shard_sample_count(shard)):
                 entry = loader.load_sample(shard, number)
                 data, captions, width = clips[entry.path]
                 assert bytes(entry.data) == data
                 assert entry.captions == captions
                 assert len(captions) == 2  # the one in .txt, and a short one
                 assert entry.metadata["width"] == width
-                seen.add(entry.path)
+                loaded.add(entry.path)
         if backend["dataset_type"] == "video":
             assert backend["video"]["min_frames"] >= backend["video"]["num_frames"]  # the trainer's own check
-    assert seen == set(clips)
+    assert loaded == set(clips)
     tars = list(out.rglob("*.tar"))
     originals = {os.stat(path).st_ino for path in dataset.rglob("*.tar")}
     assert {os.stat(path).st_ino for path in tars} == originals

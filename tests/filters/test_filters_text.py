@@ -57,6 +57,15 @@ def test_text_that_stays_while_the_picture_moves_was_burned_in(text: Filter) -> 
     assert bare == {"text_area": 0, "text_overlay": 0, "text_subtitle": 0}
 
 
+def test_frames_are_searched_only_beside_frames_with_text(text: Filter) -> None:
+    def words_in(*frames: int) -> ClipView:
+        return clip(lambda k: write(view(WORLD, k), "GRAND HOTEL", 150, 60) if k in frames else view(WORLD, k))
+
+    assert text.score(words_in(1))["text_area"] == 0  # the first and third frames have none
+    once, twice = (text.score(words_in(*frames))["text_area"] for frames in ((2,), (1, 2)))
+    assert twice == pytest.approx(2 * once, rel=0.1)
+
+
 def test_under_a_still_camera_nothing_tells_a_sign_from_a_caption(text: Filter) -> None:
     scores = text.score(clip(lambda _: view(SIGN, 1)))
     assert scores["text_area"] > 0.02

@@ -9,6 +9,8 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from dolby_vision import rpu
+from videos import texture, write_video
 
 from pipeline.config.recipe import PackOptions
 from pipeline.media.clip_reader import read_frames
@@ -26,8 +28,9 @@ from pipeline.media.colour import (
 )
 from pipeline.media.encode import Cut, SpanReader, encode_span
 from pipeline.media.proxy import Shrinker
-from pipeline.media.video import Video
+from pipeline.media.video import MediaError, Video, probe
 
+QUIET = {"x265-params": "log-level=none"}
 SIZE = (192, 96)
 BARS = [
     (191, 191, 191),
@@ -146,6 +149,16 @@ WIDE = {
     "HLG": Colour(9, 9, HLG),
     "BT.2020 SDR": Colour(9, 9, 14),
 }
+
+
+def test_dolby_vision_is_used_only_where_its_base_layer_has_colours_of_its_own(tmp_path: Path) -> None:
+    film = write_video(tmp_path / "a.h265", [texture(1, 64, 96)], codec="libx265", pix_fmt="yuv420p10le", **QUIET)
+    other, iptpqc2 = tmp_path / "8.h265", tmp_path / "5.h265"
+    other.write_bytes(film.read_bytes() + rpu(8))
+    assert probe(str(other)).codec == "hevc"
+    iptpqc2.write_bytes(film.read_bytes() + rpu(5))
+    with pytest.raises(MediaError, match="IPTPQc2"):
+        probe(str(iptpqc2))
 
 
 @pytest.mark.parametrize("name", WIDE)

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from videos import texture
+from videos import pan, texture, write_video
 
 from model.config import from_dict
 from model.data import loader as data
@@ -24,6 +24,7 @@ from pipeline.dataset.verify import verify
 from pipeline.media.proxy import Shrinker
 from pipeline.media.video import MediaError, Video
 
+QUIET = {"x265-params": "log-level=none"}
 CORNERS = np.array([[(200, 30, 30), (30, 200, 30)], [(30, 30, 200), (200, 200, 30)]], np.float32)  # RGB
 UPRIGHT = {  # by EXIF orientation: what makes the stored picture the shown one
     1: lambda p: p,
@@ -106,6 +107,28 @@ def shots_of(film: Path) -> list[np.ndarray]:
     with av.open(str(film)) as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     return [frames[i] for i in (15, 50, 90, 130, 170, 225)]
+
+
+def test_a_picture_in_tiles_is_none_rather_than_one_of_its_tiles(tmp_path):
+    path = tmp_path / "picture.avif"
+    Image.fromarray(card(1)).save(path)
+    assert not Video(str(path)).probe.rotation
+    data = path.read_bytes()
+    item = data.index(b"infe")
+    path.write_bytes(data[:item] + data[item:].replace(b"av01", b"grid", 1))
+    with pytest.raises(MediaError, match="HEIF grid"):
+        Video(str(path))
+
+
+def test_an_image_sequence_of_heif_is_a_film(tmp_path):
+    film = write_video(tmp_path / "film.mp4", pan(texture(1, 64, 96), 20, 1.0), codec="libx265", **QUIET)
+    data = film.read_bytes().replace(b"isomiso2mp41", b"msf1hevcmp41").replace(b"ftypisom", b"ftypmsf1")
+    path = tmp_path / "sequence.heic"
+    path.write_bytes(data.replace(b"vide", b"pict"))  # the handler of image sequences
+    with Video(str(path)) as sequence:
+        assert not sequence.probe.image
+        assert (sequence.probe.width, sequence.probe.height, sequence.probe.duration) == (96, 64, 0.8)
+        assert [round(frame.time * 25) for frame in sequence.frames()] == list(range(20))
 
 
 def test_images_of_a_folder_and_a_tar_are_samples_beside_the_clips_of_a_film(tmp_path, sample_videos):

@@ -249,9 +249,9 @@ def test_the_memory_needed_grows_with_tokens_and_shrinks_by_recomputing_and_shar
     saving = load_config(None, ["size=S", "recompute=1"])
     assert twice.activations == pytest.approx(2 * once.activations, rel=0.05)
     assert estimate_memory(saving, TEXT, (1, 16, 3, 16, 16), STRIDE, 1).activations < once.activations / 5
-    assert estimate_memory(sizes, TEXT, (1, 16, 3, 16, 16), STRIDE, 4).state == once.state // 4
+    assert estimate_memory(sizes, TEXT, (1, 16, 3, 16, 16), STRIDE, 4).training == once.training // 4
     model = DiT(SIZES["S"], 16, 384)
-    assert once.state == 20 * sum(p.numel() for p in model.parameters())
+    assert once.weights + once.training == 20 * sum(p.numel() for p in model.parameters())
 
 
 def test_a_video_is_sampled_to_the_asked_length_from_text_or_from_a_picture(dataset, tmp_path, sample_videos):

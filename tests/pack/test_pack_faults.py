@@ -24,8 +24,9 @@ from pipeline.config.recipe import PackOptions, Recipe, ScanOptions, SelectOptio
 from pipeline.media import encode
 from pipeline.pack import clip_encoder
 from pipeline.pack.clip_encoder import ClipEncoder
+from pipeline.pack.parts import rows_file, spool_of
 from pipeline.pack.shards import index_path, listed, plan_shards, write_shard
-from pipeline.pack.worker import Pack, PackUnit
+from pipeline.pack.worker import Pack, PackUnit, Transcode, TranscodeUnit
 from pipeline.selection.select import select
 from pipeline.storage.store import Store
 from pipeline.tables.fragments import write_fragment
@@ -129,27 +130,35 @@ def test_a_full_disk_stops_the_pass_and_leaves_the_shard_to_the_next_build(
     clips: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = Store(str(tmp_path))
-    plans = plan_shards(clips, RECIPE)
-    write_fragment(store, "state/pack/rows.parquet", plans[0].rows(), {})
-    unit = PackUnit(plans[0].path, "state/pack/rows.parquet", 5)
+    (plan,) = plan_shards(clips, RECIPE)
+    spool = spool_of(plan.name)
+    write_fragment(store, rows_file(spool), plan.rows(), {})
+    transcode, pack = TranscodeUnit(spool, 0, 5), PackUnit(plan.path, plan.name, spool, 5)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))  # of this process: a shard does not fit
-    try:
-        result = Pack(store, RECIPE)(unit)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert result.problem.startswith("file too large")
-    assert listed(store) == {}
-    assert not list(tmp_path.rglob("*.tar"))
 
+    def on_a_small_disk(worker: Any, unit: Any) -> Any:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))  # of this process: a shard does not fit
+        try:
+            return worker(unit)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    assert on_a_small_disk(Transcode(store, RECIPE), transcode).problem.startswith("file too large")
     monkeypatch.setattr(clip_encoder, "encode_clip", encode_on_a_full_disk)
-    assert Pack(store, RECIPE)(unit).problem.startswith("no space left on device")
-    assert listed(store) == {}
-    assert not index_path(tmp_path / plans[0].path).exists()
+    assert Transcode(store, RECIPE)(transcode).problem.startswith("no space left on device")
+    assert {path.name for path in (tmp_path / spool).iterdir()} == {"rows.parquet"}
 
     monkeypatch.undo()
-    assert Pack(store, RECIPE)(unit).problem == ""
+    assert Transcode(store, RECIPE)(transcode).problem == ""
+    assert on_a_small_disk(Pack(store, RECIPE), pack).problem.startswith("file too large")
+    assert listed(store) == {}
+    assert [path.name for path in tmp_path.rglob("*.tar")] == ["00000.tar"]
+    assert not index_path(tmp_path / plan.path).exists()
+
+    assert Pack(store, RECIPE)(pack).problem == ""
     assert [result.clips for result in listed(store).values()] == [5]
+    assert not (tmp_path / spool).exists()
+    assert Pack(store, RECIPE)(pack).problem == ""  # as after the loss of the worker that had just written it
 
 
 def test_the_child_that_encodes_is_kept_from_clip_to_clip_and_leaves_with_its_encoder(clips: pa.Table) -> None:

@@ -123,6 +123,9 @@ def test_the_table_has_all_clips_and_says_which_labels_it_lacks(tmp_path: Path) 
     assert "100 labelled clips, 1 that this dataset lacks" in lines
     best = next(line for line in lines if line.startswith("sharp") and "1.000" in line)
     assert best.split() == ["sharp", "50", "50", "1.000", "below", "*", "49.5", "1.000", "1.000", "0.000", "1.000"]
+    (tmp_path / "others.csv").write_text("clip_id,label\nelsewhere,good\n")
+    with pytest.raises(LabelError, match=r"others\.csv has no clip_id of .*: labels of another dataset\?"):
+        calibrate(tmp_path, tmp_path / "others.csv")
     with pytest.raises(FileNotFoundError, match="build it first"):
         calibrate(tmp_path / "none")
 
@@ -157,9 +160,12 @@ def test_labels_of_files_judge_every_threshold_of_the_recipe(tmp_path: Path) -> 
     ]
     (tmp_path / "labels.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     lines = calibrate(tmp_path, tmp_path / "labels.jsonl").splitlines()
-    note = "3 clips of 2 labelled files, 1 that this dataset lacks; 1 clips of filmed single shots"
+    note = "3 clips of 2 labelled files, 1 that this dataset lacks; 1 clip of filmed single shots"
     assert any(line.startswith(note) for line in lines)
     found = {line.split()[0]: line.split()[-6:] for line in lines if line}
+    (tmp_path / "others.jsonl").write_text('{"file": "elsewhere.mp4"}\n')
+    with pytest.raises(LabelError, match="no label names a source of the dataset"):
+        calibrate(tmp_path, tmp_path / "others.jsonl")
     assert found["logo_area"] == ["1", "1", "0", "0.500", "2", "0.500"]
     assert found["noise_sigma"] == ["0", "1", "0", "0.000", "0", "–"]
 

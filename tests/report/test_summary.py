@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from pipeline.config.recipe import load_recipe
 from pipeline.dataset.finish import publish, read_info
-from pipeline.report.summary import filter_costs
+from pipeline.report.summary import filter_rows
 from pipeline.storage.store import Store
 from pipeline.tables.fragments import SOURCES
 
@@ -20,11 +20,11 @@ def test_a_build_says_what_its_filters_cost() -> None:
         "text": {"seconds": 3.8, "clips": 38, "rejected": 19.0},
         "encoder": {"seconds": 3.8, "clips": 19},
     }
-    assert filter_costs({"scan": scan, "embed": {"filters": embed}}) == [
+    assert filter_rows({"scan": scan, "embed": {"filters": embed}}) == [
         ("filters: scan", "1, 28.0 ms a clip, 7.0% of decoding"),
         ("filters: embed", "290 ms a clip: sharpness 100 (-5%), text 100 (-50%), encoder 200"),
     ]
-    assert filter_costs({}) == []
+    assert filter_rows({}) == []
 
 
 def test_a_dataset_keeps_the_order_of_its_filters(tmp_path: Path) -> None:

@@ -57,8 +57,7 @@ def test_shots_become_clips_with_exact_spans(three_shots):
         assert len(inside) == clip["frames"]
     assert set(CLIPS.names) <= set(scanned.clips[0])
     assert set(FRAMES.names) == set(scanned.frames[0])
-    assert scanned.source["status"] == "ok"
-    assert scanned.source["error"] is None
+    assert scanned.missing is None
     pickle.dumps(scanned)
 
 
@@ -149,7 +148,7 @@ def test_a_truncated_film_gives_what_is_there(tmp_path):
     data = path.read_bytes()
     (tmp_path / "cut.mp4").write_bytes(data[: len(data) * 2 // 3])
     scanned = scan(Source("id", str(tmp_path / "cut.mp4")), recipe())
-    assert scanned.source["error"].startswith("truncated")
+    assert scanned.missing.startswith("truncated")
     assert spans(scanned)[0] == (0, 60)
     assert spans(scanned)[-1][1] < 150
 
@@ -160,7 +159,7 @@ def test_a_film_is_used_up_to_where_its_picture_changes_size(tmp_path):
     path.write_bytes(path.read_bytes() + small.read_bytes())
     scanned = scan(Source("id", str(path)), recipe())
     assert [c["frames"] for c in scanned.clips] == [50]
-    assert "320x180 to 160x90" in scanned.source["error"]
+    assert "320x180 to 160x90" in scanned.missing
 
 
 def test_damage_in_the_middle_costs_no_more_than_the_middle(tmp_path):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import hostile
 import mutations
 import pyarrow.parquet as pq
 import pytest
@@ -17,14 +20,17 @@ from videos import pan, texture, write_video
 
 from pipeline.config.recipe import Recipe, ScanOptions, load_recipe
 from pipeline.media.video import MediaError, Probe
+from pipeline.passes.identify import identify_units
+from pipeline.passes.snapshot import source_rows
 from pipeline.scan import worker as workers
-from pipeline.scan.scan import scan, segments
+from pipeline.scan.scan import Scanned, scan, segments
 from pipeline.scan.worker import Identify, Scan
 from pipeline.sources.discover import DiscoveredFile, Source
-from pipeline.state.committed import UNREACHABLE
+from pipeline.state import committed
 from pipeline.state.error_log import FEWEST, FOLDER, why_stop
 from pipeline.state.units import Handoff, IdentifyUnit, Part, ScanUnit
 from pipeline.storage.store import Store
+from pipeline.tables.fragments import clip_id
 
 HARD = SHARED / "hard"
 SHORT = Recipe(scan=ScanOptions(min_seconds=0.2, deadline_seconds=20.0, memory_mb=900))
@@ -64,7 +70,7 @@ def broken_scan(source: Source, *_: object) -> None:
     raise ZeroDivisionError(source.uri)
 
 
-def broken_for_one(source: Source, recipe: Recipe, segment: None) -> object:
+def broken_for_one(source: Source, recipe: Recipe, segment: None) -> Scanned:
     if "one" in source.uri:
         raise IndexError("no such frame")
     return scan(source, recipe, segment)
@@ -148,14 +154,69 @@ def test_an_exception_nobody_foresaw_is_the_reason_of_its_part_and_is_tried_agai
     (one, two), result = scanned([tmp_path / "one.mp4", tmp_path / "two.mp4"], store)
     assert one["error"].startswith("internal error: IndexError at ")
     assert one["error"].endswith(": no such frame")
-    assert one["limits"] == UNREACHABLE
+    assert one["unreachable"]
     assert "error" not in two
-    assert list(result.unforeseen.values()) == [1]
+    assert [len(sources) for sources in result.unforeseen.values()] == [1]
     (entry,) = logged(store, "scan")
     assert entry["source"] == str(tmp_path / "one.mp4")
     assert "in broken_for_one" in entry["traceback"]
     scanned([tmp_path / "one.mp4", tmp_path / "two.mp4"], store)
     assert logged(store, "scan") == [entry]
+
+
+def lying(source: Source, *_: object) -> Scanned:
+    """What a decoder that the bytes of `source` have taken over may send: a clip whose id leads out of its folder."""
+    return Scanned([{**CLIP, "clip_id": "../../film", "source_id": source.source_id}], [], {"decode": 1.0})
+
+
+def of_another_source(source: Source, *_: object) -> Scanned:
+    return Scanned([{**CLIP, "clip_id": clip_id("other", 0, 9, "1/9"), "source_id": "other"}], [], {})
+
+
+def mistyped(source: Source, *_: object) -> Scanned:
+    name = clip_id(source.source_id, 0, 9, "1/9")
+    row = {**CLIP, "clip_id": name, "source_id": source.source_id}
+    return Scanned([row], [{"clip_id": name, "index": 0, "time": 0.0, "jpeg": [1.5]}], {})
+
+
+CLIP = {"start_pts": 0, "end_pts": 9, "time_base": "1/9"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [(lying, "the process sent rows of other"), (of_another_source, "the process sent"), (mistyped, "internal error")],
+)
+def test_a_forged_answer_fails_its_own_part_only(
+    answer: Callable[..., Scanned],
+    reason: str,
+    sources: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = tmp_path / "film.mp4"
+    path.write_bytes(sources["plain.mp4"])
+    monkeypatch.setattr(workers, "scan", answer)
+    (part,), result = scanned([path], Store(str(tmp_path / "out")))
+    assert part["error"].startswith(reason)
+    assert result.counts == {"clips": 0, "failed": 1}
+
+
+def pickled(*_: object) -> Scanned:
+    hostile.send_and_wait(hostile.framed(hostile.PICKLE))
+    raise AssertionError("the parent has not killed this process")
+
+
+def test_a_child_that_sends_a_pickle_fails_its_own_part_only_and_the_pickle_does_not_run(
+    sources: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "film.mp4"
+    path.write_bytes(sources["plain.mp4"])
+    monkeypatch.setenv(hostile.MARK, "before")
+    monkeypatch.setattr(workers, "scan", pickled)
+    (part,), result = scanned([path], Store(str(tmp_path / "out")))
+    assert part["error"] == "the process sent an answer that cannot be read"
+    assert result.counts == {"clips": 0, "failed": 1}
+    assert os.environ[hostile.MARK] == "before"
 
 
 def test_numbers_that_no_column_takes_fail_their_own_row_only(
@@ -193,7 +254,7 @@ def test_a_source_that_may_not_be_read_is_a_row_and_a_store_that_may_not_be_writ
     secret.symlink_to("/proc/1/mem")  # opens for nobody, or has nothing to read
     file = DiscoveredFile(str(secret), 1, "1")
     result = Identify(Store(str(tmp_path / "out")), SHORT)(IdentifyUnit((file,)))
-    assert result.counts == {"sources": 1, "failed": 1}
+    assert result.counts == {"sources": 1, "failed": 1, "skipped": 0}
     assert not result.problem
     (tmp_path / "file").touch()
     stopped = Identify(Store(str(tmp_path / "file")), SHORT)(IdentifyUnit((file,)))
@@ -209,14 +270,54 @@ def test_limits_say_which_of_them_a_source_is_over(sources: dict[str, bytes], tm
     film = write_video(tmp_path / "film.mp4", pan(texture(1, 48, 64), 60, 1.0))
     few = Recipe(scan=ScanOptions(min_seconds=0.2, max_gigapixels=20 * 48 * 64 / 1e9))
     (part,), result = scanned([film], store, few)
-    assert part["note"].endswith("more pixels than scan.max_gigapixels allows (6.144e-05)")
-    assert result.counts["clips"] == 1
+    assert part["error"] == "more pixels than scan.max_gigapixels allows (6.144e-05) until 1.32 s"
+    assert part["limits"] == {"max_gigapixels": few.scan.max_gigapixels}
+    assert result.counts["clips"] == 0
     (row,), _ = identified([film], store, Recipe(scan=ScanOptions(max_gb=1e-6)))
     assert row["error"] == "0.0 GB, more than scan.max_gb allows (1e-06)"
-    assert row["status"] == UNREACHABLE
+    assert (row["status"], row["limits"]) == ("failed", '{"max_gb": 1e-06}')
     patient = Recipe(scan=ScanOptions(deadline_seconds=0.0, deadline_factor=0.0))
     (part,), _ = scanned([film], store, patient)
     assert part["error"] == "took longer than 0 s"
+
+
+def test_a_file_over_a_limit_is_read_again_once_the_limit_is_raised_and_only_then(tmp_path: Path) -> None:
+    store, film = Store(str(tmp_path / "out")), write_video(tmp_path / "film.mp4", pan(texture(1, 48, 64), 12, 1.0))
+    file = DiscoveredFile(str(film), film.stat().st_size, str(film.stat().st_mtime_ns))
+    small, large = Recipe(scan=replace(SHORT.scan, max_gb=1e-6)), SHORT
+    others = replace(small.scan, memory_mb=2000, deadline_seconds=500.0, max_gigapixels=1e6)
+    identified([film], store, small)
+    for options in (small.scan, others, replace(small.scan, max_gb=1e-7)):
+        assert list(identify_units([file], store, options)) == []
+        assert source_rows([file], store, options)["status"].to_pylist() == ["failed"]
+    assert [unit.files for unit in identify_units([file], store, large.scan)] == [(file,)]
+    identified([film], store, large)
+    for options in (small.scan, large.scan):  # a limit decides only whether a file is read
+        assert list(identify_units([file], store, options)) == []
+        assert source_rows([file], store, options)["status"].to_pylist() == ["ok"]
+
+
+@pytest.mark.parametrize(
+    ("limit", "least", "enough"),
+    [("max_streams", 60, 80), ("max_gigapixels", 1e-9, 1.0), ("deadline_seconds", 0.0, 20.0), ("memory_mb", 1, 900)],
+)
+def test_a_part_over_a_limit_is_scanned_again_once_the_limit_is_raised_and_only_then(
+    limit: str, least: float, enough: float, tmp_path: Path
+) -> None:
+    store, path = Store(str(tmp_path / "out")), tmp_path / "film.mkv"
+    mutations.many_streams(path, 70)
+    large = Recipe(scan=replace(SHORT.scan, deadline_factor=0.0, max_streams=80))
+    small = Recipe(scan=replace(large.scan, **{limit: least}))
+    (part,), _ = scanned([path], store, small)
+    assert part["limits"][limit] == least
+    other = "max_streams" if limit != "max_streams" else "memory_mb"
+    for options in (small.scan, replace(small.scan, **{limit: least / 2}), replace(small.scan, **{other: 5000})):
+        assert list(committed.scanned(store, Recipe(scan=options)).errors) == ["film.mkv"]
+    assert committed.scanned(store, large).keys.to_pylist() == []
+    (part,), _ = scanned([path], store, large)
+    assert "error" not in part
+    for recipe in (small, large):
+        assert committed.scanned(store, recipe).keys.to_pylist() == ["film.mkv"]
 
 
 def test_a_build_stops_for_one_exception_in_many_sources_and_not_in_few() -> None:

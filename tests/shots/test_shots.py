@@ -98,6 +98,13 @@ def test_equal_parts_of_one_frame():
     assert len(equal_parts([0.0, 1.0], 2.0, 0.1)) == pytest.approx(2)
 
 
+@pytest.mark.timeout(20)
+def test_a_shot_whose_times_jump_by_years_is_cut_into_parts_at_once():
+    year = 365 * 86400.0
+    times = [jump * year + frame / 25 for jump in range(2) for frame in range(100_000)]
+    assert [first for first, _ in equal_parts(times, times[-1] + 0.04, 10.0)] == list(range(200_000))
+
+
 def shot(seed: int, frames: int) -> list[np.ndarray]:
     tint = [(1.0, 0.6, 0.4), (0.4, 0.7, 1.0), (0.7, 1.0, 0.5)][seed % 3]
     return pan((texture(seed, 108, 192) * tint).astype(np.uint8), frames, 0.8)

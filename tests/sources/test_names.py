@@ -14,13 +14,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config.recipe import SourceOptions, load_recipe
+from pipeline.config.recipe import ScanOptions, SourceOptions, load_recipe
 from pipeline.config.secrets import redact
 from pipeline.export.formats.table import WRITERS
 from pipeline.passes.identify import identify_units
 from pipeline.passes.snapshot import source_rows
 from pipeline.scan.worker import Identify
-from pipeline.sources.discover import content_id, discover, open_media
+from pipeline.sources.content import content_id
+from pipeline.sources.discover import discover, open_media
 from pipeline.sources.names import clean, from_text, printable, to_text, url_text
 from pipeline.storage.store import Store
 
@@ -118,10 +119,10 @@ def rows_of(inputs: list[str], store: Store) -> list[dict[str, object]]:
     recipe = load_recipe("embedded")
     found = discover(inputs, recipe.sources)
     identify = Identify(store, recipe)
-    for unit in identify_units(found, store):
+    for unit in identify_units(found, store, ScanOptions()):
         identify(unit)
-    assert list(identify_units(found, store)) == []
-    return source_rows(found, store).to_pylist()
+    assert list(identify_units(found, store, ScanOptions())) == []
+    return source_rows(found, store, ScanOptions()).to_pylist()
 
 
 def test_every_odd_name_is_one_row_that_opens_the_file(odd_folder: Path, tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config.recipe import SourceOptions
-from pipeline.sources.discover import SourceError, content_id, discover, open_media
+from pipeline.sources.content import content_id
+from pipeline.sources.discover import SourceError, discover, open_media
 
 
 @pytest.fixture
@@ -71,8 +72,32 @@ def test_a_list_whose_captions_hold_separators_is_read_or_says_which_row_is_wron
     (folder / "list.jsonl").write_text(json.dumps({"path": "a.mp4", "caption": "one\u2028two"}, ensure_ascii=False))
     assert discover([str(folder / "list.jsonl")])[0].metadata == {"caption": "one\u2028two"}
     (folder / "list.csv").write_text("path,caption\na.mp4,A man, running\n")
-    with pytest.raises(SourceError, match="row 1 has more fields"):
+    with pytest.raises(SourceError, match="row 1: more fields than the header"):
         discover([str(folder / "list.csv")])
+
+
+BAD_ROWS = {  # by list: its rows, and why some cannot be used
+    "fields.csv": (
+        ["path,caption", "a.mp4,A man", ",nothing", "b.MKV,A man, running", "b.MKV,A dog"],
+        {2: "path is empty", 3: "more fields"},
+    ),
+    "huge.csv": (["path,caption", f"a.mp4,{'x' * 200_000}", "b.MKV,A dog"], {1: "field larger"}),
+    "list.jsonl": (
+        ['{"path": "a.mp4"}', '{"path": ', "[1]", '{"caption": "none"}'],
+        {2: "not JSON", 3: "not a JSON object", 4: "no column"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ROWS)
+def test_a_bad_row_of_a_list_is_a_source_with_a_reason_and_the_others_are_used(folder, name):
+    lines, bad = BAD_ROWS[name]
+    (folder / name).write_text("\n".join(lines))
+    found = discover([str(folder / name)])
+    rows = {int(file.uri.rpartition(" ")[2]): file.problem for file in found if "#row " in file.uri}
+    assert rows.keys() == bad.keys()
+    assert all(rows[number].startswith(reason) for number, reason in bad.items())
+    assert len(found) > len(rows)
 
 
 def test_a_list_without_a_column_for_the_video_says_so(folder):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from light_recipe import LIGHT_FILTERS
 from videos import pan, texture, write_video
 
 from pipeline.build import build
@@ -20,7 +21,8 @@ from pipeline.config.recipe import SourceOptions, load_recipe
 from pipeline.dataset.verify import verify
 from pipeline.media.video import probe
 from pipeline.sources import http as web
-from pipeline.sources.discover import content_id, discover, open_media
+from pipeline.sources.content import content_id
+from pipeline.sources.discover import discover, open_media
 from pipeline.sources.discovered import DiscoveredFile
 from pipeline.sources.downloads import downloaded
 from pipeline.storage.retry import FIRST_PAUSE, pause
@@ -277,10 +279,10 @@ def test_lists_and_tars_behind_urls_lead_to_their_films(site):
     ]
 
 
-def test_a_server_that_is_down_takes_nothing_from_a_dataset(site, tmp_path, capsys):
+def test_a_server_that_is_down_takes_nothing_from_a_dataset(site, tmp_path, monkeypatch, capsys):
     write_video(tmp_path / "pan.mp4", pan(texture(1, 400, 800), 60, 3.0), fps=25)
     site.film, out = (tmp_path / "pan.mp4").read_bytes(), tmp_path / "dataset"
-    options = ("sources.allow_private=true", "scan.shots=stride", "scan.min_seconds=1", "select.thresholds={}")
+    options = ("sources.allow_private=true", "scan.shots=stride", "scan.min_seconds=1", *LIGHT_FILTERS)
 
     def built(films: Sequence[str], *more: str) -> dict[str, Any]:
         done = build([f"{site.base}/{film}" for film in films], str(out), load_recipe("embedded", [*options, *more]))
@@ -295,9 +297,10 @@ def test_a_server_that_is_down_takes_nothing_from_a_dataset(site, tmp_path, caps
     assert [tar.split("/")[:2] for tar in tars()] == [["state", "old"]], "what may be wanted again"
     site.shutdown()
     site.server_close()
+    monkeypatch.setattr(web, "TRIES", 2)
     info = built(["film.mp4"], "select.val_fraction=1")
     assert "1 files are used as last seen: their servers do not answer" in capsys.readouterr().err
-    assert (info["counts"]["kept"], info["passes"]["pack"]["results"]["reused"]) == (1, 1)
+    assert (info["counts"]["kept"], info["passes"]["transcode"]["results"]["reused"]) == (1, 1)
     assert [shard["path"] for shard in info["shards"]] == [
         tar for tar in tars() if tar.startswith("shards/2x1-360p/val-")
     ]

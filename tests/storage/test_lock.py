@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import functools
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from pipeline.dataset.finish import DatasetError
 from pipeline.dataset.lock import lock
+from pipeline.storage.lease import lease
 from pipeline.storage.store import Store, atomic
 
 
@@ -31,6 +33,7 @@ def test_a_file_system_without_locks_is_locked_by_a_lease(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setattr("pipeline.dataset.lock.lease", functools.partial(lease, beat=0.1, silent=5.0))
     with lock(Store(str(tmp_path))) as still_ours:
         still_ours()
         with pytest.raises(DatasetError):

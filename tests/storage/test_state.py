@@ -49,11 +49,11 @@ def test_what_was_out_of_reach_is_a_failed_row_and_is_tried_again(tmp_path: Path
     same = {"size": 5, "stamp": "one", "start": 0.0, "duration": 1.0}
     lost = {**same, "uri": far.uri, "status": "unreachable", "error": "no answer"}
     identify("a", {**same, "uri": near.uri, "source_id": "n", "status": "ok"}, lost)
-    assert [unit.files for unit in identify_units([far, near], store)] == [(far,)]
-    assert said(source_rows([far, near], store)) == [("failed", "no answer"), ("ok", None)]
+    assert [unit.files for unit in identify_units([far, near], store, recipe.scan)] == [(far,)]
+    assert said(source_rows([far, near], store, recipe.scan)) == [("failed", "no answer"), ("ok", None)]
     identify("b", {**lost, "source_id": "f", "status": "ok", "error": None})
-    assert list(identify_units([far, near], store)) == []
-    sources = source_rows([far, near], store)
+    assert list(identify_units([far, near], store, recipe.scan)) == []
+    sources = source_rows([far, near], store, recipe.scan)
     assert said(sources) == [("ok", None), ("ok", None)]
 
     def scan(unit: str, **part: object) -> None:
@@ -64,7 +64,7 @@ def test_what_was_out_of_reach_is_a_failed_row_and_is_tried_again(tmp_path: Path
         }
         write_fragment(store, f"state/scan/{unit}.parquet", table_from([], fingerprints.scan_schema(recipe)), done)
 
-    scan("b", key="f", error="no answer", limits="unreachable")
+    scan("b", key="f", error="no answer", unreachable=True)
     scan("c", key="n")
     done = scanned(store, recipe)
     assert (done.keys.to_pylist(), done.errors, done.unreachable) == (["n"], {}, {"f": "no answer"})

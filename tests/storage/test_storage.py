@@ -31,7 +31,8 @@ from pipeline.cli import main
 from pipeline.dataset.finish import read_info
 from pipeline.media.video import Video, probe
 from pipeline.passes.embed_worker import chunks
-from pipeline.sources.discover import content_id, discover, open_media
+from pipeline.sources.content import content_id
+from pipeline.sources.discover import discover, open_media
 from pipeline.storage import lease as lease_clock
 from pipeline.storage.lease import LeaseError, lease
 from pipeline.storage.store import PIECE, StorageError, Store, Unreachable, atomic, filesystem
@@ -104,7 +105,7 @@ def test_the_frames_of_a_few_clips_are_read_without_those_of_the_others(store, n
     def bytes_for(*numbers: int) -> int:
         """Read for these clips, two at a time, after a look at what came out."""
         read.clear()
-        network.seen.clear()
+        network.requests.clear()
         some = [{"clip_id": f"{i:020x}"} for i in numbers]
         found = {}
         for _, frames in chunks(store, "unit", some, size=2):
@@ -115,7 +116,7 @@ def test_the_frames_of_a_few_clips_are_read_without_those_of_the_others(store, n
             assert frames.times.tolist() == [0, 0.5, 1, 1.5]
             for there, wanted in zip(frames.pictures, pictures[clip], strict=True):
                 assert np.corrcoef(there[:, :, 1].ravel(), wanted[:, :, 1].ravel())[0, 1] > 0.8
-        ranges = [path.partition("bytes=")[2].split("-") for method, path in network.seen if method == "GET"]
+        ranges = [path.partition("bytes=")[2].split("-") for method, path in network.requests if method == "GET"]
         return sum(read) + sum(int(last) - int(first) + 1 for first, last in ranges)
 
     if store.local:
@@ -165,7 +166,7 @@ def test_what_a_bad_network_does_to_a_request_is_made_good(network, s3, tmp_path
         file.seek(-10, 2)
         assert file.read() == large[-10:]
     assert store.list("") == ["large", "small"]
-    assert sum(network.befell[fault] for fault in faults) >= 9
+    assert sum(network.faults[fault] for fault in faults) >= 9
 
 
 def test_a_read_that_is_cut_goes_on_by_ranges(network, s3, tmp_path):
@@ -174,7 +175,7 @@ def test_a_read_that_is_cut_goes_on_by_ranges(network, s3, tmp_path):
     store.write("film.mp4", data)
     network.fault = lambda method, path, times: "cut" if method == "GET" and times < 1 else ""
     assert store.read("film.mp4") == data
-    spans = [path.partition("bytes=")[2] for method, path in network.seen if method == "GET"]
+    spans = [path.partition("bytes=")[2] for method, path in network.requests if method == "GET"]
     assert spans[0] == f"0-{PIECE - 1}"
     assert len(spans) == -(-len(data) // PIECE)  # no piece more than was asked for, and none from the start again
 
@@ -326,11 +327,11 @@ def test_a_build_from_and_to_an_object_store_gets_through_a_bad_network_with_the
 
     calm, _ = build(str(tmp_path / "calm"))
     remote = f"s3://films/{tmp_path.name}/out{s3}"
-    network.befell.clear()
+    network.faults.clear()
     every_tenth = itertools.cycle([kind for ill in ILLS for kind in [*[""] * 9, ill]])
     network.fault = lambda *_: next(every_tenth)
     info, said = build(remote)
-    assert sum(network.befell.values()) - network.befell[""] >= 10
+    assert sum(network.faults.values()) - network.faults[""] >= 10
     assert "scan " in said
     again, said = build(remote)
     assert "x real time" not in said

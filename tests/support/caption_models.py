@@ -98,17 +98,17 @@ def tiny_qwen(training: str = "") -> tuple[Any, Any]:
 def speaking_qwen(text: str) -> tuple[Any, Any]:
     """A tiny Qwen2.5-VL that says `text` whatever it is asked, and its processor: its layers pass on the last token
     alone, and each word's row of the output matrix is the embedding of the word before it. No word may come twice."""
-    made, processor = tiny_qwen(text)
+    vlm, processor = tiny_qwen(text)
     encode = processor.tokenizer.encode
-    said = encode(f"\n{text}<|im_end|>")  # a prompt ends with a new line
-    assert len(set(said)) == len(said), "a word comes twice"
-    for layer in made.get_decoder().layers:
+    answer = encode(f"\n{text}<|im_end|>")  # a prompt ends with a new line
+    assert len(set(answer)) == len(answer), "a word comes twice"
+    for layer in vlm.get_decoder().layers:
         layer.self_attn.o_proj.weight.data.zero_()
         layer.mlp.down_proj.weight.data.zero_()
-    head = torch.zeros_like(made.lm_head.weight)
-    head[said[1:]] = made.get_input_embeddings().weight[said[:-1]]
-    made.lm_head.weight = torch.nn.Parameter(head)
-    return made, processor
+    head = torch.zeros_like(vlm.lm_head.weight)
+    head[answer[1:]] = vlm.get_input_embeddings().weight[answer[:-1]]
+    vlm.lm_head.weight = torch.nn.Parameter(head)
+    return vlm, processor
 
 
 def tiny_qwen3() -> tuple[Any, Any]:
@@ -269,13 +269,13 @@ def model(config: Any, device: str = "cpu", dtype: torch.dtype = torch.float32) 
 
     torch.manual_seed(0)
     with torch.device(device):
-        made = AutoModelForImageTextToText.from_config(config, dtype=dtype).eval()
-    made.generation_config.eos_token_id = config.get_text_config(decoder=True).eos_token_id
-    return made
+        vlm = AutoModelForImageTextToText.from_config(config, dtype=dtype).eval()
+    vlm.generation_config.eos_token_id = config.get_text_config(decoder=True).eos_token_id
+    return vlm
 
 
-def save(made: Any, processor: Any, folder: Path) -> str:
+def save(vlm: Any, processor: Any, folder: Path) -> str:
     """Saves both as a repository on a model hub holds them; the folder's name."""
-    made.save_pretrained(folder)
+    vlm.save_pretrained(folder)
     processor.save_pretrained(folder)
     return str(folder)

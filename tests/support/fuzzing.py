@@ -103,7 +103,7 @@ def outcomes(built: builds.Built) -> dict[str, str]:
     clips = built.clips.select(["source_id", "keep"]).to_pylist()
     kept = Counter(clip["source_id"] for clip in clips if clip["keep"])
     cut = Counter(clip["source_id"] for clip in clips)
-    found = {}
+    states = {}
     for row in rows:
         error = row["error"] or ""
         if row["status"] == "ok":
@@ -114,8 +114,8 @@ def outcomes(built: builds.Built) -> dict[str, str]:
         else:
             assert error, f"{row['source_uri']} failed without a reason"
             state = next((state for part, state in ENDINGS.items() if part in error), "cannot be used, with a reason")
-        found[row["source_uri"]] = state
-    return found
+        states[row["source_uri"]] = state
+    return states
 
 
 def remains() -> Remains:

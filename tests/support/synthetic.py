@@ -87,8 +87,8 @@ def dolly(
             alpha = cv2.warpAffine(mask, affine, (width, height), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)[
                 ..., None
             ]
-            seen = _sample(piece, affine, (width, height), scale)
-            out[k] = (out[k] * (1 - alpha) + seen * alpha + 0.5).astype(np.uint8)
+            view_of_piece = _sample(piece, affine, (width, height), scale)
+            out[k] = (out[k] * (1 - alpha) + view_of_piece * alpha + 0.5).astype(np.uint8)
     return out
 
 

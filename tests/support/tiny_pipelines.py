@@ -152,8 +152,10 @@ PIPELINES: dict[str, Callable[[], Any]] = {
 
 def save_pipeline(name: str, folder: Path, seed: int = 0) -> Path:
     """Write a pipeline with random weights; every parameter is random, also those that are zero in a new model."""
+    from tiny_image_pipelines import IMAGE_PIPELINES
+
     torch.manual_seed(seed)
-    pipeline = PIPELINES[name]()
+    pipeline = (PIPELINES | IMAGE_PIPELINES)[name]()
     for component in pipeline.components.values():
         if isinstance(component, torch.nn.Module):
             with torch.no_grad():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,3 +63,32 @@ class Slow(Quick):
         Path(self._folder, f"slow {unit.value}").touch()
         names = os.listdir(self._folder)
         return UnitResult("slow", sum(n.startswith("quick") for n in names) - sum(n.startswith("slow") for n in names))
+
+
+class Meeting:
+    """Answers once three threads are in it at the same time."""
+
+    def __init__(self) -> None:
+        self._all = threading.Barrier(3, timeout=60)
+
+    def __call__(self, unit: Number) -> UnitResult:
+        self._all.wait()
+        return UnitResult("meeting", unit.value)
+
+
+class Mortal:
+    """Is killed by its first unit of the value 3, as the kernel does where memory is short."""
+
+    def __init__(self, mark: Path) -> None:
+        self._mark = mark
+
+    def __call__(self, unit: Number) -> UnitResult:
+        if unit.value == 3 and not self._mark.exists():
+            self._mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return UnitResult(str(os.getpid()), unit.value)
+
+
+class Buggy:
+    def __call__(self, unit: Number) -> UnitResult:
+        return UnitResult("buggy", {1: 1.0}[unit.value])

@@ -14,13 +14,18 @@ from pipeline.export.usability import Reads
 
 
 def write(job: Job) -> list[str]:
-    rows = ((path, clip.caption) for path, clip in job.media(stills=True))
-    write_csv(job.out / "metadata.csv", ("video", "prompt"), rows)
+    files = ["video", "control_video"] if job.control else ["video"]
+    rows = (
+        (path, *([f"{job.control}/{clip.name}"] if job.control else []), clip.caption)
+        for path, clip in job.media(stills=True)
+    )
+    write_csv(job.out / "metadata.csv", (*files, "prompt"), rows)
     width, height = job.size
     arguments = {
         "dataset_base_path": job.out,
         "dataset_metadata_path": job.out / "metadata.csv",
-        "data_file_keys": "video",
+        "data_file_keys": ",".join(files),
+        **({"extra_inputs": "control_video"} if job.control else {}),
         "width": width,
         "height": height,
         "num_frames": job.longest,
@@ -31,4 +36,4 @@ def write(job: Job) -> list[str]:
     return [f"accelerate launch examples/wanvideo/model_training/train.py $(cat {job.out / 'arguments.txt'}) ..."]
 
 
-EXPORTER = Exporter("DiffSynth-Studio", write, Reads(converts=False, stills=True))
+EXPORTER = Exporter("DiffSynth-Studio", write, Reads(converts=False, stills=True), takes_control=True)

@@ -9,15 +9,17 @@ from __future__ import annotations
 from collections import defaultdict
 
 from pipeline.export.job import Exporter, Job
-from pipeline.export.layout import toml, write_json, write_text, write_with_caption
+from pipeline.export.layout import toml, write_control, write_json, write_text, write_with_caption
 from pipeline.export.usability import Reads
 
 
 def write(job: Job) -> list[str]:
     captions: dict[str, dict[str, list[str]]] = defaultdict(dict)
-    for clip in job.dataset.clips():
+    for clip in job.clips():
         folder = "videos" if clip.media == "mp4" else "images"
         write_with_caption(clip, job.out / folder)
+        if job.control:
+            write_control(clip, job.control, job.out / job.control / clip.name)
         captions[folder][clip.name] = clip.captions()
     for folder, texts in captions.items():
         if any(len(given) > 1 for given in texts.values()):
@@ -32,8 +34,9 @@ def write(job: Job) -> list[str]:
     ]
     for folder in sorted(captions):
         lines += ["", "[[directory]]", f"path = {toml(str(job.out / folder))}", "num_repeats = 1"]
+        lines += [f"control_path = {toml(str(job.out / job.control))}"] if job.control else []
     write_text(job.out / "dataset.toml", "\n".join(lines) + "\n")
     return [f"name it in the training TOML: dataset = {toml(str(job.out / 'dataset.toml'))}"]
 
 
-EXPORTER = Exporter("diffusion-pipe", write, Reads(converts=True, stills=True, loses=1))
+EXPORTER = Exporter("diffusion-pipe", write, Reads(converts=True, stills=True, loses=1), takes_control=True)

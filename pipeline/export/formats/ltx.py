@@ -14,13 +14,21 @@ from pipeline.export.usability import Reads
 
 
 def write(job: Job) -> list[str]:
-    rows = ({"caption": clip.caption, "video": path} for path, clip in job.media(stills=True))
+    rows = (
+        {
+            "caption": clip.caption,
+            "video": path,
+            **({"reference_video": f"{job.control}/{clip.name}"} if job.control else {}),
+        }
+        for path, clip in job.media(stills=True)
+    )
     write_json_list(job.out / "dataset.json", rows)
     width, height = job.size
     buckets = ";".join(f"{width}x{height}x{frames}" for frames in [*([1] if job.stills else []), *job.frames])
     command = [
         *("python", "scripts/process_dataset.py", str(job.out / "dataset.json"), "--resolution-buckets", buckets),
-        *("--skip-audio", "--output-dir", str(job.out / ".precomputed")),
+        *([] if job.dataset.info["recipe"]["pack"].get("audio") == "keep" else ["--skip-audio"]),
+        *("--output-dir", str(job.out / ".precomputed")),
     ]
     where = '--model-path "$1" --text-encoder-path "$2"'
     text = "#!/bin/sh\n# usage: preprocess.sh MODEL.safetensors TEXT_ENCODER, in packages/ltx-trainer\n"
@@ -29,4 +37,4 @@ def write(job: Job) -> list[str]:
     return [f"sh {shlex.quote(str(job.out / 'preprocess.sh'))} MODEL TEXT_ENCODER", *batch]
 
 
-EXPORTER = Exporter("LTX-2 trainer", write, Reads(converts=False, stills=True), "ltx")
+EXPORTER = Exporter("LTX-2 trainer", write, Reads(converts=False, stills=True), "ltx", takes_control=True)

@@ -7,7 +7,7 @@ gives one sample for each of the `target_frames` that it reaches. Source: docs/d
 from __future__ import annotations
 
 from pipeline.export.job import Exporter, Job
-from pipeline.export.layout import toml, write_text, write_with_caption
+from pipeline.export.layout import toml, write_control, write_text, write_with_caption
 from pipeline.export.usability import SAME_RATE, Reads
 
 RATES = (8, 10, 12, 15, 16, 23.976, 24, 25, 29.97, 30, 48, 50, 59.94, 60)
@@ -15,11 +15,13 @@ RATES = (8, 10, 12, 15, 16, 23.976, 24, 25, 29.97, 30, 48, 50, 59.94, 60)
 
 def write(job: Job) -> list[str]:
     folders: dict[str, float] = {}
-    for clip in job.dataset.clips():
+    for clip in job.clips():
         rate = nearest_rate(clip.fps) if clip.media == "mp4" else 0.0
         name = f"videos-{rate:g}fps" if rate else "images"
         folders[name] = rate
         write_with_caption(clip, job.out / name)
+        if job.control:
+            write_control(clip, job.control, job.out / job.control / name / clip.name)
     lines = [
         "[general]",
         f"resolution = {toml(list(job.size))}",
@@ -32,6 +34,8 @@ def write(job: Job) -> list[str]:
         directory = "video_directory" if rate else "image_directory"
         lines += ["", "[[datasets]]", f"{directory} = {toml(str(job.out / name))}"]
         lines += [f"cache_directory = {toml(str(job.out / 'cache' / name))}", "num_repeats = 1"]
+        if job.control:
+            lines += [f"control_directory = {toml(str(job.out / job.control / name))}"]
         if rate:
             lines += [f"target_frames = {toml(job.frames)}", 'frame_extraction = "head"', f"source_fps = {rate:.3f}"]
     write_text(job.out / "dataset.toml", "\n".join(lines) + "\n")
@@ -45,4 +49,4 @@ def nearest_rate(fps: float) -> float:
     return near if abs(near / max(fps, 1e-6) - 1) <= SAME_RATE / 2 else max(1.0, round(fps))
 
 
-EXPORTER = Exporter("musubi-tuner", write, Reads(converts=True, stills=True))
+EXPORTER = Exporter("musubi-tuner", write, Reads(converts=True, stills=True), takes_control=True)

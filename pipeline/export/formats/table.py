@@ -14,17 +14,21 @@ from pipeline.dataset.finish import DatasetError, read_whole
 from pipeline.storage.store import Store, atomic
 from pipeline.tables.published import read_table
 
+OWN = {"clip_id", "source_uri", "start_pts"}  # columns by which a table of clips is recognised
+LONGEST_LINE = 1 << 20  # characters of a file's first line that are read to recognise it
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # first characters that spreadsheets take for a formula
 
 
 def write_table(store: Store, out: Path, name: str) -> int:
     """Write the kept clips of a dataset to the file `out` in the format `name`, one of WRITERS; return how many.
 
-    Embeddings and hashes are left out of the text formats. Raises DatasetError where there is no whole dataset,
-    or `out` is a folder.
+    An earlier table is replaced. Embeddings and hashes are left out of the text formats. Raises DatasetError where
+    there is no whole dataset, or `out` is a folder or another file.
     """
     if out.is_dir():
         raise DatasetError(f"{out} is a folder: give a file to write to")
+    if out.exists() and not _is_table(out, name):
+        raise DatasetError(f"{out} holds something else: give a new file or delete it")
     read_whole(store)
     table = read_table(store, "tables/clips")
     if table is None:
@@ -35,6 +39,20 @@ def write_table(store: Store, out: Path, name: str) -> int:
     with atomic(out) as temporary:
         WRITERS[name](table, temporary)
     return table.num_rows
+
+
+def _is_table(path: Path, name: str) -> bool:
+    """Return whether a file is a table of clips in the format `name`, by the columns that it has."""
+    try:
+        if name == "parquet":
+            columns = pq.read_schema(path).names
+        else:
+            with open(path, newline="", encoding="utf-8") as file:
+                first = file.readline(LONGEST_LINE)
+            columns = next(csv.reader([first]), []) if name == "csv" else list(json.loads(first))
+    except (OSError, ValueError, TypeError, csv.Error):  # Arrow's errors are ValueErrors
+        return False
+    return set(columns) >= OWN
 
 
 def _csv(table: pa.Table, path: Path) -> None:

@@ -20,6 +20,7 @@ def write(job: Job) -> list[str]:
             "type": "video" if clip.media == "mp4" else "image",
             "width": clip.width,
             "height": clip.height,
+            **({"control_file_path": f"{job.control}/{clip.name}"} if job.control else {}),
         }
         for path, clip in job.media(stills=True)
     )
@@ -37,4 +38,4 @@ def write(job: Job) -> list[str]:
     return [f"accelerate launch scripts/wan2.1/train_lora.py $(cat {job.out / 'arguments.txt'}) ..."]
 
 
-EXPORTER = Exporter("VideoX-Fun", write, Reads(converts=False, stills=True))
+EXPORTER = Exporter("VideoX-Fun", write, Reads(converts=False, stills=True), takes_control=True)

@@ -40,8 +40,8 @@ from pipeline.config.recipe import Recipe, load_recipe
 from pipeline.engine.base import Stage
 from pipeline.engine.ray_engine import RayEngine
 from pipeline.media import encode
-from pipeline.pack.worker import Pack, PackUnit
-from pipeline.passes import caption, pack, scan, snapshot
+from pipeline.pack.worker import Transcode, TranscodeUnit
+from pipeline.passes import caption, scan, snapshot, transcode
 from pipeline.report import page
 from pipeline.sources.discover import DiscoveredFile
 from pipeline.state import committed, fingerprints
@@ -210,10 +210,10 @@ class Captions:
         return UnitResult("caption", unit.amount)
 
 
-class DummyPack(Pack):
-    """Shards of clips that were not encoded."""
+class DummyTranscode(Transcode):
+    """Parts of clips that were not encoded."""
 
-    def __call__(self, unit: PackUnit) -> UnitResult:
+    def __call__(self, unit: TranscodeUnit) -> UnitResult:
         made = encode.Encoded(bytes(1000), "mp4", 100, 30.0, 1280, 720, 3.3)
         self._encoder.encode_all = lambda rows, *_: ((row["clip_id"], made) for row in rows)  # type: ignore[method-assign]
         return super().__call__(unit)
@@ -245,7 +245,7 @@ def whole(folder: Path, clips: int, *more: str) -> None:
     recipe = load_recipe("embedded", [*OPTIONS, *more])
     found = [DiscoveredFile(uri(i), 10**7, "1") for i in range(clips // PER_SOURCE)]
     build.discover = lambda *_: found
-    caption.CaptionClips, pack.Pack = Captions, DummyPack
+    caption.CaptionClips, transcode.Transcode = Captions, DummyTranscode
     timed(snapshot, "source_rows", "sources, as columns")
     timed(committed, "merge", "small fragments merged")
     timed(committed, "scanned", "what is scanned")
@@ -253,7 +253,7 @@ def whole(folder: Path, clips: int, *more: str) -> None:
     timed(snapshot, "clip_rows", "columns that selection reads")
     timed(snapshot, "select", "selection, duplicates, clusters")
     timed(build, "run_passes", lambda passes, *_: f"passes: {', '.join(each.name for each in passes)}")
-    timed(pack, "plan_shards", "shard plan")
+    timed(transcode, "plan_shards", "shard plan")
     timed(build, "publish", "tables written")
     timed(build, "retire")
     timed(build, "sweep")

@@ -46,7 +46,7 @@ def main() -> None:
         "scan": busy.get("scan", 0.0),  # seconds a second are hours an hour
         "embed, on cores": busy.get("embed", 0.0) * clips / 3600,
         "caption by measurement, on cores": busy.get("caption", 0.0) * kept / 3600,
-        "pack": busy.get("pack", 0.0) * kept / 3600,
+        "pack": (busy.get("transcode", 0.0) + busy.get("pack", 0.0)) * kept / 3600,
     }
     gpu = {
         "embed with OpenCLIP ViT-L/14, on H100s": clips * FRAMES / IMAGES / 3600,

@@ -91,7 +91,7 @@ def dataset(
         cases |= {str(footage / name): what for name, what in structured(footage, sources).items()}
     before = fuzzing.remains()
     try:
-        built = build([str(footage)], str(out), fuzzing.recipe()) if ray else fuzzing.build_here(
+        built = build([str(footage)], str(out), fuzzing.recipe(), engine="ray") if ray else fuzzing.build_here(
             [str(footage)], out, footage
         )  # fmt: skip
     except Exception as error:

@@ -6,18 +6,23 @@ Each round adds, replaces and removes a few small videos, damaged ones among the
 Builds run in this process and its children, with mean colours in place of the image encoder, unless `--ray` is given.
 Prints a table of rounds, then the slope of memory and of open descriptors over the second half of the rounds, with its
 standard error. Exits with 1 where either grows (by more than three standard errors, and by more than 1 MB or a tenth of
-a descriptor a round), or where a child process or a temporary file stays.
+a descriptor a round), or where a child process or a temporary file stays. With `--ray` a Ray runs through all rounds,
+and the table has the bytes in its object store after each; more than STORE_SHARE of the store is a failure too.
 """
 
 # ruff: noqa: E402
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
 import os
 import random
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -26,14 +31,18 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 import fuzzing
 import numpy as np
 import psutil
+import ray
 from mutations import mutated, originals
+from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 
-from pipeline.build import build
+from pipeline.build import Built, build
 
 FILES = 24  # in the folder, about
 ADDED, REPLACED = 4, 2  # files of a round
 SHOWN = 20  # rows of the table, about
 GROWTH = {"MB": 1.0, "descriptors": 0.1}  # of a round: less is noise of the allocator and of sampling
+STORE_BYTES, STORE_SHARE = 256 << 20, 0.5  # of Ray's object store: its size, and what builds may fill of it
+STORE_SECONDS = 0.2  # between two samples of it
 
 
 def change(folder: Path, sources: dict[str, bytes], rng: random.Random) -> None:
@@ -55,6 +64,32 @@ def slope(values: list[float]) -> tuple[float, float]:
     return float(gradient), float(np.sqrt(covariance[0, 0]))
 
 
+class StoreMeter(threading.Thread):
+    """Samples the bytes in Ray's object store while a build runs; a context manager."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self._ended, self.peak = threading.Event(), 0
+
+    def run(self) -> None:
+        state = get_state_from_address()
+        while not self._ended.wait(STORE_SECONDS):
+            stats = get_memory_info_reply(state).store_stats
+            self.peak = max(self.peak, stats.object_store_bytes_used + stats.spilled_bytes_total)
+
+    def __enter__(self) -> StoreMeter:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self.join()
+
+
+def build_on_ray(inputs: Sequence[str], out: Path, _: Path) -> Built:
+    return build(inputs, str(out), fuzzing.recipe(), engine="ray")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=60.0)
@@ -67,30 +102,32 @@ def main() -> int:
         Path(tempfile.tempdir).mkdir()
         folder, out = Path(scratch) / "footage", Path(scratch) / "dataset"
         folder.mkdir()
+        if args.ray:
+            ray.init(num_cpus=2, object_store_memory=STORE_BYTES, include_dashboard=False, log_to_driver=False)
         sources, until = originals(Path(scratch)), time.monotonic() + 60 * args.minutes
         while time.monotonic() < until:
             change(folder, sources, rng)
-            if args.ray:
-                built = build([str(folder)], str(out), fuzzing.recipe(), engine="ray")
-            else:
-                built = fuzzing.build_here([str(folder)], out, folder)
-            remains = fuzzing.remains()
-            usage = process.memory_info().rss / 2**20, remains.descriptors, remains.children, remains.temporary
-            rows.append((*usage, len(built.sources), built.info["counts"]["clips"] if "counts" in built.info else 0))
-    print("| round | memory, MB | descriptors | children | temporary files | sources | clips |")
-    print("|---|---|---|---|---|---|---|")
+            with StoreMeter() if args.ray else contextlib.nullcontext() as store:
+                built = (build_on_ray if args.ray else fuzzing.build_here)([str(folder)], out, folder)
+            remains, counts = fuzzing.remains(), built.info["counts"]
+            memory = process.memory_info().rss / 2**20, store.peak / 2**20 if store else 0.0
+            rows.append((*memory, *dataclasses.astuple(remains), len(built.sources), counts["clips"]))
+        if args.ray:
+            ray.shutdown()
+    print("| round | memory, MB | object store, MB | descriptors | children | temporary files | sources | clips |")
+    print("|" + 8 * "---|")
     for number in range(0, len(rows), max(1, len(rows) // SHOWN)):
-        print(f"| {number} | {rows[number][0]:.0f} | " + " | ".join(str(value) for value in rows[number][1:]) + " |")
-    second_half = rows[len(rows) // 2 :]
+        memory, store, *others = rows[number]
+        print(f"| {number} | {memory:.0f} | {store:.1f} | " + " | ".join(map(str, others)) + " |")
+    half = rows[len(rows) // 2 :]
     grows = False
-    for column, (unit, least) in enumerate(GROWTH.items()):
-        gradient, error = slope([row[column] for row in second_half])
+    for column, (unit, least) in zip((0, 2), GROWTH.items(), strict=True):
+        gradient, error = slope([row[column] for row in half])
         grows |= gradient > max(3 * error, least)
-        print(
-            f"{len(rows)} rounds; slope over the last {len(second_half)}: {gradient:+.3f} +- {error:.3f} {unit} a round"
-        )
-    stays = rows[-1][3] > rows[len(rows) // 2][3] or rows[-1][2] > rows[len(rows) // 2][2]
-    return int(grows or stays)
+        print(f"{len(rows)} rounds; slope over the last {len(half)}: {gradient:+.3f} +- {error:.3f} {unit} a round")
+    over = max(store for _, store, *_ in rows) > STORE_SHARE * STORE_BYTES / 2**20
+    stays = any(half[-1][column] > half[0][column] for column in (3, 4))
+    return int(grows or stays or over)
 
 
 if __name__ == "__main__":

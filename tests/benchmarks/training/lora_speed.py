@@ -116,7 +116,7 @@ def our_step(model: Any, lora: bool, recompute: bool, compiled: bool) -> Callabl
     backbone = DiffusersBackbone(model.train(), wan.FAMILY, Conditions(False, 16.0, (4, 8, 8)))
     config: Any = SimpleNamespace(
         precision="bf16", compile=compiled, recompute=int(recompute), base="diffusers:wan", lora_rank=RANK * lora,
-        train_only="all", parallel="fsdp", attention_kernel="auto", deterministic=False,
+        train_only="all", parallel="fsdp", attention_kernel="auto", deterministic=False, quantise="",
         lr=1e-4, beta2=0.999, weight_decay=0.01, clip_norm=1.0, adaptive_clip=False,
     )  # fmt: skip
     context = RankContext(DEVICE, 0, 1)

@@ -14,44 +14,45 @@ ERRORS = {"500": ("InternalError", 500), "503": ("SlowDown", 503)}
 
 
 class Proxy:
-    """`fault(method, path, times)` names what befalls a request that was made `times` times before: 500, 503, refused,
-    cut (in the middle of the answer), lost (after the server did what was asked), or nothing. `seen` counts them."""
+    """`fault(method, path, times)` names what happens to a request that was made `times` times before: 500, 503,
+    refused, cut (in the middle of the answer), lost (after the server has handled it), or "" for nothing. `requests`
+    and `faults` count them."""
 
     def __init__(self, port: int) -> None:
         self.behind, self.port = port, 0
         self.fault: Callable[[str, str, int], str] = lambda *_: ""
-        self.seen: Counter[tuple[str, str]] = Counter()
-        self.befell: Counter[str] = Counter()
+        self.requests: Counter[tuple[str, str]] = Counter()
+        self.faults: Counter[str] = Counter()
         self._lock = threading.Lock()
 
     def of(self, method: str, path: str, span: str) -> str:
         with self._lock:
-            times = self.seen[method, path + span]
-            self.seen[method, path + span] += 1
+            times = self.requests[method, path + span]
+            self.requests[method, path + span] += 1
             fault = self.fault(method, path, times)
-            self.befell[fault] += 1
+            self.faults[fault] += 1
             return fault
 
 
 @contextlib.contextmanager
 def proxy(port: int) -> Iterator[Proxy]:
-    """A proxy for the server at `port` of loopback; its own is `port` of what is yielded."""
-    made = Proxy(port)
+    """Run a proxy for the server at `port` of loopback; yield it, with its own `port`."""
+    state = Proxy(port)
 
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def answer(self) -> None:
             sent = self.received()
-            fault = made.of(self.command, self.path, self.headers.get("Range") or "")
+            fault = state.of(self.command, self.path, self.headers.get("Range") or "")
             if fault in ERRORS:
                 name, status = ERRORS[fault]
                 return self.give(status, [], f"<Error><Code>{name}</Code></Error>".encode())
             if fault == "refused":
                 return self.hang_up()
-            behind = http.client.HTTPConnection("127.0.0.1", made.behind, timeout=30)
-            asked = {k: v for k, v in self.headers.items() if k.lower() not in HOP}
-            behind.request(self.command, self.path, sent, asked)
+            behind = http.client.HTTPConnection("127.0.0.1", state.behind, timeout=30)
+            headers_sent = {k: v for k, v in self.headers.items() if k.lower() not in HOP}
+            behind.request(self.command, self.path, sent, headers_sent)
             answer = behind.getresponse()
             data = answer.read()
             behind.close()
@@ -96,10 +97,10 @@ def proxy(port: int) -> Iterator[Proxy]:
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    made.port = server.server_port
+    state.port = server.server_port
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     try:
-        yield made
+        yield state
     finally:
         server.shutdown()
         server.server_close()

@@ -1,0 +1,115 @@
+"""PixArt-alpha and PixArt-sigma (Chen et al., 2023, 2024) as models of videos, with our temporal attention.
+
+The transformer keeps its weights, its noise schedule and what it predicts. After each block comes attention along time,
+as in a factorised model of ours (network/dit.py): rotary positions, no cross-frame positions in space, a zero output at
+first. diffusers has no class for it, so our sampler makes the videos.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from model.backbones.base import Words
+from model.backbones.family import Conditions, Family, Inflation
+from model.network.dit import SelfAttention, axis_angles, norm, rotation
+from model.objective import discrete
+
+TIMESTEPS = 1000
+HEAD = 128  # channels of a head of the temporal attention, where the width divides by them
+FILE = "temporal.safetensors"
+
+
+def inflate(transformer: Any, frames: int) -> Any:
+    """Add attention along time after each block, in place, for any number of frames; new, it adds nothing."""
+    width = transformer.inner_dim
+    heads = width // HEAD if width % HEAD == 0 else transformer.config.num_attention_heads
+    for block in transformer.transformer_blocks:
+        block.temporal = SelfAttention(width, heads)
+        torch.nn.init.zeros_(block.temporal.out.weight)
+        block.forward = functools.partial(block_forward, block, block.forward)
+    return transformer
+
+
+def block_forward(block: Any, original: Callable[..., Tensor], hidden_states: Tensor, **options: Any) -> Tensor:
+    """Return tokens (b * frames, n, d) after a block and its attention along time."""
+    x = original(hidden_states, **options)
+    frames = block.temporal_frames
+    y = x.unflatten(0, (-1, frames)).transpose(1, 2)  # (b, n, frames, d)
+    pairs = x.shape[-1] // block.temporal.heads // 2
+    rope = rotation(axis_angles(torch.arange(frames, device=x.device), pairs))
+    update = block.temporal(norm(y.flatten(0, 1)).to(x.dtype), rope)
+    return x + update.view_as(y).transpose(1, 2).flatten(0, 1).to(x.dtype)
+
+
+def predict(transformer: Any, x: Tensor, t: Tensor, words: Words, conditions: Conditions) -> Tensor:
+    """Return the noise; a model that also predicts its variance has it in the second half of its channels."""
+    batch, channels, frames, height, width = x.shape
+    for block in transformer.transformer_blocks:
+        block.temporal_frames = frames
+    added: dict[str, Tensor | None] = {"resolution": None, "aspect_ratio": None}
+    if transformer.use_additional_conditions:
+        added["resolution"] = x.new_tensor([height, width]).mul(conditions.stride[1]).expand(batch * frames, -1)
+        added["aspect_ratio"] = x.new_tensor([height / width]).expand(batch * frames, -1)
+    out = transformer(
+        x.transpose(1, 2).flatten(0, 1),
+        timestep=discrete(t.amax(1), TIMESTEPS).repeat_interleave(frames, 0),
+        added_cond_kwargs=added,
+        return_dict=False,
+        **{name: tensor.repeat_interleave(frames, 0) for name, tensor in words.items()},
+    )[0]
+    return out[:, :channels].unflatten(0, (batch, frames)).transpose(1, 2)
+
+
+def encode(pipeline: Any, caption: str, tokens: int) -> Words:
+    """Return T5's vectors and which of them are not padding."""
+    vectors, mask, _, _ = pipeline.encode_prompt(caption, do_classifier_free_guidance=False, max_sequence_length=tokens)
+    return {"encoder_hidden_states": vectors[0], "encoder_attention_mask": mask[0]}
+
+
+def empty(transformer: Any) -> Any:
+    """Return the video model without weights."""
+    import diffusers
+
+    return inflate(diffusers.PixArtTransformer2DModel.from_config(transformer.config), 1)
+
+
+def save(transformer: Any, path: str, folder: Path) -> str:
+    """Write the temporal layers by the names of their parameters."""
+    weights = {name: p.detach().contiguous() for name, p in transformer.named_parameters() if ".temporal." in name}
+    save_file(weights, folder / FILE, metadata={"format": "pt"})
+    return f"{folder / FILE}: temporal layers for {path}; `clipmill sample` uses them"
+
+
+def load(transformer: Any, file: Path) -> Any:
+    """Inflate a transformer with the temporal layers that `save` wrote, in place."""
+    inflate(transformer, 1).load_state_dict(load_file(file), strict=False)
+    return transformer
+
+
+def family(pipeline: str, tokens: int) -> Family:
+    return Family(
+        pipelines=(pipeline,),
+        transformer="PixArtTransformer2DModel",
+        blocks=("transformer_blocks",),
+        text_tokens=tokens,
+        lora_targets=(),
+        predict=predict,
+        encode=encode,
+        layout=lambda config: {
+            "encoder_hidden_states": (None, int(config["caption_channels"])),
+            "encoder_attention_mask": (None,),
+        },
+        masked="encoder_attention_mask",
+        options={"path": "scheduler", "time": "uniform", "time_shift": 1.0, "train_only": "temporal"},
+        inflation=Inflation(inflate=inflate, temporal=".temporal.", empty=empty, save=save),
+    )
+
+
+FAMILIES = (family("PixArtAlphaPipeline", 120), family("PixArtSigmaPipeline", 300))

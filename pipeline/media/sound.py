@@ -1,0 +1,222 @@
+"""Sound of a span: cut to the sample, mixed down to two channels at most, measured, and encoded as AAC."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, BinaryIO
+
+import av
+import av.filter
+import numpy as np
+from av.codec.context import Flags
+from av.stream import Disposition
+
+from pipeline.media.container import MediaError, is_encrypted_stream, open_container, words
+from pipeline.media.faults import is_machine_fault
+from pipeline.media.video import UNSEEKABLE
+from pipeline.storage.store import Unreachable
+
+VERSION = 1  # raise it when the same sound would be encoded to other bytes or measured otherwise
+RATES = frozenset((8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000))  # Hz that are kept
+OTHER_RATE = 48_000  # Hz, for sources of another rate
+PREROLL = Fraction(1, 2)  # seconds decoded before the span: decoders settle for some packets after a seek
+GAP = 0.05  # seconds: a time stamp further than this from the samples before it is a gap, nearer it is rounding
+BIT_RATE = 64_000  # bits per second and channel
+SILENCE = -60.0  # dB of full scale: windows with a lower RMS are silent
+WINDOW = 0.05  # seconds: the length of a window whose RMS is measured
+UNGATED = -70.0  # LUFS: what FFmpeg's ebur128 gives where no block is above the absolute gate of BS.1770
+
+
+@dataclass(frozen=True)
+class Sound:
+    """Sound of a span: (channels, n) float32 from -1 to 1, one or two channels, at `rate` Hz. `error` says what of it
+    could not be decoded and is silent."""
+
+    samples: np.ndarray
+    rate: int
+    error: str | None = None
+
+
+class SoundReader:
+    """Reads spans of the sound of a file that `opening` opens: of its default sound track, or the first."""
+
+    def __init__(self, opening: Callable[[], str | BinaryIO]) -> None:
+        self._opening = opening
+        self._container: Any = None
+        self._stream: Any = None
+
+    def read(self, start: Fraction, seconds: Fraction) -> Sound | None:
+        """Return the sound from `start`, seconds of presentation time as of the picture, for round(seconds * rate)
+        samples; what the source does not have is silent. None if the source has no sound in the span.
+
+        The place of a sample is exact to the time stamps of the container: half a sample in MP4, half a millisecond
+        in Matroska. More than two channels are mixed down as `ffmpeg -ac 2` does: front, centre and surround with
+        weights of 1, 0.7071 and 0.7071 (ITU-R BS.775), no LFE. The result depends on the source and the span alone, not
+        on earlier reads.
+        Raises MediaError, or Unreachable.
+        """
+        try:
+            for begin in (start - PREROLL, None):  # from the first packet where the seek went too far
+                self._open()
+                if self._stream is None:
+                    return None
+                frames = self._frames(begin)
+                first = next(frames, None)
+                if begin is None or (first is not None and first.pts * first.time_base <= start):
+                    break
+            return self._cut(frames if first is None else itertools.chain([first], frames), start, seconds)
+        except Unreachable:
+            raise
+        except (av.error.FFmpegError, OSError, ValueError) as error:
+            if is_machine_fault(error):
+                raise
+            raise MediaError(f"its sound cannot be read ({words(error)})") from error
+
+    def close(self) -> None:
+        if self._container is not None:
+            self._container.close()
+            self._container = None
+
+    def _open(self) -> None:
+        if self._container is not None:
+            return
+        self._container, self._used = open_container(self._opening()), False
+        tracks = self._container.streams.audio
+        default = (track for track in tracks if Disposition.default in track.disposition)
+        self._stream = next(default, tracks[0] if tracks else None)
+        if self._stream is None:
+            return
+        if self._stream.codec_context is None:
+            raise MediaError("the codec of its sound is not supported")
+        if is_encrypted_stream(self._stream) or self._stream.codec_context.codec_tag == "enca":
+            raise MediaError("its sound is encrypted")
+        self._stream.codec_context.thread_count = 1
+
+    def _frames(self, start: Fraction | None) -> Iterator[Any]:
+        """Yield frames from `start` (seconds) on or earlier; from the first packet for None, and where the format
+        cannot seek. Packets that cannot be decoded are counted in `_errors`."""
+        base, first, self._errors = self._stream.time_base, self._stream.start_time or 0, 0
+        if start is not None and start > first * base and self._container.format.name not in UNSEEKABLE:
+            self._container.seek(int(start / base), stream=self._stream, backward=True)
+            self._stream.codec_context.flush_buffers()
+        elif self._used:
+            self.close()
+            self._open()
+        self._used = True
+        for packet in self._container.demux(self._stream):
+            try:
+                yield from (frame for frame in packet.decode() if frame.pts is not None)
+            except av.error.EOFError:
+                return
+            except av.error.FFmpegError as error:
+                if is_machine_fault(error):
+                    raise
+                self._errors += 1
+
+    def _cut(self, frames: Iterator[Any], start: Fraction, seconds: Fraction) -> Sound | None:
+        """Return `seconds` of sound from `start` on. Raises MediaError if its rate or channels change."""
+        samples, first, count, expected, is_empty = np.zeros((0, 0), np.float32), 0, 0, 0, True
+        rate, mix = 0, None
+        for frame in frames:
+            if mix is None:
+                rate, mix = frame.sample_rate, _mix(frame)
+                first, count = round(start * rate), round(seconds * rate)
+                samples = np.zeros((len(mix.layout.channels), count), np.float32)
+                expected = round(frame.pts * frame.time_base * rate)
+            if frame.sample_rate != rate:
+                raise MediaError("the rate of its sound changes")
+            at = round(frame.pts * frame.time_base * rate)
+            if abs(at - expected) < GAP * rate:
+                at = expected
+            expected = at + frame.samples
+            if at >= first + count:
+                break
+            if expected > first:
+                for mixed in mix.resample(frame):
+                    values = mixed.to_ndarray()[:, max(0, first - at) : first + count - at]
+                    begin = max(0, at - first)
+                    samples[:, begin : begin + values.shape[1]] = values
+                    is_empty &= not values.shape[1]
+        error = f"{self._errors} packets of its sound could not be decoded" if self._errors else None
+        if is_empty:
+            if error:
+                raise MediaError(error)
+            return None
+        samples = np.nan_to_num(samples, nan=0.0, posinf=1.0, neginf=-1.0)
+        return _at_usual_rate(Sound(samples, rate, error), seconds)
+
+
+def _mix(frame: Any) -> Any:
+    """Return what turns frames like this one into planar floats of one or two channels."""
+    layout = "mono" if len(frame.layout.channels) == 1 else "stereo"
+    return av.AudioResampler(format="fltp", layout=layout, rate=frame.sample_rate)
+
+
+def _at_usual_rate(sound: Sound, seconds: Fraction) -> Sound:
+    """Return `sound` at a rate of RATES."""
+    if sound.rate in RATES:
+        return sound
+    samples, count = np.zeros((len(sound.samples), round(seconds * OTHER_RATE)), np.float32), 0
+    resampler = av.AudioResampler(format="fltp", layout=_layout(sound), rate=OTHER_RATE)
+    for frame in (*resampler.resample(_frame(sound, 0, sound.samples.shape[1])), *resampler.resample(None)):
+        values = frame.to_ndarray()[:, : samples.shape[1] - count]
+        samples[:, count : count + values.shape[1]] = values
+        count += values.shape[1]
+    return Sound(samples, OTHER_RATE, sound.error)
+
+
+def measure(sound: Sound) -> tuple[float | None, float]:
+    """Return the integrated loudness in LUFS by FFmpeg's ebur128 filter (ITU-R BS.1770, EBU R128), None if the sound is
+    shorter than a block of 0.4 s or no block is above -70 LUFS, and the share of time, 0 to 1, that is silent: windows
+    of `WINDOW` seconds whose RMS over all channels is below `SILENCE`."""
+    graph = av.filter.Graph()
+    graph.threads = 1
+    base = Fraction(1, sound.rate)
+    source = graph.add_abuffer(sample_rate=sound.rate, format="fltp", layout=_layout(sound), time_base=base)
+    meter, sink = graph.add("ebur128", "metadata=1:framelog=quiet"), graph.add("abuffersink")
+    source.link_to(meter)
+    meter.link_to(sink)
+    graph.configure()
+    graph.push(_frame(sound, 0, sound.samples.shape[1]))
+    graph.push(None)
+    integrated = UNGATED
+    while True:
+        try:
+            integrated = float(graph.pull().metadata.get("lavfi.r128.I", integrated))  # not of a part of a block
+        except (av.error.BlockingIOError, av.error.EOFError):
+            break
+    length = max(1, round(WINDOW * sound.rate))
+    power = np.square(sound.samples, dtype=np.float64).mean(axis=0)
+    means = [power[i : i + length].mean() for i in range(0, len(power), length)]
+    silent = np.mean(np.array(means) < 10 ** (SILENCE / 10)) if means else 1.0
+    return (integrated if integrated > UNGATED else None), round(float(silent), 4)
+
+
+def encode_sound(container: Any, sound: Sound) -> list[av.Packet]:
+    """Add an AAC track to an mp4 that is being written and return its packets. The encoder's priming samples have
+    negative times, which the muxer turns into an edit list, so that the first sample is played with the first frame."""
+    stream = container.add_stream("aac", rate=sound.rate, layout=_layout(sound))
+    context = stream.codec_context
+    context.bit_rate = BIT_RATE * len(sound.samples)
+    context.flags |= Flags.bitexact
+    context.thread_count = 1
+    context.open()
+    size, length = context.frame_size, sound.samples.shape[1]
+    packets = []
+    for first in range(0, length, size):
+        packets += stream.encode(_frame(sound, first, min(first + size, length)))
+    return packets + stream.encode(None)
+
+
+def _frame(sound: Sound, first: int, end: int) -> av.AudioFrame:
+    samples = np.ascontiguousarray(sound.samples[:, first:end])
+    frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout=_layout(sound))
+    frame.sample_rate, frame.pts, frame.time_base = sound.rate, first, Fraction(1, sound.rate)
+    return frame
+
+
+def _layout(sound: Sound) -> str:
+    return "mono" if len(sound.samples) == 1 else "stereo"

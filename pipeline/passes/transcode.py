@@ -1,0 +1,131 @@
+"""The pass `transcode`: kept clips are encoded, in parts of the shards that are not there yet."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.config.recipe import Recipe, to_dict
+from pipeline.engine.base import Machine, Stage
+from pipeline.media import encode
+from pipeline.pack.parts import SPOOL, part_file, parts_of, rows_file, spool_of
+from pipeline.pack.sample_json import INTERNAL, content
+from pipeline.pack.shards import ShardPlan, ShardResult, index_path, index_schema, listed, plan_shards
+from pipeline.pack.worker import Transcode, TranscodeUnit
+from pipeline.passes.base import Outlook
+from pipeline.passes.snapshot import PlannedShard, Snapshot
+from pipeline.storage.store import Store
+from pipeline.tables.compaction import SPAN_ROWS
+from pipeline.tables.fragments import fingerprint, plain, write_fragment
+from pipeline.tables.published import RETIRED
+
+
+class TranscodePass:
+    name, measure = "transcode", "clips"
+
+    def fingerprint(self, recipe: Recipe) -> str:
+        return fingerprint("pack", encode.VERSION, to_dict(recipe.pack))
+
+    def schema(self, recipe: Recipe) -> pa.Schema:
+        return index_schema(recipe.pack)
+
+    def uses_gpu(self, recipe: Recipe) -> bool:
+        return False
+
+    def pending(self, snapshot: Snapshot, workers: int) -> Iterator[TranscodeUnit]:
+        """The parts of missing shards that are not there yet. Notes in the snapshot which shards there are to be, and
+        writes the rows of the missing ones' clips to the dataset, where workers read them."""
+        store, finished = snapshot.store, listed(snapshot.store)
+        lenders: list[tuple[str, str, str, str]] | None = None  # read only if a shard is missing
+        for plan, parts in _missing_parts(snapshot, finished):
+            lenders = _lenders(store, finished.values()) if lenders is None else lenders
+            rows, spool = plan.rows(), spool_of(plan.name)
+            write_fragment(store, rows_file(spool), rows, {})
+            bucket = PurePosixPath(plan.path).parent.name
+            first, last = rows["clip_id"][0].as_py(), rows["clip_id"][-1].as_py()
+            lent = tuple(tar for tar, of, least, most in lenders if of == bucket and least <= last and most >= first)
+            for number, clips in parts:
+                yield TranscodeUnit(spool, number, clips, lent)
+
+    def stages(self, store: Store, recipe: Recipe, machine: Machine) -> Sequence[Stage]:
+        return [Stage(Transcode, (store, recipe), TranscodeUnit, cpus=1.0)]
+
+    def outlook(self, snapshot: Snapshot) -> Outlook:
+        missing = _missing_parts(snapshot, listed(snapshot.store))
+        pending = sum(clips for _, parts in missing for _, clips in parts)
+        return Outlook(pending, snapshot.kept.num_rows, "in shards to write")
+
+
+def _missing_parts(
+    snapshot: Snapshot, finished: Mapping[str, ShardResult]
+) -> Iterator[tuple[ShardPlan, list[tuple[int, int]]]]:
+    """Yield each shard that is not finished, with the number and the count of clips of each part that is not there.
+    Notes in the snapshot which shards there are to be."""
+    snapshot.shards = []
+    spooled = set(snapshot.store.list(SPOOL, ".tar"))
+    for plan in whole_plans(snapshot):
+        snapshot.shards.append(PlannedShard(plan.path, plan.name, len(plan.clips), plan.name in finished))
+        if plan.name not in finished:
+            parts = [(i, len(rows)) for i, rows in enumerate(parts_of(plan.rows(), plan.options))]
+            yield plan, [part for part in parts if part_file(spool_of(plan.name), part[0]) not in spooled]
+
+
+def whole_plans(snapshot: Snapshot) -> Iterator[ShardPlan]:
+    """The shards of the kept clips, with all that their samples say, in order of path; each path with the content."""
+    kept, clips = snapshot.kept, snapshot.selected
+    tables = snapshot.joined_rows(clips, without=INTERNAL)
+    rows = (table.filter(table["keep"]) for table in tables)
+    plans = plan_shards(kept, snapshot.recipe)
+    shard, group = np.zeros(kept.num_rows, np.int32), np.zeros(len(plans), np.int64)
+    filled = 0
+    for number, plan in enumerate(plans):
+        shard[plan.clips], group[number] = number, filled // SPAN_ROWS
+        filled += len(plan.clips)
+    with tempfile.TemporaryDirectory(prefix="clipmill-") as scratch:
+        # Rows go through files by groups of shards, so that a few are in memory at once.
+        with contextlib.ExitStack() as stack:
+            files: dict[int, pa.RecordBatchFileWriter] = {}
+            at = 0
+            for table in rows:
+                table = table.drop_columns([name for name in INTERNAL if name in table.column_names])
+                table = table.append_column("number", pa.array(shard[at : at + table.num_rows]))
+                at += table.num_rows
+                groups = group[table["number"].to_numpy()]
+                for of_group in np.unique(groups).tolist():
+                    part = plain(table.filter(pa.array(groups == of_group)))
+                    if of_group not in files:
+                        path = f"{scratch}/{of_group}"
+                        files[of_group] = stack.enter_context(pa.ipc.new_file(path, part.schema))
+                    files[of_group].write_table(part)
+        for of_group in sorted(files):
+            with pa.memory_map(f"{scratch}/{of_group}") as mapped:
+                table = pa.ipc.open_file(mapped).read_all()
+            numbers, table = table["number"].to_numpy(), table.drop_columns(["number"])
+            for number in np.flatnonzero(group == of_group).tolist():
+                part = table.filter(pa.array(numbers == number)).sort_by("clip_id").combine_chunks()
+                plan = replace(plans[number], table=part, clips=np.arange(part.num_rows))
+                stem = plan.path.removesuffix(".tar")
+                yield replace(plan, path=f"{stem}-{content(part, plan.options)[:8]}.tar")
+
+
+def _lenders(store: Store, finished: Iterable[ShardResult]) -> list[tuple[str, str, str, str]]:
+    """Return the shards that may hold media to reuse: path, bucket, first and last clip_id."""
+    tars = [*(shard.path for shard in finished if shard.clips), *store.list(RETIRED, ".tar")]
+    return [(path, PurePosixPath(path).parent.name, *_ends(store, path)) for path in tars]
+
+
+def _ends(store: Store, tar: str) -> tuple[str, str]:
+    """The first and the last clip of a shard."""
+    try:
+        with store.open(str(index_path(Path(tar)))) as file:
+            keys = pq.read_table(file, columns=["key"])["key"]
+    except (FileNotFoundError, pa.ArrowInvalid):  # of a build that was killed
+        return "~", ""
+    return (keys[0].as_py(), keys[-1].as_py()) if len(keys) else ("~", "")
