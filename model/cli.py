@@ -13,8 +13,9 @@ from model.errors import BaseError, CheckpointError, DataError, DeviceError, Lat
 from pipeline.config.options import OptionError
 from pipeline.storage.store import StorageError
 
-ERRORS = (OptionError, DataError, LatentError, TextError, BaseError, CheckpointError, DeviceError, MeasureError)
-ERRORS += (StorageError,)
+ERRORS = (
+    OptionError, DataError, LatentError, TextError, BaseError, CheckpointError, DeviceError, MeasureError, StorageError,
+)  # fmt: skip
 OPTION = re.compile(r"\w+=")  # key=value, and no path or URL
 
 

@@ -24,10 +24,10 @@ class Config:
     attention: Literal["full", "factorised"] = "full"  # factorised: space then time
     patch: Count = 2  # latent pixels a token, in height and in width
     init_from: str = ""  # a run to start from; an image model is inflated to a video model
-    train_only: Literal["all", "temporal"] = "all"  # temporal: only the temporal attention of a factorised model
+    train_only: Literal["all", "temporal"] = "all"  # temporal: attention along time, of a factorised or inflated model
 
     # ... or one of diffusers, which decides latents, text, patch, path and the defaults of time
-    base: str = ""  # diffusers:FOLDER_OR_REPO of a pipeline: Wan, LTX-Video, HunyuanVideo or CogVideoX
+    base: str = ""  # diffusers:FOLDER_OR_REPO of a pipeline, of a video model or of an image model to inflate
     expert: Literal["", "high", "low"] = ""  # of a base with two transformers, for high and for low noise
     base_precision: Literal["bf16", "fp32"] = "bf16"  # of the frozen weights under a LoRA
     quantise: Literal["", "int8", "nf4"] = ""  # of the frozen weights under a LoRA while training, by torchao

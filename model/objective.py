@@ -49,19 +49,25 @@ COSINE = Path(_cosine, "v", math.pi / 2)
 
 def scheduled(alphas_cumprod: Tensor, target: Literal["v", "epsilon"]) -> Path:
     """Return the path of a scheduler with discrete steps: a = sqrt(alphas_cumprod[step]), s = sqrt(1 - a^2), with step
-    of `discrete`. alphas_cumprod (n,) falls from about 1."""
-    table = alphas_cumprod.float()
+    of `discrete`; t = 0 is before the first step, without noise. alphas_cumprod (n,) falls from about 1."""
+    table = torch.cat([torch.ones(1), alphas_cumprod.float()])
 
     def coefficients(t: Tensor) -> tuple[Tensor, Tensor]:
-        alpha = table.to(t.device)[discrete(t, len(table))]
+        alpha = table.to(t.device)[_ordinal(t, len(table) - 1)]
         return alpha.sqrt(), (1 - alpha).sqrt()
 
     return Path(coefficients, target)
 
 
 def discrete(t: Tensor, steps: int) -> Tensor:
-    """Return the discrete step, int64 in [0, steps), of times in [0, 1]."""
-    return (t.double() * steps + 1e-6).long().clamp(0, steps - 1)
+    """Return the discrete step, int64 in [0, steps), of times in [0, 1]: the last one of t = 1. Evenly spaced times
+    give the steps that diffusers' schedulers call trailing."""
+    return (_ordinal(t, steps) - 1).clamp_min(0)
+
+
+def _ordinal(t: Tensor, steps: int) -> Tensor:
+    """Return 0 at t = 0, and otherwise one more than the discrete step."""
+    return (t.double() * steps - 1e-4).ceil().long().clamp(0, steps)
 
 
 def noisy(x0: Tensor, noise: Tensor, t: Tensor, path: Path) -> tuple[Tensor, Tensor]:

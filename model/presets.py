@@ -76,5 +76,5 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "hunyuan-lora": preset(LORA, "hunyuanvideo-community/HunyuanVideo", 416, (1, 33), 24.0, 6_400),
     "cogvideox-5b-lora": preset(LORA, "zai-org/CogVideoX-5b", 588, (49,), 8.0, 18_000),
     "sd-motion": preset(MOTION, "stable-diffusion-v1-5/stable-diffusion-v1-5", 512, (16,), 8.0, 1_100),
-    "sdxl-motion": preset(MOTION, "stabilityai/stable-diffusion-xl-base-1.0", 768, (16,), 8.0, 9_300),
+    "sdxl-motion": preset(MOTION, "stabilityai/stable-diffusion-xl-base-1.0", 768, (16,), 8.0, 9_500),
 }

@@ -90,14 +90,21 @@ class Trained:
         """Return (n, frames, height, width, 3) uint8. first: (n, 3, k, height, width) in [-1, 1], frames to start from.
 
         More frames than the model was trained on are made in windows: each continues the last frames of the one before.
-        A run on a base samples by the base's own pipeline. Raises ConfigError where that cannot do what is asked for.
+        A run on a base samples by the base's own pipeline, also more frames at once where the base has one time for all
+        frames; with a time a frame, it starts from pictures and continues in windows by our sampler. Raises ConfigError
+        where that cannot do what is asked for.
         """
         (st, sh, sw), trained_frames, default_scale = self.latents.stride, max(self.config.frame_counts), 2.0
         if isinstance(self.network, DiffusersBackbone):
             inflation = self.network.family.inflation
             if first is not None and not self.config.clean_frames:
-                raise ConfigError(f"{self.config.base} was not trained to start from a picture")
-            if first is None and (inflation is None or inflation.pipeline):
+                why = "it has one time for all frames, or was trained with clean_frames=0"
+                raise ConfigError(f"{self.config.base} cannot start from a picture: {why}")
+            longest = getattr(self.network.transformer.config, "motion_max_seq_length", frames)
+            if frames > longest:
+                raise ConfigError(f"{frames} frames: the motion modules of this run have places for {longest}")
+            extended = self.config.clean_frames > 0 and frames > trained_frames
+            if first is None and not extended and (inflation is None or inflation.pipeline):
                 return self._sample_by_pipeline(prompts, frames, height, width, guidance, seed)
             if inflation:
                 default_scale, trained_frames = inflation.guidance, max(frames, trained_frames)
@@ -195,11 +202,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             first = to_signed(torch.from_numpy(rgb)[None]).expand(len(args.prompt), -1, -1, -1, -1)
         else:
             height, width = trained.size(args.aspect, args.resolution)
+        guidance = Guidance(args.steps, args.sampler, args.guidance, tuple(args.interval), args.rescale)
+        videos = trained.generate(args.prompt, frames, height, width, guidance, args.seed, first)
     except ERRORS as error:
         print(f"clipmill sample: {error}", file=sys.stderr)
         return 2
-    guidance = Guidance(args.steps, args.sampler, args.guidance, tuple(args.interval), args.rescale)
-    videos = trained.generate(args.prompt, frames, height, width, guidance, args.seed, first)
     row = np.concatenate(list(videos.numpy()), axis=2)  # side by side
     enlarge = args.enlarge or max(1, 256 // row.shape[1])
     if enlarge > 1:

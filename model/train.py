@@ -67,6 +67,8 @@ def train(config: Config, out: Path) -> dict[str, float]:
     choose_kernels(config)
     if config.micro_batches % context.world:
         raise ConfigError(f"micro_batches={config.micro_batches} does not divide over {context.world} processes")
+    if config.quantise and context.world > 1:
+        raise ConfigError(f"quantise={config.quantise} works with one process; leave it out, or train on one GPU")
     check_folder(config, out, context)
     encoding = read_encoding(config.data)
     check_encoding(to_dict(config), encoding)

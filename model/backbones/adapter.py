@@ -34,8 +34,8 @@ class DiffusersBackbone(nn.Module):
         return self.family.predict(self.transformer, x.to(dtype), t, words, self.conditions).float()
 
     def tokens(self, shape: Sequence[int]) -> int:
-        patch = self.family.patch(self.transformer.config)
-        return shape[2] * (shape[3] // patch) * (shape[4] // patch)
+        patch, frame_patch = (of(self.transformer.config) for of in (self.family.patch, self.family.frame_patch))
+        return shape[2] // frame_patch * (shape[3] // patch) * (shape[4] // patch)
 
     def step_flops(self, shape: Sequence[int], words: int) -> int:
         """Count by a forward pass without data. Frozen weights need no gradient: their products cost two passes, others

@@ -31,10 +31,8 @@ def make_backbone(
     if not config.base:
         return DiT(SIZES[config.size], channels, layout["text"][1], config.patch, config.attention)
     source = read_source(config.base, config.expert)
-    if source.transformer["in_channels"] != channels:
-        raise BaseError(
-            f"{source.path} takes latents of {source.transformer['in_channels']} channels, these have {channels}"
-        )
+    if (wanted := source.family.channels(source.transformer)) != channels:
+        raise BaseError(f"{source.path} takes latents of {wanted} channels, these have {channels}")
     temporal = config.train_only == "temporal"
     frozen = config.lora_rank > 0 or (temporal and config.precision == "bf16")
     dtype = torch.bfloat16 if frozen and config.base_precision == "bf16" else torch.float32
@@ -89,11 +87,14 @@ def export(config: Config, weights: Mapping[str, Tensor], out: Path) -> str:
     if config.lora_rank:
         file = lora_file(weights, config.lora_rank, lora_alpha(config), out)
         second = ", load_into_transformer_2=True" if config.expert == "low" else ""
-        line = f"{file}: load it with {how}).load_lora_weights({str(out)!r}{second})"
+        pipeline_class = getattr(load_diffusers(), source.index["_class_name"])
+        if hasattr(pipeline_class, "load_lora_weights"):
+            line = f"{file}: load it with {how}).load_lora_weights({str(out)!r}{second})"
+        else:
+            line = f"{file}: load it with {how}).transformer.load_lora_adapter({str(out)!r}, weight_name={file.name!r})"
         if not config.lora_merge:
             return line
-    channels, stride = int(source.transformer["in_channels"]), (1, 1, 1)
-    model = make_backbone(config, channels, {}, stride)
+    model = make_backbone(config, source.family.channels(source.transformer), {}, (1, 1, 1))
     assert isinstance(model, DiffusersBackbone)
     load_trained(model, weights)
     if config.lora_rank:

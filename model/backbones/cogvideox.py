@@ -1,4 +1,4 @@
-"""CogVideoX 2B and 5B (Yang et al., 2024): a diffusion model of 1000 discrete steps in v-prediction."""
+"""CogVideoX 2B, 5B and 1.5 5B (Yang et al., 2024): a diffusion model of 1000 discrete steps in v-prediction."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from model.backbones.family import Conditions, Family
 from model.objective import discrete
 
 TIMESTEPS = 1000
+TIME_STRIDE = 4  # frames a latent frame
 
 
 def predict(transformer: Any, x: Tensor, t: Tensor, words: Words, conditions: Conditions) -> Tensor:
@@ -46,8 +47,6 @@ def encode(pipeline: Any, caption: str, tokens: int) -> Words:
 
 def unsupported(config: Any) -> str:
     """Return why a transformer cannot be trained, or ""."""
-    if config.get("patch_size_t") is not None:
-        return "it is CogVideoX 1.5, whose patches span frames"
     return "it is conditioned on images" if config["in_channels"] != config["out_channels"] else ""
 
 
@@ -61,6 +60,7 @@ FAMILY = Family(
     encode=encode,
     layout=lambda config: {"encoder_hidden_states": (None, int(config["text_embed_dim"]))},
     padding_counts=True,
+    frame_patch=lambda config: int(config.get("patch_size_t") or 1),
     unsupported=unsupported,
     options={"path": "scheduler", "time": "uniform", "time_shift": 1.0},
 )

@@ -61,11 +61,14 @@ class Family:
     layout: Callable[[Settings], Mapping[str, tuple[int | None, ...]]]  # shapes of an encoded caption; None: its tokens
     masked: str | None = None  # the word tensor that is 1 at tokens and 0 at padding; None: zero rows are padding
     padding_counts: bool = False  # whether the model reads the vectors of padding, so that none may be dropped
+    channels: Callable[[Settings], int] = lambda config: int(config["in_channels"])  # of the latents
     patch: Callable[[Settings], int] = lambda config: int(config["patch_size"])  # latent pixels a token, each side
     unsupported: Callable[[Settings], str] = lambda config: ""  # why a transformer cannot be trained, or ""
     speed_up: Callable[[Any], None] = lambda transformer: None  # make the forward pass faster, in place
     time_per_frame: Callable[[Settings], bool] = lambda index: False  # by model_index.json
     sample_options: Callable[[float | None, float, int], dict[str, Any]] = sample_options
     options: Mapping[str, Any] = field(default_factory=dict)  # defaults of the run's config
+    text_needs: tuple[str, ...] = ()  # other parts without which the pipeline cannot be loaded to encode text
+    frame_patch: Callable[[Settings], int] = lambda config: 1  # latent frames a token
     component: str = "transformer"  # name of the pipeline's part that is trained, and of its folder
     inflation: Inflation | None = None  # of a model of images

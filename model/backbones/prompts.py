@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from model.backbones.base import Words, pad_words
 from model.backbones.source import Source, first_line, load_diffusers, read_source
 from model.errors import TextError
 
+SAMPLE, SAMPLES = 4096, 256  # bytes of a part of a weight file that is hashed, and parts
 CACHED = 1000  # captions whose vectors are kept in memory; of T5-XXL up to 8 MB each
 
 
@@ -31,12 +33,15 @@ class PipelineText:
         transformers.utils.logging.disable_progress_bar()
         pipeline_class = getattr(diffusers, self.source.index["_class_name"])
         unused = ("transformer", "transformer_2", "unet", "vae", "safety_checker", "image_encoder")
-        absent = {name: None for name in unused if name in self.source.index}
+        needed = self.source.family.text_needs
+        absent = {name: None for name in unused if name in self.source.index and name not in needed}
         dtype = torch.bfloat16 if device != "cpu" else torch.float32
         try:
             self.pipeline = pipeline_class.from_pretrained(path, torch_dtype=dtype, **absent)
         except (OSError, ValueError, ImportError) as error:
             raise TextError(f"cannot load the text encoders of {path}: {first_line(error)}") from error
+        for name in needed:
+            setattr(self.pipeline, name, None)
         self.pipeline.to(device)
         self.layout = word_layout(self.source.family, self.source.transformer, tokens)
         self.id = text_id(self.source, tokens)
@@ -69,8 +74,8 @@ class PipelineText:
 
 
 def text_id(source: Source, tokens: int) -> str:
-    """Return the id of a pipeline's text encoders: a hash of their configurations, not of their weights, which are many
-    gigabytes. Models with the same encoders have the same id. Raises TextError."""
+    """Return the id of a pipeline's text encoders: a hash of their configurations and of samples of their weights,
+    which are many gigabytes (`weights_sample`). Copies of an encoder have the same id. Raises TextError."""
     import transformers
 
     digest = hashlib.sha256(source.family.transformer.encode())
@@ -82,7 +87,36 @@ def text_id(source: Source, tokens: int) -> str:
         for key in ("_name_or_path", "transformers_version", "torch_dtype", "dtype"):
             values.pop(key, None)
         digest.update(json.dumps(values, sort_keys=True, default=str).encode())
+        for file in weight_files(source.path, name):
+            digest.update(weights_sample(file))
     return f"{source.family.transformer}-{tokens}-{digest.hexdigest()[:12]}"
+
+
+def weight_files(path: str, component: str) -> list[Path]:
+    """Return the weight files of a pipeline's component, in order: in a folder, or of a hub repository in the cache of
+    this machine, where they are loaded to if they are not there. Raises TextError."""
+    folder = Path(path)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+        try:
+            folder = Path(snapshot_download(path, allow_patterns=[f"{component}/*"]))
+        except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+            raise TextError(f"cannot read {component} of {path}: {first_line(error)}") from error
+    return sorted((folder / component).glob("*.safetensors")) or sorted((folder / component).glob("*.bin"))
+
+
+def weights_sample(file: Path) -> bytes:
+    """Return a hash of a file's size and of SAMPLES + 1 parts of SAMPLE bytes, from its first byte to its last.
+    Training or quantising weights changes nearly every part; the first is the header of a safetensors file."""
+    size = file.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with file.open("rb") as opened:
+        for i in range(SAMPLES + 1):
+            opened.seek(max(0, size - SAMPLE) * i // SAMPLES)
+            digest.update(opened.read(SAMPLE))
+    return digest.digest()
 
 
 def _length(words: Words, masked: str | None) -> int:

@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 
-from model.backbones import cogvideox, hunyuan, ltx, pixart, stable_diffusion, wan
+from model.backbones import cogvideox, hunyuan, hunyuan15, ltx, pixart, stable_diffusion, wan
 from model.backbones.family import Family, Settings
 from model.errors import BaseError
 from model.objective import LINEAR, Path, scheduled
 
-FAMILIES = (wan.FAMILY, ltx.FAMILY, hunyuan.FAMILY, cogvideox.FAMILY, *stable_diffusion.FAMILIES, *pixart.FAMILIES)
+FAMILIES = (wan.FAMILY, ltx.FAMILY, hunyuan.FAMILY, hunyuan15.FAMILY, cogvideox.FAMILY)
+FAMILIES += (*stable_diffusion.FAMILIES, *pixart.FAMILIES)
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,10 @@ def check_options(base: str, expert: str, values: dict[str, Any]) -> None:
         )
     if source.family.padding_counts and values["text_tokens"] != source.family.text_tokens:
         raise BaseError(f"text_tokens={values['text_tokens']}: {source.path} needs all {source.family.text_tokens}")
+    frame_patch = source.family.frame_patch(source.transformer)
+    stride = cogvideox.TIME_STRIDE
+    if odd := [count for count in values["frame_counts"] if (1 + (count - 1) // stride) % frame_patch]:
+        raise BaseError(f"frame_counts={odd}: {source.path} takes an even number of latent frames, as of 5, 13 ... 85")
     if values["clean_frames"] and not source.family.time_per_frame(source.index):
         raise BaseError(f"clean_frames: {source.path} has one time for all frames of a sample; set clean_frames=0")
     if values["init_from"]:

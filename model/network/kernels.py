@@ -216,17 +216,25 @@ def add_norm_backward(
 
 
 def _save_add_norm(ctx, inputs, output) -> None:
-    _, update, gate, _, scale = inputs
+    x, update, gate, _, scale = inputs
     ctx.updated = update is not None
-    ctx.save_for_backward(output[0], update if gate is not None else None, gate, scale, output[2])
+    ctx.gate_trained = gate is not None and ctx.needs_input_grad[2]
+    stream = x if update is None else output[0]  # a recomputed block holds its input anyway
+    ctx.save_for_backward(stream, update if ctx.gate_trained else None, gate, scale, output[2])
 
 
 def _add_norm_gradients(ctx, d_stream: Tensor, d_normed: Tensor, _) -> tuple[Tensor | None, ...]:
-    _, _, gate, scale, _ = ctx.saved_tensors
-    dx, d_update, sums = add_norm_backward(*ctx.saved_tensors, d_stream.contiguous(), d_normed.contiguous())
+    stream, update, gate, scale, moments = ctx.saved_tensors
+    stream = stream.contiguous()
+    if gate is not None and update is None:
+        update = stream  # any tensor of this shape: the gradient of a frozen gate is dropped
+    gradients = (d_stream.contiguous(), d_normed.contiguous())
+    dx, d_update, sums = add_norm_backward(stream, update, gate, scale, moments, *gradients)
     d_gate, d_shift, d_scale = sums.sum(3)
     if gate is None:
-        d_update, d_gate = dx, None
+        d_update = dx
+    if not ctx.gate_trained:
+        d_gate = None
     if scale is None:
         d_shift = d_scale = None
     return dx, d_update if ctx.updated else None, d_gate, d_shift, d_scale

@@ -1,4 +1,4 @@
-"""How much of its device's memory a run needs, so that too little is said before the first step.
+"""The memory that a run needs on its device, reckoned and checked before the first step.
 
     needed = weights + training + activations + workspace
 
@@ -90,7 +90,7 @@ def estimate_memory(
 
 def _kept(model: DiT | DiffusersBackbone, config: Config, layout: Layout, shape: Sequence[int]) -> tuple[int, int]:
     """Return the bytes that a forward pass keeps for the backward pass, and those of the largest tensor among them."""
-    kept: dict[int, Tensor] = {}  # by storage; held, so that no storage takes the address of another
+    kept: dict[int, Tensor] = {}  # by storage; kept alive, so that no address is reused
 
     def keep(tensor: Tensor) -> Tensor:
         kept[tensor.untyped_storage()._cdata] = tensor

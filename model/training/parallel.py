@@ -69,8 +69,7 @@ def _leave() -> None:
 
 
 def spread(model: DiT | DiffusersBackbone, config: Config, context: RankContext) -> nn.Module:
-    """Return the model as it is trained, on the context's device: what to call. No wrapper changes the names of the
-    parameters of `model`."""
+    """Return the callable model for training, on the context's device. No wrapper changes the names of parameters."""
     if config.quantise and isinstance(model, DiffusersBackbone):
         quantise_frozen(model.transformer, config.quantise, context.device)
     model.to(context.device)
@@ -116,7 +115,12 @@ def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(forward)
     def recomputed(*args: Any, **kwargs: Any) -> Any:
-        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+        def run(*values: Any) -> Any:
+            named = zip(kwargs, values[len(args) :], strict=True)
+            return forward(*values[: len(args)], **dict(named))
+
+        # Keyword arguments as positional ones: those alone are saved as tensors, which memory.py counts.
+        return checkpoint(run, *args, *kwargs.values(), use_reentrant=False)
 
     return recomputed
 

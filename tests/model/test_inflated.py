@@ -1,4 +1,4 @@
-"""Image models of diffusers as models of videos: the same pictures at first, temporal layers trained, files that load."""
+"""Image models of diffusers as models of videos: the same pictures at first; temporal layers are trained and saved."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_at_first_every_frame_is_the_image_models_own_prediction(name, folder):
     with torch.no_grad():
         frames = backbone(x, t, **words)
         for i in range(3):
-            assert torch.allclose(frames[:, :, i], image_prediction(name, pipeline, x[:, :, i], 600), atol=1e-5)
+            assert torch.allclose(frames[:, :, i], image_prediction(name, pipeline, x[:, :, i], 599), atol=1e-5)
         temporal = [p for n, p in backbone.named_parameters() if p.requires_grad and n.endswith("proj_out.weight")]
         temporal += [p for n, p in backbone.named_parameters() if n.endswith("temporal.out.weight")]
         assert temporal
@@ -92,13 +92,13 @@ def test_at_first_every_frame_is_the_image_models_own_prediction(name, folder):
 
 @pytest.mark.parametrize("name", IMAGE_PIPELINES)
 def test_the_objective_is_the_schedulers_own(name, folder):
-    config, backbone, words, pipeline = load(name, folder(name))
+    config, _, _, pipeline = load(name, folder(name))
     scheduler = pipeline.scheduler
     path = make_path(config)
     torch.manual_seed(1)
     x0, noise = torch.randn(2, 1, 4, 3, 6, 8)
     for step in (20, 600, 999):
-        x, target = objective.noisy(x0, noise, torch.full((1, 3), step / 1000), path)
+        x, target = objective.noisy(x0, noise, torch.full((1, 3), (step + 1) / 1000), path)
         at = torch.tensor([step])
         mean, deviation = scheduler.alphas_cumprod[at].sqrt(), (1 - scheduler.alphas_cumprod[at]).sqrt()
         assert torch.allclose(x, mean * x0 + deviation * noise, atol=1e-6)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from repository import ROOT
 from shards import clips_of, write_shards
+from tiny_pipelines import save_pipeline
 
 from model.training import checkpoint
 
@@ -56,6 +57,17 @@ def test_two_processes_train_what_one_does_and_one_goes_on_from_two(dataset, tmp
     run(dataset, tmp_path / "two", 2, "steps=2", "parallel=fsdp")
     run(dataset, tmp_path / "two", 1, "steps=4")
     assert same(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.parametrize("options", [("lora_rank=4", "base_precision=fp32"), ("recompute=1",)], ids=["lora", "full"])
+def test_two_processes_fine_tune_a_base_as_one_does(options, dataset, tmp_path):
+    base = f"base=diffusers:{save_pipeline('wan', tmp_path / 'wan')}"
+    options = (base, "lr=0.001", "warmup=0", "ema=0", "steps=2", *options)
+    run(dataset, tmp_path / "one", 1, *options)
+    run(dataset, tmp_path / "two", 2, *options, "parallel=fsdp")
+    assert same(tmp_path / "one", tmp_path / "two")
+    exported = "pytorch_lora_weights.safetensors" if "lora_rank=4" in options else "transformer"
+    assert (tmp_path / "two" / exported).exists()
 
 
 def test_ray_train_trains_the_same(dataset, tmp_path, ray_cluster):

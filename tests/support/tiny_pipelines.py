@@ -38,15 +38,15 @@ def t5(model_class: str) -> Any:
     )
 
 
-def wan(experts: bool = False, per_frame: bool = False) -> Any:
+def wan(experts: bool = False, per_frame: bool = False, heads: int = 2, width: int = 12) -> Any:
     """Wan 2.1 T2V; experts: as A14B; per_frame: as TI2V-5B, with a time a frame."""
     import diffusers
 
     vae = diffusers.AutoencoderKLWan(base_dim=4, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
     transformers = [
         diffusers.WanTransformer3DModel(
-            num_attention_heads=2, attention_head_dim=12, in_channels=16, out_channels=16, text_dim=32, freq_dim=32,
-            ffn_dim=48, num_layers=2, rope_max_seq_len=32,
+            num_attention_heads=heads, attention_head_dim=width, in_channels=16, out_channels=16, text_dim=32,
+            freq_dim=32, ffn_dim=2 * heads * width, num_layers=2, rope_max_seq_len=32,
         )
         for _ in range(1 + experts)
     ]  # fmt: skip
@@ -85,8 +85,8 @@ def ltx() -> Any:
     )
 
 
-def cogvideox(rotary: bool) -> Any:
-    """CogVideoX; rotary: positions as in the 5B, else as in the 2B."""
+def cogvideox(rotary: bool, frame_patch: int | None = None) -> Any:
+    """CogVideoX; rotary: positions as in the 5B, else as in the 2B; frame_patch: as in 1.5."""
     import diffusers
 
     vae = diffusers.AutoencoderKLCogVideoX(
@@ -96,7 +96,8 @@ def cogvideox(rotary: bool) -> Any:
     transformer = diffusers.CogVideoXTransformer3DModel(
         num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, time_embed_dim=8,
         text_embed_dim=32, num_layers=2, sample_width=8, sample_height=6, sample_frames=9, patch_size=2,
-        max_text_seq_length=226, use_rotary_positional_embeddings=rotary,
+        max_text_seq_length=226, use_rotary_positional_embeddings=rotary, patch_size_t=frame_patch,
+        patch_bias=frame_patch is None,
     )  # fmt: skip
     scheduler = diffusers.CogVideoXDDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="v_prediction",
@@ -139,14 +140,50 @@ def hunyuan() -> Any:
     )
 
 
+def hunyuan15() -> Any:
+    """HunyuanVideo 1.5, text to video."""
+    import diffusers
+    import transformers
+
+    vae = diffusers.AutoencoderKLHunyuanVideo15(
+        block_out_channels=(8, 8, 8, 8), layers_per_block=1, latent_channels=4, spatial_compression_ratio=8,
+    )  # fmt: skip
+    transformer = diffusers.HunyuanVideo15Transformer3DModel(
+        in_channels=9, out_channels=4, num_attention_heads=2, attention_head_dim=12, num_layers=2,
+        num_refiner_layers=1, text_embed_dim=16, text_embed_2_dim=32, image_embed_dim=8, rope_axes_dim=(4, 4, 4),
+        task_type="t2v",
+    )  # fmt: skip
+    qwen = transformers.Qwen2_5_VLTextConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=3, num_attention_heads=2,
+        num_key_value_heads=2, rope_parameters={"rope_type": "default", "mrope_section": [2, 1, 1]},
+    )  # fmt: skip
+    words = tokenizer(1108)
+    words.chat_template = (
+        "{{ 'a ' * 109 }}{{ messages[1]['content'] }}"  # the pipeline cuts its instruction, 108 tokens
+    )
+    return diffusers.HunyuanVideo15Pipeline(
+        transformers.Qwen2_5_VLTextModel(qwen),
+        words,
+        transformer,
+        vae,
+        diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0),
+        t5("T5EncoderModel"),
+        tokenizer(256),
+        diffusers.guiders.ClassifierFreeGuidance(guidance_scale=3.0),
+    )
+
+
 PIPELINES: dict[str, Callable[[], Any]] = {
     "wan": wan,
     "wan-experts": lambda: wan(experts=True),
+    "wan-wide": lambda: wan(heads=8, width=16),
     "wan-per-frame": lambda: wan(per_frame=True),
     "ltx": ltx,
     "cogvideox-2b": lambda: cogvideox(rotary=False),
     "cogvideox-5b": lambda: cogvideox(rotary=True),
+    "cogvideox-1.5": lambda: cogvideox(rotary=True, frame_patch=2),
     "hunyuan": hunyuan,
+    "hunyuan15": hunyuan15,
 }
 
 

@@ -12,13 +12,14 @@ FOOTAGE is the labelled footage of noisy_footage.py, which plants the junk. Arms
 
 All runs have the same model, steps and batch; three seeds each. Losses are on windows of held-out footage labelled
 clean, of other sources, at fixed noise and times. Latents are principal components fitted on all clips, captions are
-encoded by MiniLM. `train` needs torch and safetensors alone. Intervals are of 2,000 bootstrap draws of held-out files, over the mean of
-the seeds.
+encoded by MiniLM. `train` needs torch and safetensors alone. Intervals are of 2,000 bootstrap draws of held-out files,
+over the mean of the seeds.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import subprocess
 import sys
@@ -40,8 +41,8 @@ from model.sampler import guided, sample
 from model.training.optimise import clipped_step, global_norm, make_optimizer, update_ema
 
 ROOT = Path(__file__).resolve().parents[3]
-FRAMES, SIDE, FPS = 17, 128, 8.0  # of a window; pixels; frames a second
-HOP = 1.0  # seconds between the starts of two windows of a clip
+FRAMES, SIDE, FPS = 9, 128, 8.0  # of a window; pixels; frames a second
+HOP, MOST = 1.0, 3  # seconds between the starts of two windows of a clip, and windows of a clip
 WORDS = 24  # tokens of a caption
 STEPS, BATCH, EVERY, WARMUP = 800, 24, 100, 50
 TIMES = tuple((i + 0.5) / 8 for i in range(8))  # at which held-out loss is measured
@@ -56,7 +57,7 @@ def prepare(footage: Path, folder: Path, cache: Path) -> None:
         sys.path.insert(1, str(ROOT / "tests" / folder_of_modules))
     import pyarrow as pa
     from footage_cache import looks, scanned_file
-    from noisy_footage import write_footage
+    from noisy_footage import JUNK, write_footage
 
     from model.latents.base import to_signed
     from model.latents.pca import PCA
@@ -66,23 +67,27 @@ def prepare(footage: Path, folder: Path, cache: Path) -> None:
     from pipeline.selection.select import select
 
     recipe = load_recipe("embedded")
+    judged = {column.partition("_")[0] for column in recipe.select.thresholds}
+    fewer = dataclasses.replace(recipe, filters={name: v for name, v in recipe.filters.items() if name in judged})
     training, heldout = write_footage(footage, folder / "planted")
     clips: list[dict[str, Any]] = []
     for row in training:
-        file = Path(row["file"])
-        scanned, pictures = (
-            scanned_file(file.parent, file.name, recipe, cache),
-            looks(file.parent, file.name, recipe, cache),
-        )
+        root = footage if row["junk"] not in JUNK else folder / "planted"
+        name, by = str(Path(row["file"]).relative_to(root)), fewer if row["junk"] in JUNK else recipe
+        scanned, pictures = scanned_file(root, name, by, cache), looks(root, name, by, cache)
         nothing: dict[str, Any] = {"phash": [], "embedding": None}
         clips += [
             {**clip, **pictures.get(clip["clip_id"], nothing), **row, "first": scanned.start} for clip in scanned.clips
         ]
-        print(f"{len(clips)} clips, {file.name}", flush=True)
+        print(f"{len(clips)} clips, {name}", flush=True)
     ids: dict[str, int] = {}
     for number, clip in enumerate(clips):  # the same file may be in the corpus twice
         clip["clip_id"] = f"{clip['clip_id']}-{ids.setdefault(clip['clip_id'], number)}"
-    table = pa.Table.from_pylist([{k: v for k, v in clip.items() if k not in ("caption", "first")} for clip in clips])
+    kinds = {"phash": pa.list_(pa.uint64()), "embedding": pa.list_(pa.float32())}
+    apart = {"caption", "first", *kinds}
+    table = pa.Table.from_pylist([{k: v for k, v in clip.items() if k not in apart} for clip in clips])
+    for name, kind in kinds.items():
+        table = table.append_column(name, pa.array([clip[name] for clip in clips], kind))
     reasons = [sorted(set(why)) for why in select(table, recipe, captioned=False)["rejected_by"].to_pylist()]
     usable = [i for i, clip in enumerate(clips) if clip["dropped"] is None]
     text = HiddenStates("minilm", WORDS)
@@ -94,8 +99,7 @@ def prepare(footage: Path, folder: Path, cache: Path) -> None:
         "heldout": [],
     }
     for row in heldout:
-        file = Path(row["file"])
-        scanned = scanned_file(file.parent, file.name, recipe, cache)
+        scanned = scanned_file(footage, row["source"], recipe, cache)
         parts["heldout"] += [
             (row["file"], clip["start"] - scanned.start, clip["end"] - clip["start"], row["caption"])
             for clip in scanned.clips
@@ -111,11 +115,15 @@ def prepare(footage: Path, folder: Path, cache: Path) -> None:
     for part, spans in parts.items():
         numbers, videos = [], []
         for i, (file_name, start, seconds, *_) in enumerate(spans):
-            data = Path(file_name).read_bytes()
-            for at in np.arange(0, seconds - FRAMES / FPS + 1e-6, HOP):
-                numbers.append(i)
-                times = start + at + np.arange(FRAMES) / FPS
-                videos.append(torch.from_numpy(read_frames(data, times, SIDE, SIDE)))
+            kept = folder / "windows" / f"{part}-{i}.npy"
+            if not kept.exists():
+                kept.parent.mkdir(exist_ok=True)
+                data, starts = Path(file_name).read_bytes(), np.arange(0, seconds - FRAMES / FPS + 1e-6, HOP)[:MOST]
+                times = (start + starts[:, None] + np.arange(FRAMES) / FPS).ravel()
+                np.save(kept, read_frames(data, times, SIDE, SIDE).reshape(-1, FRAMES, SIDE, SIDE, 3))
+            windows = torch.from_numpy(np.load(kept))
+            numbers += [i] * len(windows)
+            videos += list(windows)
         print(f"{part}: {len(spans)} clips, {len(videos)} windows", flush=True)
         latents = latents or PCA.fit(lambda videos=videos: (to_signed(v[None]) for v in videos), 16)
         tensors[f"{part}.latents"] = torch.cat([latents.encode(to_signed(v[None])) for v in videos]).half()

@@ -1,9 +1,9 @@
 """A noisy corpus of known composition: real footage labelled by eye, planted with junk; and clean footage held out.
 
-Files are split by their source (the folder that they are in). Of the sources to train on, every file is in the corpus,
-a fifth of them with another file's caption. Copies with junk are added: duplicates in another quality, slideshows of the
-file's own frames, black pictures, and pictures with a title and a logo over them. Held out are the files of the other
-sources that are labelled one shot without logo, text, bars or still pictures. Captions are the labels' subject and
+Files are split by their source, the folder that they are in. Of the sources to train on every file is in the corpus, a
+fifth of them with another file's caption. Copies with junk are added: duplicates in another quality, slideshows of the
+file's own frames, black pictures, and pictures with a title and a logo over them. Files of the other sources are held
+out, those that are labelled one shot without logo, text, bars or still pictures. Captions are the labels' subject and
 action.
 """
 
@@ -54,10 +54,10 @@ def titled(video: np.ndarray) -> np.ndarray:
 
 # junk -> what it does to a video (n, h, w, 3) uint8 and the share of the files that get a copy with it
 JUNK: dict[str, tuple[Callable[[np.ndarray], np.ndarray], float]] = {
-    "duplicate": (duplicate, 0.3),
-    "slideshow": (lambda video: slideshow(video, stills=max(2, len(video) // 50)), 0.15),
-    "black": (lambda video: underexpose(video, 0.03), 0.1),
-    "overlay": (titled, 0.25),
+    "duplicate": (duplicate, 0.2),
+    "slideshow": (lambda video: slideshow(video, stills=max(2, len(video) // 50)), 0.08),
+    "black": (lambda video: underexpose(video, 0.03), 0.05),
+    "overlay": (titled, 0.15),
 }
 
 

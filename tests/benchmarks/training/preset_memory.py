@@ -58,7 +58,7 @@ SDXL = {
     "attention_head_dim": (5, 10, 20), "cross_attention_dim": 2048, "addition_embed_type": "text_time",
     "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 2816, "use_linear_projection": True,
 }  # fmt: skip
-# by the base's name: pipeline, geometry, stride of the latents (frames, rows, columns), further keys of model_index.json
+# by the base's name: pipeline, geometry, stride of the latents, further keys of model_index.json
 BASES: dict[str, tuple[str, dict[str, Any], tuple[int, int, int], dict[str, Any]]] = {
     "Wan2.1-T2V-1.3B-Diffusers": ("WanPipeline", WAN_1B, (4, 8, 8), {}),
     "Wan2.1-T2V-14B-Diffusers": ("WanPipeline", WAN_14B, (4, 8, 8), {}),
@@ -176,8 +176,8 @@ def main() -> None:
             began = time.monotonic()
             values["base"] = write_base(base, Path(root, name))
             values["compile"] = values["compile"] and name in args.compile.split(",") and (CUDA or args.reckon)
-            config = SimpleNamespace(**values)
-            source, stride = read_source(config.base, config.expert), BASES[base][2]
+            source, stride = read_source(values["base"], values["expert"]), BASES[base][2]
+            config = SimpleNamespace(**{**values, **source.family.options})
             patch, layout = source.family.patch(source.transformer), word_layout(
                 source.family, source.transformer, source.family.text_tokens
             )  # fmt: skip

@@ -1,0 +1,94 @@
+"""HunyuanVideo 1.5 (Tencent, 2025): 8.3B, text to video; text by Qwen2.5-VL, and by ByT5 what stands in quotes.
+
+Its input has three parts, of which text to video fills one: noisy latents, the latents of a first frame, and a mask.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.backbones.base import Words
+from model.backbones.family import Conditions, Family
+from model.errors import BaseError
+
+TIMESTEPS = 1000  # t = 1 is this timestep
+GLYPHS = 256  # tokens of ByT5
+
+
+def predict(transformer: Any, x: Tensor, t: Tensor, words: Words, conditions: Conditions) -> Tensor:
+    """Return noise - x_0: the transformer's forward pass without an image, in operations whose shapes are known.
+
+    The transformer's own moves the used text tokens before the unused by boolean indices, which can be neither compiled
+    nor estimated, and carries 729 masked tokens of no image.
+    """
+    batch, _, frames, height, width = x.shape
+    absent = x.new_zeros(batch, transformer.config.in_channels - x.shape[1], frames, height, width)
+    timestep = (TIMESTEPS * t.amax(1)).to(x.dtype)
+    rotary = transformer.rope(x)
+    temb = transformer.time_embed(timestep, timestep_r=None)
+    tokens = transformer.x_embedder(torch.cat([x, absent], dim=1))
+    glyph_mask, text_mask = words["encoder_attention_mask_2"] != 0, words["encoder_attention_mask"] != 0
+    kinds = transformer.cond_type_embed.weight  # text, glyphs, image
+    text = transformer.context_embedder(words["encoder_hidden_states"], timestep, text_mask) + kinds[0]
+    glyphs = transformer.context_embedder_2(words["encoder_hidden_states_2"]) + kinds[1]
+    both, mask = torch.cat([glyphs, text], dim=1), torch.cat([glyph_mask, text_mask], dim=1)
+    order = torch.argsort((~mask).int(), dim=1, stable=True)
+    mask = mask.gather(1, order)
+    context = both.gather(1, order.unsqueeze(-1).expand_as(both)) * mask.unsqueeze(-1)
+    for block in transformer.transformer_blocks:
+        tokens, context = block(tokens, context, temb, mask, rotary)
+    out = transformer.proj_out(transformer.norm_out(tokens, temb))
+    patch = transformer.config.patch_size
+    out = out.unflatten(1, (frames, height // patch, width // patch)).unflatten(-1, (-1, patch, patch))
+    return out.permute(0, 4, 1, 2, 5, 3, 6).flatten(5, 6).flatten(3, 4)
+
+
+def encode(pipeline: Any, caption: str, tokens: int) -> Words:
+    """Return Qwen's vectors after the pipeline's instruction and ByT5's of quoted text, with their masks."""
+    text, mask, glyphs, glyph_mask = pipeline.encode_prompt(caption)
+    return {
+        "encoder_hidden_states": text[0],
+        "encoder_attention_mask": mask[0],
+        "encoder_hidden_states_2": glyphs[0],
+        "encoder_attention_mask_2": glyph_mask[0],
+    }
+
+
+def sample_options(scale: float | None, fps: float, tokens: int) -> dict[str, Any]:
+    """Return no options: guidance is the pipeline's guider's. Raises BaseError when another is asked for."""
+    if scale is not None:
+        raise BaseError("HunyuanVideo 1.5 takes guidance from its pipeline's guider; leave --guidance out")
+    return {}
+
+
+def unsupported(config: Any) -> str:
+    """Return why a transformer cannot be trained, or ""."""
+    if config["task_type"] != "t2v" or config["use_meanflow"]:
+        return "it is made for images to video or for few steps"
+    return "" if config["patch_size_t"] == 1 else "its patches span frames"
+
+
+FAMILY = Family(
+    pipelines=("HunyuanVideo15Pipeline",),
+    transformer="HunyuanVideo15Transformer3DModel",
+    blocks=("transformer_blocks",),
+    text_tokens=1000,
+    lora_targets=("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+    predict=predict,
+    encode=encode,
+    layout=lambda config: {
+        "encoder_hidden_states": (None, int(config["text_embed_dim"])),
+        "encoder_attention_mask": (None,),
+        "encoder_hidden_states_2": (GLYPHS, int(config["text_embed_2_dim"])),
+        "encoder_attention_mask_2": (GLYPHS,),
+    },
+    masked="encoder_attention_mask",
+    channels=lambda config: int(config["out_channels"]),
+    unsupported=unsupported,
+    sample_options=sample_options,
+    text_needs=("vae",),
+    options={"path": "linear", "time": "logit_normal"},
+)
