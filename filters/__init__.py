@@ -27,6 +27,7 @@ FILTERS: dict[str, str] = {
     "naturalness": "filters.naturalness:Naturalness",
     "noise": "filters.noise:Noise",
     "nsfw": "filters.nsfw:Nsfw",
+    "reference": "filters.reference:Reference",
     "resolution": "filters.resolution:Resolution",
     "safety": "filters.safety:Safety",
     "sharpness": "filters.sharpness:Sharpness",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import cv2
 import numpy as np
 import pyarrow as pa
 
@@ -67,12 +68,12 @@ def field_misfits(before: np.ndarray, frame: np.ndarray, after: np.ndarray) -> t
     if min(len(before), len(frame), len(after)) < LEAST_ROWS:
         return 0.0, 0.0
     around = frame[:-2] + frame[2:]
-    earlier = np.abs(around - 2 * before[1:-1]).mean(axis=1)
-    later = np.abs(around - 2 * after[1:-1]).mean(axis=1)
     odd, even = np.s_[0::2], np.s_[1::2]  # rows 1, 3, 5 ... and 2, 4, 6 ... of the picture
-    even_before = float(earlier[even].mean() + later[odd].mean()) / 4
-    odd_before = float(earlier[odd].mean() + later[even].mean()) / 4
-    return even_before, odd_before
+    earlier, later = (
+        [float(cv2.norm(around[rows], 2 * other[1:-1][rows], cv2.NORM_L1)) / around[rows].size for rows in (odd, even)]
+        for other in (before, after)
+    )
+    return (earlier[1] + later[0]) / 4, (earlier[0] + later[1]) / 4
 
 
 def line_phases(before: np.ndarray, frame: np.ndarray, after: np.ndarray) -> np.ndarray:

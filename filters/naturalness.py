@@ -58,7 +58,9 @@ def square_features(patch: np.ndarray) -> list[np.ndarray]:
     (normal, contrast), (small, _) = normalised(grey), normalised(half)
     rows, columns = grey.shape[0] // PATCH_SIZE, grey.shape[1] // PATCH_SIZE
     squares = [(y, x) for y in range(rows) for x in range(columns)]
-    life = {(y, x): float(_cut(contrast, y, x, PATCH_SIZE).mean()) for y, x in squares}
+    size = (columns * PATCH_SIZE, rows * PATCH_SIZE)
+    means = cv2.resize(contrast[: size[1], : size[0]], (columns, rows), interpolation=cv2.INTER_AREA)
+    life = {(y, x): float(means[y, x]) for y, x in squares}
     kept = sorted(squares, key=lambda s: -life[s])[: max(1, round(LIVELIEST * len(squares)))]
     kept = [square for square in kept if life[square] > 1]
     if not kept:

@@ -13,12 +13,14 @@ import pyarrow as pa
 from pipeline.config.recipe import Recipe
 from pipeline.dataset.finish import check_folder, publish, read_info
 from pipeline.dataset.lock import lock
+from pipeline.dataset.outcomes import outcomes
 from pipeline.dataset.sweep import retire, sweep
 from pipeline.dataset.unchanged import is_unchanged, note_unchanged
 from pipeline.engine.base import Engine, NodesLost
 from pipeline.engine.choice import EngineName, EngineNeeds, check_engine, open_engine
 from pipeline.pack.companions import load_companions
 from pipeline.passes.caption import with_listed_captions
+from pipeline.passes.embed import with_reference_digest
 from pipeline.passes.identify import as_last_seen, identify_units
 from pipeline.passes.pack import with_shards
 from pipeline.passes.registry import CHAINS, PASSES
@@ -30,6 +32,7 @@ from pipeline.report import page
 from pipeline.sources.discover import DiscoveredFile, discover
 from pipeline.state import committed, fingerprints
 from pipeline.storage.store import Store, naming_full
+from pipeline.tables.decisions import decisions_digest, read_decisions
 from pipeline.tables.published import read_table
 
 
@@ -75,6 +78,7 @@ def build(
     files: Sequence[DiscoveredFile] = discover(inputs, recipe.sources)
     store = Store(out)
     check_folder(store)
+    recipe = with_reference_digest(recipe)
     fingerprints.check(recipe)
     load_companions(recipe.pack)
     needs = EngineNeeds(
@@ -86,13 +90,14 @@ def build(
     with lock(store) as still_ours:
         files = as_last_seen(files, store)
         recipe = with_listed_captions(recipe, files)
-        if is_unchanged(files, store, recipe):
+        decisions = read_decisions(store)
+        if is_unchanged(files, store, recipe, decisions_digest(decisions)):
             return Built(read_info(store), store)
         # Files of the dataset are named in the errors of a full disk, so what names none is a temporary one.
         with open_engine(engine, needs, address, cores, gpus) as opened, naming_full(tempfile.gettempdir()):
             while True:
                 try:
-                    return _build(Snapshot(store, recipe, files), opened, still_ours)
+                    return _build(Snapshot(store, recipe, files, decisions), opened, still_ours)
                 except NodesLost as lost:
                     print(f"{lost}; restarting with the remaining work", file=sys.stderr)
 
@@ -112,14 +117,15 @@ def _build(snapshot: Snapshot, engine: Engine, still_ours: Callable[[], None]) -
     clips, shards = with_shards(snapshot)
     sources, complete = with_errors(snapshot.sources, snapshot.scanned), _everything_read(snapshot)
     still_ours()
-    info = publish(store, recipe, sources, clips, snapshot.joined_rows(clips), shards, totals)
+    decided = outcomes(snapshot.decisions, clips)
+    info = publish(store, recipe, sources, clips, snapshot.joined_rows(clips), shards, totals, decided)
     retire(store, info, shards)
     snapshot.refresh()
     del clips  # free memory: the report reads the columns that it needs
     page.write_report(store.uri)
     if complete:
         sweep(store, recipe, sources)
-        note_unchanged(snapshot.files, store, recipe)
+        note_unchanged(snapshot.files, store, recipe, decisions_digest(snapshot.decisions))
     return Built(info, store)
 
 

@@ -5,14 +5,11 @@ Commands import what they need when they run, so that help and completion are fa
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import os
 import re
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -151,49 +148,12 @@ def build(
     sources, overrides = _split(words)
     options = load_recipe(recipe, overrides)
     from pipeline.build import build as run
+    from pipeline.interrupts import exit_on_signals
     from pipeline.report.summary import summary
 
-    with _exit_on_signals():
+    with exit_on_signals():
         built = run(sources, out, options, address, cores, gpus, engine)
     _say(summary(out, built.info))
-
-
-@contextlib.contextmanager
-def _exit_on_signals() -> Iterator[None]:
-    """End the process at once on Ctrl-C and SIGTERM.
-
-    An exception could be raised at any line, often inside Ray, which may swallow it or leave a lock held. Nothing has
-    to be cleaned up: committed work is complete at any moment, and Ray's processes end with this one.
-    """
-    from pipeline.storage.lease import give_back
-
-    leaving = (signal.SIGINT, signal.SIGTERM)
-    numbers, write = os.pipe()
-    stderr = os.dup(2)  # descriptor 2 is hidden while Ray starts
-
-    def leave() -> None:
-        while (number := os.read(numbers, 1)[0]) not in leaving:
-            if number == 0:
-                return
-        os.write(stderr, b"\nstopped; finished work is kept: run the same command again to continue\n")
-        give_back()
-        os._exit(130)
-
-    os.set_blocking(write, False)
-    descriptor_before = signal.set_wakeup_fd(write)
-    handlers_before = {number: signal.signal(number, lambda *_: None) for number in leaving}
-    thread = threading.Thread(target=leave, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        signal.set_wakeup_fd(descriptor_before)
-        for number, handler in handlers_before.items():
-            signal.signal(number, handler)
-        os.write(write, b"\0")
-        thread.join()
-        for descriptor in (numbers, write, stderr):
-            os.close(descriptor)
 
 
 @cli.command(epilog=_examples("clipmill plan my_videos/ --out my_dataset scan.max_seconds=8"))
@@ -217,6 +177,28 @@ def report(dataset: str) -> None:
 
     read_whole(Store(dataset))
     _say(write_report(dataset))
+
+
+@cli.command(
+    epilog=_examples(
+        "clipmill explore my_dataset",
+        "clipmill explore s3://bucket/one --port 8000",
+        "clipmill explore my_dataset --reference pictures_of_what_i_want/",
+    )
+)
+@click.argument("dataset")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Of this machine; default: a free one.")
+@click.option("--reference", metavar="FOLDER", help="Pictures to sort and filter by: clips that look like one of them.")
+def explore(dataset: str, port: int, reference: str | None) -> None:
+    """Show all clips of a dataset in a browser: search, filter, play, keep, reject, edit captions.
+
+    Only this machine can open the page. The next build follows the decisions, which are in DATASET/decisions.
+    """
+    try:
+        from pipeline.explore.server import serve
+    except ImportError as error:
+        raise click.ClickException(f"{error.name} is not installed: pip install 'clipmill[explore]'") from error
+    serve(dataset, port, reference)
 
 
 @cli.command(epilog=_examples("clipmill verify my_dataset", "clipmill verify s3://bucket/one"))

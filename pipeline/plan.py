@@ -13,12 +13,14 @@ from pipeline.dataset.finish import check_folder, read_info
 from pipeline.engine.progress import clock
 from pipeline.passes.base import Outlook, Pass
 from pipeline.passes.caption import with_listed_captions
+from pipeline.passes.embed import with_reference_digest
 from pipeline.passes.identify import as_last_seen
 from pipeline.passes.registry import PASSES
 from pipeline.passes.snapshot import Snapshot
 from pipeline.sources.discover import DiscoveredFile, discover
 from pipeline.state import fingerprints
 from pipeline.storage.store import Store
+from pipeline.tables.decisions import read_decisions
 from pipeline.tables.published import read_table
 
 
@@ -28,11 +30,12 @@ def plan(inputs: Sequence[str], out: str, recipe: Recipe) -> str:
     files: Sequence[DiscoveredFile] = discover(inputs, recipe.sources)
     store = Store(out)
     check_folder(store)
+    recipe = with_reference_digest(recipe)
     fingerprints.check(recipe)
     files = as_last_seen(files, store)
     recipe = with_listed_captions(recipe, files)
     info: dict[str, Any] = read_info(store) if store.exists("dataset.json") else {}
-    snapshot = Snapshot(store, recipe, files)
+    snapshot = Snapshot(store, recipe, files, read_decisions(store))
     outlooks = [(each, each.outlook(snapshot)) for each in PASSES]
     first = next((number for number, (_, outlook) in enumerate(outlooks) if outlook.pending), len(outlooks))
     lines = [_line(each, outlook, info, number > first) for number, (each, outlook) in enumerate(outlooks)]

@@ -115,6 +115,7 @@ GROUPS: list[Group] = [
     Group("on a stage", _each(650, 818, 819, 854), setting=True),
 ]
 SURE = 0.6  # probability from which a class is named itself
+LIVELY = 0.75  # factor on `least` for groups that move: films are mostly of them
 ALONE = 3.0  # factor on `least` for a class outside all groups
 HALF = 0.5  # share of a group's probability from which a subgroup is named instead
 MOSTLY = 0.7  # share of all listed probability that "animal" needs
@@ -140,7 +141,7 @@ def subjects(tags: Sequence[tuple[str, float]], least: float) -> list[Subject]:
     for group, members, subgroups in _members():
         inside = [(name, probability) for name, probability in tags if name in members]
         mass = sum(probability for _, probability in inside)
-        if mass < least or (group.name == "person doing sport" and mass < SPORTING):
+        if mass < least * (LIVELY if group.moves else 1) or (group.name == "person doing sport" and mass < SPORTING):
             continue
         if group.name == "person" and any(s.name == "person doing sport" for s in result):
             continue
@@ -150,7 +151,7 @@ def subjects(tags: Sequence[tuple[str, float]], least: float) -> list[Subject]:
             if narrower and max(narrower)[0] >= HALF * mass:
                 name = max(narrower)[1]
             best, probability = max(inside, key=lambda pair: pair[1])
-            if probability >= SURE and group.name in ("animal", "screen"):  # other classes often are a person's things
+            if probability >= SURE and group.name == "animal":  # other classes often are a person's things
                 name = best.split(" (")[0]
             if name == "animal" and mass < MOSTLY * total:
                 continue  # two in five classes are animals, so their probabilities add up on any picture

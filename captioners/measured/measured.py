@@ -16,7 +16,8 @@ TOGETHER = 0.6  # seconds: events that begin within this time share a sentence
 DARK_BELOW, BRIGHT_ABOVE = 0.12, 0.72  # mean luma, 0 to 1, below and above which the light is described
 LATE = 0.6  # seconds without motion from which a pause is mentioned
 LETTERED = 0.005  # fraction of the picture covered by burned-in text from which writing is mentioned
-PEOPLE = ("", "person", "two people", "three people", "four people", "five people", "many people")  # by faces
+PEOPLE = ("", "person", "two people", "several people")  # by faces; more than two are seldom counted right
+FROZEN = 0.98  # frozen_share from which nothing moves: slow and small motion is not measured as moving
 
 
 class Measured:
@@ -27,7 +28,7 @@ class Measured:
     of the likeliest subject, 0 if there is none and the caption has only motion, camera and colours.
     """
 
-    def __init__(self, least: float = 0.15, most_subjects: int = 3) -> None:
+    def __init__(self, least: float = 0.2, most_subjects: int = 3) -> None:
         self.least, self.most_subjects = least, most_subjects
         self.id = f"measured-{VERSION}:{least}:{most_subjects}"
 
@@ -44,9 +45,11 @@ class Measured:
         cameras = [
             Action(f"the camera {CAMERA[label]}", start, end)
             for label, start, end in camera_spans(clip.scores, clip.duration)
-            if label in CAMERA
+            if label in CAMERA and label in ("static", clip.scores.get("camera_label"))  # others are brief and unsure
         ]
         phases = motion_phases(clip.scores, clip.duration)
+        if phases == [] and (clip.scores.get("frozen_share") or 0.0) < FROZEN:
+            phases = None
         wide = (clip.scores.get("motion_area") or 0.0) > 0.5
         mover = _mover(shown)
         actions = [Action(_movement(p, wide, mover), p.start, p.end) for p in phases or []]
@@ -204,7 +207,7 @@ def _light(luma: float | None) -> str:
 
 
 def _with_article(name: str) -> str:
-    if name.split()[0] in ("two", "three", "four", "five", "many"):
+    if name.split()[0] in ("two", "several"):
         return name
     if name.endswith("s") and not name.endswith(("ss", "us", "is")):
         return name

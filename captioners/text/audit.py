@@ -18,7 +18,7 @@ from captioners.text.facts import Facts, contradiction, facts_of, only_still, or
 from captioners.text.phases import motion_peaks
 from captioners.text.text_quality import check_form, tells_order, unusable, vague_share
 
-VERSION = 3
+VERSION = 4
 AUDIT_COLUMNS: Mapping[str, pa.DataType] = {
     "audit_defects": pa.int32(),  # number of defects of form in the short and dense caption
     "audit_vague": pa.float32(),  # share of the dense caption's sentences without a concrete subject and an action

@@ -14,6 +14,7 @@ START_SHARE = 0.12  # ... and above this share of the clip's fast motion: leaves
 STOP = 0.7  # fraction of the speed that begins a phase, under which it ends
 SHORTEST = 0.35  # seconds: shorter phases and pauses are measurement noise
 TRAVEL = 0.15  # fraction of the picture's side: a region that travels less has no direction
+REACH = 3.0  # factor on speed times duration: a region that travels further is really several, one after another
 STEADY = 0.7  # correlation of position with time under which the region has no direction
 
 
@@ -35,9 +36,10 @@ class Phase:
 
     @property
     def direction(self) -> str:
-        """right, left, up or down; empty when the region stays or wanders."""
+        """right, left, up or down; empty when the region stays, wanders, or travels further than its content moves."""
         dx, dy = self.travel
-        if not self.steady or max(abs(dx), abs(dy)) < TRAVEL:
+        furthest = REACH * self.speed * (self.end - self.start)
+        if not self.steady or not TRAVEL <= max(abs(dx), abs(dy)) <= furthest:
             return ""
         if abs(dx) >= abs(dy):
             return "right" if dx > 0 else "left"

@@ -12,8 +12,10 @@ from model.backbones.family import Family, Settings
 from model.errors import BaseError
 from model.objective import LINEAR, Path, scheduled
 
-FAMILIES = (wan.FAMILY, ltx.FAMILY, hunyuan.FAMILY, hunyuan15.FAMILY, cogvideox.FAMILY)
-FAMILIES += (*stable_diffusion.FAMILIES, *pixart.FAMILIES)
+FAMILIES: tuple[Family, ...] = (
+    *(wan.FAMILY, ltx.FAMILY, hunyuan.FAMILY, hunyuan15.FAMILY, cogvideox.FAMILY),
+    *(*stable_diffusion.FAMILIES, *pixart.FAMILIES),
+)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ def inflate(unet: Any, frames: int) -> Any:
     """Return the UNet with new motion modules, which compute the identity. frames: positions that they need."""
     import diffusers
 
-    adapter = diffusers.MotionAdapter(
+    adapter: Any = diffusers.MotionAdapter(
         block_out_channels=unet.config.block_out_channels,
         motion_layers_per_block=unet.config.layers_per_block,
         motion_num_attention_heads=HEADS,

@@ -17,6 +17,7 @@ from captioners.text.prompt import QUESTION, Prompt
 from pipeline.config.recipe import Recipe, to_dict
 from pipeline.config.versions import versions
 from pipeline.config.video_models import resolved
+from pipeline.dataset.outcomes import outcome_counts
 from pipeline.pack.shards import ShardResult
 from pipeline.storage.store import Store, temporary_name
 from pipeline.tables.fragments import SOURCES, plain
@@ -24,6 +25,7 @@ from pipeline.tables.published import open_published, table_files
 
 FORMAT = 1
 PAGES = ("README.md", "report.html")
+FOLDERS = ("state/", "stats/", "tables/", "shards/", "decisions/")
 ROWS = 500_000  # clips per file of the finished table
 UNPUBLISHED = (  # columns that only a build needs
     *("unit", "scan_at", "embed_at", "captioned", "scored"),
@@ -47,7 +49,7 @@ def check_folder(store: Store) -> None:
         names = store.list("")
     except UnicodeDecodeError as error:  # Arrow's, of a name that no build writes
         raise DatasetError(f"{store.uri} holds something else (a name that is not UTF-8): give a new folder") from error
-    strange = [n for n in names if not n.startswith(("state/", "stats/", "tables/", "shards/", *PAGES))]
+    strange = [n for n in names if not n.startswith((*FOLDERS, *PAGES))]
     if strange or (names and not any(n.startswith("state/") for n in names)):
         raise DatasetError(f"{store.uri} holds something else ({(strange or names)[0]}): give an empty or new folder")
 
@@ -100,14 +102,16 @@ def publish(
     rows: Iterable[pa.Table],
     shards: Sequence[ShardResult],
     passes: Mapping[str, Any],
+    decided: pa.Table | None = None,
 ) -> dict[str, Any]:
     """Write the finished tables and the card, then switch to them by replacing dataset.json; return its content.
 
     `rows` are all of tables/clips, piece by piece; `clips` the columns that are counted; `passes` what each pass of
-    this build has taken. Files of the dataset as it was until now are neither replaced nor deleted: `sweep` does that.
+    this build has taken; `decided` are rows of OUTCOMES, if there are decisions by hand. Files of the dataset as it was
+    until now are neither replaced nor deleted: `sweep` does that.
     """
     old = json.loads(store.read("dataset.json")) if store.exists("dataset.json") else {}
-    info = {
+    info: dict[str, Any] = {
         "format": FORMAT,
         "recipe": to_dict(recipe),
         "versions": versions(),
@@ -125,6 +129,10 @@ def publish(
         ],
         "passes": {**old.get("passes", {}), **passes},
     }
+    if decided is not None and decided.num_rows:
+        info["counts"] |= outcome_counts(decided)
+        info["tables"]["decisions"] = _write_table(store, "tables/decisions", [decided])
+        info["rows"]["decisions"] = decided.num_rows
     if old and (replaced := files_of(old)) != files_of(info):
         store.write(PREVIOUS, json.dumps(replaced).encode())
     store.write("README.md", card(info).encode())
@@ -213,6 +221,7 @@ def card(info: Mapping[str, Any]) -> str:
         f"| shards | {len(info['shards']):,}, {sum(s['bytes'] for s in info['shards']) / 1e9:.2f} GB |",
         f"| captions | {count['captions']:,} by `{info['recipe']['caption']['captioner']}` |",
         *(f"| rejected by {reason} | {number:,} |" for reason, number in count["rejected_by"].items()),
+        *([f"| kept by hand | {count['kept_by_hand']:,} |"] if count.get("kept_by_hand") else []),
         "",
         "A sample is KEY.mp4 (or KEY.jpg), KEY.txt (its caption) and KEY.json (source, span, scores, versions).",
         "`tables/clips` has every clip that was found, kept or not, with all scores and the reasons;",

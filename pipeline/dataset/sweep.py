@@ -27,7 +27,7 @@ def retire(store: Store, info: Mapping[str, Any], shards: Sequence[ShardResult])
     dataset look (`open_published`). The index of each of `shards` stays, also where there is no tar. Delete the parts
     of shards."""
     named = {*files_of(info), *(shard.path.removesuffix(".tar") + ".parquet" for shard in shards)}
-    for folder in ("tables/clips", "tables/sources", "shards"):
+    for folder in ("tables/clips", "tables/sources", "tables/decisions", "shards"):
         for name in store.list(folder):
             if name not in named:
                 store.move(name, f"{RETIRED}/{name}")

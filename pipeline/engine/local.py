@@ -19,6 +19,7 @@ from typing import Any
 import cv2
 
 from pipeline.engine.base import Machine, Stage, start_worker
+from pipeline.media.faults import ChildTraceback, OverLimit, portable
 from pipeline.media.sandbox import Sandbox, SandboxError
 from pipeline.state.units import BuildStopped, Handoff, UnitResult
 
@@ -108,13 +109,21 @@ class _ChildWorker:
     def __call__(self, unit: Any) -> Any:
         try:
             # Unlike a child that decodes a source, this one reads only what earlier passes wrote: its pickles are ours.
-            return pickle.loads(self._child.call(_in_child, self._stage, unit, deadline=CHILD_SECONDS))
-        except SandboxError as error:
+            answer = self._child.call(_in_child, self._stage, unit, deadline=CHILD_SECONDS)
+        except (SandboxError, OverLimit) as error:
             raise BuildStopped(f"a process of {self._name}: {error}") from error
+        value, trace = pickle.loads(answer)
+        if trace is not None:
+            raise value from ChildTraceback(*trace)
+        return value
 
 
 def _in_child(stage: bytes, unit: Any) -> bytes:
-    return pickle.dumps(_worker_of_child(stage)(unit))
+    """Return, pickled, a worker's result and None, or the `portable` exception that it raised."""
+    try:
+        return pickle.dumps((_worker_of_child(stage)(unit), None))
+    except Exception as error:
+        return pickle.dumps(portable(error))
 
 
 @functools.cache

@@ -1,6 +1,6 @@
 """Parts of a shard: small shards of its clips, written by any number of workers and then joined by copying bytes.
 
-A part is the unit of encoding, about 20 seconds of one core: all cores work on one shard, and a build that is killed
+A part is the unit of encoding, 10 to 20 seconds of one core: all cores work on one shard, and a build that is killed
 loses the parts that were being written. Which clips a part has depends on the clips of its shard alone.
 """
 

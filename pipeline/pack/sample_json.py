@@ -28,7 +28,7 @@ INTERNAL = (  # columns that only the build uses
     *("unit", "scan_at", "embed_at", "captioned"),
     *("scored", "embedding", "frame_embeddings", "phash"),
 )
-DECIDED = ("keep", "rejected_by", "duplicates_of", "dropped", "bucket", "split", "shard")
+DECIDED = ("keep", "rejected_by", "duplicates_of", "dropped", "bucket", "split", "shard", "decision")
 ADDED = {"audio": "drop", "companions": {}}  # options that do not change a shard while they have these values
 LICENCES = ("licence", "license", "rights")  # columns of the user's lists that may hold a licence
 TEXTS = (

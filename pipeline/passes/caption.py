@@ -86,5 +86,5 @@ def caption_units(clips: pa.Table, sources: pa.Table, recipe: Recipe) -> Iterato
         for clips_ in units_of(unit_rows):
             mine = unit_rows.filter(pc.is_in(unit_rows["clip_id"], pa.array(clips_.clip_ids)))
             metadata = {source: listed[source] for source in mine["source_id"].to_pylist() if source in listed}
-            parts.append(CaptionPart(clips_, tuple(sorted(set(mine["embed_at"].to_pylist()))), metadata))
+            parts.append(CaptionPart(clips_, tuple(sorted(set(mine["embed_at"].drop_null().to_pylist()))), metadata))
         yield CaptionUnit(tuple(parts))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import pyarrow as pa
 
-from pipeline.config.recipe import Recipe
+from filters.reference import pictures_digest
+from pipeline.config.recipe import Recipe, RecipeError
 from pipeline.engine.base import Machine, Stage
 from pipeline.passes.base import Outlook
 from pipeline.passes.embed_on_gpu import AT_ONCE, EncodeClips, EncodeUnit, ScoreFrames
@@ -50,6 +52,21 @@ class EmbedPass:
 
 
 EMBED = EmbedPass()
+
+
+def with_reference_digest(recipe: Recipe) -> Recipe:
+    """`recipe`, where it has the filter `reference`, with the whole path of the folder and a digest of its pictures:
+    other pictures are other options, and are compared anew. Raises RecipeError for a folder without pictures."""
+    options = recipe.filters.get("reference") or {}
+    if not options.get("folder"):
+        return recipe
+    store = Store(str(options["folder"]))
+    folder = str(store.local or store.uri)
+    try:
+        options = {**options, "folder": folder, "digest": pictures_digest(folder)}
+    except ValueError as error:
+        raise RecipeError(f"filters.reference.folder: {error}") from error
+    return replace(recipe, filters={**recipe.filters, "reference": options})
 
 
 def embed_units(sources: pa.Table, store: Store, recipe: Recipe) -> Iterator[UnitClips]:

@@ -23,6 +23,7 @@ from pipeline.selection.select import QUALITY, SELECTED, select
 from pipeline.sources.discover import DiscoveredFile
 from pipeline.state import committed, fingerprints
 from pipeline.storage.store import Store
+from pipeline.tables.decisions import DECISIONS, with_decisions, with_edited_captions
 
 SELECTED_BY = (  # what selection, planning and counting read of a clip, beside the columns that have thresholds
     *("clip_id", "source_id", "source_uri", "shot_index", "start", "end", "frames", "crop_w", "crop_h", "dropped"),
@@ -30,7 +31,7 @@ SELECTED_BY = (  # what selection, planning and counting read of a clip, beside 
 )
 IN_MEMORY = (  # the columns of a clip that stay in memory after selection
     *("clip_id", "source_uri", "start", "end", "frames", "caption"),
-    *(*SELECTED.names, "balance_cluster", "balance_weight", "pack_frames"),
+    *(*SELECTED.names, "balance_cluster", "balance_weight", "pack_frames", "decision"),
 )
 
 
@@ -44,10 +45,20 @@ class PlannedShard(NamedTuple):
 
 
 class Snapshot:
-    """The current sources and clips of a build; tables are read on first use, and again after `refresh`."""
+    """The current sources and clips of a build; tables are read on first use, and again after `refresh`.
 
-    def __init__(self, store: Store, recipe: Recipe, files: Sequence[DiscoveredFile]) -> None:
+    `decisions` (rows of DECISIONS) stay what they were when the build began.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        recipe: Recipe,
+        files: Sequence[DiscoveredFile],
+        decisions: pa.Table | None = None,
+    ) -> None:
         self.store, self.recipe, self.files = store, recipe, files
+        self.decisions = DECISIONS.empty_table() if decisions is None else decisions
         self.shards: list[PlannedShard] = []  # of the kept clips, in order of path, once the pass `transcode` planned
 
     def refresh(self) -> None:
@@ -65,7 +76,8 @@ class Snapshot:
 
     @cached_property
     def _clips(self) -> tuple[pa.Table, Embeddings | None]:
-        return clip_rows(self.sources, self.store, self.recipe)
+        clips, embeddings = clip_rows(self.sources, self.store, self.recipe)
+        return with_decisions(clips, self.decisions), embeddings
 
     @property
     def clip_count(self) -> int:
@@ -93,7 +105,8 @@ class Snapshot:
     def joined_rows(self, clips: pa.Table, without: Collection[str] = ()) -> Iterator[pa.Table]:
         """Yield all columns of every clip of the sources, except `without`, table by table, with the columns that
         selection added to `clips`."""
-        return joined_rows(clips, self.sources, self.store, self.recipe, without)
+        for rows in joined_rows(clips, self.sources, self.store, self.recipe, without):
+            yield with_edited_captions(rows, self.decisions)
 
 
 def file_table(files: Sequence[DiscoveredFile]) -> pa.Table:

@@ -151,7 +151,7 @@ def _strips(store: Store, wanted: set[str]) -> dict[str, tuple[bytes, int, float
     frames: dict[str, list[tuple[float, bytes]]] = defaultdict(list)
     for row in rows_of_clips(store, _frames_with(store, wanted), wanted):
         frames[row["clip_id"]].append((row["time"], row["jpeg"]))
-    return {clip: strip for clip in sorted(frames) if (strip := _strip([jpeg for _, jpeg in sorted(frames[clip])]))}
+    return {clip: strip for clip in sorted(frames) if (strip := film_strip([jpeg for _, jpeg in sorted(frames[clip])]))}
 
 
 def _frames_with(store: Store, wanted: set[str]) -> list[str]:
@@ -164,7 +164,9 @@ def _frames_with(store: Store, wanted: set[str]) -> list[str]:
     return [file for file in files if file in map(frames_of, units)] if names else files
 
 
-def _strip(jpegs: Sequence[bytes]) -> tuple[bytes, int, float] | None:
+def film_strip(jpegs: Sequence[bytes]) -> tuple[bytes, int, float] | None:
+    """Return up to STRIP_FRAMES of `jpegs` side by side as one JPEG, their number, and width over height of one; None
+    where none can be decoded."""
     picked = [jpegs[i] for i in evenly(len(jpegs), STRIP_FRAMES)]
     pictures = [p for j in picked if (p := cv2.imdecode(np.frombuffer(j, np.uint8), cv2.IMREAD_COLOR)) is not None]
     if not pictures:

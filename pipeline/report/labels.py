@@ -23,6 +23,7 @@ DEFECTS = {
     "logo_area": ("overlay_logo", "overlay_text"),
     "text_area": ("overlay_text", "overlay_logo"),
     "text_overlay": ("overlay_text", "overlay_logo"),
+    "text_subtitle": ("overlay_text", "overlay_logo"),
 }
 FLAWS = ("overlay_logo", "overlay_text", "interlaced", "letterbox", "static_picture")
 Row = Mapping[str, Any]

@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 
 from filters.base import why_null
 from pipeline.config.recipe import from_dict
+from pipeline.dataset.outcomes import NOT_KEPT, OUTCOMES, VANISHED
 from pipeline.report.calibrate import score_columns
 from pipeline.report.caption_health import caption_health
 from pipeline.report.clips import JOIN, choose, show
@@ -47,6 +48,8 @@ LATE_COLUMNS = pa.schema(  # columns that selection, captioning and packing add;
 IN_SHARDS = {"Buckets": "bucket", "Split": "split"}  # shown for kept clips only
 FAILURES = 200  # the most unusable sources that are listed
 TRIED_CLIPS = 20_000  # with more clips the page tries no other thresholds: each is a selection over all
+FIRST_REASONS = ("duration", "error", "resolution", "frame_contract", "hdr")  # as select() asks for them
+LAST_REASONS = ("hand", "balance", "encoding")
 LARGEST = 12  # clusters shown
 MAX_LABELS = 24  # a text column with more distinct values is not shown
 
@@ -100,12 +103,22 @@ def funnel(reasons: Mapping[tuple[str, ...], int]) -> list[Step]:
             first[given[0]] += count
         if len(given) == 1:
             alone[given[0]] += count
+    for earlier, later in itertools.permutations(having, 2):  # reasons of which no clip has both
+        if _place(earlier) < _place(later):
+            after.setdefault(later, set()).add(earlier)
     remaining, steps = sum(reasons.values()), []
     order = graphlib.TopologicalSorter({reason: sorted(after.get(reason, ())) for reason in sorted(having)})
     for reason in order.static_order():
         remaining -= first[reason]
         steps.append(Step(reason, first[reason], remaining, having[reason], alone[reason]))
     return steps
+
+
+def _place(reason: str) -> int:
+    """Return a number that grows in the order in which selection asks; thresholds and captions have the same."""
+    if reason in FIRST_REASONS:
+        return FIRST_REASONS.index(reason) - len(FIRST_REASONS)
+    return LAST_REASONS.index(reason) + 1 if reason in LAST_REASONS else 0
 
 
 def filter_costs(passes: Mapping[str, Any], reasons: Mapping[tuple[str, ...], int]) -> list[dict[str, Any]]:
@@ -167,6 +180,7 @@ def _render(store: Store, clips: Columns, clips_shown: int) -> str:
         captioned=len(keep) - clips["caption"].null_count,
         shards=info.get("shards", []),
         steps=funnel(reasons),
+        not_followed=_not_followed(store, info),
         passes={
             name: passes[name] for name in sorted(passes, key=lambda n: (PASSES.index(n) if n in PASSES else 9, n))
         },
@@ -222,6 +236,15 @@ def _unknown(clips: Columns, keep: np.ndarray) -> list[Bar]:
     bars = [bar for reasons in whole for bar in _bars(reasons, keep)]
     most = max((bar.count for bar in bars), default=1)
     return sorted((replace(bar, share=bar.count / most) for bar in bars), key=lambda bar: (-bar.count, bar.label))
+
+
+def _not_followed(store: Store, info: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The first decisions by hand whose clip has vanished or cannot be kept, rows of OUTCOMES."""
+    if "decisions" not in info.get("tables", {}):
+        return []
+    rows = Columns(store, "tables/decisions", OUTCOMES).table()
+    lost = pc.is_in(rows["outcome"], pa.array([VANISHED, NOT_KEPT]))
+    return list(rows.filter(lost).slice(0, FAILURES).to_pylist())
 
 
 def _reasons(clips: pa.Table) -> dict[tuple[str, ...], int]:

@@ -20,6 +20,7 @@ def summary(out: str, info: Mapping[str, Any]) -> str:
         ("clips", f"{count['clips']:,} in {clock(3600 * count['hours_clips'])} of video"),
         ("kept", f"{count['kept']:,} in {clock(3600 * count['hours_kept'])}{_share(count['kept'], count['clips'])}"),
         *((f"  rejected by {reason}", f"{number:,}") for reason, number in count["rejected_by"].items()),
+        *_by_hand(count),
         ("captions", f"{count['captions']:,}"),
         ("shards", f"{len(shards):,}, {sum(shard['bytes'] for shard in shards) / 1e6:.1f} MB"),
         *filter_rows(info["passes"]),
@@ -57,6 +58,16 @@ def _seconds(spent: Mapping[str, Any]) -> str:
     """Format wall-clock seconds, and the workers' seconds: passes that run at the same time share wall-clock time."""
     busy = spent["parts"].get("total")
     return f"{spent['seconds']:.1f}" + (f" (workers busy for {busy:.1f})" if busy else "")
+
+
+def _by_hand(count: Mapping[str, int]) -> list[tuple[str, str]]:
+    lines = (
+        ("  kept by hand", "kept_by_hand", ""),
+        ("captions by hand", "captions_by_hand", ""),
+        ("not kept by hand", "decisions_not_followed", " (why: tables/decisions)"),
+        ("decisions without a clip", "decisions_vanished", " (which: tables/decisions)"),
+    )
+    return [(name, f"{count[key]:,}{hint}") for name, key, hint in lines if count.get(key)]
 
 
 def _share(part: int, whole: int) -> str:

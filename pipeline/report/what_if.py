@@ -21,7 +21,8 @@ from pipeline.tables import fragments
 from pipeline.tables.columns import Columns
 
 EXAMPLES = 5
-DECIDING = {*fragments.CLIPS.names, *QUALITY, "caption", "embedding", "phash"}  # read by selection
+# Columns that selection reads beside those of thresholds.
+DECIDING = {*fragments.CLIPS.names, *QUALITY, "caption", "caption_by", "decision", "embedding", "phash"}
 NOTCH = 0.05  # of the clips that have the score
 
 

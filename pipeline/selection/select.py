@@ -16,6 +16,7 @@ from pipeline.selection import balance, duplicates
 from pipeline.selection.buckets import bucket_names, with_durations
 from pipeline.selection.duplicates import Embeddings
 from pipeline.selection.frame_contracts import packed_frames
+from pipeline.tables.decisions import BY_HAND
 from pipeline.tables.fragments import floats, id_prefix_u64
 
 SELECTED = pa.schema(
@@ -31,6 +32,7 @@ QUALITY = ("sharpness_laplacian", "aesthetics_mean")  # scores by which copies o
 RANKED = ("frames", "crop_w", "crop_h", "start", "end", "clip_id", "source_uri", *QUALITY)  # columns _rank reads
 HDR = ("smpte2084", "arib-std-b67")  # color_transfer: PQ and HLG
 CHUNK = 1 << 18  # rows at a time
+UNAVOIDABLE = ("error", "resolution", "frame_contract", "caption")  # reasons for which no clip can be packed
 
 
 def select(
@@ -49,6 +51,9 @@ def select(
     always decided among the clips that the other thresholds keep, so that both calls agree on them.
 
     `embeddings` are those of the clips, if they are not in a column `embedding`.
+
+    A column `decision` overrules: a clip to `reject` has the reason BY_HAND, and its copies stay rejected as copies; a
+    clip to `keep` has no reason but those of UNAVOIDABLE. A caption whose `caption_by` is BY_HAND is not judged.
 
     A null or NaN does not meet a threshold unless its bounds say `missing: keep`. A null counts as a reason only if no
     measured score rejected the clip: expensive filters never ran on clips that cheap ones rejected. Raises RecipeError
@@ -72,20 +77,27 @@ def select(
         reasons["hdr"] = pc.is_in(clips["color_transfer"], pa.array(HDR)).to_numpy()
     reasons |= _judged(clips, {k: b for k, b in thresholds.items() if k not in late}, ~_any(reasons.values(), n))
 
+    unavoidable = _any((mask for reason, mask in reasons.items() if reason in UNAVOIDABLE), n)
+    kept_by_hand = _equal(clips, "decision", "keep") & ~unavoidable
     candidates = ~_any(reasons.values(), n)
     keeper = _keepers(clips, recipe, candidates, embeddings)
     reasons["duplicates"] = keeper >= 0
     if captioned:
-        chosen = candidates & (keeper < 0)
+        chosen = candidates & (keeper < 0) | kept_by_hand
         if "caption" in clips.column_names:
             reasons["caption"] = chosen & clips["caption"].is_null().to_numpy()
-        answered = chosen & ~reasons.get("caption", np.zeros(n, bool))
+        answered = chosen & ~reasons.get("caption", np.zeros(n, bool)) & ~_equal(clips, "caption_by", BY_HAND)
         late_reasons = _judged(clips, {k: b for k, b in thresholds.items() if k in late}, answered)
         reasons |= {column: failed & answered for column, failed in late_reasons.items()}
 
+    for reason in reasons.keys() - set(UNAVOIDABLE):
+        reasons[reason] = reasons[reason] & ~kept_by_hand
+    if "decision" in clips.column_names:
+        reasons[BY_HAND] = _equal(clips, "decision", "reject")
+
     added: dict[str, pa.Array | pa.ChunkedArray] = {}
     if recipe.select.balance_clusters and embeddings:
-        added, reasons["balance"] = _balanced(clips, embeddings, recipe, ~_any(reasons.values(), n))
+        added, reasons["balance"] = _balanced(clips, embeddings, recipe, ~_any(reasons.values(), n), kept_by_hand)
     added |= {
         "keep": pa.array(~_any(reasons.values(), n)),
         "rejected_by": _reason_lists(reasons, n),
@@ -225,15 +237,17 @@ def _rank(clips: pa.Table) -> np.ndarray:
 
 
 def _balanced(
-    clips: pa.Table, embeddings: Embeddings, recipe: Recipe, keep: np.ndarray
+    clips: pa.Table, embeddings: Embeddings, recipe: Recipe, keep: np.ndarray, uncapped: np.ndarray
 ) -> tuple[dict[str, pa.Array], np.ndarray]:
+    """Return the columns of balance, and which of the clips in `keep` are over a cluster's cap; those in `uncapped`
+    never are."""
     rows = np.flatnonzero(keep)
     order = pc.rank(clips["clip_id"].take(pa.array(rows)), tiebreaker="first").to_numpy().astype(np.int64)
     rows = rows[np.argsort(order)]  # clusters must not depend on the order of rows
     labels = balance.clusters(embeddings(rows), recipe.select.balance_clusters)
     over = np.zeros(len(rows), bool)
     if recipe.select.balance_cap:
-        over = balance.over_cap(labels, np.arange(len(rows)), recipe.select.balance_cap)
+        over = balance.over_cap(labels, np.arange(len(rows)), recipe.select.balance_cap) & ~uncapped[rows]
     cluster, weight, capped = (
         np.full(len(clips), -1, np.int32),
         np.zeros(len(clips), np.float32),
@@ -277,6 +291,13 @@ def _any(masks: Iterable[np.ndarray], n: int) -> np.ndarray:
     for mask in masks:
         result |= mask
     return result
+
+
+def _equal(clips: pa.Table, column: str, value: str) -> np.ndarray:
+    """Return (n,) bool: which rows have `value` in `column`; none where there is no such column."""
+    if column not in clips.column_names:
+        return np.zeros(len(clips), bool)
+    return np.asarray(pc.fill_null(pc.equal(clips[column].cast(pa.string()), value), False).to_numpy(), bool)
 
 
 def _is_label(data_type: pa.DataType) -> bool:

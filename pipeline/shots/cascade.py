@@ -16,6 +16,7 @@ import numpy as np
 
 from pipeline.media.proxy import Proxy
 from pipeline.shots import refine
+from pipeline.shots.blend import POSSIBLE, blend, is_transition
 from pipeline.shots.frame_features import REACH, features
 from pipeline.shots.shot_cutter import Transition
 from pipeline.shots.shot_weights import weights
@@ -25,7 +26,7 @@ WIDTH = 48  # channels of the network
 DILATIONS = (1, 2, 4, 8)  # samples between the taps of each convolution
 CONTEXT = REACH + 1 + sum(DILATIONS)  # samples on either side that a prediction depends on
 BATCH = 64  # samples classified at once
-CUT, SPAN = 0.3, 0.9  # lowest probabilities of a hard cut and of a gradual transition
+CUT = 0.3  # lowest probability of a hard cut; those of gradual transitions are in blend.py
 EDGE = 0.05  # probability at which an event begins and ends
 TICK = 0.08  # seconds: the network's unit for distances to a transition's boundaries
 BACK = 4  # samples at most between a transition's boundary and the first sample that the network flags
@@ -161,7 +162,7 @@ class Cascade:
 
     def _close(self, event: _Event, now: float) -> list[Transition]:
         assert event.enter is not None
-        if event.peak < SPAN:
+        if event.peak < POSSIBLE:
             return [self._cut(gaps) for gaps in event.cuts]
         leave, enter = event.leave, event.enter
         if event.predicted_leave is not None and event.predicted_enter is not None:
@@ -171,8 +172,13 @@ class Cascade:
         certain = [gaps for gaps in event.cuts if gaps.probability >= SURE]
         begin = max((c.last[1].time for c in certain if c.last[1].time < event.first_inside), default=-math.inf)
         end = min((c.first[0].time for c in certain if c.first[0].time > event.last_inside), default=math.inf)
+        last_enter = self._last_enter
         earlier = [self._cut(gaps) for gaps in event.cuts if gaps.last[1].time <= max(leave, begin)]
         gradual = self._gradual(event, leave, enter, (begin, end))
+        if gradual is None:
+            self._last_enter = last_enter
+            return [self._cut(gaps) for gaps in event.cuts]
+        self._last_enter = gradual.enter
         return [*earlier, gradual, *(self._cut(gaps) for gaps in event.cuts if gaps.first[0].time >= gradual.enter)]
 
     def _cut(self, gaps: _Gaps) -> Transition:
@@ -187,14 +193,16 @@ class Cascade:
         self._last_enter = enter
         return Transition(leave, enter, doubtful=gaps.probability < SURE and leave == enter)
 
-    def _gradual(self, event: _Event, leave: float, enter: float, bounds: tuple[float, float]) -> Transition:
+    def _gradual(self, event: _Event, leave: float, enter: float, bounds: tuple[float, float]) -> Transition | None:
         """Return the transition near `leave` to `enter` and within `bounds`, its boundaries refined with the frames on
-        both sides."""
+        both sides; None if the frames do not bear it out."""
         times, colour = np.array([p.time for p in self._frames]), np.stack([p.colour for p in self._frames])
         leave, enter = refine.refine(times, colour, max(leave, bounds[0]), min(enter, bounds[1]))
         leave = max(leave, math.nextafter(event.last_old_time, math.inf), self._last_enter, bounds[0])
-        self._last_enter = max(leave, min(enter, self._frames[-1].time, bounds[1]))  # a shot has a frame
-        return Transition(min(leave, self._last_enter), self._last_enter)
+        enter = max(leave, min(enter, self._frames[-1].time, bounds[1]))  # a shot has a frame
+        if not is_transition(event.peak, enter - leave, blend(times, colour, leave, enter)):
+            return None
+        return Transition(min(leave, enter), enter)
 
 
 def _crossing(p: float, q: float) -> float:

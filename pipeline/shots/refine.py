@@ -22,7 +22,7 @@ NEAR = 0.4  # seconds: largest distance of those frames from the boundary
 FEW = (24, 78, 390)  # numbers of most changed values, out of 3,888 in a small picture, that are averaged
 INPUTS = 9 * len(AROUND) + 5  # length of the network's input
 FURTHEST = 0.6  # seconds: largest correction of a boundary
-GUARD = 0.02  # seconds by which a boundary is moved outwards from the network's result
+GUARD = 0.04  # seconds by which a boundary is moved outwards from the network's result
 
 
 def refine(times: np.ndarray, colour: np.ndarray, leave: float, enter: float) -> tuple[float, float]:

@@ -286,7 +286,7 @@ def test_an_error_in_the_program_is_two_lines_and_its_traceback_is_in_the_datase
     first, second = capsys.readouterr().err.splitlines()
     log = tmp_path / "dataset" / "state" / "errors" / "sources.txt"
     assert re.fullmatch(rf"clipmill: sources: KeyError at \S+:\d+: 'choices'. The traceback is in {log}", first)
-    assert second == "what is done is kept: run the same command again to go on"
+    assert second == "finished work is kept: run the same command again to continue"
     assert 'raise KeyError("choices")' in log.read_text()
 
 
@@ -299,7 +299,7 @@ def test_sigterm_ends_a_build_on_ray_with_one_line(footage, tmp_path):
     process.terminate()
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert errors.split("\n") == ["", "stopped; what is done is kept: run the same command again to go on", ""]
+    assert errors.split("\n") == ["", "stopped; finished work is kept: run the same command again to continue", ""]
 
 
 def test_a_second_build_into_the_same_folder_says_so_and_an_interrupt_says_how_to_go_on(footage, tmp_path):

@@ -18,7 +18,7 @@ import ray
 import torch
 from datasets_compared import snapshot
 from light_recipe import GOLDEN_OPTIONS
-from toy_stages import Buggy, Meeting, Mortal, NoModel, Number, Quick, Slow, Square, Squares, Sums, Unlucky
+from toy_stages import Buggy, Hungry, Meeting, Mortal, NoModel, Number, Quick, Slow, Square, Squares, Sums, Unlucky
 
 from pipeline.build import build
 from pipeline.config.recipe import RecipeError, load_recipe
@@ -99,9 +99,15 @@ def test_the_units_of_a_process_that_was_killed_run_again_in_another(engine, tmp
     assert sorted(result.amount for result in results) == [0, 1, 2, 3, 4, 5]
 
 
-def test_an_error_in_the_program_comes_out_as_it_was_raised(engine, capfd):
+def test_a_process_that_needs_too_much_memory_stops_the_pass_in_one_line():
+    with pytest.raises(BuildStopped, match="a process of Hungry: needed more than the 8000 MB"):
+        list(LocalEngine(1).run([Number(3)], [Stage(Hungry, (), Number, cpus=1.0, own_process=True)]))
+
+
+@pytest.mark.parametrize("own_process", [False, True])
+def test_an_error_in_the_program_comes_out_as_it_was_raised(engine, capfd, own_process):
     with pytest.raises(KeyError) as caught:
-        list(engine.run([Number(3)], [Stage(Buggy, (), Number, cpus=1.0)]))
+        list(engine.run([Number(3)], [Stage(Buggy, (), Number, cpus=1.0, own_process=own_process)]))
     assert caught.value.args == (3,)
     assert "{1: 1.0}[unit.value]" in trace_of(caught.value)
     assert capfd.readouterr() == ("", "")

@@ -122,7 +122,7 @@ def test_a_number_out_of_range_is_named_before_any_work(override, message):
             {
                 "encoder": "aba4978cf059",
                 "filters": "19df723b721f",
-                "thresholds": "4dcfaba54036",
+                "thresholds": "7335ce34ef7d",
                 "caption": "82bd6fec8697",
             },
         ),
@@ -131,7 +131,7 @@ def test_a_number_out_of_range_is_named_before_any_work(override, message):
             {
                 "encoder": "c7ebc5f26bb9",
                 "filters": "c98afff7240e",
-                "thresholds": "3c88ab2f532f",
+                "thresholds": "3f5ac9863c5c",
                 "caption": "51798edd2be6",
             },
         ),

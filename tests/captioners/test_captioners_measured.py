@@ -97,7 +97,7 @@ def test_motion_without_a_direction_is_told_only_where_it_has_a_name_or_nothing_
     def stays(t):
         return (0.5, 0.5, 0.3)
 
-    assert say(clip(stays)).dense == "Something moves in the middle."
+    assert say(clip(stays)).dense == "Something moves."
     screen = {"tags_labels": ["website"], "tags_probabilities": [0.5]}
     assert say(clip(stays, **screen)).dense == "A screen."
     assert len(say(clip(stays, **screen)).actions) == 1
@@ -110,7 +110,9 @@ def test_a_caption_says_how_sure_it_is_of_what_is_shown():
 
 
 def test_nothing_moving_is_said_and_nothing_measured_is_not():
-    assert say(clip(camera_label="static", camera_confidence=1.0)).dense == "The camera holds still. Nothing moves."
+    static = {"camera_label": "static", "camera_confidence": 1.0}
+    assert say(clip(**static, frozen_share=1.0)).dense == "The camera holds still. Nothing moves."
+    assert say(clip(**static, frozen_share=0.5)).dense == "The camera holds still.", "small motion is not measured"
     blank = ClipFrames("clip", 3.0, [], np.zeros(0), {"tags_labels": ["ox"], "tags_probabilities": [0.1]})
     assert isinstance(say(blank), CaptionError)
 
@@ -254,7 +256,7 @@ def test_people_by_their_faces_and_writing_are_told_and_counted():
     caption = say(clip(leftwards, faces_count=2.0, text_overlay=0.08))
     assert caption.dense.startswith("Two people and writing. The people cross")
     assert caption.subjects == ("two people", "writing")
-    assert say(clip(leftwards, faces_count=9.0)).subjects == ("many people",)
+    assert say(clip(leftwards, faces_count=9.0)).subjects == ("several people",)
     assert say(clip(leftwards, faces_count=0.0, text_area=0.5, text_overlay=None)).subjects == ()
 
 
@@ -282,9 +284,23 @@ def test_colours_are_said_where_they_fill_the_picture(parts, style):
     assert caption.dense.endswith(style.capitalize() + ".")
 
 
+def test_a_region_that_travels_further_than_its_content_moves_has_no_direction():
+    def jumps(t):
+        return (0.2 + 0.2 * t, 0.5, 0.05)
+
+    assert say(clip(jumps)).dense == "Something moves slowly."
+    assert "right" in say(clip(lambda t: (0.2 + 0.2 * t, 0.5, 0.3))).dense
+
+
+def test_a_brief_label_of_the_camera_that_is_not_the_clips_is_left_out():
+    spans = json.dumps([{"label": "static", "start": 0, "end": 2.5}, {"label": "tilt_up", "start": 2.5, "end": 3.2}])
+    caption = say(clip(camera_label="static", camera_confidence=0.9, camera_spans=spans))
+    assert caption.camera == "The camera holds still from 0.0 to 2.5 s."
+
+
 def test_what_happens_twice_happens_again():
     caption = say(clip(lambda t: (0.5, 0.5, 0.3) if t < 1 or t > 2.5 else None))
-    assert caption.dense == "Something moves in the middle, then stops. Then something moves in the middle again."
+    assert caption.dense == "Something moves, then stops. Then something moves again."
 
 
 def test_a_picture_one_pixel_high_has_a_colour():

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -69,7 +70,7 @@ BAD = bad_clips()
 
 @pytest.fixture(scope="module")
 def heads(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """Options of the filters that need weights: small random ones, in the formats that LAION published."""
+    """Options of the filters that need files: small random weights, in the formats that LAION published, a picture."""
     from filters.torchvision_ops import ensure_torchvision
 
     ensure_torchvision()
@@ -86,11 +87,13 @@ def heads(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
     widths = [nn.Linear(1536, 625), nn.ReLU(), nn.Dropout(0.3), nn.Linear(625, 256), nn.ReLU(), nn.Linear(256, 2)]
     model.classifier = nn.Sequential(*widths)
     torch.save(model.state_dict(), folder / "watermark.pt")
+    cv2.imwrite(str(folder / "reference.png"), np.zeros((8, 8, 3), np.uint8))
     return {
         "aesthetics": {"head": str(folder / "head.pth")},
         "nsfw": {"weights": str(folder / "nsfw.pth")},
         "watermark": {"weights": str(folder / "watermark.pt")},
         "concepts": {"prompts": {"dog": "a dog"}},
+        "reference": {"folder": str(folder)},
     }
 
 

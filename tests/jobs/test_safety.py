@@ -16,6 +16,7 @@ PICKLES = {  # who unpickles, always what this program's own processes send each
     *("pipeline/engine/ray_engine.py", "pipeline/media/sandbox.py", "pipeline/passes/ray_llm.py"),
     "pipeline/engine/local.py",  # results of workers that read what earlier passes wrote
     "pipeline/passes/run.py",  # units of work, in memory
+    "pipeline/media/faults.py",  # an error that it has pickled itself, to see whether another process can read it
 }
 
 

@@ -232,6 +232,11 @@ def test_the_funnel_charges_a_clip_to_its_first_reason_and_follows_the_order_of_
     ]
 
 
+def test_the_funnel_begins_with_what_is_too_short_and_ends_with_what_a_person_rejects() -> None:
+    steps = funnel({("hand",): 1, ("duplicates",): 1, ("resolution",): 1, ("duration",): 1, ("text_area",): 1})
+    assert [step.reason for step in steps] == ["duration", "resolution", "duplicates", "text_area", "hand"]
+
+
 def test_filter_costs_are_per_clip_and_dearest_first() -> None:
     passes = {
         "scan": {"seconds": 3, "filters": {"motion": {"seconds": 1.0, "clips": 100}}},

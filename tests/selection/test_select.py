@@ -243,3 +243,33 @@ def test_clusters_find_groups_and_weights_even_them_out() -> None:
     assert balance.distribution(labels)["largest"] == pytest.approx(0.8)
     roots = np.sqrt([400, 80, 20])
     assert balance.distribution(labels, weights)["largest"] == pytest.approx(roots[0] / roots.sum(), rel=1e-5)
+
+
+def test_a_decision_by_hand_overrules_scores_and_copies_but_not_what_cannot_be_packed() -> None:
+    decisions = ["keep", "reject", "keep", None, "keep", "keep"]
+    table = clips(
+        6,
+        motion=[0.1, 0.9, 0.9, 0.1, 0.9, None],
+        crop_h=pa.array([720, 720, 8, 720, 720, 720], pa.int32()),
+        caption=["a", "b", "c", "d", None, "f"],
+        decision=pa.array(decisions, pa.string()),
+    )
+    selected = select(table, recipe({"motion": Bounds(min=0.2)}))
+    assert reasons(selected) == [[], ["hand"], ["resolution"], ["motion"], ["caption"], []]
+
+
+def test_a_copy_of_a_clip_rejected_by_hand_stays_out_and_one_kept_by_hand_stays_in() -> None:
+    embedding = [[1.0, 0.0]] * 3
+    for decisions, expected in (
+        (["reject", None, None], [["hand"], ["duplicates"], ["duplicates"]]),
+        ([None, "keep", None], [[], [], ["duplicates"]]),
+    ):
+        table = clips(3, embedding=embedding, phash=pa.array([[7]] * 3, pa.list_(pa.uint64())), decision=decisions)
+        table = table.set_column(0, "clip_id", pa.array([f"{i:020x}" for i in range(3)]))
+        assert reasons(select(table, recipe())) == expected
+
+
+def test_the_scores_of_a_caption_that_a_person_wrote_are_not_judged() -> None:
+    table = clips(2, caption=["a", "b"], similarity=[0.1, 0.1], caption_by=["hand", "model"])
+    chosen = select(table, recipe({"similarity": Bounds(min=0.5)}), late={"similarity"})
+    assert reasons(chosen) == [[], ["similarity"]]

@@ -14,6 +14,7 @@ from videos import pan, texture
 
 from pipeline.media.proxy import Proxy, shrink
 from pipeline.media.video import Video
+from pipeline.shots.blend import blend, is_transition
 from pipeline.shots.cascade import Cascade
 from pipeline.shots.detectors import Adaptive, Stride
 from pipeline.shots.frame_features import unlike
@@ -156,6 +157,54 @@ def test_a_gradual_transition_is_left_out_whole_and_little_else(kind):
     assert len(found) == 1
     assert first / 25 - 0.4 <= found[0].leave <= (first + 1) / 25
     assert (last - 1) / 25 <= found[0].enter <= last / 25 + 0.4
+
+
+def test_a_cut_a_few_frames_after_a_dissolve_is_a_transition_of_its_own():
+    a, b, c = shot(0, 75), shot(1, 30), shot(2, 75)
+    weight = np.linspace(0, 1, 22)[1:-1]
+    mixed = [cv2.addWeighted(x, 1 - w, y, w, 0) for x, y, w in zip(a[-20:], b[:20], weight, strict=True)]
+    frames = a[:-20] + mixed + b[20:26] + c
+    dissolve, cut = detect(Cascade(25.0), frames)
+    assert 55 / 25 - 0.4 <= dissolve.leave <= 56 / 25
+    assert cut == Transition(81 / 25, 81 / 25)
+
+
+def blended(kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """Times and 60 small frames, in which frames 20 to 39 lead from one picture to another."""
+    a, b = (cv2.resize(texture(seed), (48, 27), interpolation=cv2.INTER_AREA).astype(float) for seed in (3, 53))
+    frames = []
+    for share in np.clip((np.arange(60) - 19) / 21, 0, 1):
+        if kind == "dissolve":
+            frames.append((1 - share) * a + share * b)
+        elif kind == "fade":
+            frames.append(a * max(0.0, 1 - 2 * share) + b * max(0.0, 2 * share - 1))
+        else:  # something passes before the camera, which turns meanwhile
+            frames.append(np.roll(a, round(48 * share), axis=1))
+            frames[-1][:, round(40 * share) : round(40 * share) + 20 * (0 < share < 1)] = 20
+    return np.arange(60) / 25, np.stack(frames).round().astype(np.uint8)
+
+
+@pytest.mark.parametrize("kind", ["dissolve", "fade"])
+def test_pictures_that_blend_make_up_for_a_doubtful_network(kind):
+    pictures = blend(*blended(kind), 0.8, 1.6)
+    assert is_transition(0.7, 0.8, pictures)
+    assert not is_transition(0.5, 0.8, pictures)
+    assert not is_transition(0.7, 2.5, pictures), "longer than edited transitions are"
+
+
+def test_pictures_that_move_are_a_transition_only_to_a_certain_network():
+    pictures = blend(*blended("move"), 0.8, 1.6)
+    assert pictures.off_line is not None
+    assert pictures.off_line > 0.25
+    assert not is_transition(0.85, 0.8, pictures)
+    assert is_transition(0.999, 0.8, pictures)
+
+
+def test_at_an_end_of_the_source_only_a_fade_or_certainty_counts():
+    times, frames = blended("dissolve")
+    assert not is_transition(0.95, 0.8, blend(times[20:], frames[20:], 0.8, 1.6))
+    times, frames = blended("fade")
+    assert is_transition(0.95, 0.8, blend(times[20:], frames[20:], 0.8, 1.6))
 
 
 @pytest.mark.parametrize(("first", "last"), [(30, 50), (20, 55)])

@@ -89,6 +89,11 @@ class Mortal:
         return UnitResult(str(os.getpid()), unit.value)
 
 
+class Hungry:
+    def __call__(self, unit: Number) -> UnitResult:
+        raise MemoryError
+
+
 class Buggy:
     def __call__(self, unit: Number) -> UnitResult:
         return UnitResult("buggy", {1: 1.0}[unit.value])

@@ -126,7 +126,7 @@ def main() -> None:
     def stages(gpu: bool) -> dict[str, Stage]:
         """As the passes scan and embed have them."""
         scan = Stage(Asleep, (args.seconds, True), Scanned, cpus=1.0 if gpu else 0.5)
-        embed = {"cpus": 0.0, "gpus": 0.5} if gpu else {"cpus": 0.7}
+        embed = {"cpus": 0.0, "gpus": 1.0} if gpu else {"cpus": 0.7}
         return {"scan": scan, "embed": Stage(Asleep, (args.seconds, False), Embedded, **embed)}
 
     with cluster() as address:

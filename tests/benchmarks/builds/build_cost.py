@@ -51,7 +51,14 @@ from pipeline.state.units import Handoff, UnitClips, UnitResult
 from pipeline.storage.store import Store
 
 START = "start of workers"
-PASS_OF = {"Identify": "sources", "Scan": "scan", "Embed": "embed", "Caption": "caption", "Pack": "pack"}
+PASS_OF = {
+    "Identify": "sources",
+    "Scan": "scan",
+    "Embed": "embed",
+    "CaptionClips": "caption",
+    "Transcode": "pack",
+    "Pack": "pack",
+}
 
 
 def cpu_seconds() -> float:

@@ -3,8 +3,8 @@
     python tests/benchmarks/builds/capacity.py DATASET [--hours 1e6]
 
 Core-hours are the seconds that workers were busy, at one core each, as dataset.json has them, so the dataset should be
-built on an idle machine, and of footage like that in question. Passes on GPUs are reckoned by other benchmarks' rates:
-captions by caption_speed.py, embeddings by the images that OpenCLIP takes a second. Sizes are those of the files.
+built on an idle machine, and of footage like that in question. Passes on GPUs are calculated from the rates of the
+captioner and the encoder alone in gpu_build.py. Sizes are those of the files.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-CAPTIONS = 82_887  # clips an hour, Qwen2.5-VL-7B's shape, 1,024 visual tokens, one H100: caption_speed.py
-IMAGES = 2_609  # a second, OpenCLIP ViT-L/14, one H100, eager
+CAPTIONS = 71_280  # clips an hour, Qwen2.5-VL-7B's geometry, 96 tokens an answer, one H200: gpu_build.py
+IMAGES = 2_050  # a second, OpenCLIP ViT-L/14, one H200: gpu_build.py
 FRAMES = 8  # a clip
 DRIVER_BYTES = 420  # a clip in the driver's memory: build_scale.py
 UNIT_SECONDS = 0.0014  # of the driver's time a unit of work: build_scale.py
@@ -49,8 +49,8 @@ def main() -> None:
         "pack": (busy.get("transcode", 0.0) + busy.get("pack", 0.0)) * kept / 3600,
     }
     gpu = {
-        "embed with OpenCLIP ViT-L/14, on H100s": clips * FRAMES / IMAGES / 3600,
-        "caption with a 7B model, on H100s": kept / CAPTIONS,
+        "embed with OpenCLIP ViT-L/14, on H200s": clips * FRAMES / IMAGES / 3600,
+        "caption with a 7B model, on H200s": kept / CAPTIONS,
     }
     print(
         f"Measured on {hours:.2f} hours: {clips:,.0f} clips an hour of source, {kept:,.0f} kept, "

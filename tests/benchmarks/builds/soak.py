@@ -41,6 +41,7 @@ FILES = 24  # in the folder, about
 ADDED, REPLACED = 4, 2  # files of a round
 SHOWN = 20  # rows of the table, about
 GROWTH = {"MB": 1.0, "descriptors": 0.1}  # of a round: less is noise of the allocator and of sampling
+FEWEST = 4  # rounds in the second half
 STORE_BYTES, STORE_SHARE = 256 << 20, 0.5  # of Ray's object store: its size, and what builds may fill of it
 STORE_SECONDS = 0.2  # between two samples of it
 
@@ -72,12 +73,16 @@ class StoreMeter(threading.Thread):
         self._ended, self.peak = threading.Event(), 0
 
     def run(self) -> None:
-        state = get_state_from_address()
         while not self._ended.wait(STORE_SECONDS):
-            stats = get_memory_info_reply(state).store_stats
-            self.peak = max(self.peak, stats.object_store_bytes_used + stats.spilled_bytes_total)
+            self._sample()
+
+    def _sample(self) -> None:
+        stats = get_memory_info_reply(self._state).store_stats
+        self.peak = max(self.peak, stats.object_store_bytes_used + stats.spilled_bytes_total)
 
     def __enter__(self) -> StoreMeter:
+        self._state = get_state_from_address(ray.get_runtime_context().gcs_address)
+        self._sample()
         self.start()
         return self
 
@@ -120,6 +125,9 @@ def main() -> int:
         memory, store, *others = rows[number]
         print(f"| {number} | {memory:.0f} | {store:.1f} | " + " | ".join(map(str, others)) + " |")
     half = rows[len(rows) // 2 :]
+    if len(half) < FEWEST:
+        print(f"{len(rows)} rounds are too few for a slope: it needs {2 * FEWEST}")
+        return 1
     grows = False
     for column, (unit, least) in zip((0, 2), GROWTH.items(), strict=True):
         gradient, error = slope([row[column] for row in half])

@@ -12,7 +12,8 @@ threshold or filter costs only itself. `key=value` changes the recipe.
 It prints what happens to single shots and to cuts, how much good footage is lost and by what, precision and recall of
 every threshold, how often the camera's label is given and right, and how right captions are. Good footage is filmed, of
 a single shot, and without logo, lettering, combs, bars or a still picture. Files of one folder are of one source and
-count as one where "sources" are named. live_camera.py and woven_fields.py judge camera labels and interlacing on known damage.
+count as one where "sources" are named. live_camera.py and woven_fields.py judge camera labels and interlacing on known
+damage.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "clipmill-real-footage")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--recipe", default="embedded")
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     recipe = load_recipe(given.recipe, given.overrides)
     labels = read_file_labels(given.folder / "labels.jsonl")
     with ProcessPoolExecutor(given.processes) as pool:

@@ -8,8 +8,8 @@ transition is known, each film of the clips of some sources only (scores as in s
 transition that overlaps a labelled one is right, and so is one over a labelled cut. What lies within 0.3 s of a place
 that the labels leave undecided does not count, nor do found gradual transitions where those are not labelled.
 
-The shipped weights were trained on some of the clips of ../shared/web: train_shots.py says which, and with its
-`--leave-out` makes weights that never saw a source. `--weights` judges those, `--only` the clips of that source.
+The shipped weights were trained on some of the clips of ../shared/web: shot_examples.py says which, and train_shots.py
+--folds judges weights that never saw a source. `--weights` judges other weights, `--only` the clips of some sources.
 """
 
 from __future__ import annotations

@@ -76,6 +76,7 @@ class Footage:
     def __init__(self, web: Path, packages: Sequence[Path], cache: Path) -> None:
         """`packages` are folders in which the packages are unpacked or installed."""
         self._cache = cache
+        self._pools: dict[int | None, tuple[Pieces, str]] = {}  # pieces of a group, and a hash of all that it can use
         self.clips = labelled_clips.labelled(web)
         files: list[Path] = []
         for pattern in [f"{folder}/{name}" for folder, names in PACKAGES.items() for name in names]:
@@ -99,10 +100,15 @@ class Footage:
 
     def examples(self, group: int | None, seeds: range) -> Iterator[Examples]:
         """Examples of films of a group, or of the packages alone."""
-        own = [] if group is None else self.group(group)
+        if group not in self._pools:
+            own = [] if group is None else self.group(group)
+            content = hashlib.sha256()
+            for piece in [*own, *self.packages]:
+                content.update(piece.tobytes())
+            self._pools[group] = own, content.hexdigest()
+        own, pool = self._pools[group]
         code = [joined_films, moving_shots, frame_features, refine]
         code += [inspect.getsource(part) for part in (joined_film, _examples, _moments, _limits, analysed)]
-        pool = hashlib.sha256(b"".join(piece.tobytes() for piece in [*own, *self.packages])).hexdigest()
         for seed in seeds:
             film = functools.partial(joined_film, own, self.packages, seed)
             yield kept(self._cache, "films", [pool, seed, *code], lambda film=film, seed=seed: _examples(film(), seed))

@@ -1,0 +1,184 @@
+"""The explorer over HTTP: what each address answers. `Explorer` computes it; `Guard` decides who may ask."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.resources
+import json
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from pipeline.dataset.finish import DatasetError
+from pipeline.explore.catalog import Query
+from pipeline.explore.explorer import Explorer, UnknownClip
+from pipeline.explore.expression import ExpressionError
+from pipeline.explore.guard import Guard
+from pipeline.explore.media import NoMedia, Piece
+from pipeline.explore.pictures import LARGEST, decode_picture
+from pipeline.explore.vectors import SearchError
+
+MOST_CLIPS = 500  # of a page, and of one decision
+PIECE = 1 << 20  # bytes of media sent at once
+KEPT_BY_BROWSER = {"cache-control": "private, max-age=3600"}
+TYPES = {"css": "text/css", "html": "text/html", "js": "text/javascript", "svg": "image/svg+xml"}
+PAGE = ("explore.html", "explore.css", "explore.js", "charts.js", "elements.js", "media.js", "explore.svg")
+
+
+def make_app(explorer: Explorer, token: str, writing: str) -> Guard:
+    """Return the ASGI application. `token` opens it in a browser; requests that change something carry `writing`."""
+
+    async def dataset(request: Request) -> Response:
+        return JSONResponse({**await run_in_threadpool(explorer.describe), "token": writing})
+
+    async def clips(request: Request) -> Response:
+        offset, limit = _count(request, "offset", 0), _count(request, "limit", 60)
+        return JSONResponse(await run_in_threadpool(explorer.clips, _query(request), offset, min(limit, MOST_CLIPS)))
+
+    async def clip(request: Request) -> Response:
+        return JSONResponse(await run_in_threadpool(explorer.clip, request.path_params["clip"]))
+
+    async def distribution(request: Request) -> Response:
+        column = request.query_params.get("column", "rejected_by")
+        return JSONResponse(await run_in_threadpool(explorer.distribution, column, _query(request)))
+
+    async def decide(request: Request) -> Response:
+        body = await _body(request)
+        names = body.get("clips")
+        if not isinstance(names, list) or len(names) > MOST_CLIPS or not all(isinstance(name, str) for name in names):
+            raise ExpressionError(f"expected clips, a list of up to {MOST_CLIPS} clip ids")
+        return JSONResponse({"clips": await run_in_threadpool(explorer.decide, names, body.get("decision"))})
+
+    async def caption(request: Request) -> Response:
+        body = await _body(request)
+        if not isinstance(body.get("clip"), str) or not isinstance(body.get("caption"), (str, type(None))):
+            raise ExpressionError("expected clip and caption")
+        return JSONResponse({"clips": await run_in_threadpool(explorer.edit_caption, body["clip"], body["caption"])})
+
+    async def encoder(request: Request) -> Response:
+        await run_in_threadpool(explorer.load_encoder)
+        return JSONResponse({})
+
+    async def upload(request: Request) -> Response:
+        data = await _bytes(request)
+        try:
+            picture = await run_in_threadpool(decode_picture, data)
+        except ValueError as error:
+            raise SearchError(str(error)) from error
+        return JSONResponse({"search": await run_in_threadpool(explorer.upload, picture)})
+
+    def still(make: Callable[[int, str], bytes]) -> Callable[[Request], Any]:
+        async def answer(request: Request) -> Response:
+            name = request.path_params["clip"]
+            data = await run_in_threadpool(lambda: make(explorer.row(name), name))
+            return Response(data, 200 if data else 404, KEPT_BY_BROWSER, "image/jpeg")
+
+        return answer
+
+    async def media(request: Request) -> Response:
+        row = await run_in_threadpool(explorer.media_row, request.path_params["clip"])
+        piece = await run_in_threadpool(explorer.media.piece, row)
+        return _ranged(request, piece, lambda start, count: explorer.media.read(piece, start, count))
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        yield
+        await run_in_threadpool(explorer.close)
+
+    routes = [
+        *(Route("/" if name == "explore.html" else f"/{name}", _file(name)) for name in PAGE),
+        Route("/api/dataset", dataset),
+        Route("/api/clips", clips),
+        Route("/api/clips/{clip}", clip),
+        Route("/api/distribution", distribution),
+        Route("/api/decisions", decide, methods=["POST"]),
+        Route("/api/captions", caption, methods=["POST"]),
+        Route("/api/encoder", encoder, methods=["POST"]),
+        Route("/api/pictures", upload, methods=["POST"]),
+        Route("/thumbnails/{clip}", still(lambda row, clip: explorer.pictures.thumbnail(row, clip))),
+        Route("/strips/{clip}", still(lambda row, clip: explorer.pictures.strip(row, clip))),
+        Route("/media/{clip}", media),
+    ]
+    refusals = {ExpressionError: 400, SearchError: 400, UnknownClip: 404, NoMedia: 404, OSError: 500}
+    handlers: dict[Any, Any] = {error: _refuse(status) for error, status in {**refusals, DatasetError: 500}.items()}
+    return Guard(Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan), token, writing)
+
+
+def _refuse(status: int) -> Callable[[Request, Exception], Response]:
+    def answer(request: Request, error: Exception) -> Response:
+        text = f"there is no clip {error.args[0]}" if isinstance(error, UnknownClip) else str(error)
+        return JSONResponse({"error": text}, status)
+
+    return answer
+
+
+def _file(name: str) -> Callable[[Request], Response]:
+    data = (importlib.resources.files("pipeline.explore") / "page" / name).read_bytes()
+    return lambda request: Response(data, media_type=TYPES[name.rpartition(".")[2]])
+
+
+def _query(request: Request) -> Query:
+    given = request.query_params
+    descending = given.get("descending") == "1"
+    return Query(given.get("where", "").strip(), given.get("sort", ""), descending, given.get("search", ""))
+
+
+def _count(request: Request, name: str, usual: int) -> int:
+    text = request.query_params.get(name, str(usual))
+    if not text.isdecimal() or len(text) > 12:
+        raise ExpressionError(f"{name}: expected a number, got {text[:40]!r}")
+    return int(text)
+
+
+async def _bytes(request: Request) -> bytes:
+    """Return the body of a request. Raises SearchError where it is larger than any picture may be."""
+    data = bytearray()
+    async for piece in request.stream():
+        data += piece
+        if len(data) > LARGEST:
+            raise SearchError(f"larger than {LARGEST >> 20} MB")
+    return bytes(data)
+
+
+async def _body(request: Request) -> dict[str, Any]:
+    try:
+        body = json.loads(await _bytes(request))
+    except ValueError as error:
+        raise ExpressionError("expected JSON") from error
+    if not isinstance(body, dict):
+        raise ExpressionError("expected a JSON object")
+    return body
+
+
+def _ranged(request: Request, piece: Piece, read: Callable[[int, int], bytes]) -> Response:
+    """Answer with a piece of media, or the part of it that the Range header asks for (RFC 9110, one range)."""
+    headers = {**KEPT_BY_BROWSER, "accept-ranges": "bytes"}
+    span = _span(request.headers.get("range", ""), piece.size)
+    if span is None:
+        return PlainTextResponse("no such range", 416, {"content-range": f"bytes */{piece.size}"})
+    start, end, status = span
+    if status == 206:
+        headers["content-range"] = f"bytes {start}-{end - 1}/{piece.size}"
+
+    def pieces() -> Iterator[bytes]:
+        for at in range(start, end, PIECE):
+            yield read(at, min(PIECE, end - at))
+
+    headers["content-length"] = str(end - start)
+    return StreamingResponse(pieces(), status, headers, piece.type)
+
+
+def _span(header: str, size: int) -> tuple[int, int, int] | None:
+    """Return start, end and status; the whole for a header that is not one range of bytes, None for one outside."""
+    unit, _, text = header.partition("=")
+    first, dash, last = text.strip().partition("-")
+    if unit.strip() != "bytes" or not dash or not (first or last) or not (first + last).isdecimal():
+        return 0, size, 200
+    start = int(first) if first else max(0, size - int(last))
+    end = min(size, int(last) + 1) if first and last else size
+    return (start, end, 206) if start < end else None

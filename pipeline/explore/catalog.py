@@ -1,0 +1,253 @@
+"""The clips of a finished dataset as one table: filtered and sorted by DuckDB, read by row number.
+
+DuckDB reads the Parquet files themselves, so that a million clips need no import and little memory. It can open nothing
+else: external access is off but for these files. A result is an array of row numbers, which pages are slices of.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.dataset.finish import DatasetError
+from pipeline.explore.expression import ExpressionError, check_expression
+from pipeline.storage.store import Store
+from pipeline.tables.fragments import floats, id_prefix_u64
+from pipeline.tables.published import table_files
+
+SECONDS = 20.0  # after which a query is stopped
+MEMORY = "2GB"  # of DuckDB
+RESULTS = 16  # results that stay in memory, 4 bytes a clip each
+SAMPLE = 50_000  # clips that shares are counted in
+LEFT_OUT = ("embedding", "phash")  # columns of vectors: a gigabyte for a million clips, and nothing to filter by
+SIMILARITY = "similarity"  # column of a search
+
+
+@dataclass(frozen=True)
+class Query:
+    """What is asked of the table: an SQL expression (empty: all clips), the column to sort by (empty: none), and the
+    similarity of every clip to what is searched for, if anything is."""
+
+    where: str = ""
+    sort: str = ""
+    descending: bool = False
+    search: str = ""  # names the search that `similarity` is of
+    similarity: np.ndarray | None = None  # (clips,) float32, NaN for a clip without an embedding
+
+    @property
+    def key(self) -> tuple[str, str, bool, str]:
+        return self.where, self.sort, self.descending, self.search
+
+
+class Catalog:
+    """The table. May be used from several threads. `near` is a local store that holds the dataset's tables/clips;
+    `info` is what its dataset.json says."""
+
+    def __init__(self, near: Store, info: Mapping[str, Any]) -> None:
+        assert near.local is not None
+        self._paths = [str(near.local / name) for name in table_files(near, "tables/clips", info)]
+        if not self._paths:
+            raise DatasetError(f"{near.uri} has no tables/clips: build it again")
+        self._metadata = [pq.read_metadata(path) for path in self._paths]
+        schemas = [metadata.schema.to_arrow_schema().remove_metadata() for metadata in self._metadata]
+        stored = pa.unify_schemas(schemas, promote_options="permissive")
+        self.schema = pa.schema([f for f in stored if f.name not in (*LEFT_OUT, "decision")])
+        self.has_embeddings = "embedding" in stored.names
+        groups = [metadata.row_group(i).num_rows for metadata in self._metadata for i in range(metadata.num_row_groups)]
+        self._starts = np.cumsum([0, *groups])
+        self._places = [(i, j) for i, metadata in enumerate(self._metadata) for j in range(metadata.num_row_groups)]
+        self._links = tempfile.TemporaryDirectory(prefix="clipmill-")
+        self._connection = self._open()
+        ids = self.column("clip_id")
+        self._words = id_prefix_u64(ids)
+        self._order = np.argsort(self._words, kind="stable")
+        self._results: OrderedDict[Any, np.ndarray] = OrderedDict()
+        self._lock = threading.Lock()
+        self._samples: dict[str, np.ndarray] = {}  # by column, the scores of every n-th clip in order
+        self._decisions = 0
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @property
+    def files(self) -> list[tuple[str, int]]:
+        """The files of the table, each with the number of its first row."""
+        counts = [metadata.num_rows for metadata in self._metadata]
+        return list(zip(self._paths, np.cumsum([0, *counts])[:-1].tolist(), strict=True))
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns that an expression may use, but for SIMILARITY."""
+        return [*self.schema.names, "decision"]
+
+    def _open(self) -> duckdb.DuckDBPyConnection:
+        settings = {"temp_directory": "", "python_enable_replacements": "false", "memory_limit": MEMORY}
+        settings |= {"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
+        connection = duckdb.connect(config=dict[str, str | bool | int | float | list[str]](settings))
+        names = ", ".join(_quoted(name) for name in self.schema.names if name != "caption")
+        caption = "caption" if "caption" in self.schema.names else "NULL::VARCHAR"
+        # Under names of its own, as DuckDB takes [ and * in a path for a pattern.
+        links = [f"{self._links.name}/{number}.parquet" for number in range(len(self._paths))]
+        for link, path in zip(links, self._paths, strict=True):
+            os.symlink(path, link)
+        parts = [
+            f"SELECT (file_row_number + {first})::INTEGER AS row, * "
+            f"FROM read_parquet({_text(link)}, file_row_number = true)"
+            for link, (_, first) in zip(links, self.files, strict=True)
+        ]
+        connection.execute(f"SET allowed_paths = [{', '.join(map(_text, links))}]")
+        connection.execute("SET enable_external_access = false")
+        connection.execute("CREATE TABLE decided (row INTEGER, hand_decision VARCHAR, hand_caption VARCHAR)")
+        connection.execute(
+            f"CREATE VIEW clips AS SELECT row, {names}, hand_decision AS decision, "
+            f"coalesce(hand_caption, {caption}) AS caption "
+            f"FROM ({' UNION ALL BY NAME '.join(parts)}) LEFT JOIN decided USING (row)"
+        )
+        connection.execute("SET lock_configuration = true")
+        return connection
+
+    def decide(self, decisions: Mapping[str, Mapping[str, Any]], version: int) -> None:
+        """Show `decisions` (rows of DECISIONS by clip_id) in the columns `decision` and `caption`."""
+        with self._lock:
+            if version == self._decisions:
+                return
+            rows = self.rows_of(list(decisions))
+            present = [(row, decision) for row, decision in zip(rows, decisions.values(), strict=True) if row >= 0]
+            columns = {name: [decision[name] for _, decision in present] for name in ("decision", "caption")}
+            schema = pa.schema([("row", pa.int32()), ("decision", pa.string()), ("caption", pa.string())])
+            table = pa.table({"row": [row for row, _ in present], **columns}, schema=schema)
+            cursor = self._connection.cursor()
+            cursor.register("changed", table)
+            cursor.execute("BEGIN")
+            cursor.execute("DELETE FROM decided")
+            cursor.execute("INSERT INTO decided SELECT * FROM changed")
+            cursor.execute("COMMIT")
+            self._decisions = version
+            self._results.clear()
+
+    def rows_of(self, clip_ids: Sequence[str]) -> list[int]:
+        """Return the row numbers of clips, -1 for one that the dataset does not have."""
+        usual = [clip if re.fullmatch("[0-9a-f]{16,}", clip) else "" for clip in clip_ids]
+        rows = self.rows_of_column(pa.chunked_array([[clip or "0" * 16 for clip in usual]], pa.string())).tolist()
+        return [row if clip else -1 for row, clip in zip(rows, usual, strict=True)]
+
+    def rows_of_column(self, clip_ids: pa.ChunkedArray) -> np.ndarray:
+        """The same for a column of ids, (n,) int64."""
+        words = id_prefix_u64(clip_ids)
+        if not len(self):
+            return np.full(len(words), -1)
+        at = np.searchsorted(self._words, words, sorter=self._order)
+        rows = self._order[np.minimum(at, len(self) - 1)]
+        return np.where(self._words[rows] == words, rows, -1)
+
+    def rows(self, query: Query) -> np.ndarray:
+        """Return the row numbers of a query's clips in its order, (n,) int32. Raises ExpressionError."""
+        with self._lock:
+            if query.key in self._results:
+                self._results.move_to_end(query.key)
+                return self._results[query.key]
+            version = self._decisions
+        direction = "DESC" if query.descending else "ASC"
+        order = f"{self._sortable(query)} {direction} NULLS LAST, row" if query.sort else "row"
+        rows = np.asarray(self._fetch(query, "row", f"ORDER BY {order}").column("row").to_numpy(), np.int32)
+        with self._lock:
+            if version == self._decisions:
+                self._results[query.key] = rows
+                while len(self._results) > RESULTS:
+                    self._results.popitem(last=False)
+        return rows
+
+    def values(self, query: Query, columns: Sequence[str], group: bool = False) -> pa.Table:
+        """Return `columns` of a query's clips, in any order; with `group` each combination once, with its number of
+        clips as `count`. Raises ExpressionError."""
+        names = ", ".join(_quoted(name) for name in columns)
+        if group:
+            return self._fetch(query, f"{names}, count(*) AS count", "GROUP BY ALL ORDER BY count DESC")
+        return self._fetch(query, names)
+
+    def shares_below(self, scores: Mapping[str, float]) -> dict[str, float]:
+        """Return for each column the share of the clips with such a score whose score is lower, half of equal ones,
+        0..1. Of many clips every n-th is looked at."""
+        with self._lock:
+            if missing := [name for name in scores if name not in self._samples]:
+                every = -(-len(self) // SAMPLE)
+                table = self._fetch(Query(), ", ".join(map(_quoted, missing)), f"WHERE row % {every} = 0")
+                self._samples |= {name: np.sort(floats(table[name].drop_null())) for name in missing}
+            samples = {name: self._samples[name] for name in scores}
+        shares = {}
+        for name, value in scores.items():
+            below, upto = (np.searchsorted(samples[name], value, side) for side in ("left", "right"))
+            shares[name] = float(below + upto) / 2 / max(1, len(samples[name]))
+        return shares
+
+    def read(self, rows: Sequence[int] | np.ndarray, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        """Return rows as a build wrote them, without decisions, in the order of `rows`, with these columns or all."""
+        wanted = self.schema.names if columns is None else [name for name in columns if name in self.schema.names]
+        blank = dict.fromkeys(wanted if columns is None else columns)
+        numbers = np.asarray(rows, np.int64)
+        groups = np.searchsorted(self._starts, numbers, side="right") - 1
+        answer: list[dict[str, Any]] = [{}] * len(numbers)
+        for group in np.unique(groups):
+            file, within = self._places[group]
+            at = np.flatnonzero(groups == group)
+            with pq.ParquetFile(self._paths[file], metadata=self._metadata[file]) as parquet:
+                present = [name for name in wanted if name in parquet.schema_arrow.names]
+                table = parquet.read_row_group(within, present).take(pa.array(numbers[at] - self._starts[group]))
+            for i, row in zip(at, table.to_pylist(), strict=True):
+                answer[i] = {**blank, **row}
+        return answer
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """Return a whole column, in order of row."""
+        chunks = [chunk for path in self._paths for chunk in pq.read_table(path, columns=[name])[name].chunks]
+        return pa.chunked_array(chunks, self.schema.field(name).type)
+
+    def _sortable(self, query: Query) -> str:
+        names = [*self.columns, *([SIMILARITY] if query.similarity is not None else [])]
+        if query.sort not in names:
+            raise ExpressionError(f"no column {query.sort!r} to sort by")
+        return _quoted(query.sort)
+
+    def _fetch(self, query: Query, columns: str, end: str = "") -> pa.Table:
+        """Run a query for at most SECONDS. Raises ExpressionError for a wrong expression, or one that takes longer."""
+        cursor = self._connection.cursor()
+        source, names = "clips", self.columns
+        if query.similarity is not None:
+            row = np.arange(len(self), dtype=np.int32)
+            similarity = pa.array(query.similarity, from_pandas=True)  # NaN becomes null
+            cursor.register("ranked", pa.table({"row": row, SIMILARITY: similarity}))
+            source, names = "clips LEFT JOIN ranked USING (row)", [*names, SIMILARITY]
+        condition = ""
+        if query.where.strip():
+            check_expression(cursor, query.where, names)
+            condition = f"WHERE (\n{query.where}\n)"
+        timer = threading.Timer(SECONDS, cursor.interrupt)
+        timer.start()
+        try:
+            return cursor.sql(f"SELECT {columns} FROM {source} {condition} {end}").to_arrow_table()
+        except duckdb.InterruptException as error:
+            raise ExpressionError(f"stopped after {SECONDS:.0f} s") from error
+        except duckdb.Error as error:
+            raise ExpressionError(str(error).splitlines()[0]) from error
+        finally:
+            timer.cancel()
+            cursor.close()
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _text(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"

@@ -1,0 +1,317 @@
+"""What the page asks of a dataset: its description, clips, distributions, searches, and decisions by hand."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from filters.base import why_null
+from pipeline.config.recipe import from_dict
+from pipeline.dataset.finish import read_whole
+from pipeline.explore.catalog import SIMILARITY, Catalog, Query
+from pipeline.explore.expression import ExpressionError
+from pipeline.explore.media import NEEDED, Media
+from pipeline.explore.pictures import Pictures
+from pipeline.explore.vectors import SearchError, Vectors
+from pipeline.report.histogram import histogram, number
+from pipeline.report.page import funnel
+from pipeline.sources.names import printable
+from pipeline.storage.store import Store
+from pipeline.tables.decisions import DecisionLog
+from pipeline.tables.fragments import CLIPS, fingerprint, floats
+
+CARD = (*NEEDED, "keep", "rejected_by", "caption", "fps", "bucket", "split")  # columns that a page of clips shows
+TEXTS = ("caption", "caption_short", "caption_dense", "caption_json", "caption_error", "caption_by", "metadata")
+MOST_BARS = 40  # values of a label that are listed
+RECHECK_SECONDS = 2.0  # between two checks whether the dataset was built again
+SEARCHES = 8  # searches whose similarities stay in memory, 4 bytes a clip each
+UPLOADS = 16  # pictures to search by that are kept
+LONGEST_CAPTION = 20_000  # characters
+
+
+class UnknownClip(KeyError):
+    """A clip_id that the dataset does not have."""
+
+
+class Explorer:
+    """One dataset, open for a session. May be used from several threads.
+
+    Raises DatasetError where there is no whole dataset. `reference` are pictures to compare clips with.
+    """
+
+    def __init__(self, store: Store, reference: Sequence[np.ndarray] = ()) -> None:
+        self.store, self._reference = store, reference
+        self._log = DecisionLog(store)
+        self._uploads: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._lock = threading.Lock()
+        self._stack = contextlib.ExitStack()
+        self._open()
+
+    def _open(self) -> None:
+        """Read the dataset as it is now."""
+        self._stamp, self._checked = self.store.info("dataset.json"), time.monotonic()
+        self.info = read_whole(self.store)
+        self.recipe = from_dict(self.info.get("recipe", {}))
+        self._stack.close()
+        near = self._stack.enter_context(self.store.fetched("tables/clips"))
+        self._catalog = Catalog(near, self.info)
+        version = fingerprint(self.info.get("tables"), self.info.get("rows"), self.recipe.encoder.name)
+        self._vectors = Vectors(self.store, self._catalog, self.recipe, version)
+        self.pictures, self.media = Pictures(self.store, self._catalog), Media(self.store, self.recipe)
+        self._stack.callback(self.media.close)
+        self._keep = pc.fill_null(self._catalog.column("keep"), False).to_numpy()
+        self._seconds = floats(self._catalog.column("end")) - floats(self._catalog.column("start"))
+        self._searches: OrderedDict[str, np.ndarray] = OrderedDict()
+
+    def close(self) -> None:
+        self._stack.close()
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the page shows around the clips."""
+        decisions = self._refreshed()
+        active = [d for d in decisions.values() if d["decision"] or d["caption"] is not None]
+        rows = self._catalog.rows_of([decision["clip_id"] for decision in active])
+        vanished = [_plain(decision) for decision, row in zip(active, rows, strict=True) if row < 0]
+        return {
+            "name": PurePosixPath(self.store.uri.partition("?")[0]).name,
+            "recipe": self.recipe.name,
+            "clips": len(self._catalog),
+            "kept": int(self._keep.sum()),
+            "hours": float(self._seconds.sum()) / 3600,
+            "columns": [self._describe_column(field) for field in self._catalog.schema],
+            "encoder": self.recipe.encoder.name,
+            "text_search": bool(self.store.list("state/embed", ".parquet")),
+            "picture_search": self._catalog.has_embeddings,
+            "reference": len(self._reference),
+            "decisions": len(active),
+            "vanished": vanished[:MOST_BARS],
+        }
+
+    def _describe_column(self, field: pa.Field) -> dict[str, Any]:
+        bounds = self.recipe.select.thresholds.get(field.name)
+        limits = {} if bounds is None else {"min": bounds.min, "max": bounds.max}
+        return {"name": field.name, "type": _type_name(field.type), "score": self._is_score(field), **limits}
+
+    def clips(self, query: Query, offset: int, limit: int) -> dict[str, Any]:
+        """Return a page of a query's clips, with totals of the whole result. Raises ExpressionError or SearchError."""
+        decisions = self._refreshed()
+        query = self._with_similarity(query)
+        rows = self._catalog.rows(query)
+        page = rows[offset : offset + limit]
+        extra = [query.sort] if query.sort in self._catalog.schema.names else []
+        stored = self._catalog.read(page, [*dict.fromkeys((*CARD, *extra))])
+        return {
+            "total": len(rows),
+            "kept": int(self._keep[rows].sum()),
+            "hours": float(self._seconds[rows].sum()) / 3600,
+            "clips": [self._card(row, clip, decisions, query) for row, clip in zip(page, stored, strict=True)],
+        }
+
+    def clip(self, clip_id: str) -> dict[str, Any]:
+        """Return all that is known of a clip. Raises UnknownClip."""
+        decisions = self._refreshed()
+        row = self.row(clip_id)
+        stored: dict[str, Any] = {**dict.fromkeys(CARD), **self._catalog.read([row])[0]}
+        names = [field.name for field in self._catalog.schema if self._is_score(field)]
+        numbers = {name: float(stored[name]) for name in names if _is_number(stored[name])}
+        shares = self._catalog.shares_below(numbers)
+        scores = []
+        for name in names:
+            value, bounds = stored[name], self.recipe.select.thresholds.get(name)
+            if value is None and bounds is None:
+                continue
+            text = number(numbers[name]) if name in numbers else value
+            if isinstance(value, list):
+                text = ", ".join(number(item) if _is_number(item) else str(item) for item in value)
+            why = stored.get(why_null(name.partition("_")[0]))
+            scores.append(
+                {
+                    "name": name,
+                    "text": str(text) if value is not None else f"no score: {why or 'not computed'}",
+                    "share": shares.get(name),
+                    "fails": name in (stored["rejected_by"] or ()),
+                    "bounds": {} if bounds is None else {"min": bounds.min, "max": bounds.max},
+                }
+            )
+        scores.sort(key=lambda score: (not score["fails"], not score["bounds"]))
+        card = self._card(row, stored, decisions, Query())
+        texts = {name: stored[name] for name in TEXTS if stored.get(name) is not None}
+        return {**card, "scores": scores, "texts": texts, "duplicates_of": stored.get("duplicates_of")}
+
+    def media_row(self, clip_id: str) -> dict[str, Any]:
+        """Return the columns of a clip that `Media` reads. Raises UnknownClip."""
+        return self._catalog.read([self.row(clip_id)], NEEDED)[0]
+
+    def row(self, clip_id: str) -> int:
+        """Return the row number of a clip. Raises UnknownClip."""
+        (row,) = self._catalog.rows_of([clip_id])
+        if row < 0:
+            raise UnknownClip(clip_id)
+        return row
+
+    def distribution(self, column: str, query: Query) -> dict[str, Any]:
+        """Return how a query's clips are spread over a column: a histogram, counts of labels, or the funnel of reasons
+        for `rejected_by`. Raises ExpressionError or SearchError."""
+        self._refreshed()
+        query = self._with_similarity(query)
+        if column != SIMILARITY and column not in self._catalog.columns:
+            raise ExpressionError(f"no column {column!r}")
+        if column == "rejected_by":
+            groups = self._catalog.values(query, [column], group=True)
+            reasons = {tuple(row[column] or ()): row["count"] for row in groups.to_pylist()}
+            steps = [{"label": s.reason, "removed": s.removed, "remaining": s.remaining} for s in funnel(reasons)]
+            return {"type": "funnel", "total": sum(reasons.values()), "steps": steps}
+        data_type = pa.float32() if column == SIMILARITY else self._type_of(column)
+        if _type_name(data_type) == "number":
+            table = self._catalog.values(query, [column, "keep"])
+            keep = pc.fill_null(table["keep"], False).to_numpy()
+            bounds = self.recipe.select.thresholds.get(column)
+            limits = None if bounds is None else {"min": bounds.min, "max": bounds.max}
+            chart = histogram(column, floats(table[column]), keep, limits)
+            lines = [{"side": line.side, "value": line.value, "x": line.x} for line in chart.lines]
+            bars = {"kept": chart.kept, "rejected": chart.rejected, "lines": lines, "missing": chart.missing}
+            return _plain({"type": "histogram", "low": chart.low, "high": chart.high, "median": chart.median, **bars})
+        counts: dict[str, int] = {}
+        for row in self._catalog.values(query, [column], group=True).to_pylist():
+            for label in row[column] if isinstance(row[column], list) else [row[column]]:
+                counts[str(label)] = counts.get(str(label), 0) + row["count"]
+        ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        return {"type": "labels", "bars": ordered[:MOST_BARS], "values": len(ordered)}
+
+    def decide(self, clip_ids: Sequence[str], decision: str | None) -> list[dict[str, Any]]:
+        """Keep, reject, or leave to selection (None) these clips; return their cards. Raises UnknownClip or OSError."""
+        if decision not in ("keep", "reject", None):
+            raise ExpressionError(f"{decision!r} is no decision: keep, reject or null")
+        return self._decide(clip_ids, {"decision": decision})
+
+    def edit_caption(self, clip_id: str, caption: str | None) -> list[dict[str, Any]]:
+        """Set the caption of a clip, or restore the captioner's; return its card. Raises UnknownClip or OSError."""
+        text = " ".join((caption or "").split())
+        if len(text) > LONGEST_CAPTION:
+            raise ExpressionError(f"a caption of more than {LONGEST_CAPTION:,} characters")
+        return self._decide([clip_id], {"caption": text or None})
+
+    def _decide(self, clip_ids: Sequence[str], change: Mapping[str, Any]) -> list[dict[str, Any]]:
+        decisions, new = self._refreshed(), []
+        rows = [self.row(clip_id) for clip_id in clip_ids]
+        stored = self._catalog.read(rows, CARD)
+        for clip in stored:
+            base = {"base_reasons": clip.get("rejected_by"), "base_caption": clip.get("caption")}
+            before = decisions.get(clip["clip_id"]) or {"decision": None, "caption": None, **base}
+            where = {name: clip[name] for name in ("clip_id", "source_uri", "start", "end")}
+            new.append({**before, **where, **change})
+        self._log.add(new)
+        decisions = self._refreshed()
+        return [self._card(row, clip, decisions, Query()) for row, clip in zip(rows, stored, strict=True)]
+
+    def _refreshed(self) -> Mapping[str, Mapping[str, Any]]:
+        """Return the decisions of now, by clip_id, after reading the dataset again where it was built again."""
+        with self._lock:
+            if time.monotonic() - self._checked > RECHECK_SECONDS:
+                self._checked = time.monotonic()
+                if self.store.info("dataset.json") != self._stamp:
+                    self._open()
+        decisions, version = self._log.current()
+        self._catalog.decide(decisions, version)
+        return decisions
+
+    def load_encoder(self) -> None:
+        """Load the encoder, which takes seconds, before the first search needs it."""
+        self._vectors.encoder()
+
+    def upload(self, picture: np.ndarray) -> str:
+        """Keep a picture, (h, w, 3) uint8 RGB, to search by; return its name in searches."""
+        name = hashlib.sha256(picture.tobytes()).hexdigest()[:16]
+        with self._lock:
+            self._uploads[name] = picture
+            while len(self._uploads) > UPLOADS:
+                self._uploads.popitem(last=False)
+        return f"picture:{name}"
+
+    def _with_similarity(self, query: Query) -> Query:
+        """Return `query` with the similarities of its search: text:WORDS, clip:ID, picture:NAME or reference."""
+        if not query.search:
+            return query
+        with self._lock:
+            values = self._searches.get(query.search)
+        if values is None:
+            values = self._similarity(*query.search.partition(":")[::2])
+            with self._lock:
+                self._searches[query.search] = values
+                while len(self._searches) > SEARCHES:
+                    self._searches.popitem(last=False)
+        return Query(query.where, query.sort, query.descending, query.search, values)
+
+    def _similarity(self, way: str, what: str) -> np.ndarray:
+        if way == "text" and what.strip():
+            return self._vectors.of_text(what.strip())
+        if way == "clip":
+            return self._vectors.of_clip(self.row(what))
+        if way == "picture" and what in self._uploads:
+            return self._vectors.of_pictures([self._uploads[what]])
+        if way == "reference" and len(self._reference):
+            return self._vectors.of_pictures(self._reference)
+        raise SearchError("there is nothing to search for")
+
+    def _card(
+        self, row: int, clip: Mapping[str, Any], decisions: Mapping[str, Mapping[str, Any]], query: Query
+    ) -> dict[str, Any]:
+        decided = decisions.get(clip["clip_id"]) or {}
+        edited = decided.get("caption")
+        similarity = None if query.similarity is None else float(query.similarity[row])
+        card = {
+            "id": clip["clip_id"],
+            "keep": bool(clip["keep"]),
+            "reasons": clip["rejected_by"] or [],
+            "decision": decided.get("decision"),
+            "caption": edited if edited is not None else clip["caption"],
+            "edited": edited is not None,
+            "source": printable(clip["source_uri"]),
+            "title": printable(clip["source_uri"].rstrip("/").rsplit("/", 1)[-1]),
+            **{name: clip[name] for name in ("start", "end", "frames", "width", "height", "fps", "bucket", "split")},
+            "packed": bool(clip["shard"]),
+            "similarity": similarity,
+            "value": clip.get(query.sort) if query.sort else None,
+        }
+        return {name: _plain(value) for name, value in card.items()}
+
+    def _is_score(self, field: pa.Field) -> bool:
+        described = {*CLIPS.names, *CARD, *TEXTS, "duplicates_of"}
+        return field.name not in described and not field.name.endswith(why_null(""))
+
+    def _type_of(self, column: str) -> pa.DataType:
+        return self._catalog.schema.field(column).type if column in self._catalog.schema.names else pa.string()
+
+
+def _type_name(data_type: pa.DataType) -> str:
+    if pa.types.is_boolean(data_type):
+        return "yes or no"
+    if pa.types.is_integer(data_type) or pa.types.is_floating(data_type):
+        return "number"
+    return "list" if pa.types.is_list(data_type) else "text"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _plain(value: Any) -> Any:
+    """Return `value` as JSON can hold it: numbers that are not finite become null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, (str, int, bool, type(None))) else str(value)

@@ -1,0 +1,99 @@
+"""Filter expressions: which SQL a person may write to choose clips.
+
+An expression is parsed by DuckDB and accepted only if every node of its syntax tree is of a type listed here, so that
+it can compute with a clip's columns and do nothing else.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import duckdb
+
+# Classes of nodes that compute a value from a row: no subqueries, windows, parameters or table functions.
+CLASSES = frozenset(
+    ("BETWEEN", "CASE", "CAST", "COLUMN_REF", "COMPARISON", "CONJUNCTION", "CONSTANT", "FUNCTION", "OPERATOR", "TYPE")
+)
+# What DuckDB makes of operators, of lists in brackets, and of LIKE ... ESCAPE.
+OPERATORS = frozenset(
+    (
+        *("+", "-", "*", "/", "//", "%", "||", "^", "**", "~~", "!~~", "~~*", "!~~*", "->", "->>", "list_value"),
+        *("like_escape", "not_like_escape", "ilike_escape", "not_ilike_escape"),
+    )
+)
+FUNCTIONS = frozenset(
+    (
+        *("abs", "ceil", "floor", "round", "sqrt", "ln", "log10", "exp", "greatest", "least", "isnan", "isfinite"),
+        *("lower", "upper", "trim", "length", "contains", "starts_with", "ends_with", "concat", "substring"),
+        *("regexp_matches", "regexp_full_match", "split_part", "coalesce", "ifnull", "nullif"),
+        *("list_contains", "list_has_any", "list_has_all", "len", "json_extract", "json_extract_string"),
+    )
+)
+LONGEST = 4000  # characters of an expression
+
+
+class ExpressionError(ValueError):
+    """An expression that cannot be used; the message says why."""
+
+
+def check_expression(connection: duckdb.DuckDBPyConnection, text: str, columns: Collection[str]) -> None:
+    """Raise ExpressionError unless `text` is one SQL expression over `columns` that only computes a value.
+
+    It may then stand in `WHERE (text)`: on a line of its own, because it may end in a comment.
+    """
+    if len(text) > LONGEST:
+        raise ExpressionError(f"longer than {LONGEST} characters")
+    query = f"SELECT 1 FROM clips WHERE (\n{text}\n)"
+    tree = _parsed(connection, query)
+    if tree["error"]:
+        raise ExpressionError(tree["error_message"].splitlines()[0])
+    if _shell(tree) != _shell(_parsed(connection, "SELECT 1 FROM clips WHERE (\ntrue\n)")):
+        raise ExpressionError("expected one expression, such as motion_object > 0.1 AND keep")
+    for node in _nodes(tree["statements"][0]["node"]["where_clause"]):
+        _check_node(node, columns)
+
+
+def _check_node(node: dict[str, Any], columns: Collection[str]) -> None:
+    if "class" not in node:
+        if "from_table" in node or "select_list" in node:
+            raise ExpressionError("a query inside the expression is not possible")
+        return
+    if node["class"] not in CLASSES:
+        raise ExpressionError(f"{node['class'].lower().replace('_', ' ')}: not possible in a filter")
+    if node["class"] == "FUNCTION":
+        name = node["function_name"]
+        if node.get("schema") or node.get("catalog") or name not in FUNCTIONS | OPERATORS:
+            raise ExpressionError(f"{name}: no such function here; there are {', '.join(sorted(FUNCTIONS))}")
+    if node["class"] == "COLUMN_REF":
+        name = ".".join(node["column_names"])
+        if name.lower() not in {column.lower() for column in columns}:
+            near = difflib.get_close_matches(name, columns, n=1)
+            raise ExpressionError(f"no column {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+
+
+def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(tree, dict):
+        yield tree
+        for value in tree.values():
+            yield from _nodes(value)
+    elif isinstance(tree, list):
+        for value in tree:
+            yield from _nodes(value)
+
+
+def _parsed(connection: duckdb.DuckDBPyConnection, query: str) -> dict[str, Any]:
+    ((text,),) = connection.execute("SELECT json_serialize_sql(?)", [query]).fetchall()
+    tree: dict[str, Any] = json.loads(text)
+    return tree
+
+
+def _shell(tree: dict[str, Any]) -> list[Any]:
+    """Return the statements without the condition: what an expression must not change."""
+    shells = []
+    for statement in tree["statements"]:
+        node = {name: value for name, value in statement["node"].items() if name != "where_clause"}
+        shells.append({**statement, "node": node})
+    return shells

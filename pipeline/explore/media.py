@@ -1,0 +1,110 @@
+"""The video of a clip: kept ones as they lie in the shards, others cut out of their source on demand."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from pipeline.config.recipe import PackOptions, Recipe
+from pipeline.explore.pictures import ByteCache
+from pipeline.pack.clip_encoder import ClipEncoder
+from pipeline.pack.shards import index_path
+from pipeline.selection.buckets import bucket_names
+from pipeline.sources.source_sandbox import is_local
+from pipeline.storage.store import Store
+from pipeline.tables.published import open_published
+
+HEIGHTS = (360, 240)  # pixels of the short side of a preview
+PREVIEW = PackOptions(heights=HEIGHTS)
+CACHED_BYTES = 128 << 20  # of encoded previews
+CACHED_INDEXES = 256  # shards whose index stays in memory
+TYPES = {"mp4": "video/mp4", "jpg": "image/jpeg"}
+NEEDED = (  # columns of a clip's row that `Media` reads
+    *("clip_id", "source_uri", "start", "end", "start_pts", "end_pts", "time_base", "frames", "width", "height"),
+    *("crop_x", "crop_y", "crop_w", "crop_h", "shard"),
+)
+
+
+class NoMedia(Exception):
+    """A clip that cannot be played; the message says why."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Media of a clip: `size` bytes of `type`, which lie in memory or in a file of the dataset from `offset` on."""
+
+    type: str
+    size: int
+    data: bytes | None = None
+    name: str = ""
+    offset: int = 0
+
+
+class Media:
+    """Finds and makes the media of clips. May be used from several threads."""
+
+    def __init__(self, store: Store, recipe: Recipe) -> None:
+        self._store, self._recipe = store, recipe
+        self._indexes: dict[str, dict[str, tuple[str, int, int]]] = {}
+        self._previews = ByteCache(CACHED_BYTES)
+        self._encoder: ClipEncoder | None = None
+        self._encoding, self._reading = threading.Lock(), threading.Lock()
+
+    def piece(self, row: Mapping[str, Any]) -> Piece:
+        """Return the media of a clip, whose row has the columns NEEDED. Raises NoMedia or OSError."""
+        if row["shard"]:
+            media, offset, size = self._place(row["shard"], row["clip_id"])
+            return Piece(TYPES[media], size, name=row["shard"], offset=offset)
+        data = self._previews.get(row["clip_id"], lambda: self._preview(row))
+        return Piece(TYPES["jpg" if row["frames"] == 1 else "mp4"], len(data), data)
+
+    def read(self, piece: Piece, start: int, count: int) -> bytes:
+        """Return `count` bytes of a piece from `start` on. Raises OSError."""
+        if piece.data is not None:
+            return piece.data[start : start + count]
+        with open_published(self._store, piece.name) as file:
+            file.seek(piece.offset + start)
+            return file.read(count)
+
+    def close(self) -> None:
+        """Wait for the clip that is encoded now, and end the child process."""
+        with self._encoding:
+            if self._encoder is not None:
+                self._encoder.close()
+
+    def _place(self, shard: str, clip_id: str) -> tuple[str, int, int]:
+        with self._reading:
+            if shard not in self._indexes:
+                while len(self._indexes) >= CACHED_INDEXES:
+                    del self._indexes[next(iter(self._indexes))]
+                with open_published(self._store, str(index_path(Path(shard)))) as file:
+                    rows = pq.read_table(file, columns=["key", "media", "media_offset", "media_size"])
+                columns = (column.to_pylist() for column in rows.columns)
+                self._indexes[shard] = {key: tuple(place) for key, *place in zip(*columns, strict=True)}
+            place = self._indexes[shard].get(clip_id)
+        if place is None:
+            raise NoMedia(f"{shard} does not hold the clip")
+        return place
+
+    def _preview(self, row: Mapping[str, Any]) -> bytes:
+        """Encode the clip at preview size, in a child process without network. One at a time."""
+        if not is_local(row["source_uri"]):
+            raise NoMedia("its source is not on this machine: only its sampled frames can be shown")
+        still = np.array([row["frames"] == 1])
+        bucket = bucket_names(np.array([row["crop_w"]]), np.array([row["crop_h"]]), still, HEIGHTS)[0].as_py()
+        if bucket is None:
+            raise NoMedia("its picture is too small to encode")
+        with self._encoding:
+            if self._encoder is None:
+                self._encoder = ClipEncoder(self._recipe.scan, self._recipe.sources)
+            ((_, answer),) = self._encoder.encode_all([{**row, "bucket": bucket}], PREVIEW)
+            self._encoder.errors.clear()
+        if isinstance(answer, str):
+            raise NoMedia(answer)
+        return answer.data

@@ -1,0 +1,116 @@
+"""Still pictures of clips, from the frames that the scan has sampled."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+
+from pipeline.explore.catalog import Catalog
+from pipeline.report.clips import film_strip
+from pipeline.storage.store import Store
+from pipeline.tables.fragments import Fragment, frames_of, read_frames
+
+THUMBNAIL = 360  # pixels of the longer side
+QUALITY = 80  # of JPEG
+CACHED_BYTES = 96 << 20
+LARGEST = 64 << 20  # bytes of an uploaded picture
+
+
+class ByteCache:
+    """Results by key, the ones used last up to a number of bytes."""
+
+    def __init__(self, size: int) -> None:
+        self._size, self._used = size, 0
+        self._items: OrderedDict[object, bytes] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: object, make: Callable[[], bytes]) -> bytes:
+        with self._lock:
+            if key in self._items:
+                self._items.move_to_end(key)
+                return self._items[key]
+        data = make()
+        with self._lock:
+            if key not in self._items:
+                self._items[key] = data
+                self._used += len(data)
+            while self._used > self._size and len(self._items) > 1:
+                self._used -= len(self._items.popitem(last=False)[1])
+        return data
+
+
+class Pictures:
+    """Thumbnails and film strips of clips. May be used from several threads."""
+
+    def __init__(self, store: Store, catalog: Catalog) -> None:
+        self._store, self._catalog = store, catalog
+        self._cache = ByteCache(CACHED_BYTES)
+        self._units: tuple[np.ndarray, list[str]] | None = None
+        self._lock = threading.Lock()
+
+    def thumbnail(self, row: int, clip_id: str) -> bytes:
+        """Return a JPEG of the clip's middle frame, empty where none was sampled."""
+        return self._cache.get(("thumbnail", row), lambda: self._thumbnail(row, clip_id))
+
+    def strip(self, row: int, clip_id: str) -> bytes:
+        """Return a JPEG of several frames side by side, empty where none was sampled."""
+        return self._cache.get(("strip", row), lambda: (film_strip(self._frames(row, clip_id)) or (b"", 0, 0.0))[0])
+
+    def _thumbnail(self, row: int, clip_id: str) -> bytes:
+        jpegs = self._frames(row, clip_id)
+        if not jpegs:
+            return b""
+        picture = cv2.imdecode(np.frombuffer(jpegs[len(jpegs) // 2], np.uint8), cv2.IMREAD_COLOR)
+        if picture is None:
+            return b""
+        scale = min(1.0, THUMBNAIL / max(picture.shape[:2]))
+        size = max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale))
+        small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+        return bytes(cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1])
+
+    def _frames(self, row: int, clip_id: str) -> list[bytes]:
+        """Return the sampled frames of a clip as JPEGs, in order of time."""
+        unit = self._unit(row)
+        if unit is None:
+            return []
+        try:
+            with self._store.open(frames_of(unit)) as opened, pq.ParquetFile(opened) as file:
+                table = read_frames(file, [clip_id]).sort_by("time")
+        except FileNotFoundError:  # swept by a build that runs now
+            return []
+        return list(table["jpeg"].to_pylist())
+
+    def _unit(self, row: int) -> str | None:
+        """Return the unit of the scan that has the clip's frames."""
+        with self._lock:
+            if self._units is None:
+                self._units = self._read_units()
+        codes, names = self._units
+        return names[codes[row]] if codes[row] >= 0 else None
+
+    def _read_units(self) -> tuple[np.ndarray, list[str]]:
+        """Return for every clip the number of its unit, (clips,) int32, -1 for none; and the units' names."""
+        codes, names = np.full(len(self._catalog), -1, np.int32), dict[str, int]()
+        for name in self._store.list("state/scan", ".parquet"):
+            table = Fragment(name, {}).rows(self._store, ["clip_id", "unit"])
+            units = table["unit"].combine_chunks().dictionary_encode()
+            numbers = [names.setdefault(unit, len(names)) for unit in units.dictionary.to_pylist()]
+            rows = np.asarray(self._catalog.rows_of_column(table["clip_id"]))
+            present = rows >= 0
+            codes[rows[present]] = np.asarray(numbers, np.int32)[units.indices.to_numpy()][present]
+        return codes, list(names)
+
+
+def decode_picture(data: bytes) -> np.ndarray:
+    """Decode a picture to (h, w, 3) uint8 RGB. Raises ValueError for bytes that are none, or one that is too large."""
+    if len(data) > LARGEST:
+        raise ValueError(f"larger than {LARGEST >> 20} MB")
+    bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+    if bgr is None:
+        raise ValueError("not a picture that can be decoded")
+    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)

@@ -1,0 +1,43 @@
+"""Starting the explorer: a port on loopback, and the address to open."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+
+import numpy as np
+import uvicorn
+
+from filters.reference import read_pictures
+from pipeline.explore.app import make_app
+from pipeline.explore.explorer import Explorer
+from pipeline.sources.discover import SourceError
+from pipeline.storage.store import Store
+
+ADDRESS = "127.0.0.1"
+
+
+def serve(dataset: str, port: int, reference: str | None) -> None:
+    """Serve `dataset` until Ctrl-C. `port` 0 takes a free one; `reference` is a folder of pictures. The address to open
+    is printed as it is, with its token.
+
+    Raises DatasetError where there is no whole dataset, SourceError for a folder without pictures, and OSError where
+    the port is taken.
+    """
+    pictures: list[np.ndarray] = []
+    if reference:
+        try:
+            pictures = list(read_pictures(reference).values())
+        except ValueError as error:
+            raise SourceError(f"--reference: {error}") from error
+    explorer = Explorer(Store(dataset), pictures)
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((ADDRESS, port))
+        listener.listen()  # a browser that is faster than the server waits
+        token = secrets.token_urlsafe(24)
+        app = make_app(explorer, token, secrets.token_urlsafe(24))
+        print(f"http://{ADDRESS}:{listener.getsockname()[1]}/?token={token}")
+        print("open this address in a browser; Ctrl-C ends the explorer", flush=True)
+        config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=2)
+        uvicorn.Server(config).run(sockets=[listener])
