@@ -47,14 +47,6 @@ class Remains:
     children: int
     temporary: int
 
-    def grew_from(self, before: Remains) -> bool:
-        """Return whether there is more of any of these than before; what other tests held may be gone by now."""
-        return (
-            self.descriptors > before.descriptors
-            or self.children > before.children
-            or self.temporary > before.temporary
-        )
-
 
 class PlainEncoder:
     """Mean colours in place of a network, which sees no byte of a damaged file and would take most of the time."""
