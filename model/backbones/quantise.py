@@ -1,4 +1,4 @@
-"""Frozen weights under a LoRA in 8 or 4 bits, by torchao: int8 with a scale a row, or NF4 (QLoRA, 2023)."""
+"""Quantisation of the frozen weights under a LoRA by torchao: int8 with one scale per row, or NF4 (QLoRA, 2023)."""
 
 from __future__ import annotations
 

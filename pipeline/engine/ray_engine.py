@@ -193,7 +193,7 @@ class _EndAfterLostNodes(ExecutionCallback):
         elif now - self._since > QUIET:
             self._since = now
             if lost := len(_lost_nodes() - self._lost_before):
-                raise NodesLost(f"the cluster lost {lost} nodes, and the others wait for their units")
+                raise NodesLost(f"the cluster lost {lost} of its nodes, and the others wait for their units")
 
 
 def _stuck(ops: Iterable[PhysicalOperator]) -> bool:

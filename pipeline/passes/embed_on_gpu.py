@@ -144,8 +144,8 @@ class JoinedCalls:
         self.turn = threading.Lock()  # of the thread that calls the encoder
 
     def __call__(self, pictures: Sequence[np.ndarray]) -> tuple[EncoderOutput, float]:
-        """Return the output for `pictures` and their share of the call's seconds. Raises the encoder's exception for any
-        picture of the combined call."""
+        """Return the output for `pictures` and their share of the call's seconds. Raises the encoder's exception for
+        any picture of the combined call."""
         answer = Future[tuple[EncoderOutput, float]]()
         self._waiting.append((pictures, answer))
         while not answer.done():

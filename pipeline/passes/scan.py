@@ -75,8 +75,8 @@ class ScanPass:
 
 
 def parts_of(sources: pa.Table, recipe: Recipe) -> pa.Table:
-    """Return the parts of all usable sources, rows of PARTS ordered by source_id and time. Each segment of a long source
-    is a part; any other source is one part."""
+    """Return the parts of all usable sources, rows of PARTS ordered by source_id and time. Each segment of a long
+    source is a part; any other source is one part."""
     rows = sources.filter(pc.equal(sources["status"], "ok"))
     long = pc.greater(rows["duration"], recipe.scan.segment_seconds)
     split = []
