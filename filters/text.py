@@ -1,7 +1,7 @@
-"""Text: share of the picture covered by text, and how much of it was burned in rather than filmed.
+"""Text: the share of the picture covered by text, and by burned-in text as opposed to filmed text.
 
-Text is detected by RapidOCR's detector (PP-OCR, a DB network: Liao et al., AAAI 2020) from its wheel. Filmed text moves
-with its surface; burned-in text stays in place while the picture around it moves.
+Text is detected by the detector in RapidOCR's wheel (PP-OCR, a DB network: Liao et al., AAAI 2020). Filmed text moves
+with its surface; burned-in text keeps its position while the picture around it moves.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from filters.weights import onnx_session, package_folder
 
 CORE = 0.3  # probability above which a pixel is the core of a line of text
 LIKELY = 0.7  # smallest mean probability of the rectangle around a core; snow, sand and foliage reach 0.65
-THIN = 3  # pixels: a thinner core is a speck
-TALL = 0.65  # fraction of the picture's height: taller detections are fences, roofs and shadows
+THIN = 3  # pixels; thinner cores are noise
+TALL = 0.65  # fraction of the picture's height; taller detections are fences, roofs and shadows
 UNCLIP = 1.6  # extent of a line beyond its core, in units of core area over core perimeter
-STAYS = 0.65  # correlation of a line's edges in two frames above which it is the same text at the same place
-MOVES = 0.6  # correlation of the edges around a line below which the picture there moved
+STAYS = 0.65  # correlation of a line's edges in two frames above which it is the same text at the same position
+MOVES = 0.6  # correlation of the edges around a line in two frames below which the picture there moved
 BAND = 0.7  # fraction of the height below which subtitles lie
 
 
@@ -39,13 +39,15 @@ class Line(NamedTuple):
 
 
 class Text:
-    """Columns, from `frames` sampled frames at most. If every second of them has no text, the others are not searched:
-    on 141 real clips this missed the text of four, changed no decision of `overlay`, and spared 3 of 10 searches.
+    """Columns, computed from at most `frames` sampled frames:
 
-    - `text_area`: fraction of the picture that lines of text cover, mean over the frames looked at;
-    - `text_overlay`: the same of lines that stay put in another frame while what surrounds them moves. Null when
-      there are lines and nothing moved around any of them: then nothing tells a caption from a sign;
+    - `text_area`: fraction of the picture that lines of text cover, mean over frames;
+    - `text_overlay`: the same for lines that keep their position in another frame while their surroundings move. Null
+      if there are lines but no motion around any of them, because captions cannot be distinguished from signs then;
     - `text_subtitle`: fraction of the frames with a centred line in the lowest 30% of the picture.
+
+    If no text is detected in every second frame, the other frames are not searched. On 141 real clips this missed the
+    text of four clips, changed no decision by `text_overlay`, and saved 3 of 10 searches.
     """
 
     name = "text"
@@ -92,16 +94,16 @@ class Text:
 
 
 class TextDetector:
-    """The detection network on one CPU thread; about 60 ms for 512x288."""
+    """The detection network, which runs on one CPU thread; about 60 ms for 512x288 pixels."""
 
     def __init__(self) -> None:
         models = sorted((package_folder("rapidocr") / "models").glob("*det*.onnx"))
         if not models:
-            raise RuntimeError("this rapidocr holds no detection model; rapidocr>=3.10 does")
+            raise RuntimeError("the installed rapidocr contains no detection model: install rapidocr>=3.10")
         self.session = onnx_session(models[-1])
 
     def __call__(self, rgb: np.ndarray) -> list[Line]:
-        """Return the lines of text in (h, w, 3) uint8 RGB, from top to bottom. Raises FloatingPointError where the
+        """Return the lines of text in (h, w, 3) uint8 RGB, from top to bottom. Raises FloatingPointError if the
         network's output is not finite."""
         height, width = rgb.shape[:2]
         size = max(32, round(width / 32) * 32), max(32, round(height / 32) * 32)
@@ -144,8 +146,8 @@ def is_subtitle(line: Line, picture: np.ndarray) -> bool:
 
 
 def overlay_area(pictures: Sequence[np.ndarray], lines: Sequence[Sequence[Line]]) -> float | None:
-    """Return the fraction of the picture that burned-in lines cover, mean over pictures of one size; None if no line
-    can be judged, 0 if there is none."""
+    """Return the fraction of the picture that burned-in lines cover, mean over pictures of one size; 0 without lines,
+    None if no line can be judged."""
     if not any(lines):
         return 0.0
     edges = [_edges(picture) for picture in pictures]
@@ -161,9 +163,9 @@ def overlay_area(pictures: Sequence[np.ndarray], lines: Sequence[Sequence[Line]]
 
 
 def _burned_in(line: Line, edges: np.ndarray, other: np.ndarray) -> bool | None:
-    """Return whether the line is at the same place in both while its surroundings moved; None if they did not."""
+    """Return whether the line keeps its position in the other frame; None if its surroundings did not move."""
     height = line.y1 - line.y0
-    near = _window(line, height // 2, edges.shape)  # may still hold the plate that the letters are on
+    near = _window(line, height // 2, edges.shape)  # may include a background plate behind the letters
     far = _window(line, max(16, 2 * height), edges.shape)
     outside = np.zeros(edges.shape, bool)
     outside[far] = True

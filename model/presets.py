@@ -1,7 +1,8 @@
-"""Presets: options by name, under those of a YAML file and of the command line.
+"""Presets: named sets of options, which options of a YAML file and of the command line override.
 
-Those of a diffusers model are for one GPU; README.md has the memory that each needs, and `train` reckons it before the
-first step. A preset is its method (LORA, FULL or MOTION), its base and the shapes that the base was trained at.
+The presets of diffusers models are for one GPU; README.md lists the memory that each needs, and `train` estimates it
+before the first step. Such a preset combines a method (LORA, FULL or MOTION), a base model, and the shapes with which
+that model was trained.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-CUDA: Mapping[str, Any] = {  # the default where there is a GPU
+CUDA: Mapping[str, Any] = {  # the default on a machine with a GPU
     "size": "B",
     "latent_channels": 32,
     "resolutions": (256,),
@@ -57,7 +58,8 @@ MOTION: Mapping[str, Any] = {
 def preset(
     method: Mapping[str, Any], base: str, resolution: int, frames: tuple[int, ...], fps: float, tokens: int, **more: Any
 ) -> Mapping[str, Any]:
-    """tokens: of the longest sample at the resolution, so that a micro-batch is one of them or several short ones."""
+    """Return the options of a preset. `tokens`, the size of a micro-batch, is that of the longest sample at
+    `resolution`, so that a micro-batch is one such sample or several shorter ones."""
     shapes = {"resolutions": (resolution,), "frame_counts": frames, "fps": fps, "tokens": tokens}
     return {**method, "base": f"diffusers:{base}", **shapes, **more}
 

@@ -1,4 +1,4 @@
-"""The `measured` captioner: sentences from measurements and ImageNet tags, without a model.
+"""The `measured` captioner: composes sentences from scores and ImageNet tags, without a language model.
 
 May import captioners.text.
 """

@@ -1,4 +1,4 @@
-"""The colours of a clip's frames, as common colour names."""
+"""Dominant colours of a clip's frames, as common colour names."""
 
 from __future__ import annotations
 
@@ -28,8 +28,11 @@ MOSTLY, EACH = 0.5, 0.15  # smallest shares of the pixels: of the one or two col
 
 
 def colours(frames: Sequence[np.ndarray]) -> list[tuple[str, float]]:
-    """Return (name, share) of the one or two colours that fill at least half of the frames, (h, w, 3) uint8 RGB, the
-    larger first; empty if no two do. Dark pixels have no name: darkness is measured by `exposure`."""
+    """Return (name, share) of the one or two colours that cover at least half of the frames, the larger first.
+
+    Frames are (h, w, 3) uint8 RGB. The result is empty if no two colours cover half. Dark pixels have no colour name,
+    because `exposure` measures darkness.
+    """
     shares: dict[str, float] = {}
     for frame in frames:
         for name, share in _named(shrunk(frame, SHRUNK_SIZE)).items():

@@ -1,4 +1,4 @@
-"""The `measured` captioner: captions composed of measurements only."""
+"""The `measured` captioner: captions composed from scores only."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from captioners.text.camera_words import CAMERA
 from captioners.text.claims import as_sentence
 from captioners.text.phases import Phase, camera_spans, motion_phases
 
-VERSION = 6  # raise it when the same measurements give other words
+VERSION = 6  # increase when captions change for the same scores
 TOGETHER = 0.6  # seconds: events that begin within this time share a sentence
 DARK_BELOW, BRIGHT_ABOVE = 0.12, 0.72  # mean luma, 0 to 1, below and above which the light is described
 LATE = 0.6  # seconds without motion from which a pause is mentioned
-LETTERED = 0.005  # fraction of the picture covered by burned-in text from which writing is mentioned
-PEOPLE = ("", "person", "two people", "several people")  # by faces; more than two are seldom counted right
-FROZEN = 0.98  # frozen_share from which nothing moves: slow and small motion is not measured as moving
+LETTERED = 0.005  # smallest fraction of the picture with burned-in text for which writing is mentioned
+PEOPLE = ("", "person", "two people", "several people")  # by number of faces; counts above two are unreliable
+FROZEN = 0.98  # smallest frozen_share for which "nothing moves" is reported; below it motion may be unmeasured
 
 
 class Measured:
-    """Captions from the columns of `tags`, `camera`, `motion`, `faces`, `text` and `exposure`, and from the frames'
-    colours. Needs no model and gives the same result on every machine.
+    """Composes captions from the columns of `tags`, `camera`, `motion`, `faces`, `text` and `exposure`, and from the
+    frames' colours. Needs no model and gives the same result on every machine.
 
     Names at most `most_subjects` subjects with a probability of `least` or more. `Caption.content` is the probability
     of the likeliest subject, 0 if there is none and the caption has only motion, camera and colours.
@@ -33,7 +33,7 @@ class Measured:
         self.id = f"measured-{VERSION}:{least}:{most_subjects}"
 
     def caption(self, clips: Sequence[ClipFrames]) -> list[Caption | CaptionError]:
-        """Return one answer a clip, in order; an error without any usable measurement."""
+        """Return one answer per clip, in order; a CaptionError for a clip without usable scores."""
         return [self._caption(clip) for clip in clips]
 
     def _caption(self, clip: ClipFrames) -> Caption | CaptionError:
@@ -45,7 +45,7 @@ class Measured:
         cameras = [
             Action(f"the camera {CAMERA[label]}", start, end)
             for label, start, end in camera_spans(clip.scores, clip.duration)
-            if label in CAMERA and label in ("static", clip.scores.get("camera_label"))  # others are brief and unsure
+            if label in CAMERA and label in ("static", clip.scores.get("camera_label"))  # others are unreliable
         ]
         phases = motion_phases(clip.scores, clip.duration)
         if phases == [] and (clip.scores.get("frozen_share") or 0.0) < FROZEN:
@@ -115,7 +115,7 @@ def _mover(shown: Sequence[Subject]) -> str:
 
 
 def _movement(phase: Phase, wide: bool, mover: str) -> str:
-    """Return a lower-case clause: what the moving region does in this phase."""
+    """Return a lower-case clause that describes the motion of the moving region in this phase."""
     many = mover == "the people"
     moves, crosses = ("move", "cross") if many else ("moves", "crosses")
     who = mover or "something"
@@ -134,7 +134,7 @@ def _movement(phase: Phase, wide: bool, mover: str) -> str:
 
 
 def _place(x: float, y: float) -> str:
-    """Return where a position is, fractions of width and height; empty in the middle, where most things move."""
+    """Describe a position, given in fractions of width and height; empty in the middle, the usual place of motion."""
     side = "left" if x < 0.36 else "right" if x > 0.64 else ""
     height = "top" if y < 0.3 else "bottom" if y > 0.7 else ""
     if height:

@@ -1,9 +1,9 @@
-"""Continuous batching for vision-language models: static rows, one step of all rows as one CUDA graph.
+"""Continuous batching for vision-language models: a fixed number of rows, advanced together by one CUDA graph.
 
-`model.generate` launches some thousand kernels per token from Python; a graph launches them all at once. Rows are
-refilled as soon as their answer ends (see shared_decoder.py), so that long answers do not delay short ones. The common
-first tokens of a batch's prompts are processed once. Works with any model that transformers loads through
-`AutoModelForImageTextToText` whose decoder attends to all previous tokens (no sliding windows).
+`model.generate` launches thousands of kernels per token from Python; a graph launches them with one call. A row is
+refilled when its answer ends (see shared_decoder.py), so that long answers do not delay short ones. The shared prefix
+of a batch's prompts is processed once. Supports models that transformers loads with `AutoModelForImageTextToText` and
+whose decoder attends to all previous tokens (no sliding windows).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from captioners.vlm.last_token import read_only_last
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-STRIDE = 8  # steps between checks for ended rows: a check waits for the GPU
+STRIDE = 8  # steps between checks for ended rows; a check synchronizes with the GPU
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Prompts:
 
     keys: Sequence[str]  # one for each prompt, returned with its answer
     inputs: Mapping[str, Tensor]
-    shared: int = 0  # number of equal first tokens, before the first picture
+    shared: int = 0  # length of the common prefix in tokens, which ends before the first picture
     temperature: float = 0.0  # 0: greedy
-    draws: Tensor | None = None  # (b, limit) float32, above 0, up to 1: what sampled tokens are drawn with
+    draws: Tensor | None = None  # (b, limit) float32 in (0, 1]: uniform random numbers for sampling
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Answer:
 
 
 class Row(NamedTuple):
-    """What a row of the decoder is in use for."""
+    """The prompt that a row of the decoder is answering."""
 
     owner: Any
     key: str
@@ -54,8 +54,8 @@ class Row(NamedTuple):
 
 
 class StaticKVCache(Cache):
-    """Keys and values of every layer, (rows, heads, length, dim), written in place. `shared` holds those of the shared
-    tokens, which a prefill does not process, (1, heads, n, dim) a layer."""
+    """Keys and values of every layer, (rows, heads, length, dim), written in place. `shared` holds those of the common
+    prefix, (1, heads, n, dim) for each layer, which a prefill does not process again."""
 
     def __init__(self, config: Any, rows: int, length: int, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__(layers=[])
@@ -64,7 +64,7 @@ class StaticKVCache(Cache):
         self.values = [torch.zeros_like(keys) for keys in self.keys]
         self.lengths = torch.zeros(rows, dtype=torch.long, device=device)  # tokens in each row
         for keys in self.keys:
-            keys.lengths = self.lengths  # type: ignore[attr-defined]  # row_attention looks for it
+            keys.lengths = self.lengths  # type: ignore[attr-defined]  # read by row_attention
         self.shared: list[tuple[Tensor, Tensor]] = []
         self.every = torch.arange(rows, device=device)
         self.filling: Tensor | None = None  # rows that a prefill writes; None in a decoding step
@@ -72,8 +72,8 @@ class StaticKVCache(Cache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
-        """Store (b, heads, n, dim) and return the states to attend to: the shared and the new ones in a prefill, the
-        whole rows in a step."""
+        """Store states (b, heads, n, dim); return the states to attend to: prefix and new ones in a prefill, whole rows
+        in a step."""
         keys, values = self.keys[layer_idx], self.values[layer_idx]
         if self.filling is not None:
             if self.shared:
@@ -98,10 +98,10 @@ class StaticKVCache(Cache):
 
 
 class Decoder:
-    """Answers up to `rows` prompts at a time, each prompt and answer within `length` tokens, an answer within `limit`.
+    """Answers up to `rows` prompts at a time. A prompt with its answer has at most `length` tokens, an answer `limit`.
 
-    Rows decode greedily or sampled side by side: a CUDA graph is captured once for steps without sampled rows and once
-    for steps with some. Keeps rows * length * layers * heads * dim * 4 bytes of cache in bf16.
+    Greedy and sampled rows can run together: one CUDA graph is captured for steps without sampled rows and one for
+    steps with them. The cache takes rows * length * layers * heads * dim * 4 bytes in bf16.
     """
 
     def __init__(self, model: PreTrainedModel, rows: int, length: int, limit: int, ends: Sequence[int]) -> None:
@@ -113,7 +113,7 @@ class Decoder:
         device, dtype = model.device, model.dtype
         self.cache = StaticKVCache(config, rows, length, device, dtype)
         self.grids = hasattr(model.base_model, "get_rope_index")  # positions in time, height and width (M-RoPE)
-        self.shift = torch.zeros(rows, dtype=torch.long, device=device)  # position minus index, where images shrink it
+        self.shift = torch.zeros(rows, dtype=torch.long, device=device)  # position minus index; images make it negative
         self.token = torch.zeros(rows, dtype=torch.long, device=device)
         self.active = torch.zeros(rows, dtype=torch.bool, device=device)
         self.count = torch.zeros(rows, dtype=torch.long, device=device)
@@ -121,15 +121,17 @@ class Decoder:
         self.temperature = torch.zeros(rows, device=device)
         self.draws = torch.ones(rows, limit, device=device)
         self.ends = torch.tensor(list(ends) or [-1], device=device)
-        self.shared = torch.zeros(0, dtype=torch.long)  # the tokens whose states `cache.shared` holds
-        self.graphs: dict[bool, torch.cuda.CUDAGraph] = {}  # by whether a row is sampled
+        self.shared = torch.zeros(0, dtype=torch.long)  # tokens of the prefix in `cache.shared`
+        self.graphs: dict[bool, torch.cuda.CUDAGraph] = {}  # key: whether any row is sampled
         self.free = list(range(rows))
         self.running: dict[int, Row] = {}
 
     @torch.inference_mode()
     def fill(self, batch: Prompts, owner: Any = None) -> None:
-        """Put the prompts of a batch into free rows, of which there are enough, and generate their first tokens;
-        `owner` comes back with their answers. Raises ValueError where a prompt does not fit a row."""
+        """Fill free rows with the prompts of a batch and generate their first tokens.
+
+        There must be enough free rows. `owner` is returned with the answers. Raises ValueError if a prompt is too long.
+        """
         rows = self.free[: len(batch.keys)]
         lengths = self._prefill(batch, rows)
         del self.free[: len(rows)]
@@ -138,7 +140,7 @@ class Decoder:
 
     @torch.inference_mode()
     def advance(self) -> list[tuple[Any, Answer]]:
-        """Generate some tokens for the running rows; return the answers that ended, with their owners."""
+        """Generate STRIDE tokens for the running rows; return the finished answers with their owners."""
         sampled = any(row.sampled for row in self.running.values())
         for _ in range(STRIDE):
             self._advance(sampled)
@@ -148,8 +150,8 @@ class Decoder:
             return []
         tokens, counts = self.answers[ended].tolist(), self.count[ended].tolist()
         ends, answers = set(self.ends.tolist()), []
-        for at, answer, count in zip(ended, tokens, counts, strict=True):
-            row = self.running.pop(at)
+        for index, answer, count in zip(ended, tokens, counts, strict=True):
+            row = self.running.pop(index)
             generated, last = answer[:count], answer[count - 1] in ends
             answers.append((row.owner, Answer(row.key, generated[:-1] if last else generated, last, row.prompt_tokens)))
         self.free += ended
@@ -183,8 +185,8 @@ class Decoder:
         return lengths.tolist()
 
     def _choose(self, logits: Tensor, rows: Tensor, draws: Tensor, sampled: bool) -> Tensor:
-        """Token ids (b,) from `logits` (b, vocabulary) of `rows`: the likeliest, or in rows with a temperature the one
-        at which the sum of probabilities reaches the row's draw."""
+        """Return token ids (b,) for `logits` (b, vocabulary) of `rows`: the most probable token, or in rows with a
+        temperature the first at which the cumulative probability reaches the row's draw."""
         likeliest = logits.argmax(-1)
         if not sampled:
             return likeliest
@@ -202,10 +204,10 @@ class Decoder:
         self.graphs[sampled].replay()
 
     def _capture(self, sampled: bool) -> None:
-        """Record a step as a CUDA graph. The warm-up runs without active rows, so it changes no answers.
+        """Record a step as a CUDA graph. The warm-up runs without active rows, so that it changes no answers.
 
-        Other threads of the process use the GPU meanwhile (to prepare prompts and score similarity), which would
-        invalidate a capture in the global mode.
+        The capture mode is "thread_local", because other threads use the GPU at the same time (to prepare prompts and
+        score similarity), which would invalidate a capture in global mode.
         """
         active = self.active.clone()
         self.active.zero_()
@@ -243,9 +245,11 @@ class Decoder:
 
 @torch.inference_mode()
 def read(model: PreTrainedModel, batch: Prompts, cache: StaticKVCache | None = None) -> Tensor:
-    """Return logits (b, vocabulary) of the first token after each prompt. Keys and values go to `cache`, whose `shared`
-    states replace the first `batch.shared` tokens. Padding is on the right, which causal attention never reads, so no
-    mask is needed and the fast attention kernels work."""
+    """Return the logits (b, vocabulary) of the first token after each prompt.
+
+    Keys and values are written to `cache`, whose `shared` states replace the first `batch.shared` tokens. Prompts are
+    padded on the right, where causal attention does not read, so no mask is needed and fast attention kernels apply.
+    """
     tokens, begin = batch.inputs["input_ids"], 0 if cache is None else batch.shared
     inputs = {
         name: value.to(model.device, model.dtype if value.is_floating_point() else None, non_blocking=True)
@@ -264,7 +268,7 @@ def read(model: PreTrainedModel, batch: Prompts, cache: StaticKVCache | None = N
 
 @torch.inference_mode()
 def states_of(model: PreTrainedModel, batch: Prompts) -> list[tuple[Tensor, Tensor]]:
-    """Return keys and values, (1, heads, shared, dim) a layer, of the shared first tokens of the batch's prompts."""
+    """Return keys and values, (1, heads, shared, dim) for each layer, of the common prefix of the batch's prompts."""
     cache: Any = DynamicCache()
     inputs = {
         name: batch.inputs[name][..., :1, : batch.shared].to(model.device) for name in ("input_ids", "position_ids")
@@ -280,8 +284,11 @@ def _from(begin: int, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def with_positions(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return `inputs` with the positions of tokens: in time, height and width for models like Qwen-VL, which would
-    compute them in a Python loop over pictures while the GPU waits; here a thread can do it in advance."""
+    """Return `inputs` with the positions of tokens.
+
+    Models like Qwen-VL have positions in time, height and width, which their forward pass computes in a Python loop
+    over pictures while the GPU waits. Here a thread computes them in advance.
+    """
     base: Any = model.base_model
     if not hasattr(base, "get_rope_index"):
         tokens = inputs["input_ids"]
@@ -292,8 +299,8 @@ def with_positions(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> dict
 
 
 def shared_tokens(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> int:
-    """Return the number of equal first tokens of all prompts, before the first picture; 0 if tokens of one type attend
-    to each other in both directions (PaliGemma)."""
+    """Return the length of the common prefix of all prompts, before the first picture. It is 0 for models with
+    bidirectional attention among the tokens of one type (PaliGemma)."""
     picture = getattr(model.config, "image_token_id", None)
     if picture is None or "token_type_ids" in inputs:
         return 0
@@ -304,7 +311,7 @@ def shared_tokens(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> int:
 
 def rows_that_fit(model: PreTrainedModel, length: int) -> int:
     """Return how many rows of `length` tokens fit into 70% of the GPU's free memory."""
-    torch.cuda.empty_cache()  # of what an encoder in this process has used
+    torch.cuda.empty_cache()  # release memory cached by an encoder in this process
     config = model.config.get_text_config(decoder=True)
     values = 2 * config.num_hidden_layers * config.num_key_value_heads * _head_dim(config) * length
     return int(0.7 * torch.cuda.mem_get_info(model.device)[0] / (values * model.dtype.itemsize))

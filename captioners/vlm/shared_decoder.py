@@ -1,7 +1,7 @@
-"""One decoder for the prompts of several threads, so that its rows are refilled across their batches.
+"""A decoder shared by several threads, so that rows that become free are refilled with prompts of any thread.
 
-A thread of its own drives the decoder from the first batch until no row runs and no batch waits. It alone calls the
-model, whose layers keep state during a call.
+A dedicated thread runs the decoder while prompts are running or waiting. Only this thread calls the model, whose layers
+keep state during a call.
 """
 
 from __future__ import annotations
@@ -20,42 +20,44 @@ T = TypeVar("T")
 
 
 class Failed(NamedTuple):
-    """A batch some of whose prompts were not answered, and why."""
+    """A batch with prompts that could not be answered, and the exception."""
 
     batch: Prompts
     error: Exception
 
 
 class Waiting(NamedTuple):
-    """A batch, and what gets its answers."""
+    """A batch of prompts, and the function that receives its answers."""
 
     batch: Prompts
     receive: Callable[[Answer | Failed], None]
 
 
 class SharedDecoder:
-    """`make(tokens, most)` returns a decoder for prompts of `tokens`, with `most` rows at most. Up to `depth` batches
-    wait for free rows."""
+    """Answers batches from several threads. `make(tokens, most)` returns a decoder for prompts of `tokens` tokens with
+    at most `most` rows. Up to `depth` batches wait for free rows."""
 
     def __init__(self, make: Callable[[int, int], Decoder], device: torch.device, depth: int) -> None:
         self._make, self._device, self._depth = make, device, depth
         self.decoder: Decoder | None = None
-        self._most_rows = 1 << 20  # halved where memory does not suffice
-        self._changed = threading.Condition()  # guards what follows
+        self._most_rows = 1 << 20  # upper limit of rows, halved after each out-of-memory error
+        self._changed = threading.Condition()  # guards the attributes below
         self._serving = False
         self._calls: list[Callable[[], None]] = []
         self._waiting: deque[Waiting] = deque()
 
     def submit(self, batch: Prompts, receive: Callable[[Answer | Failed], None]) -> None:
-        """Have a batch answered: `receive` gets an Answer a prompt, or Failed, from another thread. Returns when fewer
-        than `depth` batches wait. Before Failed some answers of the batch may have been received."""
+        """Queue a batch; block while `depth` batches wait.
+
+        Another thread calls `receive` with one Answer per prompt, or with Failed, possibly after some of the answers.
+        """
         with self._changed:
             self._changed.wait_for(lambda: len(self._waiting) < self._depth)
             self._waiting.append(Waiting(batch, receive))
-            self._serve_from_now()
+            self._ensure_serving()
 
     def call(self, function: Callable[[], T]) -> T:
-        """Return `function()`, which calls the model, run between two steps of the decoder."""
+        """Run `function`, which calls the model, between two steps of the decoder; return its result."""
         answer = Future[T]()
 
         def run() -> None:
@@ -66,17 +68,17 @@ class SharedDecoder:
 
         with self._changed:
             self._calls.append(run)
-            self._serve_from_now()
+            self._ensure_serving()
         return answer.result()
 
-    def _serve_from_now(self) -> None:
+    def _ensure_serving(self) -> None:
         if not self._serving:
             self._serving = True
             threading.Thread(target=self._serve, name="decoder", daemon=True).start()
 
     def _serve(self) -> None:
         if self._device.type == "cuda":
-            torch.cuda.set_device(self._device)  # of this thread
+            torch.cuda.set_device(self._device)  # the current device is a property of the thread
         while True:
             with self._changed:
                 calls, self._calls = self._calls, []
@@ -86,14 +88,14 @@ class SharedDecoder:
                     return
             for call in calls:
                 call()
-            while self._waiting and self._filled(self._waiting[0]):
+            while self._waiting and self._try_fill(self._waiting[0]):
                 with self._changed:
                     self._waiting.popleft()
                     self._changed.notify_all()
             self._advance()
 
-    def _filled(self, waiting: Waiting) -> bool:
-        """Put a batch into rows, or report why it failed; False where it has to wait for rows."""
+    def _try_fill(self, waiting: Waiting) -> bool:
+        """Fill free rows with a batch, or report its failure; return False if it must wait for free rows."""
         tokens, count = waiting.batch.inputs["input_ids"].shape[1], len(waiting.batch.keys)
         decoder = self.decoder
         try:
@@ -103,7 +105,7 @@ class SharedDecoder:
                 self.decoder = decoder = None  # free its caches, which fill the GPU, before the next allocation
                 self.decoder = decoder = self._make(tokens, self._most_rows)
             if count > decoder.rows:
-                raise torch.OutOfMemoryError(f"{count} prompts at once, and memory for {decoder.rows}")
+                raise torch.OutOfMemoryError(f"a batch of {count} prompts, but memory for {decoder.rows} rows")
             if count > len(decoder.free):
                 return False
             decoder.fill(waiting.batch, waiting)

@@ -1,4 +1,4 @@
-"""The `vlm` captioner: a video-language model of transformers, on a GPU or the CPU, answering many clips at once."""
+"""The `vlm` captioner: a vision-language model of transformers on a GPU or CPU, which captions many clips at once."""
 
 from __future__ import annotations
 
@@ -40,19 +40,20 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 U = TypeVar("U")
-ROUND = 128  # tokens: lengths of rows are multiples of this
+ROUND = 128  # tokens; the length of rows is a multiple of this
 
 
 class Vlm:
-    """`model` is a repository or folder that `AutoModelForImageTextToText` and `AutoProcessor` load (Qwen2.5-VL,
-    Qwen3-VL, SmolVLM2, LLaVA-OneVision, InternVL ...).
+    """Captions clips with a model that `AutoModelForImageTextToText` and `AutoProcessor` load from a repository or a
+    folder (Qwen2.5-VL, Qwen3-VL, SmolVLM2, LLaVA-OneVision, InternVL ...).
 
-    `frame_tokens` bounds a frame's size, for models that take pictures of any size: a token is `token_side` pixels
-    square. `rows` clips are decoded at once, whichever call of `caption` they are from; `prefill` are prefilled at a
-    time, `threads` prepare them. Where the GPU's memory does not suffice, fewer are. After an unusable answer a clip is
-    captioned once more, sampled at `retry_temperature` with numbers that follow from `seed` and the clip. With `verify`
-    the model checks each sentence (see judge.py). `fixed_answers` is for benchmarks with random weights alone: every
-    answer has that many tokens and is taken as the caption as it is. Raises OSError if the model cannot be loaded.
+    `frame_tokens` limits the size of a frame for models that accept any size; a token covers `token_side` x
+    `token_side` pixels. `rows` clips, of any calls of `caption`, are decoded at a time, `prefill` are prefilled at a
+    time, and `threads` threads prepare them; the first two are reduced if the GPU's memory is too small. After an
+    unusable answer a clip is captioned again, sampled at `retry_temperature` with random numbers derived from `seed`
+    and clip_id. With `verify` the model checks each sentence (see judge.py). `fixed_answers` is only for benchmarks
+    with random weights: each answer has that many tokens and becomes the caption unchecked. Raises OSError if the model
+    cannot be loaded.
     """
 
     gpu = True
@@ -87,9 +88,9 @@ class Vlm:
             model, processor = load(name, device, getattr(torch, dtype))
         else:
             name = model.config.name_or_path or type(model).__name__
-        assert processor is not None, "a model that is already loaded comes with its processor"
+        assert processor is not None, "a loaded model requires its processor"
         if hasattr(processor.image_processor, "do_image_splitting"):
-            processor.image_processor.do_image_splitting = False  # tiles are for single stills and cost tokens
+            processor.image_processor.do_image_splitting = False  # tiling is meant for single images and costs tokens
         _speed_up(model)
         self.model, self.processor, self.device = model, processor, model.device
         self.fixed = bool(fixed_answers)
@@ -104,11 +105,11 @@ class Vlm:
         self.id += f":fixed_answers={fixed_answers}" if self.fixed else ""
         self._own = threading.local()
         self._preparing = ThreadPoolExecutor(threads, thread_name_prefix="prompts")
-        self._turn = threading.Lock()  # of the call of `caption` whose clips go into free rows
+        self._turn = threading.Lock()  # held by the call of `caption` that submits its clips
         self._shared = SharedDecoder(self.make_decoder, self.device, depth=threads)
 
     def caption(self, clips: Sequence[ClipFrames]) -> list[Caption | CaptionError]:
-        """Return one answer a clip, in order of `clips`. Calls from several threads share the decoder's rows."""
+        """Return one answer per clip, in the order of `clips`. Calls from several threads share the decoder's rows."""
         read = self._round(clips, 0.0)
         again = [clip for clip in clips if isinstance(read[clip.clip_id], CaptionError) and len(clip.frames)]
         if again and self.retry_temperature > 0:
@@ -119,8 +120,8 @@ class Vlm:
         return [read[clip.clip_id] for clip in clips]
 
     def answers(self, clips: Sequence[ClipFrames], temperature: float = 0.0) -> Iterator[Answer]:
-        """Yield the model's raw answers as tokens, in the order in which they end. Raises what the model raises, and
-        torch.OutOfMemoryError where the GPU's memory does not suffice for one clip."""
+        """Yield the model's answers as tokens, in order of completion. Raises the model's exceptions, and
+        torch.OutOfMemoryError if the GPU's memory is too small for one clip."""
         pending = {clip.clip_id: clip for clip in clips if len(clip.frames)}
         received: SimpleQueue[Answer | Failed] = SimpleQueue()
         self._submit(self._groups(list(pending.values())), temperature, received)
@@ -140,15 +141,15 @@ class Vlm:
     def _submit(
         self, groups: Iterable[Sequence[ClipFrames]], temperature: float, received: SimpleQueue[Answer | Failed]
     ) -> None:
-        """Prepare groups of clips and send them to the decoder, those of one call before those of the next; clips that
-        are sampled are few and wait for nobody."""
+        """Prepare groups of clips and submit them to the decoder, one call at a time. Retries (with a temperature) are
+        few and do not wait for their turn."""
         with contextlib.nullcontext() if temperature else self._turn:
             work = functools.partial(self._prepared, temperature=temperature)
             for batch in ahead(work, groups, self._preparing, self.threads):
                 self._shared.submit(batch, received.put)
 
     def ask(self, clips: Sequence[ClipFrames], questions: Sequence[str]) -> list[float]:
-        """Return the probability of yes against no, 0 to 1, for one question a clip (a clip may occur repeatedly)."""
+        """Return p(yes) / (p(yes) + p(no)) for one question per clip; a clip may occur repeatedly."""
         chances: list[float] = []
         for start in range(0, len(clips), self.prefill):
             part = slice(start, start + self.prefill)
@@ -196,8 +197,7 @@ class Vlm:
         return [ranked[i : i + self.prefill] for i in range(0, len(ranked), self.prefill)]
 
     def _prepared(self, clips: Sequence[ClipFrames], temperature: float = 0.0) -> Prompts:
-        """Return the prompts of clips, in memory that the GPU can read at once; runs in a thread in parallel to the
-        GPU's other work."""
+        """Return the prompts of clips in pinned or GPU memory; runs in a thread concurrently with the decoder."""
         prompts = self._on_device(clips)
         if not temperature:
             return prompts
@@ -205,7 +205,8 @@ class Vlm:
         return dataclasses.replace(prompts, temperature=temperature, draws=draws)
 
     def _draws(self, clip_id: str) -> np.ndarray:
-        """(max_new_tokens,) float32 above 0, up to 1: the same for a clip whatever else is captioned beside it."""
+        """Return the random numbers of a clip, (max_new_tokens,) float32 in (0, 1]; they depend on `seed` and clip_id
+        only."""
         digest = hashlib.sha256(f"{self.seed} {clip_id}".encode()).digest()
         random = np.random.default_rng(int.from_bytes(digest[:8], "little"))
         return 1 - random.random(self.max_new_tokens, np.float32)
@@ -214,7 +215,7 @@ class Vlm:
         questions = [question_for(clip) for clip in clips]
         if self.device.type != "cuda":
             return self._prompts(clips, questions, self.prompt.instructions)
-        stream = torch.cuda.Stream(self.device, priority=-1)  # its small kernels must not queue behind a prefill
+        stream = torch.cuda.Stream(self.device, priority=-1)  # high priority, so that small kernels overtake a prefill
         with torch.cuda.stream(stream):
             prompts = self._prompts(clips, questions, self.prompt.instructions)
             inputs = {k: v.to(self.model.dtype) if v.is_floating_point() else v for k, v in prompts.inputs.items()}
@@ -228,25 +229,25 @@ class Vlm:
 
     def _prompts(self, clips: Sequence[ClipFrames], questions: Sequence[str], shared: str = "") -> Prompts:
         if not hasattr(self._own, "processor"):
-            self._own.processor = copy.deepcopy(self.processor)  # fast tokenizers cannot be shared by threads
+            self._own.processor = copy.deepcopy(self.processor)  # fast tokenizers are not thread-safe
         processor = self._own.processor
         texts, pictures = [], []
         for clip, text in zip(clips, questions, strict=True):
             chosen = evenly(len(clip.frames), self.most_frames)
-            # The shared text comes first; each picture follows its time as text, which any model understands.
+            # The shared text is first. The time of each picture precedes it as text, which works with any model.
             content: list[dict[str, str]] = [{"type": "text", "text": shared + "\n"}] if shared else []
             for index in chosen:
                 content += [{"type": "text", "text": f"{clip.times[index]:.1f} s: "}, {"type": "image"}]
             message: Any = {"role": "user", "content": [*content, {"type": "text", "text": "\n" + text}]}
             texts.append(processor.apply_chat_template([message], add_generation_prompt=True, tokenize=False))
             pictures.append([self._picture(clip.frames[i], self._size(clip)) for i in chosen])
-        # Some processors (InternVL's) pad on the left, whatever their tokenizer says.
+        # Some processors (InternVL's) pad on the left by default, whatever their tokenizer's setting.
         inputs = processor(text=texts, images=pictures, padding=True, padding_side="right", return_tensors="pt")
         positioned = with_positions(self.model, inputs)
         return Prompts([clip.clip_id for clip in clips], positioned, shared_tokens(self.model, positioned))
 
     def _picture(self, frame: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
-        """Return (3, h, w) uint8 on the model's device, where the processor continues."""
+        """Resize a frame to `size` (h, w); return (3, h, w) uint8 on the model's device."""
         if frame.shape[:2] != size:
             frame = cv2.resize(frame, size[::-1], interpolation=cv2.INTER_AREA)
         return torch.from_numpy(np.ascontiguousarray(frame)).to(self.device).permute(2, 0, 1)
@@ -258,8 +259,10 @@ class Vlm:
         return max(28, round(height * scale)), max(28, round(width * scale))
 
     def make_decoder(self, prompt_tokens: int, most_rows: int) -> Decoder:
-        """Return a decoder with as many rows as the GPU's memory has room for, up to `rows` and `most_rows`; on a CPU,
-        where a step of unused rows takes as long as one of used rows, with those of one prefill."""
+        """Return a decoder with as many rows as fit into the GPU's memory, up to `rows` and `most_rows`.
+
+        On a CPU, where unused rows cost as much time as used ones, it has the rows of one prefill.
+        """
         length = -(-(prompt_tokens + self.max_new_tokens) // ROUND) * ROUND
         fit = rows_that_fit(self.model, length) // self.prefill if self.device.type == "cuda" else 1
         rows = min(self.rows, most_rows, max(1, fit) * self.prefill)
@@ -298,7 +301,7 @@ def _speed_up(model: PreTrainedModel) -> None:
 
 
 def ahead(work: Callable[[T], U], items: Iterable[T], pool: Executor, depth: int) -> Iterator[U]:
-    """Yield `work(item)` in order, computed in `pool` up to `depth` items ahead, so that a GPU need not wait."""
+    """Yield `work(item)` in order, computed in `pool` up to `depth` items ahead of the consumer."""
     pending: deque[Future[U]] = deque()
     try:
         for item in items:

@@ -1,4 +1,4 @@
 """Encoders of frames and texts: the Protocol, the embedded ConSE encoder and OpenCLIP.
 
-Start at base.py. Filters import from here, never the other way.
+Start at base.py. Filters import this package; it imports no filters.
 """

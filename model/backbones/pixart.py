@@ -1,8 +1,8 @@
-"""PixArt-alpha and PixArt-sigma (Chen et al., 2023, 2024) as models of videos, with our temporal attention.
+"""PixArt-alpha and PixArt-sigma (Chen et al., 2023, 2024) as video models, by additional temporal attention.
 
-The transformer keeps its weights, its noise schedule and what it predicts. After each block comes attention along time,
-as in a factorised model of ours (network/dit.py): rotary positions, no cross-frame positions in space, a zero output at
-first. diffusers has no class for it, so our sampler makes the videos.
+The transformer keeps its weights, noise schedule and prediction type. Each block is followed by attention along time,
+as in the factorised model of network/dit.py, with rotary positions and an output that is zero at initialisation.
+diffusers has no class for the result, so videos are sampled by this repository's sampler.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FILE = "temporal.safetensors"
 
 
 def inflate(transformer: Any, frames: int) -> Any:
-    """Add attention along time after each block, in place, for any number of frames; new, it adds nothing."""
+    """Add attention along time after each block, in place, for any number of frames. Its initial output is zero."""
     width = transformer.inner_dim
     heads = width // HEAD if width % HEAD == 0 else transformer.config.num_attention_heads
     for block in transformer.transformer_blocks:
@@ -38,7 +38,7 @@ def inflate(transformer: Any, frames: int) -> Any:
 
 
 def block_forward(block: Any, original: Callable[..., Tensor], hidden_states: Tensor, **options: Any) -> Tensor:
-    """Return tokens (b * frames, n, d) after a block and its attention along time."""
+    """Apply a block and its attention along time to tokens (b * frames, n, d); return the same shape."""
     x = original(hidden_states, **options)
     frames = block.temporal_frames
     y = x.unflatten(0, (-1, frames)).transpose(1, 2)  # (b, n, frames, d)
@@ -49,7 +49,7 @@ def block_forward(block: Any, original: Callable[..., Tensor], hidden_states: Te
 
 
 def predict(transformer: Any, x: Tensor, t: Tensor, words: Words, conditions: Conditions) -> Tensor:
-    """Return the noise; a model that also predicts its variance has it in the second half of its channels."""
+    """Return the predicted noise, (b, c, t, h, w). A variance, in the second half of the channels, is discarded."""
     batch, channels, frames, height, width = x.shape
     for block in transformer.transformer_blocks:
         block.temporal_frames = frames
@@ -68,7 +68,7 @@ def predict(transformer: Any, x: Tensor, t: Tensor, words: Words, conditions: Co
 
 
 def encode(pipeline: Any, caption: str, tokens: int) -> Words:
-    """Return T5's vectors and which of them are not padding."""
+    """Return the T5 embeddings of a caption and their mask, which is 0 for padding."""
     vectors, mask, _, _ = pipeline.encode_prompt(caption, do_classifier_free_guidance=False, max_sequence_length=tokens)
     return {"encoder_hidden_states": vectors[0], "encoder_attention_mask": mask[0]}
 
@@ -81,7 +81,7 @@ def empty(transformer: Any) -> Any:
 
 
 def save(transformer: Any, path: str, folder: Path) -> str:
-    """Write the temporal layers by the names of their parameters."""
+    """Write the temporal layers to a safetensors file with their parameter names; return a message for the user."""
     weights = {name: p.detach().contiguous() for name, p in transformer.named_parameters() if ".temporal." in name}
     save_file(weights, folder / FILE, metadata={"format": "pt"})
     return f"{folder / FILE}: temporal layers for {path}; `clipmill sample` uses them"

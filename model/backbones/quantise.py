@@ -1,4 +1,4 @@
-"""Frozen weights under a LoRA in 8 or 4 bits, by torchao: int8 with a scale a row, or NF4 (QLoRA, 2023)."""
+"""Quantisation of the frozen weights under a LoRA by torchao: int8 with one scale per row, or NF4 (QLoRA, 2023)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MULTIPLE = {"int8": 1, "nf4": 64 * 256}  # weights that a layer must divide by: 
 
 
 def frozen_layers(transformer: nn.Module, how: str) -> Iterator[nn.Linear]:
-    """Yield the linear layers whose weights are quantised: frozen, of the blocks, and no part of an adapter."""
+    """Yield the linear layers to quantise: frozen layers of the blocks that are not part of an adapter."""
     for name, module in transformer.named_modules():
         frozen = type(module) is nn.Linear and "blocks." in name and not module.weight.requires_grad
         if frozen and module.weight.numel() % MULTIPLE[how] == 0:
@@ -23,8 +23,8 @@ def frozen_layers(transformer: nn.Module, how: str) -> Iterator[nn.Linear]:
 
 
 def quantise_frozen(transformer: Any, how: str, device: torch.device) -> None:
-    """Replace the weights of `frozen_layers` in place, layer by layer on `device`, so that it never holds them all in
-    16 bits. Raises BaseError where torchao is absent."""
+    """Quantise the weights of `frozen_layers` in place, layer by layer on `device`, which therefore never holds all of
+    them in 16 bits. Raises BaseError if torchao is not installed."""
     try:
         from torchao.quantization import Int8WeightOnlyConfig, NF4Tensor, quantize_
     except ImportError as error:
@@ -38,5 +38,5 @@ def quantise_frozen(transformer: Any, how: str, device: torch.device) -> None:
 
 
 def bytes_saved(transformer: nn.Module, how: str) -> int:
-    """Return how many bytes less the quantised weights take."""
+    """Return the number of bytes by which quantisation reduces the weights."""
     return sum(int(m.weight.numel() * (m.weight.element_size() - BYTES[how])) for m in frozen_layers(transformer, how))

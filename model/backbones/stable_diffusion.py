@@ -1,7 +1,7 @@
-"""Stable Diffusion 1, 2 and XL as models of videos: diffusers' UNetMotionModel (AnimateDiff, Guo et al., 2023).
+"""Stable Diffusion 1, 2 and XL as video models: diffusers' UNetMotionModel (AnimateDiff, Guo et al., 2023).
 
-The UNet keeps its weights, its noise schedule and what it predicts. Motion modules, attention along time after each of
-its layers, start with a zero output. They are saved as a MotionAdapter.
+The UNet keeps its weights, noise schedule and prediction type. Motion modules (attention along time after each layer)
+are added; their output is zero at initialisation. They are saved as a MotionAdapter.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from model.backbones.family import Conditions, Family, Inflation
 from model.objective import discrete
 
 TIMESTEPS = 1000
-HEADS = 8  # of the motion modules
-FRAMES = 32  # the fewest positions that a new motion module gets: as AnimateDiff's
-TIME_IDS = 6  # numbers by which SDXL is told a picture's size: original size, crop, target size
-BLOCKS = ("CrossAttnDownBlock2D", "DownBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")  # that UNetMotionModel has too
+HEADS = 8  # attention heads of the motion modules
+FRAMES = 32  # smallest number of positions of a new motion module, as in AnimateDiff
+TIME_IDS = 6  # size conditions of SDXL: original size, crop and target size, two numbers each
+BLOCKS = ("CrossAttnDownBlock2D", "DownBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")  # supported by UNetMotionModel
 
 
 def inflate(unet: Any, frames: int) -> Any:
-    """Return the UNet with new motion modules, which compute the identity. frames: positions that they need."""
+    """Return the UNet with new motion modules for at least `frames` frames; initially they compute the identity."""
     import diffusers
 
     adapter: Any = diffusers.MotionAdapter(
@@ -41,8 +41,11 @@ def inflate(unet: Any, frames: int) -> Any:
 
 
 def video_unet(unet: Any, adapter: Any) -> Any:
-    """Return a UNet2DConditionModel with a MotionAdapter as a UNetMotionModel. Use it for SDXL: `from_unet2d` of
-    diffusers 0.42, and so AnimateDiffSDXLPipeline, leaves the embedding of text and size random."""
+    """Combine a UNet2DConditionModel and a MotionAdapter to a UNetMotionModel.
+
+    Required for SDXL: `from_unet2d` of diffusers 0.42, and therefore AnimateDiffSDXLPipeline, does not copy the weights
+    that embed text and size, which stay random.
+    """
     import diffusers
 
     model = diffusers.UNetMotionModel.from_unet2d(unet, adapter)
@@ -52,7 +55,7 @@ def video_unet(unet: Any, adapter: Any) -> Any:
 
 
 def predict(unet: Any, x: Tensor, t: Tensor, words: Words, conditions: Conditions) -> Tensor:
-    """Return the noise, or v, by the scheduler's `prediction_type`."""
+    """Return the predicted noise or v, according to the scheduler's `prediction_type`, (b, c, t, h, w)."""
     frames, height, width = x.shape[2:]
     added = None
     if "text_embeds" in words:
@@ -69,14 +72,14 @@ def predict(unet: Any, x: Tensor, t: Tensor, words: Words, conditions: Condition
 
 
 def encode(pipeline: Any, caption: str, tokens: int) -> Words:
-    """Return CLIP's vectors, those of the padding included, to which this model attends."""
+    """Return the CLIP embeddings of a caption, including those of the padding, to which this model attends."""
     vectors, _ = pipeline.encode_prompt(caption, pipeline.device, 1, False)
     return {"encoder_hidden_states": vectors[0]}
 
 
 def encode_xl(pipeline: Any, caption: str, tokens: int) -> Words:
-    """Return the vectors of both CLIPs and the pooled one of the second; zeros for no caption where the pipeline has it
-    so."""
+    """Return the embeddings of both CLIP encoders and the pooled embedding of the second; zeros for an empty caption if
+    the pipeline sets `force_zeros_for_empty_prompt`."""
     vectors, _, pooled, _ = pipeline.encode_prompt(caption, do_classifier_free_guidance=False)
     if caption == "" and pipeline.config.force_zeros_for_empty_prompt:
         vectors, pooled = torch.zeros_like(vectors), torch.zeros_like(pooled)
@@ -92,7 +95,7 @@ def layout(config: Any) -> dict[str, tuple[int | None, ...]]:
 
 
 def unsupported(config: Any) -> str:
-    """Return why a UNet cannot be trained, or ""."""
+    """Return the reason why a UNet cannot be trained, empty if it can."""
     if config["in_channels"] != config["out_channels"]:
         return "it is conditioned on images"
     if any(block not in BLOCKS for block in (*config["down_block_types"], *config["up_block_types"])):

@@ -1,17 +1,16 @@
-"""The memory that a run needs on its device, reckoned and checked before the first step.
+"""Estimate of the memory that a run needs on its device, checked before the first step.
 
     needed = weights + training + activations + workspace
 
-- weights: all of them in their own precision; quantised layers 1 (int8) or 0.52 bytes (nf4).
-- training: of what is trained, gradients, two moments and the moving average in fp32 (16 bytes a weight). FSDP divides
-  both by the processes, and adds the gathered weights of two blocks.
-- activations: what a forward pass of the largest micro-batch keeps for the backward pass, counted on tensors without
-  data. A recomputed block keeps its input, and one of them at a time keeps everything. A compiled block keeps about
-  half.
-- workspace: twice the largest kept tensor, for gradients on their way, and WORKSPACE for the libraries.
+- weights: all weights in their own precision; quantised layers take 1 byte (int8) or 0.52 bytes (nf4) per weight.
+- training: gradients, two moments and the moving average of the trained weights in fp32, 16 bytes per weight. FSDP
+  divides weights and training by the number of processes, and adds the gathered weights of two blocks.
+- activations: the tensors that a forward pass of the largest micro-batch saves for the backward pass, counted with fake
+  tensors. Recomputed blocks save only their inputs, except one block at a time. A compiled block saves about half.
+- workspace: twice the largest saved tensor, for intermediate gradients, plus WORKSPACE for the libraries.
 
-What it leaves out: fragmentation, and the text encoder and the VAE of a run that encodes while it trains; those are on
-the device before the check. tests/benchmarks/training/preset_memory.py measures the presets on a GPU.
+Not included: fragmentation; and the text encoder and VAE of a run that encodes while it trains, which are on the device
+before the check. tests/benchmarks/training/preset_memory.py measures the presets on a GPU.
 """
 
 from __future__ import annotations
@@ -37,13 +36,13 @@ from model.training.parallel import RankContext, autocast, choose_kept
 if TYPE_CHECKING:
     from model.config import Config
 
-WORKSPACE = 5 * 10**8  # bytes: cuBLAS, cuDNN and the caching allocator's rounding
-COMPILED = 0.5  # share of a block's activations that it keeps when compiled
+WORKSPACE = 5 * 10**8  # bytes for cuBLAS, cuDNN and the rounding of the caching allocator
+COMPILED = 0.5  # share of a block's activations that are saved when it is compiled
 
 
 @dataclasses.dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes of one process; see the top of this file."""
+    """Estimated bytes of one process; the module docstring describes the fields."""
 
     weights: int
     training: int
@@ -63,7 +62,10 @@ class MemoryEstimate:
 def estimate_memory(
     config: Config, layout: Layout, shape: Sequence[int], stride: tuple[int, int, int], world: int
 ) -> MemoryEstimate:
-    """Estimate the memory of a run on latents of `shape` (b, c, t, h, w), by forward passes on tensors without data."""
+    """Estimate the memory of a run on latents of `shape` (b, c, t, h, w), by forward passes with fake tensors.
+
+    `stride` is the VAE's compression in time, height and width; `world` is the number of processes.
+    """
     with torch.device("meta"):
         model = make_backbone(config, shape[1], layout, stride, weights=False)
     blocks = len(model.blocks)
@@ -89,11 +91,11 @@ def estimate_memory(
 
 
 def _kept(model: DiT | DiffusersBackbone, config: Config, layout: Layout, shape: Sequence[int]) -> tuple[int, int]:
-    """Return the bytes that a forward pass keeps for the backward pass, and those of the largest tensor among them."""
-    kept: dict[int, Tensor] = {}  # by storage; kept alive, so that no address is reused
+    """Return the bytes that a forward pass saves for the backward pass, and the bytes of the largest saved tensor."""
+    saved: dict[int, Tensor] = {}  # by address of the storage; references prevent the reuse of an address
 
-    def keep(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage()._cdata] = tensor
+    def save(tensor: Tensor) -> Tensor:
+        saved[tensor.untyped_storage()._cdata] = tensor
         return tensor
 
     with FakeTensorMode(allow_fallback_kernels=False):
@@ -101,10 +103,10 @@ def _kept(model: DiT | DiffusersBackbone, config: Config, layout: Layout, shape:
         x, t = torch.zeros(*shape), torch.zeros(shape[0], shape[2])
         words = pad_words([{} for _ in range(shape[0])], layout)
         cpu = RankContext(torch.device("cpu"), 0, 1)
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast(config, cpu):
+        with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor), autocast(config, cpu):
             model(x, t, **words)
         weights = {p.untyped_storage()._cdata for p in model.parameters()}
-        sizes = [tensor.untyped_storage().nbytes() for key, tensor in kept.items() if key not in weights]
+        sizes = [tensor.untyped_storage().nbytes() for key, tensor in saved.items() if key not in weights]
     return sum(sizes), max(sizes, default=0)
 
 
@@ -115,7 +117,7 @@ def _bytes(block: nn.Module) -> int:
 def check_memory(
     config: Config, layout: Layout, shape: Sequence[int], stride: tuple[int, int, int], context: RankContext
 ) -> MemoryEstimate:
-    """Return the estimate of a run; raise DeviceError when the device has less free memory."""
+    """Return the estimate of a run. Raises DeviceError if the device has less free memory."""
     if context.device.type == "cuda":
         free = torch.cuda.mem_get_info(context.device)[0]
     else:

@@ -1,4 +1,4 @@
-"""Parallel training: recomputation, compilation and sharding are applied to a model in this fixed order."""
+"""Parallel training: apply recomputation, compilation and sharding to a model, in this order."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RankContext:
-    """This process: its device, and its rank among `world` processes."""
+    """The device of this process, and its rank among `world` processes."""
 
     device: torch.device
     rank: int
@@ -69,7 +69,8 @@ def _leave() -> None:
 
 
 def spread(model: DiT | DiffusersBackbone, config: Config, context: RankContext) -> nn.Module:
-    """Return the callable model for training, on the context's device. No wrapper changes the names of parameters."""
+    """Return the model for training on the context's device. Parameters keep their names, so that checkpoints do not
+    depend on the parallelism."""
     if config.quantise and isinstance(model, DiffusersBackbone):
         quantise_frozen(model.transformer, config.quantise, context.device)
     model.to(context.device)
@@ -92,7 +93,7 @@ def spread(model: DiT | DiffusersBackbone, config: Config, context: RankContext)
         param_dtype=half, reduce_dtype=torch.float32 if half else None, cast_forward_inputs=False
     )
     if isinstance(model, DiT):
-        fully_shard(model.time)  # timesteps stay fp32
+        fully_shard(model.time)  # without a policy, so that the embedding of timesteps stays in fp32
     for block in model.blocks:
         fully_shard(block, mp_policy=policy)
     fully_shard(model, mp_policy=policy)
@@ -100,7 +101,7 @@ def spread(model: DiT | DiffusersBackbone, config: Config, context: RankContext)
 
 
 def choose_kept(model: DiT | DiffusersBackbone, config: Config) -> None:
-    """Choose which weights are trained, and which blocks keep no activations for the backward pass."""
+    """Set which weights are trained (config.train_only) and which blocks are recomputed (config.recompute)."""
     if config.train_only == "temporal" and not config.base:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(".temporal." in name)
@@ -110,8 +111,8 @@ def choose_kept(model: DiT | DiffusersBackbone, config: Config) -> None:
 
 
 def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `forward` computed again in the backward pass. A wrapper module would do the same, but would add its own
-    name to those of the parameters, and checkpoints would depend on it."""
+    """Return `forward` with recomputation in the backward pass. A wrapper module would change the names of parameters,
+    and checkpoints would depend on it."""
 
     @functools.wraps(forward)
     def recomputed(*args: Any, **kwargs: Any) -> Any:
@@ -119,14 +120,14 @@ def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
             named = zip(kwargs, values[len(args) :], strict=True)
             return forward(*values[: len(args)], **dict(named))
 
-        # Keyword arguments as positional ones: those alone are saved as tensors, which memory.py counts.
+        # Pass keyword arguments by position: only positional tensors are saved by autograd, and counted by memory.py.
         return checkpoint(run, *args, *kwargs.values(), use_reentrant=False)
 
     return recomputed
 
 
 def choose_kernels(config: Config) -> None:
-    """Set the attention kernel and determinism of the process."""
+    """Set the attention kernel and the determinism of this process."""
     torch.backends.cuda.enable_flash_sdp(config.attention_kernel != "cudnn")
     torch.backends.cuda.enable_cudnn_sdp(config.attention_kernel != "flash")
     torch.use_deterministic_algorithms(config.deterministic)
@@ -135,5 +136,5 @@ def choose_kernels(config: Config) -> None:
 
 
 def autocast(config: Config, context: RankContext) -> torch.autocast:
-    """Return the context of a forward pass: bf16 where the config asks for it."""
+    """Return the context manager of a forward pass: autocast to bf16 if config.precision is bf16."""
     return torch.autocast(context.device.type, torch.bfloat16, enabled=config.precision == "bf16")

@@ -1,5 +1,5 @@
-"""Runs units of work through stages: in threads of this process, or on Ray Data.
+"""Engines, which run units of work through stages: in threads of this process, or on Ray Data.
 
-Start at base.py: what an engine is. local.py and ray_engine.py are two, choice.py takes one. Knows nothing of video;
-may import state (units) and below.
+Start at base.py, the interface. local.py and ray_engine.py implement it; choice.py selects one of them. Independent of
+video; may import state (units) and packages below it.
 """

@@ -15,17 +15,17 @@ class Machine:
 
     cpus: int
     widest: int  # cores of the largest node
-    gpu: bool  # whether there is a GPU, or the build waits for one
+    gpu: bool  # whether a GPU is available, or the build waits for one
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A pool of workers, as many as work and resources allow, also on nodes that join later.
+    """A pool of workers, as many as pending work and resources allow, including nodes that join later.
 
-    `worker(*args)` is made once per worker, then called with each unit whose type is `takes`; units of other types go
-    on to the next stage. A worker answers with a UnitResult, or with a Handoff to a later stage. Each worker reserves
-    `cpus` and `gpus`, and is called with up to `at_once` units at the same time, each in a thread: with more than one
-    it is thread-safe. A worker that is `own_process` holds the interpreter lock too long to share a process.
+    Each worker is constructed as `worker(*args)` and called with each unit of the type `takes`; units of other types
+    are passed to the next stage. A worker returns a UnitResult, or a Handoff to a later stage. Each worker reserves
+    `cpus` and `gpus` and is called with up to `at_once` units concurrently, each in a thread; with more than one it
+    must be thread-safe. `own_process` marks workers that hold the interpreter lock too long to share a process.
     """
 
     worker: Callable[..., Any]
@@ -47,10 +47,10 @@ class Engine(Protocol):
         ...
 
     def run(self, units: Iterable[Any], stages: Sequence[Any]) -> Iterator[UnitResult]:
-        """Send every unit through the stages and yield the results in the order of completion.
+        """Send every unit through the stages and yield the results in order of completion.
 
-        Raises BuildStopped where a worker could not load its models, OSError where it could not read or write the
-        dataset, NodesLost where the pass must be restarted. Anything else that a worker raises is a bug.
+        Raises BuildStopped if a worker cannot load its models, OSError if it cannot read or write the dataset, and
+        NodesLost if the pass must be restarted. Any other exception of a worker is a bug.
         """
         ...
 
@@ -62,11 +62,11 @@ class Engine(Protocol):
 
 
 class NodesLost(Exception):
-    """A pass lost nodes and then made no progress. Committed work is kept; restarting the pass continues it."""
+    """The cluster lost nodes and the pass made no progress afterwards. A restarted pass continues committed work."""
 
 
 def start_worker(stage: Stage) -> Any:
-    """Return a worker of `stage`. Raises BuildStopped where it cannot load its models."""
+    """Return a new worker of `stage`. Raises BuildStopped if it cannot load its models."""
     try:
         return stage.worker(*stage.args)
     except (OSError, RuntimeError, ValueError) as error:

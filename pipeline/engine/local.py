@@ -1,7 +1,7 @@
-"""The local engine: threads of this process take units through the stages, without starting other services.
+"""The local engine: runs units in threads of this process, without starting other services.
 
-Each thread takes one unit through all stages. Decoding happens in child processes and in libraries that release the
-interpreter lock, so a thread a core keeps the cores busy. Further threads carry the units that a GPU has.
+Each thread runs one unit through all stages. Decoding happens in child processes and in libraries that release the
+interpreter lock, so one thread per core uses all cores. Additional threads wait for units that are on a GPU.
 """
 
 from __future__ import annotations
@@ -23,13 +23,16 @@ from pipeline.media.faults import ChildTraceback, OverLimit, portable
 from pipeline.media.sandbox import Sandbox, SandboxError
 from pipeline.state.units import BuildStopped, Handoff, UnitResult
 
-CHILD_MB = 8000  # memory of a worker in a process of its own: the models of some filters and one unit's frames
-CHILD_SECONDS = 3600.0  # time that it may take for a unit
+CHILD_MB = 8000  # memory limit of a worker in its own process: models of several filters and one unit's frames
+CHILD_SECONDS = 3600.0  # time limit of such a worker for one unit
 
 
 class LocalEngine:
-    """Runs units in `cores` threads (default: the cores that this process may use). The first GPU is used if `gpu` says
-    that a model runs on one. With `wait_for_gpu` it raises BuildStopped where the machine has none."""
+    """Runs units in `cores` threads (default: one per core that this process may use).
+
+    `gpu` states whether a model of the recipe runs on a GPU; the first GPU is used then. Raises BuildStopped with
+    `wait_for_gpu` if the machine has no GPU.
+    """
 
     name = "local"
 
@@ -37,7 +40,7 @@ class LocalEngine:
         self._cores = cores or len(os.sched_getaffinity(0))
         self._gpu = gpu and _has_gpu()
         if wait_for_gpu and not self._gpu:
-            raise BuildStopped("--gpus, and this machine has no GPU")
+            raise BuildStopped("--gpus: this machine has no GPU")
 
     def machine(self) -> Machine:
         return Machine(self._cores, self._cores, self._gpu)
@@ -47,7 +50,7 @@ class LocalEngine:
             raise BuildStopped("the captioner ray_llm runs on Ray: build with --engine ray")
         pools = [_Workers(stage, self._size(stage)) for stage in stages]
         cores = threading.Semaphore(self._cores)
-        count = self._cores + sum(pool.room for pool in pools if pool.stage.gpus)
+        count = self._cores + sum(pool.capacity for pool in pools if pool.stage.gpus)
         running: set[Future[list[UnitResult]]] = set()
         with _own_threads(), ThreadPoolExecutor(count) as threads:
             try:
@@ -61,7 +64,7 @@ class LocalEngine:
                 threads.shutdown(cancel_futures=True)
 
     def publish(self, result: UnitResult, pending: float) -> None:
-        """Do nothing: progress of this process is not exported."""
+        """Do nothing: the local engine exports no metrics."""
 
     def close(self) -> None:
         """Do nothing: this engine started no service."""
@@ -78,8 +81,8 @@ class _Workers:
     """The workers of a stage, started on first use; each is used by up to `at_once` threads at a time."""
 
     def __init__(self, stage: Stage, size: int) -> None:
-        self.stage, self.room = stage, size * stage.at_once
-        self._free, self._starting = threading.Semaphore(self.room), threading.Lock()
+        self.stage, self.capacity = stage, size * stage.at_once
+        self._free, self._starting = threading.Semaphore(self.capacity), threading.Lock()
         self._idle: list[Any] = []
 
     @contextlib.contextmanager
@@ -92,7 +95,7 @@ class _Workers:
     def _take(self) -> Any:
         with contextlib.suppress(IndexError):
             return self._idle.pop()
-        with self._starting:  # models are loaded by one thread at a time
+        with self._starting:  # only one thread loads models at a time
             with contextlib.suppress(IndexError):
                 return self._idle.pop()
             worker = _ChildWorker(self.stage) if self.stage.own_process else start_worker(self.stage)
@@ -101,14 +104,14 @@ class _Workers:
 
 
 class _ChildWorker:
-    """A worker in a child process, which starts with the first unit."""
+    """A worker in a child process, which is started with the first unit."""
 
     def __init__(self, stage: Stage) -> None:
         self._name, self._stage, self._child = stage.worker.__name__, pickle.dumps(stage), Sandbox(CHILD_MB)
 
     def __call__(self, unit: Any) -> Any:
         try:
-            # Unlike a child that decodes a source, this one reads only what earlier passes wrote: its pickles are ours.
+            # This child reads only files that earlier passes wrote, no sources, so unpickling its answer is safe.
             answer = self._child.call(_in_child, self._stage, unit, deadline=CHILD_SECONDS)
         except (SandboxError, OverLimit) as error:
             raise BuildStopped(f"a process of {self._name}: {error}") from error
@@ -119,8 +122,8 @@ class _ChildWorker:
 
 
 def _in_child(stage: bytes, unit: Any) -> bytes:
-    """Return, pickled, a worker's result and None, or the `portable` exception that it raised. Raises MemoryError, for
-    the sandbox to report."""
+    """Return a pickled pair: a worker's result and None, or its `portable` exception and the traceback. Raises
+    MemoryError, for the sandbox to report."""
     try:
         return pickle.dumps((_worker_of_child(stage)(unit), None))
     except MemoryError:
@@ -148,7 +151,7 @@ def _own_threads() -> Iterator[None]:
 
 
 def _carry(unit: Any, pools: Sequence[_Workers], cores: threading.Semaphore) -> list[UnitResult]:
-    """Take a unit, and the units that stages hand off, through the stages; return the workers' results."""
+    """Run a unit, and the units that stages hand off, through the stages; return the workers' results."""
     results: list[UnitResult] = []
     for pool in pools:
         if not isinstance(unit, pool.stage.takes):

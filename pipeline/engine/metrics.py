@@ -9,21 +9,21 @@ from ray.util.metrics import Counter, Gauge
 from pipeline.state.units import UnitResult
 
 
-def publish(done: UnitResult) -> None:
-    """Count one unit of work: ray_clipmill_units_total{pass="scan"} and the other counters."""
+def publish(result: UnitResult) -> None:
+    """Add a finished unit to the counters, such as ray_clipmill_units_total{pass="scan"}."""
     units, amount, seconds, results, _ = _metrics()
-    tags = {"pass": done.of}
+    tags = {"pass": result.of}
     units.inc(1, tags)
-    if done.amount > 0:
-        amount.inc(done.amount, tags)
-    for counter, name, values in ((seconds, "part", done.seconds), (results, "result", done.counts)):
+    if result.amount > 0:
+        amount.inc(result.amount, tags)
+    for counter, name, values in ((seconds, "part", result.seconds), (results, "result", result.counts)):
         for key, value in values.items():
             if value > 0:
                 counter.inc(value, {**tags, name: key})
 
 
 def publish_pending(name: str, amount: float) -> None:
-    """Set the remaining amount of a pass."""
+    """Set the gauge of a pass's remaining amount of work."""
     _metrics()[-1].set(max(0.0, amount), {"pass": name})
 
 

@@ -1,4 +1,4 @@
-"""Progress output: one line a pass, updated on a terminal, printed once at the end into a pipe."""
+"""Progress output: one line for each pass, updated on a terminal, else printed once at the end."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 
 class Progress:
-    """Counts finished work of a pass against its total, in the pass's own measure (seconds, clips ...)."""
+    """Prints the finished and total work of a pass, in the unit of its `measure` (sources, video or clips)."""
 
     def __init__(self, name: str, total: float, measure: str) -> None:
         self._name, self._total, self._measure, self._out = name, total, measure, sys.stdout
@@ -25,7 +25,7 @@ class Progress:
             self._out.flush()
 
     def close(self) -> float:
-        """Print the pass's line and return its seconds."""
+        """Print the final line of the pass and return its wall-clock seconds."""
         start = "\r\033[2K" if self._out.isatty() else ""
         self._out.write(f"{start}{self._line()}  {self.seconds:.1f} s\n")
         self._out.flush()
@@ -56,7 +56,7 @@ RATES: dict[str, Callable[[float], str]] = {
 
 
 def counted(number: int, noun: str) -> str:
-    """A number and what it counts, a plural: "1 clip" of "clips"."""
+    """Format a number with its noun, given in plural: (1, "clips") -> "1 clip"."""
     return f"{number:,} {noun.removesuffix('s') if number == 1 else noun}"
 
 

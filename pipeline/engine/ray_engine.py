@@ -1,7 +1,7 @@
-"""The Ray engine: pools of actors on Ray Data, on this machine or a cluster. All private API of Ray is in this file.
+"""The Ray engine: actor pools of Ray Data, on this machine or a cluster. Only this file uses private API of Ray.
 
-Units and results are small pickled records. Workers write their rows to the dataset themselves, so that a unit is
-committed whole or not at all, even if the worker dies, and nothing large crosses the object store.
+Units and results are small pickled records. Workers write their rows to the dataset themselves: a unit is committed
+atomically even if its worker dies, and no large objects pass through the object store.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from pipeline.engine.base import Machine, NodesLost, Stage, start_worker
 from pipeline.media.faults import ChildTraceback, portable
 from pipeline.state.units import BuildStopped, Handoff, UnitResult
 
-AHEAD = 16  # finished blocks that may wait for the next stage
-UNITS_PER_BLOCK = 4  # at most: each block costs the driver some milliseconds
+AHEAD = 16  # largest number of finished blocks that wait for the next stage
+UNITS_PER_BLOCK = 4  # largest number of units per block; each block costs the driver a few milliseconds
 MIN_BLOCKS = 256  # a block holds more than one unit only if there are at least this many blocks
 QUIET = 30.0  # seconds without progress after which a pass that has lost a node is ended
 Message = tuple[list[UnitResult], Any]  # results so far, and the unit for a later stage or the `portable` exception
@@ -48,17 +48,17 @@ class RayStage(Protocol):
     def through(self, data: ray.data.Dataset, blocks: int) -> ray.data.Dataset: ...
 
     def explain(self, error: Exception) -> None:
-        """Raise BuildStopped where a failed task is no bug."""
+        """Raise BuildStopped if `error`, of a failed task, has a cause that the user can fix."""
         ...
 
 
 class RayEngine:
-    """Joins the cluster at `address` ("auto": the one that this process belongs to), or starts Ray on this machine with
-    `cores` (default: all).
+    """Joins the cluster at `address` ("auto": the cluster of this process), or starts Ray on this machine with `cores`
+    (default: all).
 
-    Where the process has called `ray.init` already, that Ray is used and is not shut down; BuildStopped where `address`
-    or `cores` ask for another one. With `wait_for_gpu` passes with GPU models wait until the cluster has a GPU;
-    BuildStopped where the engine runs on this machine and it has none.
+    If the process has already called `ray.init`, that Ray is used and not shut down; raises BuildStopped if `address`
+    or `cores` contradict it. With `wait_for_gpu` passes with GPU models wait until the cluster has a GPU; raises
+    BuildStopped if Ray runs on this machine only and it has none.
     """
 
     name = "ray"
@@ -75,8 +75,8 @@ class RayEngine:
         if wait_for_gpu and not _has_gpu():
             if address is None and self._started:
                 self.close()
-                raise BuildStopped("--gpus, and this machine has no GPU that Ray sees")
-            print("the cluster has no GPU yet: passes with models for one wait", file=sys.stderr)
+                raise BuildStopped("--gpus: this machine has no GPU that Ray detects")
+            print("the cluster has no GPU yet; passes with GPU models wait for one", file=sys.stderr)
 
     def machine(self) -> Machine:
         widest = max(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"])
@@ -87,7 +87,7 @@ class RayEngine:
         )
 
     def run(self, units: Iterable[Any], stages: Sequence[Stage | RayStage]) -> Generator[UnitResult]:
-        """Run the units; those of a block whose worker dies run again."""
+        """Run the units through the stages; see `Engine.run`. If a worker dies, the units of its block run again."""
         rows = [{"unit": pickle.dumps(([], unit))} for unit in units]
         blocks = max(1, -(-len(rows) // max(1, min(UNITS_PER_BLOCK, len(rows) // MIN_BLOCKS))))
         data: ray.data.Dataset = ray.data.from_items(rows, override_num_blocks=blocks)
@@ -135,10 +135,10 @@ def _pool(data: ray.data.Dataset, stage: Stage, blocks: int) -> ray.data.Dataset
 
 
 class Worker:
-    """The actor of Ray Data: unpickles a message, calls the pass's worker, pickles its result.
+    """The actor of Ray Data: unpickles a message, calls the stage's worker, and pickles its result.
 
-    Exceptions are results, not failed tasks: retrying elsewhere would fail as well, and Ray would report them with a
-    hundred lines.
+    Exceptions are returned as results instead of failing the task: a retry on another node would fail too, and Ray
+    would log each of them with a hundred lines.
     """
 
     def __init__(self, stage: Stage) -> None:
@@ -150,7 +150,7 @@ class Worker:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         results, unit = pickle.loads(row["unit"])
-        if not isinstance(unit, self._takes):  # a unit of a later stage, a finished one, or an error
+        if not isinstance(unit, self._takes):  # a unit of a later stage, None after the last one, or an exception
             return row
         return {"unit": pickle.dumps(self._message(results, unit))}
 
@@ -166,20 +166,20 @@ class Worker:
         return [*results, answer], None
 
 
-class _NotFarAhead(BackpressurePolicy):
+class _LimitQueuedBlocks(BackpressurePolicy):
     """Pauses a stage while AHEAD of its finished blocks wait for the next stage. Ray's own limits count bytes in the
-    object store, and our records are tiny whatever a unit holds on disk."""
+    object store, where units are small records whatever their size on disk."""
 
     def can_add_input(self, op: PhysicalOperator) -> bool:
         waiting = (self._topology[later].total_enqueued_input_blocks() for later in op.output_dependencies)
         return all(count < AHEAD for count in waiting)
 
 
-class _GivenUp(ExecutionCallback):
+class _EndAfterLostNodes(ExecutionCallback):
     """Ends a pass that has lost nodes and then makes no progress for QUIET seconds.
 
-    Ray restarts the workers of a lost node with their units once resources are free. On a cluster that has become too
-    small they may never be: Ray Data keeps one idle worker a stage, which holds them.
+    Ray restarts the workers of a lost node with their units when resources become free. On a cluster that has become
+    too small this may never happen, because Ray Data keeps one idle worker per stage with its resources.
     """
 
     def before_execution_starts(self, executor: StreamingExecutor) -> None:
@@ -193,11 +193,11 @@ class _GivenUp(ExecutionCallback):
         elif now - self._since > QUIET:
             self._since = now
             if lost := len(_lost_nodes() - self._lost_before):
-                raise NodesLost(f"{lost} of the cluster's nodes are gone, and the others wait for their work")
+                raise NodesLost(f"the cluster lost {lost} of its nodes, and the others wait for their units")
 
 
 def _stuck(ops: Iterable[PhysicalOperator]) -> bool:
-    """Return whether there are units in flight, all of them with workers that wait for a restart."""
+    """Return whether units are in flight and all of them are with workers that wait for a restart."""
     waiting = sum(
         worker.num_tasks_in_flight
         for op in ops
@@ -209,7 +209,7 @@ def _stuck(ops: Iterable[PhysicalOperator]) -> bool:
 
 
 def _lost_nodes() -> set[str]:
-    """Return the ids of the nodes that the cluster has lost since it was started."""
+    """Return the ids of the nodes that the cluster has lost since its start."""
     return {node["NodeID"] for node in ray.nodes() if not node["Alive"]}
 
 
@@ -229,15 +229,15 @@ def _start(address: str | None, cores: int | None) -> None:
     with _without_stderr():
         ray.init(**options)
     if threading.current_thread() is threading.main_thread() and handler is not None:
-        signal.signal(signal.SIGTERM, handler)  # Ray's core sets one that prints a stack trace
+        signal.signal(signal.SIGTERM, handler)  # restore it: Ray's core installs one that prints a stack trace
     for name in ("ray.data", "ray.data._internal"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _configure() -> dict[str, Any]:
-    """Set what this engine needs of Ray Data in this process; return what was set before, for `_restore`."""
+    """Set the Ray Data options of this engine in this process; return the earlier values for `_restore`."""
     context = ray.data.DataContext.get_current()
-    policies = [*ENABLED_BACKPRESSURE_POLICIES, _NotFarAhead]
+    policies = [*ENABLED_BACKPRESSURE_POLICIES, _LimitQueuedBlocks]
     before = {
         "enable_progress_bars": context.enable_progress_bars,
         "op_resource_reservation_ratio": context.op_resource_reservation_ratio,
@@ -250,7 +250,7 @@ def _configure() -> dict[str, Any]:
     context.op_resource_reservation_ratio = 1.0
     context.execution_no_progress_timeout_s = -1  # units have their own deadlines, and a node may take long to join
     context.set_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, policies)
-    context.custom_execution_callback_classes = [_GivenUp]
+    context.custom_execution_callback_classes = [_EndAfterLostNodes]
     return before
 
 
@@ -267,13 +267,14 @@ def _restore(settings: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _without_stderr() -> Iterator[None]:
-    """Set Ray's core to log to files only, and hide descriptor 2 while it starts, where it prints that it does so."""
+    """Make Ray's core log to files only, and redirect descriptor 2 to /dev/null while it starts, because it prints a
+    notice about that."""
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nothing, 2)
+    stderr, devnull = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, 2)
     try:
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nothing)
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(devnull)

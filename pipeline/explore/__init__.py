@@ -1,4 +1,4 @@
-"""The explorer: a server on loopback that shows all clips of a dataset, and takes decisions by hand.
+"""The explorer: a server on loopback that shows all clips of a dataset and records manual decisions.
 
-Start at app.py. May import everything below the command line but builds.
+Start at app.py. May import every package below the command line except pipeline.builds.
 """

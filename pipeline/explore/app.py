@@ -1,4 +1,4 @@
-"""The explorer over HTTP: what each address answers. `Explorer` computes it; `Guard` decides who may ask."""
+"""The explorer's HTTP routes. `Explorer` computes the responses; `Guard` authorizes the requests."""
 
 from __future__ import annotations
 
@@ -23,15 +23,18 @@ from pipeline.explore.media import NoMedia, Piece
 from pipeline.explore.pictures import LARGEST, decode_picture
 from pipeline.explore.vectors import SearchError
 
-MOST_CLIPS = 500  # of a page, and of one decision
-PIECE = 1 << 20  # bytes of media sent at once
+MOST_CLIPS = 500  # largest number of clips on a page and in one decision request
+PIECE = 1 << 20  # bytes of media in one chunk of a response
 KEPT_BY_BROWSER = {"cache-control": "private, max-age=3600"}
 TYPES = {"css": "text/css", "html": "text/html", "js": "text/javascript", "svg": "image/svg+xml"}
 PAGE = ("explore.html", "explore.css", "explore.js", "charts.js", "elements.js", "media.js", "explore.svg")
 
 
 def make_app(explorer: Explorer, token: str, writing: str) -> Guard:
-    """Return the ASGI application. `token` opens it in a browser; requests that change something carry `writing`."""
+    """Return the ASGI application.
+
+    `token` is the query parameter of the first request; every POST request must carry `writing` in a header.
+    """
 
     async def dataset(request: Request) -> Response:
         return JSONResponse({**await run_in_threadpool(explorer.describe), "token": writing})
@@ -111,7 +114,7 @@ def make_app(explorer: Explorer, token: str, writing: str) -> Guard:
 
 def _refuse(status: int) -> Callable[[Request, Exception], Response]:
     def answer(request: Request, error: Exception) -> Response:
-        text = f"there is no clip {error.args[0]}" if isinstance(error, UnknownClip) else str(error)
+        text = f"no clip {error.args[0]}" if isinstance(error, UnknownClip) else str(error)
         return JSONResponse({"error": text}, status)
 
     return answer
@@ -123,20 +126,21 @@ def _file(name: str) -> Callable[[Request], Response]:
 
 
 def _query(request: Request) -> Query:
-    given = request.query_params
-    descending = given.get("descending") == "1"
-    return Query(given.get("where", "").strip(), given.get("sort", ""), descending, given.get("search", ""))
+    parameters = request.query_params
+    descending = parameters.get("descending") == "1"
+    where, sort, search = (parameters.get(name, "") for name in ("where", "sort", "search"))
+    return Query(where.strip(), sort, descending, search)
 
 
-def _count(request: Request, name: str, usual: int) -> int:
-    text = request.query_params.get(name, str(usual))
+def _count(request: Request, name: str, default: int) -> int:
+    text = request.query_params.get(name, str(default))
     if not text.isdecimal() or len(text) > 12:
         raise ExpressionError(f"{name}: expected a number, got {text[:40]!r}")
     return int(text)
 
 
 async def _bytes(request: Request) -> bytes:
-    """Return the body of a request. Raises SearchError where it is larger than any picture may be."""
+    """Return the body of a request. Raises SearchError if it is larger than LARGEST, the limit of a picture."""
     data = bytearray()
     async for piece in request.stream():
         data += piece
@@ -156,7 +160,7 @@ async def _body(request: Request) -> dict[str, Any]:
 
 
 def _ranged(request: Request, piece: Piece, read: Callable[[int, int], bytes]) -> Response:
-    """Answer with a piece of media, or the part of it that the Range header asks for (RFC 9110, one range)."""
+    """Return a response with `piece`, or with the part that the Range header requests (RFC 9110, a single range)."""
     headers = {**KEPT_BY_BROWSER, "accept-ranges": "bytes"}
     span = _span(request.headers.get("range", ""), piece.size)
     if span is None:
@@ -166,15 +170,18 @@ def _ranged(request: Request, piece: Piece, read: Callable[[int, int], bytes]) -
         headers["content-range"] = f"bytes {start}-{end - 1}/{piece.size}"
 
     def pieces() -> Iterator[bytes]:
-        for at in range(start, end, PIECE):
-            yield read(at, min(PIECE, end - at))
+        for offset in range(start, end, PIECE):
+            yield read(offset, min(PIECE, end - offset))
 
     headers["content-length"] = str(end - start)
     return StreamingResponse(pieces(), status, headers, piece.type)
 
 
 def _span(header: str, size: int) -> tuple[int, int, int] | None:
-    """Return start, end and status; the whole for a header that is not one range of bytes, None for one outside."""
+    """Return start and end in bytes, and the HTTP status.
+
+    A header that is not a single byte range selects the whole; the result is None for a range outside of `size`.
+    """
     unit, _, text = header.partition("=")
     first, dash, last = text.strip().partition("-")
     if unit.strip() != "bytes" or not dash or not (first or last) or not (first + last).isdecimal():

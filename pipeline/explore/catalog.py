@@ -1,7 +1,7 @@
 """The clips of a finished dataset as one table: filtered and sorted by DuckDB, read by row number.
 
-DuckDB reads the Parquet files themselves, so that a million clips need no import and little memory. It can open nothing
-else: external access is off but for these files. A result is an array of row numbers, which pages are slices of.
+DuckDB queries the Parquet files in place, so that a million clips need no import and little memory. External access is
+disabled for all other files. A query result is an array of row numbers; a page is a slice of it.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from pipeline.storage.store import Store
 from pipeline.tables.fragments import floats, id_prefix_u64
 from pipeline.tables.published import table_files
 
-SECONDS = 20.0  # after which a query is stopped
-MEMORY = "2GB"  # of DuckDB
-RESULTS = 16  # results that stay in memory, 4 bytes a clip each
-SAMPLE = 50_000  # clips that shares are counted in
-LEFT_OUT = ("embedding", "phash")  # columns of vectors: a gigabyte for a million clips, and nothing to filter by
-SIMILARITY = "similarity"  # column of a search
+SECONDS = 20.0  # time limit of a query
+MEMORY = "2GB"  # DuckDB's memory_limit
+RESULTS = 16  # query results cached in memory, 4 bytes per clip each
+SAMPLE = 50_000  # approximate number of clips in the sample from which `shares_below` computes shares
+LEFT_OUT = ("embedding", "phash")  # columns of vectors, which no filter can use: a gigabyte for a million clips
+SIMILARITY = "similarity"  # name of the column that a search adds
 
 
 @dataclass(frozen=True)
 class Query:
-    """What is asked of the table: an SQL expression (empty: all clips), the column to sort by (empty: none), and the
-    similarity of every clip to what is searched for, if anything is."""
+    """A filter (SQL expression; empty: all clips), the column to sort by (empty: none), and, with a search, the
+    similarity of every clip to its text or picture."""
 
     where: str = ""
     sort: str = ""
     descending: bool = False
-    search: str = ""  # names the search that `similarity` is of
+    search: str = ""  # name of the search that computed `similarity`
     similarity: np.ndarray | None = None  # (clips,) float32, NaN for a clip without an embedding
 
     @property
@@ -51,8 +51,11 @@ class Query:
 
 
 class Catalog:
-    """The table. May be used from several threads. `near` is a local store that holds the dataset's tables/clips;
-    `info` is what its dataset.json says."""
+    """The table of clips. Safe for use from several threads.
+
+    `near` is a local store that holds the dataset's tables/clips; `info` is the content of its dataset.json. Raises
+    DatasetError if the store has no files of tables/clips.
+    """
 
     def __init__(self, near: Store, info: Mapping[str, Any]) -> None:
         assert near.local is not None
@@ -74,7 +77,7 @@ class Catalog:
         self._order = np.argsort(self._words, kind="stable")
         self._results: OrderedDict[Any, np.ndarray] = OrderedDict()
         self._lock = threading.Lock()
-        self._samples: dict[str, np.ndarray] = {}  # by column, the scores of every n-th clip in order
+        self._samples: dict[str, np.ndarray] = {}  # column -> sorted scores of every n-th clip
         self._decisions = 0
 
     def __len__(self) -> int:
@@ -88,7 +91,7 @@ class Catalog:
 
     @property
     def columns(self) -> list[str]:
-        """Names of the columns that an expression may use, but for SIMILARITY."""
+        """Names of the columns that an expression may use, except SIMILARITY."""
         return [*self.schema.names, "decision"]
 
     def _open(self) -> duckdb.DuckDBPyConnection:
@@ -97,7 +100,7 @@ class Catalog:
         connection = duckdb.connect(config=dict[str, str | bool | int | float | list[str]](settings))
         names = ", ".join(_quoted(name) for name in self.schema.names if name != "caption")
         caption = "caption" if "caption" in self.schema.names else "NULL::VARCHAR"
-        # Under names of its own, as DuckDB takes [ and * in a path for a pattern.
+        # Links with plain names, because DuckDB interprets [ and * in a path as a glob pattern.
         links = [f"{self._links.name}/{number}.parquet" for number in range(len(self._paths))]
         for link, path in zip(links, self._paths, strict=True):
             os.symlink(path, link)
@@ -137,18 +140,18 @@ class Catalog:
             self._results.clear()
 
     def rows_of(self, clip_ids: Sequence[str]) -> list[int]:
-        """Return the row numbers of clips, -1 for one that the dataset does not have."""
-        usual = [clip if re.fullmatch("[0-9a-f]{16,}", clip) else "" for clip in clip_ids]
-        rows = self.rows_of_column(pa.chunked_array([[clip or "0" * 16 for clip in usual]], pa.string())).tolist()
-        return [row if clip else -1 for row, clip in zip(rows, usual, strict=True)]
+        """Return the row numbers of clips, -1 for an id that the dataset does not have."""
+        valid = [clip if re.fullmatch("[0-9a-f]{16,}", clip) else "" for clip in clip_ids]
+        rows = self.rows_of_column(pa.chunked_array([[clip or "0" * 16 for clip in valid]], pa.string())).tolist()
+        return [row if clip else -1 for row, clip in zip(rows, valid, strict=True)]
 
     def rows_of_column(self, clip_ids: pa.ChunkedArray) -> np.ndarray:
-        """The same for a column of ids, (n,) int64."""
+        """Return the row numbers of a column of valid ids, (n,) int64, -1 for an id that the dataset does not have."""
         words = id_prefix_u64(clip_ids)
         if not len(self):
             return np.full(len(words), -1)
-        at = np.searchsorted(self._words, words, sorter=self._order)
-        rows = self._order[np.minimum(at, len(self) - 1)]
+        positions = np.searchsorted(self._words, words, sorter=self._order)
+        rows = self._order[np.minimum(positions, len(self) - 1)]
         return np.where(self._words[rows] == words, rows, -1)
 
     def rows(self, query: Query) -> np.ndarray:
@@ -169,30 +172,37 @@ class Catalog:
         return rows
 
     def values(self, query: Query, columns: Sequence[str], group: bool = False) -> pa.Table:
-        """Return `columns` of a query's clips, in any order; with `group` each combination once, with its number of
-        clips as `count`. Raises ExpressionError."""
+        """Return `columns` of a query's clips, in any order. Raises ExpressionError.
+
+        With `group`, return each distinct combination of values once, with its number of clips in the column `count`.
+        """
         names = ", ".join(_quoted(name) for name in columns)
         if group:
             return self._fetch(query, f"{names}, count(*) AS count", "GROUP BY ALL ORDER BY count DESC")
         return self._fetch(query, names)
 
     def shares_below(self, scores: Mapping[str, float]) -> dict[str, float]:
-        """Return for each column the share of the clips with such a score whose score is lower, half of equal ones,
-        0..1. Of many clips every n-th is looked at."""
+        """Return for each column the share, 0..1, of clips whose score is lower than the one in `scores`.
+
+        Equal scores count half; clips without the score do not count. Large tables are sampled: every n-th clip.
+        """
         with self._lock:
             if missing := [name for name in scores if name not in self._samples]:
-                every = -(-len(self) // SAMPLE)
-                table = self._fetch(Query(), ", ".join(map(_quoted, missing)), f"WHERE row % {every} = 0")
+                step = -(-len(self) // SAMPLE)
+                table = self._fetch(Query(), ", ".join(map(_quoted, missing)), f"WHERE row % {step} = 0")
                 self._samples |= {name: np.sort(floats(table[name].drop_null())) for name in missing}
             samples = {name: self._samples[name] for name in scores}
         shares = {}
         for name, value in scores.items():
-            below, upto = (np.searchsorted(samples[name], value, side) for side in ("left", "right"))
-            shares[name] = float(below + upto) / 2 / max(1, len(samples[name]))
+            lower, not_higher = (np.searchsorted(samples[name], value, side) for side in ("left", "right"))
+            shares[name] = float(lower + not_higher) / 2 / max(1, len(samples[name]))
         return shares
 
     def read(self, rows: Sequence[int] | np.ndarray, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
-        """Return rows as a build wrote them, without decisions, in the order of `rows`, with these columns or all."""
+        """Return rows as the build wrote them, without manual decisions, in the order of `rows`.
+
+        `columns` selects columns (None: all); those that the table lacks are None in every row.
+        """
         wanted = self.schema.names if columns is None else [name for name in columns if name in self.schema.names]
         blank = dict.fromkeys(wanted if columns is None else columns)
         numbers = np.asarray(rows, np.int64)
@@ -200,16 +210,16 @@ class Catalog:
         answer: list[dict[str, Any]] = [{}] * len(numbers)
         for group in np.unique(groups):
             file, within = self._places[group]
-            at = np.flatnonzero(groups == group)
+            positions = np.flatnonzero(groups == group)
             with pq.ParquetFile(self._paths[file], metadata=self._metadata[file]) as parquet:
                 present = [name for name in wanted if name in parquet.schema_arrow.names]
-                table = parquet.read_row_group(within, present).take(pa.array(numbers[at] - self._starts[group]))
-            for i, row in zip(at, table.to_pylist(), strict=True):
+                table = parquet.read_row_group(within, present).take(pa.array(numbers[positions] - self._starts[group]))
+            for i, row in zip(positions, table.to_pylist(), strict=True):
                 answer[i] = {**blank, **row}
         return answer
 
     def column(self, name: str) -> pa.ChunkedArray:
-        """Return a whole column, in order of row."""
+        """Return a whole column, ordered by row number."""
         chunks = [chunk for path in self._paths for chunk in pq.read_table(path, columns=[name])[name].chunks]
         return pa.chunked_array(chunks, self.schema.field(name).type)
 
@@ -220,7 +230,7 @@ class Catalog:
         return _quoted(query.sort)
 
     def _fetch(self, query: Query, columns: str, end: str = "") -> pa.Table:
-        """Run a query for at most SECONDS. Raises ExpressionError for a wrong expression, or one that takes longer."""
+        """Run a query for at most SECONDS. Raises ExpressionError for an invalid expression and after a timeout."""
         cursor = self._connection.cursor()
         source, names = "clips", self.columns
         if query.similarity is not None:

@@ -1,4 +1,4 @@
-"""What the page asks of a dataset: its description, clips, distributions, searches, and decisions by hand."""
+"""Queries and changes that the page requests: description, clips, distributions, searches and manual decisions."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from pipeline.storage.store import Store
 from pipeline.tables.decisions import DecisionLog
 from pipeline.tables.fragments import CLIPS, fingerprint, floats
 
-CARD = (*NEEDED, "keep", "rejected_by", "caption", "fps", "bucket", "split")  # columns that a page of clips shows
+CARD = (*NEEDED, "keep", "rejected_by", "caption", "fps", "bucket", "split")  # columns needed for a clip's card
 TEXTS = ("caption", "caption_short", "caption_dense", "caption_json", "caption_error", "caption_by", "metadata")
-MOST_BARS = 40  # values of a label that are listed
-RECHECK_SECONDS = 2.0  # between two checks whether the dataset was built again
-SEARCHES = 8  # searches whose similarities stay in memory, 4 bytes a clip each
-UPLOADS = 16  # pictures to search by that are kept
-LONGEST_CAPTION = 20_000  # characters
+MOST_BARS = 40  # largest number of labels in a distribution
+RECHECK_SECONDS = 2.0  # interval of checks whether the dataset was rebuilt
+SEARCHES = 8  # searches whose similarities are cached in memory, 4 bytes per clip each
+UPLOADS = 16  # uploaded pictures kept in memory
+LONGEST_CAPTION = 20_000  # largest number of characters
 
 
 class UnknownClip(KeyError):
@@ -45,9 +45,10 @@ class UnknownClip(KeyError):
 
 
 class Explorer:
-    """One dataset, open for a session. May be used from several threads.
+    """A dataset that is open for a session. Safe for use from several threads.
 
-    Raises DatasetError where there is no whole dataset. `reference` are pictures to compare clips with.
+    `reference` are (h, w, 3) uint8 RGB pictures to compare clips with. Raises DatasetError if the dataset is missing or
+    unfinished.
     """
 
     def __init__(self, store: Store, reference: Sequence[np.ndarray] = ()) -> None:
@@ -59,7 +60,7 @@ class Explorer:
         self._open()
 
     def _open(self) -> None:
-        """Read the dataset as it is now."""
+        """Open the current state of the dataset."""
         self._stamp, self._checked = self.store.info("dataset.json"), time.monotonic()
         self.info = read_whole(self.store)
         self.recipe = from_dict(self.info.get("recipe", {}))
@@ -78,7 +79,7 @@ class Explorer:
         self._stack.close()
 
     def describe(self) -> dict[str, Any]:
-        """Return what the page shows around the clips."""
+        """Return name, totals, columns and capabilities of the dataset, and the decisions whose clip has vanished."""
         decisions = self._refreshed()
         active = [d for d in decisions.values() if d["decision"] or d["caption"] is not None]
         rows = self._catalog.rows_of([decision["clip_id"] for decision in active])
@@ -119,7 +120,7 @@ class Explorer:
         }
 
     def clip(self, clip_id: str) -> dict[str, Any]:
-        """Return all that is known of a clip. Raises UnknownClip."""
+        """Return a clip's card, scores, texts and duplicates. Raises UnknownClip."""
         decisions = self._refreshed()
         row = self.row(clip_id)
         stored: dict[str, Any] = {**dict.fromkeys(CARD), **self._catalog.read([row])[0]}
@@ -161,8 +162,10 @@ class Explorer:
         return row
 
     def distribution(self, column: str, query: Query) -> dict[str, Any]:
-        """Return how a query's clips are spread over a column: a histogram, counts of labels, or the funnel of reasons
-        for `rejected_by`. Raises ExpressionError or SearchError."""
+        """Return the distribution of a column over a query's clips. Raises ExpressionError or SearchError.
+
+        It is a histogram for numbers, counts for labels, and the funnel of reasons for `rejected_by`.
+        """
         self._refreshed()
         query = self._with_similarity(query)
         if column != SIMILARITY and column not in self._catalog.columns:
@@ -190,16 +193,16 @@ class Explorer:
         return {"type": "labels", "bars": ordered[:MOST_BARS], "values": len(ordered)}
 
     def decide(self, clip_ids: Sequence[str], decision: str | None) -> list[dict[str, Any]]:
-        """Keep, reject, or leave to selection (None) these clips; return their cards. Raises UnknownClip or OSError."""
+        """Keep or reject clips, or remove their decisions (None); return their cards. Raises UnknownClip or OSError."""
         if decision not in ("keep", "reject", None):
-            raise ExpressionError(f"{decision!r} is no decision: keep, reject or null")
+            raise ExpressionError(f"decision: expected keep, reject or null, got {decision!r}")
         return self._decide(clip_ids, {"decision": decision})
 
     def edit_caption(self, clip_id: str, caption: str | None) -> list[dict[str, Any]]:
         """Set the caption of a clip, or restore the captioner's; return its card. Raises UnknownClip or OSError."""
         text = " ".join((caption or "").split())
         if len(text) > LONGEST_CAPTION:
-            raise ExpressionError(f"a caption of more than {LONGEST_CAPTION:,} characters")
+            raise ExpressionError(f"caption: longer than {LONGEST_CAPTION:,} characters")
         return self._decide([clip_id], {"caption": text or None})
 
     def _decide(self, clip_ids: Sequence[str], change: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -216,7 +219,7 @@ class Explorer:
         return [self._card(row, clip, decisions, Query()) for row, clip in zip(rows, stored, strict=True)]
 
     def _refreshed(self) -> Mapping[str, Mapping[str, Any]]:
-        """Return the decisions of now, by clip_id, after reading the dataset again where it was built again."""
+        """Return the current decisions by clip_id. Reopens the dataset first if it was rebuilt."""
         with self._lock:
             if time.monotonic() - self._checked > RECHECK_SECONDS:
                 self._checked = time.monotonic()
@@ -227,11 +230,11 @@ class Explorer:
         return decisions
 
     def load_encoder(self) -> None:
-        """Load the encoder, which takes seconds, before the first search needs it."""
+        """Load the encoder, which takes seconds, ahead of the first search. Raises SearchError."""
         self._vectors.encoder()
 
     def upload(self, picture: np.ndarray) -> str:
-        """Keep a picture, (h, w, 3) uint8 RGB, to search by; return its name in searches."""
+        """Store a picture, (h, w, 3) uint8 RGB, for searches; return its name in `Query.search`."""
         name = hashlib.sha256(picture.tobytes()).hexdigest()[:16]
         with self._lock:
             self._uploads[name] = picture
@@ -253,16 +256,16 @@ class Explorer:
                     self._searches.popitem(last=False)
         return Query(query.where, query.sort, query.descending, query.search, values)
 
-    def _similarity(self, way: str, what: str) -> np.ndarray:
-        if way == "text" and what.strip():
-            return self._vectors.of_text(what.strip())
-        if way == "clip":
-            return self._vectors.of_clip(self.row(what))
-        if way == "picture" and what in self._uploads:
-            return self._vectors.of_pictures([self._uploads[what]])
-        if way == "reference" and len(self._reference):
+    def _similarity(self, mode: str, target: str) -> np.ndarray:
+        if mode == "text" and target.strip():
+            return self._vectors.of_text(target.strip())
+        if mode == "clip":
+            return self._vectors.of_clip(self.row(target))
+        if mode == "picture" and target in self._uploads:
+            return self._vectors.of_pictures([self._uploads[target]])
+        if mode == "reference" and len(self._reference):
             return self._vectors.of_pictures(self._reference)
-        raise SearchError("there is nothing to search for")
+        raise SearchError("the search is empty, or its picture is no longer stored: search again")
 
     def _card(
         self, row: int, clip: Mapping[str, Any], decisions: Mapping[str, Mapping[str, Any]], query: Query
@@ -307,7 +310,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """Return `value` as JSON can hold it: numbers that are not finite become null."""
+    """Return `value` converted to JSON types; numbers that are not finite become null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

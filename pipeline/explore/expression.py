@@ -1,7 +1,7 @@
-"""Filter expressions: which SQL a person may write to choose clips.
+"""Filter expressions: the subset of SQL that a user may write to select clips.
 
-An expression is parsed by DuckDB and accepted only if every node of its syntax tree is of a type listed here, so that
-it can compute with a clip's columns and do nothing else.
+An expression is parsed by DuckDB and accepted only if every node of its syntax tree has a class listed here. It can
+therefore compute a value from a clip's columns and do nothing else.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import duckdb
 CLASSES = frozenset(
     ("BETWEEN", "CASE", "CAST", "COLUMN_REF", "COMPARISON", "CONJUNCTION", "CONSTANT", "FUNCTION", "OPERATOR", "TYPE")
 )
-# What DuckDB makes of operators, of lists in brackets, and of LIKE ... ESCAPE.
+# Names of the functions into which DuckDB's parser translates operators, lists in brackets, and LIKE ... ESCAPE.
 OPERATORS = frozenset(
     (
         *("+", "-", "*", "/", "//", "%", "||", "^", "**", "~~", "!~~", "~~*", "!~~*", "->", "->>", "list_value"),
@@ -32,17 +32,17 @@ FUNCTIONS = frozenset(
         *("list_contains", "list_has_any", "list_has_all", "len", "json_extract", "json_extract_string"),
     )
 )
-LONGEST = 4000  # characters of an expression
+LONGEST = 4000  # largest number of characters of an expression
 
 
 class ExpressionError(ValueError):
-    """An expression that cannot be used; the message says why."""
+    """An expression that cannot be used; the message gives the reason."""
 
 
 def check_expression(connection: duckdb.DuckDBPyConnection, text: str, columns: Collection[str]) -> None:
     """Raise ExpressionError unless `text` is one SQL expression over `columns` that only computes a value.
 
-    It may then stand in `WHERE (text)`: on a line of its own, because it may end in a comment.
+    An accepted expression is safe in `WHERE (text)`, on a line of its own because it may end in a comment.
     """
     if len(text) > LONGEST:
         raise ExpressionError(f"longer than {LONGEST} characters")
@@ -59,14 +59,14 @@ def check_expression(connection: duckdb.DuckDBPyConnection, text: str, columns: 
 def _check_node(node: dict[str, Any], columns: Collection[str]) -> None:
     if "class" not in node:
         if "from_table" in node or "select_list" in node:
-            raise ExpressionError("a query inside the expression is not possible")
+            raise ExpressionError("subqueries are not allowed in a filter")
         return
     if node["class"] not in CLASSES:
-        raise ExpressionError(f"{node['class'].lower().replace('_', ' ')}: not possible in a filter")
+        raise ExpressionError(f"{node['class'].lower().replace('_', ' ')}: not allowed in a filter")
     if node["class"] == "FUNCTION":
         name = node["function_name"]
         if node.get("schema") or node.get("catalog") or name not in FUNCTIONS | OPERATORS:
-            raise ExpressionError(f"{name}: no such function here; there are {', '.join(sorted(FUNCTIONS))}")
+            raise ExpressionError(f"{name}: not an allowed function; allowed are {', '.join(sorted(FUNCTIONS))}")
     if node["class"] == "COLUMN_REF":
         name = ".".join(node["column_names"])
         if name.lower() not in {column.lower() for column in columns}:
@@ -91,7 +91,7 @@ def _parsed(connection: duckdb.DuckDBPyConnection, query: str) -> dict[str, Any]
 
 
 def _shell(tree: dict[str, Any]) -> list[Any]:
-    """Return the statements without the condition: what an expression must not change."""
+    """Return the statements without their WHERE clause. Equal for every input that is a single expression."""
     shells = []
     for statement in tree["statements"]:
         node = {name: value for name, value in statement["node"].items() if name != "where_clause"}

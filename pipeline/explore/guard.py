@@ -1,9 +1,10 @@
-"""Who may talk to the explorer: the browser of the person who started it, and no page of another site.
+"""Access control of the explorer: only the browser of the user who started it may send requests.
 
-The server listens on loopback, where every process and every page in a browser can reach it. So the address that is
-printed carries a token, which becomes a cookie that other sites cannot use; the Host header must name this machine, so
-that no foreign name leads here (DNS rebinding); and what changes something needs a second token in a header, which
-another site can neither read nor send.
+Every process of this machine, and every page open in a browser, can connect to a server on loopback. Three checks:
+
+- The printed address carries a token; the server exchanges it for a cookie that the browser withholds from other sites.
+- The Host header must name this machine, against DNS rebinding.
+- Requests that change data carry a second token in a header, which pages of other sites can neither read nor send.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-HOSTS = frozenset(("127.0.0.1", "localhost", "::1"))  # any port: it may be forwarded from another machine
+HOSTS = frozenset(("127.0.0.1", "localhost", "::1"))  # with any port, because it may be forwarded by SSH
 HEADER = "x-clipmill-token"
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; media-src 'self'; "
@@ -33,12 +34,15 @@ READING = frozenset(("GET", "HEAD"))
 
 
 class Guard:
-    """Lets requests through to `app`. `token` is in the address, `session` in the cookie, `writing` in the header."""
+    """ASGI middleware that passes authorized requests on to `app` and refuses others.
+
+    `token` is the token in the printed address, `writing` the one in the header of requests that change data.
+    """
 
     def __init__(self, app: ASGIApp, token: str, writing: str) -> None:
         self._app, self._token, self._writing = app, token, writing
         self._session = secrets.token_urlsafe(32)
-        self._cookie = f"clipmill-{secrets.token_hex(4)}"  # cookies do not tell ports apart
+        self._cookie = f"clipmill-{secrets.token_hex(4)}"  # unique, because cookies are shared between ports
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -54,12 +58,12 @@ class Guard:
             await send(message)
 
         if scope["type"] != "http":
-            return  # there are no web sockets
+            return  # WebSockets are not supported
         answer = self._refusal(Request(scope))
         await (answer or self._app)(scope, receive, send_with_headers)
 
     def _refusal(self, request: Request) -> Response | None:
-        """Return what is answered in place of the app; None for a request that may go on."""
+        """Return the response to a request that the app must not see; None for an authorized request."""
         if _host_name(request.headers.get("host", "")) not in HOSTS:
             return PlainTextResponse("this server answers to 127.0.0.1 and localhost only", 421)
         token = request.query_params.get("token")
@@ -68,14 +72,14 @@ class Guard:
             answer.set_cookie(self._cookie, self._session, httponly=True, samesite="strict", path="/")
             return answer
         if not _same(request.cookies.get(self._cookie, ""), self._session):
-            return PlainTextResponse("open the address that `clipmill explore` has printed", 403)
+            return PlainTextResponse("open the address that `clipmill explore` printed", 403)
         if request.method not in READING and not _same(request.headers.get(HEADER, ""), self._writing):
             return PlainTextResponse(f"the header {HEADER} is missing or wrong", 403)
         return None
 
 
 def _host_name(header: str) -> str | None:
-    """Return the name in a Host header, without the port."""
+    """Return the name in a Host header without its port, None for a malformed header."""
     try:
         return urlsplit(f"//{header}").hostname
     except ValueError:

@@ -1,4 +1,4 @@
-"""The video of a clip: kept ones as they lie in the shards, others cut out of their source on demand."""
+"""Media of clips: packed clips are read from their shard, others are encoded from their source on demand."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from pipeline.tables.published import open_published
 
 HEIGHTS = (360, 240)  # pixels of the short side of a preview
 PREVIEW = PackOptions(heights=HEIGHTS)
-CACHED_BYTES = 128 << 20  # of encoded previews
-CACHED_INDEXES = 256  # shards whose index stays in memory
+CACHED_BYTES = 128 << 20  # size of the cache of encoded previews
+CACHED_INDEXES = 256  # largest number of shard indexes in memory
 TYPES = {"mp4": "video/mp4", "jpg": "image/jpeg"}
 NEEDED = (  # columns of a clip's row that `Media` reads
     *("clip_id", "source_uri", "start", "end", "start_pts", "end_pts", "time_base", "frames", "width", "height"),
@@ -32,12 +32,12 @@ NEEDED = (  # columns of a clip's row that `Media` reads
 
 
 class NoMedia(Exception):
-    """A clip that cannot be played; the message says why."""
+    """A clip that cannot be played; the message gives the reason."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Media of a clip: `size` bytes of `type`, which lie in memory or in a file of the dataset from `offset` on."""
+    """Media of a clip: `size` bytes of `type`, in memory (`data`) or at `offset` of the dataset's file `name`."""
 
     type: str
     size: int
@@ -47,7 +47,7 @@ class Piece:
 
 
 class Media:
-    """Finds and makes the media of clips. May be used from several threads."""
+    """Finds or encodes the media of clips. Safe for use from several threads."""
 
     def __init__(self, store: Store, recipe: Recipe) -> None:
         self._store, self._recipe = store, recipe
@@ -57,7 +57,7 @@ class Media:
         self._encoding, self._reading = threading.Lock(), threading.Lock()
 
     def piece(self, row: Mapping[str, Any]) -> Piece:
-        """Return the media of a clip, whose row has the columns NEEDED. Raises NoMedia or OSError."""
+        """Return the media of a clip; `row` has the columns NEEDED. Raises NoMedia or OSError."""
         if row["shard"]:
             media, offset, size = self._place(row["shard"], row["clip_id"])
             return Piece(TYPES[media], size, name=row["shard"], offset=offset)
@@ -73,7 +73,7 @@ class Media:
             return file.read(count)
 
     def close(self) -> None:
-        """Wait for the clip that is encoded now, and end the child process."""
+        """Wait for the current encode and end the child process."""
         with self._encoding:
             if self._encoder is not None:
                 self._encoder.close()
@@ -89,17 +89,17 @@ class Media:
                 self._indexes[shard] = {key: tuple(place) for key, *place in zip(*columns, strict=True)}
             place = self._indexes[shard].get(clip_id)
         if place is None:
-            raise NoMedia(f"{shard} does not hold the clip")
+            raise NoMedia(f"{shard} does not contain the clip")
         return place
 
     def _preview(self, row: Mapping[str, Any]) -> bytes:
-        """Encode the clip at preview size, in a child process without network. One at a time."""
+        """Encode the clip at preview size in a child process without network access; one clip at a time."""
         if not is_local(row["source_uri"]):
             raise NoMedia("its source is not on this machine: only its sampled frames can be shown")
         still = np.array([row["frames"] == 1])
         bucket = bucket_names(np.array([row["crop_w"]]), np.array([row["crop_h"]]), still, HEIGHTS)[0].as_py()
         if bucket is None:
-            raise NoMedia("its picture is too small to encode")
+            raise NoMedia("its frames are too small to encode")
         with self._encoding:
             if self._encoder is None:
                 self._encoder = ClipEncoder(self._recipe.scan, self._recipe.sources)

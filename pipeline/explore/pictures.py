@@ -1,4 +1,4 @@
-"""Still pictures of clips, from the frames that the scan has sampled."""
+"""Still pictures of clips, from the frames that the scan pass sampled."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from pipeline.storage.store import Store
 from pipeline.tables.fragments import Fragment, frames_of, read_frames
 
 THUMBNAIL = 360  # pixels of the longer side
-QUALITY = 80  # of JPEG
-CACHED_BYTES = 96 << 20
+QUALITY = 80  # JPEG quality of thumbnails, 1..100
+CACHED_BYTES = 96 << 20  # size of the cache of thumbnails and film strips
 LARGEST = 64 << 20  # bytes of an uploaded picture
 
 
 class ByteCache:
-    """Results by key, the ones used last up to a number of bytes."""
+    """Least-recently-used cache of byte strings with a total size of at most `size` bytes."""
 
     def __init__(self, size: int) -> None:
         self._size, self._used = size, 0
@@ -45,7 +45,7 @@ class ByteCache:
 
 
 class Pictures:
-    """Thumbnails and film strips of clips. May be used from several threads."""
+    """Thumbnails and film strips of clips. Safe for use from several threads."""
 
     def __init__(self, store: Store, catalog: Catalog) -> None:
         self._store, self._catalog = store, catalog
@@ -54,11 +54,11 @@ class Pictures:
         self._lock = threading.Lock()
 
     def thumbnail(self, row: int, clip_id: str) -> bytes:
-        """Return a JPEG of the clip's middle frame, empty where none was sampled."""
+        """Return a JPEG of the clip's middle frame, empty if no frame was sampled."""
         return self._cache.get(("thumbnail", row), lambda: self._thumbnail(row, clip_id))
 
     def strip(self, row: int, clip_id: str) -> bytes:
-        """Return a JPEG of several frames side by side, empty where none was sampled."""
+        """Return a JPEG of several frames side by side, empty if no frame was sampled."""
         return self._cache.get(("strip", row), lambda: (film_strip(self._frames(row, clip_id)) or (b"", 0, 0.0))[0])
 
     def _thumbnail(self, row: int, clip_id: str) -> bytes:
@@ -74,19 +74,19 @@ class Pictures:
         return bytes(cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1])
 
     def _frames(self, row: int, clip_id: str) -> list[bytes]:
-        """Return the sampled frames of a clip as JPEGs, in order of time."""
+        """Return the sampled frames of a clip as JPEGs, ordered by time."""
         unit = self._unit(row)
         if unit is None:
             return []
         try:
             with self._store.open(frames_of(unit)) as opened, pq.ParquetFile(opened) as file:
                 table = read_frames(file, [clip_id]).sort_by("time")
-        except FileNotFoundError:  # swept by a build that runs now
+        except FileNotFoundError:  # deleted by a concurrent build
             return []
         return list(table["jpeg"].to_pylist())
 
     def _unit(self, row: int) -> str | None:
-        """Return the unit of the scan that has the clip's frames."""
+        """Return the name of the scan unit that stores the clip's frames, None if there is none."""
         with self._lock:
             if self._units is None:
                 self._units = self._read_units()
@@ -94,7 +94,7 @@ class Pictures:
         return names[codes[row]] if codes[row] >= 0 else None
 
     def _read_units(self) -> tuple[np.ndarray, list[str]]:
-        """Return for every clip the number of its unit, (clips,) int32, -1 for none; and the units' names."""
+        """Return the number of each clip's scan unit, (clips,) int32, -1 for none, and the names of the units."""
         codes, names = np.full(len(self._catalog), -1, np.int32), dict[str, int]()
         for name in self._store.list("state/scan", ".parquet"):
             table = Fragment(name, {}).rows(self._store, ["clip_id", "unit"])
@@ -107,7 +107,7 @@ class Pictures:
 
 
 def decode_picture(data: bytes) -> np.ndarray:
-    """Decode a picture to (h, w, 3) uint8 RGB. Raises ValueError for bytes that are none, or one that is too large."""
+    """Decode a picture to (h, w, 3) uint8 RGB. Raises ValueError if it is not a picture or larger than LARGEST."""
     if len(data) > LARGEST:
         raise ValueError(f"larger than {LARGEST >> 20} MB")
     bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None

@@ -1,4 +1,4 @@
-"""Starting the explorer: a port on loopback, and the address to open."""
+"""Start of the explorer: listen on loopback and print the address to open."""
 
 from __future__ import annotations
 
@@ -18,11 +18,10 @@ ADDRESS = "127.0.0.1"
 
 
 def serve(dataset: str, port: int, reference: str | None) -> None:
-    """Serve `dataset` until Ctrl-C. `port` 0 takes a free one; `reference` is a folder of pictures. The address to open
-    is printed as it is, with its token.
+    """Serve `dataset` until Ctrl-C, and print the address to open, which includes its token.
 
-    Raises DatasetError where there is no whole dataset, SourceError for a folder without pictures, and OSError where
-    the port is taken.
+    `port` 0 selects a free port; `reference` is a folder of pictures. Raises DatasetError if the dataset is missing or
+    unfinished, SourceError for a folder without pictures, and OSError if the port is in use.
     """
     pictures: list[np.ndarray] = []
     if reference:
@@ -34,7 +33,7 @@ def serve(dataset: str, port: int, reference: str | None) -> None:
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((ADDRESS, port))
-        listener.listen()  # a browser that is faster than the server waits
+        listener.listen()  # before the address is printed, so that early connections wait for the server
         token = secrets.token_urlsafe(24)
         app = make_app(explorer, token, secrets.token_urlsafe(24))
         print(f"http://{ADDRESS}:{listener.getsockname()[1]}/?token={token}")

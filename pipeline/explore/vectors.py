@@ -1,7 +1,7 @@
-"""Embeddings of clips as matrices, which are compared with a text or a picture.
+"""Similarity search: the embeddings of clips as matrices, which are compared with a text or with pictures.
 
-The matrices are half-precision files in the user's cache folder, mapped into memory: a million clips of 384 dimensions
-are 0.8 GB on disk and take a fraction of a second to compare with one vector. They are written when first needed.
+The matrices are float16 files in the user's cache folder, written when first needed and mapped into memory. A million
+clips of 384 dimensions take 0.8 GB on disk and a fraction of a second to compare with one vector.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ BATCH = 8192  # clips read at once
 
 
 class SearchError(ValueError):
-    """A search that is not possible; the message says why."""
+    """A search that is not possible; the message gives the reason."""
 
 
 class Vectors:
-    """The embeddings of the clips of a dataset, in the order of `catalog`. May be used from several threads.
+    """The embeddings of a dataset's clips, in the order of `catalog`. Safe for use from several threads.
 
-    `semantic` is the mean over a clip's frames of what the encoder compares with texts, so that its product with a text
-    is the mean cosine, as in `similarity_clip`. `appearance` is the mean appearance of the frames, of unit norm.
+    The matrix `semantic` is the mean of a clip's unit-norm frame embeddings in the space shared with texts: its product
+    with a text is the mean cosine, as in `similarity_clip`. `appearance` is the unit-norm mean appearance embedding.
     """
 
     def __init__(self, store: Store, catalog: Catalog, recipe: Recipe, version: str) -> None:
@@ -47,7 +47,7 @@ class Vectors:
         self._lock = Lock()
 
     def encoder(self) -> TextVideoEncoder:
-        """Return the recipe's encoder. Raises SearchError where its weights are not on this machine."""
+        """Return the recipe's encoder. Raises SearchError if its weights are not on this machine."""
         options = self._recipe.encoder
         try:
             return load_encoder(options.name, options.model, options.pretrained)
@@ -55,24 +55,29 @@ class Vectors:
             raise SearchError(str(error)) from error
 
     def of_text(self, text: str) -> np.ndarray:
-        """Return the similarity of every clip to `text`, (clips,) float32, NaN where there is no embedding. Raises
-        SearchError where the dataset does not keep what that needs."""
+        """Return the similarity of every clip to `text`, (clips,) float32, NaN for a clip without an embedding.
+
+        Raises SearchError if the dataset does not store frame embeddings of the recipe's encoder.
+        """
         embeddings = self._matrix("semantic")
         with self._lock:
             return _compare(embeddings, self.encoder().texts([text]))
 
     def of_pictures(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
-        """Return the similarity of every clip to the picture that it resembles most; pictures are (h, w, 3) uint8 RGB.
-        Raises SearchError where the dataset has no embeddings."""
+        """Return the similarity of every clip to the most similar of `pictures`, (h, w, 3) uint8 RGB each.
+
+        The result is (clips,) float32. Raises SearchError if the dataset has no embeddings.
+        """
         embeddings = self._matrix("appearance")
         with self._lock:
             return _compare(embeddings, self.encoder().look(pictures).appearance)
 
     def of_clip(self, row: int) -> np.ndarray:
-        """Return the similarity of every clip to that of `row`. Raises SearchError where it has no embedding."""
+        """Return the similarity of every clip to clip `row`, (clips,) float32. Raises SearchError if that clip has no
+        embedding."""
         embeddings = self._matrix("appearance")
         if not np.isfinite(embeddings[row]).all():
-            raise SearchError("this clip has no embedding: a cheap filter rejected it before")
+            raise SearchError("this clip has no embedding: a filter rejected it before the embed pass")
         return _compare(embeddings, np.asarray(embeddings[row : row + 1], np.float32))
 
     def _matrix(self, name: str) -> np.ndarray:
@@ -85,11 +90,11 @@ class Vectors:
             return self._matrices[name]
 
     def _write(self, path: Path, parts: Iterator[tuple[np.ndarray, np.ndarray]]) -> None:
-        """Write a matrix from pieces: row numbers (k,), and (k, d) values."""
+        """Write a matrix from pairs of row numbers, (k,) int64, and values, (k, d) float."""
         first = next(parts, None)
         if first is None:
-            raise SearchError("the dataset has no embeddings of this encoder: search needs those that a build keeps")
-        if path.parent.is_dir():  # of the dataset as it was before
+            raise SearchError("the dataset has no embeddings of this encoder: build it again to enable search")
+        if path.parent.is_dir():  # delete the matrices of earlier builds
             for old in path.parent.glob("*.npy"):
                 if not old.name.startswith(self._version):
                     old.unlink(missing_ok=True)
@@ -109,16 +114,16 @@ class Vectors:
         if not self._catalog.has_embeddings:
             return
         for path, first in self._catalog.files:
-            at = first
+            row = first
             with pq.ParquetFile(path) as file:
                 for batch in file.iter_batches(BATCH, columns=["embedding"]):
                     values = matrix(batch.column(0))
                     if values is not None:
-                        yield np.arange(at, at + len(batch)), values
-                    at += len(batch)
+                        yield np.arange(row, row + len(batch)), values
+                    row += len(batch)
 
     def _semantic_parts(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Read what the embed pass keeps of every frame: `state/embed`, of the recipe's own fingerprint."""
+        """Yield rows and means of the frame embeddings in `state/embed` that have the recipe's fingerprint."""
         width, wanted = 0, fingerprints.embed_fingerprint(self._recipe)
         for name in self._store.list("state/embed", ".parquet"):
             with self._store.open(name) as opened, pq.ParquetFile(opened) as file:
@@ -136,12 +141,15 @@ class Vectors:
 
 
 def cache_folder() -> Path:
-    """Return the folder for files that can be made again, of this user."""
+    """Return the user's cache folder, for files that can be computed again."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clipmill" / "explore"
 
 
 def _means(clips: Sequence[bytes], width: int) -> np.ndarray:
-    """Return for each clip the mean of its frames' unit vectors, (n, width) float32; a clip is k * width float16."""
+    """Return the mean of each clip's unit-norm frame vectors, (n, width) float32.
+
+    `clips` holds the bytes of a (k, width) float16 array for each clip.
+    """
     if not clips:
         return np.zeros((0, width), np.float32)
     frames = np.frombuffer(b"".join(clips), np.float16).reshape(-1, width).astype(np.float32)
@@ -151,12 +159,15 @@ def _means(clips: Sequence[bytes], width: int) -> np.ndarray:
 
 
 def _compare(matrix: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    """(n, d) float16 and (k, d) float32 unit rows -> (n,) float32: the largest of the k products of each row."""
-    import torch  # its product in half precision is ten times as fast as NumPy's
+    """Return the largest product of each row of `matrix` with any of `vectors`, (n,) float32.
+
+    `matrix` is (n, d) float16, `vectors` (k, d) float32 with rows of unit norm.
+    """
+    import torch  # ten times as fast as NumPy for half precision
 
     rows, best = torch.from_numpy(matrix), None
     for vector in torch.from_numpy(np.ascontiguousarray(vectors, np.float32)).half():
         products = (rows @ vector).float()
         best = products if best is None else torch.maximum(best, products)
-    assert best is not None, "there is nothing to compare with"
+    assert best is not None, "vectors is empty"
     return best.numpy()

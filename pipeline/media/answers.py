@@ -1,8 +1,8 @@
-"""Answers of a child process that decodes untrusted bytes: data only. A pickle could run code in the parent once
-hostile bytes have taken over the child.
+"""Serialization of the answers of a child process that decodes untrusted media.
 
-A value is sent as MessagePack, and becomes what the called function declares to return. Of an exception only its text
-and a few facts are sent; the parent chooses the class.
+Answers are plain data in MessagePack, never pickles: malicious media could take over the child, and a pickle from it
+could then run code in the parent. The parent converts a value to the declared return type of the called function. For
+an exception only its text and a few attributes are sent; the parent selects the class.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from pipeline.media.faults import ChildTraceback, OverLimit, is_foreseen, is_out
 
 Result = TypeVar("Result")
 
-LONGEST_PLACE = 200  # characters
+LONGEST_PLACE = 200  # largest number of characters of `RaisedInChild.place` that are used
 
 
 class SandboxError(Exception):
-    """The child did not finish, or what it sent is no answer. The message says which."""
+    """The child ended before it answered, or its answer is malformed. The message gives the cause."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RaisedInChild:
-    """An exception of the child: the name of its class, its message, and what decides who has to act."""
+    """An exception in the child: the name of its class, its message, and attributes for its classification."""
 
     name: str
     message: str
@@ -43,8 +43,11 @@ class RaisedInChild:
     place: str
 
     def exception(self) -> Exception:
-        """Return the exception to raise here: a MediaError, OverLimit, Unreachable or OSError as it was, SandboxError
-        for other foreseen ones, and RuntimeError for the rest. Its cause holds the child's traceback."""
+        """Return the exception to raise in the parent; its cause holds the child's traceback.
+
+        MediaError, OverLimit, Unreachable and OSError keep their class. Other foreseen exceptions become SandboxError,
+        unforeseen ones RuntimeError.
+        """
         raised = self._exception()
         raised.__cause__ = ChildTraceback(self.trace, self.place[:LONGEST_PLACE])
         return raised
@@ -57,22 +60,22 @@ class RaisedInChild:
             return RuntimeError(self.message)
         if self.name == "OverLimit":
             return OverLimit(self.message, *self.options)
-        own: dict[str, type[Exception]] = {"MediaError": MediaError, "Unreachable": Unreachable}
-        if self.name in own:
-            return own[self.name](self.message)
+        classes: dict[str, type[Exception]] = {"MediaError": MediaError, "Unreachable": Unreachable}
+        if self.name in classes:
+            return classes[self.name](self.message)
         if self.errno is not None:
             return OSError(self.errno, self.strerror or self.message, self.filename)
         return SandboxError(self.message)
 
 
 def encode_value(value: object) -> bytes:
-    """Return the answer with a function's result: of None, numbers, strings, bytes, lists, dicts, arrays and data
-    classes. Raises TypeError for anything else."""
+    """Serialize the result of a function, built of None, numbers, strings, bytes, lists, dicts, arrays and dataclasses.
+    Raises TypeError for anything else."""
     return _encode([True, value])
 
 
 def encode_error(error: Exception) -> bytes:
-    """Return the answer with the exception that a function has raised."""
+    """Serialize the exception that a function raised."""
     filename = getattr(error, "filename", None)
     raised = RaisedInChild(
         name=type(error).__name__,
@@ -90,12 +93,12 @@ def encode_error(error: Exception) -> bytes:
 
 
 def decode(answer: bytes, function: Callable[..., Result]) -> Result | RaisedInChild:
-    """Return the result of `function`, of the type that it declares, or the exception that it has raised. Raises
-    SandboxError for bytes that hold neither."""
+    """Return the result of `function`, converted to its declared type, or the exception that it raised. Raises
+    SandboxError for malformed bytes."""
     try:
         returned, value = msgpack.unpackb(answer, use_list=True, unicode_errors="surrogatepass")
         result: Result | RaisedInChild = (_returned(function) if returned else _raised()).validate_python(value)
-    except Exception as error:  # hostile bytes may raise anything
+    except Exception as error:  # malicious bytes may raise any exception
         raise SandboxError("the process sent an answer that cannot be read") from error
     return result
 
@@ -106,13 +109,13 @@ def _encode(answer: list[object]) -> bytes:
 
 
 def _plain(value: Any) -> object:
-    """Return an object in terms that MessagePack has."""
+    """Convert an object to a type that MessagePack supports. Raises TypeError if that is not possible."""
     if dataclasses.is_dataclass(value):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, Fraction):
         return str(value)
     if type(value).__module__ == "numpy":
-        return value.tolist()  # of an array or of a number
+        return value.tolist()  # arrays and scalars
     raise TypeError(f"an answer cannot hold a {type(value).__name__}")
 
 

@@ -1,9 +1,9 @@
-"""Colours of a source, and their conversion to those of clips and sampled frames: BT.709, standard dynamic range.
+"""Colour spaces of sources, and their conversion to that of clips and sampled frames: BT.709, standard dynamic range.
 
-Numbers of matrices, primaries and transfers are those of ITU-T H.273, which FFmpeg uses. High dynamic range (PQ and
-HLG, ITU-R BT.2100) is tone-mapped for a display whose peak is HDR reference white, 203 cd/m2 (ITU-R BT.2408), with the
-curve of ITU-R BT.2390-10, 5.4.1, on the largest of R, G and B, so that hues stay. What is outside BT.709's gamut is
-clipped (ITU-R BT.2407, 2). Standard dynamic range is converted as displays show it, by ITU-R BT.1886.
+Matrices, primaries and transfers are identified by the numbers of ITU-T H.273, as in FFmpeg. High dynamic range (PQ and
+HLG, ITU-R BT.2100) is tone-mapped to a peak of HDR reference white, 203 cd/m2 (ITU-R BT.2408), with the curve of ITU-R
+BT.2390-10, 5.4.1, applied to the largest of R, G and B to preserve hues. Colours outside of BT.709's gamut are clipped
+(ITU-R BT.2407, 2). Standard dynamic range is converted with the display transfer function of ITU-R BT.1886.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import numpy as np
 from pipeline.media.side_data import brightest
 
 NOT_YUV = ("0bgr", "0rgb", "abgr", "argb", "bgr", "gbr", "gray", "mono", "pal", "rgb", "x2", "ya")  # pixel formats
-RGB, BT709, UNSPECIFIED, BT601, BT2020 = 0, 1, 2, 6, 9  # matrices; but for RGB and BT601 also primaries
+RGB, BT709, UNSPECIFIED, BT601, BT2020 = 0, 1, 2, 6, 9  # matrices; except RGB and BT601 also primaries
 PQ, HLG = 16, 18  # transfers
-WHITE = 203.0  # cd/m2 of HDR reference white, which is the peak of SDR
-PEAK = 1000.0  # cd/m2 of PQ content that does not say how bright it is
-HLG_PEAK = 1000.0  # cd/m2 of the display for which BT.2100 gives HLG's system gamma of 1.2
-GAMMA = 2.4  # of an SDR display, ITU-R BT.1886
+WHITE = 203.0  # cd/m2; HDR reference white, to which the peak is mapped
+PEAK = 1000.0  # cd/m2; assumed peak of PQ content without brightness metadata
+HLG_PEAK = 1000.0  # cd/m2; peak of the display for which BT.2100 specifies HLG's system gamma of 1.2
+GAMMA = 2.4  # display gamma of SDR, ITU-R BT.1886
 LUMA = {  # matrix: weights of red and blue in luma
     BT709: (0.2126, 0.0722),
     4: (0.30, 0.11),
@@ -34,7 +34,7 @@ LUMA = {  # matrix: weights of red and blue in luma
     BT2020: (0.2627, 0.0593),
     10: (0.2627, 0.0593),
 }
-CHROMATICITIES = {  # primaries: x, y of red, green and blue; white is taken for D65, so that it stays white
+CHROMATICITIES = {  # primaries: x, y of red, green and blue; the white point is assumed to be D65, so white is kept
     4: ((0.67, 0.33), (0.21, 0.71), (0.14, 0.08)),
     5: ((0.64, 0.33), (0.29, 0.60), (0.15, 0.06)),
     BT601: ((0.630, 0.340), (0.310, 0.595), (0.155, 0.070)),
@@ -47,7 +47,7 @@ CHROMATICITIES = {  # primaries: x, y of red, green and blue; white is taken for
 }
 REC709 = ((0.64, 0.33), (0.30, 0.60), (0.15, 0.06))
 D65 = (0.3127, 0.3290)
-NAMES: Mapping[str, Mapping[int, str]] = {  # FFmpeg's
+NAMES: Mapping[str, Mapping[int, str]] = {  # FFmpeg's names of the numbers
     "matrix": {0: "gbr", 1: "bt709", 4: "fcc", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m", 8: "ycgco"}
     | {9: "bt2020nc", 10: "bt2020c", 14: "ictcp"},
     "primaries": {1: "bt709", 4: "bt470m", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m", 8: "film", 9: "bt2020"}
@@ -63,8 +63,8 @@ HLG_A, HLG_B, HLG_C = 0.17883277, 0.28466892, 0.55991073
 
 @dataclass(frozen=True)
 class Colour:
-    """Interpretation of a source's samples: H.273 numbers, and the peak of HDR in cd/m2. `matrix` is one of LUMA, also
-    for RGB and unspecified matrices, which are decoded as one of them."""
+    """Interpretation of a source's samples: H.273 numbers, and the HDR peak in cd/m2. `matrix` is always a key of LUMA;
+    for RGB and unspecified matrices it is the one with which they are decoded."""
 
     matrix: int = BT709
     primaries: int = UNSPECIFIED
@@ -78,17 +78,17 @@ class Colour:
 
     @property
     def is_wide(self) -> bool:
-        """Whether RGB itself must be converted, not only the planes' matrix and range."""
+        """Whether transfer or primaries must be converted, not only the matrix and range of the planes."""
         return self.is_hdr or self.primaries in CHROMATICITIES
 
     @property
     def is_bt709(self) -> bool:
-        """Whether there is nothing to convert."""
+        """Whether no conversion is needed."""
         return self.matrix == BT709 and not self.full_range and not self.is_wide
 
 
 def colour_of(native: av.VideoFrame) -> Colour:
-    """Return the colour of a decoded frame. An unspecified matrix is BT.709 from 720 rows on, else BT.601."""
+    """Return the colour space of a decoded frame. An unspecified matrix is BT.709 from 720 rows on, else BT.601."""
     space, name = int(native.colorspace), native.format.name
     guess = BT709 if native.height >= 720 else BT601
     matrix = BT601 if name.startswith(NOT_YUV) else space if space in LUMA else guess  # RGB: see `frame.planes`
@@ -101,7 +101,7 @@ def colour_of(native: av.VideoFrame) -> Colour:
 
 
 def columns_of(native: av.VideoFrame) -> dict[str, str | None]:
-    """Return the colour columns of a source: the stream's tags in FFmpeg's names, null where it has none."""
+    """Return the colour columns of a source: FFmpeg's names of the stream's tags, null for missing tags."""
     stated = {
         "matrix": int(native.colorspace),
         "primaries": int(native.color_primaries),
@@ -113,7 +113,7 @@ def columns_of(native: av.VideoFrame) -> dict[str, str | None]:
 
 @functools.lru_cache(maxsize=16)
 def rgb_matrix(colour: Colour) -> np.ndarray:
-    """(3, 4) float32: R'G'B' in 0-255 from (Y, U, V, 1) in 8-bit codes."""
+    """Return the (3, 4) float32 matrix that converts (Y, U, V, 1) in 8-bit codes to R'G'B' in 0..255."""
     red, blue = LUMA[colour.matrix]
     green = 1 - red - blue
     gain, lift, chroma = (1.0, 0.0, 1.0) if colour.full_range else (255 / 219, 16.0, 255 / 224)
@@ -125,9 +125,9 @@ def rgb_matrix(colour: Colour) -> np.ndarray:
 
 
 def to_bt709(rgb: np.ndarray, colour: Colour) -> np.ndarray:
-    """R'G'B' of a source, (h, w, 3) float32 in [0, 1], as R'G'B' of BT.709, float32 in [0, 1].
+    """Convert R'G'B' of a source, (h, w, 3) float32 in [0, 1], to R'G'B' of BT.709 with the same shape and range.
 
-    Powers are looked up in tables of 65536 entries.
+    Powers are read from tables of 65536 entries.
     """
     codes = _codes(rgb)
     light = np.take(_light_table(colour.transfer), codes)
@@ -145,8 +145,8 @@ def to_bt709(rgb: np.ndarray, colour: Colour) -> np.ndarray:
 
 
 def planes_to_bt709(planes: Sequence[np.ndarray], colour: Colour) -> list[np.ndarray]:
-    """(h, w) luma and (h/2, w/2) chroma of a source, uint8 or 16-bit uint16, as those of BT.709 in limited range,
-    uint8."""
+    """Convert (h, w) luma and two (h/2, w/2) chroma planes of a source, uint8 or uint16, to uint8 planes of BT.709 in
+    limited range."""
     y, u, v = planes
     size, target = y.shape[::-1], rgb_matrix(Colour()).astype(np.float64)
     inverse = np.linalg.inv(target[:, :3])
@@ -154,7 +154,7 @@ def planes_to_bt709(planes: Sequence[np.ndarray], colour: Colour) -> list[np.nda
     whole = cv2.merge([y, wide_u, wide_v])
     if colour.is_wide:
         source = rgb_matrix(colour).copy()
-        source[:, :3] /= 256 if y.dtype == np.uint16 else 1  # 8-bit codes of 16-bit ones
+        source[:, :3] /= 256 if y.dtype == np.uint16 else 1  # 16-bit codes to 8-bit codes
         rgb = to_bt709(cv2.transform(whole.astype(np.float32), source / 255), colour)
         yuv = cv2.transform(rgb, np.hstack([inverse * 255, -inverse @ target[:, 3:]]))
         chroma = cv2.resize(yuv[..., 1:], (u.shape[1], u.shape[0]), interpolation=cv2.INTER_AREA)
@@ -166,7 +166,7 @@ def planes_to_bt709(planes: Sequence[np.ndarray], colour: Colour) -> list[np.nda
 
 
 def picture_to_bt709(rgb: np.ndarray, colour: Colour) -> np.ndarray:
-    """An 8-bit picture (h, w, 3) of a source in BT.709: itself where its RGB is that already."""
+    """Convert a (h, w, 3) uint8 RGB picture of a source to BT.709. Return `rgb` itself if no conversion is needed."""
     if not colour.is_wide:
         return rgb
     return np.rint(to_bt709(rgb.astype(np.float32) / 255, colour) * 255).astype(np.uint8)
@@ -174,7 +174,7 @@ def picture_to_bt709(rgb: np.ndarray, colour: Colour) -> np.ndarray:
 
 @functools.lru_cache(maxsize=16)
 def luma_table(colour: Colour) -> np.ndarray | None:
-    """(256,) uint8: full-range luma in BT.709 of grey with each 8-bit code of luma; None where they are the same."""
+    """Return the (256,) uint8 table from luma codes of grey to full-range BT.709 luma; None if it is the identity."""
     codes = np.arange(256.0)
     grey = codes / 255 if colour.full_range else np.clip((codes - 16) / 219, 0, 1)
     if colour.is_hdr:
@@ -185,25 +185,26 @@ def luma_table(colour: Colour) -> np.ndarray | None:
 
 
 def pq_light(values: np.ndarray) -> np.ndarray:
-    """cd/m2 of PQ signals in [0, 1]: the EOTF of ITU-R BT.2100, table 4."""
+    """Return the light in cd/m2 of PQ signals in [0, 1], float64: the EOTF of ITU-R BT.2100, table 4."""
     power = np.asarray(values, np.float64) ** (1 / PQ_M2)
     return 10000 * (np.maximum(power - PQ_C1, 0) / (PQ_C2 - PQ_C3 * power)) ** (1 / PQ_M1)
 
 
 def pq_signal(light: np.ndarray | float) -> np.ndarray:
-    """PQ signals in [0, 1] of cd/m2."""
+    """Return the PQ signals in [0, 1] of light in cd/m2, float64: the inverse of `pq_light`."""
     power = (np.asarray(light, np.float64) / 10000) ** PQ_M1
     return ((PQ_C1 + PQ_C2 * power) / (1 + PQ_C3 * power)) ** PQ_M2
 
 
 def _codes(values: np.ndarray) -> np.ndarray:
-    """Values in [0, 1], clipped, as uint16: where they are in the tables."""
+    """Convert values, clipped to [0, 1], to uint16 indices of the tables."""
     return (np.clip(values, 0, 1) * np.float32(65535) + np.float32(0.5)).astype(np.uint16)
 
 
 @functools.cache
 def _light_table(transfer: int) -> np.ndarray:
-    """(65536,) float32: linear light of signals, 1 being WHITE; of HLG scene light (BT.2100, table 5)."""
+    """Return the (65536,) float32 table from signals to linear light, 1 is WHITE; for HLG to scene light (BT.2100,
+    table 5)."""
     values = np.arange(65536) / 65535
     if transfer == PQ:
         return (pq_light(values) / WHITE).astype(np.float32)
@@ -215,14 +216,17 @@ def _light_table(transfer: int) -> np.ndarray:
 
 @functools.cache
 def _signal_table() -> np.ndarray:
-    """(65536,) float32: signals of BT.709 by the square root of light, which is finer near black."""
+    """Return the (65536,) float32 table from the square root of linear light, which is finer near black, to signals of
+    BT.709."""
     return ((np.arange(65536) / 65535) ** (2 / GAMMA)).astype(np.float32)
 
 
 @functools.lru_cache(maxsize=16)
 def _gain_table(peak: float) -> np.ndarray:
-    """Return (65536,) float32: the gain on light that maps `peak` to WHITE, by the PQ signal of the largest of R, G and
-    B: BT.2390's curve with a black of zero."""
+    """Return the (65536,) float32 table of the tone-mapping gain on linear light, which maps `peak` (cd/m2) to WHITE.
+
+    The index is the PQ signal of the largest of R, G and B. The curve is BT.2390's with a black level of zero.
+    """
     signal = np.arange(65536) / 65535
     if peak <= WHITE:
         return np.ones(65536, np.float32)
@@ -238,12 +242,12 @@ def _gain_table(peak: float) -> np.ndarray:
 
 @functools.cache
 def _gamut_matrix(primaries: int) -> np.ndarray:
-    """(3, 3) float32: linear RGB of BT.709 from that of other primaries."""
+    """Return the (3, 3) float32 matrix from linear RGB of `primaries` to linear RGB of BT.709."""
     return (np.linalg.inv(_xyz_matrix(REC709)) @ _xyz_matrix(CHROMATICITIES[primaries])).astype(np.float32)
 
 
 def _xyz_matrix(chromaticities: tuple[tuple[float, float], ...]) -> np.ndarray:
-    """(3, 3): XYZ from linear RGB (SMPTE RP 177)."""
+    """Return the (3, 3) matrix from linear RGB to XYZ (SMPTE RP 177)."""
     columns = np.array([[x / y, 1, (1 - x - y) / y] for x, y in chromaticities]).T
     white = np.array([D65[0] / D65[1], 1, (1 - D65[0] - D65[1]) / D65[1]])
     result: np.ndarray = columns * np.linalg.solve(columns, white)

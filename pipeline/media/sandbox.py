@@ -1,4 +1,4 @@
-"""A child process for code that may hang, crash or exhaust memory: decoders. It is killed and restarted."""
+"""A child process for decoders, which may hang, crash or exhaust memory. It is killed and restarted on failure."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pipeline.media.faults import MachineFault, OverLimit
 Result = TypeVar("Result")
 
 TRIES = 3  # attempts at a call whose child is killed from outside
-DEADLINE = ("deadline_seconds", "deadline_factor")  # options of `scan` from which deadlines are computed
+DEADLINE = ("deadline_seconds", "deadline_factor")  # options of `scan` that determine deadlines
 POLL = 0.1  # seconds between checks of the child's memory
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -35,15 +35,15 @@ _starter = ThreadPoolExecutor(1, thread_name_prefix="sandbox")
 
 
 class SandboxKilled(SandboxError):
-    """The child was killed from outside (by an operator, or the kernel's OOM killer), not because of its work."""
+    """The child was killed from outside: by an operator or by the kernel's OOM killer."""
 
 
 class Sandbox:
-    """One child process, started at the first call and kept for the next ones. Not thread-safe.
+    """A child process, started at the first call and reused for later calls. Not thread-safe.
 
-    `memory_mb` bounds the child's resident set. A `confined` child has no network and cannot write files, if the system
-    supports that. Functions are pickled by name, so they must be importable in a fresh process; they return data, of
-    the type that their annotation declares (answers.py). Their standard output goes to standard error.
+    `memory_mb` limits the child's resident set. A `confined` child has no network access and cannot write files, if the
+    system supports that. Functions are pickled by name, so they must be importable in a new process. They return data
+    of the type in their return annotation (see answers.py). Their standard output is redirected to standard error.
     """
 
     def __init__(self, memory_mb: int = 3000, confined: bool = False):
@@ -51,9 +51,12 @@ class Sandbox:
         self._child: subprocess.Popen[bytes] | None = None
 
     def call(self, function: Callable[..., Result], *args: object, deadline: float) -> Result:
-        """Run `function(*args)` in the child within `deadline` seconds, up to `TRIES` times if the child is killed from
-        outside. Raises what `RaisedInChild.exception` makes of the function's exception; OverLimit for time and memory;
-        SandboxError if the child crashes or sends no answer; MachineFault if no child can be started."""
+        """Run `function(*args)` in the child within `deadline` seconds; retry up to `TRIES` times if it is killed from
+        outside.
+
+        Raises the function's exception, converted by `RaisedInChild.exception`; OverLimit if it exceeds time or memory;
+        SandboxError if the child crashes or sends a malformed answer; MachineFault if no child can be started.
+        """
         request = pickle.dumps((function, args))
         for _ in range(TRIES - 1):
             with contextlib.suppress(SandboxKilled):
@@ -71,7 +74,7 @@ class Sandbox:
         if not isinstance(answer, RaisedInChild):
             return answer
         if answer.is_out_of_memory:
-            self.close()  # frees the memory that it still holds
+            self.close()  # release the memory that the child still holds
             raise OverLimit(f"needed more than the {self.memory_mb} MB of memory that it may have", "memory_mb")
         raise answer.exception()
 
@@ -162,13 +165,13 @@ def _write(pipe: IO[bytes] | None, message: bytes) -> None:
 
 
 def _read(pipe: IO[bytes], size: int) -> bytes:
-    got = b""
-    while len(got) < size:
-        chunk = pipe.read(size - len(got))
+    data = b""
+    while len(data) < size:
+        chunk = pipe.read(size - len(data))
         if not chunk:
             sys.exit(0)  # the parent has closed its end
-        got += chunk
-    return got
+        data += chunk
+    return data
 
 
 def _answer(message: bytes) -> bytes:
@@ -186,20 +189,20 @@ def _serve(parent: int, memory_mb: int, confined: bool) -> None:
     if os.getppid() != parent:
         sys.exit(0)  # the parent died before the line above
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
-    # Backstop for one huge allocation between two checks by the parent. It limits writable private memory, so mapped
-    # files and reserved address space do not count.
+    # The parent checks memory periodically; this limit stops a huge allocation between two checks. It applies to
+    # writable private memory, not to mapped files or reserved address space.
     with contextlib.suppress(ValueError, OSError):
         limit = (memory_mb + 2048) << 20
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     try:
-        tempfile.gettempdir()  # cached now: libraries need it at import, and choosing it writes a file
+        tempfile.gettempdir()  # cache the folder: libraries need it at import, and selecting it writes a file
     except FileNotFoundError:
-        tempfile.tempdir = "/tmp"  # the disk is full: later writes there raise the error
+        tempfile.tempdir = "/tmp"  # the disk is full; later writes raise the error
     if confined:
         confine()
     calls = os.fdopen(os.dup(0), "rb", buffering=0)
     answers: Any = os.fdopen(os.dup(1), "wb", buffering=0)
-    os.dup2(2, 1)  # keep prints out of the stream of answers
+    os.dup2(2, 1)  # redirect prints, which would corrupt the stream of answers
     while True:
         _write(answers, _answer(_read(calls, int.from_bytes(_read(calls, 8), "little"))))
 

@@ -1,4 +1,4 @@
-"""Sound of a span: cut to the sample, mixed down to two channels at most, measured, and encoded as AAC."""
+"""Sound of a span: cut with sample accuracy, mixed down to at most two channels, measured, and encoded as AAC."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from pipeline.media.faults import is_machine_fault
 from pipeline.media.video import UNSEEKABLE
 from pipeline.storage.store import Unreachable
 
-VERSION = 1  # raise it when the same sound would be encoded to other bytes or measured otherwise
-RATES = frozenset((8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000))  # Hz that are kept
-OTHER_RATE = 48_000  # Hz, for sources of another rate
-PREROLL = Fraction(1, 2)  # seconds decoded before the span: decoders settle for some packets after a seek
-GAP = 0.05  # seconds: a time stamp further than this from the samples before it is a gap, nearer it is rounding
+VERSION = 1  # increase when the encoded bytes or the measurements of the same sound change
+RATES = frozenset((8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000))  # Hz; these are not resampled
+OTHER_RATE = 48_000  # Hz; sources of other rates are resampled to this
+PREROLL = Fraction(1, 2)  # seconds decoded before the span, because decoders need a few packets after a seek
+GAP = 0.05  # seconds; a larger difference between a time stamp and the end of the previous samples is a gap
 BIT_RATE = 64_000  # bits per second and channel
 SILENCE = -60.0  # dB of full scale: windows with a lower RMS are silent
-WINDOW = 0.05  # seconds: the length of a window whose RMS is measured
-UNGATED = -70.0  # LUFS: what FFmpeg's ebur128 gives where no block is above the absolute gate of BS.1770
+WINDOW = 0.05  # seconds; length of the windows whose RMS is measured
+UNGATED = -70.0  # LUFS; result of FFmpeg's ebur128 if no block is above the absolute gate of BS.1770
 
 
 @dataclass(frozen=True)
 class Sound:
-    """Sound of a span: (channels, n) float32 from -1 to 1, one or two channels, at `rate` Hz. `error` says what of it
-    could not be decoded and is silent."""
+    """Sound of a span: (channels, n) float32 in [-1, 1], one or two channels, at `rate` Hz. `error` describes packets
+    that could not be decoded and are silent."""
 
     samples: np.ndarray
     rate: int
@@ -41,7 +41,7 @@ class Sound:
 
 
 class SoundReader:
-    """Reads spans of the sound of a file that `opening` opens: of its default sound track, or the first."""
+    """Reads spans of the default sound track of a file, or of its first; `opening` opens the file."""
 
     def __init__(self, opening: Callable[[], str | BinaryIO]) -> None:
         self._opening = opening
@@ -49,17 +49,16 @@ class SoundReader:
         self._stream: Any = None
 
     def read(self, start: Fraction, seconds: Fraction) -> Sound | None:
-        """Return the sound from `start`, seconds of presentation time as of the picture, for round(seconds * rate)
-        samples; what the source does not have is silent. None if the source has no sound in the span.
+        """Return round(seconds * rate) samples from `start` on, None if the source has no sound in the span.
 
-        The place of a sample is exact to the time stamps of the container: half a sample in MP4, half a millisecond
-        in Matroska. More than two channels are mixed down as `ffmpeg -ac 2` does: front, centre and surround with
-        weights of 1, 0.7071 and 0.7071 (ITU-R BS.775), no LFE. The result depends on the source and the span alone, not
-        on earlier reads.
-        Raises MediaError, or Unreachable.
+        `start` is in seconds of presentation time, on the same clock as the picture. Gaps in the source are silent. The
+        position of a sample is as exact as the container's time stamps: half a sample in MP4, half a millisecond in
+        Matroska. More than two channels are mixed down as by `ffmpeg -ac 2`: front, centre and surround with weights of
+        1, 0.7071 and 0.7071 (ITU-R BS.775), no LFE. The result does not depend on earlier reads. Raises MediaError or
+        Unreachable.
         """
         try:
-            for begin in (start - PREROLL, None):  # from the first packet where the seek went too far
+            for begin in (start - PREROLL, None):  # second attempt without a seek, if the seek went past `start`
                 self._open()
                 if self._stream is None:
                     return None
@@ -96,8 +95,8 @@ class SoundReader:
         self._stream.codec_context.thread_count = 1
 
     def _frames(self, start: Fraction | None) -> Iterator[Any]:
-        """Yield frames from `start` (seconds) on or earlier; from the first packet for None, and where the format
-        cannot seek. Packets that cannot be decoded are counted in `_errors`."""
+        """Yield frames from `start` (seconds) or earlier; from the first packet if `start` is None or the format is not
+        seekable. Packets that cannot be decoded are counted in `_errors`."""
         base, first, self._errors = self._stream.time_base, self._stream.start_time or 0, 0
         if start is not None and start > first * base and self._container.format.name not in UNSEEKABLE:
             self._container.seek(int(start / base), stream=self._stream, backward=True)
@@ -128,16 +127,16 @@ class SoundReader:
                 expected = round(frame.pts * frame.time_base * rate)
             if frame.sample_rate != rate:
                 raise MediaError("the rate of its sound changes")
-            at = round(frame.pts * frame.time_base * rate)
-            if abs(at - expected) < GAP * rate:
-                at = expected
-            expected = at + frame.samples
-            if at >= first + count:
+            position = round(frame.pts * frame.time_base * rate)  # samples
+            if abs(position - expected) < GAP * rate:
+                position = expected
+            expected = position + frame.samples
+            if position >= first + count:
                 break
             if expected > first:
                 for mixed in mix.resample(frame):
-                    values = mixed.to_ndarray()[:, max(0, first - at) : first + count - at]
-                    begin = max(0, at - first)
+                    values = mixed.to_ndarray()[:, max(0, first - position) : first + count - position]
+                    begin = max(0, position - first)
                     samples[:, begin : begin + values.shape[1]] = values
                     is_empty &= not values.shape[1]
         error = f"{self._errors} packets of its sound could not be decoded" if self._errors else None
@@ -146,17 +145,17 @@ class SoundReader:
                 raise MediaError(error)
             return None
         samples = np.nan_to_num(samples, nan=0.0, posinf=1.0, neginf=-1.0)
-        return _at_usual_rate(Sound(samples, rate, error), seconds)
+        return _at_supported_rate(Sound(samples, rate, error), seconds)
 
 
 def _mix(frame: Any) -> Any:
-    """Return what turns frames like this one into planar floats of one or two channels."""
+    """Return a resampler that converts frames of the format of `frame` to planar floats of one or two channels."""
     layout = "mono" if len(frame.layout.channels) == 1 else "stereo"
     return av.AudioResampler(format="fltp", layout=layout, rate=frame.sample_rate)
 
 
-def _at_usual_rate(sound: Sound, seconds: Fraction) -> Sound:
-    """Return `sound` at a rate of RATES."""
+def _at_supported_rate(sound: Sound, seconds: Fraction) -> Sound:
+    """Return `sound`, resampled to OTHER_RATE unless its rate is in RATES."""
     if sound.rate in RATES:
         return sound
     samples, count = np.zeros((len(sound.samples), round(seconds * OTHER_RATE)), np.float32), 0
@@ -169,9 +168,12 @@ def _at_usual_rate(sound: Sound, seconds: Fraction) -> Sound:
 
 
 def measure(sound: Sound) -> tuple[float | None, float]:
-    """Return the integrated loudness in LUFS by FFmpeg's ebur128 filter (ITU-R BS.1770, EBU R128), None if the sound is
-    shorter than a block of 0.4 s or no block is above -70 LUFS, and the share of time, 0 to 1, that is silent: windows
-    of `WINDOW` seconds whose RMS over all channels is below `SILENCE`."""
+    """Return the integrated loudness in LUFS and the silent share of the sound, 0 to 1.
+
+    Loudness is computed by FFmpeg's ebur128 filter (ITU-R BS.1770, EBU R128); None if the sound is shorter than a block
+    of 0.4 s or no block is above -70 LUFS. A window of `WINDOW` seconds is silent if its RMS over all channels is below
+    `SILENCE`.
+    """
     graph = av.filter.Graph()
     graph.threads = 1
     base = Fraction(1, sound.rate)
@@ -185,7 +187,7 @@ def measure(sound: Sound) -> tuple[float | None, float]:
     integrated = UNGATED
     while True:
         try:
-            integrated = float(graph.pull().metadata.get("lavfi.r128.I", integrated))  # not of a part of a block
+            integrated = float(graph.pull().metadata.get("lavfi.r128.I", integrated))  # missing for incomplete blocks
         except (av.error.BlockingIOError, av.error.EOFError):
             break
     length = max(1, round(WINDOW * sound.rate))
@@ -196,8 +198,11 @@ def measure(sound: Sound) -> tuple[float | None, float]:
 
 
 def encode_sound(container: Any, sound: Sound) -> list[av.Packet]:
-    """Add an AAC track to an mp4 that is being written and return its packets. The encoder's priming samples have
-    negative times, which the muxer turns into an edit list, so that the first sample is played with the first frame."""
+    """Add an AAC track to an MP4 container that is open for writing; return its packets.
+
+    The encoder's priming samples have negative times, for which the muxer writes an edit list, so that playback of the
+    first sample starts with the first frame.
+    """
     stream = container.add_stream("aac", rate=sound.rate, layout=_layout(sound))
     context = stream.codec_context
     context.bit_rate = BIT_RATE * len(sound.samples)

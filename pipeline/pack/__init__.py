@@ -1,4 +1,4 @@
-"""The pack workers: kept clips are encoded in parts of a shard, and the parts are joined.
+"""The pack workers: encode the kept clips of a shard in parts, and join the parts.
 
-Start at README.md, then shards.py. May import state, selection and below.
+Start at README.md, then shards.py. May import state, selection and packages below them.
 """

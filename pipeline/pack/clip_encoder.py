@@ -1,4 +1,4 @@
-"""Encoding of a shard's clips in a child process: a clip that hangs, crashes or exhausts memory fails alone."""
+"""Encode clips in a child process, so that a clip that hangs, crashes or exhausts memory fails without the others."""
 
 from __future__ import annotations
 
@@ -26,8 +26,11 @@ ENCODE_FACTOR = 60.0  # deadline in seconds per second of video
 
 
 class ClipEncoder:
-    """Encodes clips in a child process that lives on, with its source open, from clip to clip. Limits are the scan's
-    `memory_mb`, and for each clip the scan's deadline for reaching it plus `ENCODE_FACTOR` for its length."""
+    """Encodes clips in a child process, which keeps the source of the last clip open for the next one.
+
+    The memory limit is the scan's `memory_mb`. The deadline of a clip is the scan's deadline for decoding up to the
+    clip, plus `ENCODE_FACTOR` times its duration.
+    """
 
     def __init__(self, limits: ScanOptions | None = None, sources: SourceOptions | None = None) -> None:
         self._limits, self._sources = limits or ScanOptions(), sources or SourceOptions()
@@ -37,21 +40,26 @@ class ClipEncoder:
     def encode_all(
         self, rows: Sequence[Mapping[str, Any]], options: PackOptions
     ) -> Iterator[tuple[str, encode.Encoded | str]]:
-        """Yield (clip_id, media or why there is none), by source in order of time, so that consecutive spans are one
-        decode. Raises Unreachable if a source cannot be reached, and machine faults."""
-        at = ("", 0.0)  # the source that the child has open, and its position, seconds
+        """Yield (clip_id, media or the reason of the failure), ordered by source and time.
+
+        In this order consecutive spans are decoded without a seek. Raises Unreachable if a source cannot be reached,
+        and machine faults.
+        """
+        position = ("", 0.0)  # the source that the child has open, and the end of its last clip in seconds
         for row in sorted(rows, key=lambda row: (row["source_uri"], row["start_pts"], row["end_pts"])):
             uri, length = row["source_uri"], row["end"] - row["start"]
-            ahead = row["end"] - (at[1] if at[0] == uri else 0.0)
+            ahead = row["end"] - (position[1] if position[0] == uri else 0.0)
             reach = min(max(0.0, ahead), 1.5 * self._limits.segment_seconds)  # no segment of the scan is longer
             deadline = self._limits.deadline_seconds + self._limits.deadline_factor * reach + ENCODE_FACTOR * length
             answer = self._encode(row, options, deadline)
-            at = ("", 0.0) if isinstance(answer, str) else (uri, row["end"])
+            position = ("", 0.0) if isinstance(answer, str) else (uri, row["end"])
             yield row["clip_id"], answer
 
     def _encode(self, row: Mapping[str, Any], options: PackOptions, deadline: float) -> encode.Encoded | str:
-        """Return the media of a clip, or the reason why there is none, which is noted in `errors`. A clip that crashes
-        the child or takes too long is tried again without its sound."""
+        """Return the media of a clip, or the reason of the failure, which is also appended to `errors`.
+
+        A clip that crashes the child or exceeds its deadline is encoded again without sound.
+        """
         uri = row["source_uri"]
         try:
             return self._sandbox.call(uri, encode_clip, dict(row), options, self._sources, deadline=deadline)
@@ -75,7 +83,7 @@ class ClipEncoder:
         self.close()
 
 
-_open: dict[str, tuple[Video, encode.SpanReader, SoundReader]] = {}  # in the child process: the last clip's source
+_open: dict[str, tuple[Video, encode.SpanReader, SoundReader]] = {}  # child process only: source of the last clip
 
 
 def encode_clip(row: Mapping[str, Any], options: PackOptions, sources: SourceOptions) -> encode.Encoded:
@@ -84,7 +92,7 @@ def encode_clip(row: Mapping[str, Any], options: PackOptions, sources: SourceOpt
     try:
         encoded = _encode(*_readers(uri, sources), row, options)
     except Exception:
-        _close()  # its position is unknown
+        _close()  # the position of the readers is undefined after an error
         raise
     if not options.fps and encoded.frames != row["frames"]:
         raise MediaError(f"{encoded.frames} frames could be decoded where the scan saw {row['frames']}")
@@ -97,7 +105,7 @@ def encode_clip(row: Mapping[str, Any], options: PackOptions, sources: SourceOpt
 
 
 def _readers(uri: str, sources: SourceOptions) -> tuple[encode.SpanReader, SoundReader]:
-    """Return readers of the source; close those of any other."""
+    """Return readers of the source `uri`, and close those of another source."""
     if uri not in _open:
         _close()
         try:

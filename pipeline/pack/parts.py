@@ -1,7 +1,7 @@
-"""Parts of a shard: small shards of its clips, written by any number of workers and then joined by copying bytes.
+"""Parts of a shard: small shards that many workers write in parallel, and that are then joined by copying bytes.
 
-A part is the unit of encoding, 10 to 20 seconds of one core: all cores work on one shard, and a build that is killed
-loses the parts that were being written. Which clips a part has depends on the clips of its shard alone.
+A part is the unit of encoding and takes one core 10 to 20 seconds. All cores can work on one shard, and a build that is
+killed loses only the unfinished parts. The clips of a part depend only on the clips of its shard.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from pipeline.pack.shards import TAR_BLOCK, ShardResult, estimated_bytes, index_
 from pipeline.storage.store import Store, atomic
 from pipeline.tables.fragments import fingerprint
 
-SPOOL = "state/pack"  # a folder for each shard that is being written: the rows of its clips, and its parts
-PART_BYTES = 4e6  # estimated bytes of a part
-RECORD = 10_240  # bytes: tar pads a file to a multiple of this
+SPOOL = "state/pack"  # has a folder for each unfinished shard, with the rows of its clips and its parts
+PART_BYTES = 4e6  # target size of a part, estimated bytes
+RECORD = 10_240  # bytes; the size of a tar file is a multiple of this
 
 
 def spool_of(shard: str) -> str:
-    """Return the folder of the rows and parts of the shard whose plan has this name."""
+    """Return the folder of the rows and parts of a shard; `shard` is the name of its plan."""
     return f"{SPOOL}/{fingerprint(shard)}"
 
 
@@ -40,9 +40,9 @@ def part_file(spool: str, number: int) -> str:
 
 
 def parts_of(clips: pa.Table, options: PackOptions) -> list[np.ndarray]:
-    """Split the clips of a shard: each item holds the rows (k,) int64 of a part, in the order of `clips`.
+    """Split the clips of a shard into parts: row numbers of `clips`, ascending, (k,) int64 for each part.
 
-    Clips go to parts in order of source and time, so that a part reads few sources, and consecutive spans once.
+    Clips are assigned in order of source and time, so that a part reads few sources and each stretch of them once.
     """
     keys = [(name, "ascending") for name in ("source_uri", "start_pts", "end_pts")]
     order = pc.sort_indices(clips, sort_keys=keys).to_numpy().astype(np.int64)
@@ -52,12 +52,12 @@ def parts_of(clips: pa.Table, options: PackOptions) -> list[np.ndarray]:
 
 
 def join_parts(store: Store, tars: Sequence[str], name: str, path: str, folder: Path) -> ShardResult:
-    """Write the shard `path`, of the plan `name`, below `folder`: the samples of the parts `tars` in order of key.
+    """Write the shard `path` of the plan `name` below `folder`, with the samples of the parts `tars` ordered by key.
 
-    The tar and the index have the bytes that `write_shard` gives for all clips at once; the index is written first.
-    Raises OSError if a part cannot be read or the shard cannot be written; then there is no tar.
+    Tar and index have the same bytes as if `write_shard` had written all clips at once. The index is written first.
+    Raises OSError if a part cannot be read or the shard cannot be written; no tar is written in that case.
     """
-    samples: list[tuple[dict[str, Any], str]] = []  # rows of INDEX, and the part that each is in
+    samples: list[tuple[dict[str, Any], str]] = []  # each row of INDEX with the part that holds the sample
     failures: list[tuple[str, str]] = []
     for tar in tars:
         with store.open(str(index_path(Path(tar)))) as file:
@@ -88,9 +88,9 @@ def join_parts(store: Store, tars: Sequence[str], name: str, path: str, folder: 
 
 
 def _copied(store: Store, samples: Sequence[tuple[dict[str, Any], str]]) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """Yield the blocks of each sample's members, and its row with offsets into them."""
+    """Yield the tar blocks of each sample, and its row of INDEX with offsets relative to the first of them."""
     for row, tar in samples:
-        members = [name.removesuffix("_offset") for name, at in row.items() if name.endswith("_offset") and at]
+        members = [name.removesuffix("_offset") for name, value in row.items() if name.endswith("_offset") and value]
         start = min(row[f"{member}_offset"] for member in members) - TAR_BLOCK
         end = max(row[f"{member}_offset"] + -(-row[f"{member}_size"] // TAR_BLOCK) * TAR_BLOCK for member in members)
         with store.open(tar) as file:
@@ -102,5 +102,5 @@ def _copied(store: Store, samples: Sequence[tuple[dict[str, Any], str]]) -> Iter
 
 
 def _moved(row: dict[str, Any], by: int) -> dict[str, Any]:
-    """Return a row of INDEX for a sample that lies `by` bytes further on."""
+    """Return the row of INDEX with all offsets increased by `by` bytes."""
     return {name: value + by if name.endswith("_offset") and value else value for name, value in row.items()}

@@ -18,18 +18,18 @@ from pipeline.pack.companions import identities
 from pipeline.selection.buckets import bucket_size
 from pipeline.tables.fragments import fingerprint
 
-VERSION = 2  # raise it when `documents` changes for the same rows
+VERSION = 2  # increase when `documents` changes for the same rows
 SOURCE = ("source_id", "source_uri", "shot_index", "start", "end", "start_pts", "end_pts", "time_base")
 PICTURE = (
     *("width", "height", "crop_x", "crop_y", "crop_w", "crop_h", "fps", "frames", "pack_frames"),
     *("color_matrix", "color_primaries", "color_transfer", "color_range"),
 )
-INTERNAL = (  # columns that only the build uses
+INTERNAL = (  # columns for the build itself, which are not published
     *("unit", "scan_at", "embed_at", "captioned"),
     *("scored", "embedding", "frame_embeddings", "phash"),
 )
 DECIDED = ("keep", "rejected_by", "duplicates_of", "dropped", "bucket", "split", "shard", "decision")
-ADDED = {"audio": "drop", "companions": {}}  # options that do not change a shard while they have these values
+ADDED = {"audio": "drop", "companions": {}}  # options that do not affect a shard's fingerprint at these values
 LICENCES = ("licence", "license", "rights")  # columns of the user's lists that may hold a licence
 TEXTS = (
     "clip_id",
@@ -45,7 +45,7 @@ TEXTS = (
 
 
 def documents(rows: pa.Table, options: PackOptions) -> list[dict[str, Any]]:
-    """Return one document a row, of plain JSON values: the same rows give the same documents in any table.
+    """Return one document of JSON values for each row. A document depends on its row alone.
 
     Missing values (null, or a list without values) are omitted, because readers that infer a schema from the first
     samples fail at a null that later has a value. 32-bit floats are rounded to their seven significant digits.
@@ -78,7 +78,7 @@ def documents(rows: pa.Table, options: PackOptions) -> list[dict[str, Any]]:
 
 
 def _captions(values: Mapping[str, Any]) -> dict[str, dict[str, list[str]]]:
-    """Return all captions of a clip as lists: those of one sentence, and those of a paragraph."""
+    """Return all captions of a clip in two lists: `short` (one sentence each) and `dense` (a paragraph each)."""
     short, dense = values.get("caption_short"), values.get("caption_dense")
     lists = {
         "short": [short] if short else [],
@@ -88,23 +88,23 @@ def _captions(values: Mapping[str, Any]) -> dict[str, dict[str, list[str]]]:
 
 
 def _licence(metadata: str | None) -> dict[str, str]:
-    """Return the licence of a source from the user's list, if it has one."""
+    """Return the licence of a source from the metadata of the user's list, if there is one."""
     fields = json.loads(metadata) if metadata else {}
     licences = [str(fields[name]) for name in LICENCES if fields.get(name)]
     return {"licence": licences[0]} if licences else {}
 
 
 def content(rows: pa.Table, options: PackOptions) -> str:
-    """Return a fingerprint of all that `documents` and the media depend on, including the order of the rows."""
-    left_out = {*INTERNAL, *DECIDED} - {"bucket", "split"}
+    """Return a fingerprint of everything that `documents` and the media depend on, including the order of the rows."""
+    excluded = {*INTERNAL, *DECIDED} - {"bucket", "split"}
     digest = hashlib.sha256()
-    for name in sorted(set(rows.column_names) - left_out):
+    for name in sorted(set(rows.column_names) - excluded):
         digest.update(name.encode())
         _add(digest, rows[name].combine_chunks())
-    given = dataclasses.asdict(options)
-    for name in [name for name, off in ADDED.items() if given[name] == off]:
-        del given[name]
-    return fingerprint(digest.hexdigest(), given, _versions() | _added(options), VERSION)
+    values = dataclasses.asdict(options)
+    for name in [name for name, default in ADDED.items() if values[name] == default]:
+        del values[name]
+    return fingerprint(digest.hexdigest(), values, _versions() | _added(options), VERSION)
 
 
 def _add(digest: Any, values: pa.Array) -> None:
@@ -141,7 +141,7 @@ def encoding(row: Mapping[str, Any], options: PackOptions) -> dict[str, Any]:
 
 
 def _added(options: PackOptions) -> dict[str, Any]:
-    """Return what determines the bytes of sound and companions, where a recipe asks for them."""
+    """Return what determines the bytes of sound and companions, if the options enable them."""
     audio = {"audio": sound.VERSION} if options.audio == "keep" else {}
     return audio | ({"companions": identities(options)} if options.companions else {})
 

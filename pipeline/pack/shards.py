@@ -1,4 +1,4 @@
-"""Shards: the grouping of clips, and the tar and index written for each. A shard is a function of its clips."""
+"""Shards: group clips into shards, and write the tar and index of each. A shard is a pure function of its clips."""
 
 from __future__ import annotations
 
@@ -46,19 +46,19 @@ INDEX = pa.schema(
         ("duration", pa.float64()),  # seconds; 0 for a still image
     ]
 )
-SOUND_INDEX = pa.schema(  # more columns with pack.audio=keep, of tables/clips too
+SOUND_INDEX = pa.schema(  # additional columns of the index and of tables/clips with pack.audio=keep
     [
         ("has_audio", pa.bool_()),
         ("audio_loudness", pa.float64()),  # LUFS, integrated; null without a block that BS.1770 counts
         ("audio_silence", pa.float64()),  # share of the clip below -60 dB; null without sound
-        ("audio_error", pa.string()),  # why there is no sound although the source has some, or what of it is silent
+        ("audio_error", pa.string()),  # why the source's sound is missing, or which part of it was replaced by silence
     ]
 )
-BITS_A_PIXEL = {"fast_loading": 0.12, "small": 0.07}  # of encoded video, for estimates before it exists
+BITS_A_PIXEL = {"fast_loading": 0.12, "small": 0.07}  # preset -> bits per pixel of encoded video, for estimates
 STILL = 20.0  # frames of video that take as many bytes as a still image
-FULL = math.sqrt(2)  # factor of the target size at which a shard is split in two, so that sizes centre on the target
-VIDEO = ("media", "frames", "fps", "width", "height", "duration")  # of Encoded, in KEY.json and the index
-META = b"clipmill"  # key of the index file's metadata: the ShardResult
+FULL = math.sqrt(2)  # a shard is split in two at this multiple of the target size, so that sizes centre on the target
+VIDEO = ("media", "frames", "fps", "width", "height", "duration")  # fields of Encoded in KEY.json and the index
+META = b"clipmill"  # metadata key of the index file that holds the ShardResult
 TAR_BLOCK = 512  # bytes of a tar block
 
 
@@ -76,7 +76,7 @@ class ShardPlan:
 
     @cached_property
     def name(self) -> str:
-        """Path and content fingerprint: if a shard of this name exists, there is nothing to write."""
+        """Path and content fingerprint. A finished shard of the same name has the same content."""
         return f"{self.path}#{content(self.rows(), self.options)}"
 
     def __getstate__(self) -> dict[str, Any]:
@@ -85,14 +85,14 @@ class ShardPlan:
 
 @dataclass(frozen=True)
 class ShardResult:
-    """A written shard, without the clips that failed. If all failed, there is an empty index and no tar."""
+    """A written shard, without the clips that failed. If all clips failed, it has an empty index and no tar."""
 
-    name: str  # of its plan
+    name: str  # name of the plan
     path: str
     sha256: str = ""
     bytes: int = 0
     clips: int = 0
-    seconds: float = 0.0  # of video
+    seconds: float = 0.0  # duration of the video
     failures: Sequence[tuple[str, str]] = ()  # clip_id, reason
     reused: int = 0  # clips whose media was copied from an earlier shard
 
@@ -110,12 +110,12 @@ class Stored:
 
 
 def plan_shards(kept: pa.Table, recipe: Recipe) -> list[ShardPlan]:
-    """Return the shards of `kept` (clips with bucket and split), in order of path, for any order of its rows.
+    """Return the shards of `kept` (clips with bucket and split), ordered by path, for any order of the rows.
 
-    Clips are ordered by clip_id, which is a hash and therefore a shuffle. The clips of a bucket and split are one
-    shard, number 1, until its estimated size exceeds `FULL` times the target. Then they are split by the next bit of
-    the clip_id into shards 2 and 3, numbered like the children of a heap, and so on. So adding or removing a clip
-    changes or splits its own shard only, and all have about the same size because ids are uniformly distributed.
+    Clips are ordered by clip_id, a hash, which shuffles them. The clips of a bucket and split are one shard, number 1,
+    until its estimated size exceeds `FULL` times the target. Then they are split by the next bit of the clip_id into
+    shards 2 and 3, numbered like the nodes of a binary heap, and so on. An added or removed clip therefore changes or
+    splits only its own shard. Shards have about the same size, because the ids are uniformly distributed.
     """
     if not len(kept):
         return []
@@ -142,10 +142,10 @@ def write_shard(
 ) -> ShardResult:
     """Encode the clips of `plan`, all of them in memory, and write their tar and index below `folder`, each atomically.
 
-    Members are KEY.mp4 (or KEY.jpg), KEY.txt, KEY.json and companions, without times or owners. Media in `reuse` that
-    was encoded the same way is copied; if it has changed, the clip is encoded again. A clip that cannot be encoded is
-    omitted and reported. The index is written before the tar, so that a tar is never without one. Raises OSError if
-    they cannot be written or a source cannot be reached; then there is no tar. Without an `encoder` a new one is
+    Members are KEY.mp4 (or KEY.jpg), KEY.txt, KEY.json and companions, without times or owners. Media in `reuse` is
+    copied if it was encoded with the same options, else the clip is encoded again. A clip that cannot be encoded is
+    omitted and reported. The index is written before the tar, so that every tar has an index. Raises OSError if they
+    cannot be written or a source cannot be reached; no tar is written in that case. Without an `encoder` a new one is
     started.
     """
     if encoder is None:
@@ -182,8 +182,8 @@ def write_shard(
 
 
 def listed(store: Store) -> dict[str, ShardResult]:
-    """Return the finished shards of a dataset, by the name of their plan. A shard is unfinished if its tar is missing
-    or does not have the size in its index."""
+    """Return the finished shards of a dataset by the name of their plan. A shard is unfinished if its tar is missing or
+    differs in size from its index."""
     sizes = {name: size for name, size, _ in store.stat("shards")}
     indexes = [name for name in sizes if name.endswith(".parquet")]
     shards = [result for name in indexes if (result := _described(store, name))]
@@ -191,13 +191,13 @@ def listed(store: Store) -> dict[str, ShardResult]:
 
 
 def is_finished(store: Store, path: str) -> bool:
-    """Return whether the shard `path` is one that `listed` returns."""
+    """Return whether the shard `path` is finished, as defined by `listed`."""
     shard, (size, _) = _described(store, str(index_path(Path(path)))), store.info(path) or (0, "")
     return shard is not None and size == shard.bytes
 
 
 def _described(store: Store, index: str) -> ShardResult | None:
-    """Return the shard that an index describes; None if it is missing, damaged, or the index of another one."""
+    """Return the shard that an index describes; None if the index is missing, damaged or belongs to another shard."""
     try:
         with store.open(index) as file:
             shard = result_of(pq.read_schema(file))
@@ -227,27 +227,27 @@ def index_path(tar: Path) -> Path:
 
 
 def result_of(index: pa.Schema) -> ShardResult:
-    """Return what the metadata of an index says of its shard. Raises KeyError, TypeError or ValueError."""
+    """Return the ShardResult in the metadata of an index. Raises KeyError, TypeError or ValueError."""
     return ShardResult(**json.loads((index.metadata or {})[META]))
 
 
 def index_schema(options: PackOptions) -> pa.Schema:
-    """Return the columns of the index of a shard that is packed with `options`."""
-    places = [(f"{member}_{of}", pa.int64()) for member in companions.endings(options) for of in ("offset", "size")]
+    """Return the schema of the index of a shard that is packed with `options`."""
+    places = [(f"{member}_{name}", pa.int64()) for member in companions.endings(options) for name in ("offset", "size")]
     return pa.schema([*INDEX, *(SOUND_INDEX if options.audio == "keep" else ()), *places])
 
 
 def write_index(target: Path, result: ShardResult, rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> None:
     """Write the index of the tar `target` atomically."""
-    lasting = {**asdict(result), "reused": 0}  # the bytes must not depend on how the shard was made
-    table = pa.Table.from_pylist(rows, schema=schema).replace_schema_metadata({META: json.dumps(lasting).encode()})
+    fields = {**asdict(result), "reused": 0}  # the bytes must not depend on how many clips were copied
+    table = pa.Table.from_pylist(rows, schema=schema).replace_schema_metadata({META: json.dumps(fields).encode()})
     with atomic(index_path(target)) as temporary:
         temporary.write_bytes(to_parquet(table))
 
 
 def _leaves(words: np.ndarray, sizes: np.ndarray, limit: float) -> Iterator[tuple[int, int, int]]:
-    """Yield (number, start, end): rows of sorted `words` that share a prefix and whose total size is within `limit`;
-    `sizes` are (n + 1,) cumulative."""
+    """Yield (number, start, end) of each shard: rows of sorted `words` that share a prefix of bits and whose total size
+    is at most `limit`. `sizes` are cumulative bytes, (n + 1,)."""
     stack = [(1, 0, len(words), 0, 64)]
     while stack:
         number, start, end, prefix, bits = stack.pop()
@@ -262,7 +262,7 @@ def _leaves(words: np.ndarray, sizes: np.ndarray, limit: float) -> Iterator[tupl
 
 
 def estimated_bytes(clips: pa.Table, options: PackOptions) -> np.ndarray:
-    """Return the sizes in bytes, (n,) float64, that the samples of `clips` will have in a tar, by their pixels."""
+    """Estimate the sizes of the samples of `clips` in a tar from their numbers of pixels: bytes, (n,) float64."""
     buckets = clips["bucket"].combine_chunks().dictionary_encode()
     sizes = [bucket_size(name) for name in buckets.dictionary.to_pylist()]
     pixels = np.array([width * height for width, height in sizes], np.float64)[buckets.indices.to_numpy()]
@@ -274,7 +274,7 @@ def estimated_bytes(clips: pa.Table, options: PackOptions) -> np.ndarray:
 
 
 def _read_stored(stored: Stored, key: str, encoding: Mapping[str, Any], options: PackOptions) -> encode.Encoded | None:
-    """Return the clip at the location `stored`; None if it is not there or has another `encoding`."""
+    """Return the clip at the location `stored`; None if it is missing there or has another `encoding`."""
     try:
         with open_file(stored.uri) as file:
             name, data = _member(file, stored.media_offset, stored.media_size)
@@ -293,7 +293,7 @@ def _read_stored(stored: Stored, key: str, encoding: Mapping[str, Any], options:
 
 
 def _member(file: BinaryIO, offset: int, size: int) -> tuple[str, bytes]:
-    """Return the name and data of a member of a tar. Raises ValueError or HeaderError if it is another one."""
+    """Return the name and data of a member of a tar. Raises ValueError or HeaderError for a wrong offset or size."""
     file.seek(offset - TAR_BLOCK)
     header, data = tarfile.TarInfo.frombuf(file.read(TAR_BLOCK), "utf-8", "strict"), file.read(size)
     if not header.size == len(data) == size:
@@ -332,10 +332,10 @@ def _write_tar(
                     if m in encoded.companions
                 },
             }
-            where = {
-                f"{member}_{what}": value
-                for member, at in members.items()
-                for what, value in zip(("offset", "size"), at, strict=True)
+            places = {
+                f"{member}_{name}": value
+                for member, place in members.items()
+                for name, value in zip(("offset", "size"), place, strict=True)
             }
-            rows.append({"key": key, **video, **sound, **where})
+            rows.append({"key": key, **video, **sound, **places})
     return rows

@@ -1,4 +1,4 @@
-"""The workers of packing: one writes a part of a shard, the other joins the parts to the shard."""
+"""The workers of the passes `transcode`, which writes the parts of shards, and `pack`, which joins them."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ from pipeline.tables.fragments import Fragment, fingerprint
 
 @dataclass(frozen=True)
 class TranscodeUnit:
-    """The part `number` of the shard whose rows are in the folder `spool`; the shards `lent` may hold encoded media to
-    reuse."""
+    """Part `number` of the shard whose rows are in the folder `spool`. The shards `lent` may contain media to reuse."""
 
     spool: str
     number: int
@@ -37,7 +36,7 @@ class TranscodeUnit:
 
 @dataclass(frozen=True)
 class PackUnit:
-    """A shard to write, by the path and name of its plan; all its parts are in the folder `spool`."""
+    """A shard to write: the path and name of its plan, and the folder `spool` of its parts."""
 
     path: str
     name: str
@@ -50,11 +49,11 @@ class PackUnit:
 
 
 class Transcode:
-    """Encodes the clips of a unit."""
+    """Encodes the clips of a unit and writes them as a part of their shard."""
 
     def __init__(self, store: Store, recipe: Recipe) -> None:
         self._store, self._options = store, resolved(recipe.pack)
-        load_companions(self._options)  # downloads weights, which a child process may not
+        load_companions(self._options)  # downloads weights, because the child process has no network access
         self._encoder = ClipEncoder(recipe.scan, recipe.sources)
 
     def __call__(self, unit: TranscodeUnit) -> UnitResult:
@@ -92,7 +91,7 @@ class Pack:
     def __call__(self, unit: PackUnit) -> UnitResult:
         started = time.perf_counter()
         try:
-            if not is_finished(self._store, unit.path):  # by a worker that was lost before it could say so
+            if not is_finished(self._store, unit.path):  # true if a worker died after writing, before it returned
                 self._write(unit)
             self._store.delete_folder(unit.spool)
         except (OSError, MemoryError) as error:

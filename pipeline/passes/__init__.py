@@ -1,5 +1,5 @@
-"""The passes of a build, one file a pass, and the workers of those that read sampled frames.
+"""The passes of a build, one file for each, and the workers of the passes that read sampled frames.
 
-Start at registry.py, the list that `build` and `plan` go through, then base.py. May import engine, scan, pack and
-below.
+Start at registry.py, which lists the passes that `build` and `plan` iterate over, then base.py. May import engine,
+scan, pack and packages below them.
 """

@@ -1,4 +1,4 @@
-"""The interface of a pass: a step of a build that commits rows and knows which of its units are pending."""
+"""The interface of a pass: a step of a build that commits rows and determines which of its units are pending."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from pipeline.storage.store import Store
 
 
 class Outlook(NamedTuple):
-    """The pending and the total work of a pass, in its measure."""
+    """The pending and the total work of a pass, in the unit of its `measure`."""
 
     pending: float
-    total: float  # including what is done
-    why: str  # for people: why work is pending
+    total: float  # including finished work
+    why: str  # reason, shown to the user, why work is pending
 
 
 class Pass(Protocol):
-    """An entry of `registry.PASSES`. It has no state: everything is in the recipe and the dataset."""
+    """An entry of `registry.PASSES`. It has no state of its own; all state is in the recipe and the dataset."""
 
-    name: str  # as in progress lines, stats/ and dataset.json
-    measure: str  # of its amounts: sources, video (seconds) or clips
+    name: str  # used in progress lines, stats/ and dataset.json
+    measure: str  # unit of amounts of work: sources, video (seconds) or clips
 
     def fingerprint(self, recipe: Recipe) -> str:
-        """Return 16 hex digits of a hash of everything that can change the pass's rows."""
+        """Return 16 hex digits: a hash of everything that can change the pass's rows."""
         ...
 
     def schema(self, recipe: Recipe) -> pa.Schema:
@@ -36,12 +36,12 @@ class Pass(Protocol):
         ...
 
     def uses_gpu(self, recipe: Recipe) -> bool:
-        """Return whether a model of this pass runs on a GPU where there is one."""
+        """Return whether a model of this pass runs on a GPU if one is available."""
         ...
 
     def pending(self, snapshot: Snapshot, workers: int) -> Iterator[Any]:
-        """Yield units of work that no earlier build has finished, each with an `amount`, sized for about `workers`
-        workers."""
+        """Yield the units of work that no earlier build has finished, sized for about `workers` workers. Each unit has
+        an `amount`."""
         ...
 
     def stages(self, store: Store, recipe: Recipe, machine: Machine) -> Sequence[Any]:
@@ -49,5 +49,5 @@ class Pass(Protocol):
         ...
 
     def outlook(self, snapshot: Snapshot) -> Outlook:
-        """Summarise what `pending` would yield, without writing anything."""
+        """Return totals of the units that `pending` would yield, without writing anything."""
         ...

@@ -1,4 +1,4 @@
-"""The pass `caption`: a text for every clip that selection keeps, audited, with the scores that need a text."""
+"""The pass `caption`: audited captions of the clips that selection keeps, and the scores that need a caption."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pipeline.state.units import CaptionPart, CaptionUnit
 from pipeline.storage.store import Store
 from pipeline.tables.fragments import fingerprint
 
-AT_ONCE = 4  # units in a worker at the same time: two that fill the captioner's rows, one before and one behind it
+AT_ONCE = 4  # concurrent units in a worker: two in the captioner, one being read, and one being scored
 
 
 class CaptionPass:
@@ -42,8 +42,11 @@ class CaptionPass:
         return caption_units(snapshot.selected_before_captions(), snapshot.sources, snapshot.recipe)
 
     def stages(self, store: Store, recipe: Recipe, machine: Machine) -> Sequence[Any]:
-        """Workers that hold the captioner, or, for `ray_llm`, Ray's processor between workers. Without a GPU a worker
-        takes two cores: on one it captions a unit, on the other it reads the next one and scores the one before."""
+        """Return a stage whose workers hold the captioner, or, for `ray_llm`, a stage around Ray's LLM processor.
+
+        Without a GPU a worker reserves two cores: it captions a unit on one, and reads the next unit and scores the
+        previous one on the other.
+        """
         if recipe.caption.captioner == "ray_llm":
             from pipeline.passes.ray_llm import AskRay  # takes seconds to import
 
@@ -55,12 +58,14 @@ class CaptionPass:
     def outlook(self, snapshot: Snapshot) -> Outlook:
         clips = snapshot.selected_before_captions()
         pending = sum(unit.amount for unit in caption_units(clips, snapshot.sources, snapshot.recipe))
-        return Outlook(pending, pc.sum(clips["keep"]).as_py() or 0, "kept and without a caption of this captioner")
+        return Outlook(pending, pc.sum(clips["keep"]).as_py() or 0, "kept clips without a caption by this captioner")
 
 
 def with_listed_captions(recipe: Recipe, files: Sequence[DiscoveredFile]) -> Recipe:
-    """`recipe`, where its captioner is `listed` with a digest of all texts that the lists hold: a changed text is a
-    changed option, and the captions are read again."""
+    """Return `recipe` with a digest of all texts in the lists among the captioner's options, if it is `listed`.
+
+    A changed text then changes the fingerprint, so that the captions are read again.
+    """
     if recipe.caption.captioner != "listed":
         return recipe
     column = str(recipe.caption.options.get("column", "caption"))
@@ -70,8 +75,10 @@ def with_listed_captions(recipe: Recipe, files: Sequence[DiscoveredFile]) -> Rec
 
 
 def caption_units(clips: pa.Table, sources: pa.Table, recipe: Recipe) -> Iterator[CaptionUnit]:
-    """Kept clips that have neither a caption nor a reason for none, a batch a unit: what is captioned together is
-    committed together, so that a crash loses no more."""
+    """Yield units of the kept clips that have neither a caption nor a caption error.
+
+    A unit is one batch of the captioner, so that a crash loses at most the current batches.
+    """
     listed = dict[str, str]()
     if recipe.caption.captioner == "listed":
         columns = (sources[name].to_pylist() for name in ("source_id", "metadata"))
@@ -80,11 +87,12 @@ def caption_units(clips: pa.Table, sources: pa.Table, recipe: Recipe) -> Iterato
     size = recipe.caption.batch
     rows = plain_columns(pending, ("source_id", "clip_id", "scan_at", "unit", "embed_at"))
     rows = rows.sort_by([("source_id", "ascending"), ("clip_id", "ascending")])
-    for at in range(0, rows.num_rows, size):
-        unit_rows = rows.slice(at, size)
+    for first in range(0, rows.num_rows, size):
+        unit_rows = rows.slice(first, size)
         parts = []
-        for clips_ in units_of(unit_rows):
-            mine = unit_rows.filter(pc.is_in(unit_rows["clip_id"], pa.array(clips_.clip_ids)))
-            metadata = {source: listed[source] for source in mine["source_id"].to_pylist() if source in listed}
-            parts.append(CaptionPart(clips_, tuple(sorted(set(mine["embed_at"].drop_null().to_pylist()))), metadata))
+        for part in units_of(unit_rows):
+            part_rows = unit_rows.filter(pc.is_in(unit_rows["clip_id"], pa.array(part.clip_ids)))
+            metadata = {source: listed[source] for source in part_rows["source_id"].to_pylist() if source in listed}
+            embedded = tuple(sorted(set(part_rows["embed_at"].drop_null().to_pylist())))
+            parts.append(CaptionPart(part, embedded, metadata))
         yield CaptionUnit(tuple(parts))

@@ -1,4 +1,4 @@
-"""The caption pass: frames and measurements of kept clips -> captions, audited, with the scores that need a text."""
+"""The worker of the pass `caption`: compute audited captions, and the scores that need one, from frames and scores."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from pipeline.storage.store import Store
 from pipeline.tables.compaction import Runs
 from pipeline.tables.fragments import IdRange, fingerprint, read_fragment, table_from, write_fragment
 
-THREADS = 4  # that decode the frames of a unit
+THREADS = 4  # threads that decode the frames of a unit
 
 
 class CaptionClips:
-    """A unit -> a fragment of captions. A clip without a caption is a row that says why.
+    """Captions the clips of a unit and writes them as a fragment. A failed clip is a row with `caption_error`.
 
-    Thread-safe: while the captioner (a GPU, a server) has one unit, another is read and a third is scored.
+    Thread-safe: while the captioner (a GPU, a server) processes one unit, another is read and a third is scored.
     """
 
     def __init__(self, store: Store, recipe: Recipe, captioner: Any = None) -> None:
@@ -52,8 +52,8 @@ class CaptionClips:
         one_at_a_time = not getattr(self._captioner, "thread_safe", False)
         self._asking = threading.Lock() if one_at_a_time else contextlib.nullcontext()
         self._scoring = threading.Lock()
-        self._answered = 0.0  # when the captioner has answered the last unit, by time.perf_counter
-        self._problem = ""  # what stopped the captioner: units that wait for it do not ask again
+        self._answered = 0.0  # time.perf_counter at the captioner's last answer
+        self._problem = ""  # reason why the captioner stopped; waiting units then do not call it again
 
     def __call__(self, unit: CaptionUnit) -> UnitResult:
         try:
@@ -76,7 +76,7 @@ class CaptionClips:
                 self._problem = self._problem or problem
             answered = time.perf_counter()
         with self._scoring:
-            took = answered - max(started, self._answered)  # while other units were with the captioner too
+            took = answered - max(started, self._answered)  # do not count time that overlaps with other units twice
             costs.took("captioner", max(0.0, took), len(answers))
             self._answered = max(answered, self._answered)
             rows = self._score(rows, frames, clips, answers, costs, errors)
@@ -102,8 +102,10 @@ class CaptionClips:
     def _ask(
         self, clips: Sequence[ClipFrames], source_of: Mapping[str, str], errors: list[LoggedError]
     ) -> tuple[list[Caption | CaptionError], str]:
-        """The captioner's answers, and what stopped it, if anything did. A batch for which it raises is asked again
-        clip by clip, so that one clip costs no other its caption."""
+        """Return the captioner's answers, and the reason why it stopped (empty if it did not).
+
+        If a batch raises an exception, its clips are captioned one by one, so that only the failing clip is affected.
+        """
         try:
             return self._captioner.caption(clips), ""
         except CaptionerDown as down:
@@ -154,8 +156,10 @@ class CaptionClips:
         costs: Costs,
         errors: list[LoggedError],
     ) -> list[dict[str, Any]]:
-        """Rows of the pass, of the clips that were answered: captions, audited, with the scores of the filters that
-        need one. What raises an exception is null, and is added to `errors`."""
+        """Return the rows of the answered clips: audited captions and the scores of the filters that need a caption.
+
+        A score whose filter raises an exception is null; the exception is appended to `errors`.
+        """
         source_of = {row["clip_id"]: row["source_uri"] for row in rows}
 
         def failed(step: str, clip_id: str, error: Exception) -> str:
@@ -195,7 +199,7 @@ class CaptionClips:
 
 
 def clips_with_frames(store: Store, recipe: Recipe, unit: CaptionUnit) -> Batch:
-    """The rows of a unit, with what the scan and the embed pass know, and their frames by clip id."""
+    """Return the rows of a unit with the columns of the scan and embed passes, and the frames by clip_id."""
     rows: list[dict[str, Any]] = []
     frames: dict[str, Frames] = {}
     for part in unit.parts:
@@ -203,16 +207,18 @@ def clips_with_frames(store: Store, recipe: Recipe, unit: CaptionUnit) -> Batch:
             embedded = runs.rows(part.clips.span or IdRange())
         table = join(rows_in(store, part.clips), embedded, fingerprints.embed_schema(recipe), "embed_at")
         part_rows = [{**row, "metadata": part.metadata.get(row["source_id"])} for row in table.to_pylist()]
-        for more, pictures in chunks(store, part.clips.unit, part_rows, threads=THREADS):
-            rows += more
-            frames |= pictures
+        for chunk, chunk_frames in chunks(store, part.clips.unit, part_rows, threads=THREADS):
+            rows += chunk
+            frames |= chunk_frames
     return rows, frames
 
 
 def with_texts(rows: pa.Table, options: CaptionOptions) -> pa.Table:
-    """`rows` with all captions between the prefix and the suffix, a space apart, and with the column `caption`, which
-    goes into a clip's .txt: its short or its dense caption, or with `mix` one of the two by clip_id; null where there
-    is none. Where the captioner gives more captions of a clip, `caption_others` has them."""
+    """Return `rows` with prefix and suffix added to all captions, separated by a space, and with the column `caption`.
+
+    `caption` is the content of a clip's .txt: the short or the dense caption, with `mix` one of them selected by
+    clip_id; null for a clip without captions. Further captions of the captioner `listed` are in `caption_others`.
+    """
     before = f"{options.prefix.rstrip()} " if options.prefix else ""
     after = f" {options.suffix.lstrip()}" if options.suffix else ""
     if options.captioner == "listed":
@@ -244,7 +250,7 @@ def clip_frames(row: Mapping[str, Any], frames: Frames) -> ClipFrames:
 
 
 def _embedding(row: Mapping[str, Any], frames: int) -> np.ndarray:
-    """(frames, d) float32 unit rows, as the embed pass stored them in float16."""
+    """Return the frame embeddings that the embed pass stored in float16: (frames, d) float32, rows of unit norm."""
     if row["frame_embeddings"] is None:
         return np.zeros((0, 0), np.float32)
     stored = np.frombuffer(row["frame_embeddings"], np.float16).astype(np.float32)

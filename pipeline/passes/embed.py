@@ -1,4 +1,4 @@
-"""The pass `embed`: embeddings, hashes and the expensive scores of the clips that the scan lets through."""
+"""The pass `embed`: embeddings, hashes and expensive scores of the clips that pass the scan's thresholds."""
 
 from __future__ import annotations
 
@@ -36,9 +36,11 @@ class EmbedPass:
         return embed_units(snapshot.sources, snapshot.store, snapshot.recipe)
 
     def stages(self, store: Store, recipe: Recipe, machine: Machine) -> Sequence[Stage]:
-        """On a GPU two stages, the second with one worker a GPU. Else one, beside the scan on the same cores: with two
-        of them one worker, as loading models takes as long as a small build, with more nearly as many as the scan
-        has."""
+        """Return two stages with a GPU, the second with one worker per GPU; else one stage.
+
+        Without a GPU the stage shares the cores with the scan. On two cores it has one worker, because loading models
+        takes as long as a small build; on more cores nearly as many as the scan.
+        """
         if machine.gpu and self.uses_gpu(recipe):
             return [
                 Stage(ScoreFrames, (store, recipe), UnitClips, cpus=1.0, own_process=True),
@@ -48,15 +50,18 @@ class EmbedPass:
 
     def outlook(self, snapshot: Snapshot) -> Outlook:
         pending = sum(unit.amount for unit in embed_units(snapshot.sources, snapshot.store, snapshot.recipe))
-        return Outlook(pending, snapshot.clip_count, "not scored yet, or let through by other thresholds")
+        return Outlook(pending, snapshot.clip_count, "new clips, or clips that changed thresholds admit")
 
 
 EMBED = EmbedPass()
 
 
 def with_reference_digest(recipe: Recipe) -> Recipe:
-    """`recipe`, where it has the filter `reference`, with the whole path of the folder and a digest of its pictures:
-    other pictures are other options, and are compared anew. Raises RecipeError for a folder without pictures."""
+    """Return `recipe` with the absolute path and a digest of the pictures in the options of the filter `reference`.
+
+    Changed pictures then change the fingerprint, so that scores are computed again. A recipe without the filter is
+    returned unchanged. Raises RecipeError for a folder without pictures.
+    """
     options = recipe.filters.get("reference") or {}
     if not options.get("folder"):
         return recipe
@@ -70,7 +75,7 @@ def with_reference_digest(recipe: Recipe) -> Recipe:
 
 
 def embed_units(sources: pa.Table, store: Store, recipe: Recipe) -> Iterator[UnitClips]:
-    """Clips of earlier scans that are still in question and lack a score, by the unit that has their frames."""
+    """Yield the scanned clips that no threshold has rejected and that lack a score, by the unit with their frames."""
     column_types = {**fingerprints.columns_of(recipe, "scan"), **fingerprints.columns_of(recipe, "embed")}
     columns = {"dropped", "scored", *fingerprints.thresholds_of(recipe, column_types)}
     for rows in committed.clips(store, recipe, sources, columns):

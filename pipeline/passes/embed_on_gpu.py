@@ -1,9 +1,9 @@
-"""The embed pass where the encoder runs on a GPU: two stages, so that a CPU filter never holds a GPU.
+"""The workers of the pass `embed` with an encoder on a GPU: two stages, so that no CPU filter occupies a GPU.
 
-The first scores clips by the filters that need no GPU, on as many cores as there are; its rows go to the second, which
-takes several units at once: while some wait for their frames to be read and decoded, the frames of others are embedded
-together. Then it runs the filters that need the embedding. The thresholds of the first stage are applied before those
-of the second, whatever the recipe's order.
+The first stage scores clips with the filters that need neither a GPU nor the embedding, on all cores. The second stage
+processes several units concurrently: while the frames of some units are read and decoded, the frames of others are
+embedded together. It then runs the other filters. The thresholds of the first stage are applied before those of the
+second, whatever the order in the recipe.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ from pipeline.state.units import Handoff, UnitClips, UnitResult
 from pipeline.storage.store import Store
 
 BATCH = 32  # clips of a unit whose frames are in memory at once
-PICTURES = 512  # that the encoder gets at once, of several units
-AT_ONCE = 8  # units in the second stage at the same time
-THREADS = 4  # that decode the frames of a unit
+PICTURES = 512  # largest number of frames, of several units, in one call of the encoder
+AT_ONCE = 8  # concurrent units in a worker of the second stage
+THREADS = 4  # threads that decode the frames of a unit
 
 
 @dataclass(frozen=True)
 class EncodeUnit:
-    """Clips that the first stage has scored: rows of the scan, and columns so far of the embed pass; of them the
-    `admitted` ones are encoded."""
+    """Clips that the first stage has scored: rows of the scan, columns of the embed pass so far, and the ids of the
+    `admitted` clips, which remain to be encoded."""
 
     clips: UnitClips
     rows: tuple[dict[str, Any], ...]
@@ -60,10 +60,10 @@ class EncodeUnit:
 
 
 class ScoreFrames:
-    """Clips of the scan -> their scores by the filters that need neither a GPU nor the embedding."""
+    """The first stage: scores clips with the filters that need neither a GPU nor the embedding."""
 
     def __init__(self, store: Store, recipe: Recipe) -> None:
-        cv2.setNumThreads(1)  # there is a worker a core
+        cv2.setNumThreads(1)  # there is one worker per core
         self._store, self._recipe = store, recipe
         self._filters = cpu_filters(fingerprints.filters_of(recipe, "embed"))
 
@@ -84,7 +84,7 @@ class ScoreFrames:
 
 
 class EncodeClips:
-    """Scored clips -> a fragment of the embed pass, with embeddings and the scores that need them. Thread-safe."""
+    """The second stage: embeds clips, computes the remaining scores, and writes a fragment. Thread-safe."""
 
     def __init__(self, store: Store, recipe: Recipe) -> None:
         one_thread()
@@ -111,8 +111,8 @@ class EncodeClips:
         return commit(self._store, self._recipe, unit.clips, unit.columns, costs, errors)
 
     def _encode(self, states: Sequence[ClipState], errors: list[LoggedError]) -> float:
-        """Embed the frames of all clips in one call; clip by clip where that fails, to know which one is at fault.
-        Return the encoder's seconds."""
+        """Embed the frames of all clips in one call; return the encoder's seconds. If the call fails, embed clip by
+        clip, so that only the failing clip is affected."""
         pictures = [picture for state in states for picture in state.frames.pictures]
         if not pictures:
             return 0.0
@@ -135,8 +135,8 @@ class EncodeClips:
 
 
 class JoinedCalls:
-    """An encoder's `look` for several threads: the pictures of all that wait go through it together, up to `most` of
-    them unless one thread has more."""
+    """Combines calls of an encoder's `look` from several threads into one call with up to `most` pictures; a single
+    call with more pictures is not divided."""
 
     def __init__(self, look: Callable[[Sequence[np.ndarray]], EncoderOutput], most: int) -> None:
         self._look, self._most = look, most
@@ -144,17 +144,17 @@ class JoinedCalls:
         self.turn = threading.Lock()  # of the thread that calls the encoder
 
     def __call__(self, pictures: Sequence[np.ndarray]) -> tuple[EncoderOutput, float]:
-        """Return the output for `pictures`, and the seconds that it took, by their share of the call. Raises what the
-        encoder raises for them or for those beside them."""
+        """Return the output for `pictures` and their share of the call's seconds. Raises the encoder's exception for
+        any picture of the combined call."""
         answer = Future[tuple[EncoderOutput, float]]()
         self._waiting.append((pictures, answer))
         while not answer.done():
             with self.turn:
                 if not answer.done():
-                    self._answer_some()
+                    self._run_batch()
         return answer.result()
 
-    def _answer_some(self) -> None:
+    def _run_batch(self) -> None:
         calls = [self._waiting.popleft()]
         count = len(calls[0][0])
         while self._waiting and count + len(self._waiting[0][0]) <= self._most:
@@ -174,13 +174,13 @@ class JoinedCalls:
 
 
 def part_of(output: EncoderOutput, first: int, count: int) -> EncoderOutput:
-    """The output for `count` pictures, the first of which has the index `first`."""
+    """Return the output for the `count` pictures from index `first` on."""
     span = slice(first, first + count)
     return EncoderOutput(output.embedding[span], output.appearance[span], output.tags[span])
 
 
 def cpu_filters(filters: Mapping[str, Filter]) -> list[Filter]:
-    """Those that need neither a GPU nor the embedding, in the recipe's order."""
+    """Return the filters that need neither a GPU nor the embedding, in the recipe's order."""
     return [
         clip_filter
         for clip_filter in filters.values()

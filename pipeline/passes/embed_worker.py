@@ -1,7 +1,6 @@
-"""The embed pass: sampled frames of the clips that are still in -> embeddings, hashes and the dear scores.
+"""The worker of the pass `embed`: compute embeddings, hashes and the expensive scores from sampled frames.
 
-A clip leaves as soon as a threshold that can be checked is not met, so a dear filter sees only what the cheap ones
-before it let through (`score_all` sends every clip through everything).
+Filters run one after the other. A clip that fails a threshold skips the remaining filters, unless `score_all` is set.
 """
 
 from __future__ import annotations
@@ -36,8 +35,8 @@ Answer = TypeVar("Answer")
 
 
 class Embed:
-    """Clips of the scan -> a fragment of embeddings and scores, all on one core: the encoder runs when the first filter
-    needs it, one clip at a time."""
+    """Embeds and scores the clips of a unit on one core and writes a fragment. The encoder runs before the first filter
+    that needs the embedding, one clip at a time."""
 
     def __init__(self, store: Store, recipe: Recipe) -> None:
         one_thread()
@@ -65,7 +64,7 @@ class Embed:
 
 
 def stop_on_fault(work: Callable[[Unit], Answer], unit: Unit) -> Answer | UnitResult:
-    """`work(unit)`, or the result that stops the build for a fault of the machine."""
+    """Return `work(unit)`; for a fault of the machine or the dataset, a result that stops the build."""
     try:
         return work(unit)
     except Exception as error:
@@ -75,7 +74,7 @@ def stop_on_fault(work: Callable[[Unit], Answer], unit: Unit) -> Answer | UnitRe
 
 
 def wanted_rows(store: Store, recipe: Recipe, unit: UnitClips) -> list[dict[str, Any]]:
-    """The scan's rows of the clips of `unit` that its thresholds let through."""
+    """Return the scan's rows of the clips of `unit` that pass the scan's thresholds."""
     bounds = fingerprints.scan_bounds(recipe)
     return [row for row in rows_in(store, unit).to_pylist() if fingerprints.passes_scan_thresholds(row, bounds)]
 
@@ -83,8 +82,10 @@ def wanted_rows(store: Store, recipe: Recipe, unit: UnitClips) -> list[dict[str,
 def apply_filters(
     states: list[ClipState], filters: Sequence[Filter], recipe: Recipe, costs: Costs, errors: list[LoggedError]
 ) -> list[ClipState]:
-    """Score clips filter by filter; return those that no threshold has rejected. A clip leaves with the first that
-    does. What raises an exception is null, and is added to `errors`."""
+    """Score clips filter by filter; return the clips that no threshold rejected. A rejected clip skips later filters.
+
+    A score whose filter raises an exception is null; the exception is appended to `errors`.
+    """
     for clip_filter in filters:
         with costs.measure(clip_filter.name, len(states)):
             sources = {state.row["clip_id"]: state.row["source_uri"] for state in states}
@@ -105,7 +106,7 @@ def apply_filters(
 
 
 def encode_clip(state: ClipState, encoder: TextVideoEncoder, errors: list[LoggedError]) -> None:
-    """Embed one clip's frames. One call a clip, so that what comes out does not depend on which clips share a unit."""
+    """Embed one clip's frames, in one call per clip, so that the result does not depend on the unit's other clips."""
     if not state.frames.pictures:
         return
     try:
@@ -127,12 +128,12 @@ def commit(
     """Write the rows of a unit's clips as a fragment of the embed pass, if there are any."""
     name = ""
     if rows:
-        made_by = fingerprints.embed_fingerprint(recipe)
-        key = fingerprint(made_by, unit.unit, [row["clip_id"] for row in rows])
+        pass_fingerprint = fingerprints.embed_fingerprint(recipe)
+        key = fingerprint(pass_fingerprint, unit.unit, [row["clip_id"] for row in rows])
         name = f"state/embed/{key}.parquet"
         table = table_from(rows, fingerprints.embed_schema(recipe)).sort_by("clip_id")
         write_errors(store, "embed", key, errors)
-        write_fragment(store, name, table, {"fingerprint": made_by})
+        write_fragment(store, name, table, {"fingerprint": pass_fingerprint})
     return UnitResult(
         "embed",
         len(rows),
@@ -146,14 +147,14 @@ def commit(
 
 @dataclass(frozen=True)
 class Frames:
-    """The sampled frames of one clip: (h, w, 3) uint8 RGB each, and seconds in the source."""
+    """The sampled frames of a clip: (h, w, 3) uint8 RGB each, and their times in seconds of the source."""
 
     pictures: list[np.ndarray]
     times: np.ndarray
 
 
 class Costs:
-    """Seconds, clips and rejections by filter; goes on from the seconds and sums of an earlier stage."""
+    """Seconds, clips and rejections by filter, added to the `seconds` and sums of an earlier stage."""
 
     def __init__(self, seconds: float = 0.0, filters: Mapping[str, Mapping[str, float]] | None = None) -> None:
         self._started = time.perf_counter() - seconds
@@ -183,7 +184,7 @@ class Costs:
 
 @dataclass
 class ClipState:
-    """One clip on its way through the filters: its row of the scan, its frames, and the columns of the embed pass."""
+    """State of a clip between filters: its row of the scan, its frames, and its columns of the embed pass so far."""
 
     row: dict[str, Any]
     frames: Frames
@@ -210,7 +211,7 @@ class ClipState:
 
 
 def clip_view(row: Mapping[str, Any], frames: Frames, scores: Mapping[str, Any], **tracks: Any) -> ClipView:
-    """A ClipView of sampled frames, for the passes after the scan."""
+    """Return a ClipView of sampled frames, for the passes after the scan."""
     return ClipView(
         clip_id=row["clip_id"],
         start=row["start"],
@@ -226,7 +227,7 @@ def clip_view(row: Mapping[str, Any], frames: Frames, scores: Mapping[str, Any],
 
 
 def rows_in(store: Store, clips: UnitClips) -> pa.Table:
-    """The scan's rows of `clips`."""
+    """Return the scan's rows of `clips`."""
     fragment = Fragment(clips.fragment, {})
     if clips.clip_ids is None:
         return fragment.rows(store)
@@ -240,13 +241,13 @@ Batch = tuple[list[dict[str, Any]], dict[str, Frames]]
 def chunks(
     store: Store, unit: str, rows: Sequence[dict[str, Any]], size: int = CHUNK, threads: int = 1
 ) -> Iterator[Batch]:
-    """`rows` of a unit of the scan a few at a time, with their sampled frames read, and decoded by `threads`."""
+    """Yield `rows` of a scan unit in chunks of `size`, with their sampled frames by clip_id, decoded in `threads`."""
     if not rows:
         return
     with store.open(frames_of(unit)) as file, ThreadPoolExecutor(threads) as pool:
         stored = pq.ParquetFile(file)
-        for at in range(0, len(rows), size):
-            chunk = list(rows[at : at + size])
+        for first in range(0, len(rows), size):
+            chunk = list(rows[first : first + size])
             jpegs: dict[str, list[dict[str, Any]]] = {row["clip_id"]: [] for row in chunk}
             for frame in read_frames(stored, jpegs).to_pylist():
                 jpegs[frame["clip_id"]].append(frame)
@@ -260,7 +261,7 @@ def decode_frames(stored: Sequence[Mapping[str, Any]]) -> Frames:
 
 
 def _rgb(jpeg: bytes) -> np.ndarray:
-    """(h, w, 3) uint8."""
+    """Decode a JPEG to (h, w, 3) uint8 RGB."""
     bgr = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
     assert bgr is not None, "a sampled frame is not a JPEG"
     return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
@@ -271,7 +272,7 @@ def admitted(scores: Mapping[str, Any], bounds: Mapping[str, Bounds]) -> bool:
 
 
 def one_thread() -> None:
-    """One thread a worker: there is a worker a core, and sums come out in one order."""
+    """Limit OpenCV and torch to one thread: there is one worker per core, and sums are computed in a fixed order."""
     import torch  # takes seconds to import
 
     cv2.setNumThreads(1)

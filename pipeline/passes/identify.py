@@ -49,17 +49,19 @@ class IdentifyPass:
 
 
 def identify_units(files: Sequence[DiscoveredFile], store: Store, limits: ScanOptions) -> Iterator[IdentifyUnit]:
-    """Yield units of files that no build has identified, within these `limits`, since they last changed."""
+    """Yield units of the files that no build has identified, with these `limits`, since they last changed."""
     rows = with_key(committed.identified(store, limits))
     reached_keys = rows.filter(pc.not_equal(rows["status"], committed.UNREACHABLE))["key"].combine_chunks()
     new = np.flatnonzero(pc.is_in(file_table(files)["key"], reached_keys).to_numpy() == 0)
-    for at in range(0, len(new), UNIT):
-        yield IdentifyUnit(tuple(files[i] for i in new[at : at + UNIT]))
+    for first in range(0, len(new), UNIT):
+        yield IdentifyUnit(tuple(files[i] for i in new[first : first + UNIT]))
 
 
 def as_last_seen(files: Sequence[DiscoveredFile], store: Store) -> Sequence[DiscoveredFile]:
-    """Return `files`; those of servers that do not answer now are replaced by what the last build saw, with a line on
-    stderr."""
+    """Return `files`, in which files of servers that do not answer have the size and stamp of the last build.
+
+    Their number is printed on stderr.
+    """
     silent = pa.array([file.uri for file in files if file.silent], pa.string())
     if not len(silent):
         return files

@@ -1,6 +1,7 @@
-"""The pass `pack`: the parts of each shard are joined.
+"""The pass `pack`: join the parts of each shard.
 
-A shard's name says its content, so shards of several builds lie beside each other until dataset.json names the new.
+The path of a shard includes a hash of its content, so the shards of several builds coexist until dataset.json refers to
+the new ones.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class PackPass:
         return False
 
     def pending(self, snapshot: Snapshot, workers: int) -> Iterator[PackUnit]:
-        """The shards that the pass `transcode` planned and that were not there."""
+        """Yield the shards that the pass `transcode` planned and that were not finished then."""
         for shard in snapshot.shards:
             if not shard.finished:
                 yield PackUnit(shard.path, shard.name, spool_of(shard.name), shard.clips)
@@ -53,9 +54,11 @@ class PackPass:
 
 
 def with_shards(snapshot: Snapshot) -> tuple[pa.Table, list[ShardResult]]:
-    """The selected clips with the path of each clip's shard, and the finished shards, after both passes. A
-    clip that could not be encoded is not kept after all, for the reason `encoding`. With sound, the columns of
-    SOUND_INDEX are added."""
+    """Return the selected clips with the path of each clip's shard, and the finished shards.
+
+    Called after the passes `transcode` and `pack`. A clip that could not be encoded is rejected with the reason
+    `encoding`. With pack.audio=keep the columns of SOUND_INDEX are added.
+    """
     clips, finished = snapshot.selected, listed(snapshot.store)
     kept = np.flatnonzero(clips["keep"].to_numpy())
     number = np.full(len(clips), -1, np.int32)
@@ -68,10 +71,10 @@ def with_shards(snapshot: Snapshot) -> tuple[pa.Table, list[ShardResult]]:
         else:
             failed |= set(plan.rows()["clip_id"].to_pylist())
     if failed:
-        out = pc.is_in(clips["clip_id"], pa.array(sorted(failed))).to_numpy()
-        number[out] = -1
-        clips = replace_column(clips, "keep", pa.array(clips["keep"].to_numpy() & ~out))
-        clips = replace_column(clips, "rejected_by", with_reason(clips["rejected_by"], out, "encoding"))
+        rejected = pc.is_in(clips["clip_id"], pa.array(sorted(failed))).to_numpy()
+        number[rejected] = -1
+        clips = replace_column(clips, "keep", pa.array(clips["keep"].to_numpy() & ~rejected))
+        clips = replace_column(clips, "rejected_by", with_reason(clips["rejected_by"], rejected, "encoding"))
     paths = pa.array([shard.path for shard in snapshot.shards], pa.string())
     column = pa.DictionaryArray.from_arrays(pa.array(number, mask=number < 0), paths)
     shards = [finished[shard.name] for shard in snapshot.shards if shard.name in finished]
@@ -80,14 +83,14 @@ def with_shards(snapshot: Snapshot) -> tuple[pa.Table, list[ShardResult]]:
 
 
 def _with_sound(store: Store, clips: pa.Table, shards: Sequence[ShardResult]) -> pa.Table:
-    """Add what the indexes of the shards say of the sound of clips; null for clips that are not kept."""
+    """Add the columns of SOUND_INDEX from the indexes of the shards; null for clips that are not kept."""
     columns = ["key", *SOUND_INDEX.names]
     tables = [pa.schema([("key", pa.string()), *SOUND_INDEX]).empty_table()]
     for shard in shards:
         with store.open(str(index_path(Path(shard.path)))) as file:
             tables.append(pq.read_table(file, columns=columns).replace_schema_metadata())
     index = pa.concat_tables(tables)
-    at = pc.index_in(clips["clip_id"], index["key"].combine_chunks())
+    rows = pc.index_in(clips["clip_id"], index["key"].combine_chunks())
     for name in SOUND_INDEX.names:
-        clips = clips.append_column(name, index[name].take(at))
+        clips = clips.append_column(name, index[name].take(rows))
     return clips

@@ -1,7 +1,7 @@
-"""The caption pass of the `ray_llm` captioner: units -> questions -> Ray's LLM processor -> captions.
+"""The stage of the pass `caption` for the captioner `ray_llm`: units -> requests -> Ray's LLM processor -> captions.
 
-The processor sees clips, one a row, and may answer them in any order: a row carries its clip's id and where its
-measurements lie. What is committed together is whatever was answered together.
+The processor receives one row per clip and may return the rows in any order. Each row therefore carries its clip_id and
+its CaptionPart, which locates the clip's scores. Each batch of returned rows is committed as one fragment.
 """
 
 from __future__ import annotations
@@ -31,30 +31,30 @@ from pipeline.storage.store import Store
 
 @dataclass(frozen=True)
 class AskRay:
-    """A RayStage: workers read clips, others keep answers, between them is the processor."""
+    """A RayStage of three steps: workers that create requests, Ray's LLM processor, and workers that commit answers."""
 
     store: Store
     recipe: Recipe
 
     def through(self, data: ray.data.Dataset, blocks: int) -> ray.data.Dataset:
-        for name in ("exceptions", "_internal.execution.streaming_executor_state"):  # print whole requests
+        for name in ("exceptions", "_internal.execution.streaming_executor_state"):  # these log complete requests
             logging.getLogger(f"ray.data.{name}").setLevel(logging.CRITICAL)
         pool = ray.data.ActorPoolStrategy(min_size=1, max_size=blocks)
-        given: dict[str, Any] = {
+        settings: dict[str, Any] = {
             "fn_constructor_args": (self.store, self.recipe),
             "num_cpus": 0.5,
             "compute": pool,
         }
-        requests = data.flat_map(_Ask, **given)  # type: ignore[arg-type]
+        requests = data.flat_map(_Request, **settings)  # type: ignore[arg-type]
         answered = _llm(self.recipe).processor()(requests)
-        return answered.map_batches(_Keep, batch_size=self.recipe.caption.batch, **given)  # type: ignore[arg-type]
+        return answered.map_batches(_Commit, batch_size=self.recipe.caption.batch, **settings)  # type: ignore[arg-type]
 
     def explain(self, error: Exception) -> None:
-        """Raise BuildStopped for what people can mend: no answer from the server, no vLLM."""
+        """Raise BuildStopped for causes that the user can fix: no answer from the server, or vLLM is not installed."""
         text = str(error)
         last = re.search(r"Reached maximum retries.*?Previous Exception: (.*?)\. Full Traceback", text, re.DOTALL)
         if last:
-            why = f"no answer from {_llm(self.recipe).base_url}, the last: {last[1]}"
+            why = f"no answer from {_llm(self.recipe).base_url}; last error: {last[1]}"
         elif "vLLM is not installed" in text:
             why = "vLLM is not installed where Ray's workers run (pip install vllm), or give base_url"
         else:
@@ -69,8 +69,8 @@ def _llm(recipe: Recipe) -> RayLlm:
     return captioner
 
 
-class _Ask:
-    """A unit -> a row a clip, with its question."""
+class _Request:
+    """Converts a unit to one row per clip, with the request to the model."""
 
     def __init__(self, store: Store, recipe: Recipe) -> None:
         one_thread()
@@ -79,15 +79,16 @@ class _Ask:
     def __call__(self, row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         unit: CaptionUnit
         _, unit = pickle.loads(row["unit"])
-        homes = {clip: pickle.dumps(part) for part in unit.parts for clip in part.clips.clip_ids or ()}
+        part_of = {clip: pickle.dumps(part) for part in unit.parts for clip in part.clips.clip_ids or ()}
         rows, frames = clips_with_frames(self._store, self._recipe, unit)
         for clip_row in rows:
             clip = clip_frames(clip_row, frames[clip_row["clip_id"]])
-            yield {"clip_id": clip.clip_id, "home": homes[clip.clip_id], **self._llm.request(clip)}
+            yield {"clip_id": clip.clip_id, "part": part_of[clip.clip_id], **self._llm.request(clip)}
 
 
-class _Keep:
-    """Answered rows -> a fragment of captions; itself the captioner, which was told the answers before."""
+class _Commit:
+    """Writes answered rows as a fragment of captions. It is itself the captioner of its CaptionClips: `caption` returns
+    the answers of the current batch."""
 
     def __init__(self, store: Store, recipe: Recipe) -> None:
         self._llm, self._rows = _llm(recipe), dict[str, Mapping[str, Any]]()
@@ -97,14 +98,14 @@ class _Keep:
     def __call__(self, batch: Mapping[str, np.ndarray]) -> dict[str, list[bytes]]:
         rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
         self._rows = {row["clip_id"]: row for row in rows}
-        homes: dict[bytes, list[str]] = defaultdict(list)
+        clips_by_part: dict[bytes, list[str]] = defaultdict(list)
         for row in rows:
-            homes[row["home"]].append(row["clip_id"])
+            clips_by_part[row["part"]].append(row["clip_id"])
         parts = []
-        for home, clips in sorted(homes.items()):
-            part: CaptionPart = pickle.loads(home)
-            of_these = dataclasses.replace(part.clips, clip_ids=tuple(clips))
-            parts.append(CaptionPart(of_these, part.embedded))
+        for pickled, clips in sorted(clips_by_part.items()):
+            part: CaptionPart = pickle.loads(pickled)
+            answered = dataclasses.replace(part.clips, clip_ids=tuple(clips))
+            parts.append(CaptionPart(answered, part.embedded))
         return {"unit": [pickle.dumps(([self._clips(CaptionUnit(tuple(parts)))], None))]}
 
     def caption(self, clips: Sequence[ClipFrames]) -> list[Caption | CaptionError]:

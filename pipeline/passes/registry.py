@@ -1,4 +1,4 @@
-"""The passes in the order in which a build runs them. Adding one is a file and a line here."""
+"""The passes in the order in which a build runs them. A new pass is a file and a line here."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.passes.pack import PackPass
 from pipeline.passes.scan import ScanPass
 from pipeline.passes.transcode import TranscodePass
 
-CHAINS: tuple[tuple[Pass, ...], ...] = (  # the passes of a chain run at the same time: each hands its units to the next
+CHAINS: tuple[tuple[Pass, ...], ...] = (  # passes of a chain run concurrently; each hands its units to the next
     (IdentifyPass(),),
     (ScanPass(), EMBED),
     (CaptionPass(),),

@@ -1,4 +1,4 @@
-"""Run passes: send pending units through an engine, print progress, keep sums in stats/, and stop on faults."""
+"""Run passes: send pending units through an engine, print progress, write sums to stats/, and stop on faults."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ SHARED_SECONDS = 10.0  # delay with which a network file system may show another
 
 
 def run_passes(passes: Sequence[Pass], snapshot: Snapshot, engine: Engine, totals: dict[str, Any]) -> bool:
-    """Run passes that hand their units on to each other; return whether there was anything to do.
+    """Run the passes of a chain, each of which hands its units to the next; return whether any unit was pending.
 
-    `totals` are the entries of dataset.json's `passes` for this build; they are continued. Raises BuildStopped where a
-    worker cannot continue or meets an error in the program, and what else `Engine.run` raises.
+    `totals` are the entries of `passes` in dataset.json for this build and are updated. Raises BuildStopped if a worker
+    cannot continue or meets an error in the program, and the other exceptions of `Engine.run`.
     """
     store, recipe = snapshot.store, snapshot.recipe
     workers = engine.machine().cpus
@@ -73,7 +73,7 @@ def run_passes(passes: Sequence[Pass], snapshot: Snapshot, engine: Engine, total
                 saved = progress.seconds
     except BaseException as error:
         progress.close()
-        with contextlib.suppress(OSError):  # of a full disk, say, which is the error that is raised already
+        with contextlib.suppress(OSError):  # for example a full disk, which `error` already reports
             save()
             if isinstance(error, Exception) and not isinstance(error, (BuildStopped, OSError, NodesLost)):
                 raise BuildStopped(_bug(passes[0].name, error, store)) from error
@@ -91,14 +91,14 @@ def run_passes(passes: Sequence[Pass], snapshot: Snapshot, engine: Engine, total
 
 
 def _bug(name: str, error: Exception, store: Store) -> str:
-    """Return one line about an exception that is an error in the program, and write its traceback to the dataset."""
+    """Write the traceback of an error in the program to the dataset, and return a one-line message about it."""
     log = f"{FOLDER}/{name}.txt"
     store.write(log, trace_of(error).encode())
     return f"{name}: {place_of(error)}: {one_line(error)}. The traceback is in {store.path(log)}"
 
 
 def _shared_check(store: Store) -> Callable[[UnitResult], None]:
-    """Return a function that raises BuildStopped for a result whose fragment this machine cannot see."""
+    """Return a function that raises BuildStopped for a result whose fragment is not visible on this machine."""
     if store.local is None:
         return lambda result: None
     folder = store.local
@@ -109,8 +109,8 @@ def _shared_check(store: Store) -> Callable[[UnitResult], None]:
         while result.fragment and not path.exists():
             if time.monotonic() > until:
                 raise BuildStopped(
-                    f"OUT is not shared by all nodes: a worker wrote {path}, which is not there on the node of the "
-                    "build. Give a folder of a file system that all nodes share, or a URL of an object store"
+                    f"OUT is not shared by all nodes: a worker wrote {path}, which does not exist on the node of the "
+                    "build. Use a folder on a file system that all nodes share, or the URL of an object store"
                 )
             time.sleep(0.2)
 

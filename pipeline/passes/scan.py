@@ -1,4 +1,4 @@
-"""The pass `scan`: one decode of every source gives its clips, their cheap scores and their sampled frames."""
+"""The pass `scan`: decode every source once to find its clips, compute cheap scores, and sample frames."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from pipeline.state.units import Part, ScanUnit
 from pipeline.storage.store import Store
 from pipeline.tables.fragments import replace_column
 
-BATCH = 10_000  # rows that are Python objects at once
+BATCH = 10_000  # rows converted to Python objects at a time
 LEAST_WORKERS = 32  # size units for at least this many workers, so that nodes that join later get work
-SMALLEST_UNIT = 10.0  # seconds of video: the smallest unit worth a commit
-OPENING = 1.0  # cost of opening a file, in seconds of video
+SMALLEST_UNIT = 10.0  # seconds of video; smaller units cost more to commit than they gain
+OPENING = 1.0  # seconds of video whose decoding costs as much as opening a file
 PARTS = pa.schema(
     [
-        ("key", pa.string()),  # of Part
+        ("key", pa.string()),  # Part.key
         ("source_id", pa.string()),
         ("source_uri", pa.string()),
         ("duration", pa.float64()),
-        ("first", pa.float64()),  # seconds: the segment; null for a whole source
+        ("first", pa.float64()),  # seconds; bounds of the segment, null for a whole source
         ("last", pa.float64()),
         ("seconds", pa.float64()),
     ]
@@ -57,7 +57,7 @@ class ScanPass:
         return not_scanned(parts_of(snapshot.sources, snapshot.recipe), snapshot.scanned)
 
     def stages(self, store: Store, recipe: Recipe, machine: Machine) -> Sequence[Stage]:
-        """Reserve half a core: the embed pass runs on the same cores at the same time, except on a GPU."""
+        """Return a stage that reserves half a core per worker if the embed pass runs on the same cores, else a core."""
         cpus = 1.0 if machine.gpu and EMBED.uses_gpu(recipe) else 0.5
         return [Stage(Scan, (store, recipe), ScanUnit, cpus)]
 
@@ -75,8 +75,8 @@ class ScanPass:
 
 
 def parts_of(sources: pa.Table, recipe: Recipe) -> pa.Table:
-    """Return what has to be scanned, rows of PARTS in order of source_id and time: every usable source, long ones in
-    segments."""
+    """Return the parts of all usable sources, rows of PARTS ordered by source_id and time. Each segment of a long
+    source is a part; any other source is one part."""
     rows = sources.filter(pc.equal(sources["status"], "ok"))
     long = pc.greater(rows["duration"], recipe.scan.segment_seconds)
     split = []
@@ -99,8 +99,8 @@ def not_scanned(parts: pa.Table, done: committed.ScanState) -> pa.Table:
 
 
 def scan_units(parts: pa.Table, recipe: Recipe, workers: int) -> Iterator[ScanUnit]:
-    """Group parts into units of up to `segment_seconds` of video, small enough that every worker gets some, also
-    workers that join later."""
+    """Group parts into units of at most `segment_seconds` of video, small enough that every worker receives several,
+    including workers that join later."""
     spread = (pc.sum(parts["seconds"]).as_py() or 0.0) / (2 * max(LEAST_WORKERS, workers))
     size = min(recipe.scan.segment_seconds, max(spread, SMALLEST_UNIT))
     unit: list[Part] = []
@@ -123,8 +123,8 @@ def _objects(parts: pa.Table) -> Iterator[Part]:
 
 
 def with_errors(sources: pa.Table, done: committed.ScanState) -> pa.Table:
-    """Return rows of tables/sources after the scan: a source has failed if none of its parts could be scanned; if only
-    some could, `error` names the others."""
+    """Return the rows of tables/sources after the scan. The status is `failed` if no part of a source could be scanned;
+    if some parts could, `error` lists the errors of the others."""
     errors = {**done.errors, **done.unreachable}
     messages = {**errors, **done.notes}
     parts: dict[str, list[str]] = defaultdict(list)
@@ -147,7 +147,7 @@ def with_errors(sources: pa.Table, done: committed.ScanState) -> pa.Table:
             )
     usable = pc.equal(sources["status"], "ok")
     for name, values in (("error", error), ("status", status)):
-        at = pc.index_in(sources["source_id"], pa.array(list(values), pa.string()))
-        new = pa.array(list(values.values()), pa.string()).take(at)
+        positions = pc.index_in(sources["source_id"], pa.array(list(values), pa.string()))
+        new = pa.array(list(values.values()), pa.string()).take(positions)
         sources = replace_column(sources, name, pc.if_else(usable, pc.coalesce(new, sources[name]), sources[name]))
     return sources

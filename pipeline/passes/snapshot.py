@@ -1,6 +1,6 @@
-"""The committed work of earlier passes, as the tables that the next pass, the plan and the published dataset need.
+"""The committed results of earlier passes, as the tables that the next pass, the plan and the published dataset need.
 
-Sources and clips are columns here, not objects: there may be millions.
+Sources and clips are rows of Arrow tables rather than objects, because there may be millions.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from pipeline.state import committed, fingerprints
 from pipeline.storage.store import Store
 from pipeline.tables.decisions import DECISIONS, with_decisions, with_edited_captions
 
-SELECTED_BY = (  # what selection, planning and counting read of a clip, beside the columns that have thresholds
+SELECTED_BY = (  # columns that selection, planning and counting read, in addition to the columns with thresholds
     *("clip_id", "source_id", "source_uri", "shot_index", "start", "end", "frames", "crop_w", "crop_h", "dropped"),
     *("color_transfer", "unit", "caption_error", *QUALITY),
 )
-IN_MEMORY = (  # the columns of a clip that stay in memory after selection
+IN_MEMORY = (  # columns of clips that are kept in memory after selection
     *("clip_id", "source_uri", "start", "end", "frames", "caption"),
     *(*SELECTED.names, "balance_cluster", "balance_weight", "pack_frames", "decision"),
 )
 
 
 class PlannedShard(NamedTuple):
-    """A shard of the kept clips. `name` says its path and content; `finished`: there when the shards were planned."""
+    """A shard of the kept clips. `name` is ShardPlan.name; `finished`: whether it existed when shards were planned."""
 
     path: str
     name: str
@@ -45,9 +45,9 @@ class PlannedShard(NamedTuple):
 
 
 class Snapshot:
-    """The current sources and clips of a build; tables are read on first use, and again after `refresh`.
+    """The current sources and clips of a build. Tables are read on first use, and again after `refresh`.
 
-    `decisions` (rows of DECISIONS) stay what they were when the build began.
+    `decisions` (rows of DECISIONS) are fixed for the duration of the build.
     """
 
     def __init__(
@@ -59,10 +59,10 @@ class Snapshot:
     ) -> None:
         self.store, self.recipe, self.files = store, recipe, files
         self.decisions = DECISIONS.empty_table() if decisions is None else decisions
-        self.shards: list[PlannedShard] = []  # of the kept clips, in order of path, once the pass `transcode` planned
+        self.shards: list[PlannedShard] = []  # ordered by path; set by the pass `transcode`
 
     def refresh(self) -> None:
-        """Discard what was read, after a pass has committed more."""
+        """Discard the tables in memory; call after a pass has committed rows."""
         for name in ("sources", "scanned", "_clips", "selected"):
             self.__dict__.pop(name, None)
 
@@ -84,7 +84,7 @@ class Snapshot:
         return self._clips[0].num_rows
 
     def selected_before_captions(self) -> pa.Table:
-        """Every clip, with the columns of selection as far as they are known without captions."""
+        """Return every clip with the columns of selection, computed without the scores that need a caption."""
         clips, embeddings = self._clips
         return select(
             clips, self.recipe, fingerprints.late_columns(self.recipe), captioned=False, embeddings=embeddings
@@ -92,10 +92,10 @@ class Snapshot:
 
     @cached_property
     def selected(self) -> pa.Table:
-        """Every clip with the columns of selection, and of its other columns those of IN_MEMORY."""
+        """Every clip with the columns of IN_MEMORY, which include those of selection."""
         clips, embeddings = self._clips
         clips = select(clips, self.recipe, fingerprints.late_columns(self.recipe), embeddings=embeddings)
-        del self.__dict__["_clips"]  # before the report reads columns of its own
+        del self.__dict__["_clips"]  # free memory for the columns that the report reads
         return clips.select([name for name in clips.column_names if name in IN_MEMORY])
 
     @property
@@ -103,15 +103,15 @@ class Snapshot:
         return self.selected.filter(self.selected["keep"])
 
     def joined_rows(self, clips: pa.Table, without: Collection[str] = ()) -> Iterator[pa.Table]:
-        """Yield all columns of every clip of the sources, except `without`, table by table, with the columns that
-        selection added to `clips`."""
+        """Yield tables with all columns, except `without`, of every clip of the sources, and the columns that selection
+        added to `clips`."""
         for rows in joined_rows(clips, self.sources, self.store, self.recipe, without):
             yield with_edited_captions(rows, self.decisions)
 
 
 def file_table(files: Sequence[DiscoveredFile]) -> pa.Table:
-    """Convert `files` to columns: uri, size, stamp, metadata (JSON or null); `key` names the current version of a
-    file."""
+    """Convert `files` to a table with the columns uri, size, stamp, metadata (JSON or null) and key, which identifies a
+    version of a file."""
     columns: dict[str, list[Any]] = {
         "uri": [file.uri for file in files],
         "size": [file.size for file in files],
@@ -129,13 +129,13 @@ def with_key(files: pa.Table) -> pa.Table:
 
 
 def source_rows(discovered: Sequence[DiscoveredFile], store: Store, limits: ScanOptions) -> pa.Table:
-    """Return rows of tables/sources, in order of URI, with `size` and `start`. Of files with equal content the first is
-    used; files that are not identified yet are left out."""
+    """Return rows of tables/sources, ordered by URI, with `size` and `start`. Of files with equal content the first is
+    used; files that are not identified yet are omitted."""
     files = file_table(discovered)
     identified_rows = with_key(committed.identified(store, limits))
-    at = pc.index_in(files["key"], identified_rows["key"].combine_chunks())
-    files, at = files.filter(pc.is_valid(at)), pc.drop_null(at)
-    rows = identified_rows.take(at).drop_columns(["stamp", "key"]).rename_columns({"uri": "source_uri"})
+    positions = pc.index_in(files["key"], identified_rows["key"].combine_chunks())
+    files, positions = files.filter(pc.is_valid(positions)), pc.drop_null(positions)
+    rows = identified_rows.take(positions).drop_columns(["stamp", "key"]).rename_columns({"uri": "source_uri"})
     rows = rows.append_column("metadata", files["metadata"]).combine_chunks()
     good = np.flatnonzero(pc.equal(rows["status"], "ok").to_numpy())
     ids = rows["source_id"].take(pa.array(good)).combine_chunks().dictionary_encode().indices.to_numpy()
@@ -153,11 +153,14 @@ def source_rows(discovered: Sequence[DiscoveredFile], store: Store, limits: Scan
 
 
 def clip_rows(sources: pa.Table, store: Store, recipe: Recipe) -> tuple[pa.Table, Embeddings | None]:
-    """Return every clip of the sources with the columns that selection reads, in the order of `state.clips`, and the
-    clips' embeddings, which stay on disk. Texts are left out: `caption` is empty where there is one."""
-    alike = recipe.select.duplicates or recipe.select.balance_clusters
-    columns = {*SELECTED_BY, *recipe.select.thresholds, *(("phash", "embedding") if alike else ())}
-    slim, file = [], tempfile.TemporaryFile()  # for as long as somebody holds the embeddings
+    """Return every clip of the sources with the columns that selection reads, and the clips' embeddings.
+
+    Clips are in the order of `committed.clips`. Embeddings stay on disk; they are None if no recipe option needs them
+    or no clip has one. Texts are not loaded: `caption` is an empty string for a clip with a caption, else null.
+    """
+    uses_embeddings = recipe.select.duplicates or recipe.select.balance_clusters
+    columns = {*SELECTED_BY, *recipe.select.thresholds, *(("phash", "embedding") if uses_embeddings else ())}
+    slim, file = [], tempfile.TemporaryFile()  # deleted when the returned Embeddings are garbage-collected
     width = unknown = 0
     for rows in committed.clips(store, recipe, sources, columns):
         if "embedding" in rows.column_names:
@@ -189,16 +192,16 @@ def _slim(rows: pa.Table) -> pa.Table:
 def joined_rows(
     clips: pa.Table, sources: pa.Table, store: Store, recipe: Recipe, without: Collection[str] = ()
 ) -> Iterator[pa.Table]:
-    """Yield all columns of every clip of `sources`, except `without`, table by table, with the columns that selection
-    added to `clips`, their `clip_rows`."""
-    at = 0
+    """Yield tables with all columns, except `without`, of every clip of `sources`, and the columns that selection added
+    to `clips`, the result of `clip_rows`."""
+    first = 0
     schemas = (fingerprints.scan_schema(recipe), fingerprints.embed_schema(recipe), fingerprints.caption_schema(recipe))
     columns = {name for schema in schemas for name in schema.names} - set(without)
     for rows in committed.clips(store, recipe, sources, columns):
         rows = with_texts(rows, recipe.caption)
-        decided = clips.slice(at, rows.num_rows)
-        at += rows.num_rows
-        for name in decided.column_names:
+        selected = clips.slice(first, rows.num_rows)
+        first += rows.num_rows
+        for name in selected.column_names:
             if name not in rows.column_names:
-                rows = rows.append_column(name, decided[name])
+                rows = rows.append_column(name, selected[name])
         yield rows

@@ -1,7 +1,7 @@
-"""What each pass of a build took: time, amounts, results, and the cost of each filter.
+"""Statistics of each pass of a build: time, amounts, results, and the cost of each filter.
 
-Kept in stats/PASS.json while a pass runs, so that the next build continues the sums of a stopped one, and in
-dataset.json when the build is finished.
+They are written to stats/PASS.json while a pass runs, so that the next build continues the sums of a stopped one, and
+to dataset.json when the build is finished.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ PUBLISHED = ("seconds", "amount", "units", "results", "parts", "filters", "finge
 
 
 class Spent:
-    """Sums over the units of one pass. `earlier` are the sums of the same, unfinished pass before it was stopped."""
+    """Sums over the units of a pass. `earlier` are the sums of the same pass in a build that was stopped."""
 
     def __init__(self, fingerprint: str, earlier: Mapping[str, Any] | None = None) -> None:
         start = earlier if earlier and earlier.get("fingerprint") == fingerprint else {}
         self.fingerprint = fingerprint
         self._seconds_before = float(start.get("seconds", 0.0))
-        self.seconds = 0.0  # of this run, by the clock
+        self.seconds = 0.0  # wall-clock seconds of this run
         self.amount, self.units = float(start.get("amount", 0.0)), int(start.get("units", 0))
         self.results: dict[str, int] = defaultdict(int, start.get("results", {}))
         self.parts: dict[str, float] = defaultdict(float, start.get("parts", {}))
@@ -45,7 +45,7 @@ class Spent:
                 self.filters[name][key] += value
 
     def to_dict(self) -> dict[str, Any]:
-        """Return an entry of dataset.json's `passes`."""
+        """Return an entry of `passes` in dataset.json."""
         return {
             "seconds": round(self._seconds_before + self.seconds, 3),
             "amount": round(self.amount, 3),
@@ -58,7 +58,7 @@ class Spent:
 
 
 def unpublished(store: Store, published: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return entries of stats/ by pass that dataset.json, whose `passes` are `published`, does not have: those of a
+    """Return by pass the entries of stats/ that differ from `published`, the `passes` of dataset.json: those of a
     stopped build."""
     entries = {}
     for name in store.list("stats", ".json"):

@@ -1,4 +1,4 @@
-"""The pass `transcode`: kept clips are encoded, in parts of the shards that are not there yet."""
+"""The pass `transcode`: encode the kept clips of unfinished shards, in parts."""
 
 from __future__ import annotations
 
@@ -40,8 +40,11 @@ class TranscodePass:
         return False
 
     def pending(self, snapshot: Snapshot, workers: int) -> Iterator[TranscodeUnit]:
-        """The parts of missing shards that are not there yet. Notes in the snapshot which shards there are to be, and
-        writes the rows of the missing ones' clips to the dataset, where workers read them."""
+        """Yield the missing parts of unfinished shards.
+
+        Sets `snapshot.shards` to all planned shards, and writes the rows of unfinished shards to the dataset for the
+        workers.
+        """
         store, finished = snapshot.store, listed(snapshot.store)
         lenders: list[tuple[str, str, str, str]] | None = None  # read only if a shard is missing
         for plan, parts in _missing_parts(snapshot, finished):
@@ -50,7 +53,7 @@ class TranscodePass:
             write_fragment(store, rows_file(spool), rows, {})
             bucket = PurePosixPath(plan.path).parent.name
             first, last = rows["clip_id"][0].as_py(), rows["clip_id"][-1].as_py()
-            lent = tuple(tar for tar, of, least, most in lenders if of == bucket and least <= last and most >= first)
+            lent = tuple(tar for tar, name, low, high in lenders if name == bucket and low <= last and high >= first)
             for number, clips in parts:
                 yield TranscodeUnit(spool, number, clips, lent)
 
@@ -66,8 +69,8 @@ class TranscodePass:
 def _missing_parts(
     snapshot: Snapshot, finished: Mapping[str, ShardResult]
 ) -> Iterator[tuple[ShardPlan, list[tuple[int, int]]]]:
-    """Yield each shard that is not finished, with the number and the count of clips of each part that is not there.
-    Notes in the snapshot which shards there are to be."""
+    """Yield each unfinished shard with the number and the count of clips of each missing part. Sets `snapshot.shards`
+    to all planned shards."""
     snapshot.shards = []
     spooled = set(snapshot.store.list(SPOOL, ".tar"))
     for plan in whole_plans(snapshot):
@@ -78,7 +81,8 @@ def _missing_parts(
 
 
 def whole_plans(snapshot: Snapshot) -> Iterator[ShardPlan]:
-    """The shards of the kept clips, with all that their samples say, in order of path; each path with the content."""
+    """Yield the shards of the kept clips, ordered by path, with all columns of their samples. Each path includes a hash
+    of the content."""
     kept, clips = snapshot.kept, snapshot.selected
     tables = snapshot.joined_rows(clips, without=INTERNAL)
     rows = (table.filter(table["keep"]) for table in tables)
@@ -89,14 +93,14 @@ def whole_plans(snapshot: Snapshot) -> Iterator[ShardPlan]:
         shard[plan.clips], group[number] = number, filled // SPAN_ROWS
         filled += len(plan.clips)
     with tempfile.TemporaryDirectory(prefix="clipmill-") as scratch:
-        # Rows go through files by groups of shards, so that a few are in memory at once.
+        # Rows are written to one temporary file per group of shards, so that one group is in memory at a time.
         with contextlib.ExitStack() as stack:
             files: dict[int, pa.RecordBatchFileWriter] = {}
-            at = 0
+            first = 0
             for table in rows:
                 table = table.drop_columns([name for name in INTERNAL if name in table.column_names])
-                table = table.append_column("number", pa.array(shard[at : at + table.num_rows]))
-                at += table.num_rows
+                table = table.append_column("number", pa.array(shard[first : first + table.num_rows]))
+                first += table.num_rows
                 groups = group[table["number"].to_numpy()]
                 for of_group in np.unique(groups).tolist():
                     part = plain(table.filter(pa.array(groups == of_group)))
@@ -122,10 +126,10 @@ def _lenders(store: Store, finished: Iterable[ShardResult]) -> list[tuple[str, s
 
 
 def _ends(store: Store, tar: str) -> tuple[str, str]:
-    """The first and the last clip of a shard."""
+    """Return the first and the last clip_id of a shard; ("~", ""), an empty range, if its index is missing or empty."""
     try:
         with store.open(str(index_path(Path(tar)))) as file:
             keys = pq.read_table(file, columns=["key"])["key"]
-    except (FileNotFoundError, pa.ArrowInvalid):  # of a build that was killed
+    except (FileNotFoundError, pa.ArrowInvalid):  # left behind by a build that was killed
         return "~", ""
     return (keys[0].as_py(), keys[-1].as_py()) if len(keys) else ("~", "")

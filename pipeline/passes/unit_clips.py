@@ -12,16 +12,16 @@ from pipeline.tables.fragments import IdRange
 
 
 def plain_columns(rows: pa.Table, names: Sequence[str]) -> pa.Table:
-    """Return some columns as plain strings."""
+    """Return a table of the columns `names`, cast to strings."""
     return pa.table({name: rows[name].cast(pa.string()) for name in names})
 
 
 def units_of(rows: pa.Table) -> Iterator[UnitClips]:
-    """Group `rows` (scan_at, unit, source_id, clip_id) by unit, in order of first appearance."""
+    """Group `rows` (columns scan_at, unit, source_id, clip_id) by scan unit, in order of first appearance."""
     clips_by_unit: dict[tuple[str, str], list[tuple[str, str]]] = defaultdict(list)
     columns = (rows[name].to_pylist() for name in ("scan_at", "unit", "source_id", "clip_id"))
-    for at, unit, source, clip in zip(*columns, strict=True):
-        clips_by_unit[at, unit].append((source, clip))
-    for (at, unit), clips in clips_by_unit.items():
+    for fragment, unit, source, clip in zip(*columns, strict=True):
+        clips_by_unit[fragment, unit].append((source, clip))
+    for (fragment, unit), clips in clips_by_unit.items():
         sources = [source for source, _ in clips]
-        yield UnitClips(unit, at, tuple(clip for _, clip in clips), IdRange(min(sources), max(sources) + "~"))
+        yield UnitClips(unit, fragment, tuple(clip for _, clip in clips), IdRange(min(sources), max(sources) + "~"))

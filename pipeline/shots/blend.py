@@ -1,8 +1,9 @@
-"""The second witness of a gradual transition: whether the frames in it are blends of the frames on both sides of it.
+"""Verification of gradual transitions: test whether the frames inside are blends of the frames on both sides.
 
-The network of cascade.py sees how frames relate; this looks at the pixels. Every frame of a dissolve lies on the line
-between the two shots, and some frame of a fade is of one colour. Neither is true of a camera that turns or a hand that
-comes close, nor of a wipe: so where pictures blend a doubtful network is enough, elsewhere it has to be certain.
+The network of cascade.py classifies similarities between frames; this test uses their pixels. In the space of pictures,
+every frame of a dissolve lies on the line between the two shots, and a fade contains a frame of a single colour.
+Neither holds for camera motion, for objects that cover the picture, or for wipes. The lowest probability at which a
+transition is accepted is therefore low for blends and high otherwise.
 """
 
 from __future__ import annotations
@@ -13,19 +14,20 @@ import numpy as np
 
 from pipeline.shots.frame_features import NOISE, mean_cells
 
-POSSIBLE = 0.6  # lowest probability at which pictures that blend are a gradual transition
-LIKELY = 0.9  # the same of pictures that may blend
-CERTAIN = 0.97  # the same of pictures that do not
-WITHOUT_SIDE = 0.995  # the same at an end of the source, where one of the two shots is missing
-LONG, LONG_CERTAIN = 2.2, 0.99  # seconds, and lowest probability of a longer transition
-ON_LINE, OFF_LINE = 0.25, 0.6  # distance from the line below which pictures blend, and above which they do not
-FLAT = 8.0  # grey levels: deviation of a frame of one colour
-NEAR, SIDE = 0.4, 3  # seconds, and frames at most, that stand for a shot
+POSSIBLE = 0.6  # lowest accepted probability if the frames are blends
+LIKELY = 0.9  # lowest accepted probability if the frames may be blends
+CERTAIN = 0.97  # lowest accepted probability if the frames are not blends
+WITHOUT_SIDE = 0.995  # lowest accepted probability at an end of the source, where one of the two shots is missing
+LONG, LONG_CERTAIN = 2.2, 0.99  # seconds, and lowest accepted probability of a longer transition
+ON_LINE, OFF_LINE = 0.25, 0.6  # relative distance from the line up to which frames are blends; above which they are not
+FLAT = 8.0  # grey levels; standard deviation below which a frame has a single colour
+NEAR, SIDE = 0.4, 3  # seconds, and largest number of frames, that represent each shot
 
 
 class Blend(NamedTuple):
-    """`off_line`: mean distance of the frames from the line between both sides, relative to the sides' distance; None
-    without frames on both sides. `flat`: whether a frame is of one colour. `sides`: frames before and after."""
+    """Result of `blend`. `off_line`: mean distance of the frames from the line between both sides, relative to the
+    distance of the sides; None without frames on both sides. `flat`: whether a frame has a single colour. `sides`:
+    number of frames before and after."""
 
     off_line: float | None
     flat: bool
@@ -33,8 +35,8 @@ class Blend(NamedTuple):
 
 
 def blend(times: np.ndarray, colour: np.ndarray, leave: float, enter: float) -> Blend:
-    """Compare the frames with leave <= time < enter with those beside them. `times` (n,) seconds rise, `colour` is
-    (n, 27, 48, 3) uint8."""
+    """Compare the frames with leave <= time < enter with those before and after. `times` are ascending seconds, (n,);
+    `colour` is (n, 27, 48, 3) uint8."""
     before = np.flatnonzero((times < leave) & (times > leave - NEAR))[-SIDE:]
     after = np.flatnonzero((times >= enter) & (times < enter + NEAR))[:SIDE]
     inside = np.flatnonzero((times >= leave) & (times < enter))
@@ -52,7 +54,7 @@ def blend(times: np.ndarray, colour: np.ndarray, leave: float, enter: float) -> 
 
 
 def is_transition(probability: float, seconds: float, pictures: Blend) -> bool:
-    """Return whether a gradual transition is one: `probability` is the network's, `seconds` its length."""
+    """Return whether a candidate is a gradual transition: `probability` by the network, duration in `seconds`."""
     if seconds > LONG and probability < LONG_CERTAIN:
         return False
     if pictures.flat:

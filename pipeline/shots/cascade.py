@@ -21,29 +21,32 @@ from pipeline.shots.frame_features import REACH, features
 from pipeline.shots.shot_cutter import Transition
 from pipeline.shots.shot_weights import weights
 
-RATE = 12.5  # samples a second at most that the network classifies
+RATE = 12.5  # largest number of samples per second that the network classifies
 WIDTH = 48  # channels of the network
 DILATIONS = (1, 2, 4, 8)  # samples between the taps of each convolution
-CONTEXT = REACH + 1 + sum(DILATIONS)  # samples on either side that a prediction depends on
+CONTEXT = REACH + 1 + sum(DILATIONS)  # samples on each side that a prediction depends on
 BATCH = 64  # samples classified at once
-CUT = 0.3  # lowest probability of a hard cut; those of gradual transitions are in blend.py
+CUT = 0.3  # lowest probability of a hard cut; the thresholds of gradual transitions are in blend.py
 EDGE = 0.05  # probability at which an event begins and ends
-TICK = 0.08  # seconds: the network's unit for distances to a transition's boundaries
-BACK = 4  # samples at most between a transition's boundary and the first sample that the network flags
+TICK = 0.08  # seconds; unit of the network's predicted distances to a transition's boundaries
+BACK = 4  # largest number of samples between a transition's start and the first sample above EDGE
 MARGIN = 0.9  # factor by which predicted distances to boundaries are scaled; chosen on concatenated films
 SURE = 0.95  # probability of a certain hard cut; on such films 65 true cuts had >= 0.991, false ones <= 0.893
 
 
 def sample_indices(times: np.ndarray) -> np.ndarray:
-    """Indices of the frames that are classified: the first, and the first after each multiple of 1 / RATE."""
+    """Return the indices of the classified frames: the first, and the first after each multiple of 1 / RATE seconds."""
     cells = np.floor(times * RATE + 1e-6).astype(int)
     return np.flatnonzero(np.diff(cells, prepend=cells[0] - 1))
 
 
 def judge(inputs: np.ndarray) -> np.ndarray:
-    """Classify features (n, FEATURES) -> (n, 4): the probability of a cut between this sample and the previous one; of
-    this sample lying in a gradual transition; and, if it does, the seconds since the transition began and until it
-    ends, each at least the true value in 9 of 10 training examples. The first and last samples lack context."""
+    """Classify features (n, FEATURES) float32; return (n, 4) float32.
+
+    Columns: the probability of a cut between this sample and the previous one; the probability that this sample lies in
+    a gradual transition; and, if it does, the seconds since its start and until its end, predicted as the 90th
+    percentile. The first and last samples lack context.
+    """
     w = weights()
     x = np.maximum(inputs @ w["first_weight"][:, :, 0].T + w["first_bias"], 0)
     for index, dilation in enumerate(DILATIONS):
@@ -81,8 +84,8 @@ class _Event:
 
 
 class Cascade:
-    """The detector. Frames may be all of a source or only its reference frames. `between` returns all frames after one
-    time and before another; it is called only around hard cuts. Without it, cuts are placed among the pushed frames."""
+    """The detector. The pushed frames are all frames of a source or only its reference frames. `between(a, b)` returns
+    all frames with a < time < b and is called only around hard cuts; without it cuts are placed among pushed frames."""
 
     def __init__(self, fps: float, between: Callable[[float, float], Sequence[Proxy]] | None = None) -> None:
         self.reach = (CONTEXT + BACK + 2) * 2 / min(RATE, max(fps, 0.1))
@@ -195,18 +198,19 @@ class Cascade:
 
     def _gradual(self, event: _Event, leave: float, enter: float, bounds: tuple[float, float]) -> Transition | None:
         """Return the transition near `leave` to `enter` and within `bounds`, its boundaries refined with the frames on
-        both sides; None if the frames do not bear it out."""
+        both sides; None if `is_transition` rejects it."""
         times, colour = np.array([p.time for p in self._frames]), np.stack([p.colour for p in self._frames])
         leave, enter = refine.refine(times, colour, max(leave, bounds[0]), min(enter, bounds[1]))
         leave = max(leave, math.nextafter(event.last_old_time, math.inf), self._last_enter, bounds[0])
-        enter = max(leave, min(enter, self._frames[-1].time, bounds[1]))  # a shot has a frame
+        enter = max(leave, min(enter, self._frames[-1].time, bounds[1]))  # the new shot has at least one frame
         if not is_transition(event.peak, enter - leave, blend(times, colour, leave, enter)):
             return None
         return Transition(min(leave, enter), enter)
 
 
 def _crossing(p: float, q: float) -> float:
-    """Return where between samples of probability p and q the probability crosses EDGE; 0 to 1, linear in log odds."""
+    """Return the fraction, 0 to 1, of the way from a sample of probability p to one of q at which the probability
+    crosses EDGE, interpolated linearly in log odds."""
     edge, first, second = (math.log(max(x, 1e-4) / (1 - min(x, 0.9999))) for x in (EDGE, p, q))
     return min(1.0, max(0.0, (edge - first) / (second - first))) if first != second else 0.0
 

@@ -39,7 +39,7 @@ def video(tmp_path: Path) -> str:
         (["build", "VIDEO", "--out", "OUT", "scan.shots=cuts"], "'cuts' is none of cascade"),
         (["build", "VIDEO", "--out", "OUT", "select.thresholds.motion_objekt.min=1"], "did you mean 'motion_object'"),
         (["build", "VIDEO", "--out", "OUT", "--recipe", "best"], "presets are embedded"),
-        (["build", "VIDEO", "--out", "OUT", "--gpus"], "no model of this recipe runs on one"),
+        (["build", "VIDEO", "--out", "OUT", "--gpus"], "no model of this recipe runs on a GPU"),
         (["build", "nothing/here", "--out", "OUT"], "nothing/here: no such file or folder"),
         (["build", "VIDEO", "--out", "s3://key:secret@bucket/x"], "put them into the environment"),
         (["build", "VIDEO", "--out", "FULL"], "holds something else"),

@@ -190,7 +190,7 @@ def test_a_pass_that_stands_still_since_a_node_was_lost_is_given_up(ray_running,
     monkeypatch.setattr(ray_engine, "QUIET", 0.0)
     monkeypatch.setattr(ray_engine, "_stuck", lambda ops: True)
     monkeypatch.setattr(ray_engine, "_lost_nodes", lambda: next(nodes, {"gone"}))
-    with pytest.raises(NodesLost, match="1 of the cluster's nodes are gone"):
+    with pytest.raises(NodesLost, match="the cluster lost 1 of its nodes"):
         list(ray_running.run(map(Number, range(4)), [Stage(Unlucky, (), Number, 0.5)]))
 
 
@@ -203,7 +203,7 @@ def test_a_build_begins_again_when_nodes_are_lost_and_keeps_count(golden_dataset
         yield from run(self, units, stages)
         if len(stages) == 2 and not lost:  # of scan and embed
             lost.append(True)
-            raise NodesLost("1 of the cluster's nodes are gone")
+            raise NodesLost("the cluster lost 1 of its nodes")
 
     monkeypatch.setattr(LocalEngine, "run", losing)
     built = build(sources, str(tmp_path / "dataset"), load_recipe("embedded", GOLDEN_OPTIONS), engine="local")
@@ -233,7 +233,7 @@ def test_a_worker_whose_output_is_not_seen_by_the_build_stops_it(sample_videos, 
 def test_options_that_contradict_each_other_are_refused_before_any_work():
     for name, needs, address, gpus, words in (
         ("auto", EngineNeeds(1, gpu=False, ray=False), None, True, "no model of this recipe"),
-        ("local", EngineNeeds(1, gpu=False, ray=False), "auto", False, "joins no cluster"),
+        ("local", EngineNeeds(1, gpu=False, ray=False), "auto", False, "cannot join a cluster"),
         ("local", EngineNeeds(1, gpu=False, ray=True), None, False, "ray_llm"),
     ):
         with pytest.raises(RecipeError, match=words):

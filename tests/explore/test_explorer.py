@@ -143,8 +143,8 @@ def test_filters_and_orders_are_those_of_the_table(client, table):
         ({"where": "caption > 3 + keep"}, "Error"),
         ({"sort": "clip_id; DROP"}, "no column"),
         ({"sort": "similarity"}, "no column"),
-        ({"search": "picture:none"}, "nothing to search for"),
-        ({"search": "reference"}, "nothing to search for"),
+        ({"search": "picture:none"}, "the search is empty"),
+        ({"search": "reference"}, "the search is empty"),
         ({"offset": "-1"}, "expected a number"),
     ],
 )

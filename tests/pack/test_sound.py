@@ -15,7 +15,6 @@ import numpy as np
 import packing_rows
 import pytest
 import videos
-from light_recipe import LIGHT_FILTERS
 
 from pipeline.build import build
 from pipeline.config.recipe import PackOptions, load_recipe
@@ -259,9 +258,14 @@ def test_a_build_with_sound_has_its_columns_and_is_verified(tmp_path: Path) -> N
     folder.mkdir()
     film(folder / "a.mov", {"mono": bursts(2.4)[None]})
     videos.write_video(folder / "silent.mp4", videos.pan(videos.texture(1, *SIZE), 60, 2))
-    options = ["scan.shots=stride", *LIGHT_FILTERS, "select.duplicates=false", "pack.heights=96"]
+    (folder / "list.csv").write_text("path,caption\na.mov,Flashes.\nsilent.mp4,A wall.\n")
+    options = ["scan.shots=stride", "filters={}", "select.thresholds={}", "select.duplicates=false", "pack.heights=96"]
+    options += ["caption.captioner=listed"]
     built = build(
-        [str(folder)], str(tmp_path / "out"), load_recipe("embedded", [*options, "pack.audio=keep"]), engine="local"
+        [str(folder / "list.csv")],
+        str(tmp_path / "out"),
+        load_recipe("embedded", [*options, "pack.audio=keep"]),
+        engine="local",
     )
     rows = {Path(row["source_uri"]).name: row for row in built.clips.to_pylist()}
     assert {name: row["keep"] for name, row in rows.items()} == {"a.mov": True, "silent.mp4": True}
@@ -275,6 +279,6 @@ def test_a_build_with_sound_has_its_columns_and_is_verified(tmp_path: Path) -> N
     assert audio["silent.mp4"] == {"has_audio": False}
     assert audio["a.mov"]["audio_loudness"] == rows["a.mov"]["audio_loudness"]
     assert verify(tmp_path / "out", 1) == []
-    again = build([str(folder)], str(tmp_path / "out"), load_recipe("embedded", options), engine="local")
+    again = build([str(folder / "list.csv")], str(tmp_path / "out"), load_recipe("embedded", options), engine="local")
     assert "has_audio" not in again.clips.column_names
     assert verify(tmp_path / "out", 1) == []

@@ -1,5 +1,5 @@
-// Charts of the distribution of a column, and the table of a clip's scores. Charts call `narrow` with an SQL condition
-// when a part of it is clicked.
+// Charts of a column's distribution, and the table of a clip's scores. A click on a part of a chart calls `narrow` with
+// an SQL condition.
 
 import { element } from "./elements.js";
 

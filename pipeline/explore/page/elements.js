@@ -1,4 +1,4 @@
-// Small parts that the page's modules share.
+// DOM helpers shared by the page's modules.
 
 export const element = (tag, className = "", text = "") => Object.assign(document.createElement(tag), { className, textContent: text });
 export const by = (id) => document.getElementById(id);

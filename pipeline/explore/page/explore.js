@@ -1,4 +1,4 @@
-// The explorer's page. What is shown follows from `state`; texts of the dataset only ever become text nodes.
+// The explorer's page, rendered from `state`. Texts from the dataset are inserted as text nodes only, never as HTML.
 
 import { funnel, histogram, labels, scoreRows } from "./charts.js";
 import { by, clock, count, duration, element } from "./elements.js";
@@ -161,7 +161,7 @@ async function showDetail(clip) {
   showMedia(clip, () => detail?.id === clip.id);
   by("scores").replaceChildren();
   clearTimeout(waiting);
-  waiting = setTimeout(async () => {  // not for every clip that a held arrow key passes
+  waiting = setTimeout(async () => {  // delayed, so that a held arrow key does not load every clip
     try {
       const whole = await ask(`/api/clips/${clip.id}`);
       if (detail?.id === clip.id) by("scores").replaceChildren(...scoreRows(whole.scores));
@@ -189,7 +189,7 @@ function showCaption(clip) {
   captionOf = clip;
 }
 
-// Decisions: one after the other, so that a later one is never overtaken by an earlier one
+// Decisions: sent one at a time, so that they arrive in order
 
 function store(path, body) {
   saving = saving.then(async () => {

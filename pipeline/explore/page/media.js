@@ -1,4 +1,4 @@
-// The pictures of a clip: a video or image in the stage, sampled frames where there is none, a preview in its card.
+// Media of a clip: a video or image in the stage, its sampled frames if it has neither, and the preview on its card.
 
 import { by, element } from "./elements.js";
 

@@ -1,6 +1,6 @@
-"""Companions by name: files that are made of a packed clip and lie beside it in the shard, for training with control.
+"""Companions: further files derived from a packed clip and stored in its sample, such as control videos for training.
 
-Adding one is a file in this folder and a line here. Start at base.py. May import media and below.
+A new companion is a file in this folder and a line here. Start at base.py. May import media and packages below it.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ COMPANIONS: dict[str, str] = {
 
 
 def load_companions(options: PackOptions) -> dict[str, Companion]:
-    """Return the companions of a recipe by name, in order of name. Raises OptionError for an unknown one, for options
-    that it does not have, and for weights that cannot be read."""
+    """Return the companions of a recipe by name, ordered by name. Raises OptionError for an unknown companion or option
+    and for weights that cannot be read."""
     return {name: _load(name, json.dumps(options.companions[name])) for name in sorted(options.companions)}
 
 
@@ -35,8 +35,8 @@ def identities(options: PackOptions) -> dict[str, Mapping[str, Any]]:
 
 
 def endings(options: PackOptions) -> dict[str, str]:
-    """Return the members that companions add to a sample, in order: prefix of the index's columns, ending of KEY.
-    Raises OptionError for an unknown companion."""
+    """Return the members that companions add to a sample, in order: column prefix in the index -> ending of the file
+    name after KEY. Raises OptionError for an unknown companion."""
     return {member: end for name in sorted(options.companions) for member, end in _class(name).endings.items()}
 
 

@@ -1,4 +1,4 @@
-"""What a companion is: it makes files of a packed clip, which become members of the clip's sample."""
+"""The interface of a companion, which computes files from a packed clip; they become members of the clip's sample."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from pipeline.media.packed_clip import PackedClip
 
 
 class Companion(Protocol):
-    """Made from the options of `pack.companions.NAME`, in the driver and in each process that encodes: the constructor
-    loads no model. It raises TypeError, ValueError or OSError for options that cannot work."""
+    """A companion, constructed from the options of `pack.companions.NAME` in the driver and in each encoding process.
 
-    endings: Mapping[str, str]  # members, prefixes of the index's columns -> ending of the file: first.jpg, canny.mp4
+    The constructor therefore loads no model. It raises TypeError, ValueError or OSError for invalid options.
+    """
+
+    endings: Mapping[str, str]  # member, a column prefix in the index -> ending of its file name, such as canny.mp4
 
     def identity(self) -> Mapping[str, Any]:
-        """Return plain values that change when the same clip would give other bytes."""
+        """Return JSON values that determine, with the clip, the bytes of the files: version, options, weights."""
         ...
 
     def make(self, clip: PackedClip) -> dict[str, bytes]:
-        """Return the members' files for a clip; still images have none."""
+        """Return the bytes of each member's file for a clip. Not called for still images."""
         ...

@@ -1,4 +1,4 @@
-"""Edges of every frame, as a video of the same size, frames and times, for control by edges."""
+"""Edge maps: the edges of every frame, as a video with the size, frames and times of the clip."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.media.packed_clip import PackedClip
 
 class Canny:
     """Member KEY.canny.mp4: white edges on black by OpenCV's Canny with hysteresis thresholds `low` and `high` on 8-bit
-    grey. The default of 100 and 200 is that of ControlNet's annotator."""
+    grey. The defaults of 100 and 200 are those of ControlNet's annotator."""
 
     version = 1
     endings: Mapping[str, str] = {"canny": "canny.mp4"}

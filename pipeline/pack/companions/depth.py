@@ -1,4 +1,5 @@
-"""Depth of every frame by a model of transformers, as a video of the same size, frames and times."""
+"""Depth maps: the depth of every frame by a model of transformers, as a video with the size, frames and times of the
+clip."""
 
 from __future__ import annotations
 
@@ -14,17 +15,17 @@ import numpy as np
 
 from pipeline.media.packed_clip import PackedClip
 
-FILES = ("*.json", "*.safetensors")  # of a repository
-BATCH = 4  # frames
-SMALLEST_RANGE = 1e-6  # of depth over a clip; with less it is one grey
+FILES = ("*.json", "*.safetensors")  # files of a model's repository that are downloaded and hashed
+BATCH = 4  # frames in one call of the network
+SMALLEST_RANGE = 1e-6  # smallest divisor when depth is scaled to the range of a clip
 
 
 class Depth:
-    """Member KEY.depth.mp4: near is bright and far is dark, by the range of the whole clip, so that nothing flickers.
+    """Member KEY.depth.mp4: near is bright and far is dark, scaled to the range of the whole clip to avoid flicker.
 
-    `model` is the folder or the hub's repository of a depth-estimation model of transformers: DPT, Depth Anything ...
-    Metric models give distances, of which the inverse is taken. It runs on one CPU thread in each process that encodes:
-    the same bytes on the same type of CPU.
+    `model` is a folder or a hub repository of a depth-estimation model of transformers, such as DPT or Depth Anything.
+    The output of metric models, a distance, is inverted. The model runs on one CPU thread in each encoding process; the
+    bytes are the same on CPUs of the same type.
     """
 
     version = 1
@@ -65,7 +66,7 @@ class Depth:
         return AutoImageProcessor.from_pretrained(self._folder, local_files_only=True), network
 
     def _depths(self, frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-        """Yield what the network says of each frame, near is large: (h, w) float32 at the network's own size."""
+        """Yield the inverse depth of each frame, near is large: (h, w) float32 at the network's output size."""
         import torch
 
         processor, network = self._network
@@ -79,7 +80,7 @@ class Depth:
 
 
 def _folder(model: str) -> Path:
-    """Return the folder of a model, which is downloaded from the hub where it is not there. Raises OSError."""
+    """Return the folder of a model; download it from the hub if it is not cached. Raises OSError."""
     if Path(model).is_dir():
         return Path(model)
     from huggingface_hub import snapshot_download

@@ -13,7 +13,7 @@ from pipeline.media.packed_clip import PackedClip
 
 
 class FirstLast:
-    """Members KEY.first.jpg and KEY.last.jpg; `quality` is JPEG's, 1 to 100."""
+    """Members KEY.first.jpg and KEY.last.jpg; `quality` is the JPEG quality, 1 to 100."""
 
     version = 1
     endings: Mapping[str, str] = {"first": "first.jpg", "last": "last.jpg"}

@@ -2,8 +2,8 @@
 
     python tests/benchmarks/builds/autoscale.py [--units 150] [--seconds 0.5]
 
-Starts a Ray head of two cores with Ray's real autoscaler, which starts its nodes on this machine; they only say that
-they have cores and GPUs, and a unit only sleeps. Two minutes, no matter how many cores there are.
+Starts a Ray head of two cores with Ray's real autoscaler, which starts its nodes on this machine. The nodes declare
+cores and GPUs that do not exist, and units only sleep. Takes two minutes on any number of cores.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ COMMANDS = ("initialization", "setup", "head_setup", "worker_setup", "head_start
 
 @dataclass(frozen=True)
 class Scanned:
-    """A unit of the first stage, and the node that had it."""
+    """Unit of the first stage, with the node that processed it."""
 
     node: str = ""
 
 
 @dataclass(frozen=True)
 class Embedded(Scanned):
-    """The same, for the second stage."""
+    """Unit of the second stage, with the node that processed it."""
 
 
 class Asleep:
-    """A pass's worker that says on which node it is; hands its unit on where there is a second stage."""
+    """A worker that sleeps and reports its node. With `hand_on` it hands its unit to the second stage."""
 
     def __init__(self, seconds: float, hand_on: bool) -> None:
         self._seconds, self._hand_on = seconds, hand_on

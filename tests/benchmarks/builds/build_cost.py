@@ -62,7 +62,7 @@ PASS_OF = {
 
 
 def cpu_seconds() -> float:
-    """CPU time of this process and of its children, those that have ended included."""
+    """Return the CPU time of this process and its children, including children that have ended, in seconds."""
     me = psutil.Process()
     total = sum(me.cpu_times()[:4])
     for child in me.children(recursive=True):
@@ -103,10 +103,10 @@ class SerialEngine:
                 self.scanned += [unit] if isinstance(unit, UnitClips) else []
 
     def publish(self, result: UnitResult, pending: float) -> None:
-        """Nobody monitors a benchmark."""
+        """Do nothing: a benchmark exports no metrics."""
 
     def close(self) -> None:
-        """Nothing was started."""
+        """Do nothing: this engine started no service."""
 
     def _measured(self, name: str, work: Callable[[], Any]) -> Any:
         before = cpu_seconds()
@@ -136,7 +136,7 @@ def scenedetect(videos: Sequence[str]) -> float:
 
 
 def sampled_frames(out: str, units: Sequence[tuple[str, str]], recipe_name: str) -> Iterator[list[np.ndarray]]:
-    """The sampled frames of each clip that the embed pass sees, (h, w, 3) uint8 RGB."""
+    """Return the sampled frames, (h, w, 3) uint8 RGB, of each clip that the embed pass processes."""
     store, recipe = Store(out), load_recipe(recipe_name)
     for unit in (UnitClips(*names) for names in units):
         for rows, frames in chunks(store, unit.unit, wanted_rows(store, recipe, unit)):
@@ -193,7 +193,7 @@ def ffmpeg(spans: Sequence[tuple[str, float, float]]) -> float:
 
 
 def apart(function: Callable[..., float], *arguments: object) -> float:
-    """Return the function's result, from a process of its own."""
+    """Run the function in a new process; return its result."""
     code = (
         f"import sys, json; sys.path.insert(0, {str(Path(__file__).parent)!r}); import build_cost, cv2; "
         f"cv2.setNumThreads(1); print('seconds', build_cost.{function.__name__}(*json.load(sys.stdin)))"

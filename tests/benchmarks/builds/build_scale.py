@@ -3,11 +3,12 @@
     python tests/benchmarks/builds/build_scale.py [--clips 10e6] [--folder FOLDER]
         [--part all|make|build|again|changed|units]
 
-Writes the state that the scan and embed passes would have left (rows of random scores, sources of ten clips, one clip
-in twenty a copy of another, hashes of four frames a clip; some in merged files, some in small fragments), then builds:
-what is left to do, selection, duplicates, clusters, captions (one text for all), shards (an encoder that gives 1 kB
-a clip), tables and report. The same build again has nothing to do; one with another threshold selects and packs. Last,
-`units`: what a unit of work costs the driver, thousands of empty ones through Ray Data. About 6 GB of disk.
+Writes the state of finished scan and embed passes (random scores, ten clips per source, one clip in twenty a copy of
+another, hashes of four frames per clip; partly in merged files, partly in small fragments), then runs the rest of the
+build: pending units, selection, duplicates, clusters, captions (one text for all), shards (an encoder that returns 1 kB
+per clip), tables and report. `again` repeats the build, which has nothing to do; `changed` builds with another
+threshold. `units` sends thousands of empty units through Ray Data to measure the driver's cost per unit. Needs about
+6 GB of disk.
 """
 
 # ruff: noqa: E402
@@ -61,14 +62,14 @@ SIZES = np.array([[1920, 1080], [1280, 720], [640, 360], [1080, 1920], [960, 720
 
 
 def ids(n: int, digits: int, random: np.random.Generator) -> pa.Array:
-    """n strings of hex digits, sorted where they name sources."""
+    """Return n strings of hex digits, sorted if they are source ids."""
     text = np.frombuffer(b"0123456789abcdef", np.uint8)[random.integers(0, 16, (n, digits), np.uint8)]
     offsets = np.arange(n + 1, dtype=np.int32) * digits
     return pa.Array.from_buffers(pa.string(), n, [None, pa.py_buffer(offsets), pa.py_buffer(text)])
 
 
 def make(store: Store, recipe: Recipe, clips: int) -> None:
-    """State of the passes before captions."""
+    """Write the state of the passes before captions."""
     random = np.random.default_rng(0)
     count = clips // PER_SOURCE
     sources = np.sort(ids(count, 32, random).to_numpy(zero_copy_only=False))
@@ -220,7 +221,7 @@ class DummyTranscode(Transcode):
 
 
 def timed(owner: Any, name: str, label: Callable[..., str] | str = "") -> None:
-    """Has `owner.name` print a row of the table whenever it is called."""
+    """Replace the function `owner.name` by one that also prints a row of the table."""
     inner = inspect.unwrap(getattr(owner, name))  # not also for the build before
 
     @functools.wraps(inner)
@@ -279,7 +280,7 @@ class Nothing:
 
 
 def units(count: int = 1000) -> None:
-    """Milliseconds of wall time and of the driver's CPU that a unit costs when its work is nothing."""
+    """Return the milliseconds of wall time and of the driver's CPU time per unit without work."""
     engine = RayEngine(cores=2)
     for n in (10, count):
         start = time.perf_counter(), time.process_time()

@@ -1,10 +1,10 @@
-"""What a million hours of video would take, from what the passes of a built dataset took.
+"""Estimate the resources for a million hours of video from the measured costs of a built dataset.
 
     python tests/benchmarks/builds/capacity.py DATASET [--hours 1e6]
 
-Core-hours are the seconds that workers were busy, at one core each, as dataset.json has them, so the dataset should be
-built on an idle machine, and of footage like that in question. Passes on GPUs are calculated from the rates of the
-captioner and the encoder alone in gpu_build.py. Sizes are those of the files.
+Core-hours are the busy seconds of workers in dataset.json, at one core each. Build the dataset on an idle machine, from
+footage similar to the planned one. GPU passes are computed from the rates of the captioner and the encoder alone in
+gpu_build.py. Sizes are sizes of files.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def size(folder: Path) -> int:
 
 
 def figure(number: float) -> str:
-    """Two digits that count."""
+    """Format a number with two significant digits."""
     return f"{float(f'{number:.2g}'):,.10g}"
 
 

@@ -1,14 +1,14 @@
-"""Builds under fire: random faults, worker counts and source orders; every dataset has to be the undisturbed one.
+"""Builds with random faults, worker counts and source orders; every dataset must equal that of an undisturbed build.
 
     python tests/benchmarks/builds/chaos.py [--seeds 30] [--first 0] [VIDEOS...]
 
-Small synthetic videos and one real one are built, or VIDEOS. Each seed draws the number of cores (1, 2 or 4), the
-order of the sources, and one to three faults, the first of which is each kind in turn: SIGKILL of a Ray worker, of a
-decoding child or of the driver, the loss of one of three nodes, a full disk (a small file system in memory) and folders
-that may not be written. A build that ends is started again, with room and permission, until it ends by itself; it may
-end in plain words, not in a traceback.
+The sources are small synthetic videos and one real one, or VIDEOS. Each seed draws the number of cores (1, 2 or 4), the
+order of the sources, and one to three faults; the type of the first fault cycles over the seeds. Types: SIGKILL of a Ray
+worker, of a decoding child or of the driver, the loss of one of three nodes, a full disk (a small file system in
+memory), and folders without write permission. A failed build is started again, with free space and permissions, until
+it succeeds. It may fail with an error message, but not with a traceback.
 
-Needs to be root, to mount the small file system; root's right to write anywhere is taken from the builds.
+Must run as root to mount the small file system; builds run without root's permission to write anywhere.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ PR_CAPBSET_DROP, RIGHTS = 24, (1, 2)  # linux/prctl.h; CAP_DAC_OVERRIDE and CAP_
 
 @dataclass
 class Run:
-    """One seed's builds into the folder `out`, which has a file system of its own."""
+    """The builds of one seed into the folder `out`, which is a separate file system."""
 
     out: Path
     rng: random.Random
@@ -58,7 +58,7 @@ class Run:
     nodes: list[object] = field(default_factory=list)
 
     def inflict(self, kind: str, driver: subprocess.Popen[bytes]) -> bool:
-        """Whether there was something to hit at the moment."""
+        """Inflict the fault; return whether there was a target."""
         if kind == "driver":
             driver.kill()
         elif kind == "node":
@@ -128,7 +128,7 @@ def main() -> int:
 
 
 def make_videos(folder: Path) -> list[Path]:
-    """Four videos of two shots each, one that is broken off, and a real one."""
+    """Write four videos of two shots each, a truncated one, and a real one."""
     made = []
     for seed in range(4):
         first, second = pan(texture(seed), 36, 2.0 + seed), pan(texture(seed + 50), 40, -3.0, 1.0)
@@ -142,7 +142,7 @@ def make_videos(folder: Path) -> list[Path]:
 def disturbed(
     seed: int, folder: Path, videos: list[Path], usual: float, wanted: dict[str, str]
 ) -> tuple[str, list[str], bool]:
-    """Cells of the table, the faults that hit, and whether the dataset became the one `wanted`."""
+    """Return the cells of the table, the faults that had a target, and whether the dataset equals `wanted`."""
     rng = random.Random(seed)
     cores, order = rng.choice([1, 2, 4]), rng.sample(videos, len(videos))
     kinds = [KINDS[seed % len(KINDS)], *rng.sample(KINDS, rng.randint(0, 2))]

@@ -1,9 +1,9 @@
-"""What `clipmill explore` takes on a large dataset: seconds of each answer over HTTP, CPU seconds, and peak memory.
+"""Costs of `clipmill explore` on a large dataset: seconds of each response over HTTP, CPU seconds, and peak memory.
 
     python tests/benchmarks/builds/explore_scale.py [CLIPS [DIMENSIONS]]
 
-Clips are made up: 30 scores, reasons, captions, and embeddings of one frame with DIMENSIONS (384: the embedded recipe's
-encoder). A second line of a question is the same with another value, so that nothing is remembered.
+Clips are synthetic: 30 scores, reasons, captions, and embeddings of one frame with DIMENSIONS (default 384, as of the
+embedded recipe's encoder). The second line of a request has another value, so that caches do not apply.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Mutated video files through whole builds: one row each, no crash, nothing left behind.
+"""Builds of mutated video files: each file must have one row, with no crash and no leaked process, descriptor or file.
 
     python tests/benchmarks/builds/fuzz.py --count 3000 [--first N] [--ray] [--keep FOLDER]
 
@@ -6,10 +6,10 @@ Originals are a second of 64 x 48 pixels in MP4 (three layouts), MKV, WebM, TS, 
 which of the seeded mutations to build, in datasets of 250 files and two undamaged controls each; the first dataset has
 the structured cases too (100 streams, 16k pictures, pipes, sockets, links in circles, files that grow and vanish).
 Builds run in this process and its children, with mean colours in place of the image
-encoder, unless `--ray` is given. Exits with 1 where a file has not exactly one
-row, a build ends with an exception, a control is not kept, or a process, descriptor or temporary file stays. The last
-table says what became of the files; "contained" are crashes of the decoder, and errors of the program, that became the
-reason of their file. Memory is this process's resident set after each dataset.
+encoder, unless `--ray` is given. Exits with 1 if a file does not have exactly one row, a build ends with an exception,
+a control is not kept, or a process, descriptor or temporary file remains. The last table has the outcomes of the files;
+"contained" are crashes of the decoder, and errors of the program, that became the error of their file. Memory is this
+process's resident set after each dataset.
 """
 
 # ruff: noqa: E402
@@ -77,7 +77,7 @@ def dataset(
     ray: bool,
     keep: Path | None,
 ) -> list[str]:
-    """Build the files `numbers` and count what becomes of them in `table`; returns what is wrong."""
+    """Build the files `numbers` and count their outcomes in `table`; return descriptions of violations."""
     footage, out = folder / "footage", folder / "dataset"
     footage.mkdir(parents=True)
     cases = {}

@@ -130,7 +130,7 @@ def copy(source: Path, target: Path, number: int) -> float:
 
 
 def write_videos(work: Path, videos: Path, hours: float) -> None:
-    """Copies of the files of `videos` in FOLDER/videos until they last `hours`. What is in them decides no speed."""
+    """Copy the files of `videos` to FOLDER/videos, repeatedly, until their total duration is `hours`."""
     folder = work / "videos"
     folder.mkdir(exist_ok=True)
     sources = sorted(p for p in videos.rglob("*") if p.suffix.lower() in (".mp4", ".webm", ".mkv", ".mov", ".avi"))
@@ -203,7 +203,7 @@ def progress(out: Path) -> Iterator[dict[str, tuple[float, float]]]:
 
 
 def embed_alone(work: Path, tiny: bool, cores: int) -> None:
-    """The embed pass on the finished scan, and its parts."""
+    """Measure the embed pass on the finished scan, and its parts alone."""
     import numpy as np
     import torch
 
@@ -251,7 +251,7 @@ def embed_alone(work: Path, tiny: bool, cores: int) -> None:
 
 
 def captions_alone(work: Path, tiny: bool) -> None:
-    """The captioner on as many synthetic clips as the dataset has, without the build around it."""
+    """Measure the captioner alone on as many synthetic clips as the dataset has."""
     import caption_speed
 
     from captioners.vlm.vlm import Vlm
@@ -276,7 +276,7 @@ def captions_alone(work: Path, tiny: bool) -> None:
 
 
 def train(work: Path, tiny: bool) -> None:
-    """`encode`, `train` and `sample` on the dataset; the last lines of each."""
+    """Run `encode`, `train` and `sample` on the dataset; print the last lines of each."""
     text = work / "text"
     write_text_encoder(text)
     common = ["steps=60", "save_every=60", "log_every=20", f"text=hf:{text}", "text_tokens=77", "warmup=10"]

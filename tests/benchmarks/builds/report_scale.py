@@ -1,8 +1,8 @@
-"""What the report, the calibration and a counterfactual cost on large tables: CPU seconds and peak memory.
+"""Costs of the report, the calibration and a counterfactual on large tables: CPU seconds and peak memory.
 
     python tests/benchmarks/builds/report_scale.py [CLIPS ...]
 
-Clips are made up: 30 scores, reasons of four thresholds, a caption where kept. Each step runs in a process of its own.
+Clips are synthetic: 30 scores, reasons of four thresholds, captions of kept clips. Each step runs in a new process.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ ROWS = 500_000  # of one file
 
 
 def make(folder: Path, count: int) -> None:
-    """A dataset of `count` clips without media."""
+    """Write a dataset of `count` clips without media."""
     for name in ("clips", "sources"):
         (folder / "tables" / name).mkdir(parents=True)
     rng = np.random.default_rng(0)

@@ -59,7 +59,7 @@ def change(folder: Path, sources: dict[str, bytes], rng: random.Random) -> None:
 
 
 def slope(values: list[float]) -> tuple[float, float]:
-    """Least-squares slope of `values` a round, and its standard error."""
+    """Return the least-squares slope of `values` per round, and its standard error."""
     rounds = np.arange(len(values), dtype=np.float64)
     (gradient, _), covariance = np.polyfit(rounds, values, 1, cov=True)
     return float(gradient), float(np.sqrt(covariance[0, 0]))

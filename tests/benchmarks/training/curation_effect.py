@@ -231,7 +231,7 @@ def train_one(data: Path, out: Path, arm: str, seed: int) -> None:
 
 @torch.no_grad()
 def held_out(model: DiT, ema: dict[str, torch.Tensor], tensors: dict[str, torch.Tensor]) -> list[float]:
-    """The moving average's loss on each held-out window, mean over TIMES, at noise that is the same in every run."""
+    """Return the moving average's loss on each held-out window, mean over TIMES, with the same noise in all runs."""
     x0, words = tensors["heldout.latents"].float(), tensors["heldout.words"].float()[tensors["heldout.clip"]]
     losses = torch.zeros(len(x0), device=x0.device)
     for i, at in enumerate(TIMES):
@@ -312,7 +312,7 @@ def measure(folder: Path, out: Path) -> None:
 
 
 def interval(values: np.ndarray, groups: np.ndarray) -> str:
-    """The mean of `values` and its 95% interval when whole groups are drawn with replacement."""
+    """Return the mean of `values` and its 95% bootstrap interval, with whole groups drawn with replacement."""
     rng, count = np.random.default_rng(0), int(groups.max()) + 1
     sums, sizes = np.bincount(groups, values, count), np.bincount(groups, minlength=count)
     draws = rng.integers(count, size=(2000, count))

@@ -43,7 +43,7 @@ PORT = "29517"
 
 
 def run(case: str, context: RankContext, samples: int, steps: int, compiled: bool) -> tuple[float, float, list[float]]:
-    """Seconds of the median step, peak bytes and the losses, on `samples` samples a process."""
+    """Return the median seconds per step, peak bytes and the losses, with `samples` samples per process."""
     what, size = case.split(":")
     lora, recompute, shape = what == "lora", size == "16k", SHAPES[size]
     lora_speed.DEVICE = context.device

@@ -56,7 +56,7 @@ Decode = Callable[[bytes], torch.Tensor]
 
 
 def cut(path: Path, height: int, encoder: dict[str, str]) -> list[Sample]:
-    """The 3 s clips of a video, `height` lines high."""
+    """Cut a video into 3 s clips of `height` lines."""
     encode.ENCODERS["h264 fast_loading"] = "libx264", encoder
     made: list[Sample] = []
     with Video(str(path)) as video:
@@ -175,7 +175,7 @@ def with_litdata(samples: list[Sample], folder: Path, workers: int, decode: Deco
 
 
 def rate(batches: Iterable[int]) -> float:
-    """Clips a second after the first batches, which wait for the processes to start."""
+    """Return clips per second, measured after the first batches, which wait for the processes to start."""
     given = iter(batches)
     for _ in itertools.islice(given, 3):
         pass
@@ -184,7 +184,7 @@ def rate(batches: Iterable[int]) -> float:
 
 
 def waiting(root: Path, scratch: Path) -> None:
-    """The share of the time that a small model's training waits for data, on this machine's CPU."""
+    """Return the share of time that the training of a small model on the CPU waits for data."""
     words = ["resolutions=256", "frame_counts=17", "fps=8.0", "tokens=1500", "steps=8", "log_every=4", "device=cpu",
              "memory_mb=0", "size=S", "workers=1"]  # fmt: skip
     assert latent_cache.main([str(root), "--out", str(scratch / "latents"), *words]) == 0

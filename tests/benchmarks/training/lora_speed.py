@@ -56,8 +56,8 @@ if not CUDA:
 
 
 def prepare_torchvision() -> None:
-    """Let a torchvision that was built for another torch be imported. The module is read by its path, because the
-    package `filters` imports what a bare GPU machine may lack."""
+    """Make a torchvision importable that was built for another torch. The module is loaded by its path, because the
+    package `filters` imports packages that a GPU machine may lack."""
     spec = importlib.util.spec_from_file_location("torchvision_ops", ROOT / "filters" / "torchvision_ops.py")
     assert spec is not None
     assert spec.loader is not None
@@ -67,7 +67,7 @@ def prepare_torchvision() -> None:
 
 
 def transformer(lora: bool) -> Any:
-    """Wan's transformer with random weights: bf16 under a LoRA, else fp32."""
+    """Return Wan's transformer with random weights, in bf16 for a LoRA, else fp32."""
     torch.manual_seed(0)
     with DEVICE:
         model = diffusers.WanTransformer3DModel(**GEOMETRY, text_dim=TEXT_WIDTH, freq_dim=256)
@@ -79,7 +79,7 @@ def transformer(lora: bool) -> Any:
 
 
 def plain_step(model: Any, lora: bool, recompute: bool) -> Callable[..., torch.Tensor]:
-    """A step as diffusers' examples write it."""
+    """Return a training step as in diffusers' examples."""
     from peft import LoraConfig
 
     if lora:
@@ -110,7 +110,7 @@ def plain_step(model: Any, lora: bool, recompute: bool) -> Callable[..., torch.T
 
 
 def our_step(model: Any, lora: bool, recompute: bool, compiled: bool) -> Callable[..., torch.Tensor]:
-    """A step of model/train.py without its data and its moving average."""
+    """Return a training step of model/train.py without data loading and moving average."""
     if lora:
         add_lora(model, RANK, RANK, 0.0, wan.FAMILY.lora_targets)
     backbone = DiffusersBackbone(model.train(), wan.FAMILY, Conditions(False, 16.0, (4, 8, 8)))
@@ -147,7 +147,7 @@ def flops(shape: tuple[int, ...], lora: bool) -> int:
 
 
 def measure(step: Callable[..., torch.Tensor], shape: tuple[int, ...], steps: int) -> tuple[float, float, float]:
-    """Median seconds a step after warm-up, peak bytes, and the first loss."""
+    """Return the median seconds per step after warm-up, the peak bytes, and the first loss."""
     generator = torch.Generator(DEVICE).manual_seed(1)
     x0, noise = (torch.randn(shape, generator=generator, device=DEVICE) for _ in range(2))
     words = torch.randn(shape[0], WORDS, TEXT_WIDTH, generator=generator, device=DEVICE)

@@ -33,7 +33,7 @@ WRONG_CAPTIONS = 0.2  # share of the files
 
 
 def duplicate(video: np.ndarray) -> np.ndarray:
-    """Slightly brighter, from three quarters of the size."""
+    """Return frames slightly brighter, and scaled down to three quarters and back."""
     height, width = video.shape[1:3]
     small = (round(0.75 * width), round(0.75 * height))
     out = np.stack([cv2.resize(cv2.resize(f, small, interpolation=cv2.INTER_AREA), (width, height)) for f in video])
@@ -41,7 +41,7 @@ def duplicate(video: np.ndarray) -> np.ndarray:
 
 
 def titled(video: np.ndarray) -> np.ndarray:
-    """A title of two lines over the picture, and a logo in a corner."""
+    """Draw a title of two lines over the frames, and a logo in a corner."""
     out = watermark(video)
     height = video.shape[1]
     for frame in out:

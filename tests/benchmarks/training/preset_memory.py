@@ -1,4 +1,4 @@
-"""The memory that each preset of a diffusers model needs: reckoned before the first step, and measured in three steps.
+"""The memory that each preset of a diffusers model needs: estimated before the first step, and measured in three steps.
 
     python tests/benchmarks/training/preset_memory.py [--presets wan2.1-14b-lora,ltx-lora] [--compile wan2.1-1.3b-lora]
     python tests/benchmarks/training/preset_memory.py --reckon          # no GPU: the first column alone
@@ -73,7 +73,7 @@ BASES: dict[str, tuple[str, dict[str, Any], tuple[int, int, int], dict[str, Any]
 
 
 def prepare_filters() -> None:
-    """Let `filters.torchvision_ops` be imported without its package, which wants pyarrow and OpenCV."""
+    """Make `filters.torchvision_ops` importable without its package, which needs pyarrow and OpenCV."""
     package = types.ModuleType("filters")
     package.__path__ = [str(ROOT / "filters")]
     sys.modules.setdefault("filters", package)
@@ -96,7 +96,7 @@ def write_base(name: str, folder: Path) -> str:
 
 
 def largest_shape(config: Any, channels: int, stride: tuple[int, int, int], patch: int) -> tuple[int, ...]:
-    """The latents (b, c, t, h, w) of one sample at 16:9 and the preset's longest frame count."""
+    """Return the shape (b, c, t, h, w) of the latents of one sample at 16:9 with the preset's longest frame count."""
     rows, columns = (
         round(max(config.resolutions) * (16 / 9) ** power / (step * patch)) * patch
         for power, step in ((-0.5, stride[1]), (0.5, stride[2]))
@@ -105,7 +105,7 @@ def largest_shape(config: Any, channels: int, stride: tuple[int, int, int], patc
 
 
 def measure(config: Any, layout: Any, shape: tuple[int, ...], stride: tuple[int, int, int]) -> tuple[float, float]:
-    """Peak bytes that torch allocated in three steps, and bytes in use on the device after them."""
+    """Return the peak bytes that torch allocated in three steps, and the bytes in use on the device after them."""
     choose_kernels(config)
     if config.lora_rank or config.train_only == "temporal":
         torch.set_default_dtype(torch.bfloat16)  # so that the frozen weights are never held in fp32

@@ -32,7 +32,7 @@ from model.training.parallel import RankContext, autocast, choose_kernels, join,
 def losses_of(
     config: Config, place: RankContext, shape: tuple[int, ...], steps: int
 ) -> tuple[list[float], list[float], int]:
-    """Losses and seconds of `steps` steps on a batch of `shape` shared by the processes, and FLOPs of its forward."""
+    """Return losses and seconds of `steps` steps on a batch of `shape` shared by the processes, and forward FLOPs."""
     torch.manual_seed(0)
     model = DiT(SIZES[config.size], shape[1], 64)
     trained = spread(model, config, place)

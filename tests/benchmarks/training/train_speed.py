@@ -41,7 +41,7 @@ WORDS, TEXT_WIDTH, CHANNELS = 64, 384, 16
 
 
 def matmul_rate(n: int = 8192, rounds: int = 30) -> float:
-    """FLOP/s of an n-cubed bf16 product of random data, median."""
+    """Return the median FLOP/s of an n x n by n x n bf16 product of random data."""
     a, b = (torch.randn(n, n, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     times = []
     for _ in range(rounds):
@@ -55,7 +55,7 @@ def matmul_rate(n: int = 8192, rounds: int = 30) -> float:
 
 
 def attention_rate(batch: int, tokens: int, heads: int) -> float:
-    """FLOP/s of attention forward and backward, counted as 3 x forward, median."""
+    """Return the median FLOP/s of attention forward and backward, counted as 3 x forward."""
     q, k, v, grad = (
         torch.randn(batch, tokens, heads, 128, device="cuda", dtype=torch.bfloat16).transpose(1, 2).requires_grad_()
         for _ in range(4)
@@ -72,7 +72,7 @@ def attention_rate(batch: int, tokens: int, heads: int) -> float:
 
 
 def time_steps(step: Callable[[], Tensor], steps: int, cuda: bool) -> float:
-    """Median seconds of a step, after three that compile and warm up. The host runs ahead, as it does in training."""
+    """Return the median seconds per step after three warm-up steps, without a synchronization per step."""
     for _ in range(3):
         began = time.perf_counter()
         step()
@@ -125,7 +125,7 @@ def training_step(
 
 
 def wan(size: Size, users: bool) -> tuple[torch.nn.Module, Callable[[Tensor, Tensor, Tensor], Tensor]]:
-    """diffusers' transformer of that size, its blocks compiled, and how to call it."""
+    """Return diffusers' Wan transformer with compiled blocks, and a function that calls it."""
     from diffusers import WanTransformer3DModel
 
     model = WanTransformer3DModel(
