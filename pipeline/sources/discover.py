@@ -23,7 +23,7 @@ import fsspec
 from pipeline.config.recipe import SourceOptions
 from pipeline.config.secrets import redact
 from pipeline.sources import http
-from pipeline.sources.addresses import WEB, AddressRefused, check_host, check_scheme
+from pipeline.sources.addresses import WEB, AddressRefused, check_host, check_scheme, session
 from pipeline.sources.discovered import IMAGES, MEMBER, VIDEOS, DiscoveredFile, split_member, suffix
 from pipeline.sources.downloads import YTDLP, look_at_page, open_page
 from pipeline.sources.lists import list_rows, members
@@ -59,6 +59,10 @@ def discover(inputs: Sequence[str], options: SourceOptions | None = None) -> lis
     """Return every file that the inputs name, each once, sorted by URI. Raises SourceError for an input that does not
     exist, and where there is no file at all."""
     options = options or SourceOptions()
+    try:
+        session(options)
+    except ValueError as error:
+        raise SourceError(str(error)) from error
     files: dict[str, DiscoveredFile] = {}
     for text in inputs:
         expanded = list(_looked(list(_expand(text, options)), options))
