@@ -1,13 +1,14 @@
 """Discover sources: expand what the user names into files, and open them.
 
-A source is named by a folder, a file, a glob, a list with metadata (CSV, JSONL, Parquet), a tar of videos, a URL, or
-ytdlp:URL for the videos of a page.
+A source is named by a folder, a file, a glob, a list with metadata (CSV, JSONL, Parquet), a tar or a Parquet file of
+videos, a URL, or ytdlp:URL for the videos of a page.
 """
 
 from __future__ import annotations
 
 import functools
 import glob
+import io
 import os
 import stat
 import tarfile
@@ -28,6 +29,7 @@ from pipeline.sources.discovered import IMAGES, MEMBER, VIDEOS, DiscoveredFile, 
 from pipeline.sources.downloads import YTDLP, look_at_page, open_page
 from pipeline.sources.lists import list_rows, members
 from pipeline.sources.names import clean, from_text, printable, to_text, url_text
+from pipeline.sources.parquet_videos import VideoRows, video_column, video_rows
 from pipeline.storage.store import (
     REMOTE,
     StorageError,
@@ -148,7 +150,8 @@ def _expand_local(text: str, options: SourceOptions) -> Iterator[DiscoveredFile]
 
 
 def _expand_file(path: Path, options: SourceOptions, in_folder: bool) -> Iterator[DiscoveredFile]:
-    if path.suffix.lower() == ".tar":
+    ending = path.suffix.lower()
+    if ending == ".tar" or (ending == ".parquet" and os.access(path, os.R_OK) and video_column(open(path, "rb"))):
         try:
             yield from _members(str(path), open(path, "rb"), options)
         except (SourceError, OSError) as error:
@@ -157,8 +160,8 @@ def _expand_file(path: Path, options: SourceOptions, in_folder: bool) -> Iterato
             problem = (
                 str(error.__cause__ or error) if isinstance(error, SourceError) else (error.strerror or "").lower()
             )
-            yield DiscoveredFile(to_text(str(path.absolute())), problem=f"not a readable tar: {problem}")
-    elif path.suffix.lower() in LISTS and not in_folder:
+            yield DiscoveredFile(to_text(str(path.absolute())), problem=f"not a readable {ending[1:]}: {problem}")
+    elif ending in LISTS and not in_folder:
         yield from _listed(str(path), path.read_bytes(), options)
     else:
         yield _local(path, {}, named=not in_folder)
@@ -184,15 +187,15 @@ def _local(path: Path, metadata: Mapping[str, Any], named: bool = True) -> Disco
 
 def _expand_url(text: str, options: SourceOptions) -> Iterator[DiscoveredFile]:
     ending = suffix(text.rstrip("/"))
-    if ending in LISTS:
+    if ending == ".tar" or (ending == ".parquet" and video_column(open_file(text, options))):
+        yield from _members(text, open_file(text, options), options)
+    elif ending in LISTS:
         with open_file(text, options) as file:
             yield from _listed(text, file.read(), options)
-    elif ending == ".tar":
-        yield from _members(text, open_file(text, options), options)
     elif text.startswith(REMOTE) and ending not in VIDEOS | IMAGES:
         store = Store(text)
         for name, size, stamp in store.stat():
-            if suffix(name) == ".tar":
+            if suffix(name) == ".tar" or (suffix(name) == ".parquet" and video_column(store.open(name))):
                 yield from _members(store.path(name), store.open(name), options)
             else:
                 yield DiscoveredFile(to_text(store.path(name)), size, stamp, named=False)
@@ -309,6 +312,10 @@ def _row(name: str, uri: str, metadata: Mapping[str, Any], options: SourceOption
 def _members(uri: str, file: BinaryIO, options: SourceOptions) -> Iterator[DiscoveredFile]:
     name = to_text(uri if "://" in uri else str(Path(uri).absolute()))
     try:
+        if suffix(uri) == ".parquet":
+            for row, metadata, stamp in video_rows(file, options.archive_members):
+                yield DiscoveredFile(f"{name}{MEMBER}{row}", None, stamp, clean(metadata))
+            return
         for member, metadata, problem in members(file, VIDEOS | IMAGES, options.archive_members):
             if not problem and member.size > options.max_gb * 1e9:
                 problem = f"larger than {options.max_gb:g} GB (sources.max_gb)"
@@ -317,10 +324,12 @@ def _members(uri: str, file: BinaryIO, options: SourceOptions) -> Iterator[Disco
                 f"{name}{MEMBER}{to_text(member.name)}", member.size, stamp, clean(metadata), problem=problem
             )
     except (tarfile.TarError, ValueError) as error:
-        raise SourceError(f"{printable(uri)} is not a readable tar: {error}") from error
+        raise SourceError(f"{printable(uri)} is not a readable {suffix(uri)[1:]}: {error}") from error
 
 
 def _open_member(archive: str, member: str, options: SourceOptions) -> BinaryIO:
+    if suffix(archive) == ".parquet":
+        return io.BytesIO(_video_rows(archive, options).read(member, options.max_gb * 1e9))
     where = _index(archive, options).get(member)
     if where is None:
         raise FileNotFoundError(f"no member {member!r} in {archive}")
@@ -331,6 +340,14 @@ def _open_member(archive: str, member: str, options: SourceOptions) -> BinaryIO:
         return file.read(count)
 
     return ranged(size, fetch)
+
+
+@functools.lru_cache(maxsize=2)
+def _video_rows(archive: str, options: SourceOptions) -> VideoRows:
+    try:
+        return VideoRows(open_file(archive, options))
+    except ValueError as error:
+        raise FileNotFoundError(f"{archive} is not a readable Parquet file: {error}") from error
 
 
 @functools.lru_cache(maxsize=64)

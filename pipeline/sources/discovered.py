@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -13,13 +14,14 @@ VIDEOS = frozenset(  # opened without reading the first bytes; files with other 
 )
 IMAGES = frozenset((".avif", ".bmp", ".heic", ".heif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
 MEMBER = "#"  # archive.tar#folder/clip.mp4
+_MEMBER = re.compile(rf"\.(?:tar|parquet){MEMBER}", re.I)
 
 
 @dataclass(frozen=True, slots=True)
 class DiscoveredFile:
     """A file that may be a source: not opened yet."""
 
-    uri: str  # text (see names.py): an absolute path, a URL, or either with #MEMBER of a tar
+    uri: str  # text (see names.py): an absolute path, a URL, or either with #MEMBER of an archive
     size: int | None = None  # bytes; None if unknown
     stamp: str | None = None  # changes when the file does: time of change, or ETag; None if unknown
     metadata: Mapping[str, Any] = field(default_factory=dict)
@@ -40,12 +42,13 @@ class DiscoveredFile:
 
 
 def suffix(uri: str) -> str:
-    """Return the file name's ending in lower case, with its dot: of the member for a tar, without a URL's query."""
+    """Return the ending of the file, or of the member of an archive, in lower case with its dot, without a query."""
     archive, member = split_member(uri)
     return PurePosixPath((member or archive).split("?")[0]).suffix.lower()
 
 
 def split_member(uri: str) -> tuple[str, str]:
-    """Return (archive, member) of "a.tar#b.mp4"; (uri, "") of anything else."""
-    archive, mark, member = uri.partition(f".tar{MEMBER}")
-    return (f"{archive}.tar", member) if mark else (uri, "")
+    """Return (archive, member) of "a.tar#b.mp4" or "a.parquet#video/7"; (uri, "") of anything else."""
+    if match := _MEMBER.search(uri):
+        return uri[: match.end() - len(MEMBER)], uri[match.end() :]
+    return uri, ""

@@ -71,7 +71,7 @@ def members(
                 media.append((member, key))
             elif ending in (".json", ".txt") and member.isreg() and not member.sparse and member.size < 1 << 20:
                 content = tar.extractfile(member)
-                beside.setdefault(key, {}).update(_sidecar(ending, content.read() if content else b""))
+                beside.setdefault(key, {}).update(sidecar(ending, content.read() if content else b""))
     for member, key in media:
         whole = member.isreg() and not member.sparse
         yield member, beside.get(key, {}), "" if whole else "not a regular file in its tar"
@@ -84,7 +84,8 @@ def _webdataset_key(name: str) -> tuple[str, str]:
     return f"{folder}{slash}{stem}", f"{dot}{ending}".lower()
 
 
-def _sidecar(ending: str, data: bytes) -> dict[str, Any]:
+def sidecar(ending: str, data: bytes) -> dict[str, Any]:
+    """Return the metadata in the bytes of a .txt or .json file; empty where it is no JSON."""
     if ending == ".txt":
         return {"text": data.decode("utf-8", "replace")}
     try:
