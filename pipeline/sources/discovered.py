@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+import stat
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
 from typing import Any
+
+from pipeline.sources.names import to_text
 
 VIDEOS = frozenset(  # opened without reading the first bytes; files with other endings are checked first
     ".264 .265 .3g2 .3gp .asf .av1 .avi .divx .dv .f4v .flv .gif .h264 .h265 .hevc .ivf .m2ts .m2v .m4v .mkv".split()  # noqa: SIM905
@@ -52,3 +55,21 @@ def split_member(uri: str) -> tuple[str, str]:
     if match := _MEMBER.search(uri):
         return uri[: match.end() - len(MEMBER)], uri[match.end() :]
     return uri, ""
+
+
+def local_file(path: Path, metadata: Mapping[str, Any], named: bool = True) -> DiscoveredFile:
+    """Describe a local file by its absolute path, which does not depend on where the build is started. A missing file
+    is returned with a `problem`, so that it gets a row."""
+    path = path.absolute()
+    file = DiscoveredFile(to_text(str(path)), metadata=metadata, named=named)
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return replace(file, problem="no such file")
+    except OSError as error:
+        return replace(file, problem=(error.strerror or str(error)).lower())
+    except ValueError:  # a null character, or a surrogate that no file system has
+        return replace(file, problem="not a file name")
+    if not stat.S_ISREG(status.st_mode):
+        return replace(file, problem="not a regular file")
+    return replace(file, size=status.st_size, stamp=str(status.st_mtime_ns))

@@ -11,6 +11,8 @@ from typing import Any, BinaryIO
 
 import pyarrow.parquet as pq
 
+from pipeline.sources.names import to_text
+
 
 def list_rows(ending: str, data: bytes) -> Iterator[tuple[dict[str, Any], str]]:
     """Yield each row of a list file whose name ends in `ending`, and the reason why it cannot be used, or "". Raises
@@ -75,6 +77,13 @@ def members(
     for member, key in media:
         whole = member.isreg() and not member.sparse
         yield member, beside.get(key, {}), "" if whole else "not a regular file in its tar"
+
+
+def member_offsets(file: BinaryIO) -> dict[str, tuple[int, int]]:
+    """Return offset and size of every regular file of a tar by the text of its name. Closes the file. Raises like
+    `members`."""
+    with file, tarfile.open(fileobj=file, mode="r:") as tar:
+        return {to_text(member.name): (member.offset_data, member.size) for member in tar if member.isreg()}
 
 
 def _webdataset_key(name: str) -> tuple[str, str]:
