@@ -11,9 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from light_recipe import GOLDEN_OPTIONS
 
 from captioners.listed import listed_texts
+from pipeline.build import build
 from pipeline.config.recipe import SourceOptions, load_recipe
+from pipeline.dataset.verify import verify
 from pipeline.scan.worker import Identify
 from pipeline.sources.content import content_id
 from pipeline.sources.discover import SourceError, discover, open_file
@@ -72,6 +75,20 @@ def test_real_videos_in_a_parquet_file_are_identified_and_bad_rows_have_a_reason
     assert (rows[0]["width"], rows[0]["source_id"]) == (640, content_id(str(sample_videos["bikes"])))
     assert [row["error"] for row in rows[1::2]] == [f"row {i} has no bytes in its column video" for i in (1, 3)]
     assert rows[2]["error"]
+
+
+def test_a_dataset_of_parquet_rows_has_their_captions(tmp_path, sample_videos):
+    videos = [sample_videos[name].read_bytes() for name in ("bikes", "bigbuckbunny")]
+    titles = [{"title": "Riders on a road."}, {"title": "A rabbit in a meadow."}]
+    written(tmp_path / "v.parquet", {"mp4": videos, "json": titles})
+    captions = ("caption.captioner=listed", "caption.options.column=title")
+    out = tmp_path / "dataset"
+    done = build([str(tmp_path)], str(out), load_recipe("embedded", [*GOLDEN_OPTIONS, *captions]))
+    assert verify(str(out)) == []
+    assert done.info["counts"]["kept"] > 0
+    clips = pq.read_table(out / "tables" / "clips").to_pylist()
+    texts = {(row["source_uri"].rpartition("#")[2], row["caption"]) for row in clips if row["caption"]}
+    assert texts == {("mp4/0", "Riders on a road."), ("mp4/1", "A rabbit in a meadow.")}
 
 
 def test_a_row_that_has_no_video_says_so(tmp_path):
