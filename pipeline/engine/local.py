@@ -119,9 +119,12 @@ class _ChildWorker:
 
 
 def _in_child(stage: bytes, unit: Any) -> bytes:
-    """Return, pickled, a worker's result and None, or the `portable` exception that it raised."""
+    """Return, pickled, a worker's result and None, or the `portable` exception that it raised. Raises MemoryError, for
+    the sandbox to report."""
     try:
         return pickle.dumps((_worker_of_child(stage)(unit), None))
+    except MemoryError:
+        raise
     except Exception as error:
         return pickle.dumps(portable(error))
 
