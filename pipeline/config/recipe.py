@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import importlib.resources
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,11 +34,12 @@ Heights = Annotated[tuple[Height, ...], Field(min_length=1)]
 Quality = Annotated[int, Field(ge=1, le=100)]  # of JPEG
 Cosine = Annotated[float, Field(ge=-1, le=1)]
 Bits = Annotated[int, Field(ge=0, le=64)]
+PROXY = re.compile(r"https?://[^\s/@?#]+/?")
 
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """How sources are identified and read; `robots` to `cache_gb` apply to http://, https:// and ytdlp: only."""
+    """How sources are identified and read; `robots` to `proxy` apply to http://, https:// and ytdlp: only."""
 
     identity: Literal["whole", "sampled"] = "whole"  # hash all bytes, or the size and 4 MiB of them
     allow_private: bool = False  # read from private network addresses and this machine's own
@@ -47,6 +49,15 @@ class SourceOptions:
     delay: NonNegative = 0.0  # seconds between requests to one host from one machine; robots.txt may raise it
     max_gb: Amount = 20.0  # a larger file is not read
     cache_gb: NonNegative = 50.0  # of a machine's temporary folder, for files that cannot be read by ranges
+    cookies: str | None = None  # a Netscape cookies.txt, on every machine; yt-dlp's --cookies writes one of a browser
+    proxy: str | None = None  # http://HOST:PORT; with a password, set the variable HTTPS_PROXY or HTTP_PROXY instead
+
+    def __post_init__(self) -> None:
+        if self.proxy is not None and not PROXY.fullmatch(self.proxy):  # the value may hold a password: not shown
+            raise ValueError(
+                "proxy: expected http://HOST:PORT or https://HOST:PORT; set the environment variables HTTPS_PROXY and "
+                "HTTP_PROXY for a proxy with a password"
+            )
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,9 @@ import requests
 import requests.adapters
 import urllib3
 
+from pipeline.config.recipe import SourceOptions
+from pipeline.sources.cookies import read_cookies
+
 WEB = ("http://", "https://")
 NETWORK_FILES = frozenset(("ftp", "sftp", "ssh", "smb", "hdfs", "webhdfs"))  # by fsspec, with a host
 OTHER_FILES = frozenset(("file", "hf", "oci", "oss", "memory"))  # by fsspec, without a host of the list's choosing
@@ -75,14 +78,19 @@ def check_scheme(url: str, allow_private: bool) -> None:
         check_host(urlsplit(f"//{endpoint.rpartition('//')[2]}").hostname, allow_private)
 
 
-def session(allow_private: bool) -> requests.Session:
-    """Return this thread's HTTP session, which connects to allowed addresses only."""
-    sessions: dict[bool, requests.Session] = _local.__dict__.setdefault("sessions", {})
-    if allow_private not in sessions:
-        new_session = sessions[allow_private] = requests.Session()
+def session(options: SourceOptions) -> requests.Session:
+    """Return this thread's HTTP session, which connects to allowed addresses only, with the cookies of
+    `sources.cookies`. Raises ValueError where that file cannot be read."""
+    key = (options.allow_private, options.cookies)
+    sessions: dict[object, requests.Session] = _local.__dict__.setdefault("sessions", {})
+    if key not in sessions:
+        new_session = requests.Session()
         for scheme in WEB:
-            new_session.mount(scheme, _Adapter(allow_private))
-    return sessions[allow_private]
+            new_session.mount(scheme, _Adapter(options.allow_private))
+        if options.cookies:
+            new_session.cookies = read_cookies(options.cookies)  # type: ignore[assignment]
+        sessions[key] = new_session
+    return sessions[key]
 
 
 class _Adapter(requests.adapters.HTTPAdapter):

@@ -1,15 +1,15 @@
 """Discover sources: expand what the user names into files, and open them.
 
-A source is named by a folder, a file, a glob, a list with metadata (CSV, JSONL, Parquet), a tar of videos, a URL, or
-ytdlp:URL for the videos of a page.
+A source is named by a folder, a file, a glob, a list with metadata (CSV, JSONL, Parquet), a tar or a Parquet file of
+videos, a URL, hf://datasets/OWNER/NAME/PATH, or ytdlp:URL for the videos of a page.
 """
 
 from __future__ import annotations
 
 import functools
 import glob
+import io
 import os
-import stat
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,16 +18,15 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
-import fsspec
-
 from pipeline.config.recipe import SourceOptions
 from pipeline.config.secrets import redact
-from pipeline.sources import http
-from pipeline.sources.addresses import WEB, AddressRefused, check_host, check_scheme
-from pipeline.sources.discovered import IMAGES, MEMBER, VIDEOS, DiscoveredFile, split_member, suffix
+from pipeline.sources import filesystems, http
+from pipeline.sources.addresses import WEB, AddressRefused, check_host, check_scheme, session
+from pipeline.sources.discovered import IMAGES, MEMBER, VIDEOS, DiscoveredFile, local_file, split_member, suffix
 from pipeline.sources.downloads import YTDLP, look_at_page, open_page
-from pipeline.sources.lists import list_rows, members
+from pipeline.sources.lists import list_rows, member_offsets, members
 from pipeline.sources.names import clean, from_text, printable, to_text, url_text
+from pipeline.sources.parquet_videos import VideoRows, video_column, video_rows
 from pipeline.storage.store import (
     REMOTE,
     StorageError,
@@ -59,6 +58,10 @@ def discover(inputs: Sequence[str], options: SourceOptions | None = None) -> lis
     """Return every file that the inputs name, each once, sorted by URI. Raises SourceError for an input that does not
     exist, and where there is no file at all."""
     options = options or SourceOptions()
+    try:
+        session(options)
+    except ValueError as error:
+        raise SourceError(str(error)) from error
     files: dict[str, DiscoveredFile] = {}
     for text in inputs:
         expanded = list(_looked(list(_expand(text, options)), options))
@@ -99,7 +102,7 @@ def open_media(uri: str, options: SourceOptions | None = None) -> str | BinaryIO
         check_scheme(uri, options.allow_private)
     except AddressRefused as error:
         raise PermissionError(13, str(error), uri) from error
-    return fsspec.open(uri, "rb").open()
+    return filesystems.open_uri(uri)
 
 
 def open_file(uri: str, options: SourceOptions | None = None) -> BinaryIO:
@@ -144,7 +147,8 @@ def _expand_local(text: str, options: SourceOptions) -> Iterator[DiscoveredFile]
 
 
 def _expand_file(path: Path, options: SourceOptions, in_folder: bool) -> Iterator[DiscoveredFile]:
-    if path.suffix.lower() == ".tar":
+    ending = path.suffix.lower()
+    if ending == ".tar" or (ending == ".parquet" and os.access(path, os.R_OK) and video_column(open(path, "rb"))):
         try:
             yield from _members(str(path), open(path, "rb"), options)
         except (SourceError, OSError) as error:
@@ -153,47 +157,44 @@ def _expand_file(path: Path, options: SourceOptions, in_folder: bool) -> Iterato
             problem = (
                 str(error.__cause__ or error) if isinstance(error, SourceError) else (error.strerror or "").lower()
             )
-            yield DiscoveredFile(to_text(str(path.absolute())), problem=f"not a readable tar: {problem}")
-    elif path.suffix.lower() in LISTS and not in_folder:
+            yield DiscoveredFile(to_text(str(path.absolute())), problem=f"not a readable {ending[1:]}: {problem}")
+    elif ending in LISTS and not in_folder:
         yield from _listed(str(path), path.read_bytes(), options)
     else:
-        yield _local(path, {}, named=not in_folder)
-
-
-def _local(path: Path, metadata: Mapping[str, Any], named: bool = True) -> DiscoveredFile:
-    """Describe a local file by its absolute path, which does not depend on where the build is started. A missing file
-    is returned with a `problem`, so that it gets a row."""
-    path = path.absolute()
-    file = DiscoveredFile(to_text(str(path)), metadata=metadata, named=named)
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        return replace(file, problem="no such file")
-    except OSError as error:
-        return replace(file, problem=(error.strerror or str(error)).lower())
-    except ValueError:  # a null character, or a surrogate that no file system has
-        return replace(file, problem="not a file name")
-    if not stat.S_ISREG(status.st_mode):
-        return replace(file, problem="not a regular file")
-    return replace(file, size=status.st_size, stamp=str(status.st_mtime_ns))
+        yield local_file(path, {}, named=not in_folder)
 
 
 def _expand_url(text: str, options: SourceOptions) -> Iterator[DiscoveredFile]:
     ending = suffix(text.rstrip("/"))
-    if ending in LISTS:
+    if text.startswith(filesystems.HUB) and ("*" in text or ending not in LISTS | VIDEOS | IMAGES | {".tar"}):
+        yield from _listing(text, options)
+    elif ending == ".tar" or (ending == ".parquet" and video_column(open_file(text, options))):
+        yield from _members(text, open_file(text, options), options)
+    elif ending in LISTS:
         with open_file(text, options) as file:
             yield from _listed(text, file.read(), options)
-    elif ending == ".tar":
-        yield from _members(text, open_file(text, options), options)
     elif text.startswith(REMOTE) and ending not in VIDEOS | IMAGES:
         store = Store(text)
         for name, size, stamp in store.stat():
-            if suffix(name) == ".tar":
+            if suffix(name) == ".tar" or (suffix(name) == ".parquet" and video_column(store.open(name))):
                 yield from _members(store.path(name), store.open(name), options)
             else:
                 yield DiscoveredFile(to_text(store.path(name)), size, stamp, named=False)
     else:
         yield _at(text, {})
+
+
+def _listing(text: str, options: SourceOptions) -> Iterator[DiscoveredFile]:
+    """Yield the files of a folder or a glob of the Hub. Raises SourceError."""
+    try:
+        files = filesystems.expand(text)
+    except (OSError, ValueError, ImportError) as error:
+        raise SourceError(f"{printable(text)}: {filesystems.problem_of(error)}") from error
+    for file in files:
+        if suffix(file.uri) == ".tar" or (suffix(file.uri) == ".parquet" and video_column(open_file(file.uri))):
+            yield from _members(file.uri, open_file(file.uri), options)
+        else:
+            yield file
 
 
 def _at(uri: str, metadata: Mapping[str, Any]) -> DiscoveredFile:
@@ -223,7 +224,7 @@ def _looked(files: Sequence[DiscoveredFile], options: SourceOptions) -> Iterator
             check_scheme(file.uri, options.allow_private)
         except ValueError as error:  # no URL, or one of a refused address
             return [replace(file, problem=str(error))]
-        return [_look_elsewhere(file)]
+        return [filesystems.look_at(file)]
 
     with ThreadPoolExecutor(LOOKS) as pool:
         for looked in pool.map(look, files):
@@ -238,20 +239,6 @@ def _pages(file: DiscoveredFile, options: SourceOptions) -> list[DiscoveredFile]
     except OSError as error:
         return [replace(file, problem=redact(str(error)))]
     return [replace(file, uri=url_text(uri), metadata={**clean(info), **file.metadata}) for uri, info in videos]
-
-
-def _look_elsewhere(file: DiscoveredFile) -> DiscoveredFile:
-    """Return a file behind another protocol of fsspec with its size and stamp, or with a `problem`."""
-    try:
-        filesystem, path = fsspec.core.url_to_fs(file.uri)
-        info = filesystem.info(path)
-    except FileNotFoundError:
-        return replace(file, problem="no such file")
-    except (OSError, ValueError, ImportError) as error:
-        return replace(file, problem=redact(str(error)) or type(error).__name__)
-    size = info.get("size")
-    stamp = next((info[key] for key in ("ETag", "etag", "mtime", "created") if info.get(key)), size)
-    return replace(file, size=None if size is None else int(size), stamp=None if stamp is None else str(stamp))
 
 
 def _listed(name: str, data: bytes, options: SourceOptions) -> Iterator[DiscoveredFile]:
@@ -299,12 +286,16 @@ def _row(name: str, uri: str, metadata: Mapping[str, Any], options: SourceOption
         return replace(shown, problem=redact(str(error)))
     file = Path(name).parent / uri.removeprefix("file://")
     encoded = Path(name).parent / from_text(uri.removeprefix("file://"))  # as tables of a dataset have it
-    return _local(encoded if encoded != file and not os.path.lexists(file) else file, metadata)
+    return local_file(encoded if encoded != file and not os.path.lexists(file) else file, metadata)
 
 
 def _members(uri: str, file: BinaryIO, options: SourceOptions) -> Iterator[DiscoveredFile]:
     name = to_text(uri if "://" in uri else str(Path(uri).absolute()))
     try:
+        if suffix(uri) == ".parquet":
+            for row, metadata, stamp in video_rows(file, options.archive_members):
+                yield DiscoveredFile(f"{name}{MEMBER}{row}", None, stamp, clean(metadata))
+            return
         for member, metadata, problem in members(file, VIDEOS | IMAGES, options.archive_members):
             if not problem and member.size > options.max_gb * 1e9:
                 problem = f"larger than {options.max_gb:g} GB (sources.max_gb)"
@@ -313,10 +304,12 @@ def _members(uri: str, file: BinaryIO, options: SourceOptions) -> Iterator[Disco
                 f"{name}{MEMBER}{to_text(member.name)}", member.size, stamp, clean(metadata), problem=problem
             )
     except (tarfile.TarError, ValueError) as error:
-        raise SourceError(f"{printable(uri)} is not a readable tar: {error}") from error
+        raise SourceError(f"{printable(uri)} is not a readable {suffix(uri)[1:]}: {error}") from error
 
 
 def _open_member(archive: str, member: str, options: SourceOptions) -> BinaryIO:
+    if suffix(archive) == ".parquet":
+        return io.BytesIO(_video_rows(archive, options).read(member, options.max_gb * 1e9))
     where = _index(archive, options).get(member)
     if where is None:
         raise FileNotFoundError(f"no member {member!r} in {archive}")
@@ -329,11 +322,18 @@ def _open_member(archive: str, member: str, options: SourceOptions) -> BinaryIO:
     return ranged(size, fetch)
 
 
+@functools.lru_cache(maxsize=2)
+def _video_rows(archive: str, options: SourceOptions) -> VideoRows:
+    try:
+        return VideoRows(open_file(archive, options))
+    except ValueError as error:
+        raise FileNotFoundError(f"{archive} is not a readable Parquet file: {error}") from error
+
+
 @functools.lru_cache(maxsize=64)
 def _index(archive: str, options: SourceOptions) -> dict[str, tuple[int, int]]:
     """Return offset and size of every member. Cached: it reads the whole tar."""
     try:
-        with open_file(archive, options) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            return {to_text(member.name): (member.offset_data, member.size) for member in tar if member.isreg()}
+        return member_offsets(open_file(archive, options))
     except (tarfile.TarError, ValueError) as error:
         raise FileNotFoundError(f"{archive} is not a readable tar: {error}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import io
 import logging
 import os
 import tempfile
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from pipeline.config.recipe import SourceOptions
+from pipeline.config.secrets import redact
 from pipeline.storage.store import Unreachable, atomic
 
 YTDLP = "ytdlp:"  # ytdlp:https://... is opened by yt-dlp
@@ -90,13 +92,25 @@ def _ytdlp(uri: str, wanted: dict[str, Any], options: SourceOptions, download: b
         import yt_dlp
     except ImportError as error:
         raise OSError("yt-dlp is not installed: pip install 'clipmill[download]'") from error
-    always = {"quiet": True, "no_warnings": True, "noprogress": True, "cachedir": False, "logger": SILENT}
+    always: dict[str, Any] = {
+        "quiet": True,
+        "no_warnings": True,
+        "noprogress": True,
+        "cachedir": False,
+        "logger": SILENT,
+    }
+    always |= {"proxy": options.proxy} if options.proxy else {}
+    if options.cookies:  # a copy, because yt-dlp writes its cookies back
+        try:
+            always["cookiefile"] = io.StringIO(Path(options.cookies).expanduser().read_text())
+        except OSError as error:
+            raise Unreachable(f"sources.cookies: {options.cookies} cannot be read: {error.strerror}") from error
     always |= {"retries": 5, "fragment_retries": 5, "socket_timeout": 30, "sleep_interval_requests": options.delay}
     try:
         with yt_dlp.YoutubeDL({**always, **wanted}) as page:
             return dict(page.extract_info(uri.removeprefix(YTDLP), download=download) or {})
     except yt_dlp.utils.YoutubeDLError as error:
-        text = str(error).removeprefix("ERROR: ")
+        text = redact(str(error).removeprefix("ERROR: "))
         cause = (getattr(error, "exc_info", None) or (None, None))[1]
         status = getattr(getattr(cause, "cause", cause), "status", 0)
         lost = isinstance(getattr(cause, "cause", cause), yt_dlp.networking.exceptions.TransportError)

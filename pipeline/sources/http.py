@@ -138,15 +138,19 @@ def _ask(
         where = urlsplit(url)[:2]
     except ValueError as error:
         raise OSError(f"not a URL: {error}") from error
-    if robots and options.robots and not _robots(*where, options.allow_private).can_fetch(AGENT, url):
+    if robots and options.robots and not _robots(*where, options).can_fetch(AGENT, url):
         raise PermissionError(13, "robots.txt asks to leave it alone (sources.robots)", url)
     headers = {"User-Agent": AGENT, "Accept-Encoding": "identity"} | ({"Range": span} if span else {})
+    proxies = dict.fromkeys(("http", "https"), options.proxy) if options.proxy else None
+    try:
+        web = session(options)
+    except ValueError as error:  # the file of cookies is missing on this machine
+        raise Unreachable(str(error)) from error
     problem = ""
     for attempt in range(TRIES):
         with _turn(url, options, _delay(url, options) if robots else 0.0):
             try:
-                web = session(options.allow_private)
-                answer = web.request(method, url, headers=headers, stream=True, timeout=TIMEOUT)
+                answer = web.request(method, url, headers=headers, proxies=proxies, stream=True, timeout=TIMEOUT)
             except AddressRefused as error:
                 raise PermissionError(13, str(error), url) from error
             except NOT_USABLE as error:
@@ -220,15 +224,14 @@ def _locked(file: object) -> bool:
 
 def _delay(url: str, options: SourceOptions) -> float:
     """Return the seconds between requests to the host of `url`."""
-    crawl_delay = _robots(*urlsplit(url)[:2], options.allow_private).crawl_delay(AGENT) if options.robots else None
+    crawl_delay = _robots(*urlsplit(url)[:2], options).crawl_delay(AGENT) if options.robots else None
     return max(options.delay, float(crawl_delay or 0))
 
 
 @functools.lru_cache(maxsize=1024)
-def _robots(scheme: str, host: str, allow_private: bool) -> urllib.robotparser.RobotFileParser:
+def _robots(scheme: str, host: str, options: SourceOptions) -> urllib.robotparser.RobotFileParser:
     """Return the rules of a host's robots.txt; without that file everything is allowed (RFC 9309)."""
     rules = urllib.robotparser.RobotFileParser()
-    options = SourceOptions(allow_private=allow_private)
     with _ask("GET", f"{scheme}://{host}/robots.txt", options, robots=False) as answer:
         text = b"" if answer.status_code >= 400 else answer.raw.read(ROBOTS, decode_content=True)
     rules.parse(text.decode("utf-8", "replace").splitlines())

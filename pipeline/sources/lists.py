@@ -11,6 +11,8 @@ from typing import Any, BinaryIO
 
 import pyarrow.parquet as pq
 
+from pipeline.sources.names import to_text
+
 
 def list_rows(ending: str, data: bytes) -> Iterator[tuple[dict[str, Any], str]]:
     """Yield each row of a list file whose name ends in `ending`, and the reason why it cannot be used, or "". Raises
@@ -71,10 +73,17 @@ def members(
                 media.append((member, key))
             elif ending in (".json", ".txt") and member.isreg() and not member.sparse and member.size < 1 << 20:
                 content = tar.extractfile(member)
-                beside.setdefault(key, {}).update(_sidecar(ending, content.read() if content else b""))
+                beside.setdefault(key, {}).update(sidecar(ending, content.read() if content else b""))
     for member, key in media:
         whole = member.isreg() and not member.sparse
         yield member, beside.get(key, {}), "" if whole else "not a regular file in its tar"
+
+
+def member_offsets(file: BinaryIO) -> dict[str, tuple[int, int]]:
+    """Return offset and size of every regular file of a tar by the text of its name. Closes the file. Raises like
+    `members`."""
+    with file, tarfile.open(fileobj=file, mode="r:") as tar:
+        return {to_text(member.name): (member.offset_data, member.size) for member in tar if member.isreg()}
 
 
 def _webdataset_key(name: str) -> tuple[str, str]:
@@ -84,7 +93,8 @@ def _webdataset_key(name: str) -> tuple[str, str]:
     return f"{folder}{slash}{stem}", f"{dot}{ending}".lower()
 
 
-def _sidecar(ending: str, data: bytes) -> dict[str, Any]:
+def sidecar(ending: str, data: bytes) -> dict[str, Any]:
+    """Return the metadata in the bytes of a .txt or .json file; empty where it is no JSON."""
     if ending == ".txt":
         return {"text": data.decode("utf-8", "replace")}
     try:
