@@ -123,7 +123,7 @@ class _ChildWorker:
 
 def _in_child(stage: bytes, unit: Any) -> bytes:
     """Return a pickled pair: a worker's result and None, or its `portable` exception and the traceback. Raises
-    MemoryError, for the sandbox to report."""
+    MemoryError, which the sandbox reports."""
     try:
         return pickle.dumps((_worker_of_child(stage)(unit), None))
     except MemoryError:

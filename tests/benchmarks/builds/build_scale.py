@@ -212,7 +212,7 @@ class Captions:
 
 
 class DummyTranscode(Transcode):
-    """Parts of clips that were not encoded."""
+    """Writes parts with placeholder media instead of encoding clips."""
 
     def __call__(self, unit: TranscodeUnit) -> UnitResult:
         made = encode.Encoded(bytes(1000), "mp4", 100, 30.0, 1280, 720, 3.3)

@@ -3,8 +3,8 @@
     python tests/benchmarks/builds/chaos.py [--seeds 30] [--first 0] [VIDEOS...]
 
 The sources are small synthetic videos and one real one, or VIDEOS. Each seed draws the number of cores (1, 2 or 4), the
-order of the sources, and one to three faults; the type of the first fault cycles over the seeds. Types: SIGKILL of a
-Ray worker, of a decoding child or of the driver, the loss of one of three nodes, a full disk (a small file system in
+order of the sources, and one to three faults; the type of the first fault cycles over seeds. Types: SIGKILL of a Ray
+worker, of a decoding child or of the driver, the loss of one of three nodes, a full disk (a small file system in
 memory), and folders without write permission. A failed build is started again, with free space and permissions, until
 it succeeds. It may fail with an error message, but not with a traceback.
 
