@@ -140,7 +140,8 @@ def build(
 ) -> None:
     """Build a dataset. Run it again after a change or a stop: it does only what is missing.
 
-    SOURCE is a folder, file, glob, list (.csv .jsonl .parquet), .tar, URL, or ytdlp:URL for the videos of a page.
+    SOURCE is a folder, file, glob, list (.csv .jsonl .parquet), .tar or .parquet of videos, URL, hf://datasets/OWNER/NAME
+    of the Hugging Face Hub, or ytdlp:URL for the videos of a page.
     key=value sets an option of the recipe.
     """
     from pipeline.config.recipe import load_recipe
