@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import pickle
+import select
 import stat
 import time
 
@@ -33,6 +34,8 @@ def send_and_wait(data: bytes, repeat: int = 1) -> None:
         except OSError:  # the descriptor of the listing itself
             continue
         if is_pipe and fcntl.fcntl(pipe, fcntl.F_GETFL) & os.O_ACCMODE == os.O_WRONLY:
+            if repeat * len(data) <= select.PIPE_BUF:  # so that they arrive together
+                data, repeat = data * repeat, 1
             for _ in range(repeat):
                 os.write(pipe, data)
     time.sleep(600)
