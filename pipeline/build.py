@@ -78,7 +78,7 @@ def build(
     files: Sequence[DiscoveredFile] = discover(inputs, recipe.sources)
     store = Store(out)
     check_folder(store)
-    recipe = with_reference_digest(recipe)
+    recipe = with_listed_captions(with_reference_digest(recipe), files)
     fingerprints.check(recipe)
     load_companions(recipe.pack)
     needs = EngineNeeds(
@@ -89,7 +89,6 @@ def build(
     check_engine(engine, needs, address, gpus)
     with lock(store) as still_ours:
         files = as_last_seen(files, store)
-        recipe = with_listed_captions(recipe, files)
         decisions = read_decisions(store)
         if is_unchanged(files, store, recipe, decisions_digest(decisions)):
             return Built(read_info(store), store)

@@ -30,10 +30,9 @@ def plan(inputs: Sequence[str], out: str, recipe: Recipe) -> str:
     files: Sequence[DiscoveredFile] = discover(inputs, recipe.sources)
     store = Store(out)
     check_folder(store)
-    recipe = with_reference_digest(recipe)
+    recipe = with_listed_captions(with_reference_digest(recipe), files)
     fingerprints.check(recipe)
     files = as_last_seen(files, store)
-    recipe = with_listed_captions(recipe, files)
     info: dict[str, Any] = read_info(store) if store.exists("dataset.json") else {}
     snapshot = Snapshot(store, recipe, files, read_decisions(store))
     outlooks = [(each, each.outlook(snapshot)) for each in PASSES]
