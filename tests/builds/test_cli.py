@@ -73,7 +73,7 @@ def test_words_in_any_order_are_sources_and_overrides(video, tmp_path, capsys):
     assert main(["plan", "scan.min_seconds=1", video, "--out", str(tmp_path / "out"), "scan.max_seconds=8"]) == 0
     out = capsys.readouterr().out
     assert "sources  1 files of 1 files: new or changed" in out
-    assert "pack     nothing to do yet (0 clips done)" in out
+    assert "pack     depends on the passes before (0 clips done)" in out
     assert not (tmp_path / "out").exists()
 
 
