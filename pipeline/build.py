@@ -42,6 +42,7 @@ class Built:
 
     info: dict[str, Any]
     store: Store
+    unchanged: bool = False  # whether the build had nothing to do
 
     @property
     def sources(self) -> list[dict[str, Any]]:
@@ -91,7 +92,7 @@ def build(
         files = as_last_seen(files, store)
         decisions = read_decisions(store)
         if is_unchanged(files, store, recipe, decisions_digest(decisions)):
-            return Built(read_info(store), store)
+            return Built(read_info(store), store, unchanged=True)
         # Files of the dataset are named in the errors of a full disk, so what names none is a temporary one.
         with open_engine(engine, needs, address, cores, gpus) as opened, naming_full(tempfile.gettempdir()):
             while True:
