@@ -44,6 +44,10 @@ def load_filter(name: str, options: Mapping[str, object] | None = None, encoder:
     module, _, attribute = FILTERS[name].partition(":")
     filter_class = getattr(importlib.import_module(module), attribute)
     arguments = dict(options or {})
-    if "encoder" in inspect.signature(filter_class).parameters:
+    parameters = inspect.signature(filter_class).parameters
+    names = [parameter for parameter in parameters if parameter != "encoder"]
+    if unknown := [option for option in arguments if option not in names]:
+        raise TypeError(f"the filter {name} has no option {unknown[0]!r}: it has {', '.join(names) or 'none'}")
+    if "encoder" in parameters:
         arguments["encoder"] = encoder
     return filter_class(**arguments)

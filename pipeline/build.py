@@ -42,6 +42,7 @@ class Built:
 
     info: dict[str, Any]
     store: Store
+    unchanged: bool = False  # whether the build had nothing to do
 
     @property
     def sources(self) -> list[dict[str, Any]]:
@@ -78,7 +79,7 @@ def build(
     files: Sequence[DiscoveredFile] = discover(inputs, recipe.sources)
     store = Store(out)
     check_folder(store)
-    recipe = with_reference_digest(recipe)
+    recipe = with_listed_captions(with_reference_digest(recipe), files)
     fingerprints.check(recipe)
     load_companions(recipe.pack)
     needs = EngineNeeds(
@@ -89,10 +90,9 @@ def build(
     check_engine(engine, needs, address, gpus)
     with lock(store) as still_ours:
         files = as_last_seen(files, store)
-        recipe = with_listed_captions(recipe, files)
         decisions = read_decisions(store)
         if is_unchanged(files, store, recipe, decisions_digest(decisions)):
-            return Built(read_info(store), store)
+            return Built(read_info(store), store, unchanged=True)
         # Files of the dataset are named in the errors of a full disk, so what names none is a temporary one.
         with open_engine(engine, needs, address, cores, gpus) as opened, naming_full(tempfile.gettempdir()):
             while True:

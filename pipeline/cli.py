@@ -154,7 +154,7 @@ def build(
 
     with exit_on_signals():
         built = run(sources, out, options, address, cores, gpus, engine)
-    _say(summary(out, built.info))
+    _say(summary(out, built.info, built.unchanged))
 
 
 @cli.command(epilog=_examples("clipmill plan my_videos/ --out my_dataset scan.max_seconds=8"))

@@ -30,10 +30,9 @@ def plan(inputs: Sequence[str], out: str, recipe: Recipe) -> str:
     files: Sequence[DiscoveredFile] = discover(inputs, recipe.sources)
     store = Store(out)
     check_folder(store)
-    recipe = with_reference_digest(recipe)
+    recipe = with_listed_captions(with_reference_digest(recipe), files)
     fingerprints.check(recipe)
     files = as_last_seen(files, store)
-    recipe = with_listed_captions(recipe, files)
     info: dict[str, Any] = read_info(store) if store.exists("dataset.json") else {}
     snapshot = Snapshot(store, recipe, files, read_decisions(store))
     outlooks = [(each, each.outlook(snapshot)) for each in PASSES]
@@ -45,7 +44,9 @@ def plan(inputs: Sequence[str], out: str, recipe: Recipe) -> str:
         lines.append("later passes: counted without the clips that earlier passes will add")
     times = [_estimate(info, each.name, outlook.pending) for each, outlook in outlooks if outlook.pending]
     if times and None not in times:
-        lines.append(f"about {clock(sum(filter(None, times)))} in all, at the last builds' rates")
+        names = ", ".join(each.name for each, outlook in outlooks if outlook.pending)
+        later = f"; passes after {outlooks[first][0].name} depend on its results" * (first < len(outlooks) - 1)
+        lines.append(f"about {clock(sum(filter(None, times)))} for {names}, at the last builds' rates{later}")
     return "\n".join(lines)
 
 
@@ -60,8 +61,8 @@ def _gone(files: Sequence[DiscoveredFile], store: Store, info: Mapping[str, Any]
 def _line(of: Pass, outlook: Outlook, info: Mapping[str, Any], waits: bool) -> str:
     """Describe a pass; `waits`: an earlier pass has work, which may add more to this one."""
     if not outlook.pending:
-        yet = " yet" if waits else ""
-        return f"{of.name:<8} nothing to do{yet} ({_amount(outlook.total, of.measure)} done)"
+        todo = "depends on the passes before" if waits else "nothing to do"
+        return f"{of.name:<8} {todo} ({_amount(outlook.total, of.measure)} done)"
     seconds = _estimate(info, of.name, outlook.pending)
     about = "" if seconds is None else f", about {clock(seconds)}"
     amounts = f"{_amount(outlook.pending, of.measure)} of {_amount(outlook.total, of.measure)}"

@@ -149,7 +149,8 @@ def _message(config_type: Any, error: ValidationError) -> str:
     }
     if problem["type"] == "literal_error":
         annotation = _at(config_type, problem["loc"])
-        return f"{path}: {value!r} is none of {', '.join(map(str, typing.get_args(annotation)))}"
+        *others, last = map(str, typing.get_args(annotation))
+        return f"{path}: expected {', '.join(others)}{' or ' * bool(others)}{last}, got {value!r}"
     if problem["type"] in bounds:
         words, key = bounds[problem["type"]]
         return f"{path}: expected {words} {context[key]:g}, got {value!r}"

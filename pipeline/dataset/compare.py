@@ -173,7 +173,10 @@ def _changed(name: str, a: Side, b: Side, in_a: np.ndarray, in_b: np.ndarray) ->
     changed = np.flatnonzero((old != new) & ~(np.isnan(old) & np.isnan(new)))
     difference = np.abs(new - old)[changed[~null[changed]]]
     text = f"{name}: {len(changed):,} changed"
-    if len(difference):
+    if pa.types.is_boolean(a.schema.field(name).type):
+        rose, fell = int((new > old).sum()), int((new < old).sum())
+        text += f", {rose:,} from false to true" * bool(rose) + f", {fell:,} from true to false" * bool(fell)
+    elif len(difference):
         text += f", by {difference.mean():.3g} on average and {difference.max():.3g} at most"
     appeared = int((np.isnan(old) & ~np.isnan(new)).sum()), int((~np.isnan(old) & np.isnan(new)).sum())
     text += f", {appeared[0]:,} from null" * bool(appeared[0]) + f", {appeared[1]:,} to null" * bool(appeared[1])
@@ -189,17 +192,22 @@ def _reasons(side: Side, at: np.ndarray) -> str:
 
 
 def _options(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """Return a line for each option of the recipe that differs."""
-    old, new = _flat(before), _flat(after)
-    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    return [f"recipe {key}: {json.dumps(old.get(key))} -> {json.dumps(new.get(key))}" for key in sorted(keys)]
+    """Return a line for each option of the recipe that differs; an option that only one recipe has is `not set` in the
+    other."""
+    return [f"recipe {path}: {old} -> {new}" for path, old, new in sorted(_changed_options(before, after))]
 
 
-def _flat(tree: Any, path: str = "") -> dict[str, Any]:
-    if isinstance(tree, Mapping) and tree:
-        pairs = ((f"{path}.{key}" if path else str(key), value) for key, value in tree.items())
-        return {name: leaf for key, value in pairs for name, leaf in _flat(value, key).items()}
-    return {path: tree}
+def _changed_options(
+    old: Mapping[str, Any], new: Mapping[str, Any], section: str = ""
+) -> Iterator[tuple[str, str, str]]:
+    """Yield path, old and new value, as JSON, of each option that differs below `section`."""
+    for key in {**old, **new}:
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            yield from _changed_options(before, after, f"{section}{key}.")
+        elif before != after:
+            values = (json.dumps(options[key]) if key in options else "not set" for options in (old, new))
+            yield f"{section}{key}", *values
 
 
 def _write(

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from pipeline.dataset.finish import DatasetError
-from pipeline.export.reader import Clip, Dataset
+from pipeline.export.reader import Clip, Dataset, open_listed
 from pipeline.storage.store import atomic, remove_abandoned
-from pipeline.tables.published import open_published
 
 MARKER = "clipmill-export.json"  # says what an export is, and whether it was finished
 
@@ -80,7 +79,7 @@ def link_file(dataset: Dataset, name: str, target: Path) -> Path:
         with contextlib.suppress(OSError):
             os.link(dataset.store.local / name, target)
             return target
-    with atomic(target) as temporary, open_published(dataset.store, name) as source, open(temporary, "wb") as sink:
+    with atomic(target) as temporary, open_listed(dataset.store, name) as source, open(temporary, "wb") as sink:
         shutil.copyfileobj(source, sink, 1 << 20)
     return target
 

@@ -109,11 +109,11 @@ class Dataset:
     def clips(self) -> Iterator[Clip]:
         """Yield every clip, shard by shard. A clip can be read until the next shard begins.
 
-        Raises DatasetError for a shard whose bytes are not those that dataset.json names.
+        Raises DatasetError for a shard that is missing or whose bytes are not those that dataset.json names.
         """
         for shard in self.shards:
             rows = _index(self.store, shard["path"]).to_pylist()
-            with open_published(self.store, shard["path"]) as tar:
+            with open_listed(self.store, shard["path"]) as tar:
                 if hashlib.file_digest(tar, "sha256").hexdigest() != shard["sha256"]:  # type: ignore[arg-type]
                     raise DatasetError(f"{shard['path']} is damaged: run `clipmill verify {self.store.uri}`")
                 for row in rows:
@@ -144,6 +144,17 @@ def read_dataset(uri: str) -> Dataset:
             table = _index(store, shard["path"]).select(INDEX.names)
             tables.append(table.append_column("shard", pa.array([shard["path"]] * len(table), pa.string())))
     return Dataset(store, info, pa.concat_tables(tables).combine_chunks())
+
+
+def open_listed(store: Store, name: str) -> BinaryIO:
+    """Open a file that dataset.json names. Raises DatasetError if it is missing."""
+    try:
+        return open_published(store, name)
+    except FileNotFoundError as error:
+        raise DatasetError(
+            f"{name} of the dataset {store.uri} is missing: `clipmill verify {store.uri}` checks all shards, and the "
+            "next build makes missing ones again"
+        ) from error
 
 
 def joined_lines(text: str) -> str:

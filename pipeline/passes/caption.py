@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from captioners import captioner_uses_gpu
-from pipeline.config.recipe import Recipe
+from captioners.listed import listed_texts
+from pipeline.config.recipe import Recipe, RecipeError
 from pipeline.engine.base import Machine, Stage
 from pipeline.passes.base import Outlook
 from pipeline.passes.caption_worker import CaptionClips
@@ -64,11 +65,17 @@ class CaptionPass:
 def with_listed_captions(recipe: Recipe, files: Sequence[DiscoveredFile]) -> Recipe:
     """Return `recipe` with a digest of all texts in the lists among the captioner's options, if it is `listed`.
 
-    A changed text then changes the fingerprint, so that the captions are read again.
+    A changed text then changes the fingerprint, so that the captions are read again. Raises RecipeError if no file has
+    a text in the captioner's column.
     """
     if recipe.caption.captioner != "listed":
         return recipe
     column = str(recipe.caption.options.get("column", "caption"))
+    if not any(listed_texts(json.dumps({column: file.metadata.get(column)}, default=str), column) for file in files):
+        raise RecipeError(
+            f"caption.captioner: listed reads captions from the column {column!r} of a list (csv, jsonl, parquet) or "
+            "from the texts in a tar, and none of the inputs has one"
+        )
     texts = sorted((file.uri, json.dumps(file.metadata.get(column), default=str)) for file in files if file.metadata)
     options = {**recipe.caption.options, "digest": fingerprint(texts)}
     return replace(recipe, caption=replace(recipe.caption, options=options))

@@ -60,7 +60,7 @@ class Separation:
     good: int
     bad: int
     auc: float
-    best: Point  # highest F1
+    best: Point | None  # highest F1; None if all scores are equal: no threshold separates
     recipe: Point | None  # where the dataset's recipe has its threshold, if it has one on this side
     curve: tuple[Point, ...]  # thresholds other than `best` with the highest precision that reaches each of RECALLS
 
@@ -126,7 +126,7 @@ def separation(name: str, values: np.ndarray, good: np.ndarray, bounds: Bounds |
     auc = _auc(values[~good], values[good])
     side = "min" if auc >= 0.5 else "max"
     points = _points(values, good, side)
-    best = max(points, key=lambda point: (point.f1, -point.lost))
+    best = max(points, key=lambda point: (point.f1, -point.lost), default=None)
     reached = [[p for p in points if p.recall >= recall] for recall in RECALLS]
     curve = dict.fromkeys(
         max(candidates, key=lambda point: (point.precision, -point.lost)) for candidates in reached if candidates
@@ -156,14 +156,14 @@ def score_columns(schema: pa.Schema) -> list[str]:
 
 def _points(values: np.ndarray, good: np.ndarray, side: str) -> list[Point]:
     """Return a threshold halfway between each two neighbouring scores; clips below it (side min) or above it are
-    rejected. If all scores are equal, return one that rejects every clip."""
+    rejected. If all scores are equal, return none."""
     sign = 1 if side == "min" else -1
     signed = sign * values
     order = np.argsort(signed, kind="stable")
     ranked, bad = signed[order], ~good[order]
     ends = np.flatnonzero(np.diff(ranked) > 0)
-    places = (ranked[ends] + ranked[ends + 1]) / 2 if len(ends) else np.nextafter(ranked[-1:], np.inf)
-    rejected = ends + 1 if len(ends) else np.array([len(ranked)])
+    places = (ranked[ends] + ranked[ends + 1]) / 2
+    rejected = ends + 1
     caught = np.append(0, np.cumsum(bad))[rejected]
     return [
         Point(float(sign * place), float(c / n), float(c / bad.sum()), float((n - c) / good.sum()))
@@ -246,7 +246,11 @@ def _separation_table(rows: Sequence[Separation]) -> str:
             side = "below" if row.side == "min" else "above"
             lines.append([*start, side + mark, number(point.threshold), *shares])
             start = ["", "", "", ""]
+        if row.best is None:
+            lines.append([*start, "–", "none", "–", "–", "–", "–"])
     what = "= the recipe's threshold, * the highest F1; the others reach 50, 80, 90, 95 and 99% recall most precisely"
+    if any(row.best is None for row in rows):
+        what += "; none: the score is the same for all labelled clips, so that no threshold separates them"
     return f"{_aligned(lines)}\n{what}"
 
 

@@ -9,14 +9,15 @@ from pipeline.engine.progress import clock
 
 PASSES = ("sources", "scan", "embed", "caption", "transcode", "pack")
 TRACKS = ("flow", "borders")  # parts of the scan that only filters need
+UNCHANGED = "nothing to do: the dataset is as the inputs and the recipe say (seconds: of earlier builds)"
 
 
-def summary(out: str, info: Mapping[str, Any]) -> str:
-    """Return the closing table of `clipmill build`."""
+def summary(out: str, info: Mapping[str, Any], unchanged: bool = False) -> str:
+    """Return the closing table of `clipmill build`; `unchanged`: the build had nothing to do."""
     count, shards = info["counts"], info["shards"]
     odd = [f"{count[f'sources_{name}']} {name}" for name in ("failed", "skipped") if count[f"sources_{name}"]]
     rows = [
-        ("sources", f"{count['sources']:,}" + (f" ({', '.join(odd)}: see tables/sources)" if odd else "")),
+        ("sources", f"{count['sources']:,}" + (f" ({', '.join(odd)}: reasons in report.html)" if odd else "")),
         ("clips", f"{count['clips']:,} in {clock(3600 * count['hours_clips'])} of video"),
         ("kept", f"{count['kept']:,} in {clock(3600 * count['hours_kept'])}{_share(count['kept'], count['clips'])}"),
         *((f"  rejected by {reason}", f"{number:,}") for reason, number in count["rejected_by"].items()),
@@ -28,7 +29,8 @@ def summary(out: str, info: Mapping[str, Any]) -> str:
     ]
     width = max(len(name) for name, _ in rows)
     lines = [f"{name:<{width}}  {value}" for name, value in rows]
-    return "\n".join(["", *lines, "", f"dataset  {out}", f"report   {out.rstrip('/')}/report.html"])
+    head = [UNCHANGED] * unchanged
+    return "\n".join([*head, "", *lines, "", f"dataset  {out}", f"report   {out.rstrip('/')}/report.html"])
 
 
 def filter_rows(passes: Mapping[str, Any]) -> list[tuple[str, str]]:

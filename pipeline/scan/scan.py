@@ -176,7 +176,7 @@ class _Scan:
             "stride": lambda: Stride(self._options.max_seconds),
         }
         if self._options.shots not in detectors:
-            raise RecipeError(f"scan.shots: {self._options.shots!r} is none of {', '.join(detectors)}")
+            raise RecipeError(f"scan.shots: expected {' or '.join(detectors)}, got {self._options.shots!r}")
         return detectors[self._options.shots]()
 
     def _wanted(self) -> Callable[[float], bool] | None:

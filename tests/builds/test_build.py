@@ -28,6 +28,7 @@ from pipeline.dataset.finish import DatasetError
 from pipeline.dataset.verify import verify
 from pipeline.pack import parts
 from pipeline.plan import plan
+from pipeline.report.summary import summary
 from pipeline.scan.worker import Identify
 from pipeline.state.units import BuildStopped
 from pipeline.storage.store import Store
@@ -106,8 +107,10 @@ def test_nothing_is_done_twice(built, footage, capsys):
     dataset, _ = built
     before = snapshot(dataset)
     state = {path: path.stat().st_mtime_ns for path in (dataset / "state").rglob("*.parquet")}
-    build([str(footage)], str(dataset), load_recipe("embedded", OPTIONS))
+    again = build([str(footage)], str(dataset), load_recipe("embedded", OPTIONS))
     assert capsys.readouterr().out == ""
+    assert summary(str(dataset), again.info, again.unchanged).startswith("nothing to do: the dataset is as the inputs")
+    assert "failed" in summary(str(dataset), built[1].info, built[1].unchanged).splitlines()[1]
     assert snapshot(dataset) == before
     assert {path: path.stat().st_mtime_ns for path in (dataset / "state").rglob("*.parquet")} == state
 
@@ -136,6 +139,7 @@ def test_a_new_source_is_scanned_alone_and_a_removed_one_disappears(copied, foot
     planned = plan([str(folder)], str(copied), load_recipe("embedded", OPTIONS)).splitlines()
     assert planned[0].startswith("sources  8 files of 8 files: new or changed, about 0:")
     assert planned[1].endswith("8 files of the dataset are no longer among the sources: their clips go")
+    assert " for sources, at the last builds' rates; passes after sources depend on its results" in planned[-1]
     result = build([str(folder)], str(copied), load_recipe("embedded", OPTIONS))
     scan = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("scan"))
     assert "0:02 video" in scan

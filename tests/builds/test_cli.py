@@ -33,10 +33,11 @@ def video(tmp_path: Path) -> str:
             ["build", "VIDEO", "--out", "OUT", "filters.sharpnes={}"],
             "unknown filter 'sharpnes'; did you mean 'sharpness'?",
         ),
-        (["build", "VIDEO", "--out", "OUT", "filters.motion.spedd=1"], "filters.motion"),
+        (["build", "VIDEO", "--out", "OUT", "filters.motion.spedd=1"], "the filter motion has no option 'spedd'"),
         (["build", "VIDEO", "--out", "OUT", "caption.captioner=oracle"], "unknown captioner 'oracle'"),
         (["build", "VIDEO", "--out", "OUT", "caption.options.leest=1"], "caption.options: got an unexpected keyword"),
-        (["build", "VIDEO", "--out", "OUT", "scan.shots=cuts"], "'cuts' is none of cascade"),
+        (["build", "VIDEO", "--out", "OUT", "caption={captioner: listed}"], "none of the inputs has one"),
+        (["build", "VIDEO", "--out", "OUT", "scan.shots=cuts"], "scan.shots: expected cascade"),
         (["build", "VIDEO", "--out", "OUT", "select.thresholds.motion_objekt.min=1"], "did you mean 'motion_object'"),
         (["build", "VIDEO", "--out", "OUT", "--recipe", "best"], "presets are embedded"),
         (["build", "VIDEO", "--out", "OUT", "--gpus"], "no model of this recipe runs on a GPU"),
@@ -72,7 +73,7 @@ def test_words_in_any_order_are_sources_and_overrides(video, tmp_path, capsys):
     assert main(["plan", "scan.min_seconds=1", video, "--out", str(tmp_path / "out"), "scan.max_seconds=8"]) == 0
     out = capsys.readouterr().out
     assert "sources  1 files of 1 files: new or changed" in out
-    assert "pack     nothing to do yet (0 clips done)" in out
+    assert "pack     depends on the passes before (0 clips done)" in out
     assert not (tmp_path / "out").exists()
 
 

@@ -140,6 +140,13 @@ def test_a_changed_text_of_a_list_is_read_again():
     assert with_listed_captions(usual, found) == usual
 
 
+@pytest.mark.parametrize("metadata", [{}, {"text": "a dog"}, {"caption": " "}, {"caption": 3}])
+def test_inputs_without_a_caption_in_a_list_are_refused_before_the_scan(metadata):
+    recipe = load_recipe("embedded", ["caption={captioner: listed}"])
+    with pytest.raises(RecipeError, match=r"column 'caption' of a list .* none of the inputs has one"):
+        with_listed_captions(recipe, [DiscoveredFile("a.mp4", 1, "1", metadata)])
+
+
 def test_a_sample_holds_all_captions_as_lists(tmp_path):
     row = {"bucket": "16x9-96p", "split": "train", "clip_id": "a", "frames": 5, "caption": "x, A dog."}
     row |= {"caption_short": "x, A dog.", "caption_dense": "x, A dog. It runs.", "caption_json": '{"others": ["Hund"]}'}

@@ -58,6 +58,7 @@ def test_added_removed_and_changed_clips_are_counted_by_reason_and_listed(tmp_pa
     assert "caption: 1 changed" in lines
     assert "tags: 1 changed" in lines
     assert "motion_object: 2 changed, by 0.25 on average and 0.25 at most, 1 to null" in lines
+    assert "keep: 2 changed, 1 from false to true, 1 from true to false" in lines
     assert "recipe select.duplicates: true -> false" in lines
     rows = list(csv.DictReader(open(tmp_path / "changes.csv", encoding="utf-8")))
     found = {(row["clip_id"], row["what"]): (row["before"], row["after"]) for row in rows}
@@ -68,6 +69,19 @@ def test_added_removed_and_changed_clips_are_counted_by_reason_and_listed(tmp_pa
     assert found[key(3), "motion_object"] == ("0.5", "")
     assert found[key(6), "tags"] == ('["dog"]', '["dog", "park"]')
     assert len(rows) == len(found) == int(lines[-1].split()[0])
+
+
+def test_sections_of_the_recipe_that_are_emptied_or_added_are_shown_option_by_option(tmp_path):
+    rows = [{"clip_id": key(0), **ROW}]
+    a = dataset(tmp_path / "a", rows, {"pack": {"companions": {"first_last": {}, "canny": {"low": 1}}, "fps": None}})
+    b = dataset(tmp_path / "b", rows, {"pack": {"companions": {}, "fps": 24}, "name": "x"})
+    options = [
+        'recipe name: not set -> "x"',
+        'recipe pack.companions.canny: {"low": 1} -> not set',
+        "recipe pack.companions.first_last: {} -> not set",
+        "recipe pack.fps: null -> 24",
+    ]
+    assert [line for line in compare(a, b).splitlines() if line.startswith("recipe")] == options
 
 
 def test_a_dataset_does_not_differ_from_itself_with_rows_in_another_order(tmp_path):

@@ -81,6 +81,15 @@ def test_an_export_stops_at_a_folder_that_holds_something_else(dataset, tmp_path
             export(str(dataset), to, tmp_path / "out")
 
 
+@pytest.mark.parametrize("to", ["ltx", "hub", "simpletuner"])
+def test_a_missing_shard_is_named(to, dataset, tmp_path):
+    copy = shutil.copytree(dataset, tmp_path / "copy")
+    tar = next(copy.glob("shards/*/*.tar"))
+    tar.unlink()
+    with pytest.raises(DatasetError, match=f"{tar.relative_to(copy)} of the dataset .* is missing: .*verify"):
+        export(str(copy), to, tmp_path / "out")
+
+
 def test_a_damaged_shard_is_not_exported(dataset, tmp_path):
     copy = shutil.copytree(dataset, tmp_path / "copy")
     tar = next(copy.glob("shards/*/*.tar"))

@@ -43,8 +43,10 @@ def test_a_perfect_score_has_a_threshold_between_good_and_bad() -> None:
     found = {one.name: one for one in separations(CLIPS, {f"c{i:03}": i >= 70 for i in range(40, 100)})}
     sharp = found["sharp"]
     assert (sharp.side, sharp.auc, sharp.good, sharp.bad) == ("min", 1.0, 30, 30)
+    assert sharp.best is not None
     assert (sharp.best.threshold, sharp.best.precision, sharp.best.recall, sharp.best.lost) == (69.5, 1.0, 1.0, 0.0)
     noise = found["noise"]
+    assert noise.best is not None
     assert (noise.side, noise.bad, noise.best.threshold) == ("max", 20, 30.5)
 
 
@@ -62,6 +64,9 @@ def test_every_point_says_what_rejecting_by_it_would_do(pairs: list[tuple[int, b
     made = separation("x", values, good)
     expected = np.mean([(b < g) + 0.5 * (b == g) for b in values[~good] for g in values[good]])
     assert made.auc == pytest.approx(max(expected, 1 - expected))
+    if made.best is None:
+        assert (len(set(values)), made.curve) == (1, ())
+        return
     for point in (made.best, *made.curve):
         rejected = values < point.threshold if made.side == "min" else values > point.threshold
         assert point.precision == pytest.approx((~good)[rejected].mean())
@@ -73,6 +78,17 @@ def test_every_point_says_what_rejecting_by_it_would_do(pairs: list[tuple[int, b
         if rejected.any() and not rejected.all():
             precision, recall = (~good)[rejected].mean(), rejected[~good].mean()
             assert made.best.f1 >= 2 * precision * recall / ((precision + recall) or 1) - 1e-9
+
+
+def test_no_threshold_is_recommended_where_all_scores_are_equal(tmp_path: Path) -> None:
+    (tmp_path / "tables/clips").mkdir(parents=True)
+    clips = pa.table({"clip_id": ["a", "b", "c"], "flicker_luma": [0.0] * 3})
+    pq.write_table(clips, tmp_path / "tables/clips/00000.parquet")
+    (tmp_path / "dataset.json").write_text(json.dumps({"recipe": to_dict(Recipe())}))
+    (tmp_path / "labels.csv").write_text("clip_id,label\na,good\nb,bad\nc,bad\n")
+    lines = calibrate(tmp_path, tmp_path / "labels.csv").splitlines()
+    assert ["flicker_luma", "1", "2", "0.500", "–", "none", *"––––"] in [line.split() for line in lines]
+    assert lines[-1].endswith("no threshold separates them")
 
 
 def test_labels_come_in_words_or_digits(tmp_path: Path) -> None:
