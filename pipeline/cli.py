@@ -208,6 +208,7 @@ def verify(dataset: str) -> int:
     """Check every checksum, decode every clip, compare the tables."""
     from pipeline.dataset.finish import read_info
     from pipeline.dataset.verify import verify as problems_of
+    from pipeline.engine.progress import counted
     from pipeline.storage.store import Store
 
     read_info(Store(dataset))
@@ -215,7 +216,8 @@ def verify(dataset: str) -> int:
     for problem in problems:
         _say(problem)
     if problems:
-        print(f"{len(problems)} problems: delete the shards named above and build again, which makes only these")
+        number = counted(len(problems), "problems")
+        print(f"{number}: delete the shards named above and build again, which makes only these")
     else:
         print("no problems")
     return 1 if problems else 0

@@ -23,6 +23,8 @@ from pipeline.storage.store import Store
 from pipeline.tables.decisions import read_decisions
 from pipeline.tables.published import read_table
 
+PASSES_OF_CLIPS = [each.name for each in PASSES].index("transcode")  # number of passes that add, admit or caption clips
+
 
 def plan(inputs: Sequence[str], out: str, recipe: Recipe) -> str:
     """Return one line a pass: how much is done, how much is pending, why, and about how long that takes. Raises the
@@ -40,8 +42,9 @@ def plan(inputs: Sequence[str], out: str, recipe: Recipe) -> str:
     lines = [_line(each, outlook, info, number > first) for number, (each, outlook) in enumerate(outlooks)]
     if gone := _gone(files, store, info):
         lines.insert(1, f"         {gone:,} files of the dataset are no longer among the sources: their clips go")
-    if first < len(outlooks) - 1:
-        lines.append("later passes: counted without the clips that earlier passes will add")
+    if first < PASSES_OF_CLIPS:
+        name = PASSES[first].name
+        lines.append(f"the counts of passes after {name} do not include the clips that {name} has yet to add")
     times = [_estimate(info, each.name, outlook.pending) for each, outlook in outlooks if outlook.pending]
     if times and None not in times:
         names = ", ".join(each.name for each, outlook in outlooks if outlook.pending)

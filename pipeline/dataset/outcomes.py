@@ -25,7 +25,7 @@ def outcomes(decisions: pa.Table, clips: pa.Table) -> pa.Table:
     with `keep` and `rejected_by`.
 
     `not kept` is a clip that is to be kept and cannot be: too small for a bucket, without a caption, or not decodable.
-    `vanished` is a clip that this build does not have: its source is gone, or is cut otherwise now.
+    `vanished` is a clip that this build does not have: its source is gone, or is now cut at other times.
     """
     at = pc.index_in(decisions["clip_id"], clips["clip_id"].combine_chunks())
     keep = clips["keep"].take(at)

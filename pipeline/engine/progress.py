@@ -36,10 +36,11 @@ class Progress:
         return time.monotonic() - self._started
 
     def _line(self) -> str:
+        amount = _amount(self.amount, self._measure)
         shown = {key: value for key, value in self._counts.items() if value or key not in ("failed", "skipped")}
-        counts = ", ".join(counted(value, key) for key, value in shown.items())
-        rate = self.amount / max(self.seconds, 1e-6)
-        return f"{self._name:<9} {_amount(self.amount, self._measure):>12}  {counts}  ({RATES[self._measure](rate)})"
+        counts = ", ".join(text for key, value in shown.items() if (text := counted(value, key)) != amount)
+        rate = RATES[self._measure](self.amount / max(self.seconds, 1e-6))
+        return f"{self._name:<9} {amount:>12}  {counts}{'  ' if counts else ''}({rate})"
 
     def _time_left(self) -> str:
         if not self.amount:

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.dataset.finish import DatasetError
-from pipeline.explore.expression import ExpressionError, check_expression
+from pipeline.explore.expression import SIMILARITY, ExpressionError, check_expression
 from pipeline.storage.store import Store
 from pipeline.tables.fragments import floats, id_prefix_u64
 from pipeline.tables.published import table_files
@@ -31,7 +31,6 @@ MEMORY = "2GB"  # DuckDB's memory_limit
 RESULTS = 16  # query results cached in memory, 4 bytes per clip each
 SAMPLE = 50_000  # approximate number of clips in the sample from which `shares_below` computes shares
 LEFT_OUT = ("embedding", "phash")  # columns of vectors, which no filter can use: a gigabyte for a million clips
-SIMILARITY = "similarity"  # name of the column that a search adds
 
 
 @dataclass(frozen=True)

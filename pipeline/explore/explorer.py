@@ -19,8 +19,8 @@ import pyarrow.compute as pc
 from filters.base import why_null
 from pipeline.config.recipe import from_dict
 from pipeline.dataset.finish import read_whole
-from pipeline.explore.catalog import SIMILARITY, Catalog, Query
-from pipeline.explore.expression import ExpressionError
+from pipeline.explore.catalog import Catalog, Query
+from pipeline.explore.expression import SIMILARITY, ExpressionError
 from pipeline.explore.media import NEEDED, Media
 from pipeline.explore.pictures import Pictures
 from pipeline.explore.vectors import SearchError, Vectors

@@ -32,6 +32,7 @@ FUNCTIONS = frozenset(
         *("list_contains", "list_has_any", "list_has_all", "len", "json_extract", "json_extract_string"),
     )
 )
+SIMILARITY = "similarity"  # name of the column that a search adds
 LONGEST = 4000  # largest number of characters of an expression
 
 
@@ -49,11 +50,20 @@ def check_expression(connection: duckdb.DuckDBPyConnection, text: str, columns: 
     query = f"SELECT 1 FROM clips WHERE (\n{text}\n)"
     tree = _parsed(connection, query)
     if tree["error"]:
-        raise ExpressionError(tree["error_message"].splitlines()[0])
+        raise ExpressionError(_syntax_error(connection, query, tree))
     if _shell(tree) != _shell(_parsed(connection, "SELECT 1 FROM clips WHERE (\ntrue\n)")):
         raise ExpressionError("expected one expression, such as motion_object > 0.1 AND keep")
     for node in _nodes(tree["statements"][0]["node"]["where_clause"]):
         _check_node(node, columns)
+
+
+def _syntax_error(connection: duckdb.DuckDBPyConnection, query: str, tree: dict[str, Any]) -> str:
+    """Return DuckDB's message, except where it names the closing parenthesis that ends `query`, which no user typed."""
+    if int(tree.get("position", -1)) != len(query.encode()) - 1:
+        return str(tree["error_message"]).splitlines()[0]
+    if _parsed(connection, query[:-1])["error"]:
+        return "the expression ends too early"
+    return "a closing parenthesis has no opening one"
 
 
 def _check_node(node: dict[str, Any], columns: Collection[str]) -> None:
@@ -70,6 +80,8 @@ def _check_node(node: dict[str, Any], columns: Collection[str]) -> None:
     if node["class"] == "COLUMN_REF":
         name = ".".join(node["column_names"])
         if name.lower() not in {column.lower() for column in columns}:
+            if name.lower() == SIMILARITY:
+                raise ExpressionError(f"{SIMILARITY} is a column only during a search: search first")
             near = difflib.get_close_matches(name, columns, n=1)
             raise ExpressionError(f"no column {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
 

@@ -21,7 +21,8 @@ def serve(dataset: str, port: int, reference: str | None) -> None:
     """Serve `dataset` until Ctrl-C, and print the address to open, which includes its token.
 
     `port` 0 selects a free port; `reference` is a folder of pictures. Raises DatasetError if the dataset is missing or
-    unfinished, SourceError for a folder without pictures, and OSError if the port is in use.
+    unfinished, SourceError for a folder without pictures, and OSError, which names the port, if that
+    is in use.
     """
     pictures: list[np.ndarray] = []
     if reference:
@@ -32,7 +33,10 @@ def serve(dataset: str, port: int, reference: str | None) -> None:
     explorer = Explorer(Store(dataset), pictures)
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((ADDRESS, port))
+        try:
+            listener.bind((ADDRESS, port))
+        except OSError as error:
+            raise OSError(f"--port {port}: {error.strerror}; choose another, or none for a free one") from error
         listener.listen()  # before the address is printed, so that early connections wait for the server
         token = secrets.token_urlsafe(24)
         app = make_app(explorer, token, secrets.token_urlsafe(24))

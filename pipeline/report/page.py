@@ -309,8 +309,8 @@ def _duration(seconds: float) -> str:
 
 
 def _clock(seconds: float) -> str:
-    """Format a time as 1:02:03.4, or 2:03.4 below an hour."""
-    tenths = int(seconds * 10 + 1e-6)
+    """Format a time as 1:02:03.4, or 2:03.4 below an hour; rounded to the tenth, as in the explorer."""
+    tenths = int(seconds * 10 + 0.5)
     minutes, rest = divmod(tenths, 600)
     front = f"{minutes // 60}:{minutes % 60:02d}" if minutes >= 60 else f"{minutes}"
     return f"{front}:{rest // 10:02d}.{rest % 10}"

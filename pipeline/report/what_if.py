@@ -54,14 +54,14 @@ class WhatIf:
     def __str__(self) -> str:
         lines = [f"{' '.join(self.overrides)}: {counted(self.kept, 'clips')} now"]
         after = f", of which {self.uncaptioned:,} have no caption yet" if self.uncaptioned else ""
-        for name, group, more in (
+        for verb, group, more in (
             ("adds", self.added, after),
             ("drops", self.dropped, ""),
-            ("lets through to filters not run yet", self.unscored, ""),
+            ("may add", self.unscored, ": their other filters have not run yet"),
         ):
             if group.clips or group is not self.unscored:
                 shown = f" ({', '.join(group.examples)})" if group.examples else ""
-                lines.append(f"  {name} {counted(group.clips, 'clips')}, {group.hours:.3f} h{more}{shown}")
+                lines.append(f"  {verb} {counted(group.clips, 'clips')}, {group.hours:.3f} h{more}{shown}")
         return "\n".join(lines)
 
 

@@ -47,8 +47,9 @@ def select(
     frames packed from the clip's start on. The order of rows does not change.
 
     `late` names the columns that the caption pass writes. Before that pass (`captioned=False`) their thresholds are not
-    applied; after it they apply to the captioned clips, and a clip whose `caption` is null is rejected. Duplicates are
-    always decided among the clips that the other thresholds keep, so that both calls agree on them.
+    applied; after it they apply to the captioned clips, and a clip whose `caption` is null is rejected, unless it is
+    rejected by hand. Duplicates are always decided among the clips that the other thresholds keep, so that both calls
+    agree on them.
 
     `embeddings` are those of the clips, if they are not in a column `embedding`.
 
@@ -79,21 +80,24 @@ def select(
 
     unavoidable = _any((mask for reason, mask in reasons.items() if reason in UNAVOIDABLE), n)
     kept_by_hand = _equal(clips, "decision", "keep") & ~unavoidable
+    rejected_by_hand = _equal(clips, "decision", "reject")
     candidates = ~_any(reasons.values(), n)
     keeper = _keepers(clips, recipe, candidates, embeddings)
     reasons["duplicates"] = keeper >= 0
     if captioned:
         chosen = candidates & (keeper < 0) | kept_by_hand
+        answered = chosen & ~_equal(clips, "caption_by", BY_HAND)
         if "caption" in clips.column_names:
-            reasons["caption"] = chosen & clips["caption"].is_null().to_numpy()
-        answered = chosen & ~reasons.get("caption", np.zeros(n, bool)) & ~_equal(clips, "caption_by", BY_HAND)
+            uncaptioned = chosen & clips["caption"].is_null().to_numpy()
+            reasons["caption"] = uncaptioned & ~rejected_by_hand  # no caption is requested for a clip rejected by hand
+            answered &= ~uncaptioned
         late_reasons = _judged(clips, {k: b for k, b in thresholds.items() if k in late}, answered)
         reasons |= {column: failed & answered for column, failed in late_reasons.items()}
 
     for reason in reasons.keys() - set(UNAVOIDABLE):
         reasons[reason] = reasons[reason] & ~kept_by_hand
     if "decision" in clips.column_names:
-        reasons[BY_HAND] = _equal(clips, "decision", "reject")
+        reasons[BY_HAND] = rejected_by_hand
 
     added: dict[str, pa.Array | pa.ChunkedArray] = {}
     if recipe.select.balance_clusters and embeddings:

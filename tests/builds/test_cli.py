@@ -15,7 +15,7 @@ from repository import ROOT
 
 from pipeline.cli import TRAINER, cli, main
 from pipeline.config.recipe import presets
-from pipeline.engine.progress import clock
+from pipeline.engine.progress import Progress, clock
 
 
 @pytest.fixture
@@ -74,6 +74,7 @@ def test_words_in_any_order_are_sources_and_overrides(video, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "sources  1 files of 1 files: new or changed" in out
     assert "pack     depends on the passes before (0 clips done)" in out
+    assert "passes after sources do not include the clips that sources has yet to add" in out
     assert not (tmp_path / "out").exists()
 
 
@@ -156,3 +157,13 @@ def test_export_writes_what_is_kept(name, tmp_path, capsys):
 
 def test_time_is_written_like_a_clock():
     assert [clock(s) for s in (0, 59.6, 61, 3600, 360_000)] == ["0:00", "1:00", "1:01", "1:00:00", "100:00:00"]
+
+
+def test_a_progress_line_does_not_repeat_the_amount_of_work(capsys):
+    for counts in ({"clips": 2, "reused": 2, "failed": 0}, {"clips": 1, "reused": 0, "failed": 1}, {"clips": 2}):
+        progress = Progress("transcode", 2, "clips")
+        progress.add(2, counts)
+        progress.close()
+    shown = [line.partition("(")[0] for line in capsys.readouterr().out.splitlines()]
+    counted = ("2 reused  ", "1 clip, 0 reused, 1 failed  ", "")
+    assert shown == [f"transcode      2 clips  {text}" for text in counted]

@@ -99,8 +99,8 @@ def test_the_dataset_says_what_became_of_every_decision(decided):
     assert "| rejected by hand | 1 |" in (decided / "README.md").read_text()
     assert "decisions without a clip" in summary("x", info)
     report = (decided / "report.html").read_text()
-    assert "Decisions by hand: kept 1 whatever the scores, rejected 1, captions edited 1." in report
-    assert "decisions of clips that are no longer there" in report
+    assert "Decisions by hand: kept regardless of scores 1, rejected 1, captions edited 1." in report
+    assert "on clips that are no longer in the dataset 1" in report
 
 
 def test_the_same_decisions_give_the_same_bytes_and_undone_ones_leave_nothing(
@@ -131,6 +131,8 @@ def test_a_new_decision_is_noticed_and_an_unchanged_dataset_is_left_alone(decide
     assert (dataset / "dataset.json").stat().st_mtime_ns == written
     kept = next(row for row in rows(dataset).values() if row["keep"])
     decide(dataset, kept, decision="reject")
-    assert "in shards to write" in plan(sources, str(dataset), recipe)
+    planned = plan(sources, str(dataset), recipe)
+    assert "in shards to write" in planned
+    assert "do not include" not in planned  # only shards are pending, which add no clips
     build(sources, str(dataset), recipe, engine="local")
     assert rows(dataset)[kept["clip_id"]]["rejected_by"] == ["hand"]

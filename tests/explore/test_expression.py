@@ -37,7 +37,12 @@ def test_conditions_on_columns_are_accepted(connection, text):
     ("text", "message"),
     [
         ("motion_objekt > 1", "did you mean 'motion_object'"),
-        ("motion_object >", "syntax error"),
+        ("similarity > 0.2", "search first"),
+        ("motion_object >", "the expression ends too early"),
+        ("caption = '雪' AND", "the expression ends too early"),
+        ("(keep", "the expression ends too early"),
+        ("keep)", "a closing parenthesis has no opening one"),
+        ("keep AND) caption", "syntax error at or near"),
         ("keep; DROP TABLE clips", "syntax error"),
         ("keep) UNION SELECT 1 WHERE (true", "expected one expression"),
         ("keep) ORDER BY (caption", "expected one expression"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import sys
 import urllib.error
@@ -47,3 +48,10 @@ def test_what_cannot_be_explored_ends_with_status_2_and_one_line(golden_dataset,
         error = capsys.readouterr().err
         assert message in error
         assert error.count("\n") == 1
+
+
+def test_a_port_that_is_in_use_is_named(golden_dataset, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        assert main(["explore", str(golden_dataset), "--port", str(port)]) == 1
+    assert capsys.readouterr().err.startswith(f"clipmill: --port {port}: Address already in use; choose another")

@@ -258,6 +258,14 @@ def test_a_decision_by_hand_overrules_scores_and_copies_but_not_what_cannot_be_p
     assert reasons(selected) == [[], ["hand"], ["resolution"], ["motion"], ["caption"], []]
 
 
+def test_a_clip_rejected_by_hand_is_not_rejected_for_a_caption_that_was_never_requested() -> None:
+    table = clips(
+        3, caption=[None, None, "c"], similarity=[None, None, 0.1], decision=pa.array(["reject", None, "reject"])
+    )
+    selected = select(table, recipe({"similarity": Bounds(min=0.5)}), late={"similarity"})
+    assert reasons(selected) == [["hand"], ["caption"], ["similarity", "hand"]]
+
+
 def test_a_copy_of_a_clip_rejected_by_hand_stays_out_and_one_kept_by_hand_stays_in() -> None:
     embedding = [[1.0, 0.0]] * 3
     for decisions, expected in (
