@@ -206,8 +206,8 @@ def _changed_options(
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             yield from _changed_options(before, after, f"{section}{key}.")
         elif before != after:
-            values = (json.dumps(options[key]) if key in options else "not set" for options in (old, new))
-            yield f"{section}{key}", *values
+            first, second = (json.dumps(options[key]) if key in options else "not set" for options in (old, new))
+            yield f"{section}{key}", first, second
 
 
 def _write(
