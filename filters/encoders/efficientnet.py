@@ -107,10 +107,10 @@ class _Graph:
         scale = (norm.weight / (norm.running_var + norm.eps).sqrt()).detach()
         weight = (layer.weight.detach() * scale[:, None, None, None]).numpy()
         bias = (norm.bias - norm.running_mean * scale).detach().numpy()
-        left, right, top, bottom = getattr(layer.static_padding, "padding", (0, 0, 0, 0))
+        x0, x1, y0, y1 = getattr(layer.static_padding, "padding", (0, 0, 0, 0))  # pixels before and after
         sizes = {"kernel_shape": layer.kernel_size, "strides": layer.stride, "group": layer.groups}
         operands = (x, self.constant(weight), self.constant(bias))
-        y = self.node("Conv", *operands, pads=[top, left, bottom, right], **sizes)
+        y = self.node("Conv", *operands, pads=[y0, x0, y1, x1], **sizes)
         return self.node("Clip", y, *self._limits) if limited else y
 
     def model(self) -> onnx.ModelProto:

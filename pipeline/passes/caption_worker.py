@@ -21,7 +21,7 @@ from filters.base import ClipView, score
 from filters.encoders.base import load_encoder
 from pipeline.config.recipe import CaptionOptions, Recipe
 from pipeline.media.faults import is_machine_fault
-from pipeline.passes.embed_worker import Batch, Costs, Frames, chunks, clip_view, one_thread, rows_in
+from pipeline.passes.embed_worker import Batch, Costs, Frames, chunks, clip_view, limit_threads, rows_in
 from pipeline.state import fingerprints
 from pipeline.state.committed import join
 from pipeline.state.error_log import LoggedError, logged_error, unforeseen, write_errors
@@ -40,7 +40,7 @@ class CaptionClips:
     """
 
     def __init__(self, store: Store, recipe: Recipe, captioner: Any = None) -> None:
-        one_thread()
+        limit_threads()
         self._store, self._recipe = store, recipe
         self._captioner = captioner or load_captioner(recipe.caption.captioner, fingerprints.captioner_options(recipe))
         self._filters: Mapping[str, Any] = {}

@@ -30,7 +30,7 @@ from pipeline.passes.embed_worker import (
     chunks,
     commit,
     encode_clip,
-    one_thread,
+    limit_threads,
     stop_on_fault,
     wanted_rows,
 )
@@ -87,7 +87,7 @@ class EncodeClips:
     """The second stage: embeds clips, computes the remaining scores, and writes a fragment. Thread-safe."""
 
     def __init__(self, store: Store, recipe: Recipe) -> None:
-        one_thread()
+        limit_threads()
         self._store, self._recipe = store, recipe
         self._encoder = load_encoder(recipe.encoder.name, recipe.encoder.model, recipe.encoder.pretrained)
         self._look = JoinedCalls(self._encoder.look, PICTURES)

@@ -39,7 +39,7 @@ class Embed:
     that needs the embedding, one clip at a time."""
 
     def __init__(self, store: Store, recipe: Recipe) -> None:
-        one_thread()
+        limit_threads()
         self._store, self._recipe = store, recipe
         self._encoder = load_encoder(recipe.encoder.name, recipe.encoder.model, recipe.encoder.pretrained)
         filters = list(fingerprints.filters_of(recipe, "embed", self._encoder).values())
@@ -271,8 +271,9 @@ def admitted(scores: Mapping[str, Any], bounds: Mapping[str, Bounds]) -> bool:
     return all(bound.admit(scores.get(column)) for column, bound in bounds.items())
 
 
-def one_thread() -> None:
-    """Limit OpenCV and torch to one thread: there is one worker per core, and sums are computed in a fixed order."""
+def limit_threads() -> None:
+    """Limit OpenCV and torch to one thread for the life of the process: there is one worker per core, and sums are
+    computed in a fixed order."""
     import torch  # takes seconds to import
 
     cv2.setNumThreads(1)

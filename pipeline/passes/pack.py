@@ -14,24 +14,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.config.recipe import Recipe, to_dict
+from pipeline.config.recipe import Recipe
 from pipeline.engine.base import Machine, Stage
-from pipeline.media import encode
 from pipeline.pack.parts import spool_of
 from pipeline.pack.shards import SOUND_INDEX, ShardResult, index_path, index_schema, listed, plan_shards
 from pipeline.pack.worker import Pack, PackUnit
 from pipeline.passes.base import Outlook
 from pipeline.passes.snapshot import Snapshot
+from pipeline.passes.transcode import pack_fingerprint
 from pipeline.selection.select import with_reason
 from pipeline.storage.store import Store
-from pipeline.tables.fragments import fingerprint, replace_column
+from pipeline.tables.fragments import replace_column
 
 
 class PackPass:
     name, measure = "pack", "clips"
 
     def fingerprint(self, recipe: Recipe) -> str:
-        return fingerprint("pack", encode.VERSION, to_dict(recipe.pack))
+        return pack_fingerprint(recipe)
 
     def schema(self, recipe: Recipe) -> pa.Schema:
         return index_schema(recipe.pack)

@@ -23,7 +23,7 @@ from captioners.api.ray_llm import RayLlm
 from captioners.base import Caption, CaptionError, ClipFrames
 from pipeline.config.recipe import Recipe
 from pipeline.passes.caption_worker import CaptionClips, clip_frames, clips_with_frames
-from pipeline.passes.embed_worker import one_thread
+from pipeline.passes.embed_worker import limit_threads
 from pipeline.state import fingerprints
 from pipeline.state.units import BuildStopped, CaptionPart, CaptionUnit
 from pipeline.storage.store import Store
@@ -73,7 +73,7 @@ class _Request:
     """Converts a unit to one row per clip, with the request to the model."""
 
     def __init__(self, store: Store, recipe: Recipe) -> None:
-        one_thread()
+        limit_threads()
         self._store, self._recipe, self._llm = store, recipe, _llm(recipe)
 
     def __call__(self, row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

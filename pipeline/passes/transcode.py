@@ -27,11 +27,16 @@ from pipeline.tables.fragments import fingerprint, plain, write_fragment
 from pipeline.tables.published import RETIRED
 
 
+def pack_fingerprint(recipe: Recipe) -> str:
+    """Return the fingerprint of the options of packing, which both passes that write shards share."""
+    return fingerprint("pack", encode.VERSION, to_dict(recipe.pack))
+
+
 class TranscodePass:
     name, measure = "transcode", "clips"
 
     def fingerprint(self, recipe: Recipe) -> str:
-        return fingerprint("pack", encode.VERSION, to_dict(recipe.pack))
+        return pack_fingerprint(recipe)
 
     def schema(self, recipe: Recipe) -> pa.Schema:
         return index_schema(recipe.pack)

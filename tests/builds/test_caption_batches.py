@@ -32,12 +32,12 @@ def test_a_driver_that_is_killed_while_it_captions_loses_one_batch_and_captions_
     golden_dataset, sample_videos, tmp_path
 ):
     dataset = Path(shutil.copytree(golden_dataset, tmp_path / "dataset"))
-    asked, kill = Counter[str](), threading.Event()
+    requests, kill = Counter[str](), threading.Event()
     fragments_before = len(list((dataset / "state" / "caption").glob("*.parquet")))
 
     def script(request: dict[str, Any], before: int) -> tuple[Any, ...]:
-        asked[clip_of(request)] += 1
-        if sum(asked.values()) == BATCH + 1:  # the first batch is answered, the second is not
+        requests[clip_of(request)] += 1
+        if sum(requests.values()) == BATCH + 1:  # the first batch is answered, the second is not
             while len(list((dataset / "state" / "caption").glob("*.parquet"))) == fragments_before:
                 time.sleep(0.01)
             kill.set()
@@ -58,8 +58,8 @@ def test_a_driver_that_is_killed_while_it_captions_loses_one_batch_and_captions_
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert start().wait(240) == 0
-    assert sorted(asked.values()) == [1, 1, 1, 2], "again only the clip that was asked when the driver was killed"
+    assert sorted(requests.values()) == [1, 1, 1, 2], "again only the clip that was asked when the driver was killed"
     endpoint.close()
     table = read_table(Store(str(dataset)), "tables/clips")
     kept = table.filter(table["keep"]).to_pylist()
-    assert [row["caption"] for row in kept] == [GOOD["dense"]] * len(asked)
+    assert [row["caption"] for row in kept] == [GOOD["dense"]] * len(requests)

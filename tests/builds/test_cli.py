@@ -59,8 +59,8 @@ def test_wrong_input_ends_with_status_2_and_one_line(words, message, video, tmp_
     (tmp_path / "latin").mkdir()
     (tmp_path / "latin" / os.fsdecode(b"caf\xe9.mp4")).touch()
     (tmp_path / "list.csv").write_text("path,caption\n,no\n")
-    made = {name.upper(): str(tmp_path / name) for name in ("out", "full", "latin")}
-    names = {"VIDEO": video, "LIST": str(tmp_path / "list.csv"), **made}
+    folders = {name.upper(): str(tmp_path / name) for name in ("out", "full", "latin")}
+    names = {"VIDEO": video, "LIST": str(tmp_path / "list.csv"), **folders}
     assert main([names.get(word, word) for word in words]) == 2
     error = capsys.readouterr().err
     assert message in error

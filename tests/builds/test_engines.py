@@ -28,7 +28,7 @@ from pipeline.engine.choice import EngineNeeds, check_engine, open_engine
 from pipeline.engine.local import LocalEngine
 from pipeline.engine.ray_engine import RayEngine
 from pipeline.media.faults import trace_of
-from pipeline.passes.embed_worker import one_thread
+from pipeline.passes.embed_worker import limit_threads
 from pipeline.state.units import BuildStopped, UnitResult
 
 
@@ -116,7 +116,7 @@ def test_an_error_in_the_program_comes_out_as_it_was_raised(engine, capfd, own_p
 def test_the_local_engine_gives_back_the_threads_of_opencv_and_torch():
     class Modest:
         def __call__(self, unit: Number) -> UnitResult:
-            one_thread()
+            limit_threads()
             return UnitResult("modest", 1.0)
 
     before = cv2.getNumThreads(), torch.get_num_threads()

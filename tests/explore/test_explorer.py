@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from explorer_client import ids, opened_client
 from starlette.testclient import TestClient
 
 from pipeline.explore.app import PAGE, make_app
@@ -25,12 +26,6 @@ from pipeline.tables.published import read_table
 WRITING = {"x-clipmill-token": "w"}
 
 
-def opened_client(explorer: Explorer) -> TestClient:
-    client = TestClient(make_app(explorer, "t", "w"), base_url="http://127.0.0.1:8000")
-    assert client.get("/?token=t", follow_redirects=False).status_code == 303
-    return client
-
-
 @pytest.fixture(scope="module")
 def client(explorer: Explorer) -> TestClient:
     return opened_client(explorer)
@@ -41,12 +36,6 @@ def table(explored: Path) -> list[dict]:
     clips = read_table(Store(str(explored)), "tables/clips")
     assert clips is not None
     return clips.to_pylist()
-
-
-def ids(client: TestClient, **query: object) -> list[str]:
-    answer = client.get("/api/clips", params=query)
-    assert answer.status_code == 200, answer.text
-    return [clip["id"] for clip in answer.json()["clips"]]
 
 
 @pytest.mark.parametrize(
@@ -332,21 +321,3 @@ def test_a_decision_of_a_clip_that_is_gone_is_listed(explorer, explored, monkeyp
     pq.write_table(pa.Table.from_pylist([gone]), path)  # as a script may write it
     assert [lost["source_uri"] for lost in explorer.describe()["vanished"]] == ["/old.mp4"]
     path.unlink()
-
-
-def test_a_dataset_on_an_object_store_is_explored_in_place(golden_dataset, network, s3, tmp_path):
-    store = Store(f"s3://films/{tmp_path.name}{s3}")
-    for path in sorted(golden_dataset.rglob("*")):
-        if path.is_file() and not path.name.startswith("."):
-            store.write(path.relative_to(golden_dataset).as_posix(), path.read_bytes())
-    explorer = Explorer(store)
-    try:
-        client = opened_client(explorer)
-        kept, *_ = ids(client, where="keep")
-        near = opened_client(Explorer(Store(str(golden_dataset))))
-        for path in (f"/media/{kept}", f"/thumbnails/{kept}"):
-            assert client.get(path).content == near.get(path).content
-        explorer.decide([kept], "reject")
-        assert read_decisions(store)["decision"].to_pylist() == ["reject"]
-    finally:
-        explorer.close()

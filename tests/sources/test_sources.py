@@ -93,11 +93,11 @@ BAD_ROWS = {  # by list: its rows, and why some cannot be used
 def test_a_bad_row_of_a_list_is_a_source_with_a_reason_and_the_others_are_used(folder, name):
     lines, bad = BAD_ROWS[name]
     (folder / name).write_text("\n".join(lines))
-    found = discover([str(folder / name)])
-    rows = {int(file.uri.rpartition(" ")[2]): file.problem for file in found if "#row " in file.uri}
+    files = discover([str(folder / name)])
+    rows = {int(file.uri.rpartition(" ")[2]): file.problem for file in files if "#row " in file.uri}
     assert rows.keys() == bad.keys()
     assert all(rows[number].startswith(reason) for number, reason in bad.items())
-    assert len(found) > len(rows)
+    assert len(files) > len(rows)
 
 
 def test_a_list_without_a_column_for_the_video_says_so(folder):

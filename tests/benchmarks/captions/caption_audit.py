@@ -167,10 +167,10 @@ def still_for_moving(caption: Caption, given: ClipFrames) -> Caption | None:
 def swap_order(caption: Caption, _: ClipFrames) -> Caption | None:
     """The first two sentences that tell what moves change places."""
     parts = [p.strip() for p in re.split(r"(?<=[.;])\s|, then ", caption.dense)]
-    told = [i for i, p in enumerate(parts) if any(c.topic in ("direction", "stop") for c in claims(p.rstrip(".;")))]
-    if len(told) < 2:
+    claiming = [i for i, p in enumerate(parts) if any(c.topic in ("direction", "stop") for c in claims(p.rstrip(".;")))]
+    if len(claiming) < 2:
         return None
-    a, b = told[:2]
+    a, b = claiming[:2]
     parts[a], parts[b] = parts[b], parts[a]
     text = " ".join(p.rstrip(".;").removeprefix("Then ").capitalize() + "." for p in parts)
     return None if text == caption.dense else dataclasses.replace(caption, dense=text)

@@ -28,7 +28,7 @@ from filters.base import Filter, Track, score
 from filters.encoders.base import load_encoder
 from pipeline.config.recipe import Recipe, to_dict
 from pipeline.media.video import MediaError, probe
-from pipeline.passes.embed_worker import Frames, clip_view, one_thread
+from pipeline.passes.embed_worker import Frames, clip_view, limit_threads
 from pipeline.scan.scan import scan
 from pipeline.selection.duplicates import frame_hashes
 from pipeline.sources.discover import Source
@@ -52,7 +52,7 @@ class ScannedFile:
 
 def scanned_file(root: Path, name: str, recipe: Recipe, cache: Path) -> ScannedFile:
     """Return the clips of a file below `root`, every one of them with the scores of every filter."""
-    one_thread()
+    limit_threads()
     path = root / name
     content = hashlib.sha256(path.read_bytes()).hexdigest()
     key = _hash(content, to_dict(recipe.scan), dict(recipe.filters), _scan_code())

@@ -32,9 +32,9 @@ def captions_section(files: Sequence[ScannedFile], labels: Mapping[str, Label]) 
     texts = {file.name: caption for file in files if (caption := _longest(file)) is not None}
     named = [name for name in texts if labels[name].get("main_subject")]
     encoder = SentenceEncoder()
-    said = np.stack([encoder(texts[name].short) for name in named])
+    captions_by_clip = np.stack([encoder(texts[name].short) for name in named])
     meant = np.stack([encoder(f"{labels[name]['main_subject']} {labels[name].get('action') or ''}") for name in named])
-    near = said @ meant.T
+    near = captions_by_clip @ meant.T
     certain = np.array([texts[name].content > 0 for name in named])
     lines = [
         f"captions: {len(texts)} files; against subject and action AUC {_auc(near):.3f} of {len(named)}, "
