@@ -12,15 +12,14 @@ Footage, all of it under licences that allow this use; none of it is in this rep
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import hashlib
 import inspect
 import pickle
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import av
 import cv2
@@ -32,7 +31,7 @@ from joined_films import Film, footage, join
 from labelled_clips import LabelledClip
 
 from pipeline.shots import frame_features, refine
-from pipeline.shots.cascade import TICK, sample_indices
+from pipeline.shots.cascade import EXACT, TICK, sample_indices
 from pipeline.shots.frame_features import REACH
 
 PACKAGES = {  # folder in a package: names
@@ -55,19 +54,16 @@ LICENCES = ("Apache-2.0", "BSD", "CC-BY-4.0", "MIT")
 EXCLUDED = {"IronMan.mp4", "test-sample13.mp4", "output.mp4", "onepiece_demo.mp4", "1034346401.mp4"}
 SIZE = (96, 54)  # pixels of the shots that films are joined of
 TINY = (48, 27)  # pixels of the pictures that the detector sees
-MOVED = 2  # times each boundary is moved at random
+BOUNDARIES = 2  # number of examples of each transition, with boundaries moved at random
+SHORT = 10  # frames of a transition that may be taken for a hard cut
 OFFSET = (0.08, 0.15)  # seconds: mean and deviation of how far outside a boundary the detector places it
 FURTHEST = (-0.4, 0.6)  # seconds: least and greatest such distance
 Pieces = list[np.ndarray]
 
 
-@dataclass(frozen=True)
-class Examples:
-    """Of one film: (n, FEATURES) inputs and (n, 4) targets of the first network, seen by two decoders; (m, INPUTS)
-    inputs and (m,) seconds of the second."""
-
-    moments: list[tuple[np.ndarray, np.ndarray]]
-    limits: tuple[np.ndarray, np.ndarray]
+Moments = tuple[np.ndarray, np.ndarray]  # (n, FEATURES) inputs and (n, 4) targets of the first network
+Limits = tuple[np.ndarray, np.ndarray]  # (m, 27, INPUTS) inputs and (m,) seconds of the second
+T = TypeVar("T")
 
 
 class Footage:
@@ -75,8 +71,8 @@ class Footage:
 
     def __init__(self, web: Path, packages: Sequence[Path], cache: Path) -> None:
         """`packages` are folders in which the packages are unpacked or installed."""
-        self._cache = cache
-        self._pools: dict[int | None, tuple[Pieces, str]] = {}  # pieces of a group, and a hash of all that it can use
+        self.cache = cache
+        self._pools: dict[int | None, str] = {}  # hashes of all the pieces that films of a group are joined of
         self.clips = labelled_clips.labelled(web)
         files: list[Path] = []
         for pattern in [f"{folder}/{name}" for folder, names in PACKAGES.items() for name in names]:
@@ -87,7 +83,7 @@ class Footage:
         self.packages = [piece for path in files for piece in self._pieces(path)]
 
     def _pieces(self, path: Path) -> Pieces:
-        return kept(self._cache, "pieces", [file_hash(path), joined_films], lambda: list(_unlabelled(path)))
+        return kept(self.cache, "pieces", [file_hash(path), joined_films], lambda: list(_unlabelled(path)))
 
     def group(self, number: int) -> Pieces:
         """The pieces of GROUPS[number]."""
@@ -96,26 +92,38 @@ class Footage:
 
     def pieces_of(self, clip: LabelledClip) -> Pieces:
         key = [file_hash(clip.path), str((clip.cuts, clip.gradual, clip.uncertain)), labelled_clips, joined_films]
-        return kept(self._cache, "labelled", key, lambda: list(labelled_clips.pieces(clip, SIZE)))
+        return kept(self.cache, "labelled", key, lambda: list(labelled_clips.pieces(clip, SIZE)))
 
-    def examples(self, group: int | None, seeds: range) -> Iterator[Examples]:
-        """Examples of films of a group, or of the packages alone."""
+    def film(self, group: int | None, seed: int) -> Film:
+        """A film of a group, or of the packages alone, with frames (n, 27, 48, 3)."""
+        own = [] if group is None else self.group(group)
+        return self._of_pool("films", group, seed, [], lambda: small(joined_film(own, self.packages, seed)))
+
+    def moments(self, group: int | None, seed: int) -> list[Moments]:
+        """Examples of the first network from one film, as two decoders give its frames."""
+        code = [frame_features, *map(inspect.getsource, (_moments, analysed))]
+        random = np.random.default_rng(seed)
+        make = lambda: [_moments(self.film(group, seed), random) for _ in range(2)]  # noqa: E731
+        return self._of_pool("moments", group, seed, code, make)
+
+    def limits(self, group: int | None, seed: int) -> Limits:
+        """Examples of the second network from one film."""
+        code = [frame_features, refine, *map(inspect.getsource, (_limits, analysed))]
+        make = lambda: _limits(self.film(group, seed), np.random.default_rng(seed))  # noqa: E731
+        return self._of_pool("limits", group, seed, code, make)
+
+    def _of_pool(self, name: str, group: int | None, seed: int, code: list[Any], make: Callable[[], T]) -> T:
         if group not in self._pools:
-            own = [] if group is None else self.group(group)
             content = hashlib.sha256()
-            for piece in [*own, *self.packages]:
+            for piece in [*([] if group is None else self.group(group)), *self.packages]:
                 content.update(piece.tobytes())
-            self._pools[group] = own, content.hexdigest()
-        own, pool = self._pools[group]
-        code = [joined_films, moving_shots, frame_features, refine]
-        code += [inspect.getsource(part) for part in (joined_film, _examples, _moments, _limits, analysed)]
-        for seed in seeds:
-            film = functools.partial(joined_film, own, self.packages, seed)
-            yield kept(self._cache, "films", [pool, seed, *code], lambda film=film, seed=seed: _examples(film(), seed))
+            self._pools[group] = content.hexdigest()
+        films = [joined_films, moving_shots, inspect.getsource(joined_film)]
+        return kept(self.cache, name, [self._pools[group], seed, *films, *code], make)
 
     def proxies(self, clip: LabelledClip) -> tuple[np.ndarray, np.ndarray]:
         """Times (n,) in seconds from the first frame, and (n, 27, 48, 3) uint8 RGB frames as a scan sees them."""
-        return kept(self._cache, "proxies", [file_hash(clip.path)], lambda: _proxies(clip.path))
+        return kept(self.cache, "proxies", [file_hash(clip.path)], lambda: _proxies(clip.path))
 
 
 def licensed(clip: LabelledClip) -> bool:
@@ -148,13 +156,10 @@ def joined_film(own: Pieces, others: Pieces, seed: int) -> Film:
     return join(pool, 1000 + seed, 40, (25.0, 30.0, 24.0)[seed % 3], motion=seed % 4 != 0)
 
 
-def _examples(film: Film, seed: int) -> Examples:
-    random = np.random.default_rng(seed)
+def small(film: Film) -> Film:
+    """The film in the size that the detector sees."""
     tiny = np.stack([cv2.resize(frame, TINY, interpolation=cv2.INTER_AREA) for frame in film.frames])
-    moments = [_moments(film, tiny, random) for _ in range(2)]
-    limits = list(_limits(film, tiny, random))
-    inputs = np.stack([x for x, _ in limits]) if limits else np.zeros((0, refine.INPUTS), np.float32)
-    return Examples(moments, (inputs, np.array([y for _, y in limits], np.float32)))
+    return dataclasses.replace(film, frames=tiny)
 
 
 def analysed(count: int, random: np.random.Generator) -> np.ndarray:
@@ -172,10 +177,11 @@ def _noisy(tiny: np.ndarray, most: float, random: np.random.Generator) -> np.nda
     return np.clip(tiny + random.normal(0, random.uniform(0.5, most), tiny.shape), 0, 255).astype(np.uint8)
 
 
-def _moments(film: Film, tiny: np.ndarray, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def _moments(film: Film, random: np.random.Generator) -> Moments:
     """Features (n, FEATURES), and targets (n, 4): a cut in the gap before this frame, this frame inside a transition,
     and ticks since that began and until it ends, NaN outside."""
     fps = float(random.choice([15, 24, 25, 30, 30, 50]))
+    tiny = film.frames
     frames = analysed(len(tiny), random) if 20 < fps < 50 else np.arange(len(tiny))
     chosen = frames[sample_indices(frames / fps)]
     rows = np.clip(np.arange(-REACH, len(chosen) + REACH), 0, len(chosen) - 1)
@@ -192,28 +198,35 @@ def _moments(film: Film, tiny: np.ndarray, random: np.random.Generator) -> tuple
     return inputs.astype(np.float16), target
 
 
-def _limits(film: Film, tiny: np.ndarray, random: np.random.Generator) -> Iterator[tuple[np.ndarray, float]]:
+def _limits(film: Film, random: np.random.Generator) -> Limits:
     """Inputs of the second network for boundaries near true ones, and seconds from such a boundary to the frame of the
-    transition that is nearest to the shot."""
-    frames = analysed(len(tiny), random)
-    times, colour = frames / film.fps, _noisy(tiny[frames], 4, random)
-    for kind, begin, end in film.joins:
-        if kind == "cut":
-            continue
-        first, last = begin / film.fps, (end - 1) / film.fps
-        for _ in range(1 + MOVED):
+    transition that is nearest to the shot. Short transitions are also given as the hard cuts that they look like."""
+    total = len(film.frames)
+    inputs, seconds = [np.zeros((0, len(refine.AROUND), refine.INPUTS), np.float32)], []
+    chosen, noisy = analysed(total, random), _noisy(film.frames, 4, random)
+    for kind, begin, end in [join for join in film.joins for _ in range(BOUNDARIES)]:
+        if kind == "cut" or (end - begin <= SHORT and random.random() < 0.4):
+            cut = begin if kind == "cut" else int(random.integers(begin, end + 1))
+            leave = enter = (cut - 0.5) / film.fps
+            exact = np.arange(max(0, cut - 3), min(total, cut + 3))
+        else:
             outside = np.clip(random.normal(*OFFSET, 2), *FURTHEST)
-            leave, enter = first - outside[0], last + outside[1]
+            leave, enter = begin / film.fps - outside[0], (end - 1) / film.fps + outside[1]
             if leave + 0.1 > enter:
                 continue
-            near = (times > leave - 3) & (times < enter + 3)
-            t, c = times[near], colour[near]
-            before = refine.features(t, c, leave, enter)
-            after = refine.features(-t[::-1], c[::-1], -enter, -leave)
-            if before is not None:
-                yield before, first - leave
-            if after is not None:
-                yield after, enter - last
+            exact = np.flatnonzero(np.abs(np.arange(total)[:, None] / film.fps - [leave, enter]).min(axis=1) < EXACT)
+        frames = np.union1d(chosen, exact) if random.random() < 0.85 else chosen
+        times = frames / film.fps
+        near = (times > leave - 3) & (times < enter + 3)
+        times, colour = times[near], noisy[frames[near]]
+        before = refine.features(times, colour, leave, enter)
+        after = refine.features(-times[::-1], colour[::-1], -enter, -leave)
+        first, last = (begin, begin - 1) if kind == "cut" else (begin, end - 1)
+        for row, away in ((before, first / film.fps - leave), (after, enter - last / film.fps)):
+            if row is not None and refine.AROUND[0] < away < refine.AROUND[-1]:
+                inputs.append(row[None])
+                seconds.append(away)
+    return np.concatenate(inputs), np.array(seconds, np.float32)
 
 
 def file_hash(path: Path) -> str:

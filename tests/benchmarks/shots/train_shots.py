@@ -17,11 +17,14 @@ groups and 142 of packages, so a run gives other bytes.
 from __future__ import annotations
 
 import argparse
+import hashlib
+import inspect
 import multiprocessing
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -33,39 +36,46 @@ sys.path[:0] = [str(Path(__file__).parents[3]), str(Path(__file__).parents[2] / 
 
 from labelled_clips import LabelledClip  # noqa: E402
 from real_shots import Clips, Found  # noqa: E402
-from shot_examples import GROUPS, Examples, Footage, analysed, joined_film, licensed  # noqa: E402
+from shot_examples import GROUPS, Footage, Limits, Moments, analysed, joined_film, kept, licensed  # noqa: E402
 from shots_accuracy import Score, frame_at  # noqa: E402
 
 from pipeline.media.proxy import Proxy  # noqa: E402
+from pipeline.shots import refine  # noqa: E402
 from pipeline.shots.cascade import DILATIONS, WIDTH, Cascade  # noqa: E402
 from pipeline.shots.frame_features import FEATURES  # noqa: E402
 from pipeline.shots.refine import INPUTS  # noqa: E402
 from pipeline.shots.shot_weights import weights  # noqa: E402
 
 SHIPPED = Path(__file__).parents[3] / "pipeline" / "shots" / "shots.npz"
+SAVE_EVERY = 250  # steps between two checkpoints of the first network
 LENGTH, BATCH = 160, 24  # moments of a training sequence, and sequences of a step
 QUANTILE = 0.93  # how often the first network's limits must not lie further in than true ones
 NEAR = 12  # ticks: moments further inside a transition say nothing of a limit
-HIDDEN = 48  # units of each hidden layer of the second network
-REFINED = 0.97  # how often the second network must not place a boundary inside a transition
 JUDGED = range(900, 906)  # seeds of the films that a fold is judged on
 Arrays = dict[str, np.ndarray]
 
 
 class Net(nn.Module):
-    """The network of pipeline.shots.cascade.judge, to be trained. (b, FEATURES, n) -> (b, 4, n): logits and ticks."""
+    """The network of pipeline.shots.shot_weights.logits, to be trained. (b, inputs, n) -> (b, outputs, n)."""
 
-    def __init__(self) -> None:
+    def __init__(self, inputs: int, width: int, dilations: Sequence[int], outputs: int) -> None:
         super().__init__()
-        self.first = nn.Conv1d(FEATURES, WIDTH, 1)
-        self.blocks = nn.ModuleList(nn.Conv1d(WIDTH, WIDTH, 3, dilation=d, padding=d) for d in DILATIONS)
-        self.last = nn.Conv1d(WIDTH, 4, 1)
+        self.first = nn.Conv1d(inputs, width, 1)
+        self.blocks = nn.ModuleList(nn.Conv1d(width, width, 3, dilation=d, padding=d) for d in dilations)
+        self.last = nn.Conv1d(width, outputs, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = functional.relu(self.first(x))
         for block in self.blocks:
             x = x + functional.relu(block(functional.dropout(x, 0.1, self.training)))
         return self.last(x)
+
+    def arrays(self, mean: np.ndarray, deviation: np.ndarray, prefix: str) -> Arrays:
+        """Weights by the names of `logits`; the standardisation of the inputs goes into the first layer."""
+        state = {name.replace(".", "_"): value.detach().numpy() for name, value in self.state_dict().items()}
+        weight = state["first_weight"][:, :, 0] / deviation
+        state |= {"first_bias": state["first_bias"] - weight @ mean, "first_weight": weight[:, :, None]}
+        return {prefix + name: value.astype(np.float32) for name, value in state.items()}
 
 
 def limit_loss(predicted: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
@@ -77,20 +87,33 @@ def limit_loss(predicted: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
     return (torch.maximum(QUANTILE * short, (QUANTILE - 1) * short) * weight).sum() / weight.sum().clamp(min=1)
 
 
-def train_moments(films: Sequence[Examples], steps: int) -> Arrays:
-    """Weights of the first network, by the names of cascade.judge."""
-    examples = [pair for film in films for pair in film.moments if len(pair[0]) >= LENGTH]
+def train_moments(examples: Sequence[Moments], steps: int, checkpoint: Path) -> Arrays:
+    """Weights of the first network, by the names of cascade.judge. An interrupted run continues from `checkpoint`."""
+    examples = [pair for pair in examples if len(pair[0]) >= LENGTH]
     sample = np.concatenate([x[::4] for x, _ in examples]).astype(np.float32)
     mean, deviation = sample.mean(axis=0), sample.std(axis=0) + 1e-3
     inputs = [torch.from_numpy((x.astype(np.float32) - mean) / deviation).half() for x, _ in examples]
     targets = [torch.from_numpy(y) for _, y in examples]
     torch.manual_seed(0)
-    random = np.random.default_rng(0)
-    net = Net()
+    net = Net(FEATURES, WIDTH, DILATIONS, 4)
     optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, steps)
     positive = torch.tensor([[2.0], [1.0]])
-    for step in range(steps):
+    parts: dict[str, Any] = {"net": net, "optimizer": optimizer, "schedule": schedule}
+    begin = 0
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, weights_only=False)
+        begin = saved["step"]
+        for name, part in parts.items():
+            part.load_state_dict(saved[name])
+    for step in range(begin, steps):
+        if step % SAVE_EVERY == 0 and step > begin:
+            state = {name: part.state_dict() for name, part in parts.items()}
+            torch.save({"step": step, **state}, checkpoint.with_suffix(".part"))
+            checkpoint.with_suffix(".part").replace(checkpoint)
+            print(f"  {checkpoint.stem} step {step}: loss {loss.item():.4f}", flush=True)
+        torch.manual_seed(step)  # the same batches and dropout after an interruption
+        random = np.random.default_rng(step)
         rows = random.integers(len(inputs), size=BATCH)
         starts = [int(random.integers(len(inputs[i]) - LENGTH + 1)) for i in rows]
         x = torch.stack([inputs[i][a : a + LENGTH] for i, a in zip(rows, starts, strict=True)]).float().transpose(1, 2)
@@ -102,38 +125,48 @@ def train_moments(films: Sequence[Examples], steps: int) -> Arrays:
         loss.backward()
         optimizer.step()
         schedule.step()
-        if step % 1000 == 0:
-            print(f"  step {step}: loss {loss.item():.4f}", flush=True)
-    state = {name.replace(".", "_"): value.detach().numpy() for name, value in net.state_dict().items()}
-    weight = state["first_weight"][:, :, 0] / deviation  # standardisation goes into the first layer
-    state |= {"first_bias": state["first_bias"] - weight @ mean, "first_weight": weight[:, :, None]}
-    return {name: value.astype(np.float32) for name, value in state.items()}
+    return net.arrays(mean, deviation, "")
 
 
-def train_limits(films: Sequence[Examples], steps: int) -> Arrays:
-    """Weights of the second network, by the names of refine._shift."""
-    inputs = np.concatenate([film.limits[0] for film in films])
-    true = torch.from_numpy(np.concatenate([film.limits[1] for film in films]))
+def trained_moments(footage: Footage, without: int | None, films: int, steps: int) -> Arrays:
+    """Return the first network's weights, trained on all groups but one, from the cache if they are there."""
+    examples = [pair for group, seed in sources(without, films) for pair in footage.moments(group, seed)]
+    content = hashlib.sha256()
+    for pair in examples:
+        for array in pair:
+            content.update(array.tobytes())
+    key = [content.hexdigest(), steps, inspect.getsource(train_moments), inspect.getsource(Net)]
+    checkpoint = footage.cache / f"checkpoint-{without}-{films}-{steps}.pt"
+    return kept(footage.cache, "networks", key, lambda: train_moments(examples, steps, checkpoint))
+
+
+def sources(without: int | None, films: int) -> Iterator[tuple[int | None, int]]:
+    """Groups and seeds of the films that are trained on."""
+    for group in (None, *range(len(GROUPS))):
+        if group is None or group != without:
+            yield from ((group, seed) for seed in range(films))
+
+
+def train_limits(examples: Sequence[Limits], steps: int) -> Arrays:
+    """Weights of the second network, by the names of refine.shift: whether a transition has started, 0 to 1."""
+    inputs = np.concatenate([x for x, _ in examples])
+    away = refine.AROUND - np.concatenate([y for _, y in examples])[:, None]  # seconds from its first frame
+    mean, deviation = inputs.mean(axis=(0, 1)), inputs.std(axis=(0, 1)) + 0.01
+    x = torch.from_numpy((inputs - mean) / deviation).transpose(1, 2)
+    target = torch.from_numpy((away / refine.STEP + 1).clip(0, 1).astype(np.float32))
+    weight = torch.from_numpy((1 / (1 + np.abs(away) / (2 * refine.STEP))).astype(np.float32))
     torch.manual_seed(0)
-    mean, deviation = inputs.mean(axis=0), inputs.std(axis=0) + 0.01
-    x = torch.from_numpy(((inputs - mean) / deviation).clip(-5, 5))
-    layers = [nn.Linear(INPUTS, HIDDEN), nn.Linear(HIDDEN, HIDDEN), nn.Linear(HIDDEN, 1)]
-    net = nn.Sequential(layers[0], nn.ReLU(), nn.Dropout(0.15), layers[1], nn.ReLU(), nn.Dropout(0.15), layers[2])
+    net = Net(refine.INPUTS, refine.WIDTH, refine.DILATIONS, 1)
     optimizer = torch.optim.AdamW(net.parameters(), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, steps)
     for _ in range(steps):
-        batch = torch.randint(len(x), (256,))
-        short = 10 * true[batch] - net(x[batch])[:, 0]  # in tenths of a second
-        loss = torch.maximum((1 - REFINED) * short, -REFINED * short).mean()
+        rows = torch.randint(len(x), (128,))
+        loss = functional.binary_cross_entropy_with_logits(net(x[rows])[:, 0], target[rows], weight=weight[rows])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
-    arrays = {"mean": mean, "deviation": deviation}
-    for i, layer in enumerate(layers):
-        unit = 10 if layer is layers[2] else 1
-        arrays |= {f"weight{i}": layer.weight.detach().numpy() / unit, f"bias{i}": layer.bias.detach().numpy() / unit}
-    return {f"limits_{name}": value.astype(np.float32) for name, value in arrays.items()}
+    return net.arrays(mean, deviation, "limits_")
 
 
 _footage: list[Footage] = []
