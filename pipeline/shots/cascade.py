@@ -34,7 +34,8 @@ MARGIN = 0.9  # factor by which predicted distances to boundaries are scaled; ch
 EXACT = 0.3  # seconds around both boundaries of a gradual transition in which all frames are decoded
 BESIDE = 0.12  # seconds from a hard cut to the frames that represent both shots
 ABRUPT = 0.7  # lowest ratio of the change at a hard cut to the difference of both shots; lower may be gradual
-WIDENED = 0.2  # probability that a transition has started at which a boundary is placed beside an apparent hard cut
+STARTED = 0.1  # probability that a transition has started, or has not ended, at which its boundaries are placed
+WIDENED = 0.2  # such a probability, more than a frame away from a hard cut, above which the cut is gradual
 SURE = 0.95  # probability of a certain hard cut; on such films 65 true cuts had >= 0.991, false ones <= 0.893
 
 
@@ -173,13 +174,19 @@ class Cascade:
         begin = max((c.last[1].time for c in certain if c.last[1].time < event.first_inside), default=-math.inf)
         end = min((c.first[0].time for c in certain if c.first[0].time > event.last_inside), default=math.inf)
         last_enter = self._last_enter
-        earlier = [self._cut(gaps, event.last_old_time) for gaps in event.cuts if gaps.last[1].time <= max(leave, begin)]
+        earlier = [
+            self._cut(gaps, event.last_old_time) for gaps in event.cuts if gaps.last[1].time <= max(leave, begin)
+        ]
         gradual = self._gradual(event, leave, enter, (begin, end))
         if gradual is None:
             self._last_enter = last_enter
             return [self._cut(gaps, event.last_old_time) for gaps in event.cuts]
         self._last_enter = gradual.enter
-        return [*earlier, gradual, *(self._cut(gaps, event.last_old_time) for gaps in event.cuts if gaps.first[0].time >= gradual.enter)]
+        return [
+            *earlier,
+            gradual,
+            *(self._cut(gaps, event.last_old_time) for gaps in event.cuts if gaps.first[0].time >= gradual.enter),
+        ]
 
     def _cut(self, gaps: _Gaps, earliest: float) -> Transition:
         """Return the hard cut in a gap, or the short gradual transition that looked like one. With several gaps, frames
@@ -218,7 +225,7 @@ class Cascade:
         clear = [-refine.shift(side, WIDENED) for side in sides if side is not None]
         if len(clear) < 2 or max(clear) < 1.5 * self._frame:
             return after, after
-        out, back = (-refine.shift(side, refine.STARTED) for side in sides if side is not None)
+        out, back = (-refine.shift(side, STARTED) for side in sides if side is not None)
         return min(middle - out, after), max(middle + back, after)
 
     def _arrays(self, first: float, last: float) -> tuple[np.ndarray, np.ndarray]:
@@ -231,12 +238,12 @@ class Cascade:
         both sides; None if `is_transition` rejects it."""
         first, last = max(leave, bounds[0]), min(enter, bounds[1])
         times, colour = self._arrays(-math.inf, math.inf)
-        leave, enter = refine.refine(times, colour, first, last)
+        leave, enter = refine.refine(times, colour, first, last, STARTED)
         if not is_transition(event.peak, enter - leave, blend(times, colour, leave, enter)):
             return None
         if self._between is not None:
             self._decode_edges(leave, enter)
-            leave, enter = refine.refine(*self._arrays(-math.inf, math.inf), leave, enter)
+            leave, enter = refine.refine(*self._arrays(-math.inf, math.inf), leave, enter, STARTED)
         leave = max(leave, math.nextafter(event.last_old_time, math.inf), self._last_enter, bounds[0])
         enter = max(leave, min(enter, self._frames[-1].time, bounds[1]))  # the new shot has at least one frame
         return Transition(min(leave, enter), enter)

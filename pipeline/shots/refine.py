@@ -24,17 +24,18 @@ FEW = (24, 78, 390)  # numbers of most changed values, out of 3,888 in a small p
 PIXELS = 65  # number of least predictable pixels, out of 1,296, that are averaged
 INPUTS = 27  # channels of the network's input
 WIDTH, DILATIONS = 32, (1, 2, 4)  # channels of the network, and steps between the taps of each convolution
-STARTED = 0.1  # probability that the transition has started at which a boundary is placed: clips without a frame of a
-# transition are worth more than the two or three frames of footage that this costs on each side
 
 
-def refine(times: np.ndarray, colour: np.ndarray, leave: float, enter: float) -> tuple[float, float]:
-    """Return corrected boundaries of a transition that lies near `leave` to `enter`, seconds. `times` (n,) rise,
-    `colour` is (n, 27, 48, 3) uint8. A boundary without a frame of a shot next to it is returned unchanged."""
+def refine(
+    times: np.ndarray, colour: np.ndarray, leave: float, enter: float, probability: float
+) -> tuple[float, float]:
+    """Return corrected boundaries of a transition that lies near `leave` to `enter`, seconds: where the transition has
+    started, and not yet ended, with the given probability. `times` (n,) rise, `colour` is (n, 27, 48, 3) uint8. A
+    boundary without a frame of a shot next to it is returned unchanged."""
     out = features(times, colour, leave, enter)
     back = features(-times[::-1], colour[::-1], -enter, -leave)
-    first = leave if out is None else leave + shift(out, STARTED)
-    last = enter if back is None else enter - shift(back, STARTED)
+    first = leave if out is None else leave + shift(out, probability)
+    last = enter if back is None else enter - shift(back, probability)
     return (first, last) if first < last else (leave, enter)
 
 

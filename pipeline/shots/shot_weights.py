@@ -1,4 +1,4 @@
-"""The networks of `shots: cascade`: their weights, made by tests/benchmarks/shots/train_shots.py, and their evaluation."""
+"""The two networks of `shots: cascade`: their evaluation, and weights made by tests/benchmarks/shots/train_shots.py."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from videos import pan, texture
 from pipeline.media.proxy import Proxy, shrink
 from pipeline.media.video import Video
 from pipeline.shots.blend import blend, is_transition
-from pipeline.shots.cascade import Cascade
+from pipeline.shots.cascade import STARTED, Cascade
 from pipeline.shots.detectors import Adaptive, Stride
 from pipeline.shots.frame_features import unlike
 from pipeline.shots.refine import refine
@@ -214,7 +214,7 @@ def test_limits_that_are_known_roughly_are_found_to_a_few_frames_and_never_insid
     a, b = (cv2.resize(texture(seed), (48, 27), interpolation=cv2.INTER_AREA) for seed in (3, 53))
     share = np.clip((np.arange(75) - first + 1) / (last - first + 1), 0, 1)[:, None, None, None]
     frames, times = ((1 - share) * a + share * b).round().astype(np.uint8), np.arange(75) / 25
-    leave, enter = refine(times[::step], frames[::step], first / 25 + moved, last / 25 - moved)
+    leave, enter = refine(times[::step], frames[::step], first / 25 + moved, last / 25 - moved, STARTED)
     assert (first - 4) / 25 < leave <= first / 25
     assert (last - 1) / 25 < enter < (last + 3) / 25
 

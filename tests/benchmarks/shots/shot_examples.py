@@ -204,7 +204,7 @@ def _limits(film: Film, random: np.random.Generator) -> Limits:
     total = len(film.frames)
     inputs, seconds = [np.zeros((0, len(refine.AROUND), refine.INPUTS), np.float32)], []
     chosen, noisy = analysed(total, random), _noisy(film.frames, 4, random)
-    for kind, begin, end in [join for join in film.joins for _ in range(BOUNDARIES)]:
+    for kind, begin, end in [transition for transition in film.joins for _ in range(BOUNDARIES)]:
         if kind == "cut" or (end - begin <= SHORT and random.random() < 0.4):
             cut = begin if kind == "cut" else int(random.integers(begin, end + 1))
             leave = enter = (cut - 0.5) / film.fps

@@ -22,7 +22,7 @@ import inspect
 import multiprocessing
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +36,13 @@ sys.path[:0] = [str(Path(__file__).parents[3]), str(Path(__file__).parents[2] / 
 
 from labelled_clips import LabelledClip  # noqa: E402
 from real_shots import Clips, Found  # noqa: E402
-from shot_examples import GROUPS, Footage, Limits, Moments, analysed, joined_film, kept, licensed  # noqa: E402
+from shot_examples import GROUPS, Footage, Limits, Moments, analysed, joined_film, kept, licensed, small  # noqa: E402
 from shots_accuracy import Score, frame_at  # noqa: E402
 
 from pipeline.media.proxy import Proxy  # noqa: E402
 from pipeline.shots import refine  # noqa: E402
 from pipeline.shots.cascade import DILATIONS, WIDTH, Cascade  # noqa: E402
 from pipeline.shots.frame_features import FEATURES  # noqa: E402
-from pipeline.shots.refine import INPUTS  # noqa: E402
 from pipeline.shots.shot_weights import weights  # noqa: E402
 
 SHIPPED = Path(__file__).parents[3] / "pipeline" / "shots" / "shots.npz"
@@ -51,6 +50,7 @@ SAVE_EVERY = 250  # steps between two checkpoints of the first network
 LENGTH, BATCH = 160, 24  # moments of a training sequence, and sequences of a step
 QUANTILE = 0.93  # how often the first network's limits must not lie further in than true ones
 NEAR = 12  # ticks: moments further inside a transition say nothing of a limit
+LIMIT_STEPS = 2500  # training steps of the second network
 JUDGED = range(900, 906)  # seeds of the films that a fold is judged on
 Arrays = dict[str, np.ndarray]
 
@@ -100,7 +100,7 @@ def train_moments(examples: Sequence[Moments], steps: int, checkpoint: Path) -> 
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, steps)
     positive = torch.tensor([[2.0], [1.0]])
     parts: dict[str, Any] = {"net": net, "optimizer": optimizer, "schedule": schedule}
-    begin = 0
+    begin, loss = 0, torch.zeros(())
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=False)
         begin = saved["step"]
@@ -128,16 +128,23 @@ def train_moments(examples: Sequence[Moments], steps: int, checkpoint: Path) -> 
     return net.arrays(mean, deviation, "")
 
 
-def trained_moments(footage: Footage, without: int | None, films: int, steps: int) -> Arrays:
-    """Return the first network's weights, trained on all groups but one, from the cache if they are there."""
-    examples = [pair for group, seed in sources(without, films) for pair in footage.moments(group, seed)]
+def trained(footage: Footage, without: int | None, films: int, steps: int) -> Arrays:
+    """Return the weights of both networks, trained on all groups but one, from the cache if they are there."""
+    moments = [pair for group, seed in sources(without, films) for pair in footage.moments(group, seed)]
+    key = [content_hash(moments), steps, inspect.getsource(train_moments), inspect.getsource(Net)]
+    checkpoint = footage.cache / f"checkpoint-{without}-{films}-{steps}.pt"
+    first = kept(footage.cache, "networks", key, lambda: train_moments(moments, steps, checkpoint))
+    limits = [footage.limits(group, seed) for group, seed in sources(without, films)]
+    key = [content_hash(limits), inspect.getsource(train_limits), inspect.getsource(Net)]
+    return dict(first) | kept(footage.cache, "networks", key, lambda: train_limits(limits, LIMIT_STEPS))
+
+
+def content_hash(examples: Sequence[tuple[np.ndarray, np.ndarray]]) -> str:
     content = hashlib.sha256()
     for pair in examples:
         for array in pair:
             content.update(array.tobytes())
-    key = [content.hexdigest(), steps, inspect.getsource(train_moments), inspect.getsource(Net)]
-    checkpoint = footage.cache / f"checkpoint-{without}-{films}-{steps}.pt"
-    return kept(footage.cache, "networks", key, lambda: train_moments(examples, steps, checkpoint))
+    return content.hexdigest()
 
 
 def sources(without: int | None, films: int) -> Iterator[tuple[int | None, int]]:
@@ -174,14 +181,12 @@ _footage: list[Footage] = []
 
 def _film(group: int | None, seed: int) -> None:
     """Put the examples of a film into the cache."""
-    list(_footage[0].examples(group, range(seed, seed + 1)))
+    _footage[0].moments(group, seed)
+    _footage[0].limits(group, seed)
 
 
 def _trained(without: int | None, films: int, steps: int) -> Arrays:
-    """Weights of both networks, of all groups but one."""
-    groups = [None, *(group for group in range(len(GROUPS)) if group != without)]
-    chosen = [film for group in groups for film in _footage[0].examples(group, range(films))]
-    return train_moments(chosen, steps) | train_limits(chosen, steps)
+    return trained(_footage[0], without, films, steps)
 
 
 def detected(times: np.ndarray, colour: np.ndarray, fps: float, seed: int) -> Found:
@@ -202,10 +207,9 @@ def judge(
         fps = (len(times) - 1) / max(float(times[-1]), 1e-3)
         counts.add(clip, detected(times, colour, fps, 0))
     for seed in JUDGED if len(pool) > 1 else ():
-        film = joined_film(list(pool), [], seed)
-        tiny = np.stack([cv2.resize(frame, (48, 27), interpolation=cv2.INTER_AREA) for frame in film.frames])
-        times = np.arange(len(tiny)) / film.fps
-        spans = [(frame_at(a, times), frame_at(b, times)) for a, b in detected(times, tiny, film.fps, seed)]
+        film = small(joined_film(list(pool), [], seed))
+        times = np.arange(len(film.frames)) / film.fps
+        spans = [(frame_at(a, times), frame_at(b, times)) for a, b in detected(times, film.frames, film.fps, seed)]
         score.add(film, [span for span in spans if span[0] > 0])
 
 
@@ -231,14 +235,14 @@ def main() -> None:
     _footage.append(footage)  # processes that are forked now have it
     with multiprocessing.get_context("fork").Pool(options.processes) as pool:
         pool.starmap(_film, tasks, chunksize=4)
-        trained = pool.starmap(_trained, [(group, options.films, options.steps) for group in without], chunksize=1)
+        results = pool.starmap(_trained, [(group, options.films, options.steps) for group in without], chunksize=1)
     if not options.folds:
-        np.savez_compressed(options.out, **trained[0])
+        np.savez_compressed(options.out, **results[0])
         print("wrote", options.out, options.out.stat().st_size, "bytes")
         return
     shipped = dict(weights())
     counts, score = Clips(), Score()
-    for group, arrays in zip(without, trained, strict=True):
+    for group, arrays in zip(without, results, strict=True):
         weights().update(arrays)
         clips = [clip for clip in footage.clips if clip.source in GROUPS[group] and licensed(clip)]
         judge(footage, clips, footage.group(group), counts, score)
