@@ -28,7 +28,7 @@ PAGES = ("README.md", "report.html")
 FOLDERS = ("state/", "stats/", "tables/", "shards/", "decisions/")
 ROWS = 500_000  # clips per file of the finished table
 UNPUBLISHED = (  # columns that only a build needs
-    *("unit", "scan_at", "embed_at", "captioned", "scored"),
+    *("unit", "scan_fragment", "embed_fragment", "captioned", "scored"),
     *("frame_embeddings", "caption_dense"),
 )
 PREVIOUS = "state/previous.json"  # the files of the dataset before this one, which readers may still have open

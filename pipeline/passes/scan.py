@@ -21,7 +21,7 @@ from pipeline.state.units import Part, ScanUnit
 from pipeline.storage.store import Store
 from pipeline.tables.fragments import replace_column
 
-BATCH = 10_000  # rows converted to Python objects at a time
+ROWS_AT_ONCE = 10_000  # rows converted to Python objects at a time
 LEAST_WORKERS = 32  # size units for at least this many workers, so that nodes that join later get work
 SMALLEST_UNIT = 10.0  # seconds of video; smaller units cost more to commit than they gain
 OPENING = 1.0  # seconds of video whose decoding costs as much as opening a file
@@ -43,9 +43,6 @@ class ScanPass:
 
     def fingerprint(self, recipe: Recipe) -> str:
         return fingerprints.scan_fingerprint(recipe)
-
-    def schema(self, recipe: Recipe) -> pa.Schema:
-        return fingerprints.scan_schema(recipe)
 
     def uses_gpu(self, recipe: Recipe) -> bool:
         return False
@@ -116,7 +113,7 @@ def scan_units(parts: pa.Table, recipe: Recipe, workers: int) -> Iterator[ScanUn
 
 
 def _objects(parts: pa.Table) -> Iterator[Part]:
-    for batch in parts.to_batches(max_chunksize=BATCH):
+    for batch in parts.to_batches(max_chunksize=ROWS_AT_ONCE):
         for row in batch.to_pylist():
             segment = None if row["first"] is None else (row["first"], row["last"])
             yield Part(Source(row["source_id"], row["source_uri"]), row["duration"], segment)

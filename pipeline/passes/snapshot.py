@@ -40,7 +40,7 @@ class PlannedShard(NamedTuple):
 
     path: str
     name: str
-    clips: int
+    positions: np.ndarray  # (k,) int64: its clips, as row numbers of `Snapshot.kept`
     finished: bool
 
 
@@ -182,7 +182,7 @@ def _slim(rows: pa.Table) -> pa.Table:
     texts = pc.if_else(pc.and_(rows["captioned"], pc.is_null(rows["caption_error"])), "", pa.scalar(None, pa.string()))
     rows = rows.append_column("caption", texts)
     rows = rows.drop_columns(["start_pts", "end_pts", "metadata", "caption_error"])
-    for name in ("unit", "scan_at", "embed_at"):
+    for name in ("unit", "scan_fragment", "embed_fragment"):
         column = rows[name].combine_chunks()
         if not pa.types.is_dictionary(column.type):
             rows = rows.set_column(rows.schema.get_field_index(name), name, column.dictionary_encode())

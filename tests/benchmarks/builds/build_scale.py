@@ -199,8 +199,8 @@ class Captions:
             by_fragment[part.clips.fragment].append(part.clips)
         given: list[dict[str, Any]] = []
         for fragment, parts in by_fragment.items():
-            edges = [part.span for part in parts if part.span]
-            whole = IdRange(min(span.first for span in edges), max(span.end for span in edges))
+            ranges = [part.sources for part in parts if part.sources]
+            whole = IdRange(min(ids.first for ids in ranges), max(ids.end for ids in ranges))
             rows = Fragment(fragment, {}).rows(self._store, ["clip_id"], whole)
             wanted = pa.array([clip for part in parts for clip in part.clip_ids or ()])
             rows = rows.filter(pc.is_in(rows["clip_id"], wanted))
