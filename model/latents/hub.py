@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model.backbones.source import load_diffusers
 from model.errors import LatentError
 
 
@@ -19,11 +20,7 @@ class HubLatents:
 
     def __init__(self, source: str) -> None:
         """source: a folder or hub repository that holds a VAE, at its root or in `vae/`. Raises LatentError."""
-        from filters.torchvision_ops import ensure_torchvision
-
-        ensure_torchvision()
-        import diffusers
-
+        diffusers = load_diffusers()
         self.source = source
         try:
             settings, subfolder = _settings(source)
@@ -78,12 +75,11 @@ def weight_hash(model: torch.nn.Module) -> str:
 
 def _settings(source: str) -> tuple[dict[str, Any], str | None]:
     """The VAE's configuration, and the sub-folder it is in."""
-    import diffusers
-
+    autoencoder = load_diffusers().AutoencoderKL
     try:
-        return dict(diffusers.AutoencoderKL.load_config(source, subfolder="vae")), "vae"
+        return dict(autoencoder.load_config(source, subfolder="vae")), "vae"
     except OSError:
-        return dict(diffusers.AutoencoderKL.load_config(source)), None
+        return dict(autoencoder.load_config(source)), None
 
 
 def _stride(vae: Any, frame_wise: bool) -> tuple[int, int, int]:
