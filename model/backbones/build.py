@@ -11,7 +11,7 @@ from torch import Tensor
 
 from model.backbones.adapter import DiffusersBackbone
 from model.backbones.base import Layout
-from model.backbones.family import Conditions
+from model.backbones.families.base import Conditions
 from model.backbones.lora import add_lora, lora_file, merge_lora
 from model.backbones.source import Source, base_path, load_diffusers, load_transformer, read_source
 from model.errors import BaseError, CheckpointError

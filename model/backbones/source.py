@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from model.backbones import cogvideox, hunyuan, hunyuan15, ltx, pixart, stable_diffusion, wan
-from model.backbones.family import Family, Settings
+from model.backbones.families import cogvideox, hunyuan, hunyuan15, ltx, pixart, stable_diffusion, wan
+from model.backbones.families.base import Family, Settings
 from model.errors import BaseError
 from model.objective import LINEAR, Path, scheduled
 

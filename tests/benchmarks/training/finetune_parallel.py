@@ -30,9 +30,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 import lora_speed
 from lora_speed import RANK, SHAPES, TEXT_WIDTH, WORDS
 
-from model.backbones import wan
 from model.backbones.adapter import DiffusersBackbone
-from model.backbones.family import Conditions
+from model.backbones.families import wan
+from model.backbones.families.base import Conditions
 from model.backbones.lora import add_lora
 from model.objective import LINEAR, loss_per_sample, noisy
 from model.training.optimise import ClipRule, clipped_step, global_norm, make_optimizer

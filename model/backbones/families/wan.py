@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from model.backbones.base import Words
-from model.backbones.family import Conditions, Family
-from model.backbones.wan_blocks import speed_up
+from model.backbones.families.base import Conditions, Family
+from model.backbones.families.wan_blocks import speed_up
 
 TIMESTEPS = 1000  # t = 1 is this timestep
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from model.backbones.base import Words
-from model.backbones.family import Conditions, Family
+from model.backbones.families.base import Conditions, Family
 
 TIMESTEPS = 1000  # t = 1 is this timestep
 GUIDANCE = 1000.0  # input of the distilled model while it is trained: guidance 1, none

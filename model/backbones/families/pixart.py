@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model.backbones.base import Words
-from model.backbones.family import Conditions, Family, Inflation
+from model.backbones.families.base import Conditions, Family, Inflation
 from model.network.dit import SelfAttention, axis_angles, norm, rotation
 from model.objective import discrete
 

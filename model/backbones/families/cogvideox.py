@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from model.backbones.base import Words
-from model.backbones.family import Conditions, Family
+from model.backbones.families.base import Conditions, Family
 from model.objective import discrete
 
 TIMESTEPS = 1000

@@ -1,4 +1,4 @@
-"""What differs between the families of models that diffusers knows; wan.py, ltx.py ... have one `Family` each."""
+"""What differs between the families of models that diffusers knows; the other files of this folder have one `Family` each."""
 
 from __future__ import annotations
 

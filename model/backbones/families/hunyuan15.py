@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from model.backbones.base import Words
-from model.backbones.family import Conditions, Family
+from model.backbones.families.base import Conditions, Family
 from model.errors import BaseError
 
 TIMESTEPS = 1000  # t = 1 is this timestep

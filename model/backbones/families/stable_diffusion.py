@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from model.backbones.base import Words
-from model.backbones.family import Conditions, Family, Inflation
+from model.backbones.families.base import Conditions, Family, Inflation
 from model.objective import discrete
 
 TIMESTEPS = 1000

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from model.backbones.base import Words
-from model.backbones.family import Conditions, Family, sample_options
+from model.backbones.families.base import Conditions, Family, sample_options
 
 TIMESTEPS = 1000  # t = 1 is this timestep
 
