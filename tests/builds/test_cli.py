@@ -42,7 +42,7 @@ def video(tmp_path: Path) -> str:
         (["build", "VIDEO", "--out", "OUT", "caption={captioner: listed}"], "none of the inputs has one"),
         (["build", "VIDEO", "--out", "OUT", "scan.shots=cuts"], "scan.shots: expected cascade"),
         (["build", "VIDEO", "--out", "OUT", "select.thresholds.motion_objekt.min=1"], "did you mean 'motion_object'"),
-        (["build", "VIDEO", "--out", "OUT", "--recipe", "best"], "presets are embedded"),
+        (["build", "VIDEO", "--out", "OUT", "--recipe", "best"], "is called 'best': expected one of embedded"),
         (["build", "VIDEO", "--out", "OUT", "--gpus"], "no model of this recipe runs on a GPU"),
         (["build", "nothing/here", "--out", "OUT"], "nothing/here: no such file or folder"),
         (["build", "VIDEO", "--out", "s3://key:secret@bucket/x"], "put them into the environment"),
