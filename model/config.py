@@ -67,9 +67,7 @@ class Config:
     time_mean: float = 0.0  # of the logit-normal distribution
     time_std: Amount = 1.0
     time_range: tuple[float, float] = (0.0, 1.0)  # times to train on: an expert's part
-    time_shift: NonNegative = (
-        0.0  # factor by which time moves towards noise; 0: sqrt(tokens / shift_tokens)
-    )
+    time_shift: NonNegative = 0.0  # factor by which time moves towards noise; 0: sqrt(tokens / shift_tokens)
     shift_tokens: Count = 512
     caption_dropout: Share = 0.1
     clean_frames: Share = 0.1  # share of samples whose first frames are clean (image-to-video, extension)

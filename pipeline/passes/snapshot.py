@@ -105,7 +105,18 @@ class Snapshot:
     def joined_rows(self, clips: pa.Table, without: Collection[str] = ()) -> Iterator[pa.Table]:
         """Yield tables with all columns, except `without`, of every clip of the sources, and the columns that selection
         added to `clips`."""
-        for rows in joined_rows(clips, self.sources, self.store, self.recipe, without):
+        first, recipe = 0, self.recipe
+        schemas = (
+            of(recipe) for of in (fingerprints.scan_schema, fingerprints.embed_schema, fingerprints.caption_schema)
+        )
+        columns = {name for schema in schemas for name in schema.names} - set(without)
+        for rows in committed.clips(self.store, recipe, self.sources, columns):
+            rows = with_texts(rows, recipe.caption)
+            selected = clips.slice(first, rows.num_rows)
+            first += rows.num_rows
+            for name in selected.column_names:
+                if name not in rows.column_names:
+                    rows = rows.append_column(name, selected[name])
             yield with_edited_captions(rows, self.decisions)
 
 
@@ -187,21 +198,3 @@ def _slim(rows: pa.Table) -> pa.Table:
         if not pa.types.is_dictionary(column.type):
             rows = rows.set_column(rows.schema.get_field_index(name), name, column.dictionary_encode())
     return rows.combine_chunks()
-
-
-def joined_rows(
-    clips: pa.Table, sources: pa.Table, store: Store, recipe: Recipe, without: Collection[str] = ()
-) -> Iterator[pa.Table]:
-    """Yield tables with all columns, except `without`, of every clip of `sources`, and the columns that selection added
-    to `clips`, the result of `clip_rows`."""
-    first = 0
-    schemas = (fingerprints.scan_schema(recipe), fingerprints.embed_schema(recipe), fingerprints.caption_schema(recipe))
-    columns = {name for schema in schemas for name in schema.names} - set(without)
-    for rows in committed.clips(store, recipe, sources, columns):
-        rows = with_texts(rows, recipe.caption)
-        selected = clips.slice(first, rows.num_rows)
-        first += rows.num_rows
-        for name in selected.column_names:
-            if name not in rows.column_names:
-                rows = rows.append_column(name, selected[name])
-        yield rows
