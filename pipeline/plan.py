@@ -16,7 +16,7 @@ from pipeline.passes.base import Outlook, Pass
 from pipeline.passes.caption import with_listed_captions
 from pipeline.passes.embed import with_reference_digest
 from pipeline.passes.identify import as_last_seen
-from pipeline.passes.registry import PASS_NAMES, PASSES
+from pipeline.passes.registry import PASSES
 from pipeline.passes.snapshot import Snapshot
 from pipeline.sources.discover import DiscoveredFile, discover
 from pipeline.state import fingerprints
@@ -24,7 +24,7 @@ from pipeline.storage.store import Store
 from pipeline.tables.decisions import read_decisions
 from pipeline.tables.published import read_table
 
-PASSES_OF_CLIPS = PASS_NAMES.index("transcode")  # number of passes that add, admit or caption clips
+PASSES_OF_CLIPS = [each.name for each in PASSES].index("transcode")  # number of passes that add, admit or caption clips
 
 
 def plan(inputs: Sequence[str], out: str, recipe: Recipe) -> str:

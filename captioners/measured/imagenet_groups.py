@@ -120,8 +120,8 @@ SURE = 0.6  # probability from which an animal is named by its class: "tabby" in
 LIVELY = 0.75  # factor on `least` for groups that move: films mostly show people, animals and vehicles
 ALONE = 3.0  # factor on `least` for a class outside all groups, whose probability nothing else supports
 HALF = 0.5  # share of a group's probability that a subgroup needs to be named instead of the group
-MOSTLY = 0.7  # share of the probability of all tags that the group "animal" needs, unless a subgroup is named
-SPORTING = 0.4  # probability that "person doing sport" needs: many pictures show gear that nobody uses
+MOSTLY = 0.7  # share of all listed probability that "animal" needs
+SPORTING = 0.4  # probability from which a person is said to do sport: many pictures show unused gear
 
 
 class Subject(NamedTuple):
