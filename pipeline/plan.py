@@ -11,7 +11,6 @@ import pyarrow.compute as pc
 from pipeline.config.recipe import Recipe
 from pipeline.dataset.finish import check_folder, read_info
 from pipeline.engine.progress import clock
-from pipeline.pack.companions import load_companions
 from pipeline.passes.base import Outlook, Pass
 from pipeline.passes.caption import with_listed_captions
 from pipeline.passes.embed import with_reference_digest
@@ -35,7 +34,6 @@ def plan(inputs: Sequence[str], out: str, recipe: Recipe) -> str:
     check_folder(store)
     recipe = with_listed_captions(with_reference_digest(recipe), files)
     fingerprints.check(recipe)
-    load_companions(recipe.pack)
     files = as_last_seen(files, store)
     info: dict[str, Any] = read_info(store) if store.exists("dataset.json") else {}
     snapshot = Snapshot(store, recipe, files, read_decisions(store))
