@@ -129,7 +129,7 @@ def load_config(
     if data:
         values["data"] = tuple(data)
     if values.get("base"):
-        from model.backbones.source import check_options, default_options
+        from model.backbones.pretrained import check_options, default_options
 
         base, expert = str(values["base"]), str(values.get("expert", ""))
         own_model = ("size", "attention", "shift_tokens")  # of the device's preset

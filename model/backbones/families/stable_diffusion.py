@@ -115,9 +115,9 @@ def save(unet: Any, path: str, folder: Path, pipeline: str) -> str:
     return f"{folder / 'motion_adapter'}: load it with {pipeline}.from_pretrained({path!r}, {part})"
 
 
-def family(source: str, sampler: str, xl: bool) -> Family:
+def family(pipeline: str, sampler: str, xl: bool) -> Family:
     return Family(
-        pipelines=(source,),
+        pipelines=(pipeline,),
         transformer="UNet2DConditionModel",
         component="unet",
         blocks=("down_blocks", "mid_block", "up_blocks"),
