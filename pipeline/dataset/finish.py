@@ -238,8 +238,8 @@ def _write_table(store: Store, folder: str, tables: Iterable[pa.Table]) -> list[
     pieces = map(plain, tables)
     piece = next(pieces, None)
     while piece is not None:
-        with store.folder(folder) as place:
-            temporary = place / temporary_name("table")
+        with store.folder(folder) as local:
+            temporary = local / temporary_name("table")
             try:
                 with pq.ParquetWriter(temporary, piece.schema, compression="zstd") as out:
                     written = 0
@@ -251,7 +251,7 @@ def _write_table(store: Store, folder: str, tables: Iterable[pa.Table]) -> list[
                     digest = hashlib.file_digest(file, "sha256").hexdigest()[:8]
                     os.fsync(file.fileno())
                 names.append(f"{folder}/{len(names):05}-{digest}.parquet")
-                os.replace(temporary, place / names[-1].rpartition("/")[2])
+                os.replace(temporary, local / names[-1].rpartition("/")[2])
             finally:
                 temporary.unlink(missing_ok=True)
     return names

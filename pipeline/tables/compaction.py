@@ -146,8 +146,8 @@ def writer(store: Store, name: str, schema: pa.Schema) -> Iterator[pq.ParquetWri
     """Yield a writer of a Parquet file that appears in the store on leaving."""
     folder, _, base = name.rpartition("/")
     with (
-        store.folder(folder) as place,
-        atomic(place / base) as temporary,
+        store.folder(folder) as local,
+        atomic(local / base) as temporary,
         pq.ParquetWriter(temporary, schema, compression="zstd") as opened,
     ):
         yield opened
