@@ -27,7 +27,7 @@ from pipeline.state import fingerprints
 from pipeline.state.error_log import LoggedError, logged_error, unforeseen, write_errors
 from pipeline.state.units import UnitClips, UnitResult, stopped
 from pipeline.storage.store import Store
-from pipeline.tables.fragments import Fragment, fingerprint, frames_of, read_frames, table_from, write_fragment
+from pipeline.tables.fragments import Fragment, fingerprint, frames_of, read_sampled_frames, table_from, write_fragment
 
 CHUNK = 16  # clips whose frames are in memory at once
 DECODING_THREADS = 4  # of a worker that processes several units concurrently
@@ -250,7 +250,7 @@ def chunks(
         for first in range(0, len(rows), size):
             chunk = list(rows[first : first + size])
             jpegs: dict[str, list[dict[str, Any]]] = {row["clip_id"]: [] for row in chunk}
-            for frame in read_frames(stored, jpegs).to_pylist():
+            for frame in read_sampled_frames(stored, jpegs).to_pylist():
                 jpegs[frame["clip_id"]].append(frame)
             yield chunk, dict(zip(jpegs, pool.map(decode_frames, jpegs.values()), strict=True))
 

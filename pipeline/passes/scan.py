@@ -51,7 +51,7 @@ class ScanPass:
         return scan_units(self.pending_parts(snapshot), snapshot.recipe, workers)
 
     def pending_parts(self, snapshot: Snapshot) -> pa.Table:
-        return not_scanned(parts_of(snapshot.sources, snapshot.recipe), snapshot.scanned)
+        return not_scanned(source_parts(snapshot.sources, snapshot.recipe), snapshot.scanned)
 
     def stages(self, store: Store, recipe: Recipe, machine: Machine) -> Sequence[Stage]:
         """Return a stage that reserves half a core per worker if the embed pass runs on the same cores, else a core."""
@@ -59,7 +59,7 @@ class ScanPass:
         return [Stage(Scan, (store, recipe), ScanUnit, cpus)]
 
     def outlook(self, snapshot: Snapshot) -> Outlook:
-        parts = parts_of(snapshot.sources, snapshot.recipe)
+        parts = source_parts(snapshot.sources, snapshot.recipe)
         pending, total = (
             float(pc.sum(rows["seconds"]).as_py() or 0.0) for rows in (not_scanned(parts, snapshot.scanned), parts)
         )
@@ -71,7 +71,7 @@ class ScanPass:
         return Outlook(pending, total, "scan options or filters changed" if other_options else "new sources")
 
 
-def parts_of(sources: pa.Table, recipe: Recipe) -> pa.Table:
+def source_parts(sources: pa.Table, recipe: Recipe) -> pa.Table:
     """Return the parts of all usable sources, rows of PARTS ordered by source_id and time. Each segment of a long
     source is a part; any other source is one part."""
     rows = sources.filter(pc.equal(sources["status"], "ok"))

@@ -99,7 +99,7 @@ def write_frames(store: Store, unit: str, rows: pa.Table) -> int:
     return sink.tell()
 
 
-def read_frames(file: pq.ParquetFile, clips: Collection[str]) -> pa.Table:
+def read_sampled_frames(file: pq.ParquetFile, clips: Collection[str]) -> pa.Table:
     """Return the sampled frames of these clips, reading only the row groups that may hold them."""
     groups = []
     for number in range(file.num_row_groups):

@@ -250,7 +250,7 @@ def whole(folder: Path, clips: int, *more: str) -> None:
     timed(snapshot, "source_rows", "sources, as columns")
     timed(committed, "merge", "small fragments merged")
     timed(committed, "scanned", "what is scanned")
-    timed(scan, "parts_of", "what there is to scan")
+    timed(scan, "source_parts", "what there is to scan")
     timed(snapshot, "clip_rows", "columns that selection reads")
     timed(snapshot, "select", "selection, duplicates, clusters")
     timed(build, "run_passes", lambda passes, *_: f"passes: {', '.join(each.name for each in passes)}")
