@@ -36,7 +36,7 @@ from model.objective import LINEAR, loss_per_sample, noisy
 from model.presets import PRESETS
 from model.training.memory import estimate_memory
 from model.training.optimise import ClipRule, clipped_step, global_norm, make_optimizer, update_ema
-from model.training.parallel import RankContext, autocast, choose_kernels, spread
+from model.training.parallel import RankContext, autocast, choose_kernels, distribute
 
 ROOT = Path(__file__).resolve().parents[3]
 CUDA = torch.cuda.is_available()
@@ -115,7 +115,7 @@ def measure(config: Any, layout: Any, shape: tuple[int, ...], stride: tuple[int,
     finally:
         torch.set_default_dtype(torch.float32)
     context = RankContext(DEVICE, 0, 1)
-    trained = spread(backbone, config, context)
+    trained = distribute(backbone, config, context)
     parameters = [p for p in backbone.parameters() if p.requires_grad]
     optimizer, clip = make_optimizer(parameters, config), ClipRule(config, DEVICE)
     ema = {name: p.detach().clone() for name, p in backbone.named_parameters() if p.requires_grad}
