@@ -4,10 +4,11 @@
         [--no-compile]
 
 Starts one process a GPU by itself. Each case is timed twice: on the first GPU alone, its model unsharded while the
-other processes wait; then on all, each with its own sample, sharded by `distribute` as model/train.py does. Steps are those
-of lora_speed.py: cached latents and captions, bf16, blocks compiled, every block recomputed at 16k tokens. The last
-column is the tokens a second of one GPU of several over those of the GPU alone. NVLink multicast stays off. Without
-GPUs two processes train a tiny geometry by gloo, and their losses are compared with one process on both samples.
+other processes wait; then on all, each with its own sample, sharded by `distribute` as model/train.py does. Steps are
+those of lora_speed.py: cached latents and captions, bf16, blocks compiled, every block recomputed at 16k tokens. The
+last column is the tokens a second of one GPU of several over those of the GPU alone. NVLink multicast stays off.
+Without GPUs two processes train a tiny geometry by gloo, and their losses are compared with one process on both
+samples.
 """
 
 from __future__ import annotations
