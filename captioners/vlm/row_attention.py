@@ -46,8 +46,8 @@ def row_attention(
 
 
 def attend_rows_plainly(query: Tensor, key: Tensor, value: Tensor, lengths: Tensor, scale: float) -> Tensor:
-    """Attend as row_kernel does, with (b, heads, 1, dim) queries, each row over its slots 0 to `lengths` inclusive, by a
-    mask and a product over all slots; return the same shape."""
+    """Attend as row_kernel does, by a mask and a product over all slots: (b, heads, 1, dim) queries, each row over its
+    slots 0 to `lengths` inclusive -> the same shape."""
     grouped = query.unflatten(1, (key.shape[1], -1)).squeeze(3)  # (b, kv heads, group, dim)
     mask = (torch.arange(key.shape[2], device=key.device) <= lengths[:, None])[:, None, None]
     return F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scale).flatten(1, 2)[:, :, None]
