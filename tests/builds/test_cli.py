@@ -39,6 +39,10 @@ def video(tmp_path: Path) -> str:
             ["build", "VIDEO", "--out", "OUT", "caption.options.leest=1"],
             "'caption.options.leest'; did you mean 'least'?",
         ),
+        (
+            ["build", "VIDEO", "--out", "OUT", "caption.options.least=few"],
+            "caption.options.least: expected float, got 'few'",
+        ),
         (["build", "VIDEO", "--out", "OUT", "caption={captioner: listed}"], "none of the inputs has one"),
         (["build", "VIDEO", "--out", "OUT", "scan.shots=cuts"], "scan.shots: expected cascade"),
         (["build", "VIDEO", "--out", "OUT", "select.thresholds.motion_objekt.min=1"], "did you mean 'motion_object'"),
