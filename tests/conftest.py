@@ -22,6 +22,10 @@ settings.load_profile("same")
 # A suite that a script starts in the background inherits that Ctrl-C is ignored; some tests send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# One thread a process, here and in child processes: several test processes share the cores, and idle threads of OpenMP
+# spin. Set before torch, OpenCV and NumPy are imported.
+os.environ |= {"OMP_NUM_THREADS": "1", "OPENCV_FOR_THREADS_NUM": "1", "TOKENIZERS_PARALLELISM": "false"}
+
 # The modules of support/, for the tests and for the workers that Ray starts: importlib mode leaves sys.path alone.
 sys.path.insert(0, str(Path(__file__).parent / "support"))
 os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "of-these-tests-alone-" + "0" * 32}  # to join `ray_cluster`
@@ -143,7 +147,7 @@ def s3(network: Proxy) -> Iterator[str]:
     """The query string that leads an s3:// URL to the server."""
     network.requests.clear()
     network.faults.clear()
-    yield f"?endpoint_override=127.0.0.1:{network.port}&scheme=http&region=us-east-1&request_timeout=3"
+    yield f"?endpoint_override=127.0.0.1:{network.port}&scheme=http&region=us-east-1&request_timeout=60"
     network.fault = lambda *_: ""
 
 
