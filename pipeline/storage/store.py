@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import parse_qsl, urlsplit
 
-import fsspec
 import pyarrow as pa
 from pyarrow import fs
 
@@ -334,7 +333,9 @@ def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
         return fs.S3FileSystem(retry_strategy=patient, allow_delayed_open=True, **options), url.netloc + url.path
     try:
         if not uri.startswith(REMOTE):
-            other, key = fsspec.core.url_to_fs(uri)
+            from fsspec.core import url_to_fs  # takes long
+
+            other, key = url_to_fs(uri)
             return fs.PyFileSystem(fs.FSSpecHandler(other)), key
         if url.scheme == "az" and "@" not in url.netloc:  # az://container/path, as fsspec writes it
             return fs.AzureFileSystem(os.environ["AZURE_STORAGE_ACCOUNT_NAME"]), url.netloc + url.path
