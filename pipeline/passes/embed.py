@@ -11,7 +11,7 @@ from filters.reference import pictures_digest
 from pipeline.config.recipe import Recipe, RecipeError
 from pipeline.engine.base import Machine, Stage
 from pipeline.passes.base import Outlook
-from pipeline.passes.embed_on_gpu import AT_ONCE, EncodeClips, EncodeUnit, ScoreFrames
+from pipeline.passes.embed_on_gpu import UNITS_AT_ONCE, EncodeClips, EncodeUnit, ScoreFrames
 from pipeline.passes.embed_worker import Embed
 from pipeline.passes.snapshot import Snapshot
 from pipeline.passes.unit_clips import plain_columns, units_of
@@ -25,9 +25,6 @@ class EmbedPass:
 
     def fingerprint(self, recipe: Recipe) -> str:
         return fingerprints.embed_fingerprint(recipe)
-
-    def schema(self, recipe: Recipe) -> pa.Schema:
-        return fingerprints.embed_schema(recipe)
 
     def uses_gpu(self, recipe: Recipe) -> bool:
         return fingerprints.embed_uses_gpu(recipe)
@@ -44,7 +41,7 @@ class EmbedPass:
         if machine.gpu and self.uses_gpu(recipe):
             return [
                 Stage(ScoreFrames, (store, recipe), UnitClips, cpus=1.0, own_process=True),
-                Stage(EncodeClips, (store, recipe), EncodeUnit, cpus=0.0, gpus=1.0, at_once=AT_ONCE),
+                Stage(EncodeClips, (store, recipe), EncodeUnit, cpus=0.0, gpus=1.0, at_once=UNITS_AT_ONCE),
             ]
         return [Stage(Embed, (store, recipe), UnitClips, cpus=min(0.7, machine.widest / 2))]
 
@@ -80,4 +77,4 @@ def embed_units(sources: pa.Table, store: Store, recipe: Recipe) -> Iterator[Uni
     columns = {"dropped", "scored", *fingerprints.thresholds_of(recipe, column_types)}
     for rows in committed.clips(store, recipe, sources, columns):
         pending = rows.filter(pa.array(fingerprints.needs_scoring(rows, recipe)))
-        yield from units_of(plain_columns(pending, ("scan_at", "unit", "source_id", "clip_id")))
+        yield from units_of(plain_columns(pending, ("scan_fragment", "unit", "source_id", "clip_id")))
