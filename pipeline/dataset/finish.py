@@ -50,7 +50,7 @@ def check_folder(store: Store) -> None:
     except UnicodeDecodeError as error:  # Arrow's, of a name that no build writes
         raise DatasetError(f"{store.uri} holds something else (a name that is not UTF-8): give a new folder") from error
     strange = [n for n in names if not n.startswith((*FOLDERS, *PAGES))]
-    if strange or (names and not any(n.startswith("state/") for n in names)):
+    if strange or (names and not any(n.startswith(("state/", "decisions/")) for n in names)):
         raise DatasetError(f"{store.uri} holds something else ({(strange or names)[0]}): give an empty or new folder")
 
 
