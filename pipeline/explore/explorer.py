@@ -69,6 +69,7 @@ class Explorer:
         self._catalog = Catalog(near, self.info)
         version = fingerprint(self.info.get("tables"), self.info.get("rows"), self.recipe.encoder.name)
         self._vectors = Vectors(self.store, self._catalog, self.recipe, version)
+        self._stack.callback(self._vectors.close)
         self.pictures, self.media = Pictures(self.store, self._catalog), Media(self.store, self.recipe)
         self._stack.callback(self.media.close)
         self._keep = pc.fill_null(self._catalog.column("keep"), False).to_numpy()
@@ -229,9 +230,9 @@ class Explorer:
         self._catalog.decide(decisions, version)
         return decisions
 
-    def load_encoder(self) -> None:
-        """Load the encoder, which takes seconds, ahead of the first search. Raises SearchError."""
-        self._vectors.encoder()
+    def prepare_search(self) -> None:
+        """Begin what the first text search needs and what takes seconds. Raises SearchError."""
+        self._vectors.prepare()
 
     def upload(self, picture: np.ndarray) -> str:
         """Store a picture, (h, w, 3) uint8 RGB, for searches; return its name in `Query.search`."""

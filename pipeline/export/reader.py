@@ -23,8 +23,8 @@ VIDEO, STILL = "mp4", "jpg"
 
 @dataclass(frozen=True)
 class Clip:
-    """A sample of a shard. `fps` is the mean rate and `duration` is in seconds, both 0 for a still image; `caption` is
-    one line."""
+    """A sample of a shard. `fps` is the rate of its frames without gaps, and `duration` is in seconds; both are 0 for a
+    still image. `caption` is one line."""
 
     key: str
     shard: str

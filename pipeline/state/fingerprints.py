@@ -25,7 +25,7 @@ from pipeline.config.video_models import nearest, resolved
 from pipeline.selection.select import admitted, check_thresholds, holds
 from pipeline.tables.fragments import CLIPS, fingerprint
 
-SCAN_VERSION = 15
+SCAN_VERSION = 16
 EMBED_VERSION = 5
 CAPTION_VERSION = 3
 
