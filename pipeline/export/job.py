@@ -47,6 +47,11 @@ class Job:
         return self.frames[-1] if self.frames else self.model.usual
 
     @property
+    def shortest(self) -> int:
+        """The smallest frame count, for trainers that take one count and drop shorter clips."""
+        return self.frames[0] if self.frames else self.model.usual
+
+    @property
     def side(self) -> int:
         """Side of a square of about as many pixels as `size`, a multiple of 32."""
         return max(32, round((self.size[0] * self.size[1]) ** 0.5 / 32) * 32)
