@@ -90,13 +90,10 @@ class Explorer:
             "recipe": self.recipe.name,
             "clips": len(self._catalog),
             "kept": int(self._keep.sum()),
-            "hours": float(self._seconds.sum()) / 3600,
             "columns": [self._describe_column(field) for field in self._catalog.schema],
-            "encoder": self.recipe.encoder.name,
             "text_search": bool(self.store.list("state/embed", ".parquet")),
             "picture_search": self._catalog.has_embeddings,
             "reference": len(self._reference),
-            "decisions": len(active),
             "vanished": vanished[:MOST_BARS],
         }
 
@@ -121,7 +118,7 @@ class Explorer:
         }
 
     def clip(self, clip_id: str) -> dict[str, Any]:
-        """Return a clip's card, scores, texts and duplicates. Raises UnknownClip."""
+        """Return a clip's card and scores. Raises UnknownClip."""
         decisions = self._refreshed()
         row = self.row(clip_id)
         stored: dict[str, Any] = {**dict.fromkeys(CARD), **self._catalog.read([row])[0]}
@@ -147,9 +144,7 @@ class Explorer:
                 }
             )
         scores.sort(key=lambda score: (not score["fails"], not score["bounds"]))
-        card = self._card(row, stored, decisions, Query())
-        texts = {name: stored[name] for name in TEXTS if stored.get(name) is not None}
-        return {**card, "scores": scores, "texts": texts, "duplicates_of": stored.get("duplicates_of")}
+        return {**self._card(row, stored, decisions, Query()), "scores": scores}
 
     def media_row(self, clip_id: str) -> dict[str, Any]:
         """Return the columns of a clip that `Media` reads. Raises UnknownClip."""
