@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import math
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -74,7 +76,7 @@ class Explorer:
         self._stack.callback(self.media.close)
         self._keep = pc.fill_null(self._catalog.column("keep"), False).to_numpy()
         self._seconds = floats(self._catalog.column("end")) - floats(self._catalog.column("start"))
-        self._searches: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._similarities = functools.lru_cache(SEARCHES)(self._similarity)
 
     def close(self) -> None:
         self._stack.close()
@@ -239,20 +241,11 @@ class Explorer:
         return f"picture:{name}"
 
     def _with_similarity(self, query: Query) -> Query:
-        """Return `query` with the similarities of its search: text:WORDS, clip:ID, picture:NAME or reference."""
-        if not query.search:
-            return query
-        with self._lock:
-            values = self._searches.get(query.search)
-        if values is None:
-            values = self._similarity(*query.search.partition(":")[::2])
-            with self._lock:
-                self._searches[query.search] = values
-                while len(self._searches) > SEARCHES:
-                    self._searches.popitem(last=False)
-        return Query(query.where, query.sort, query.descending, query.search, values)
+        return replace(query, similarity=self._similarities(query.search)) if query.search else query
 
-    def _similarity(self, mode: str, target: str) -> np.ndarray:
+    def _similarity(self, search: str) -> np.ndarray:
+        """Return the similarity of every clip to a search: text:WORDS, clip:ID, picture:NAME or reference."""
+        mode, _, target = search.partition(":")
         if mode == "text" and target.strip():
             return self._vectors.of_text(target.strip())
         if mode == "clip":
