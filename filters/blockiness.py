@@ -25,7 +25,9 @@ class Blockiness:
         patches = [block_steps(patch) for patch in clip.detail if min(patch.shape) >= 8 * PERIOD]
         steps = [value for value in patches if value is not None]
         if not steps:
-            return unknown(self, "no texture in the patches" if patches else f"no patch of at least {8 * PERIOD} pixels")
+            return unknown(
+                self, "no texture in the patches" if patches else f"no patch of at least {8 * PERIOD} pixels"
+            )
         return {"blockiness_grid": float(np.median(steps))}
 
 

@@ -43,7 +43,8 @@ class Interlacing:
         moves = misfits.mean(axis=1) > DIFFERS
         moving = misfits[moves]
         if len(moving) < LEAST:
-            return unknown(self, "too little motion to measure interlacing" if len(misfits) >= LEAST else "too few consecutive frames")
+            few = len(misfits) < LEAST
+            return unknown(self, "too few consecutive frames" if few else "too little motion to measure interlacing")
         order = np.log((moving[:, 0] + 1e-6) / (moving[:, 1] + 1e-6))
         balance = float((order > ORDERED).mean() - (order < -ORDERED).mean())
         return {

@@ -24,9 +24,9 @@ class Noise:
     def score(self, clip: ClipView) -> dict[str, Score]:
         estimates = [noise_sigma(patch) for patch in clip.detail if min(patch.shape) >= 2 * BLOCK_SIZE]
         sigmas = [sigma for sigma in estimates if sigma is not None]
-        return (
-            {"noise_sigma": float(np.median(sigmas))} if sigmas else unknown(self, "patches are black, white or too small")
-        )
+        if not sigmas:
+            return unknown(self, "patches are black, white or too small")
+        return {"noise_sigma": float(np.median(sigmas))}
 
 
 def noise_sigma(patch: np.ndarray) -> float | None:

@@ -155,7 +155,7 @@ def subjects(tags: Sequence[tuple[str, float]], least: float) -> list[Subject]:
             best, probability = max(inside, key=lambda pair: pair[1])
             if probability >= SURE and group.name == "animal":  # other classes often are a person's things
                 name = best.split(" (")[0]
-            if group.name == "animal" and probability < ONE_ANIMAL or name == "animal" and mass < MOSTLY * total:
+            if (group.name == "animal" and probability < ONE_ANIMAL) or (name == "animal" and mass < MOSTLY * total):
                 continue
         result.append(Subject(name, min(mass, 1.0), group.setting, group.moves))
     covered = set().union(*(members for _, members, _ in _members()))

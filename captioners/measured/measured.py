@@ -84,7 +84,8 @@ class Measured:
         }
         return Caption(
             clip_id=clip.clip_id,
-            short=_short(content, cameras, [motion.action for motion in mentioned], nothing_moves) or as_sentence(style),
+            short=_short(content, cameras, [motion.action for motion in mentioned], nothing_moves)
+            or as_sentence(style),
             dense=" ".join(part for part in (content, story, "" if content else as_sentence(style), light) if part),
             subjects=tuple(subjects),
             actions=tuple(actions),
@@ -156,9 +157,7 @@ def _place(x: float, y: float) -> str:
     return f"on the {side}" if side else ""
 
 
-def _story(
-    cameras: list[Action], motions: list[Motion], nothing_moves: bool, fixed: bool, duration: float
-) -> str:
+def _story(cameras: list[Action], motions: list[Motion], nothing_moves: bool, fixed: bool, duration: float) -> str:
     """Describe camera and motion in order of time, as sentences; where a motion stops only under a fixed camera."""
     events = []
     for i, (action, _) in enumerate(motions):
