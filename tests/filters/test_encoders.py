@@ -15,9 +15,10 @@ import torch
 from videos import texture
 
 from filters.encoders.base import TextVideoEncoder, load_encoder
-from filters.encoders.conse import Conse, SentenceEncoder, class_meanings, middle_square
+from filters.encoders.conse import Conse, class_meanings, middle_square
 from filters.encoders.efficientnet import INPUT_SIZE, classifier
 from filters.encoders.imagenet import imagenet_classes
+from filters.encoders.minilm import SentenceEncoder
 from filters.encoders.openclip import OpenClip
 
 
@@ -103,6 +104,17 @@ def test_the_stored_meanings_are_the_sentence_embeddings_of_the_classes() -> Non
     assert meanings.shape == (1000, 384)
     for index in (0, 1, 499, 999):
         np.testing.assert_allclose(meanings[index], sentences(": ".join(imagenet_classes()[index])), atol=1e-3)
+
+
+def test_the_sentence_encoder_gives_what_bert_of_transformers_gave() -> None:
+    sentences = SentenceEncoder()
+    for text, expected in (
+        ("A dog runs across grass.", [0.016308, -0.02115, -0.000633, 0.03164]),
+        ("word " * 600, [-0.008124, -0.075985, -0.039012, 0.012854]),  # longer than the model reads
+    ):
+        embedding = sentences(text)
+        np.testing.assert_allclose(embedding[[0, 100, 200, 300]], expected, atol=2e-6)
+        assert np.linalg.norm(embedding) == pytest.approx(1, abs=1e-6)
 
 
 def test_conse_prefers_the_caption_that_fits(conse: Conse, street: np.ndarray) -> None:
