@@ -56,7 +56,7 @@ def main() -> None:
     measured = sum(path.stat().st_size for path in paths if path.is_file()) / 1e9 / hours
     footage = measured or FOOTAGE_GB
     print(
-        f"Measured on {hours:.2f} hours; an hour of source has {clips:,.0f} clips, {embedded:,.0f} of them embedded and "
+        f"Measured on {hours:.2f} hours; an hour of source has {clips:,.0f} clips, {embedded:,.0f} embedded and "
         f"{kept:,.0f} kept, and {footage:.2f} GB ({'dataset' if measured else 'assumed'}).\n\n"
         f"| for {args.hours:,.0f} hours | | in 30 days | figure from |\n|---|---|---|---|"
     )
