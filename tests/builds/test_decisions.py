@@ -134,7 +134,7 @@ def test_a_new_decision_is_noticed_and_an_unchanged_dataset_is_left_alone(decide
     decide(dataset, kept, decision="reject")
     planned = plan(sources, str(dataset), recipe)
     assert "in shards to write" in planned
-    assert "do not include" not in planned  # only shards are pending, which add no clips
+    assert "after the passes before" not in planned  # only shards are pending, which add no clips
     build(sources, str(dataset), recipe, engine="local")
     assert rows(dataset)[kept["clip_id"]]["rejected_by"] == ["hand"]
 
