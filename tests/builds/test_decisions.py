@@ -146,7 +146,7 @@ def test_a_clip_kept_by_hand_gets_all_scores_also_in_a_new_folder_with_the_same_
     (clip,) = rows(tmp_path / "old").values()
     assert (clip["rejected_by"], clip["embedding"], clip["colour_saturation"]) == (["exposure_luma"], None, None)
     decide(tmp_path / "old", clip, decision="keep", caption=WRITTEN)
-    assert "embed    1 clips of 1 clips" in plan(video, str(tmp_path / "old"), recipe)
+    assert "embed     1 of 1 clip" in plan(video, str(tmp_path / "old"), recipe)
     build(video, str(tmp_path / "old"), recipe, engine="local")
     (clip,) = rows(tmp_path / "old").values()
     needed = ("embedding", "phash", "colour_saturation", "tags_labels", "caption", "shard")
