@@ -121,6 +121,8 @@ LIVELY = 0.75  # factor on `least` for groups that move: films mostly show peopl
 ALONE = 3.0  # factor on `least` for a class outside all groups, whose probability nothing else supports
 HALF = 0.5  # share of a group's probability that a subgroup needs to be named instead of the group
 MOSTLY = 0.7  # share of all listed probability that "animal" needs
+ONE_ANIMAL = 0.1  # probability that one class of animals needs: two in five classes are animals, so their probabilities
+# add up on any picture, above all on drawn ones
 SPORTING = 0.4  # probability from which a person is said to do sport: many pictures show unused gear
 
 
@@ -155,8 +157,8 @@ def subjects(tags: Sequence[tuple[str, float]], least: float) -> list[Subject]:
             best, probability = max(inside, key=lambda pair: pair[1])
             if probability >= SURE and group.name == "animal":  # other classes often are a person's things
                 name = best.split(" (")[0]
-            if name == "animal" and mass < MOSTLY * total:
-                continue  # two in five classes are animals, so their probabilities add up on any picture
+            if (group.name == "animal" and probability < ONE_ANIMAL) or (name == "animal" and mass < MOSTLY * total):
+                continue
         result.append(Subject(name, min(mass, 1.0), group.setting, group.moves))
     covered = set().union(*(members for _, members, _ in _members()))
     result += [Subject(name, p, False, False) for name, p in tags if p >= ALONE * least and name not in covered]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -50,8 +51,6 @@ class Pictures:
     def __init__(self, store: Store, catalog: Catalog) -> None:
         self._store, self._catalog = store, catalog
         self._cache = ByteCache(CACHED_BYTES)
-        self._units: tuple[np.ndarray, list[str]] | None = None
-        self._lock = threading.Lock()
 
     def thumbnail(self, row: int, clip_id: str) -> bytes:
         """Return a JPEG of the clip's middle frame, empty if no frame was sampled."""
@@ -87,13 +86,11 @@ class Pictures:
 
     def _unit(self, row: int) -> str | None:
         """Return the name of the scan unit that stores the clip's frames, None if there is none."""
-        with self._lock:
-            if self._units is None:
-                self._units = self._read_units()
         codes, names = self._units
         return names[codes[row]] if codes[row] >= 0 else None
 
-    def _read_units(self) -> tuple[np.ndarray, list[str]]:
+    @functools.cached_property
+    def _units(self) -> tuple[np.ndarray, list[str]]:
         """Return the number of each clip's scan unit, (clips,) int32, -1 for none, and the names of the units."""
         codes, names = np.full(len(self._catalog), -1, np.int32), dict[str, int]()
         for name in self._store.list("state/scan", ".parquet"):

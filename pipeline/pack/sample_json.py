@@ -18,7 +18,7 @@ from pipeline.pack.companions import identities
 from pipeline.selection.buckets import bucket_size
 from pipeline.tables.fragments import fingerprint
 
-VERSION = 2  # increase when `documents` changes for the same rows
+VERSION = 3  # increase when `documents` changes for the same rows
 SOURCE = ("source_id", "source_uri", "shot_index", "start", "end", "start_pts", "end_pts", "time_base")
 PICTURE = (
     *("width", "height", "crop_x", "crop_y", "crop_w", "crop_h", "fps", "frames", "pack_frames"),

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple, Protocol
 from pipeline.config.recipe import Recipe
 from pipeline.engine.base import Machine
 from pipeline.passes.snapshot import Snapshot
-from pipeline.storage.store import Store
 
 
 class Outlook(NamedTuple):
@@ -38,7 +37,7 @@ class Pass(Protocol):
         an `amount`."""
         ...
 
-    def stages(self, store: Store, recipe: Recipe, machine: Machine) -> Sequence[Any]:
+    def stages(self, snapshot: Snapshot, machine: Machine) -> Sequence[Any]:
         """Return the stages that the units pass through, in order."""
         ...
 

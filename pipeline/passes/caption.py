@@ -21,7 +21,6 @@ from pipeline.passes.unit_clips import plain_columns, units_of
 from pipeline.sources.discover import DiscoveredFile
 from pipeline.state import fingerprints
 from pipeline.state.units import CaptionPart, CaptionUnit
-from pipeline.storage.store import Store
 from pipeline.tables.fragments import fingerprint
 
 UNITS_AT_ONCE = 4  # in a worker: two in the captioner, one being read, and one being scored
@@ -39,12 +38,13 @@ class CaptionPass:
     def pending(self, snapshot: Snapshot, workers: int) -> Iterator[CaptionUnit]:
         return caption_units(snapshot.selected_before_captions(), snapshot.sources, snapshot.recipe)
 
-    def stages(self, store: Store, recipe: Recipe, machine: Machine) -> Sequence[Any]:
+    def stages(self, snapshot: Snapshot, machine: Machine) -> Sequence[Any]:
         """Return a stage whose workers hold the captioner, or, for `ray_llm`, a stage around Ray's LLM processor.
 
         Without a GPU a worker reserves two cores: it captions a unit on one, and reads the next unit and scores the
         previous one on the other.
         """
+        store, recipe = snapshot.store, snapshot.recipe
         if recipe.caption.captioner == "ray_llm":
             from pipeline.passes.ray_llm import AskRay  # takes seconds to import
 

@@ -7,7 +7,8 @@ import json
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,7 @@ from captioners.text.prompt import ENGLISH
 from filters.base import ClipView, score
 from filters.encoders.base import load_encoder
 from pipeline.config.recipe import CaptionOptions, Recipe
+from pipeline.engine.base import naming_worker
 from pipeline.media.faults import is_machine_fault
 from pipeline.passes.embed_worker import (
     DECODING_THREADS,
@@ -41,24 +43,27 @@ from pipeline.tables.compaction import Runs
 from pipeline.tables.fragments import IdRange, fingerprint, read_fragment, table_from, write_fragment
 
 
+class CaptionModels(NamedTuple):
+    """The captioner, and the filters of captions with their encoder."""
+
+    captioner: Any
+    filters: Mapping[str, Any]
+
+
 class CaptionClips:
     """Captions the clips of a unit and writes them as a fragment. A failed clip is a row with `caption_error`.
 
-    Thread-safe: while the captioner (a GPU, a server) processes one unit, another is read and a third is scored.
+    Thread-safe: while the captioner (a GPU, a server) processes one unit, another is read and a third is scored. The
+    first units are read while the models load. Calls raise BuildStopped if they cannot be loaded.
     """
 
     def __init__(self, store: Store, recipe: Recipe, captioner: Any = None) -> None:
         limit_threads()
         self._store, self._recipe = store, recipe
-        self._captioner = captioner or load_captioner(recipe.caption.captioner, fingerprints.captioner_options(recipe))
-        self._filters: Mapping[str, Any] = {}
-        if fingerprints.filters_of(recipe, "caption"):
-            encoder = load_encoder(recipe.encoder.name, recipe.encoder.model, recipe.encoder.pretrained)
-            self._filters = fingerprints.filters_of(recipe, "caption", encoder)
+        self._models = ThreadPoolExecutor(1, "models").submit(load_models, recipe, captioner)
         self._schema = fingerprints.caption_schema(recipe)
         self._fingerprint = fingerprints.caption_fingerprint(recipe)
-        one_at_a_time = not getattr(self._captioner, "thread_safe", False)
-        self._asking = threading.Lock() if one_at_a_time else contextlib.nullcontext()
+        self._asking = threading.Lock()  # held during calls of a captioner that is not thread-safe
         self._scoring = threading.Lock()
         self._answered = 0.0  # time.perf_counter at the captioner's last answer
         self._problem = ""  # reason why the captioner stopped; waiting units then do not call it again
@@ -67,11 +72,14 @@ class CaptionClips:
         return stop_on_fault("caption", self._unit, unit)
 
     def _unit(self, unit: CaptionUnit) -> UnitResult:
-        costs, errors = Costs(), list[LoggedError]()
+        errors, started = list[LoggedError](), time.perf_counter()
         rows, frames = clips_with_frames(self._store, self._recipe, unit)
         clips = {row["clip_id"]: clip_frames(row, frames[row["clip_id"]]) for row in rows}
         source_of = {row["clip_id"]: row["source_uri"] for row in rows}
-        with self._asking:
+        reading = time.perf_counter() - started
+        captioner, _ = self._models.result()
+        costs = Costs(reading)  # without the wait for the models
+        with contextlib.nullcontext() if getattr(captioner, "thread_safe", False) else self._asking:
             started = time.perf_counter()
             problem, answers = self._problem, list[Caption | CaptionError]()
             if not problem:
@@ -110,7 +118,7 @@ class CaptionClips:
         If a batch raises an exception, its clips are captioned one by one, so that only the failing clip is affected.
         """
         try:
-            return self._captioner.caption(clips), ""
+            return self._models.result().captioner.caption(clips), ""
         except CaptionerDown as down:
             return down.done, str(down)
         except Exception as error:
@@ -131,11 +139,12 @@ class CaptionClips:
     def _columns(self, answer: Caption | CaptionError, clip: ClipFrames) -> dict[str, Any]:
         if isinstance(answer, CaptionError):
             return {"caption_error": answer.reason}
+        captioner = self._models.result().captioner
         scores: Mapping[str, Any] = {}
         if self._recipe.caption.audit:
             audited = audit(answer, clip, self._recipe.caption.language == ENGLISH)
             scores = audited.score
-            if getattr(self._captioner, "verbatim", False):
+            if getattr(captioner, "verbatim", False):
                 scores = {**scores, "audit_repaired": False}
             elif audited.caption is None:
                 return {**scores, "caption_error": f"audit: {audited.rejected}"}
@@ -147,7 +156,7 @@ class CaptionClips:
             "caption_dense": answer.dense,
             "caption_json": to_json(answer),
             "caption_error": None,
-            "caption_by": self._captioner.id,
+            "caption_by": captioner.id,
         }
 
     def _score(
@@ -184,7 +193,7 @@ class CaptionClips:
         def on_error(step: str, clip: ClipView, error: Exception) -> None:
             failed(step, clip.clip_id, error)
 
-        for name, clip_filter in self._filters.items():
+        for name, clip_filter in self._models.result().filters.items():
             with costs.measure(name, len(out)):
                 views = [
                     clip_view(
@@ -199,6 +208,16 @@ class CaptionClips:
                 for columns, scores in zip(out, score(clip_filter, views, on_error), strict=True):
                     columns.update(scores)
         return out
+
+
+def load_models(recipe: Recipe, captioner: Any = None) -> CaptionModels:
+    """Return `captioner`, or else the recipe's, and the filters. Raises BuildStopped if one cannot be loaded."""
+    with naming_worker("CaptionClips"):
+        captioner = captioner or load_captioner(recipe.caption.captioner, fingerprints.captioner_options(recipe))
+        if not fingerprints.filters_of(recipe, "caption"):
+            return CaptionModels(captioner, {})
+        encoder = load_encoder(recipe.encoder.name, recipe.encoder.model, recipe.encoder.pretrained)
+        return CaptionModels(captioner, fingerprints.filters_of(recipe, "caption", encoder))
 
 
 def clips_with_frames(store: Store, recipe: Recipe, unit: CaptionUnit) -> Batch:

@@ -37,8 +37,8 @@ class IdentifyPass:
     def pending(self, snapshot: Snapshot, workers: int) -> Iterator[IdentifyUnit]:
         return identify_units(snapshot.files, snapshot.store, snapshot.recipe.scan)
 
-    def stages(self, store: Store, recipe: Recipe, machine: Machine) -> Sequence[Stage]:
-        return [Stage(Identify, (store, recipe), IdentifyUnit, cpus=1.0)]
+    def stages(self, snapshot: Snapshot, machine: Machine) -> Sequence[Stage]:
+        return [Stage(Identify, (snapshot.store, snapshot.recipe), IdentifyUnit, cpus=1.0)]
 
     def outlook(self, snapshot: Snapshot) -> Outlook:
         pending = sum(unit.amount for unit in self.pending(snapshot, 1))

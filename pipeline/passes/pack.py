@@ -42,8 +42,8 @@ class PackPass:
             if not shard.finished:
                 yield PackUnit(shard.path, shard.name, spool_of(shard.name), len(shard.positions))
 
-    def stages(self, store: Store, recipe: Recipe, machine: Machine) -> Sequence[Stage]:
-        return [Stage(Pack, (store, recipe), PackUnit, cpus=1.0)]
+    def stages(self, snapshot: Snapshot, machine: Machine) -> Sequence[Stage]:
+        return [Stage(Pack, (snapshot.store, snapshot.recipe), PackUnit, cpus=1.0)]
 
     def outlook(self, snapshot: Snapshot) -> Outlook:
         pending = sum(len(shard.positions) for shard in snapshot.shards if not shard.finished)

@@ -18,7 +18,6 @@ from pipeline.scan.worker import Scan
 from pipeline.sources.discover import Source
 from pipeline.state import committed, fingerprints
 from pipeline.state.units import Part, ScanUnit
-from pipeline.storage.store import Store
 from pipeline.tables.fragments import replace_column
 
 ROWS_AT_ONCE = 10_000  # rows converted to Python objects at a time
@@ -53,10 +52,10 @@ class ScanPass:
     def pending_parts(self, snapshot: Snapshot) -> pa.Table:
         return not_scanned(source_parts(snapshot.sources, snapshot.recipe), snapshot.scanned)
 
-    def stages(self, store: Store, recipe: Recipe, machine: Machine) -> Sequence[Stage]:
+    def stages(self, snapshot: Snapshot, machine: Machine) -> Sequence[Stage]:
         """Return a stage that reserves half a core per worker if the embed pass runs on the same cores, else a core."""
-        cpus = 1.0 if machine.gpu and EMBED.uses_gpu(recipe) else 0.5
-        return [Stage(Scan, (store, recipe), ScanUnit, cpus)]
+        cpus = 1.0 if machine.gpu and EMBED.uses_gpu(snapshot.recipe) else 0.5
+        return [Stage(Scan, (snapshot.store, snapshot.recipe), ScanUnit, cpus)]
 
     def outlook(self, snapshot: Snapshot) -> Outlook:
         parts = source_parts(snapshot.sources, snapshot.recipe)

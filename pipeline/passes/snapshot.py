@@ -67,6 +67,12 @@ class Snapshot:
             self.__dict__.pop(name, None)
 
     @cached_property
+    def kept_by_hand(self) -> frozenset[str]:
+        """The ids of the clips that a person keeps."""
+        kept = self.decisions.filter(pc.equal(self.decisions["decision"], "keep"))
+        return frozenset(kept["clip_id"].to_pylist())
+
+    @cached_property
     def sources(self) -> pa.Table:
         return source_rows(self.files, self.store, self.recipe.scan)
 

@@ -59,8 +59,8 @@ class TranscodePass:
             for number, clips in parts:
                 yield TranscodeUnit(spool, number, clips, lent)
 
-    def stages(self, store: Store, recipe: Recipe, machine: Machine) -> Sequence[Stage]:
-        return [Stage(Transcode, (store, recipe), TranscodeUnit, cpus=1.0)]
+    def stages(self, snapshot: Snapshot, machine: Machine) -> Sequence[Stage]:
+        return [Stage(Transcode, (snapshot.store, snapshot.recipe), TranscodeUnit, cpus=1.0)]
 
     def outlook(self, snapshot: Snapshot) -> Outlook:
         missing = _missing_parts(snapshot, listed(snapshot.store))

@@ -27,7 +27,7 @@ from pipeline.config.video_models import resolved
 from pipeline.selection.select import admitted, check_thresholds, holds
 from pipeline.tables.fragments import CLIPS, fingerprint
 
-SCAN_VERSION = 15
+SCAN_VERSION = 16
 EMBED_VERSION = 5
 CAPTION_VERSION = 3
 
@@ -129,13 +129,15 @@ def passes_scan_thresholds(row: Mapping[str, Any], bounds: Mapping[str, Bounds])
     return row["dropped"] is None and all(bound.admit(row[column]) for column, bound in bounds.items())
 
 
-def needs_scoring(rows: pa.Table, recipe: Recipe) -> np.ndarray:
+def needs_scoring(rows: pa.Table, recipe: Recipe, by_hand: np.ndarray) -> np.ndarray:
     """Return which clips the embed pass still has to score, (n,) bool. `rows` have `dropped`, the scores so far that
     have thresholds, and `scored`, the filters that ran (null: not embedded yet). A clip that an earlier build stopped
-    scoring is continued if the current thresholds accept it."""
+    scoring is continued if the current thresholds accept it, or if a person keeps it: those are `by_hand`, (n,) bool.
+    """
     open_ = rows["dropped"].is_null().to_numpy()
     for column, bounds in scan_bounds(recipe).items():
         open_ = open_ & admitted(rows[column], bounds)
+    open_ = open_ | (by_hand & pc.fill_null(pc.not_equal(rows["dropped"], "error"), True).to_numpy())
     filters, scored = filters_of(recipe, "embed"), rows["scored"]
     fresh = scored.is_null().to_numpy()
     stopped = np.zeros(rows.num_rows, bool)
@@ -143,7 +145,7 @@ def needs_scoring(rows: pa.Table, recipe: Recipe) -> np.ndarray:
         for column, bounds in thresholds_of(recipe, clip_filter.columns).items():
             stopped |= holds(scored, [name]) & ~admitted(rows[column], bounds)
     incomplete = pc.fill_null(pc.less(pc.list_value_length(scored), len(filters)), False).to_numpy()
-    return open_ & (fresh | (~stopped & incomplete))
+    return open_ & (fresh | (~(stopped & ~by_hand) & incomplete))
 
 
 def check(recipe: Recipe) -> None:
