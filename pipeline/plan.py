@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from pipeline.config.recipe import Recipe
 from pipeline.dataset.finish import check_folder, read_info
 from pipeline.engine.progress import clock, counted
+from pipeline.pack.companions import load_companions
 from pipeline.passes.base import Outlook, Pass
 from pipeline.passes.caption import with_listed_captions
 from pipeline.passes.embed import with_reference_digest
@@ -43,6 +44,7 @@ def plan(inputs: Sequence[str], out: str, recipe: Recipe) -> str:
     check_folder(store)
     recipe = with_listed_captions(with_reference_digest(recipe), files)
     fingerprints.check(recipe)
+    load_companions(recipe.pack)
     files = as_last_seen(files, store)
     info: dict[str, Any] = read_info(store) if store.exists("dataset.json") else {}
     snapshot = Snapshot(store, recipe, files, read_decisions(store))
@@ -65,8 +67,8 @@ def estimated(outlooks: Mapping[str, Outlook], passes: Mapping[str, Any]) -> dic
     for name, outlook in outlooks.items():
         more: float | None = 0.0
         if first in ADD_CLIPS:
-            known = first in rates and name in rates
-            ratio = rates[name]["amount"] / rates[first]["amount"] if known else None
+            measured = first in rates and name in rates
+            ratio = rates[name]["amount"] / rates[first]["amount"] if measured else None
             more = None if ratio is None else outlooks[first].pending * ratio
         amount = None if more is None else outlook.pending + more
         pace = rates[name]["seconds"] / rates[name]["amount"] if name in rates else None
