@@ -195,9 +195,9 @@ def test_a_dataset_that_lost_part_of_a_table_is_not_read_as_if_it_were_whole(cop
         ["export", "--to", "csv", "--out", "x.csv"],
     ):
         assert main([words[0], str(copied), *words[1:]]) == 2
-        said = capsys.readouterr().err
-        assert str(lost.relative_to(copied)) in said
-        assert "run its build again" in said
+        error = capsys.readouterr().err
+        assert str(lost.relative_to(copied)) in error
+        assert "run its build again" in error
     lost.unlink()
     assert main(["report", str(copied)]) == 2
     assert f"{lost.relative_to(copied)} is missing: run its build again" in capsys.readouterr().err
