@@ -94,11 +94,11 @@ def _total(works: Mapping[str, Work]) -> list[str]:
     pending = [name for name, work in works.items() if work.outlook.pending or work.more != 0]
     chains = [[works[each.name].seconds for each in chain if each.name in pending] for chain in CHAINS]
     unknown = [name for name in pending if works[name].seconds is None]
-    known = sum(max((seconds for seconds in chain if seconds), default=0.0) for chain in chains)
-    if not known:
+    total = sum(max((seconds for seconds in chain if seconds), default=0.0) for chain in chains)
+    if not total:
         return []
     without = f" without {', '.join(unknown)}, whose time is not known yet" if unknown else ""
-    return [f"about {clock(known)} in all{without}, at the last builds' rates"]
+    return [f"about {clock(total)} in all{without}, at the last builds' rates"]
 
 
 def _gone(files: Sequence[DiscoveredFile], store: Store, info: Mapping[str, Any]) -> int:
