@@ -49,7 +49,7 @@ def video(tmp_path: Path) -> str:
         (["build", "VIDEO", "--out", "OUT", "--recipe", "best"], "is called 'best': expected one of embedded"),
         (["build", "VIDEO", "--out", "OUT", "--gpus"], "no model of this recipe runs on a GPU"),
         (["build", "nothing/here", "--out", "OUT"], "nothing/here: no such file or folder"),
-        (["build", "VIDEO", "--out", "s3://key:secret@bucket/x"], "put them into the environment"),
+        (["build", "VIDEO", "--out", "s3://key:secret@bucket/x"], "put credentials into the environment"),
         (["build", "VIDEO", "--out", "FULL"], "holds something else"),
         (["build", "VIDEO", "--out", "LATIN"], "holds something else"),
         (["build", "VIDEO", "--out", "VIDEO"], "is a file: give an empty or new folder"),
