@@ -74,8 +74,9 @@ class Catalog:
             os.symlink(path, link)
         self._connection = self._open()
         ids = self.column("clip_id")
-        self._words = id_prefix_u64(ids)
-        self._order = np.argsort(self._words, kind="stable")
+        words = id_prefix_u64(ids)
+        self._order = np.argsort(words, kind="stable")
+        self._words = words[self._order]
         self._results: OrderedDict[Any, np.ndarray] = OrderedDict()
         self._lock = threading.Lock()
         self._samples: dict[str, np.ndarray] = {}  # column -> sorted scores of every n-th clip
@@ -146,9 +147,8 @@ class Catalog:
         words = id_prefix_u64(clip_ids)
         if not len(self):
             return np.full(len(words), -1)
-        positions = np.searchsorted(self._words, words, sorter=self._order)
-        rows = self._order[np.minimum(positions, len(self) - 1)]
-        return np.where(self._words[rows] == words, rows, -1)
+        positions = np.minimum(np.searchsorted(self._words, words), len(self) - 1)
+        return np.where(self._words[positions] == words, self._order[positions], -1)
 
     def rows(self, query: Query) -> np.ndarray:
         """Return the row numbers of a query's clips in its order, (n,) int32. Raises ExpressionError."""
