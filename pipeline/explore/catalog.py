@@ -64,7 +64,7 @@ class Catalog:
         self._metadata = [pq.read_metadata(path) for path in self._paths]
         schemas = [metadata.schema.to_arrow_schema().remove_metadata() for metadata in self._metadata]
         stored = pa.unify_schemas(schemas, promote_options="permissive")
-        self.schema = pa.schema([f for f in stored if f.name not in (*LEFT_OUT, "decision")])
+        self.schema = pa.schema([f for f in stored if f.name not in (*LEFT_OUT, "decision", "edited")])
         self.has_embeddings = "embedding" in stored.names
         self._starts = np.cumsum([0, *(metadata.num_rows for metadata in self._metadata)])  # row numbers of files
         self._folder = tempfile.TemporaryDirectory(prefix="clipmill-")
@@ -93,7 +93,7 @@ class Catalog:
     @property
     def columns(self) -> list[str]:
         """Names of the columns that an expression may use, except SIMILARITY."""
-        return [*self.schema.names, "decision"]
+        return [*self.schema.names, "decision", "edited"]
 
     def _open(self) -> duckdb.DuckDBPyConnection:
         settings = {"temp_directory": "", "python_enable_replacements": "false", "memory_limit": MEMORY}
@@ -111,6 +111,7 @@ class Catalog:
         connection.execute("CREATE TABLE decided (row INTEGER, hand_decision VARCHAR, hand_caption VARCHAR)")
         connection.execute(
             f"CREATE VIEW clips AS SELECT row, {names}, hand_decision AS decision, "
+            "hand_caption IS NOT NULL AS edited, "
             f"coalesce(hand_caption, {caption}) AS caption "
             f"FROM ({' UNION ALL BY NAME '.join(parts)}) LEFT JOIN decided USING (row)"
         )
@@ -118,7 +119,7 @@ class Catalog:
         return connection
 
     def decide(self, decisions: Mapping[str, Mapping[str, Any]], version: int) -> None:
-        """Show `decisions` (rows of DECISIONS by clip_id) in the columns `decision` and `caption`."""
+        """Show `decisions` (rows of DECISIONS by clip_id) in the columns `decision`, `edited` and `caption`."""
         with self._lock:
             if version == self._decisions:
                 return
