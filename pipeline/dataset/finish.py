@@ -28,7 +28,7 @@ PAGES = ("README.md", "report.html")
 FOLDERS = ("state/", "stats/", "tables/", "shards/", "decisions/")
 ROWS = 500_000  # clips per file of the finished table
 UNPUBLISHED = (  # columns that only a build needs
-    *("unit", "scan_at", "embed_at", "captioned", "scored"),
+    *("unit", "scan_fragment", "embed_fragment", "captioned", "scored"),
     *("frame_embeddings", "caption_dense"),
 )
 PREVIOUS = "state/previous.json"  # the files of the dataset before this one, which readers may still have open
@@ -238,8 +238,8 @@ def _write_table(store: Store, folder: str, tables: Iterable[pa.Table]) -> list[
     pieces = map(plain, tables)
     piece = next(pieces, None)
     while piece is not None:
-        with store.folder(folder) as place:
-            temporary = place / temporary_name("table")
+        with store.folder(folder) as local:
+            temporary = local / temporary_name("table")
             try:
                 with pq.ParquetWriter(temporary, piece.schema, compression="zstd") as out:
                     written = 0
@@ -251,7 +251,7 @@ def _write_table(store: Store, folder: str, tables: Iterable[pa.Table]) -> list[
                     digest = hashlib.file_digest(file, "sha256").hexdigest()[:8]
                     os.fsync(file.fileno())
                 names.append(f"{folder}/{len(names):05}-{digest}.parquet")
-                os.replace(temporary, place / names[-1].rpartition("/")[2])
+                os.replace(temporary, local / names[-1].rpartition("/")[2])
             finally:
                 temporary.unlink(missing_ok=True)
     return names

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from pipeline.explore.catalog import Catalog
 from pipeline.report.clips import film_strip
 from pipeline.storage.store import Store
-from pipeline.tables.fragments import Fragment, frames_of, read_frames
+from pipeline.tables.fragments import Fragment, frames_of, read_sampled_frames
 
 THUMBNAIL = 360  # pixels of the longer side
 QUALITY = 80  # JPEG quality of thumbnails, 1..100
@@ -79,7 +79,7 @@ class Pictures:
             return []
         try:
             with self._store.open(frames_of(unit)) as opened, pq.ParquetFile(opened) as file:
-                table = read_frames(file, [clip_id]).sort_by("time")
+                table = read_sampled_frames(file, [clip_id]).sort_by("time")
         except FileNotFoundError:  # deleted by a concurrent build
             return []
         return list(table["jpeg"].to_pylist())

@@ -25,7 +25,7 @@ PICTURE = (
     *("color_matrix", "color_primaries", "color_transfer", "color_range"),
 )
 INTERNAL = (  # columns for the build itself, which are not published
-    *("unit", "scan_at", "embed_at", "captioned"),
+    *("unit", "scan_fragment", "embed_fragment", "captioned"),
     *("scored", "embedding", "frame_embeddings", "phash"),
 )
 DECIDED = ("keep", "rejected_by", "duplicates_of", "dropped", "bucket", "split", "shard", "decision")

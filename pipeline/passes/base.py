@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
-import pyarrow as pa
-
 from pipeline.config.recipe import Recipe
 from pipeline.engine.base import Machine
 from pipeline.passes.snapshot import Snapshot
@@ -28,10 +26,6 @@ class Pass(Protocol):
 
     def fingerprint(self, recipe: Recipe) -> str:
         """Return 16 hex digits: a hash of everything that can change the pass's rows."""
-        ...
-
-    def schema(self, recipe: Recipe) -> pa.Schema:
-        """Return the schema of the rows that the pass commits."""
         ...
 
     def uses_gpu(self, recipe: Recipe) -> bool:

@@ -12,7 +12,7 @@ from filters.reference import pictures_digest
 from pipeline.config.recipe import Recipe, RecipeError
 from pipeline.engine.base import Machine, Stage
 from pipeline.passes.base import Outlook
-from pipeline.passes.embed_on_gpu import AT_ONCE, EncodeClips, EncodeUnit, ScoreFrames
+from pipeline.passes.embed_on_gpu import UNITS_AT_ONCE, EncodeClips, EncodeUnit, ScoreFrames
 from pipeline.passes.embed_worker import Embed
 from pipeline.passes.snapshot import Snapshot
 from pipeline.passes.unit_clips import plain_columns, units_of
@@ -26,9 +26,6 @@ class EmbedPass:
 
     def fingerprint(self, recipe: Recipe) -> str:
         return fingerprints.embed_fingerprint(recipe)
-
-    def schema(self, recipe: Recipe) -> pa.Schema:
-        return fingerprints.embed_schema(recipe)
 
     def uses_gpu(self, recipe: Recipe) -> bool:
         return fingerprints.embed_uses_gpu(recipe)
@@ -47,7 +44,7 @@ class EmbedPass:
         if machine.gpu and self.uses_gpu(recipe):
             return [
                 Stage(ScoreFrames, args, UnitClips, cpus=1.0, own_process=True),
-                Stage(EncodeClips, args, EncodeUnit, cpus=0.0, gpus=1.0, at_once=AT_ONCE),
+                Stage(EncodeClips, args, EncodeUnit, cpus=0.0, gpus=1.0, at_once=UNITS_AT_ONCE),
             ]
         return [Stage(Embed, args, UnitClips, cpus=min(0.7, machine.widest / 2))]
 
@@ -86,4 +83,4 @@ def embed_units(snapshot: Snapshot) -> Iterator[UnitClips]:
     for rows in committed.clips(snapshot.store, recipe, snapshot.sources, columns):
         by_hand = pc.is_in(rows["clip_id"], kept_by_hand).to_numpy()
         pending = rows.filter(pa.array(fingerprints.needs_scoring(rows, recipe, by_hand)))
-        yield from units_of(plain_columns(pending, ("scan_at", "unit", "source_id", "clip_id")))
+        yield from units_of(plain_columns(pending, ("scan_fragment", "unit", "source_id", "clip_id")))

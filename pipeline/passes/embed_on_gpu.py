@@ -24,6 +24,7 @@ from filters.encoders.base import EncoderOutput, load_encoder
 from pipeline.config.recipe import Recipe
 from pipeline.media.faults import is_machine_fault
 from pipeline.passes.embed_worker import (
+    DECODING_THREADS,
     ClipState,
     Costs,
     apply_filters,
@@ -39,10 +40,9 @@ from pipeline.state.error_log import LoggedError
 from pipeline.state.units import Handoff, UnitClips, UnitResult
 from pipeline.storage.store import Store
 
-BATCH = 32  # clips of a unit whose frames are in memory at once
+GPU_CHUNK = 32  # clips of a unit whose frames are in memory at once in the second stage
 PICTURES = 512  # largest number of frames, of several units, in one call of the encoder
-AT_ONCE = 8  # concurrent units in a worker of the second stage
-THREADS = 4  # threads that decode the frames of a unit
+UNITS_AT_ONCE = 8  # in a worker of the second stage
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class ScoreFrames:
         self._filters = cpu_filters(fingerprints.filters_of(recipe, "embed"))
 
     def __call__(self, unit: UnitClips) -> Handoff | UnitResult:
-        return stop_on_fault(self._unit, unit)
+        return stop_on_fault("embed", self._unit, unit)
 
     def _unit(self, unit: UnitClips) -> Handoff:
         costs, errors, admitted = Costs(), list[LoggedError](), set[str]()
@@ -98,13 +98,13 @@ class EncodeClips:
         self._filtering = threading.Lock()
 
     def __call__(self, unit: EncodeUnit) -> UnitResult:
-        return stop_on_fault(self._unit, unit)
+        return stop_on_fault("embed", self._unit, unit)
 
     def _unit(self, unit: EncodeUnit) -> UnitResult:
         costs, errors = Costs(unit.seconds, unit.filters), list(unit.errors)
         columns = {out["clip_id"]: out for out in unit.columns}
         rows = [row for row in unit.rows if row["clip_id"] in unit.admitted]
-        for chunk, frames in chunks(self._store, unit.clips.unit, rows, BATCH, THREADS):
+        for chunk, frames in chunks(self._store, unit.clips.unit, rows, GPU_CHUNK, DECODING_THREADS):
             states = [ClipState(row, frames[row["clip_id"]], columns[row["clip_id"]]) for row in chunk]
             costs.took("encoder", self._encode(states, errors), len(states))
             with self._filtering:

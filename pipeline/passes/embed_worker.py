@@ -27,9 +27,10 @@ from pipeline.state import fingerprints
 from pipeline.state.error_log import LoggedError, logged_error, unforeseen, write_errors
 from pipeline.state.units import UnitClips, UnitResult, stopped
 from pipeline.storage.store import Store
-from pipeline.tables.fragments import Fragment, fingerprint, frames_of, read_frames, table_from, write_fragment
+from pipeline.tables.fragments import Fragment, fingerprint, frames_of, read_sampled_frames, table_from, write_fragment
 
 CHUNK = 16  # clips whose frames are in memory at once
+DECODING_THREADS = 4  # of a worker that processes several units concurrently
 Unit = TypeVar("Unit")
 Answer = TypeVar("Answer")
 
@@ -47,7 +48,7 @@ class Embed:
         self._before, self._after = filters[:first], filters[first:]
 
     def __call__(self, unit: UnitClips) -> UnitResult:
-        return stop_on_fault(self._unit, unit)
+        return stop_on_fault("embed", self._unit, unit)
 
     def _unit(self, unit: UnitClips) -> UnitResult:
         costs, errors = Costs(), list[LoggedError]()
@@ -64,14 +65,14 @@ class Embed:
         return commit(self._store, self._recipe, unit, rows, costs, errors)
 
 
-def stop_on_fault(work: Callable[[Unit], Answer], unit: Unit) -> Answer | UnitResult:
-    """Return `work(unit)`; for a fault of the machine or the dataset, a result that stops the build."""
+def stop_on_fault(of: str, work: Callable[[Unit], Answer], unit: Unit) -> Answer | UnitResult:
+    """Return `work(unit)`; for a fault of the machine or the dataset, a result that stops the pass `of`."""
     try:
         return work(unit)
     except Exception as error:
         if not isinstance(error, (OSError, pa.ArrowInvalid)) and not is_machine_fault(error):
             raise
-        return stopped("embed", error)
+        return stopped(of, error)
 
 
 def wanted_rows(store: Store, recipe: Recipe, unit: UnitClips, by_hand: Collection[str] = ()) -> list[dict[str, Any]]:
@@ -242,7 +243,7 @@ def rows_in(store: Store, clips: UnitClips) -> pa.Table:
     fragment = Fragment(clips.fragment, {})
     if clips.clip_ids is None:
         return fragment.rows(store)
-    rows = fragment.rows(store, span=clips.span)
+    rows = fragment.rows(store, ids=clips.sources)
     return rows.filter(pc.is_in(rows["clip_id"], pa.array(clips.clip_ids)))
 
 
@@ -260,7 +261,7 @@ def chunks(
         for first in range(0, len(rows), size):
             chunk = list(rows[first : first + size])
             jpegs: dict[str, list[dict[str, Any]]] = {row["clip_id"]: [] for row in chunk}
-            for frame in read_frames(stored, jpegs).to_pylist():
+            for frame in read_sampled_frames(stored, jpegs).to_pylist():
                 jpegs[frame["clip_id"]].append(frame)
             yield chunk, dict(zip(jpegs, pool.map(decode_frames, jpegs.values()), strict=True))
 

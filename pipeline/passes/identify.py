@@ -16,7 +16,7 @@ from pipeline.passes.base import Outlook
 from pipeline.passes.snapshot import Snapshot, file_table, with_key
 from pipeline.scan.worker import Identify
 from pipeline.sources.discover import DiscoveredFile
-from pipeline.state import committed, fingerprints
+from pipeline.state import committed
 from pipeline.state.units import IdentifyUnit
 from pipeline.storage.store import Store
 from pipeline.tables.fragments import fingerprint
@@ -30,9 +30,6 @@ class IdentifyPass:
 
     def fingerprint(self, recipe: Recipe) -> str:
         return fingerprint("sources", recipe.sources.identity)
-
-    def schema(self, recipe: Recipe) -> pa.Schema:
-        return fingerprints.IDENTIFIED
 
     def uses_gpu(self, recipe: Recipe) -> bool:
         return False

@@ -277,7 +277,8 @@ class _Scan:
         if 0 < len(kept.burst) < LEAST_BURST <= len(kept.times):
             kept = self._with_burst(kept)
         with self._clock("flow"):
-            view = clip_view(kept, name, end, size, box)
+            fits = self._tracks.field_fits(float(kept.times[0]), end)
+            view = clip_view(kept, fits, name, end, size, box)
         for key, scorer in self._filters.items():
             with self._clock(f"filter:{key}"):
                 scores |= score(scorer, [view], self._filter_failed)[0]

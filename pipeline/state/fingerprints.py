@@ -7,6 +7,7 @@ it: they decide only whether a unit is finished.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,14 +15,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from captioners import CAPTIONERS, captioner_version, check_captioner
+from captioners import CAPTIONERS, captioner_class, captioner_version
 from captioners.text.audit import AUDIT_COLUMNS
 from captioners.text.audit import VERSION as AUDIT_VERSION
 from filters import FILTERS, load_filter
 from filters.base import Filter, Track, uses_gpu, why_null
 from filters.encoders.base import ENCODERS, Declared
+from pipeline.config.options import check_arguments, nearest
 from pipeline.config.recipe import Bounds, CaptionOptions, Recipe, RecipeError, to_dict
-from pipeline.config.video_models import nearest, resolved
+from pipeline.config.video_models import resolved
 from pipeline.selection.select import admitted, check_thresholds, holds
 from pipeline.tables.fragments import CLIPS, fingerprint
 
@@ -157,18 +159,12 @@ def check(recipe: Recipe) -> None:
     fields = [*CLIPS, *EMBEDDED, *(pa.field(k, v) for k, v in {**column_types, **AUDIT_COLUMNS}.items())]
     check_thresholds(recipe.select.thresholds, pa.schema(fields))
     resolved(recipe.pack)
-    if recipe.caption.captioner not in CAPTIONERS:
-        raise RecipeError(f"unknown captioner {recipe.caption.captioner!r}: known are {', '.join(CAPTIONERS)}")
-    try:
-        check_captioner(recipe.caption.captioner, recipe.caption.options)
-    except TypeError as error:
-        raise RecipeError(f"caption.options: {error}") from error
-    try:
-        check_captioner(recipe.caption.captioner, captioner_options(recipe))
-    except TypeError as error:
-        raise RecipeError(
-            f"caption: the captioner {recipe.caption.captioner!r} takes no instruction or language ({error})"
-        ) from error
+    captioner = recipe.caption.captioner
+    if captioner not in CAPTIONERS:
+        raise RecipeError(f"unknown captioner {captioner!r}{nearest(captioner, CAPTIONERS)}")
+    check_arguments(captioner_class(captioner), recipe.caption.options, "caption.options")
+    for name in captioner_options(recipe).keys() - inspect.signature(captioner_class(captioner)).parameters.keys():
+        raise RecipeError(f"caption.{name}: the captioner {captioner!r} takes no {name}")
 
 
 def late_columns(recipe: Recipe) -> set[str]:

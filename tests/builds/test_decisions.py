@@ -134,7 +134,7 @@ def test_a_new_decision_is_noticed_and_an_unchanged_dataset_is_left_alone(decide
     decide(dataset, kept, decision="reject")
     planned = plan(sources, str(dataset), recipe)
     assert "in shards to write" in planned
-    assert "do not include" not in planned  # only shards are pending, which add no clips
+    assert "after the passes before" not in planned  # only shards are pending, which add no clips
     build(sources, str(dataset), recipe, engine="local")
     assert rows(dataset)[kept["clip_id"]]["rejected_by"] == ["hand"]
 
@@ -146,7 +146,7 @@ def test_a_clip_kept_by_hand_gets_all_scores_also_in_a_new_folder_with_the_same_
     (clip,) = rows(tmp_path / "old").values()
     assert (clip["rejected_by"], clip["embedding"], clip["colour_saturation"]) == (["exposure_luma"], None, None)
     decide(tmp_path / "old", clip, decision="keep", caption=WRITTEN)
-    assert "embed    1 clips of 1 clips" in plan(video, str(tmp_path / "old"), recipe)
+    assert "embed     1 of 1 clip" in plan(video, str(tmp_path / "old"), recipe)
     build(video, str(tmp_path / "old"), recipe, engine="local")
     (clip,) = rows(tmp_path / "old").values()
     needed = ("embedding", "phash", "colour_saturation", "tags_labels", "caption", "shard")
