@@ -127,10 +127,10 @@ def describe_text(name: str, tokens: int) -> tuple[str, Layout]:
     """Return the id and the layout of a text encoder, of a pipeline without loading its weights. Raises TextError and
     BaseError."""
     if name.startswith("diffusers:"):
+        from model.backbones.pretrained import read_base
         from model.backbones.prompts import text_id, word_layout
-        from model.backbones.source import read_source
 
-        source = read_source(name)
-        return text_id(source, tokens), word_layout(source.family, source.transformer, tokens)
+        base = read_base(name)
+        return text_id(base, tokens), word_layout(base.family, base.transformer, tokens)
     encoder = HiddenStates(name, tokens)
     return encoder.id, encoder.layout

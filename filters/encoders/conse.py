@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -19,8 +20,10 @@ from filters.encoders.base import EncoderOutput, one_thread
 from filters.encoders.efficientnet import APPEARANCE, INPUT_SIZE, classifier
 from filters.encoders.imagenet import imagenet_classes
 
+if TYPE_CHECKING:
+    from filters.encoders.minilm import SentenceEncoder
+
 TOP = 10  # classes that make up an embedding, as in the paper
-WORDS = 256  # word pieces that MiniLM was trained to read
 MEANINGS = Path(__file__).parent / "class_meanings.npz"  # written by tests/benchmarks/filters/encoders.py --meanings
 
 
@@ -38,7 +41,9 @@ class Conse:
 
     @cached_property
     def sentences(self) -> SentenceEncoder:
-        return SentenceEncoder()  # loaded late: it imports torch, and most workers embed no text
+        from filters.encoders.minilm import SentenceEncoder  # imports torch; most workers embed no text
+
+        return SentenceEncoder()
 
     def frames(self, rgb: np.ndarray) -> np.ndarray:
         return self.look(list(rgb)).embedding
@@ -59,22 +64,6 @@ class Conse:
         if not rows:
             return EncoderOutput(np.zeros((0, self.dim), np.float32), np.zeros((0, APPEARANCE), np.float32), [])
         return EncoderOutput(np.stack(rows), np.stack(looks), tags)
-
-
-class SentenceEncoder:
-    """all-MiniLM-L6-v2: mean of the last layer over the word pieces, of unit norm, as in its model card."""
-
-    def __init__(self) -> None:
-        from filters.encoders.minilm import MiniLM  # imports torch
-
-        self.model = MiniLM()
-
-    def __call__(self, text: str) -> np.ndarray:
-        """Embed a text: (384,) float32 of unit norm."""
-        import torch
-
-        with torch.inference_mode():
-            return torch.nn.functional.normalize(self.model(text, WORDS).mean(dim=0), dim=0).numpy()
 
 
 def class_meanings() -> np.ndarray:

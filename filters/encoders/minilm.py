@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
@@ -19,6 +20,7 @@ from filters.weights import package_folder
 LAYERS = 6
 HEADS = 12
 EPSILON = 1e-12  # of the layer norms
+WORDS = 256  # word pieces of a text that the model was trained to read
 
 
 class MiniLM:
@@ -78,3 +80,15 @@ class MiniLM:
         return functional.layer_norm(
             words, (self.width,), self._weights[f"{name}.weight"], self._weights[f"{name}.bias"], EPSILON
         )
+
+
+class SentenceEncoder:
+    """all-MiniLM-L6-v2: mean of the last layer over the word pieces, of unit norm, as in its model card."""
+
+    def __init__(self) -> None:
+        self.model = MiniLM()
+
+    def __call__(self, text: str) -> np.ndarray:
+        """Embed a text: (384,) float32 of unit norm."""
+        with torch.inference_mode():
+            return functional.normalize(self.model(text, WORDS).mean(dim=0), dim=0).numpy()

@@ -312,7 +312,7 @@ def _reachable() -> Iterator[None]:
 def refuse_secrets(uri: str) -> None:
     """Raise StorageError for a URL with a password or key in it: URLs are written to tables."""
     if "://" in uri and IN_URL.search(uri):
-        raise StorageError(f"{urlsplit(uri).hostname}: keys in a URL end up in tables: put them into the environment")
+        raise StorageError(f"{urlsplit(uri).hostname}: tables show URLs: put credentials into the environment instead")
 
 
 def filesystem(uri: str) -> tuple[fs.FileSystem, str]:

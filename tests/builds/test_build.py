@@ -137,9 +137,12 @@ def test_a_new_source_is_scanned_alone_and_a_removed_one_disappears(copied, foot
     half = copied / "shards" / ".train-000001.tar.7.tmp"  # left by a build that was killed
     half.write_bytes(b"half a tar")
     planned = plan([str(folder)], str(copied), load_recipe("embedded", OPTIONS)).splitlines()
-    assert planned[0].startswith("sources  8 files of 8 files: new or changed, about 0:")
-    assert planned[1].endswith("8 files of the dataset are no longer among the sources: their clips go")
-    assert " for sources, at the last builds' rates; passes after sources depend on its results" in planned[-1]
+    assert planned[0].startswith("sources   8 of 8 files: new or changed, about 0:")
+    assert planned[1].endswith("8 files of the dataset, no longer a source: their clips go")
+    assert [line.split()[:3] for line in planned[2:7]] == [
+        [name, "up", "to"] for name in ("scan", "embed", "caption", "transcode", "pack")
+    ]
+    assert planned[-1].endswith(" in all, at the last builds' rates")
     result = build([str(folder)], str(copied), load_recipe("embedded", OPTIONS))
     scan = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("scan"))
     assert "0:02 video" in scan
