@@ -37,8 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from click.shell_completion import shell_complete
 
         return shell_complete(cli, {}, "clipmill", COMPLETE, instruction)
-    # Before torch is imported. Idle threads of OpenMP sleep: where other processes want the cores, spinning made training
-    # take five times the CPU time.
+    # Set before torch is imported, so that idle threads of OpenMP sleep: spinning beside other busy processes makes
+    # training take five times the CPU time.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     argv = list(sys.argv[1:] if argv is None else argv)
     try:

@@ -302,7 +302,7 @@ def test_a_server_that_is_down_takes_nothing_from_a_dataset(site, tmp_path, monk
     assert "1 files are used as last seen: their servers do not answer" in capsys.readouterr().err
     assert (info["counts"]["kept"], info["passes"]["transcode"]["results"]["reused"]) == (1, 1)
     assert [shard["path"] for shard in info["shards"]] == [
-        tar for tar in tars() if tar.startswith("shards/2x1-360p/val-")
+        tar for tar in tars() if tar.startswith("shards/2x1-240p/val-")
     ]
 
 
