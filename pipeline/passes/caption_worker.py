@@ -23,16 +23,24 @@ from filters.encoders.base import load_encoder
 from pipeline.config.recipe import CaptionOptions, Recipe
 from pipeline.engine.base import naming_worker
 from pipeline.media.faults import is_machine_fault
-from pipeline.passes.embed_worker import Batch, Costs, Frames, chunks, clip_view, limit_threads, rows_in
+from pipeline.passes.embed_worker import (
+    DECODING_THREADS,
+    Batch,
+    Costs,
+    Frames,
+    chunks,
+    clip_view,
+    limit_threads,
+    rows_in,
+    stop_on_fault,
+)
 from pipeline.state import fingerprints
 from pipeline.state.committed import join
 from pipeline.state.error_log import LoggedError, logged_error, unforeseen, write_errors
-from pipeline.state.units import CaptionUnit, UnitResult, stopped
+from pipeline.state.units import CaptionUnit, UnitResult
 from pipeline.storage.store import Store
 from pipeline.tables.compaction import Runs
 from pipeline.tables.fragments import IdRange, fingerprint, read_fragment, table_from, write_fragment
-
-THREADS = 4  # threads that decode the frames of a unit
 
 
 class CaptionModels(NamedTuple):
@@ -61,12 +69,7 @@ class CaptionClips:
         self._problem = ""  # reason why the captioner stopped; waiting units then do not call it again
 
     def __call__(self, unit: CaptionUnit) -> UnitResult:
-        try:
-            return self._unit(unit)
-        except Exception as error:
-            if not isinstance(error, (OSError, pa.ArrowInvalid)) and not is_machine_fault(error):
-                raise
-            return stopped("caption", error)
+        return stop_on_fault("caption", self._unit, unit)
 
     def _unit(self, unit: CaptionUnit) -> UnitResult:
         errors, started = list[LoggedError](), time.perf_counter()
@@ -223,10 +226,10 @@ def clips_with_frames(store: Store, recipe: Recipe, unit: CaptionUnit) -> Batch:
     frames: dict[str, Frames] = {}
     for part in unit.parts:
         with Runs(store, [read_fragment(store, name) for name in part.embedded]) as runs:
-            embedded = runs.rows(part.clips.span or IdRange())
-        table = join(rows_in(store, part.clips), embedded, fingerprints.embed_schema(recipe), "embed_at")
+            embedded = runs.rows(part.clips.sources or IdRange())
+        table = join(rows_in(store, part.clips), embedded, fingerprints.embed_schema(recipe), "embed_fragment")
         part_rows = [{**row, "metadata": part.metadata.get(row["source_id"])} for row in table.to_pylist()]
-        for chunk, chunk_frames in chunks(store, part.clips.unit, part_rows, threads=THREADS):
+        for chunk, chunk_frames in chunks(store, part.clips.unit, part_rows, threads=DECODING_THREADS):
             rows += chunk
             frames |= chunk_frames
     return rows, frames

@@ -40,7 +40,7 @@ def run_passes(passes: Sequence[Pass], snapshot: Snapshot, engine: Engine, total
         return False
     passes, pending = passes[first:], pending[first:]
     machine = engine.machine()
-    stages = [stage for each in passes for stage in each.stages(store, recipe, machine)]
+    stages = [stage for each in passes for stage in each.stages(snapshot, machine)]
     units = (pickle.loads(unit) for unit in itertools.chain(*pending))
     amount = sum(pickle.loads(unit).amount for unit in pending[0])
     sums = {each.name: Spent(each.fingerprint(recipe), totals.get(each.name)) for each in passes}

@@ -20,6 +20,7 @@ from filters.borders import content_box
 from pipeline.config.recipe import Recipe, RecipeError
 from pipeline.media.faults import OverLimit, is_machine_fault
 from pipeline.media.frame import Frame
+from pipeline.media.frame_rate import span_fps
 from pipeline.media.proxy import FrameCandidate, Shrinker
 from pipeline.media.video import MediaError, Probe, Video
 from pipeline.scan.gap_decoder import ExactFrames, T
@@ -242,7 +243,7 @@ class _Scan:
             "start_pts": int(kept.pts[0]),
             "end_pts": end_pts,
             "time_base": str(self._probe.time_base),
-            "fps": len(kept.times) / (end - start) if end > start else 0.0,
+            "fps": span_fps(kept.times, end),
             "frames": len(kept.times),
             "width": size[0],
             "height": size[1],

@@ -15,6 +15,7 @@ from filters.base import ClipView
 from filters.flow import coarse_flow
 from filters.interlacing import field_columns, field_misfits, line_phases
 from pipeline.media.frame import Frame, seconds
+from pipeline.media.frame_rate import span_fps
 from pipeline.media.proxy import FrameCandidate, Shrinker, crop
 from pipeline.media.video import Probe
 
@@ -209,7 +210,7 @@ def clip_view(
         clip_id=clip_id,
         start=start,
         end=end,
-        fps=len(kept.times) / (end - start) if end > start else 0.0,
+        fps=span_fps(kept.times, end),
         width=size[0],
         height=size[1],
         box=box,

@@ -305,7 +305,7 @@ def test_sigterm_ends_a_build_on_ray_with_one_line(footage, tmp_path):
         assert process.poll() is None
         time.sleep(0.05)
     process.terminate()
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate()
     assert process.returncode == 130
     assert errors.split("\n") == ["", "stopped; finished work is kept: run the same command again to continue", ""]
 
@@ -318,7 +318,7 @@ def test_a_second_build_into_the_same_folder_says_so_and_an_interrupt_says_how_t
     with pytest.raises(DatasetError, match=f"another build is writing .*process {first.pid}"):
         build([str(footage)], str(dataset), load_recipe("embedded", OPTIONS))
     first.send_signal(signal.SIGINT)
-    _, errors = first.communicate(timeout=60)
+    _, errors = first.communicate()
     assert first.returncode == 130
     assert "run the same command again to continue" in errors
     assert not (dataset / "dataset.json").exists()
