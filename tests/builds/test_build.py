@@ -167,7 +167,7 @@ def halved(dataset: Path, pattern: str) -> Path:
     [
         (["shards/*/*.tar", "state/sources/*.parquet", "tables/clips/*.parquet"], ["sources", "transcode", "pack"]),
         (["shards/*/*.parquet", "state/caption/*.parquet"], ["caption", "transcode", "pack"]),
-        (["tables/frames/*.parquet"], ["scan"]),
+        (["tables/frames/*.parquet"], ["scan", "embed"]),
     ],
 )
 def test_what_is_cut_off_is_made_anew_and_nothing_else(copied, footage, built, capsys, patterns, again):
