@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -80,7 +81,9 @@ def estimated(outlooks: Mapping[str, Outlook], passes: Mapping[str, Any]) -> dic
 def _line(of: Pass, work: Work) -> str:
     pending, total = work.outlook.pending, _amount(work.outlook.total, of.measure)
     about = f", about {clock(work.seconds)}" if work.seconds else ""
-    more = "more" if work.more is None else f"up to {_amount(work.more, of.measure)} more" if work.more else ""
+    more = (
+        "more" if work.more is None else f"up to {_amount(math.ceil(work.more), of.measure)} more" if work.more else ""
+    )
     if pending:
         later = f"; {more} after the passes before" if more else ""
         return f"{of.name:<9} {_number(pending, of.measure)} of {total}: {work.outlook.why}{later}{about}"

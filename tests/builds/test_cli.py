@@ -16,6 +16,8 @@ from repository import ROOT
 from pipeline.cli import TRAINER, cli, main
 from pipeline.config.recipe import presets
 from pipeline.engine.progress import Progress, clock
+from pipeline.passes.base import Outlook
+from pipeline.plan import estimated
 
 
 @pytest.fixture
@@ -173,6 +175,21 @@ def test_a_progress_line_does_not_repeat_the_amount_of_work(capsys):
     shown = [line.partition("(")[0] for line in capsys.readouterr().out.splitlines()]
     counted = ("2 reused  ", "1 clip, 0 reused, 1 failed  ", "")
     assert shown == [f"transcode      2 clips  {text}" for text in counted]
+
+
+def test_a_plan_estimates_later_passes_from_what_earlier_builds_measured():
+    outlooks = {name: Outlook(0, 10, "") for name in ("sources", "scan", "embed", "caption", "pack")}
+    outlooks["scan"] = Outlook(60, 90, "new sources")
+    outlooks["caption"] = Outlook(2, 10, "new")
+    amounts = {"scan": (30, 15), "embed": (10, 15), "caption": (5, 20)}  # seconds of video or clips, and seconds
+    works = estimated(outlooks, {name: {"amount": done, "seconds": took} for name, (done, took) in amounts.items()})
+    assert {name: (work.more, work.seconds) for name, work in works.items()} == {
+        "sources": (0, 0),
+        "scan": (0, 30),
+        "embed": (20, 30),
+        "caption": (10, 48),
+        "pack": (None, None),
+    }
 
 
 def test_each_pass_of_a_chain_has_a_line_of_progress(capsys):
