@@ -49,7 +49,7 @@ class Camera:
         "camera_label": pa.string(),  # of most of the clip: static, pan_left ... handheld; null when unsure
         "camera_confidence": pa.float32(),  # 0 to 1: share of the time it holds for, times how purely
         "camera_spans": pa.string(),  # JSON [{"label", "start", "end", "confidence"}], seconds from the clip's start
-        "camera_shake": pa.float32(),  # median unsteady speed, picture heights/s
+        "camera_shake": pa.float32(),  # median unsteady speed, picture heights/s; null where only subjects shake
         "camera_jerk": pa.float32(),  # 95th percentile of how fast its motion changes, picture heights/s^2
     }
 
@@ -88,7 +88,7 @@ class Camera:
             "camera_label": label,
             "camera_confidence": None if label is None else _confidence(label, spans, moments) * share,
             "camera_spans": json.dumps(listed),
-            "camera_shake": float(np.median(moments.shake[moments.clear])) if moments.clear.any() else None,
+            "camera_shake": _shake(moments),
             "camera_jerk": jerk,
             **({why_null(self.name): why} if why else {}),
         }
@@ -132,6 +132,14 @@ def _smooth(whole: GlobalMotion, clear: np.ndarray, half: float, values: np.ndar
     kernel /= np.maximum(kernel.sum(axis=1, keepdims=True), 1e-9)
     smoothed: np.ndarray = kernel @ values.astype(np.float64)
     return smoothed
+
+
+def _shake(moments: Moments) -> float | None:
+    """Return the median shake of the clear intervals; None if there are none, or if less than AGREED of the picture
+    shakes alike, as when subjects move before a camera that is steady or follows them."""
+    if not moments.clear.any() or np.median(moments.agreement[moments.clear]) < AGREED:
+        return None
+    return float(np.median(moments.shake[moments.clear]))
 
 
 def _jerk(whole: GlobalMotion, clear: np.ndarray, speeds: np.ndarray) -> float | None:

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import pyarrow as pa
 
-from filters.base import ClipView, Score, Track, evenly, unknown
+from filters.base import ClipView, Score, Track, evenly, unknown, why_null
 from filters.weights import onnx_session, package_folder
 
 CORE = 0.3  # probability above which a pixel is the core of a line of text
@@ -51,7 +51,7 @@ class Text:
     """
 
     name = "text"
-    version = 3
+    version = 4
     needs = frozenset({Track.FRAMES})
     columns: Mapping[str, pa.DataType] = {
         "text_area": pa.float32(),
@@ -68,21 +68,23 @@ class Text:
 
     def score(self, clip: ClipView) -> dict[str, Score]:
         if not len(clip.frames) or min(clip.frames[0].shape[:2]) < 32:
-            return unknown(self, "no frame of 32 pixels")
+            return unknown(self, "no frame of at least 32 pixels")
         chosen = evenly(len(clip.frames), self.frames)
         pictures = [clip.frames[i] for i in chosen if clip.frames[i].shape == clip.frames[0].shape]
         try:
             lines = self._lines(pictures)
         except FloatingPointError:
-            return unknown(self, "not a number")
+            return unknown(self, "the result is not a finite number")
         subtitles = [
             any(is_subtitle(line, picture) for line in frame_lines)
             for frame_lines, picture in zip(lines, pictures, strict=True)
         ]
+        overlay = overlay_area(pictures, lines)
         return {
             "text_area": math.fsum(line.area for frame_lines in lines for line in frame_lines) / len(pictures),
-            "text_overlay": overlay_area(pictures, lines),
+            "text_overlay": overlay,
             "text_subtitle": float(np.mean(subtitles)),
+            **({why_null(self.name): "no motion around the text"} if overlay is None else {}),
         }
 
     def _lines(self, pictures: Sequence[np.ndarray]) -> list[list[Line]]:
