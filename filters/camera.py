@@ -70,9 +70,12 @@ class Camera:
             label = None
         clear = whole.valid & (whole.support >= SUPPORT)
         jerk = _jerk(whole, clear, whole.theta * lengths)
-        why = "" if label else f"no single camera motion holds for {COVER:.0%} of the time"
-        if jerk is None:
-            why = "no two neighbouring intervals with clear motion"
+        shake = _shake(moments)
+        reasons = [
+            *["no two neighbouring intervals with clear motion"] * (jerk is None),
+            *[f"no single camera motion holds for {COVER:.0%} of the time"] * (label is None),
+            *["subjects shake, not the whole picture"] * (shake is None),
+        ]
         times = whole.times - clip.start
         listed = [
             {
@@ -88,9 +91,9 @@ class Camera:
             "camera_label": label,
             "camera_confidence": None if label is None else _confidence(label, spans, moments) * share,
             "camera_spans": json.dumps(listed),
-            "camera_shake": _shake(moments),
+            "camera_shake": shake,
             "camera_jerk": jerk,
-            **({why_null(self.name): why} if why else {}),
+            **({why_null(self.name): "; ".join(reasons)} if reasons else {}),
         }
 
 
@@ -135,11 +138,13 @@ def _smooth(whole: GlobalMotion, clear: np.ndarray, half: float, values: np.ndar
 
 
 def _shake(moments: Moments) -> float | None:
-    """Return the median shake of the clear intervals; None if there are none, or if less than AGREED of the picture
-    shakes alike, as when subjects move before a camera that is steady or follows them."""
-    if not moments.clear.any() or np.median(moments.agreement[moments.clear]) < AGREED:
+    """Return the median shake of the clear intervals; None if there are none, or if it is that of a handheld camera but
+    less than AGREED of the picture shakes alike: then subjects shake before a camera that is steady or follows them."""
+    if not moments.clear.any():
         return None
-    return float(np.median(moments.shake[moments.clear]))
+    shake = float(np.median(moments.shake[moments.clear]))
+    alike = float(np.median(moments.agreement[moments.clear])) >= AGREED
+    return shake if alike or shake <= SHAKY else None
 
 
 def _jerk(whole: GlobalMotion, clear: np.ndarray, speeds: np.ndarray) -> float | None:
