@@ -20,8 +20,7 @@ from filters.steady_motion import SteadyMotion, steady_motion
 
 SMOOTH_SHAKE, SMOOTH_MOVE = 0.75, 0.5  # seconds: half widths of the triangles that shake and moves are smoothed by
 HELD = 0.6  # seconds before and after an interval over which the median of the static share is taken
-STANDS = 0.2  # share of static textured cells from which the camera is static: a moving camera never has as many
-QUIET = 0.1  # share of static textured cells from which the camera is not handheld
+STANDS = 0.1  # share of static textured cells from which the camera is static: a moving camera hardly has as many
 STILL = 0.02  # picture heights per second: a slower move does not count; tripods and gimbals drift slower
 STEADY = 0.012  # picture heights per second: shake below which a camera that does not move is static
 SHAKY = 0.02  # picture heights per second: shake above which the camera is handheld; in between there is no label
@@ -214,10 +213,10 @@ def _label(moments: Moments, k: int) -> str | None:
     if not moments.clear[k]:
         return None
     speed = float(np.linalg.norm(move))
-    if speed < STILL and (shake < STEADY or standing >= QUIET):
+    if speed < STILL and shake < STEADY:
         return "static"
     if shake > SHAKY and speed < 1.5 * shake:
-        return "handheld" if moments.agreement[k] >= AGREED and not standing >= QUIET else None
+        return "handheld" if moments.agreement[k] >= AGREED else None
     strongest = int(np.abs(move).argmax())
     if speed >= STILL and abs(move[strongest]) >= PURE * speed:
         return LABELS[strongest][int(move[strongest] > 0)]
