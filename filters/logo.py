@@ -31,7 +31,7 @@ class Logo:
     version = 3
     needs = frozenset({Track.LUMA})
     columns: Mapping[str, pa.DataType] = {
-        "logo_area": pa.float32(),  # share of the worst corner that standing edges cover; null when too little moves
+        "logo_area": pa.float32(),  # share of the worst corner that standing edges cover; null if too little moves
         "logo_corner": pa.string(),  # top_left, top_right, bottom_left or bottom_right; null where there is none
     }
 
