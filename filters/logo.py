@@ -110,7 +110,7 @@ def _is_mark(edges: Gradients, corner: tuple[slice, slice], cluster: np.ndarray,
         return False
     outside = np.zeros(edges.strength.shape, np.uint8)
     outside[corner] = cluster
-    top, left = corner[0].indices(len(outside))[0], corner[1].indices(outside.shape[1])[0]
+    top, left = (part.indices(edges.strength.shape[axis])[0] for axis, part in enumerate(corner))
     box = np.s_[
         max(0, top + rows[0] - NEAR) : top + rows[-1] + NEAR + 1,
         max(0, left + columns[0] - NEAR) : left + columns[-1] + NEAR + 1,
