@@ -7,6 +7,7 @@ but no such order.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 
@@ -90,10 +91,15 @@ def line_phases(before: np.ndarray, frame: np.ndarray, after: np.ndarray) -> np.
     windows = np.lib.stride_tricks.sliding_window_view(moved, WINDOW, axis=0)[::STEP]  # (windows, columns, WINDOW)
     coefficients = windows @ _WAVES  # (windows, columns, WINDOW // 2)
     energy = (np.abs(coefficients) ** 2).sum(axis=(0, 1)) + 1e-6
-    offsets = np.exp(-4j * np.pi * STEP * np.outer(np.arange(len(windows)), PERIODS) / WINDOW)
-    squares = (coefficients[:, :, PERIODS] ** 2).sum(axis=1) * offsets
+    squares = (coefficients[:, :, PERIODS] ** 2).sum(axis=1) * _rotations(len(windows))
     beside = (energy[PERIODS - 2] + energy[PERIODS + 2]) / 2
     return np.stack([squares / energy[PERIODS], squares / beside]).astype(np.complex64)
+
+
+@functools.lru_cache(maxsize=16)
+def _rotations(windows: int) -> np.ndarray:
+    """Return the factors, (windows, PERIODS), that refer the phases of squares to the first window's first line."""
+    return np.exp(-4j * np.pi * STEP * np.outer(np.arange(windows), PERIODS) / WINDOW)
 
 
 def coherence(phases: np.ndarray) -> float:

@@ -1,7 +1,7 @@
 """Similarity search: the embeddings of clips as matrices, which are compared with a text or with pictures.
 
-The matrices are float16 files in the user's cache folder, written when first needed and mapped into memory. A million
-clips of 384 dimensions take 0.8 GB on disk and a fraction of a second to compare with one vector.
+The matrices are float16 files in the user's cache folder, written by a thread when first needed, and mapped into
+memory. A million clips of 384 dimensions take 0.8 GB on disk and a fraction of a second to compare with one vector.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from threading import Lock
 
@@ -26,10 +27,15 @@ from pipeline.storage.store import Store, atomic
 from pipeline.tables.fragments import DONE, fingerprint
 
 BATCH = 8192  # clips read at once
+PATIENCE = 1.0  # seconds that a search waits for its matrix before it reports progress
 
 
 class SearchError(ValueError):
     """A search that is not possible; the message gives the reason."""
+
+
+class NotReady(Exception):
+    """A search whose matrix is still being written; the message gives the progress. Try again."""
 
 
 class Vectors:
@@ -43,8 +49,21 @@ class Vectors:
         self._store, self._catalog, self._recipe = store, catalog, recipe
         self._folder = cache_folder() / fingerprint(store.uri)
         self._version = version
-        self._matrices: dict[str, np.ndarray] = {}
-        self._lock = Lock()
+        self._matrices: dict[str, Future[np.ndarray]] = {}
+        self._written: dict[str, int] = {}  # matrix -> number of clips whose embedding has been read
+        self._pool = ThreadPoolExecutor(1)
+        self._closed = False
+        self._lock, self._encoding = Lock(), Lock()
+
+    def close(self) -> None:
+        """Stop writing matrices."""
+        self._closed = True
+        self._pool.shutdown(cancel_futures=True)
+
+    def prepare(self) -> None:
+        """Load the encoder and begin to write the matrix of text searches. Raises SearchError as `encoder` does."""
+        self._matrix("semantic")
+        self.encoder()
 
     def encoder(self) -> TextVideoEncoder:
         """Return the recipe's encoder. Raises SearchError if its weights are not on this machine."""
@@ -57,37 +76,58 @@ class Vectors:
     def of_text(self, text: str) -> np.ndarray:
         """Return the similarity of every clip to `text`, (clips,) float32, NaN for a clip without an embedding.
 
-        Raises SearchError if the dataset does not store frame embeddings of the recipe's encoder.
+        Raises SearchError if the dataset does not store frame embeddings of the recipe's encoder, and NotReady.
         """
-        embeddings = self._matrix("semantic")
-        with self._lock:
+        embeddings = self._ready("semantic")
+        with self._encoding:
             return _compare(embeddings, self.encoder().texts([text]))
 
     def of_pictures(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
         """Return the similarity of every clip to the most similar of `pictures`, (h, w, 3) uint8 RGB each.
 
-        The result is (clips,) float32. Raises SearchError if the dataset has no embeddings.
+        The result is (clips,) float32. Raises SearchError if the dataset has no embeddings, and NotReady.
         """
-        embeddings = self._matrix("appearance")
-        with self._lock:
+        embeddings = self._ready("appearance")
+        with self._encoding:
             return _compare(embeddings, self.encoder().look(pictures).appearance)
 
     def of_clip(self, row: int) -> np.ndarray:
         """Return the similarity of every clip to clip `row`, (clips,) float32. Raises SearchError if that clip has no
-        embedding."""
-        embeddings = self._matrix("appearance")
+        embedding, and NotReady."""
+        embeddings = self._ready("appearance")
         if not np.isfinite(embeddings[row]).all():
             raise SearchError("this clip has no embedding: a filter rejected it before the embed pass")
         return _compare(embeddings, np.asarray(embeddings[row : row + 1], np.float32))
 
-    def _matrix(self, name: str) -> np.ndarray:
+    def _matrix(self, name: str) -> Future[np.ndarray]:
+        """Return the matrix of that name, which a thread opens or writes; one that could not be is tried again."""
         with self._lock:
-            if name not in self._matrices:
-                path = self._folder / f"{self._version}-{name}.npy"
-                if not path.exists():
-                    self._write(path, self._semantic_parts() if name == "semantic" else self._appearance_parts())
-                self._matrices[name] = np.load(path, mmap_mode="c")
-            return self._matrices[name]
+            matrix = self._matrices.get(name)
+            if matrix is None or (matrix.done() and matrix.exception()):
+                matrix = self._matrices[name] = self._pool.submit(self._opened, name)
+            return matrix
+
+    def _ready(self, name: str) -> np.ndarray:
+        matrix = self._matrix(name)
+        wait([matrix], PATIENCE)
+        if not matrix.done():
+            share = self._written.get(name, 0) / max(1, len(self._catalog))
+            raise NotReady(f"reading the embeddings of the clips, {share:.0%}")
+        return matrix.result()
+
+    def _opened(self, name: str) -> np.ndarray:
+        path = self._folder / f"{self._version}-{name}.npy"
+        if not path.exists():
+            self._write(path, self._counted(name))
+        return np.asarray(np.load(path, mmap_mode="c"))
+
+    def _counted(self, name: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        self._written[name] = 0
+        for rows, values in self._semantic_parts() if name == "semantic" else self._appearance_parts():
+            if self._closed:
+                raise SearchError("the explorer has ended, or the dataset was built again")
+            self._written[name] += len(rows)
+            yield rows, values
 
     def _write(self, path: Path, parts: Iterator[tuple[np.ndarray, np.ndarray]]) -> None:
         """Write a matrix from pairs of row numbers, (k,) int64, and values, (k, d) float."""

@@ -17,9 +17,9 @@ def plain_columns(rows: pa.Table, names: Sequence[str]) -> pa.Table:
 
 
 def units_of(rows: pa.Table) -> Iterator[UnitClips]:
-    """Group `rows` (columns scan_at, unit, source_id, clip_id) by scan unit, in order of first appearance."""
+    """Group `rows` (columns scan_fragment, unit, source_id, clip_id) by scan unit, in order of first appearance."""
     clips_by_unit: dict[tuple[str, str], list[tuple[str, str]]] = defaultdict(list)
-    columns = (rows[name].to_pylist() for name in ("scan_at", "unit", "source_id", "clip_id"))
+    columns = (rows[name].to_pylist() for name in ("scan_fragment", "unit", "source_id", "clip_id"))
     for fragment, unit, source, clip in zip(*columns, strict=True):
         clips_by_unit[fragment, unit].append((source, clip))
     for (fragment, unit), clips in clips_by_unit.items():

@@ -52,13 +52,13 @@ class ScanUnit:
 
 @dataclass(frozen=True)
 class UnitClips:
-    """Clips of one scan unit: those in `clip_ids`, or all if None; their sources are in `span`. Their rows are in
+    """Clips of one scan unit: those in `clip_ids`, or all if None; their sources are in `sources`. Their rows are in
     `fragment`, which may also hold rows of other units; the file of their frames is named after `unit`."""
 
     unit: str
     fragment: str
     clip_ids: tuple[str, ...] | None = None
-    span: IdRange | None = None
+    sources: IdRange | None = None
 
     @property
     def amount(self) -> float:

@@ -151,7 +151,7 @@ def test_a_build_on_ray_has_the_bytes_of_a_local_one_and_leaves_ray_running(
     killed = threading.Thread(target=kill, args=("ray::MapWorker", "pipeline.media.sandbox"), daemon=True)
     killed.start()
     build(sources, str(tmp_path / "dataset"), load_recipe("embedded", GOLDEN_OPTIONS))  # Ray runs: auto takes it
-    killed.join(1)
+    killed.join(60)
     assert not killed.is_alive()
     assert snapshot(tmp_path / "dataset") == snapshot(golden_dataset)
     assert ray.is_initialized()

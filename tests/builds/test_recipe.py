@@ -51,8 +51,8 @@ def test_a_recipe_that_is_no_yaml_says_where(tmp_path):
         load_recipe(str(path))
 
 
-def test_a_recipe_that_is_not_there_lists_the_presets():
-    with pytest.raises(RecipeError, match="presets are embedded"):
+def test_a_recipe_that_is_not_there_names_the_nearest_preset():
+    with pytest.raises(RecipeError, match="did you mean 'embedded'"):
         load_recipe("embeded")
 
 

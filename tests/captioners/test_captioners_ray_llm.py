@@ -55,7 +55,7 @@ def endpoint():
 
 
 def recipe(**options):
-    given = {"model": "m", "batch": 2, "workers": 2, "attempts": 1, "timeout": 5.0, **options}
+    given = {"model": "m", "batch": 2, "workers": 2, "attempts": 1, "timeout": 120.0, **options}
     return with_captions({"captioner": "ray_llm", "batch": 2, "audit": False, "options": given})
 
 

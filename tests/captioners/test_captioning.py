@@ -83,7 +83,7 @@ def test_a_changed_prompt_is_another_caption_and_a_captioner_without_a_prompt_sa
         for words in ([], ["caption.language=German"], ["caption.instruction=Name all cars."])
     }
     assert len(prints) == 3
-    with pytest.raises(RecipeError, match="'measured' takes no instruction or language"):
+    with pytest.raises(RecipeError, match="'measured' takes no language"):
         fingerprints.check(load_recipe("embedded", ["caption.language=German"]))
 
 

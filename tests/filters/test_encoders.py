@@ -15,9 +15,10 @@ from tiny_clip import save_tiny_clip
 from videos import texture
 
 from filters.encoders.base import TextVideoEncoder, load_encoder
-from filters.encoders.conse import Conse, SentenceEncoder, class_meanings, middle_square
+from filters.encoders.conse import Conse, class_meanings, middle_square
 from filters.encoders.efficientnet import INPUT_SIZE, classifier
 from filters.encoders.imagenet import imagenet_classes
+from filters.encoders.minilm import SentenceEncoder
 from filters.encoders.openclip import OpenClip
 
 

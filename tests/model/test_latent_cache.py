@@ -123,7 +123,7 @@ def test_latents_that_do_not_fit_the_run_are_an_error(dataset, latents, tmp_path
     both = load_config(None, ["steps=1", "tokens=48", "device=cpu"], [str(latents), str(tmp_path / "alike")])
     train.train(both, tmp_path / "run")
     with pytest.raises(ConfigError, match="another --out"):
-        encode.plan(tmp_path / "alike", load_config(None, [*OPTIONS, "text_tokens=9"], [str(other)]))
+        encode.prepare(tmp_path / "alike", load_config(None, [*OPTIONS, "text_tokens=9"], [str(other)]))
     part = tmp_path / "part"
     shutil.copytree(latents, part)
     next(part.glob("shards/*/train-000001.parquet")).unlink()

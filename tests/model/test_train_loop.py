@@ -97,27 +97,6 @@ def test_micro_batches_have_the_losses_and_gradients_of_one_large_batch(dataset,
         assert parts["norm"] == pytest.approx(whole["norm"], rel=1e-3)
 
 
-def test_sigterm_ends_the_run_with_its_state_saved(dataset, tmp_path):
-    run = tmp_path / "run"
-    process = subprocess.Popen(
-        [*COMMAND, str(dataset), "--out", str(run), *TINY, "steps=100000", "tokens=48", "log_every=1"],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("step      2"):
-            break
-    process.send_signal(signal.SIGTERM)
-    rest = process.stdout.read()
-    assert process.wait(60) == 0
-    assert "run again to continue" in rest
-    state = checkpoint.read_state(run)
-    assert 2 <= state["step"] < 100000
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_the_whole_process_group_saves_a_run_with_loader_workers(number, dataset, tmp_path):
     run = tmp_path / "run"
@@ -127,7 +106,6 @@ def test_a_signal_to_the_whole_process_group_saves_a_run_with_loader_workers(num
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
         start_new_session=True,
     )
     assert process.stdout is not None
@@ -136,7 +114,7 @@ def test_a_signal_to_the_whole_process_group_saves_a_run_with_loader_workers(num
             break
     os.killpg(process.pid, number)  # as a terminal's Ctrl-C and a batch system's end of time do
     rest = process.stdout.read()
-    assert process.wait(60) == 0
+    assert process.wait() == 0
     assert "run again to continue" in rest
     assert checkpoint.read_state(run)["step"] >= 3
 

@@ -34,7 +34,7 @@ from pipeline.tables.fragments import write_fragment
 RECIPE = Recipe(
     select=SelectOptions(duplicates=False, val_fraction=0.0),
     pack=PackOptions(heights=(96,)),
-    scan=ScanOptions(deadline_seconds=8.0, deadline_factor=0.1, memory_mb=900),
+    scan=ScanOptions(deadline_seconds=25.0, deadline_factor=0.1, memory_mb=900),
 )
 HANG, CRASH, HUNGER, FULL = (f"clip {number} of film" for number in range(4))
 

@@ -317,6 +317,6 @@ def test_in_a_browser_the_page_runs_its_own_script_and_no_other(dataset: Path, t
     flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
     flags += f" --disable-component-update --disable-sync --virtual-time-budget=2000 --user-data-dir={tmp_path}"
     command = ["chromium", *flags.split(), "--dump-dom", Path(report).as_uri()]
-    shown = Page(subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout)
+    shown = Page(subprocess.run(command, capture_output=True, text=True, timeout=600, check=True).stdout)
     assert shown.find("title")[0][1] == "bikes & more · clipmill"
     assert any(text.startswith("6 of the 10 clips on this page") for _, text in shown.find("p", "note"))

@@ -276,7 +276,7 @@ def test_of_builds_that_start_at_once_one_holds_the_dataset(s3, tmp_path):
     def start() -> None:
         together.wait()
         try:
-            with lease(store, beat=0.05, silent=2) as still_ours:
+            with lease(store, beat=0.05, silent=20) as still_ours:
                 held.append(1)
                 time.sleep(1.0)
                 still_ours()

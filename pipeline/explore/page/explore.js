@@ -20,6 +20,14 @@ async function ask(path, options = {}) {
 const send = (path, body, type = "application/json") => ask(path, {
   method: "POST", headers: { "x-clipmill-token": dataset.token, "content-type": type }, body: type === "application/json" ? JSON.stringify(body) : body,
 });
+async function ready(path, isCurrent) {  // ask again while the server reads embeddings, and show its progress
+  for (;;) {
+    const answer = await ask(path);
+    if (!answer.waiting || !isCurrent()) return answer;
+    by("status").textContent = `${answer.waiting} …`;
+    await new Promise((resolve) => setTimeout(resolve, 300));
+  }
+}
 function parameters(extra = {}) {
   const conditions = [state.where, state.which].filter(Boolean).map((text) => `(\n${text}\n)`);
   const where = conditions.length > 1 ? conditions.join(" AND ") : state.where || state.which;
@@ -39,7 +47,7 @@ async function load(then = "first") {
   try {
     const began = performance.now();
     if (state.search) by("status").textContent = "searching …";
-    const page = await ask(`/api/clips?${parameters({ offset: state.offset, limit: PAGE })}`);
+    const page = await ready(`/api/clips?${parameters({ offset: state.offset, limit: PAGE })}`, () => number === request);
     if (number !== request) return;
     fail(null);
     ({ clips, total } = page);
@@ -270,7 +278,7 @@ by("search").addEventListener("change", () => {
   const text = by("search").value.trim();
   searchFor(text ? `text:${text}` : "", text);
 });
-by("search").addEventListener("focus", () => { send("/api/encoder", {}).catch(fail); }, { once: true });
+by("search").addEventListener("focus", () => { send("/api/search", {}).catch(fail); }, { once: true });
 by("where").addEventListener("change", () => { state.where = by("where").value.trim(); changed(); });
 by("sort").addEventListener("change", () => { state.sort = by("sort").value; changed(); });
 by("descending").addEventListener("click", () => { state.descending = !state.descending; changed(); });

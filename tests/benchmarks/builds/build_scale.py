@@ -199,8 +199,8 @@ class Captions:
             by_fragment[part.clips.fragment].append(part.clips)
         given: list[dict[str, Any]] = []
         for fragment, parts in by_fragment.items():
-            edges = [part.span for part in parts if part.span]
-            whole = IdRange(min(span.first for span in edges), max(span.end for span in edges))
+            ranges = [part.sources for part in parts if part.sources]
+            whole = IdRange(min(ids.first for ids in ranges), max(ids.end for ids in ranges))
             rows = Fragment(fragment, {}).rows(self._store, ["clip_id"], whole)
             wanted = pa.array([clip for part in parts for clip in part.clip_ids or ()])
             rows = rows.filter(pc.is_in(rows["clip_id"], wanted))
@@ -250,7 +250,7 @@ def whole(folder: Path, clips: int, *more: str) -> None:
     timed(snapshot, "source_rows", "sources, as columns")
     timed(committed, "merge", "small fragments merged")
     timed(committed, "scanned", "what is scanned")
-    timed(scan, "parts_of", "what there is to scan")
+    timed(scan, "source_parts", "what there is to scan")
     timed(snapshot, "clip_rows", "columns that selection reads")
     timed(snapshot, "select", "selection, duplicates, clusters")
     timed(build, "run_passes", lambda passes, *_: f"passes: {', '.join(each.name for each in passes)}")
