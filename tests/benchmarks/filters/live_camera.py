@@ -28,7 +28,7 @@ import numpy as np
 from known_clips import shaken
 
 from filters.base import ClipView
-from filters.camera import Camera
+from filters.camera import STANDS, Camera
 from filters.flow import coarse_flow
 from filters.global_motion import global_motion
 from filters.steady_motion import steady_motion
@@ -36,7 +36,6 @@ from pipeline.report.labels import read_file_labels
 
 RATE = 8.0  # frames a second, as in the scan's luma track
 SHORT_SIDE = 90  # pixels of what the virtual camera films, as in the scan
-STANDS = 0.2  # share of static textured cells from which footage surely stands
 SKIPPED = 0.3  # seconds at the beginning, where fades may be
 SEEN_MOVING, SEEN = 0.62, 0.8  # share of the footage's sides that a camera sees that goes somewhere, or stays
 
