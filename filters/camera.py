@@ -20,7 +20,7 @@ from filters.steady_motion import SteadyMotion, steady_motion
 
 SMOOTH_SHAKE, SMOOTH_MOVE = 0.75, 0.5  # seconds: half widths of the triangles that shake and moves are smoothed by
 HELD = 0.6  # seconds before and after an interval over which the median of the static share is taken
-STANDS = 0.2  # share of static textured cells from which the camera is static; at 0.1 a title over a moving camera is enough
+STANDS = 0.2  # share of static textured cells from which the camera is static; a title over a moving one has 0.1
 STILL = 0.02  # picture heights per second: a slower move does not count; tripods and gimbals drift slower
 STEADY = 0.012  # picture heights per second: shake below which a camera that does not move is static
 SHAKY = 0.02  # picture heights per second: shake above which the camera is handheld; in between there is no label
