@@ -22,6 +22,7 @@ CORE = 0.3  # probability above which a pixel is the core of a line of text
 LIKELY = 0.7  # smallest mean probability of the rectangle around a core; snow, sand and foliage reach 0.65
 THIN = 3  # pixels; thinner cores are noise
 TALL = 0.65  # fraction of the picture's height; taller detections are fences, roofs and shadows
+SIDE = 0.01  # fraction of the picture's width; detections as near to both sides are crowds, shores and hedges
 UNCLIP = 1.6  # extent of a line beyond its core, in units of core area over core perimeter
 STAYS = 0.65  # correlation of a line's edges in two frames above which it is the same text at the same position
 MOVES = 0.6  # correlation of the edges around a line in two frames below which the picture there moved
@@ -136,6 +137,8 @@ def _line(outline: np.ndarray, probability: np.ndarray, shape: tuple[int, int]) 
     scale = np.array([shape[1] / probability.shape[1], shape[0] / probability.shape[0]])
     x0, y0 = np.maximum(corners.min(axis=0) * scale, 0).astype(int).tolist()
     x1, y1 = np.minimum(np.ceil(corners.max(axis=0) * scale), shape[::-1]).astype(int).tolist()
+    if x0 <= SIDE * shape[1] and x1 >= (1 - SIDE) * shape[1]:
+        return None
     return Line(x0, y0, x1, y1, float((w + grow) * (h + grow) / probability.size))
 
 
