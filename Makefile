@@ -25,7 +25,7 @@ test-cluster: $(VENV)/.installed
 READERS := finetrainers==0.2.0 fastvideo==0.2.1 cosmos-predict2==1.0.9 loguru remote-pdb torchdata wandb
 test-readers: $(VENV)/.installed
 	$(BIN)/pip install -q --no-deps --target $(VENV)/readers $(READERS)
-	PYTHONPATH=$(VENV)/readers $(BIN)/python -m pytest -v -rs tests/export/test_export_libraries.py
+	PYTHONPATH=$(VENV)/readers $(BIN)/python -m pytest -vv -rs -k "loads or reads or pairs or keeps" tests/export/test_export_libraries.py tests/export/test_export_control.py
 
 bench: $(VENV)/.installed
 	$(BIN)/python tests/benchmarks/*/$(NAME).py $(ARGS)

@@ -64,7 +64,7 @@ class Catalog:
         self._metadata = [pq.read_metadata(path) for path in self._paths]
         schemas = [metadata.schema.to_arrow_schema().remove_metadata() for metadata in self._metadata]
         stored = pa.unify_schemas(schemas, promote_options="permissive")
-        self.schema = pa.schema([f for f in stored if f.name not in (*LEFT_OUT, "decision")])
+        self.schema = pa.schema([f for f in stored if f.name not in (*LEFT_OUT, "decision", "edited")])
         self.has_embeddings = "embedding" in stored.names
         self._starts = np.cumsum([0, *(metadata.num_rows for metadata in self._metadata)])  # row numbers of files
         self._folder = tempfile.TemporaryDirectory(prefix="clipmill-")
@@ -74,8 +74,9 @@ class Catalog:
             os.symlink(path, link)
         self._connection = self._open()
         ids = self.column("clip_id")
-        self._words = id_prefix_u64(ids)
-        self._order = np.argsort(self._words, kind="stable")
+        words = id_prefix_u64(ids)
+        self._order = np.argsort(words, kind="stable")
+        self._words = words[self._order]
         self._results: OrderedDict[Any, np.ndarray] = OrderedDict()
         self._lock = threading.Lock()
         self._samples: dict[str, np.ndarray] = {}  # column -> sorted scores of every n-th clip
@@ -92,7 +93,7 @@ class Catalog:
     @property
     def columns(self) -> list[str]:
         """Names of the columns that an expression may use, except SIMILARITY."""
-        return [*self.schema.names, "decision"]
+        return [*self.schema.names, "decision", "edited"]
 
     def _open(self) -> duckdb.DuckDBPyConnection:
         settings = {"temp_directory": "", "python_enable_replacements": "false", "memory_limit": MEMORY}
@@ -110,6 +111,7 @@ class Catalog:
         connection.execute("CREATE TABLE decided (row INTEGER, hand_decision VARCHAR, hand_caption VARCHAR)")
         connection.execute(
             f"CREATE VIEW clips AS SELECT row, {names}, hand_decision AS decision, "
+            "hand_caption IS NOT NULL AS edited, "
             f"coalesce(hand_caption, {caption}) AS caption "
             f"FROM ({' UNION ALL BY NAME '.join(parts)}) LEFT JOIN decided USING (row)"
         )
@@ -117,7 +119,7 @@ class Catalog:
         return connection
 
     def decide(self, decisions: Mapping[str, Mapping[str, Any]], version: int) -> None:
-        """Show `decisions` (rows of DECISIONS by clip_id) in the columns `decision` and `caption`."""
+        """Show `decisions` (rows of DECISIONS by clip_id) in the columns `decision`, `edited` and `caption`."""
         with self._lock:
             if version == self._decisions:
                 return
@@ -146,9 +148,8 @@ class Catalog:
         words = id_prefix_u64(clip_ids)
         if not len(self):
             return np.full(len(words), -1)
-        positions = np.searchsorted(self._words, words, sorter=self._order)
-        rows = self._order[np.minimum(positions, len(self) - 1)]
-        return np.where(self._words[rows] == words, rows, -1)
+        positions = np.minimum(np.searchsorted(self._words, words), len(self) - 1)
+        return np.where(self._words[positions] == words, self._order[positions], -1)
 
     def rows(self, query: Query) -> np.ndarray:
         """Return the row numbers of a query's clips in its order, (n,) int32. Raises ExpressionError."""

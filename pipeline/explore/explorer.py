@@ -29,6 +29,7 @@ from pipeline.explore.vectors import SearchError, Vectors
 from pipeline.report.histogram import histogram, number
 from pipeline.report.page import funnel
 from pipeline.sources.names import printable
+from pipeline.state.fingerprints import embed_fingerprint
 from pipeline.storage.store import Store
 from pipeline.tables.decisions import DecisionLog
 from pipeline.tables.fragments import CLIPS, fingerprint, floats
@@ -70,7 +71,8 @@ class Explorer:
         near = self._stack.enter_context(self.store.fetched("tables/clips"))
         self._catalog = Catalog(near, self.info)
         version = fingerprint(self.info.get("tables"), self.info.get("rows"), self.recipe.encoder.name)
-        self._vectors = Vectors(self.store, self._catalog, self.recipe, version)
+        embedded = self.info["passes"].get("embed", {}).get("fingerprint") or embed_fingerprint(self.recipe)
+        self._vectors = Vectors(self.store, self._catalog, self.recipe, version, embedded)
         self._stack.callback(self._vectors.close)
         self.pictures, self.media = Pictures(self.store, self._catalog), Media(self.store, self.recipe)
         self._stack.callback(self.media.close)

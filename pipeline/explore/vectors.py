@@ -6,6 +6,7 @@ memory. A million clips of 384 dimensions take 0.8 GB on disk and a fraction of 
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -22,7 +23,6 @@ from filters.encoders.base import TextVideoEncoder, load_encoder
 from pipeline.config.recipe import Recipe
 from pipeline.explore.catalog import Catalog
 from pipeline.selection.duplicates import matrix
-from pipeline.state import fingerprints
 from pipeline.storage.store import Store, atomic
 from pipeline.tables.fragments import DONE, fingerprint
 
@@ -41,12 +41,14 @@ class NotReady(Exception):
 class Vectors:
     """The embeddings of a dataset's clips, in the order of `catalog`. Safe for use from several threads.
 
-    The matrix `semantic` is the mean of a clip's unit-norm frame embeddings in the space shared with texts: its product
-    with a text is the mean cosine, as in `similarity_clip`. `appearance` is the unit-norm mean appearance embedding.
+    `version` changes with the tables; `embedded_by` is the fingerprint of the embed pass that wrote the embeddings of
+    frames. The matrix `semantic` is the mean of a clip's unit-norm frame embeddings in the space shared with texts: its
+    product with a text is the mean cosine, as in `similarity_clip`. `appearance` is the unit-norm mean appearance
+    embedding.
     """
 
-    def __init__(self, store: Store, catalog: Catalog, recipe: Recipe, version: str) -> None:
-        self._store, self._catalog, self._recipe = store, catalog, recipe
+    def __init__(self, store: Store, catalog: Catalog, recipe: Recipe, version: str, embedded_by: str) -> None:
+        self._store, self._catalog, self._recipe, self._embedded_by = store, catalog, recipe, embedded_by
         self._folder = cache_folder() / fingerprint(store.uri)
         self._version = version
         self._matrices: dict[str, Future[np.ndarray]] = {}
@@ -141,12 +143,10 @@ class Vectors:
         shape = (len(self._catalog), first[1].shape[1])
         with atomic(path) as temporary:
             out = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=shape)
-            for begin in range(0, shape[0], BATCH):
-                out[begin : begin + BATCH] = np.nan
-            rows, values = first
-            out[rows] = values
-            for rows, values in parts:
-                out[rows] = values
+            missing = np.ones(shape[0], bool)
+            for rows, values in itertools.chain([first], parts):
+                out[rows], missing[rows] = values, False
+            out[missing] = np.nan
             out.flush()
             del out
 
@@ -163,12 +163,12 @@ class Vectors:
                     row += len(batch)
 
     def _semantic_parts(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield rows and means of the frame embeddings in `state/embed` that have the recipe's fingerprint."""
-        width, wanted = 0, fingerprints.embed_fingerprint(self._recipe)
+        """Yield rows and means of the frame embeddings in `state/embed` that have the fingerprint `embedded_by`."""
+        width = 0
         for name in self._store.list("state/embed", ".parquet"):
             with self._store.open(name) as opened, pq.ParquetFile(opened) as file:
                 done = json.loads((file.metadata.metadata or {}).get(DONE, b"{}"))
-                if done.get("fingerprint") != wanted:
+                if done.get("fingerprint") != self._embedded_by:
                     continue
                 for batch in file.iter_batches(BATCH, columns=["clip_id", "frame_embeddings"]):
                     table = pa.Table.from_batches([batch]).drop_null()
@@ -195,6 +195,8 @@ def _means(clips: Sequence[bytes], width: int) -> np.ndarray:
     frames = np.frombuffer(b"".join(clips), np.float16).reshape(-1, width).astype(np.float32)
     frames /= np.linalg.norm(frames, axis=1, keepdims=True).clip(1e-9)
     counts = np.array([len(data) // (2 * width) for data in clips])
+    if (counts == counts[0]).all():
+        return np.asarray(frames.reshape(len(clips), -1, width).mean(axis=1))
     return np.asarray(np.add.reduceat(frames, np.cumsum([0, *counts[:-1]])) / counts[:, None], np.float32)
 
 

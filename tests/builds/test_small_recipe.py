@@ -28,9 +28,10 @@ def test_small_embeds_with_openclip_and_captions_with_smolvlm(golden_dataset, sa
     recipe = load_recipe("small", [*GOLDEN_OPTIONS, *models])
     files = discover([str(sample_videos["bikes"])], recipe.sources)
     for each in (EmbedPass(), CaptionPass()):
-        (stage,) = each.stages(store, recipe, Machine(cpus=2, widest=2, gpu=False))
+        snapshot = Snapshot(store, recipe, files)
+        (stage,) = each.stages(snapshot, Machine(cpus=2, widest=2, gpu=False))
         worker = stage.worker(*stage.args)
-        for unit in each.pending(Snapshot(store, recipe, files), 1):
+        for unit in each.pending(snapshot, 1):
             worker(unit)
     snapshot = Snapshot(store, recipe, files)
     kept = [row for table in snapshot.joined_rows(snapshot.selected) for row in table.to_pylist() if row["keep"]]

@@ -239,7 +239,8 @@ def test_decisions_are_written_at_once_shown_at_once_and_can_be_undone(client, e
     post("/api/captions", {"clip": kept["clip_id"], "caption": "  A <b>written</b>\ncaption. "})
     (row,) = read_decisions(store).to_pylist()
     assert (row["decision"], row["caption"]) == ("reject", "A <b>written</b> caption.")
-    assert ids(client, where="caption = 'A <b>written</b> caption.'") == [kept["clip_id"]]
+    for where in ("caption = 'A <b>written</b> caption.'", "edited"):
+        assert ids(client, where=where) == [kept["clip_id"]]
     post("/api/decisions", {"clips": [kept["clip_id"]], "decision": None})
     post("/api/captions", {"clip": kept["clip_id"], "caption": None})
     assert read_decisions(store).num_rows == 0

@@ -24,6 +24,7 @@ async function ready(path, isCurrent) {  // ask again while the server reads emb
   for (;;) {
     const answer = await ask(path);
     if (!answer.waiting || !isCurrent()) return answer;
+    fail(null);
     by("status").textContent = `${answer.waiting} …`;
     await new Promise((resolve) => setTimeout(resolve, 300));
   }
@@ -56,7 +57,9 @@ async function load(then = "first") {
     drawChart();
     select(clips.length === 0 ? -1 : then === "last" ? clips.length - 1 : then === "none" ? -1 : 0, then !== "first");
   } catch (error) {
-    if (number === request) fail(error);
+    if (number !== request) return;
+    by("status").textContent = "";
+    fail(error);
   } finally {
     if (number === request) document.querySelector(".results").classList.remove("busy");
   }
@@ -262,6 +265,7 @@ function searchFor(search, label) {
   if (!search && state.sort === "similarity") Object.assign(state, { sort: "", descending: false });
   Object.assign(state, { search, label: search ? label : "" });
   if (search) Object.assign(state, { sort: "similarity", descending: true });
+  if (!search.startsWith("text:")) by("search").value = "";
   changed();
 }
 async function searchPicture(file) {
@@ -285,7 +289,7 @@ by("descending").addEventListener("click", () => { state.descending = !state.des
 by("controls").addEventListener("change", (event) => { if (event.target.name === "which") { state.which = event.target.value; changed(); } });
 by("picture").addEventListener("change", (event) => { if (event.target.files[0]) searchPicture(event.target.files[0]); event.target.value = ""; });
 by("reference").addEventListener("click", () => searchFor("reference", "like the reference pictures"));
-by("chip").querySelector("button").addEventListener("click", () => { by("search").value = ""; searchFor("", ""); });
+by("chip").querySelector("button").addEventListener("click", () => searchFor("", ""));
 by("previous").addEventListener("click", () => turn(-1));
 by("next").addEventListener("click", () => turn(1));
 by("column").addEventListener("change", drawChart);
