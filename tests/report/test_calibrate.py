@@ -207,3 +207,10 @@ def test_a_score_that_is_null_or_a_defect_that_no_label_names_decides_nothing() 
     assert (judged.right, judged.wrong, judged.undecided, judged.bad) == (0, 0, 1, 0)
     assert np.isnan(judged.precision)
     assert np.isnan(judged.recall)
+
+
+@pytest.mark.parametrize(("single_shot", "undecided"), [(True, 0), (False, 1), (None, 1)])
+def test_a_file_of_several_shots_that_is_no_still_picture_may_have_a_still_shot(single_shot, undecided):
+    label = {"kind": "filmed", "single_shot": single_shot, "static_picture": False}
+    (judged,) = judge([({"frozen_share": 1.0}, label)], {"frozen_share": Bounds(max=0.98)})
+    assert (judged.wrong, judged.undecided) == (1 - undecided, undecided)
