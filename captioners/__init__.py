@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import inspect
+import pkgutil
 from collections.abc import Callable, Mapping
 
 from captioners.base import Captioner
@@ -21,12 +21,7 @@ PROMPTED = frozenset({"vlm", "server", "ray_llm"})  # captioners with a prompt t
 def load_captioner(name: str, options: Mapping[str, object] | None = None) -> Captioner:
     """Construct the captioner called `name` with `options`. Raises KeyError for an unknown name, TypeError for an
     option that the captioner does not have."""
-    return _captioner_class(name)(**(options or {}))
-
-
-def check_captioner(name: str, options: Mapping[str, object]) -> None:
-    """Raise the errors of `load_captioner` for the name or an option, without loading anything."""
-    inspect.signature(_captioner_class(name)).bind(**options)
+    return captioner_class(name)(**(options or {}))
 
 
 def captioner_version(name: str) -> int:
@@ -36,10 +31,10 @@ def captioner_version(name: str) -> int:
 
 def captioner_uses_gpu(name: str) -> bool:
     """Return whether the captioner's class has `gpu = True`: its model runs on a GPU if there is one."""
-    return bool(getattr(_captioner_class(name), "gpu", False))
+    return bool(getattr(captioner_class(name), "gpu", False))
 
 
-def _captioner_class(name: str) -> Callable[..., Captioner]:
-    module, _, attribute = CAPTIONERS[name].partition(":")
-    captioner_class: Callable[..., Captioner] = getattr(importlib.import_module(module), attribute)
-    return captioner_class
+def captioner_class(name: str) -> Callable[..., Captioner]:
+    """Return the class of a captioner; importing it loads no model. Raises KeyError for an unknown name."""
+    resolved: Callable[..., Captioner] = pkgutil.resolve_name(CAPTIONERS[name])
+    return resolved

@@ -147,4 +147,8 @@ def _scored(scorer: Filter, clip: ClipView, on_error: OnError | None) -> dict[st
         if on_error is not None:
             on_error(scorer.name, clip, error)
         return unknown(scorer, failure(error).reason)
-    return answer | {**dict.fromkeys(broken), why_null(scorer.name): "not a number"} if broken else answer
+    return (
+        answer | {**dict.fromkeys(broken), why_null(scorer.name): "the result is not a finite number"}
+        if broken
+        else answer
+    )

@@ -15,7 +15,7 @@ LEAST = 0.25  # grey levels: mean step below which a patch is too flat to score
 
 class Blockiness:
     name = "blockiness"
-    version = 1
+    version = 2
     needs = frozenset({Track.DETAIL})
     columns: Mapping[str, pa.DataType] = {
         "blockiness_grid": pa.float32(),  # how much larger steps are on the grid than beside it; 0 none, 1 twice
@@ -25,7 +25,9 @@ class Blockiness:
         patches = [block_steps(patch) for patch in clip.detail if min(patch.shape) >= 8 * PERIOD]
         steps = [value for value in patches if value is not None]
         if not steps:
-            return unknown(self, "flat" if patches else f"smaller than {8 * PERIOD} pixels")
+            return unknown(
+                self, "no texture in the patches" if patches else f"no patch of at least {8 * PERIOD} pixels"
+            )
         return {"blockiness_grid": float(np.median(steps))}
 
 

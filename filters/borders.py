@@ -119,11 +119,11 @@ def _edge(frames: np.ndarray) -> Edge:
 
 class Borders:
     name = "borders"
-    version = 2
+    version = 3
     needs = frozenset({Track.LUMA})
     columns: Mapping[str, pa.DataType] = {"borders_area": pa.float32()}  # share of the frame inside its borders, 0 to 1
 
     def score(self, clip: ClipView) -> dict[str, Score]:
         x0, y0, x1, y1 = clip.box
         area = float((x1 - x0) * (y1 - y0))
-        return {"borders_area": area} if 0 < area <= 1 else unknown(self, "no picture")
+        return {"borders_area": area} if 0 < area <= 1 else unknown(self, "no frame, or only border")

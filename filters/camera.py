@@ -20,16 +20,15 @@ from filters.steady_motion import SteadyMotion, steady_motion
 
 SMOOTH_SHAKE, SMOOTH_MOVE = 0.75, 0.5  # seconds: half widths of the triangles that shake and moves are smoothed by
 HELD = 0.6  # seconds before and after an interval over which the median of the static share is taken
-STANDS = 0.2  # share of static textured cells from which the camera is static: a moving camera never has as many
-QUIET = 0.1  # share of static textured cells from which the camera is not handheld
-STILL = 0.012  # picture heights per second: a slower move does not count
+STANDS = 0.2  # share of static textured cells from which the camera is static; a title over a moving one has 0.1
+STILL = 0.02  # picture heights per second: a slower move does not count; tripods and gimbals drift slower
 STEADY = 0.012  # picture heights per second: shake below which a camera that does not move is static
 SHAKY = 0.02  # picture heights per second: shake above which the camera is handheld; in between there is no label
 AGREED = 0.55  # share of the picture that must shake alike; otherwise a subject shakes, not the camera
 PURE = 0.8  # share of a move's speed that must be in one component for a label
 MOVED = 0.03  # picture heights that a labelled move covers at least
 SHORTEST = 0.5  # seconds of the shortest span
-SUPPORT = 0.4  # share of the picture that must follow one motion; otherwise the camera's motion is unknown
+SUPPORT = 0.3  # share of the picture that must follow one motion; otherwise the camera's motion is unknown
 COVER = 0.6  # share of the time that the clip's label must hold for
 TRAVEL = 1.0  # seconds from which a zoom is tested for a dolly
 PARTS = (8, 5)  # parts of the picture, across and down, whose growth is compared
@@ -43,13 +42,13 @@ LABELS = (("pan_right", "pan_left"), ("tilt_down", "tilt_up"), ("zoom_out", "zoo
 
 class Camera:
     name = "camera"
-    version = 3
+    version = 4
     needs = frozenset({Track.LUMA, Track.FLOW})
     columns: Mapping[str, pa.DataType] = {
         "camera_label": pa.string(),  # of most of the clip: static, pan_left ... handheld; null when unsure
         "camera_confidence": pa.float32(),  # 0 to 1: share of the time it holds for, times how purely
         "camera_spans": pa.string(),  # JSON [{"label", "start", "end", "confidence"}], seconds from the clip's start
-        "camera_shake": pa.float32(),  # median unsteady speed, picture heights/s
+        "camera_shake": pa.float32(),  # median unsteady speed, picture heights/s; null where only subjects shake
         "camera_jerk": pa.float32(),  # 95th percentile of how fast its motion changes, picture heights/s^2
     }
 
@@ -70,7 +69,12 @@ class Camera:
             label = None
         clear = whole.valid & (whole.support >= SUPPORT)
         jerk = _jerk(whole, clear, whole.theta * lengths)
-        why = "too few moments" if jerk is None else "" if label else "no one move for most of the clip"
+        shake = _shake(moments)
+        reasons = [
+            *["no two neighbouring intervals with clear motion"] * (jerk is None),
+            *[f"no single camera motion holds for {COVER:.0%} of the time"] * (label is None),
+            *["subjects shake, not the whole picture"] * (shake is None),
+        ]
         times = whole.times - clip.start
         listed = [
             {
@@ -86,9 +90,9 @@ class Camera:
             "camera_label": label,
             "camera_confidence": None if label is None else _confidence(label, spans, moments) * share,
             "camera_spans": json.dumps(listed),
-            "camera_shake": float(np.median(moments.shake[moments.clear])) if moments.clear.any() else None,
+            "camera_shake": shake,
             "camera_jerk": jerk,
-            **({why_null(self.name): why} if why else {}),
+            **({why_null(self.name): "; ".join(reasons)} if reasons else {}),
         }
 
 
@@ -130,6 +134,16 @@ def _smooth(whole: GlobalMotion, clear: np.ndarray, half: float, values: np.ndar
     kernel /= np.maximum(kernel.sum(axis=1, keepdims=True), 1e-9)
     smoothed: np.ndarray = kernel @ values.astype(np.float64)
     return smoothed
+
+
+def _shake(moments: Moments) -> float | None:
+    """Return the median shake of the clear intervals; None if there are none, or if it is that of a handheld camera but
+    less than AGREED of the picture shakes alike: then subjects shake before a camera that is steady or follows them."""
+    if not moments.clear.any():
+        return None
+    shake = float(np.median(moments.shake[moments.clear]))
+    alike = float(np.median(moments.agreement[moments.clear])) >= AGREED
+    return shake if alike or shake <= SHAKY else None
 
 
 def _jerk(whole: GlobalMotion, clear: np.ndarray, speeds: np.ndarray) -> float | None:
@@ -199,10 +213,10 @@ def _label(moments: Moments, k: int) -> str | None:
     if not moments.clear[k]:
         return None
     speed = float(np.linalg.norm(move))
-    if speed < STILL and (shake < STEADY or standing >= QUIET):
+    if speed < STILL and shake < STEADY:
         return "static"
     if shake > SHAKY and speed < 1.5 * shake:
-        return "handheld" if moments.agreement[k] >= AGREED and not standing >= QUIET else None
+        return "handheld" if moments.agreement[k] >= AGREED else None
     strongest = int(np.abs(move).argmax())
     if speed >= STILL and abs(move[strongest]) >= PURE * speed:
         return LABELS[strongest][int(move[strongest] > 0)]

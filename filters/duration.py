@@ -11,7 +11,7 @@ from filters.base import ClipView, Score, Track, unknown
 
 class Duration:
     name = "duration"
-    version = 1
+    version = 2
     needs: frozenset[Track] = frozenset()
     columns: Mapping[str, pa.DataType] = {
         "duration_seconds": pa.float32(),
@@ -20,5 +20,5 @@ class Duration:
 
     def score(self, clip: ClipView) -> dict[str, Score]:
         if not (clip.duration > 0 and clip.fps > 0):
-            return unknown(self, "a single moment")
+            return unknown(self, "one frame without a duration")
         return {"duration_seconds": float(clip.duration), "duration_fps": float(clip.fps)}

@@ -33,7 +33,7 @@ class Faces:
     """
 
     name = "faces"
-    version = 1
+    version = 2
     needs = frozenset({Track.FRAMES})
     columns: Mapping[str, pa.DataType] = {"faces_count": pa.float32(), "faces_area": pa.float32()}
 
@@ -46,14 +46,14 @@ class Faces:
 
     def score(self, clip: ClipView) -> dict[str, Score]:
         if not len(clip.frames) or min(clip.frames[0].shape[:2]) < 2 * CELL:
-            return unknown(self, f"no frame of {2 * CELL} pixels")
+            return unknown(self, f"no frame of at least {2 * CELL} pixels")
         frames = [clip.frames[i] for i in evenly(len(clip.frames), self.frames)]
         try:
             faces_by_frame = [
                 self.detector(frame, self.min_side * min(frame.shape[:2]), self.confidence) for frame in frames
             ]
         except FloatingPointError:
-            return unknown(self, "not a number")
+            return unknown(self, "the result is not a finite number")
         areas = [
             math.fsum((x1 - x0) * (y1 - y0) for x0, y0, x1, y1, _ in faces) / frame[..., 0].size
             for faces, frame in zip(faces_by_frame, frames, strict=True)

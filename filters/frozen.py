@@ -14,6 +14,7 @@ from filters.base import ClipView, Score, Track, unknown, why_null
 GRID = (16, 9)  # blocks across and down in which changes are measured
 SAME = 0.8  # grey levels: a block's mean difference that noise and compression alone may cause
 WIDESPREAD = 0.9  # quantile of the blocks' changes that must exceed twice SAME before copies are counted
+LEAST_SECONDS = 3.0  # shorter clips are not called frozen: quiet scenes rest that long
 REPEAT = 0.1  # fraction of the usual difference between neighbours up to which a frame is a copy
 
 
@@ -21,10 +22,10 @@ class Frozen:
     """A still image is frozen. A tripod shot of a quiet street is not, because something moves in some block."""
 
     name = "frozen"
-    version = 2
+    version = 3
     needs = frozenset({Track.LUMA, Track.BURST})
     columns: Mapping[str, pa.DataType] = {
-        "frozen_share": pa.float32(),  # of the clip's time in which nothing at all changes, 0 to 1
+        "frozen_share": pa.float32(),  # of the time in which nothing at all changes, 0 to 1; null under LEAST_SECONDS
         "frozen_longest": pa.float32(),  # seconds of the longest such stretch
         "frozen_repeats": pa.float32(),  # share of source frames that copy the one before while the picture moves
     }
@@ -34,12 +35,15 @@ class Frozen:
         if not seconds.sum() > 0:
             return unknown(self, "fewer than two frames")
         still = changes(clip.luma) <= SAME
+        short = clip.duration < LEAST_SECONDS
         repeats = _repeats(clip.burst)
+        reasons = [f"shorter than {LEAST_SECONDS:g} s"] * short
+        reasons += ["too little motion to detect repeated frames"] * (repeats is None)
         return {
-            "frozen_share": float((seconds * still).sum() / seconds.sum()),
+            "frozen_share": None if short else float((seconds * still).sum() / seconds.sum()),
             "frozen_longest": _longest(still, seconds),
             "frozen_repeats": repeats,
-            **({why_null(self.name): "too little moves to tell copies"} if repeats is None else {}),
+            **({why_null(self.name): "; ".join(reasons)} if reasons else {}),
         }
 
 

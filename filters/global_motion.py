@@ -80,7 +80,7 @@ def global_motion(clip: ClipView) -> GlobalMotion | None:
 
 def why_unseen(clip: ClipView) -> str:
     """Return the reason, for users, why `global_motion` is None."""
-    return "too little texture to see motion" if len(clip.flow) else "fewer than two frames"
+    return "too little texture to measure motion" if len(clip.flow) else "fewer than two frames"
 
 
 def grid(rows: int, columns: int, aspect: float) -> tuple[np.ndarray, np.ndarray]:

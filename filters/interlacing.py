@@ -7,6 +7,7 @@ but no such order.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 
@@ -29,7 +30,7 @@ DIFFERS = 1.0  # grey levels; mean misfit of both orders up to which a frame has
 
 class Interlacing:
     name = "interlacing"
-    version = 3
+    version = 4
     needs = frozenset({Track.FIELDS})
     columns: Mapping[str, pa.DataType] = {
         # Share of the frames with motion whose fields fit one order, minus the share that fits the other, 0 to 1.
@@ -43,7 +44,8 @@ class Interlacing:
         moves = misfits.mean(axis=1) > DIFFERS
         moving = misfits[moves]
         if len(moving) < LEAST:
-            return unknown(self, "too little moves to tell" if len(misfits) >= LEAST else "too few frames in a row")
+            few = len(misfits) < LEAST
+            return unknown(self, "too few consecutive frames" if few else "too little motion to measure interlacing")
         order = np.log((moving[:, 0] + 1e-6) / (moving[:, 1] + 1e-6))
         balance = float((order > ORDERED).mean() - (order < -ORDERED).mean())
         return {
@@ -89,10 +91,15 @@ def line_phases(before: np.ndarray, frame: np.ndarray, after: np.ndarray) -> np.
     windows = np.lib.stride_tricks.sliding_window_view(moved, WINDOW, axis=0)[::STEP]  # (windows, columns, WINDOW)
     coefficients = windows @ _WAVES  # (windows, columns, WINDOW // 2)
     energy = (np.abs(coefficients) ** 2).sum(axis=(0, 1)) + 1e-6
-    offsets = np.exp(-4j * np.pi * STEP * np.outer(np.arange(len(windows)), PERIODS) / WINDOW)
-    squares = (coefficients[:, :, PERIODS] ** 2).sum(axis=1) * offsets
+    squares = (coefficients[:, :, PERIODS] ** 2).sum(axis=1) * _rotations(len(windows))
     beside = (energy[PERIODS - 2] + energy[PERIODS + 2]) / 2
     return np.stack([squares / energy[PERIODS], squares / beside]).astype(np.complex64)
+
+
+@functools.lru_cache(maxsize=16)
+def _rotations(windows: int) -> np.ndarray:
+    """Return the factors, (windows, PERIODS), that refer the phases of squares to the first window's first line."""
+    return np.exp(-4j * np.pi * STEP * np.outer(np.arange(windows), PERIODS) / WINDOW)
 
 
 def coherence(phases: np.ndarray) -> float:

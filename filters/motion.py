@@ -25,7 +25,7 @@ class Motion:
     """Speeds are unsigned, so that opposite motions add up instead of cancelling."""
 
     name = "motion"
-    version = 1
+    version = 2
     needs = frozenset({Track.LUMA, Track.FLOW})
     columns: Mapping[str, pa.DataType] = {
         "motion_object": pa.float32(),  # mean over time of the moving region's speed, picture heights/s; 0: still

@@ -17,16 +17,16 @@ MASK = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32)  # zero for s
 
 class Noise:
     name = "noise"
-    version = 1
+    version = 2
     needs = frozenset({Track.DETAIL})
     columns: Mapping[str, pa.DataType] = {"noise_sigma": pa.float32()}  # standard deviation, grey levels of 255
 
     def score(self, clip: ClipView) -> dict[str, Score]:
         estimates = [noise_sigma(patch) for patch in clip.detail if min(patch.shape) >= 2 * BLOCK_SIZE]
         sigmas = [sigma for sigma in estimates if sigma is not None]
-        return (
-            {"noise_sigma": float(np.median(sigmas))} if sigmas else unknown(self, "all black or white, or too small")
-        )
+        if not sigmas:
+            return unknown(self, "patches are black, white or too small")
+        return {"noise_sigma": float(np.median(sigmas))}
 
 
 def noise_sigma(patch: np.ndarray) -> float | None:

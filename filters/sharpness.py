@@ -26,7 +26,7 @@ class Sharpness:
     """Medians over the sampled frames; None for clips without a frame that has detail."""
 
     name = "sharpness"
-    version = 2
+    version = 3
     needs = frozenset({Track.FRAMES})
     columns: Mapping[str, pa.DataType] = {
         "sharpness_laplacian": pa.float32(),  # variance of the Laplacian, unbounded: grows with detail and contrast
@@ -38,7 +38,7 @@ class Sharpness:
         grey = [g for g in grey if np.abs(np.diff(g)).mean() > FLAT]
         losses = [loss for loss in map(reblur_loss, grey) if loss is not None]
         if not losses:
-            return unknown(self, "nothing to be sharp" if len(clip.frames) else "no frames")
+            return unknown(self, "no detail to measure" if len(clip.frames) else "no frames")
         return {
             "sharpness_laplacian": float(np.median([laplacian_variance(g) for g in grey])),
             "sharpness_detail": float(np.median(losses)),

@@ -21,7 +21,7 @@ class Similarity:
     """
 
     name = "similarity"
-    version = 1
+    version = 2
     needs = frozenset({Track.EMBEDDING, Track.CAPTION})
     columns: Mapping[str, pa.DataType] = {
         "similarity_clip": pa.float32(),
@@ -42,7 +42,7 @@ class Similarity:
             "similarity_clip": float(cosines[:, 0].mean()),
             "similarity_sentence_min": float(cosines[:, 1:].max(axis=0).min()) if parts else None,
             "similarity_encoder": self.encoder.id,
-            **({} if parts else {why_null(self.name): "no sentence that a frame could show"}),
+            **({} if parts else {why_null(self.name): "no sentence about visible content"}),
         }
 
 

@@ -16,7 +16,7 @@ class Tags:
     frame's list counts as 0. `count` labels are kept: captioners add up related ones, so unlikely ones matter too."""
 
     name = "tags"
-    version = 2
+    version = 3
     needs = frozenset({Track.EMBEDDING})
     columns: Mapping[str, pa.DataType] = {
         "tags_labels": pa.list_(pa.string()),
@@ -33,5 +33,5 @@ class Tags:
                 totals[label] += probability / len(clip.tags)
         best = sorted(totals.items(), key=lambda item: (-item[1], item[0]))[: self.count]
         if not best or not math.isfinite(best[0][1] + best[-1][1]):
-            return unknown(self, "not a number" if best else "no frames")
+            return unknown(self, "the result is not a finite number" if best else "no frames")
         return {"tags_labels": [label for label, _ in best], "tags_probabilities": [p for _, p in best]}

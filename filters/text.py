@@ -15,13 +15,14 @@ import cv2
 import numpy as np
 import pyarrow as pa
 
-from filters.base import ClipView, Score, Track, evenly, unknown
+from filters.base import ClipView, Score, Track, evenly, unknown, why_null
 from filters.weights import onnx_session, package_folder
 
 CORE = 0.3  # probability above which a pixel is the core of a line of text
 LIKELY = 0.7  # smallest mean probability of the rectangle around a core; snow, sand and foliage reach 0.65
 THIN = 3  # pixels; thinner cores are noise
 TALL = 0.65  # fraction of the picture's height; taller detections are fences, roofs and shadows
+SIDE = 0.01  # fraction of the picture's width; detections as near to both sides are crowds, shores and hedges
 UNCLIP = 1.6  # extent of a line beyond its core, in units of core area over core perimeter
 STAYS = 0.65  # correlation of a line's edges in two frames above which it is the same text at the same position
 MOVES = 0.6  # correlation of the edges around a line in two frames below which the picture there moved
@@ -51,7 +52,7 @@ class Text:
     """
 
     name = "text"
-    version = 3
+    version = 4
     needs = frozenset({Track.FRAMES})
     columns: Mapping[str, pa.DataType] = {
         "text_area": pa.float32(),
@@ -68,21 +69,23 @@ class Text:
 
     def score(self, clip: ClipView) -> dict[str, Score]:
         if not len(clip.frames) or min(clip.frames[0].shape[:2]) < 32:
-            return unknown(self, "no frame of 32 pixels")
+            return unknown(self, "no frame of at least 32 pixels")
         chosen = evenly(len(clip.frames), self.frames)
         pictures = [clip.frames[i] for i in chosen if clip.frames[i].shape == clip.frames[0].shape]
         try:
             lines = self._lines(pictures)
         except FloatingPointError:
-            return unknown(self, "not a number")
+            return unknown(self, "the result is not a finite number")
         subtitles = [
             any(is_subtitle(line, picture) for line in frame_lines)
             for frame_lines, picture in zip(lines, pictures, strict=True)
         ]
+        overlay = overlay_area(pictures, lines)
         return {
             "text_area": math.fsum(line.area for frame_lines in lines for line in frame_lines) / len(pictures),
-            "text_overlay": overlay_area(pictures, lines),
+            "text_overlay": overlay,
             "text_subtitle": float(np.mean(subtitles)),
+            **({why_null(self.name): "no motion around the text"} if overlay is None else {}),
         }
 
     def _lines(self, pictures: Sequence[np.ndarray]) -> list[list[Line]]:
@@ -134,6 +137,8 @@ def _line(outline: np.ndarray, probability: np.ndarray, shape: tuple[int, int]) 
     scale = np.array([shape[1] / probability.shape[1], shape[0] / probability.shape[0]])
     x0, y0 = np.maximum(corners.min(axis=0) * scale, 0).astype(int).tolist()
     x1, y1 = np.minimum(np.ceil(corners.max(axis=0) * scale), shape[::-1]).astype(int).tolist()
+    if x0 <= SIDE * shape[1] and x1 >= (1 - SIDE) * shape[1]:
+        return None
     return Line(x0, y0, x1, y1, float((w + grow) * (h + grow) / probability.size))
 
 

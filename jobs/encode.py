@@ -14,7 +14,7 @@ import ray
 from ray.util import ActorPool
 
 from model.cli import ERRORS
-from model.encode import Encoder, arguments, plan
+from model.encode import Encoder, arguments, prepare
 
 
 def main() -> int:
@@ -22,7 +22,7 @@ def main() -> int:
         out, config = arguments("encode", sys.argv[1:])
         ray.init(address="auto", log_to_driver=True)
         out = out.absolute()
-        pending = plan(out, config)
+        pending = prepare(out, config)
     except ERRORS as error:
         print(f"encode: {error}", file=sys.stderr)
         return 2

@@ -10,7 +10,17 @@ from typing import Any, Literal
 
 from model.encoding import read_encoding
 from model.presets import CUDA, PRESETS
-from pipeline.config.options import Amount, Count, override, parse_section, typed
+from pipeline.config.options import (
+    Amount,
+    Count,
+    NonNegative,
+    Share,
+    WholeNumber,
+    nearest,
+    override,
+    parse_section,
+    typed,
+)
 from pipeline.config.options import OptionError as ConfigError
 
 
@@ -20,7 +30,7 @@ class Config:
     seed: int = 0
 
     # the model: a new transformer ...
-    size: str = "tiny"  # a name in model.network.dit.SIZES
+    size: Literal["tiny", "S", "B", "L", "XL", "XXL"] = "tiny"  # of model.network.dit.SIZES
     attention: Literal["full", "factorised"] = "full"  # factorised: space then time
     patch: Count = 2  # latent pixels a token, in height and in width
     init_from: str = ""  # a run to start from; an image model is inflated to a video model
@@ -31,9 +41,9 @@ class Config:
     expert: Literal["", "high", "low"] = ""  # of a base with two transformers, for high and for low noise
     base_precision: Literal["bf16", "fp32"] = "bf16"  # of the frozen weights under a LoRA
     quantise: Literal["", "int8", "nf4"] = ""  # of the frozen weights under a LoRA while training, by torchao
-    lora_rank: int = 0  # 0 trains all weights of the base
-    lora_alpha: float = 0.0  # the LoRA's update is multiplied by alpha / rank; 0 is rank
-    lora_dropout: float = 0.0
+    lora_rank: WholeNumber = 0  # 0 trains all weights of the base
+    lora_alpha: NonNegative = 0.0  # the LoRA's update is multiplied by alpha / rank; 0 is rank
+    lora_dropout: Share = 0.0
     lora_targets: tuple[str, ...] = ()  # ends of layer names, e.g. [to_q, to_v]; default: attention and MLP
     lora_merge: bool = False  # also write the base with the LoRA merged, at the end
 
@@ -45,11 +55,11 @@ class Config:
     resolutions: tuple[Count, ...] = (96,)  # square root of a frame's pixels; a clip takes the largest it fills
     frame_counts: tuple[Count, ...] = (5, 9)  # a clip takes the largest it is long enough for
     fps: Amount = 5.0  # at which clips are sampled
-    image_ratio: float = 0.0  # share of the samples that are single frames of videos
-    workers: int = 0  # processes that load and decode; 0 decodes between steps
-    memory_mb: float = 1000.0  # each loading process keeps decoded clips in memory if all of them fit into this
-    shuffle_shards: int = 0  # 0 shuffles everything; n shuffles within n shards at a time (for remote shards)
-    cache_gb: float = 50.0  # of the machine's temporary folder, for copies of remote shards
+    image_ratio: Share = 0.0  # share of the samples that are single frames of videos
+    workers: WholeNumber = 0  # processes that load and decode; 0 decodes between steps
+    memory_mb: NonNegative = 1000.0  # each loading process keeps decoded clips in memory if all of them fit into this
+    shuffle_shards: WholeNumber = 0  # 0 shuffles everything; n shuffles within n shards at a time (for remote shards)
+    cache_gb: NonNegative = 50.0  # of the machine's temporary folder, for copies of remote shards
 
     # the objective
     path: Literal["linear", "cosine", "scheduler"] = "linear"  # rectified flow, DDPM in v-prediction, or the base's own
@@ -57,31 +67,31 @@ class Config:
     time_mean: float = 0.0  # of the logit-normal distribution
     time_std: Amount = 1.0
     time_range: tuple[float, float] = (0.0, 1.0)  # times to train on: an expert's part
-    time_shift: float = 0.0  # factor by which time moves towards noise; 0: the square root of tokens / shift_tokens
+    time_shift: NonNegative = 0.0  # factor by which time moves towards noise; 0: sqrt(tokens / shift_tokens)
     shift_tokens: Count = 512
-    caption_dropout: float = 0.1
-    clean_frames: float = 0.1  # share of samples whose first frames are clean (image-to-video, extension)
+    caption_dropout: Share = 0.1
+    clean_frames: Share = 0.1  # share of samples whose first frames are clean (image-to-video, extension)
 
     # steps
     steps: Count = 600
-    max_seconds: float = 0.0  # stop and save after this time; 0 is no limit
+    max_seconds: NonNegative = 0.0  # stop and save after this time; 0 is no limit
     tokens: Count = 864  # latent tokens a micro-batch, at most
     micro_batches: Count = 1  # a step, over all ranks
     lr: Amount = 3e-3
-    warmup: int = 20
+    warmup: WholeNumber = 20
     decay: Literal["constant", "cosine"] = "cosine"  # the learning rate after warm-up; cosine goes to a tenth
-    beta2: float = 0.95
-    weight_decay: float = 0.01
-    clip_norm: float = 1.0
+    beta2: Share = 0.95
+    weight_decay: NonNegative = 0.01
+    clip_norm: Amount = 1.0
     adaptive_clip: bool = False  # clip to the running mean of the norm plus three deviations, when that is lower
-    ema: float = 0.999  # decay of the moving average that is sampled; 0 takes the weights as they are
+    ema: Share = 0.999  # decay of the moving average that is sampled; 0 takes the weights as they are
 
     # the machine
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"  # of the blocks; weights, loss and moving average are fp32
     parallel: Literal["fsdp", "ddp"] = "fsdp"  # with more than one process
     compile: bool = False  # each block by torch.compile
-    recompute: int = 0  # every n-th block keeps no activations; 0 keeps all
+    recompute: WholeNumber = 0  # every n-th block keeps no activations; 0 keeps all
     attention_kernel: Literal["auto", "cudnn", "flash"] = "auto"  # of CUDA
     deterministic: bool = False  # slower kernels, bit-identical resume on a GPU
 
@@ -106,7 +116,7 @@ def load_config(
     """Return the preset (by default the device's), what encoded datasets fix, the YAML `file` and `key=value`, each
     over the one before; and under all of them, what a base decides. Raises ConfigError and BaseError."""
     if preset is not None and preset not in PRESETS:
-        raise ConfigError(f"no preset called {preset!r}: {', '.join(PRESETS)}")
+        raise ConfigError(f"no preset called {preset!r}{nearest(preset, PRESETS)}")
     values = dict(PRESETS[preset] if preset is not None else CUDA if cuda else {})
     if encoding := read_encoding(data):
         values |= encoding.options
@@ -119,7 +129,7 @@ def load_config(
     if data:
         values["data"] = tuple(data)
     if values.get("base"):
-        from model.backbones.source import check_options, default_options
+        from model.backbones.pretrained import check_options, default_options
 
         base, expert = str(values["base"]), str(values.get("expert", ""))
         own_model = ("size", "attention", "shift_tokens")  # of the device's preset

@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """`clipmill encode`; 0 when every shard is encoded, 2 when that cannot be."""
     try:
         out, config = arguments("clipmill encode", argv)
-        pending = plan(out, config)
+        pending = prepare(out, config)
         encoder = Encoder(out, config)
         for number, shard in enumerate(pending):
             began = time.monotonic()
@@ -81,7 +81,7 @@ def arguments(name: str, argv: Sequence[str] | None) -> tuple[Path, Config]:
     return args.out, load_config(args.config, args.options, args.data, cuda=args.cuda, preset=args.preset)
 
 
-def plan(folder: Path, config: Config) -> list[str]:
+def prepare(folder: Path, config: Config) -> list[str]:
     """Settle the latents, write encoding.json, delete shards that the dataset no longer has, and return the shards that
     are still to encode ("BUCKET/SPLIT-NNNNNN"). Raises one of ERRORS."""
     source, path = config.data[0], folder / "encoding.json"
@@ -134,7 +134,7 @@ class Encoder:
     """Encodes shards one after the other, on one device."""
 
     def __init__(self, folder: Path, config: Config) -> None:
-        """After `plan`. Raises one of ERRORS."""
+        """After `prepare`. Raises one of ERRORS."""
         self.source, self.folder, self.config = config.data[0], folder, config
         self.context = join(config.device)
         self.latents = load_latents(config.latents, self.folder / "latents").to(self.context.device)

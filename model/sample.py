@@ -18,8 +18,8 @@ from model import sampler
 from model.backbones.adapter import DiffusersBackbone
 from model.backbones.base import Words
 from model.backbones.build import load_trained, make_backbone, make_path
+from model.backbones.pretrained import make_pipeline, read_base
 from model.backbones.prompts import PipelineText
-from model.backbones.source import make_pipeline, read_source
 from model.cli import ERRORS
 from model.config import Config, ConfigError, from_dict
 from model.data.index import shape_table
@@ -140,12 +140,12 @@ class Trained:
         assert isinstance(self.text, PipelineText)
         assert isinstance(self.latents, HubLatents)
         assert isinstance(self.network, DiffusersBackbone)
-        source, stride = read_source(self.config.base, self.config.expert), self.latents.stride[0]
+        base, stride = read_base(self.config.base, self.config.expert), self.latents.stride[0]
         parts = {**self.text.parts(), "vae": self.latents.vae}
-        pipeline = make_pipeline(source, self.config.expert, self.network.transformer, parts)
+        pipeline = make_pipeline(base, self.config.expert, self.network.transformer, parts)
         pipeline.to(self.device).set_progress_bar_config(disable=True)
         generator = torch.Generator().manual_seed(seed)
-        options = source.family.sample_options(guidance.scale, self.config.fps, self.config.text_tokens)
+        options = base.family.sample_options(guidance.scale, self.config.fps, self.config.text_tokens)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             video = pipeline(
                 prompt=list(prompts),

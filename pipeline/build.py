@@ -25,7 +25,7 @@ from pipeline.passes.identify import as_last_seen, identify_units
 from pipeline.passes.pack import with_shards
 from pipeline.passes.registry import CHAINS, PASSES
 from pipeline.passes.run import run_passes
-from pipeline.passes.scan import not_scanned, parts_of, with_errors
+from pipeline.passes.scan import not_scanned, source_parts, with_errors
 from pipeline.passes.snapshot import Snapshot
 from pipeline.passes.spent import unpublished
 from pipeline.report import page
@@ -131,6 +131,6 @@ def _build(snapshot: Snapshot, engine: Engine, still_ours: Callable[[], None]) -
 
 def _everything_read(snapshot: Snapshot) -> bool:
     """Return whether every source could be read."""
-    parts = parts_of(snapshot.sources, snapshot.recipe)
+    parts = source_parts(snapshot.sources, snapshot.recipe)
     unscanned = not_scanned(parts, snapshot.scanned).num_rows
     return not unscanned and not any(identify_units(snapshot.files, snapshot.store, snapshot.recipe.scan))

@@ -1,29 +1,40 @@
-"""The plan of a build: what it would do and why, with times estimated from the rates of earlier builds."""
+"""The plan of a build: what it would do and why, with amounts and times estimated from what earlier builds measured."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config.recipe import Recipe
 from pipeline.dataset.finish import check_folder, read_info
-from pipeline.engine.progress import clock
+from pipeline.engine.progress import clock, counted
+from pipeline.pack.companions import load_companions
 from pipeline.passes.base import Outlook, Pass
 from pipeline.passes.caption import with_listed_captions
 from pipeline.passes.embed import with_reference_digest
 from pipeline.passes.identify import as_last_seen
-from pipeline.passes.registry import PASSES
+from pipeline.passes.registry import CHAINS, PASSES
 from pipeline.passes.snapshot import Snapshot
+from pipeline.passes.spent import unpublished
 from pipeline.sources.discover import DiscoveredFile, discover
 from pipeline.state import fingerprints
 from pipeline.storage.store import Store
 from pipeline.tables.decisions import read_decisions
 from pipeline.tables.published import read_table
 
-PASSES_OF_CLIPS = [each.name for each in PASSES].index("transcode")  # number of passes that add, admit or caption clips
+ADD_CLIPS = ("sources", "scan", "embed", "caption")  # passes whose pending work may add work to later passes
+
+
+class Work(NamedTuple):
+    """The pending work of a pass, in the unit of its `measure`; None: not known."""
+
+    outlook: Outlook
+    more: float | None  # what the pending work of an earlier pass may add
+    seconds: float | None  # for all of it
 
 
 def plan(inputs: Sequence[str], out: str, recipe: Recipe) -> str:
@@ -34,23 +45,63 @@ def plan(inputs: Sequence[str], out: str, recipe: Recipe) -> str:
     check_folder(store)
     recipe = with_listed_captions(with_reference_digest(recipe), files)
     fingerprints.check(recipe)
+    load_companions(recipe.pack)
     files = as_last_seen(files, store)
     info: dict[str, Any] = read_info(store) if store.exists("dataset.json") else {}
     snapshot = Snapshot(store, recipe, files, read_decisions(store))
-    outlooks = [(each, each.outlook(snapshot)) for each in PASSES]
-    first = next((number for number, (_, outlook) in enumerate(outlooks) if outlook.pending), len(outlooks))
-    lines = [_line(each, outlook, info, number > first) for number, (each, outlook) in enumerate(outlooks)]
+    published = info.get("passes", {})
+    passes = {**published, **unpublished(store, published)}
+    works = estimated({each.name: each.outlook(snapshot) for each in PASSES}, passes)
+    lines = [_line(each, works[each.name]) for each in PASSES]
     if gone := _gone(files, store, info):
-        lines.insert(1, f"         {gone:,} files of the dataset are no longer among the sources: their clips go")
-    if first < PASSES_OF_CLIPS:
-        name = PASSES[first].name
-        lines.append(f"the counts of passes after {name} do not include the clips that {name} has yet to add")
-    times = [_estimate(info, each.name, outlook.pending) for each, outlook in outlooks if outlook.pending]
-    if times and None not in times:
-        names = ", ".join(each.name for each, outlook in outlooks if outlook.pending)
-        later = f"; passes after {outlooks[first][0].name} depend on its results" * (first < len(outlooks) - 1)
-        lines.append(f"about {clock(sum(filter(None, times)))} for {names}, at the last builds' rates{later}")
-    return "\n".join(lines)
+        lines.insert(1, f"          {counted(gone, 'files')} of the dataset, no longer a source: their clips go")
+    return "\n".join([*lines, *_total(works)])
+
+
+def estimated(outlooks: Mapping[str, Outlook], passes: Mapping[str, Any]) -> dict[str, Work]:
+    """Return the work of each pass. `passes` are the entries of dataset.json and of a stopped build, by pass.
+
+    The first pass with pending work may add work to later ones, in the ratio of the amounts of the last builds.
+    """
+    rates = {name: entry for name, entry in passes.items() if entry["amount"] and entry["seconds"]}
+    works, first = dict[str, Work](), ""
+    for name, outlook in outlooks.items():
+        more: float | None = 0.0
+        if first in ADD_CLIPS:
+            measured = first in rates and name in rates
+            ratio = rates[name]["amount"] / rates[first]["amount"] if measured else None
+            more = None if ratio is None else outlooks[first].pending * ratio
+        amount = None if more is None else outlook.pending + more
+        pace = rates[name]["seconds"] / rates[name]["amount"] if name in rates else None
+        works[name] = Work(outlook, more, amount * pace if amount and pace else None if amount != 0 else 0.0)
+        first = first or (name if outlook.pending else "")
+    return works
+
+
+def _line(of: Pass, work: Work) -> str:
+    pending, total = work.outlook.pending, _amount(work.outlook.total, of.measure)
+    about = f", about {clock(work.seconds)}" if work.seconds else ""
+    more = (
+        "more" if work.more is None else f"up to {_amount(math.ceil(work.more), of.measure)} more" if work.more else ""
+    )
+    if pending:
+        later = f"; {more} after the passes before" if more else ""
+        return f"{of.name:<9} {_number(pending, of.measure)} of {total}: {work.outlook.why}{later}{about}"
+    if work.more is None:
+        return f"{of.name:<9} not known yet, depends on the passes before ({total} done)"
+    return f"{of.name:<9} {f'{more} after the passes before' if more else 'nothing to do'} ({total} done){about}"
+
+
+def _total(works: Mapping[str, Work]) -> list[str]:
+    """Return the line with the time of all passes; those of a chain run at the same time."""
+    pending = [name for name, work in works.items() if work.outlook.pending or work.more != 0]
+    chains = [[works[each.name].seconds for each in chain if each.name in pending] for chain in CHAINS]
+    unknown = [name for name in pending if works[name].seconds is None]
+    total = sum(max((seconds for seconds in chain if seconds), default=0.0) for chain in chains)
+    if not total:
+        return []
+    without = f" without {', '.join(unknown)}, whose time is not known yet" if unknown else ""
+    return [f"about {clock(total)} in all{without}, at the last builds' rates"]
 
 
 def _gone(files: Sequence[DiscoveredFile], store: Store, info: Mapping[str, Any]) -> int:
@@ -61,24 +112,12 @@ def _gone(files: Sequence[DiscoveredFile], store: Store, info: Mapping[str, Any]
     return before.num_rows - (pc.sum(present).as_py() or 0)
 
 
-def _line(of: Pass, outlook: Outlook, info: Mapping[str, Any], waits: bool) -> str:
-    """Describe a pass; `waits`: an earlier pass has work, which may add more to this one."""
-    if not outlook.pending:
-        todo = "depends on the passes before" if waits else "nothing to do"
-        return f"{of.name:<8} {todo} ({_amount(outlook.total, of.measure)} done)"
-    seconds = _estimate(info, of.name, outlook.pending)
-    about = "" if seconds is None else f", about {clock(seconds)}"
-    amounts = f"{_amount(outlook.pending, of.measure)} of {_amount(outlook.total, of.measure)}"
-    return f"{of.name:<8} {amounts}: {outlook.why}{about}"
-
-
-def _estimate(info: Mapping[str, Any], name: str, amount: float) -> float | None:
-    """Return the seconds for `amount` at the rate of the last build that ran this pass; None if none did."""
-    spent = info.get("passes", {}).get(name)
-    return amount * spent["seconds"] / spent["amount"] if spent and spent["amount"] and spent["seconds"] else None
-
-
 def _amount(amount: float, measure: str) -> str:
+    """Format an amount with its unit."""
     if measure == "video":
         return f"{clock(amount)} of video"
-    return f"{amount:,.0f} {'files' if measure == 'sources' else measure}"
+    return counted(round(amount), "files" if measure == "sources" else measure)
+
+
+def _number(amount: float, measure: str) -> str:
+    return clock(amount) if measure == "video" else f"{amount:,.0f}"

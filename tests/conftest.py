@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import functools
 import importlib.util
 import os
 import signal
@@ -19,6 +21,10 @@ settings.load_profile("same")
 
 # A suite that a script starts in the background inherits that Ctrl-C is ignored; some tests send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# One thread a process, here and in child processes: several test processes share the cores, and idle threads of OpenMP
+# spin. Set before torch, OpenCV and NumPy are imported.
+os.environ |= {"OMP_NUM_THREADS": "1", "OPENCV_FOR_THREADS_NUM": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 # The modules of support/, for the tests and for the workers that Ray starts: importlib mode leaves sys.path alone.
 sys.path.insert(0, str(Path(__file__).parent / "support"))
@@ -37,13 +43,41 @@ from pipeline.storage.store import Store  # noqa: E402
 SLOW = ("builds", "storage", "pack", "captioners", "model")
 
 
+@functools.cache
+def group(path: Path) -> str:
+    """Return the name of the tests that one process runs: the test file's, or `ray` for all that use the cluster."""
+    return "ray" if "ray_cluster" in path.read_text() else path.name
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Return a scheduler of pytest-xdist that hands out groups in the order of collection.
+
+    The mark `xdist_group` is not used: pytest-xdist 3.8 ignores it silently with pytest 9.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group(config.rootpath / nodeid.partition("::")[0])
+
+    config.option.loadscopereorder = False
+    return Groups(config, log)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Under pytest-xdist let one process run all tests that share the Ray cluster, and one process each other file."""
-    groups = {item: "ray" if "ray_cluster" in item.fixturenames else item.path.stem for item in items}
-    for item, group in groups.items():
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: (groups[item] != "ray", item.path.parent.name not in SLOW))
+    items.sort(key=lambda item: (group(item.path) != "ray", item.path.parent.name not in SLOW))
+
+
+_cluster = contextlib.ExitStack()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Stop the cluster, a dozen processes, after the last test of its group rather than at the end of the session."""
+    if nextitem is None or group(item.path) != group(nextitem.path):
+        _cluster.close()
 
 
 @pytest.fixture(scope="session")
@@ -74,12 +108,17 @@ def golden_dataset(tmp_path_factory: pytest.TempPathFactory, sample_videos: dict
 
 
 @pytest.fixture(scope="session")
-def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The address of Ray on two cores of this machine, in processes of its own, so that tests can join and leave it."""
+    return _cluster.enter_context(running_ray(tmp_path_factory.mktemp("ray") / "log"))
+
+
+@contextlib.contextmanager
+def running_ray(log: Path) -> Iterator[str]:
     options = "address='local', num_cpus=2, include_dashboard=False, logging_level='ERROR', log_to_driver=False"
     code = f"import ray, sys; print(ray.init({options}).address_info['gcs_address'], flush=True); sys.stdin.read()"
     environment = os.environ | {"OPENAI_API_KEY": KEY}  # which tests then look for in Ray's logs
-    log, pipe = tmp_path_factory.mktemp("ray") / "log", subprocess.PIPE
+    pipe = subprocess.PIPE
     with (
         open(log, "w") as errors,
         subprocess.Popen(
@@ -108,7 +147,7 @@ def s3(network: Proxy) -> Iterator[str]:
     """The query string that leads an s3:// URL to the server."""
     network.requests.clear()
     network.faults.clear()
-    yield f"?endpoint_override=127.0.0.1:{network.port}&scheme=http&region=us-east-1&request_timeout=3"
+    yield f"?endpoint_override=127.0.0.1:{network.port}&scheme=http&region=us-east-1&request_timeout=60"
     network.fault = lambda *_: ""
 
 

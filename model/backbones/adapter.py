@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from model.backbones.base import Layout, pad_words, replace_tensors
-from model.backbones.family import Conditions, Family
+from model.backbones.families.base import Conditions, Family
 
 ATTENTION = ("scaled_dot_product", "_flash_attention", "_efficient_attention", "bmm")  # parts of the names of operators
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from model.backbones.adapter import DiffusersBackbone
 from model.backbones.base import Layout
-from model.backbones.family import Conditions
+from model.backbones.families.base import Conditions
 from model.backbones.lora import add_lora, lora_file, merge_lora
-from model.backbones.source import Source, base_path, load_diffusers, load_transformer, read_source
+from model.backbones.pretrained import Base, base_path, load_diffusers, load_transformer, read_base
 from model.errors import BaseError, CheckpointError
 from model.network.dit import SIZES, DiT
 from model.objective import COSINE, LINEAR
@@ -30,28 +30,26 @@ def make_backbone(
     weights=False reads no weights of a base, for use on the meta device. Raises BaseError."""
     if not config.base:
         return DiT(SIZES[config.size], channels, layout["text"][1], config.patch, config.attention)
-    source = read_source(config.base, config.expert)
-    if (wanted := source.family.channels(source.transformer)) != channels:
-        raise BaseError(f"{source.path} takes latents of {wanted} channels, these have {channels}")
+    base = read_base(config.base, config.expert)
+    if (wanted := base.family.channels(base.transformer)) != channels:
+        raise BaseError(f"{base.path} takes latents of {wanted} channels, these have {channels}")
     temporal = config.train_only == "temporal"
     frozen = config.lora_rank > 0 or (temporal and config.precision == "bf16")
     dtype = torch.bfloat16 if frozen and config.base_precision == "bf16" else torch.float32
     if weights:
-        transformer = load_transformer(source, config.expert, dtype)
+        transformer = load_transformer(base, config.expert, dtype)
     else:
-        transformer = getattr(load_diffusers(), source.family.transformer).from_config(source.transformer)
+        transformer = getattr(load_diffusers(), base.family.transformer).from_config(base.transformer)
         _cast_weights(transformer, dtype)
-    if source.family.inflation:
-        transformer = source.family.inflation.inflate(transformer, max(config.frame_counts))
-        _train(transformer, source.family.inflation.temporal if temporal else "")
+    if base.family.inflation:
+        transformer = base.family.inflation.inflate(transformer, max(config.frame_counts))
+        _train(transformer, base.family.inflation.temporal if temporal else "")
     elif config.lora_rank:
-        targets = config.lora_targets or source.family.lora_targets
+        targets = config.lora_targets or base.family.lora_targets
         add_lora(transformer, config.lora_rank, lora_alpha(config), config.lora_dropout, targets)
     else:
         transformer.requires_grad_(True)
-    return DiffusersBackbone(
-        transformer.train(), source.family, Conditions(config.clean_frames > 0, config.fps, stride)
-    )
+    return DiffusersBackbone(transformer.train(), base.family, Conditions(config.clean_frames > 0, config.fps, stride))
 
 
 def make_path(config: Config) -> ObjectivePath:
@@ -59,7 +57,7 @@ def make_path(config: Config) -> ObjectivePath:
     if config.path == "scheduler":
         if not config.base:
             raise BaseError("path=scheduler: it is the noise schedule of a base; set base, or path=linear or cosine")
-        return base_path(read_source(config.base, config.expert))
+        return base_path(read_base(config.base, config.expert))
     return LINEAR if config.path == "linear" else COSINE
 
 
@@ -82,26 +80,26 @@ def lora_alpha(config: Config) -> float:
 def export(config: Config, weights: Mapping[str, Tensor], out: Path) -> str:
     """Write a run's weights as diffusers loads them and return a line that says how: a LoRA file, temporal layers, or
     with `lora_merge` or with all weights trained a transformer folder."""
-    source: Source = read_source(config.base, config.expert)
-    how = f"{source.index['_class_name']}.from_pretrained({source.path!r}"
+    base: Base = read_base(config.base, config.expert)
+    how = f"{base.index['_class_name']}.from_pretrained({base.path!r}"
     if config.lora_rank:
         file = lora_file(weights, config.lora_rank, lora_alpha(config), out)
         second = ", load_into_transformer_2=True" if config.expert == "low" else ""
-        pipeline_class = getattr(load_diffusers(), source.index["_class_name"])
+        pipeline_class = getattr(load_diffusers(), base.index["_class_name"])
         if hasattr(pipeline_class, "load_lora_weights"):
             line = f"{file}: load it with {how}).load_lora_weights({str(out)!r}{second})"
         else:
             line = f"{file}: load it with {how}).transformer.load_lora_adapter({str(out)!r}, weight_name={file.name!r})"
         if not config.lora_merge:
             return line
-    model = make_backbone(config, source.family.channels(source.transformer), {}, (1, 1, 1))
+    model = make_backbone(config, base.family.channels(base.transformer), {}, (1, 1, 1))
     assert isinstance(model, DiffusersBackbone)
     load_trained(model, weights)
     if config.lora_rank:
         merge_lora(model.transformer)
-    if source.family.inflation and config.train_only == "temporal":
-        return source.family.inflation.save(model.transformer, source.path, out)
-    name = source.component(config.expert)
+    if base.family.inflation and config.train_only == "temporal":
+        return base.family.inflation.save(model.transformer, base.path, out)
+    name = base.component(config.expert)
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     _cast_weights(model.transformer, dtype)
     model.transformer.save_pretrained(out / name)

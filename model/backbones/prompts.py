@@ -14,7 +14,7 @@ from torch import Tensor
 
 from model.backbones.adapter import word_layout
 from model.backbones.base import Words, pad_words
-from model.backbones.source import Source, first_line, load_diffusers, read_source
+from model.backbones.pretrained import Base, first_line, load_diffusers, read_base
 from model.errors import TextError
 
 SAMPLE, SAMPLES = 4096, 256  # bytes of a part of a weight file that is hashed, and parts
@@ -26,15 +26,15 @@ class PipelineText:
 
     def __init__(self, path: str, tokens: int, device: str = "cpu") -> None:
         """path: folder or hub repository of the pipeline. Raises BaseError and TextError."""
-        self.source = read_source(f"diffusers:{path}")
+        self.base = read_base(f"diffusers:{path}")
         diffusers = load_diffusers()
         import transformers
 
         transformers.utils.logging.disable_progress_bar()
-        pipeline_class = getattr(diffusers, self.source.index["_class_name"])
+        pipeline_class = getattr(diffusers, self.base.index["_class_name"])
         unused = ("transformer", "transformer_2", "unet", "vae", "safety_checker", "image_encoder")
-        needed = self.source.family.text_needs
-        absent = {name: None for name in unused if name in self.source.index and name not in needed}
+        needed = self.base.family.text_needs
+        absent = {name: None for name in unused if name in self.base.index and name not in needed}
         dtype = torch.bfloat16 if device != "cpu" else torch.float32
         try:
             self.pipeline = pipeline_class.from_pretrained(path, torch_dtype=dtype, **absent)
@@ -43,8 +43,8 @@ class PipelineText:
         for name in needed:
             setattr(self.pipeline, name, None)
         self.pipeline.to(device)
-        self.layout = word_layout(self.source.family, self.source.transformer, tokens)
-        self.id = text_id(self.source, tokens)
+        self.layout = word_layout(self.base.family, self.base.transformer, tokens)
+        self.id = text_id(self.base, tokens)
         self._tokens, self._device = tokens, device
         self._cached = functools.lru_cache(CACHED)(self._encode)
 
@@ -64,32 +64,32 @@ class PipelineText:
 
     @torch.no_grad()
     def _encode(self, caption: str) -> Words:
-        family = self.source.family
+        family = self.base.family
         words = {name: w.float().cpu() for name, w in family.encode(self.pipeline, caption, self._tokens).items()}
         if family.padding_counts:
             return words
         count = _length(words, family.masked)
-        per_token = [name for name, shape in family.layout(self.source.transformer).items() if shape[0] is None]
+        per_token = [name for name, shape in family.layout(self.base.transformer).items() if shape[0] is None]
         return {name: w[:count].clone() if name in per_token else w for name, w in words.items()}
 
 
-def text_id(source: Source, tokens: int) -> str:
+def text_id(base: Base, tokens: int) -> str:
     """Return the id of a pipeline's text encoders: a hash of their configurations and of samples of their weights,
     which are many gigabytes (`weights_sample`). Copies of an encoder have the same id. Raises TextError."""
     import transformers
 
-    digest = hashlib.sha256(source.family.transformer.encode())
-    for name in sorted(name for name in source.index if name.startswith("text_encoder") and source.index[name][0]):
+    digest = hashlib.sha256(base.family.transformer.encode())
+    for name in sorted(name for name in base.index if name.startswith("text_encoder") and base.index[name][0]):
         try:
-            values = transformers.AutoConfig.from_pretrained(source.path, subfolder=name).to_dict()
+            values = transformers.AutoConfig.from_pretrained(base.path, subfolder=name).to_dict()
         except (OSError, ValueError) as error:
-            raise TextError(f"cannot read {name} of {source.path}: {first_line(error)}") from error
+            raise TextError(f"cannot read {name} of {base.path}: {first_line(error)}") from error
         for key in ("_name_or_path", "transformers_version", "torch_dtype", "dtype"):
             values.pop(key, None)
         digest.update(json.dumps(values, sort_keys=True, default=str).encode())
-        for file in weight_files(source.path, name):
+        for file in weight_files(base.path, name):
             digest.update(weights_sample(file))
-    return f"{source.family.transformer}-{tokens}-{digest.hexdigest()[:12]}"
+    return f"{base.family.transformer}-{tokens}-{digest.hexdigest()[:12]}"
 
 
 def weight_files(path: str, component: str) -> list[Path]:

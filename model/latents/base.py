@@ -8,10 +8,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from model.errors import LatentError
-
-__all__ = ["LatentError", "Latents", "to_bytes", "to_signed"]
-
 
 class Latents(Protocol):
     """Videos are (b, 3, t, h, w) fp32 in [-1, 1]; latents (b, c, t', h', w') fp32 with a deviation of about 1.

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model.backbones.pretrained import load_diffusers
 from model.errors import LatentError
 
 
@@ -17,22 +18,18 @@ class HubLatents:
     """`diffusers:FOLDER_OR_REPO` as latents, normalised as the model's own pipeline does: by the mean and deviation of
     each channel, or by a shift and a scaling factor."""
 
-    def __init__(self, source: str) -> None:
-        """source: a folder or hub repository that holds a VAE, at its root or in `vae/`. Raises LatentError."""
-        from filters.torchvision_ops import ensure_torchvision
-
-        ensure_torchvision()
-        import diffusers
-
-        self.source = source
+    def __init__(self, path: str) -> None:
+        """path: a folder or hub repository that holds a VAE, at its root or in `vae/`. Raises LatentError."""
+        diffusers = load_diffusers()
+        self.path = path
         try:
-            settings, subfolder = _settings(source)
+            settings, subfolder = _settings(path)
             vae_class = getattr(diffusers, settings["_class_name"], None)
             if vae_class is None:
-                raise LatentError(f"{source}: this version of diffusers has no {settings['_class_name']}")
-            self.vae = vae_class.from_pretrained(source, subfolder=subfolder).eval().requires_grad_(False)
+                raise LatentError(f"{path}: this version of diffusers has no {settings['_class_name']}")
+            self.vae = vae_class.from_pretrained(path, subfolder=subfolder).eval().requires_grad_(False)
         except (OSError, ValueError, KeyError) as error:
-            raise LatentError(f"cannot load the autoencoder {source}: {error}") from error
+            raise LatentError(f"cannot load the autoencoder {path}: {error}") from error
         self.frame_wise = settings["_class_name"] == "AutoencoderKL"
         self.channels = int(self.vae.config.get("z_dim") or self.vae.config["latent_channels"])
         self.stride = _stride(self.vae, self.frame_wise)
@@ -60,7 +57,7 @@ class HubLatents:
         return self
 
     def save(self, folder: Path) -> None:
-        (folder / "hub.json").write_text(json.dumps({"source": self.source}))
+        (folder / "hub.json").write_text(json.dumps({"source": self.path}))
 
     @classmethod
     def load(cls, folder: Path) -> HubLatents:
@@ -76,14 +73,13 @@ def weight_hash(model: torch.nn.Module) -> str:
     return digest.hexdigest()[:12]
 
 
-def _settings(source: str) -> tuple[dict[str, Any], str | None]:
+def _settings(path: str) -> tuple[dict[str, Any], str | None]:
     """The VAE's configuration, and the sub-folder it is in."""
-    import diffusers
-
+    autoencoder = load_diffusers().AutoencoderKL
     try:
-        return dict(diffusers.AutoencoderKL.load_config(source, subfolder="vae")), "vae"
+        return dict(autoencoder.load_config(path, subfolder="vae")), "vae"
     except OSError:
-        return dict(diffusers.AutoencoderKL.load_config(source)), None
+        return dict(autoencoder.load_config(path)), None
 
 
 def _stride(vae: Any, frame_wise: bool) -> tuple[int, int, int]:

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from model.backbones.base import Words
+from model.backbones.pretrained import read_base
 from model.backbones.prompts import text_id
-from model.backbones.source import read_source
 from model.config import Config
 from model.data.index import Index, make_schedule
 from model.data.loader import Batch, Clips
@@ -53,13 +53,13 @@ def settle_latents(config: Config, out: Path, context: RankContext, index: Index
 
 def make_latents(config: Config, videos: Callable[[], Iterable[Tensor]]) -> Latents:
     """Return new latents for a run; `videos()` yields what principal components are fitted on. Raises LatentError."""
-    name, _, source = config.latents.partition(":")
+    name, _, path = config.latents.partition(":")
     if name == "pixel":
         return Pixels()
     if name == "pca":
-        return PCA.load(_saved_pca(source)) if source else PCA.fit(videos, config.latent_channels)
+        return PCA.load(_saved_pca(path)) if path else PCA.fit(videos, config.latent_channels)
     if name == "diffusers":
-        return HubLatents(source)
+        return HubLatents(path)
     raise LatentError(f"no latents called {config.latents!r}: pixel, pca, pca:RUN or diffusers:FOLDER_OR_REPO")
 
 
@@ -104,13 +104,13 @@ def check_base(config: Config, encoding: Encoding | None) -> None:
     """Raise LatentError or BaseError when encoded datasets do not fit the base: other latents or other texts."""
     if not config.base:
         return
-    source = read_source(config.base, config.expert)
+    base = read_base(config.base, config.expert)
     latents, text = (
         (encoding.options["latents"], encoding.options["text"]) if encoding else (config.latents, config.text)
     )
-    if latents != config.base and (not encoding or HubLatents(source.path).id != encoding.latents):
+    if latents != config.base and (not encoding or HubLatents(base.path).id != encoding.latents):
         raise LatentError(f"{config.base} works on its own latents, not on latents={latents}")
-    if text != config.base and (not encoding or text_id(source, config.text_tokens) != encoding.text):
+    if text != config.base and (not encoding or text_id(base, config.text_tokens) != encoding.text):
         raise BaseError(f"{config.base} needs its own text encoders, not text={text}")
 
 

@@ -31,7 +31,7 @@ from model.backbones.build import make_backbone
 from model.backbones.quantise import bytes_saved
 from model.errors import DeviceError
 from model.network.dit import DiT
-from model.training.parallel import RankContext, autocast, choose_kept
+from model.training.parallel import RankContext, autocast, freeze_and_recompute
 
 if TYPE_CHECKING:
     from model.config import Config
@@ -69,11 +69,11 @@ def estimate_memory(
     with torch.device("meta"):
         model = make_backbone(config, shape[1], layout, stride, weights=False)
     blocks = len(model.blocks)
-    everything, largest = _kept(model, config, layout, shape)
+    everything, largest = _saved_bytes(model, config, layout, shape)
     activations = everything * (COMPILED if config.compile else 1.0)
     if config.recompute:
-        choose_kept(model, config)
-        inputs, _ = _kept(model, config, layout, shape)
+        freeze_and_recompute(model, config)
+        inputs, _ = _saved_bytes(model, config, layout, shape)
         recomputed = len(range(0, blocks, config.recompute))
         one_block = max(0, everything - inputs) / recomputed * (COMPILED if config.compile else 1.0)
         activations = inputs + one_block
@@ -90,7 +90,9 @@ def estimate_memory(
     return MemoryEstimate(weights // shards + gathered, training, int(activations), 2 * largest + WORKSPACE)
 
 
-def _kept(model: DiT | DiffusersBackbone, config: Config, layout: Layout, shape: Sequence[int]) -> tuple[int, int]:
+def _saved_bytes(
+    model: DiT | DiffusersBackbone, config: Config, layout: Layout, shape: Sequence[int]
+) -> tuple[int, int]:
     """Return the bytes that a forward pass saves for the backward pass, and the bytes of the largest saved tensor."""
     saved: dict[int, Tensor] = {}  # by address of the storage; references prevent the reuse of an address
 

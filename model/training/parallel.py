@@ -68,7 +68,7 @@ def _leave() -> None:
         dist.destroy_process_group()
 
 
-def spread(model: DiT | DiffusersBackbone, config: Config, context: RankContext) -> nn.Module:
+def distribute(model: DiT | DiffusersBackbone, config: Config, context: RankContext) -> nn.Module:
     """Return the model for training on the context's device. Parameters keep their names, so that checkpoints do not
     depend on the parallelism."""
     if config.quantise and isinstance(model, DiffusersBackbone):
@@ -78,7 +78,7 @@ def spread(model: DiT | DiffusersBackbone, config: Config, context: RankContext)
         model.family.speed_up(model.transformer)
         if config.precision == "bf16":
             use_autocast(model.transformer)
-    choose_kept(model, config)
+    freeze_and_recompute(model, config)
     for block in model.blocks:
         if config.compile:
             block.compile(fullgraph=not (config.recompute or config.base), dynamic=False)
@@ -100,7 +100,7 @@ def spread(model: DiT | DiffusersBackbone, config: Config, context: RankContext)
     return model
 
 
-def choose_kept(model: DiT | DiffusersBackbone, config: Config) -> None:
+def freeze_and_recompute(model: DiT | DiffusersBackbone, config: Config) -> None:
     """Set which weights are trained (config.train_only) and which blocks are recomputed (config.recompute)."""
     if config.train_only == "temporal" and not config.base:
         for name, parameter in model.named_parameters():

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import inspect
 import json
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
 import yaml
@@ -22,6 +23,9 @@ WholeNumber = Annotated[int, Field(ge=0)]
 Amount = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
+
+
+SIMPLE = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}  # types of values by annotation
 
 
 class OptionError(ValueError):
@@ -136,10 +140,7 @@ def _message(config_type: Any, error: ValidationError) -> str:
     problem = error.errors(include_url=False)[0]
     path, value, context = ".".join(map(str, problem["loc"])), problem["input"], problem.get("ctx", {})
     if problem["type"] == "unexpected_keyword_argument":
-        known_keys = list(_fields(_at(config_type, problem["loc"][:-1])))
-        near = difflib.get_close_matches(str(problem["loc"][-1]), known_keys, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else f"; known here: {', '.join(known_keys)}"
-        return f"unknown key {path!r}{hint}"
+        return f"unknown key {path!r}{nearest(str(problem['loc'][-1]), _fields(_at(config_type, problem['loc'][:-1])))}"
     names = {"int": "int", "float": "float", "bool": "bool", "string": "str", "finite": "a finite number"}
     bounds = {
         "greater_than": ("more than", "gt"),
@@ -162,6 +163,29 @@ def _message(config_type: Any, error: ValidationError) -> str:
         return f"{path}: {context['error']}" if path else str(context["error"])
     expected = next((name for start, name in names.items() if problem["type"].startswith(start)), "")
     return f"{path}: expected {expected}, got {value!r}" if expected else f"{path}: {problem['msg']}"
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Return the end of an error message: the one of `names` that was probably meant, or all of them."""
+    names = list(names)
+    near = difflib.get_close_matches(name.lower(), names, n=1)
+    return f"; did you mean {near[0]!r}?" if near else f": expected one of {', '.join(names) or 'none'}"
+
+
+def check_arguments(function: Callable[..., Any], options: Mapping[str, Any], where: str) -> None:
+    """Raise OptionError if `function` does not take one of `options`, keyword arguments, if one is no number, text or
+    flag where it has to be, or if one is missing. `where` is the section of the options in the recipe."""
+    parameters = inspect.signature(function).parameters
+    for name, value in options.items():
+        if name not in parameters:
+            raise OptionError(f"unknown key {f'{where}.{name}'!r}{nearest(name, parameters)}")
+        expected = str(parameters[name].annotation).removesuffix(" | None")
+        types = SIMPLE.get(expected)
+        if types and value is not None and type(value) not in types:
+            raise OptionError(f"{where}.{name}: expected {expected}, got {value!r}")
+    for name, parameter in parameters.items():
+        if parameter.default is parameter.empty and name not in options:
+            raise OptionError(f"{where}.{name}: expected a value, got none")
 
 
 def _at(annotation: Any, path: Sequence[int | str]) -> Any:

@@ -20,6 +20,7 @@ from pipeline.config.options import (
     Share,
     WholeNumber,
     merged,
+    nearest,
     override,
     parse_section,
     typed,
@@ -230,7 +231,7 @@ def _recipe_text(name: str) -> str:
         return (importlib.resources.files("pipeline.config") / "recipes" / f"{name}.yaml").read_text()
     path = Path(name)
     if path.suffix not in (".yaml", ".yml") and not path.exists():
-        raise RecipeError(f"no recipe called {name!r}: presets are {', '.join(presets())}, or give a YAML file")
+        raise RecipeError(f"no recipe and no YAML file is called {name!r}{nearest(name, presets())}")
     try:
         return path.read_text()
     except OSError as error:

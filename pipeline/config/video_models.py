@@ -8,10 +8,10 @@ frame to rounding when they convert rates: clips are packed with one spare frame
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from pipeline.config.options import nearest
 from pipeline.config.recipe import FrameOptions, PackOptions, RecipeError
 
 
@@ -58,13 +58,6 @@ def video_model(name: str) -> VideoModel:
     if name not in MODELS:
         raise RecipeError(f"unknown video model {name!r}{nearest(name, MODELS)}")
     return MODELS[name]
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """Return the end of an error message: the one of `names` that was probably meant, or all of them."""
-    names = list(names)
-    near = difflib.get_close_matches(name.lower(), names, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f": expected one of {', '.join(names)}"
 
 
 def resolved(pack: PackOptions) -> PackOptions:

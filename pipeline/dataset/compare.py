@@ -18,16 +18,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.dataset.finish import DatasetError, read_whole
 from pipeline.storage.store import Store, atomic
-from pipeline.tables.fragments import id_prefix_u64
-from pipeline.tables.published import open_published, table_files
+from pipeline.tables.columns import Columns
+from pipeline.tables.fragments import floats, id_prefix_u64
+from pipeline.tables.published import table_files
 
 FOLDER = "tables/clips"
 UNCOMPARED = frozenset({"clip_id", "embedding", "phash", "source_uri", "shard"})  # keys, vectors, places
-BATCH = 65_536  # rows in memory at a time, of a column of texts
 MOST = 12  # reasons printed
 COLUMNS = ("clip_id", "what", "before", "after")  # of the CSV
 
@@ -37,34 +36,26 @@ class Side:
     """One of the two datasets: `ids` are (n,) uint64 prefixes of its clip ids, distinct and ascending, and `rows` their
     rows in its table."""
 
-    store: Store
     info: Mapping[str, Any]
-    schema: pa.Schema
+    clips: Columns
     ids: np.ndarray
     rows: np.ndarray
 
     def column(self, name: str) -> np.ndarray:
         """Return a column in the order of `ids`: numbers as (n,) float64, NaN for null; texts and lists as uint64
         hashes, 0 for null."""
-        numeric = _is_number(self.schema.field(name).type)
-        parts = [_numbers(column) if numeric else _hashes(column) for column in self._batches(name)]
-        empty = np.zeros(0, np.float64 if numeric else np.uint64)
-        return np.concatenate([empty, *parts])[self.rows]
+        column = self.clips[name]
+        if _is_number(column.type):
+            return floats(column)[self.rows]
+        return np.concatenate([np.zeros(0, np.uint64), *map(_hashes, column.chunks)])[self.rows]
 
     def texts(self, name: str, at: np.ndarray) -> list[Any]:
         """Return the values of the clips at positions `at` of `ids`, as Python objects."""
-        wanted = np.sort(self.rows[at])
-        parts, first = [], 0
-        for column in self._batches(name):
-            inside = wanted[np.searchsorted(wanted, first) : np.searchsorted(wanted, first + len(column))]
-            parts.append(column.take(pa.array(inside - first)))
-            first += len(column)
-        values = pa.chunked_array(parts, self.schema.field(name).type)
-        order = np.searchsorted(wanted, self.rows[at])
-        return list(values.take(pa.array(order)).to_pylist())
-
-    def _batches(self, name: str) -> Iterator[pa.Array]:
-        yield from _batches(self.store, name)
+        column = self.clips[name]
+        chosen = np.zeros(len(column), bool)
+        chosen[self.rows[at]] = True  # filter, not take: take would first concatenate all chunks of the column
+        values = column.filter(pa.array(chosen))
+        return list(values.take(pa.array(np.cumsum(chosen)[self.rows[at]] - 1)).to_pylist())
 
 
 def compare(before: str, after: str, out: Path | None = None) -> str:
@@ -89,7 +80,7 @@ def compare(before: str, after: str, out: Path | None = None) -> str:
     ):
         if clips.any():
             lines.append(f"{text}: {int(clips.sum()):,}, by {_reasons(side, at[clips])}")
-    common = [name for name in a.schema.names if name in b.schema.names and name not in UNCOMPARED]
+    common = [name for name in a.clips.schema.names if name in b.clips.schema.names and name not in UNCOMPARED]
     changes: dict[str, np.ndarray] = {}
     for name in common:
         changed, line = _changed(name, a, b, in_a, in_b)
@@ -97,7 +88,7 @@ def compare(before: str, after: str, out: Path | None = None) -> str:
             changes[name] = changed
             lines.append(line)
     for text, side, other in (("only before", a, b), ("only after", b, a)):
-        only = [name for name in side.schema.names if name not in other.schema.names]
+        only = [name for name in side.clips.schema.names if name not in other.clips.schema.names]
         if only:
             lines.append(f"columns {text}: {', '.join(only)}")
     lines += _options(a.info["recipe"], b.info["recipe"])
@@ -111,37 +102,15 @@ def compare(before: str, after: str, out: Path | None = None) -> str:
 def _side(uri: str) -> Side:
     store = Store(uri)
     info = read_whole(store)
-    names = table_files(store, FOLDER, info)
-    if not names:
+    if not table_files(store, FOLDER, info):
         raise DatasetError(f"{uri} has no {FOLDER}: build it again")
-    schemas = []
-    for name in names:
-        with open_published(store, name) as file:
-            schemas.append(pq.read_schema(file).remove_metadata())
-    schema = pa.unify_schemas(schemas, promote_options="permissive")
-    prefixes = [id_prefix_u64(pa.chunked_array([column])) for column in _batches(store, "clip_id")]
-    ids, rows = np.unique(np.concatenate([np.zeros(0, np.uint64), *prefixes]), return_index=True)
-    return Side(store, info, schema, ids, rows)
-
-
-def _batches(store: Store, name: str) -> Iterator[pa.Array]:
-    """Yield a column of the clips table, BATCH rows at a time; null where a file lacks it."""
-    for path in table_files(store, FOLDER):
-        with open_published(store, path) as file:
-            parquet = pq.ParquetFile(file)
-            if name not in parquet.schema_arrow.names:
-                yield pa.nulls(parquet.metadata.num_rows)
-                continue
-            for batch in parquet.iter_batches(BATCH, columns=[name]):
-                yield batch.column(0)
+    clips = Columns(store, FOLDER, pa.schema([]))
+    ids, rows = np.unique(id_prefix_u64(clips["clip_id"]), return_index=True)
+    return Side(info, clips, ids, rows)
 
 
 def _is_number(dtype: pa.DataType) -> bool:
     return bool(pa.types.is_floating(dtype) or pa.types.is_integer(dtype) or pa.types.is_boolean(dtype))
-
-
-def _numbers(column: pa.Array) -> np.ndarray:
-    return np.asarray(pc.fill_null(column.cast(pa.float64()), float("nan")).to_numpy(zero_copy_only=False))
 
 
 def _hashes(column: pa.Array) -> np.ndarray:
@@ -163,7 +132,7 @@ def _hash(value: Any) -> int:
 
 def _changed(name: str, a: Side, b: Side, in_a: np.ndarray, in_b: np.ndarray) -> tuple[np.ndarray, str]:
     """Return the positions in `in_a` and `in_b` of clips whose column `name` differs, and a line about them."""
-    if _is_number(a.schema.field(name).type) != _is_number(b.schema.field(name).type):
+    if _is_number(a.clips.schema.field(name).type) != _is_number(b.clips.schema.field(name).type):
         return np.zeros(0, np.int64), ""
     old, new = a.column(name)[in_a], b.column(name)[in_b]
     if old.dtype != np.float64:
@@ -173,7 +142,7 @@ def _changed(name: str, a: Side, b: Side, in_a: np.ndarray, in_b: np.ndarray) ->
     changed = np.flatnonzero((old != new) & ~(np.isnan(old) & np.isnan(new)))
     difference = np.abs(new - old)[changed[~null[changed]]]
     text = f"{name}: {len(changed):,} changed"
-    if pa.types.is_boolean(a.schema.field(name).type):
+    if pa.types.is_boolean(a.clips.schema.field(name).type):
         rose, fell = int((new > old).sum()), int((new < old).sum())
         text += f", {rose:,} from false to true" * bool(rose) + f", {fell:,} from true to false" * bool(fell)
     elif len(difference):

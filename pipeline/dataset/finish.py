@@ -28,7 +28,7 @@ PAGES = ("README.md", "report.html")
 FOLDERS = ("state/", "stats/", "tables/", "shards/", "decisions/")
 ROWS = 500_000  # clips per file of the finished table
 UNPUBLISHED = (  # columns that only a build needs
-    *("unit", "scan_at", "embed_at", "captioned", "scored"),
+    *("unit", "scan_fragment", "embed_fragment", "captioned", "scored"),
     *("frame_embeddings", "caption_dense"),
 )
 PREVIOUS = "state/previous.json"  # the files of the dataset before this one, which readers may still have open
@@ -50,7 +50,7 @@ def check_folder(store: Store) -> None:
     except UnicodeDecodeError as error:  # Arrow's, of a name that no build writes
         raise DatasetError(f"{store.uri} holds something else (a name that is not UTF-8): give a new folder") from error
     strange = [n for n in names if not n.startswith((*FOLDERS, *PAGES))]
-    if strange or (names and not any(n.startswith("state/") for n in names)):
+    if strange or (names and not any(n.startswith(("state/", "decisions/")) for n in names)):
         raise DatasetError(f"{store.uri} holds something else ({(strange or names)[0]}): give an empty or new folder")
 
 
@@ -170,8 +170,8 @@ def _trimmed(kept: pa.Table, fps: float | None) -> dict[str, float]:
 
 
 def counts(sources: pa.Table, clips: pa.Table, fps: float | None = None) -> dict[str, Any]:
-    """Return the numbers of sources by status, clips, kept clips, captions, rejections by reason, and hours. `fps` is
-    the constant rate at which clips are packed, if any."""
+    """Return the numbers of sources by status, clips, kept clips and those with a caption, rejections by reason, and
+    hours. `fps` is the constant rate at which clips are packed, if any."""
     status = {row["values"]: row["counts"] for row in pc.value_counts(sources["status"]).to_pylist()}
     usable = sources.filter(pc.equal(sources["status"], "ok"))
     seconds = pc.subtract(clips["end"], clips["start"])
@@ -182,7 +182,7 @@ def counts(sources: pa.Table, clips: pa.Table, fps: float | None = None) -> dict
         **{f"sources_{name}": status.get(name, 0) for name in ("ok", "failed", "skipped")},
         "clips": clips.num_rows,
         "kept": kept.num_rows,
-        "captions": clips.num_rows - clips["caption"].null_count,
+        "captions": kept.num_rows - kept["caption"].null_count,
         "rejected_by": {r["values"]: r["counts"] for r in sorted(reasons, key=lambda r: (-r["counts"], r["values"]))},
         "hours_sources": round((pc.sum(usable["duration"]).as_py() or 0.0) / 3600, 4),
         "hours_clips": round((pc.sum(seconds).as_py() or 0.0) / 3600, 4),
@@ -238,8 +238,8 @@ def _write_table(store: Store, folder: str, tables: Iterable[pa.Table]) -> list[
     pieces = map(plain, tables)
     piece = next(pieces, None)
     while piece is not None:
-        with store.folder(folder) as place:
-            temporary = place / temporary_name("table")
+        with store.folder(folder) as local:
+            temporary = local / temporary_name("table")
             try:
                 with pq.ParquetWriter(temporary, piece.schema, compression="zstd") as out:
                     written = 0
@@ -251,7 +251,7 @@ def _write_table(store: Store, folder: str, tables: Iterable[pa.Table]) -> list[
                     digest = hashlib.file_digest(file, "sha256").hexdigest()[:8]
                     os.fsync(file.fileno())
                 names.append(f"{folder}/{len(names):05}-{digest}.parquet")
-                os.replace(temporary, place / names[-1].rpartition("/")[2])
+                os.replace(temporary, local / names[-1].rpartition("/")[2])
             finally:
                 temporary.unlink(missing_ok=True)
     return names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -67,7 +68,14 @@ class NodesLost(Exception):
 
 def start_worker(stage: Stage) -> Any:
     """Return a new worker of `stage`. Raises BuildStopped if it cannot load its models."""
-    try:
+    with naming_worker(stage.worker.__name__):
         return stage.worker(*stage.args)
+
+
+@contextlib.contextmanager
+def naming_worker(name: str) -> Iterator[None]:
+    """Turn exceptions of loading models into BuildStopped with the worker's name."""
+    try:
+        yield
     except (OSError, RuntimeError, ValueError) as error:
-        raise BuildStopped(f"{stage.worker.__name__} cannot start: {' '.join(str(error).split())[:500]}") from error
+        raise BuildStopped(f"{name} cannot start: {' '.join(str(error).split())[:500]}") from error

@@ -1,4 +1,4 @@
-"""Progress output: one line for each pass, updated on a terminal, else printed once at the end."""
+"""Progress output: a line for each pass at its end; on a terminal one line that is updated."""
 
 from __future__ import annotations
 
@@ -8,26 +8,33 @@ from collections.abc import Callable, Mapping
 
 
 class Progress:
-    """Prints the finished and total work of a pass, in the unit of its `measure` (sources, video or clips)."""
+    """Prints the finished work of passes that run at the same time.
 
-    def __init__(self, name: str, total: float, measure: str) -> None:
-        self._name, self._total, self._measure, self._out = name, total, measure, sys.stdout
+    `measures` are their names and units of work (sources, video or clips). `total` is the work of the first one; that
+    of the others follows from its results.
+    """
+
+    def __init__(self, measures: Mapping[str, str], total: float) -> None:
+        self._measures, self._total, self._out = measures, total, sys.stdout
+        self._first = next(iter(measures))
         self._started = time.monotonic()
-        self.amount = 0.0
-        self._counts: dict[str, int] = {}
+        self._amounts = dict.fromkeys(measures, 0.0)
+        self._counts: dict[str, dict[str, int]] = {name: {} for name in measures}
 
-    def add(self, amount: float, counts: Mapping[str, int]) -> None:
-        self.amount += amount
+    def add(self, name: str, amount: float, counts: Mapping[str, int]) -> None:
+        self._amounts[name] += amount
         for key, value in counts.items():
-            self._counts[key] = self._counts.get(key, 0) + value
+            self._counts[name][key] = self._counts[name].get(key, 0) + value
         if self._out.isatty():
-            self._out.write(f"\r\033[2K{self._line()}{self._time_left()}")
+            later = "".join(f"; {other} {self._amount(other)}" for other in self._names()[1:])
+            self._out.write(f"\r\033[2K{self._line(self._first)}{self._time_left()}{later}")
             self._out.flush()
 
     def close(self) -> float:
-        """Print the final line of the pass and return its wall-clock seconds."""
+        """Print the final lines, one a pass, and return the wall-clock seconds of all."""
         start = "\r\033[2K" if self._out.isatty() else ""
-        self._out.write(f"{start}{self._line()}  {self.seconds:.1f} s\n")
+        for name in self._names():
+            self._out.write(f"{start}{self._line(name)}  {self.seconds:.1f} s\n")
         self._out.flush()
         return self.seconds
 
@@ -35,12 +42,25 @@ class Progress:
     def seconds(self) -> float:
         return time.monotonic() - self._started
 
-    def _line(self) -> str:
-        amount = _amount(self.amount, self._measure)
-        shown = {key: value for key, value in self._counts.items() if value or key not in ("failed", "skipped")}
+    @property
+    def amount(self) -> float:
+        """Finished work of the first pass."""
+        return self._amounts[self._first]
+
+    def _names(self) -> list[str]:
+        """Return the first pass and the others that have results."""
+        return [name for name in self._measures if name == self._first or self._amounts[name]]
+
+    def _amount(self, name: str) -> str:
+        amount, measure = self._amounts[name], self._measures[name]
+        return clock(amount) + " video" if measure == "video" else counted(round(amount), measure)
+
+    def _line(self, name: str) -> str:
+        amount = self._amount(name)
+        shown = {key: value for key, value in self._counts[name].items() if value or key not in ("failed", "skipped")}
         counts = ", ".join(text for key, value in shown.items() if (text := counted(value, key)) != amount)
-        rate = RATES[self._measure](self.amount / max(self.seconds, 1e-6))
-        return f"{self._name:<9} {amount:>12}  {counts}{'  ' if counts else ''}({rate})"
+        rate = RATES[self._measures[name]](self._amounts[name] / max(self.seconds, 1e-6))
+        return f"{name:<9} {amount:>12}  {counts}{'  ' if counts else ''}({rate})"
 
     def _time_left(self) -> str:
         if not self.amount:
@@ -66,7 +86,3 @@ def clock(seconds: float) -> str:
     whole = round(seconds)
     hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def _amount(amount: float, measure: str) -> str:
-    return clock(amount) + " video" if measure == "video" else counted(round(amount), measure)

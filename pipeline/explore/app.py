@@ -21,7 +21,7 @@ from pipeline.explore.expression import ExpressionError
 from pipeline.explore.guard import Guard
 from pipeline.explore.media import NoMedia, Piece
 from pipeline.explore.pictures import LARGEST, decode_picture
-from pipeline.explore.vectors import SearchError
+from pipeline.explore.vectors import NotReady, SearchError
 
 MOST_CLIPS = 500  # largest number of clips on a page and in one decision request
 PIECE = 1 << 20  # bytes of media in one chunk of a response
@@ -63,8 +63,8 @@ def make_app(explorer: Explorer, token: str, writing: str) -> Guard:
             raise ExpressionError("expected clip and caption")
         return JSONResponse({"clips": await run_in_threadpool(explorer.edit_caption, body["clip"], body["caption"])})
 
-    async def encoder(request: Request) -> Response:
-        await run_in_threadpool(explorer.load_encoder)
+    async def prepare(request: Request) -> Response:
+        await run_in_threadpool(explorer.prepare_search)
         return JSONResponse({})
 
     async def upload(request: Request) -> Response:
@@ -101,7 +101,7 @@ def make_app(explorer: Explorer, token: str, writing: str) -> Guard:
         Route("/api/distribution", distribution),
         Route("/api/decisions", decide, methods=["POST"]),
         Route("/api/captions", caption, methods=["POST"]),
-        Route("/api/encoder", encoder, methods=["POST"]),
+        Route("/api/search", prepare, methods=["POST"]),
         Route("/api/pictures", upload, methods=["POST"]),
         Route("/thumbnails/{clip}", still(lambda row, clip: explorer.pictures.thumbnail(row, clip))),
         Route("/strips/{clip}", still(lambda row, clip: explorer.pictures.strip(row, clip))),
@@ -109,6 +109,7 @@ def make_app(explorer: Explorer, token: str, writing: str) -> Guard:
     ]
     refusals = {ExpressionError: 400, SearchError: 400, UnknownClip: 404, NoMedia: 404, OSError: 500}
     handlers: dict[Any, Any] = {error: _refuse(status) for error, status in {**refusals, DatasetError: 500}.items()}
+    handlers[NotReady] = lambda request, waiting: JSONResponse({"waiting": str(waiting)}, 202)
     return Guard(Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan), token, writing)
 
 

@@ -12,7 +12,7 @@ import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import duckdb
@@ -28,7 +28,7 @@ from pipeline.tables.published import table_files
 
 SECONDS = 20.0  # time limit of a query
 MEMORY = "2GB"  # DuckDB's memory_limit
-RESULTS = 16  # query results cached in memory, 4 bytes per clip each
+RESULTS = 32  # query results cached in memory, 4 bytes per clip each
 SAMPLE = 50_000  # approximate number of clips in the sample from which `shares_below` computes shares
 LEFT_OUT = ("embedding", "phash")  # columns of vectors, which no filter can use: a gigabyte for a million clips
 
@@ -64,16 +64,19 @@ class Catalog:
         self._metadata = [pq.read_metadata(path) for path in self._paths]
         schemas = [metadata.schema.to_arrow_schema().remove_metadata() for metadata in self._metadata]
         stored = pa.unify_schemas(schemas, promote_options="permissive")
-        self.schema = pa.schema([f for f in stored if f.name not in (*LEFT_OUT, "decision")])
+        self.schema = pa.schema([f for f in stored if f.name not in (*LEFT_OUT, "decision", "edited")])
         self.has_embeddings = "embedding" in stored.names
-        groups = [metadata.row_group(i).num_rows for metadata in self._metadata for i in range(metadata.num_row_groups)]
-        self._starts = np.cumsum([0, *groups])
-        self._places = [(i, j) for i, metadata in enumerate(self._metadata) for j in range(metadata.num_row_groups)]
-        self._links = tempfile.TemporaryDirectory(prefix="clipmill-")
+        self._starts = np.cumsum([0, *(metadata.num_rows for metadata in self._metadata)])  # row numbers of files
+        self._folder = tempfile.TemporaryDirectory(prefix="clipmill-")
+        # Links with plain names, because DuckDB interprets [ and * in a path as a glob pattern.
+        self._links = [f"{self._folder.name}/{number}.parquet" for number in range(len(self._paths))]
+        for link, path in zip(self._links, self._paths, strict=True):
+            os.symlink(path, link)
         self._connection = self._open()
         ids = self.column("clip_id")
-        self._words = id_prefix_u64(ids)
-        self._order = np.argsort(self._words, kind="stable")
+        words = id_prefix_u64(ids)
+        self._order = np.argsort(words, kind="stable")
+        self._words = words[self._order]
         self._results: OrderedDict[Any, np.ndarray] = OrderedDict()
         self._lock = threading.Lock()
         self._samples: dict[str, np.ndarray] = {}  # column -> sorted scores of every n-th clip
@@ -85,13 +88,12 @@ class Catalog:
     @property
     def files(self) -> list[tuple[str, int]]:
         """The files of the table, each with the number of its first row."""
-        counts = [metadata.num_rows for metadata in self._metadata]
-        return list(zip(self._paths, np.cumsum([0, *counts])[:-1].tolist(), strict=True))
+        return list(zip(self._paths, self._starts[:-1].tolist(), strict=True))
 
     @property
     def columns(self) -> list[str]:
         """Names of the columns that an expression may use, except SIMILARITY."""
-        return [*self.schema.names, "decision"]
+        return [*self.schema.names, "decision", "edited"]
 
     def _open(self) -> duckdb.DuckDBPyConnection:
         settings = {"temp_directory": "", "python_enable_replacements": "false", "memory_limit": MEMORY}
@@ -99,20 +101,17 @@ class Catalog:
         connection = duckdb.connect(config=dict[str, str | bool | int | float | list[str]](settings))
         names = ", ".join(_quoted(name) for name in self.schema.names if name != "caption")
         caption = "caption" if "caption" in self.schema.names else "NULL::VARCHAR"
-        # Links with plain names, because DuckDB interprets [ and * in a path as a glob pattern.
-        links = [f"{self._links.name}/{number}.parquet" for number in range(len(self._paths))]
-        for link, path in zip(links, self._paths, strict=True):
-            os.symlink(path, link)
         parts = [
             f"SELECT (file_row_number + {first})::INTEGER AS row, * "
             f"FROM read_parquet({_text(link)}, file_row_number = true)"
-            for link, (_, first) in zip(links, self.files, strict=True)
+            for link, first in zip(self._links, self._starts[:-1], strict=True)
         ]
-        connection.execute(f"SET allowed_paths = [{', '.join(map(_text, links))}]")
+        connection.execute(f"SET allowed_paths = [{', '.join(map(_text, self._links))}]")
         connection.execute("SET enable_external_access = false")
         connection.execute("CREATE TABLE decided (row INTEGER, hand_decision VARCHAR, hand_caption VARCHAR)")
         connection.execute(
             f"CREATE VIEW clips AS SELECT row, {names}, hand_decision AS decision, "
+            "hand_caption IS NOT NULL AS edited, "
             f"coalesce(hand_caption, {caption}) AS caption "
             f"FROM ({' UNION ALL BY NAME '.join(parts)}) LEFT JOIN decided USING (row)"
         )
@@ -120,7 +119,7 @@ class Catalog:
         return connection
 
     def decide(self, decisions: Mapping[str, Mapping[str, Any]], version: int) -> None:
-        """Show `decisions` (rows of DECISIONS by clip_id) in the columns `decision` and `caption`."""
+        """Show `decisions` (rows of DECISIONS by clip_id) in the columns `decision`, `edited` and `caption`."""
         with self._lock:
             if version == self._decisions:
                 return
@@ -149,9 +148,8 @@ class Catalog:
         words = id_prefix_u64(clip_ids)
         if not len(self):
             return np.full(len(words), -1)
-        positions = np.searchsorted(self._words, words, sorter=self._order)
-        rows = self._order[np.minimum(positions, len(self) - 1)]
-        return np.where(self._words[rows] == words, rows, -1)
+        positions = np.minimum(np.searchsorted(self._words, words), len(self) - 1)
+        return np.where(self._words[positions] == words, self._order[positions], -1)
 
     def rows(self, query: Query) -> np.ndarray:
         """Return the row numbers of a query's clips in its order, (n,) int32. Raises ExpressionError."""
@@ -160,9 +158,14 @@ class Catalog:
                 self._results.move_to_end(query.key)
                 return self._results[query.key]
             version = self._decisions
-        direction = "DESC" if query.descending else "ASC"
-        order = f"{self._sortable(query)} {direction} NULLS LAST, row" if query.sort else "row"
-        rows = np.asarray(self._fetch(query, "row", f"ORDER BY {order}").column("row").to_numpy(), np.int32)
+        if query.where and query.sort:  # so that the order of all clips, the slow part, is computed once
+            order, selected = self.rows(replace(query, where="")), np.zeros(len(self), bool)
+            selected[self.rows(replace(query, sort=""))] = True
+            rows = order[selected[order]]
+        else:
+            direction = "DESC" if query.descending else "ASC"
+            order_by = f"{self._sortable(query)} {direction} NULLS LAST, row" if query.sort else f"row {direction}"
+            rows = np.asarray(self._fetch(query, "row", f"ORDER BY {order_by}").column("row").to_numpy(), np.int32)
         with self._lock:
             if version == self._decisions:
                 self._results[query.key] = rows
@@ -205,16 +208,19 @@ class Catalog:
         wanted = self.schema.names if columns is None else [name for name in columns if name in self.schema.names]
         blank = dict.fromkeys(wanted if columns is None else columns)
         numbers = np.asarray(rows, np.int64)
-        groups = np.searchsorted(self._starts, numbers, side="right") - 1
+        files = np.searchsorted(self._starts, numbers, side="right") - 1
         answer: list[dict[str, Any]] = [{}] * len(numbers)
-        for group in np.unique(groups):
-            file, within = self._places[group]
-            positions = np.flatnonzero(groups == group)
-            with pq.ParquetFile(self._paths[file], metadata=self._metadata[file]) as parquet:
-                present = [name for name in wanted if name in parquet.schema_arrow.names]
-                table = parquet.read_row_group(within, present).take(pa.array(numbers[positions] - self._starts[group]))
-            for i, row in zip(positions, table.to_pylist(), strict=True):
-                answer[i] = {**blank, **row}
+        for file in np.unique(files):  # a query for each file, because DuckDB then skips the other parts of the file
+            present = set(self._metadata[file].schema.to_arrow_schema().names)
+            names = ", ".join(_quoted(name) for name in wanted if name in present)
+            positions = {int(numbers[i] - self._starts[file]): i for i in np.flatnonzero(files == file)}
+            with self._connection.cursor() as cursor:
+                table = cursor.sql(
+                    f"SELECT file_row_number, {names} FROM read_parquet({_text(self._links[file])}, "
+                    f"file_row_number = true) WHERE file_row_number IN ({', '.join(map(str, positions))})"
+                ).to_arrow_table()
+            for row in table.to_pylist():
+                answer[positions[row.pop("file_row_number")]] = {**blank, **row}
         return answer
 
     def column(self, name: str) -> pa.ChunkedArray:

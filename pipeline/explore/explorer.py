@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import math
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -27,6 +29,7 @@ from pipeline.explore.vectors import SearchError, Vectors
 from pipeline.report.histogram import histogram, number
 from pipeline.report.page import funnel
 from pipeline.sources.names import printable
+from pipeline.state.fingerprints import embed_fingerprint
 from pipeline.storage.store import Store
 from pipeline.tables.decisions import DecisionLog
 from pipeline.tables.fragments import CLIPS, fingerprint, floats
@@ -68,12 +71,14 @@ class Explorer:
         near = self._stack.enter_context(self.store.fetched("tables/clips"))
         self._catalog = Catalog(near, self.info)
         version = fingerprint(self.info.get("tables"), self.info.get("rows"), self.recipe.encoder.name)
-        self._vectors = Vectors(self.store, self._catalog, self.recipe, version)
+        embedded = self.info["passes"].get("embed", {}).get("fingerprint") or embed_fingerprint(self.recipe)
+        self._vectors = Vectors(self.store, self._catalog, self.recipe, version, embedded)
+        self._stack.callback(self._vectors.close)
         self.pictures, self.media = Pictures(self.store, self._catalog), Media(self.store, self.recipe)
         self._stack.callback(self.media.close)
         self._keep = pc.fill_null(self._catalog.column("keep"), False).to_numpy()
         self._seconds = floats(self._catalog.column("end")) - floats(self._catalog.column("start"))
-        self._searches: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._similarities = functools.lru_cache(SEARCHES)(self._similarity)
 
     def close(self) -> None:
         self._stack.close()
@@ -89,13 +94,10 @@ class Explorer:
             "recipe": self.recipe.name,
             "clips": len(self._catalog),
             "kept": int(self._keep.sum()),
-            "hours": float(self._seconds.sum()) / 3600,
             "columns": [self._describe_column(field) for field in self._catalog.schema],
-            "encoder": self.recipe.encoder.name,
             "text_search": bool(self.store.list("state/embed", ".parquet")),
             "picture_search": self._catalog.has_embeddings,
             "reference": len(self._reference),
-            "decisions": len(active),
             "vanished": vanished[:MOST_BARS],
         }
 
@@ -120,7 +122,7 @@ class Explorer:
         }
 
     def clip(self, clip_id: str) -> dict[str, Any]:
-        """Return a clip's card, scores, texts and duplicates. Raises UnknownClip."""
+        """Return a clip's card and scores. Raises UnknownClip."""
         decisions = self._refreshed()
         row = self.row(clip_id)
         stored: dict[str, Any] = {**dict.fromkeys(CARD), **self._catalog.read([row])[0]}
@@ -146,9 +148,7 @@ class Explorer:
                 }
             )
         scores.sort(key=lambda score: (not score["fails"], not score["bounds"]))
-        card = self._card(row, stored, decisions, Query())
-        texts = {name: stored[name] for name in TEXTS if stored.get(name) is not None}
-        return {**card, "scores": scores, "texts": texts, "duplicates_of": stored.get("duplicates_of")}
+        return {**self._card(row, stored, decisions, Query()), "scores": scores}
 
     def media_row(self, clip_id: str) -> dict[str, Any]:
         """Return the columns of a clip that `Media` reads. Raises UnknownClip."""
@@ -229,9 +229,9 @@ class Explorer:
         self._catalog.decide(decisions, version)
         return decisions
 
-    def load_encoder(self) -> None:
-        """Load the encoder, which takes seconds, ahead of the first search. Raises SearchError."""
-        self._vectors.encoder()
+    def prepare_search(self) -> None:
+        """Begin what the first text search needs and what takes seconds. Raises SearchError."""
+        self._vectors.prepare()
 
     def upload(self, picture: np.ndarray) -> str:
         """Store a picture, (h, w, 3) uint8 RGB, for searches; return its name in `Query.search`."""
@@ -243,20 +243,11 @@ class Explorer:
         return f"picture:{name}"
 
     def _with_similarity(self, query: Query) -> Query:
-        """Return `query` with the similarities of its search: text:WORDS, clip:ID, picture:NAME or reference."""
-        if not query.search:
-            return query
-        with self._lock:
-            values = self._searches.get(query.search)
-        if values is None:
-            values = self._similarity(*query.search.partition(":")[::2])
-            with self._lock:
-                self._searches[query.search] = values
-                while len(self._searches) > SEARCHES:
-                    self._searches.popitem(last=False)
-        return Query(query.where, query.sort, query.descending, query.search, values)
+        return replace(query, similarity=self._similarities(query.search)) if query.search else query
 
-    def _similarity(self, mode: str, target: str) -> np.ndarray:
+    def _similarity(self, search: str) -> np.ndarray:
+        """Return the similarity of every clip to a search: text:WORDS, clip:ID, picture:NAME or reference."""
+        mode, _, target = search.partition(":")
         if mode == "text" and target.strip():
             return self._vectors.of_text(target.strip())
         if mode == "clip":

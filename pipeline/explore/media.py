@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -51,15 +52,18 @@ class Media:
 
     def __init__(self, store: Store, recipe: Recipe) -> None:
         self._store, self._recipe = store, recipe
-        self._indexes: dict[str, dict[str, tuple[str, int, int]]] = {}
+        self._index = functools.lru_cache(CACHED_INDEXES)(self._read_index)
         self._previews = ByteCache(CACHED_BYTES)
         self._encoder: ClipEncoder | None = None
-        self._encoding, self._reading = threading.Lock(), threading.Lock()
+        self._encoding = threading.Lock()
 
     def piece(self, row: Mapping[str, Any]) -> Piece:
         """Return the media of a clip; `row` has the columns NEEDED. Raises NoMedia or OSError."""
         if row["shard"]:
-            media, offset, size = self._place(row["shard"], row["clip_id"])
+            place = self._index(row["shard"]).get(row["clip_id"])
+            if place is None:
+                raise NoMedia(f"{row['shard']} does not contain the clip")
+            media, offset, size = place
             return Piece(TYPES[media], size, name=row["shard"], offset=offset)
         data = self._previews.get(row["clip_id"], lambda: self._preview(row))
         return Piece(TYPES["jpg" if row["frames"] == 1 else "mp4"], len(data), data)
@@ -78,19 +82,12 @@ class Media:
             if self._encoder is not None:
                 self._encoder.close()
 
-    def _place(self, shard: str, clip_id: str) -> tuple[str, int, int]:
-        with self._reading:
-            if shard not in self._indexes:
-                while len(self._indexes) >= CACHED_INDEXES:
-                    del self._indexes[next(iter(self._indexes))]
-                with open_published(self._store, str(index_path(Path(shard)))) as file:
-                    rows = pq.read_table(file, columns=["key", "media", "media_offset", "media_size"])
-                columns = (column.to_pylist() for column in rows.columns)
-                self._indexes[shard] = {key: tuple(place) for key, *place in zip(*columns, strict=True)}
-            place = self._indexes[shard].get(clip_id)
-        if place is None:
-            raise NoMedia(f"{shard} does not contain the clip")
-        return place
+    def _read_index(self, shard: str) -> dict[str, tuple[str, int, int]]:
+        """Return the media, offset and size of each clip of a shard."""
+        with open_published(self._store, str(index_path(Path(shard)))) as file:
+            rows = pq.read_table(file, columns=["key", "media", "media_offset", "media_size"])
+        columns = (column.to_pylist() for column in rows.columns)
+        return {key: (media, offset, size) for key, media, offset, size in zip(*columns, strict=True)}
 
     def _preview(self, row: Mapping[str, Any]) -> bytes:
         """Encode the clip at preview size in a child process without network access; one clip at a time."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 from pipeline.explore.catalog import Catalog
 from pipeline.report.clips import film_strip
 from pipeline.storage.store import Store
-from pipeline.tables.fragments import Fragment, frames_of, read_frames
+from pipeline.tables.fragments import Fragment, frames_of, read_sampled_frames
 
 THUMBNAIL = 360  # pixels of the longer side
 QUALITY = 80  # JPEG quality of thumbnails, 1..100
@@ -50,8 +51,6 @@ class Pictures:
     def __init__(self, store: Store, catalog: Catalog) -> None:
         self._store, self._catalog = store, catalog
         self._cache = ByteCache(CACHED_BYTES)
-        self._units: tuple[np.ndarray, list[str]] | None = None
-        self._lock = threading.Lock()
 
     def thumbnail(self, row: int, clip_id: str) -> bytes:
         """Return a JPEG of the clip's middle frame, empty if no frame was sampled."""
@@ -80,20 +79,18 @@ class Pictures:
             return []
         try:
             with self._store.open(frames_of(unit)) as opened, pq.ParquetFile(opened) as file:
-                table = read_frames(file, [clip_id]).sort_by("time")
+                table = read_sampled_frames(file, [clip_id]).sort_by("time")
         except FileNotFoundError:  # deleted by a concurrent build
             return []
         return list(table["jpeg"].to_pylist())
 
     def _unit(self, row: int) -> str | None:
         """Return the name of the scan unit that stores the clip's frames, None if there is none."""
-        with self._lock:
-            if self._units is None:
-                self._units = self._read_units()
         codes, names = self._units
         return names[codes[row]] if codes[row] >= 0 else None
 
-    def _read_units(self) -> tuple[np.ndarray, list[str]]:
+    @functools.cached_property
+    def _units(self) -> tuple[np.ndarray, list[str]]:
         """Return the number of each clip's scan unit, (clips,) int32, -1 for none, and the names of the units."""
         codes, names = np.full(len(self._catalog), -1, np.int32), dict[str, int]()
         for name in self._store.list("state/scan", ".parquet"):

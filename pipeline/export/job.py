@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config.video_models import VideoModel
-from pipeline.export.layout import write_control, write_media
+from pipeline.export.layout import write_media
 from pipeline.export.reader import Clip, Dataset
 from pipeline.export.usability import Reads
 
@@ -38,13 +38,18 @@ class Job:
                 path = f"{'videos' if clip.media == 'mp4' else 'images'}/{clip.name}"
                 write_media(clip, self.out / below / path)
                 if self.control:
-                    write_control(clip, self.control, self.out / below / self.control / clip.name)
+                    write_media(clip, self.out / below / self.control / clip.name, self.control)
                 yield path, clip
 
     @property
     def longest(self) -> int:
         """The largest frame count; what is usual for the model where no clip is usable."""
         return self.frames[-1] if self.frames else self.model.usual
+
+    @property
+    def shortest(self) -> int:
+        """The smallest frame count, for trainers that take one count and drop shorter clips."""
+        return self.frames[0] if self.frames else self.model.usual
 
     @property
     def side(self) -> int:

@@ -40,18 +40,11 @@ def export_folder(out: Path, about: Mapping[str, Any]) -> Iterator[None]:
     write_json(marker, {**about, "finished": True})
 
 
-def write_media(clip: Clip, path: Path) -> None:
-    """Write the clip's media to `path`, unless an interrupted export did so."""
-    if not path.exists() or path.stat().st_size != clip.size:
+def write_media(clip: Clip, path: Path, member: str = "media") -> None:
+    """Write the clip's media, or its companion `member`, to `path`, unless an interrupted export did so."""
+    if not path.exists() or path.stat().st_size != clip.place(member)[1]:
         with atomic(path) as temporary:
-            temporary.write_bytes(clip.data())
-
-
-def write_control(clip: Clip, companion: str, path: Path) -> None:
-    """Write the clip's companion to `path`, unless an interrupted export did so."""
-    if not path.exists() or path.stat().st_size != clip.place(companion)[1]:
-        with atomic(path) as temporary:
-            temporary.write_bytes(clip.companion(companion))
+            temporary.write_bytes(clip.data(member))
 
 
 def write_with_caption(clip: Clip, folder: Path) -> None:

@@ -23,8 +23,8 @@ VIDEO, STILL = "mp4", "jpg"
 
 @dataclass(frozen=True)
 class Clip:
-    """A sample of a shard. `fps` is the mean rate and `duration` is in seconds, both 0 for a still image; `caption` is
-    one line."""
+    """A sample of a shard. `fps` is the rate of its frames without gaps, and `duration` is in seconds; both are 0 for a
+    still image. `caption` is one line."""
 
     key: str
     shard: str
@@ -56,13 +56,15 @@ class Clip:
     def bucket(self) -> str:
         return Path(self.shard).parent.name
 
-    def data(self) -> bytes:
-        """Read the media file."""
-        return self._member("media")
+    def data(self, member: str = "media") -> bytes:
+        """Read the media file, or another member: `text`, `json`, or a companion that it has."""
+        offset, size = self.place(member)
+        self._tar.seek(offset)
+        return self._tar.read(size)
 
     def document(self) -> dict[str, Any]:
         """Read the sample's KEY.json."""
-        document: dict[str, Any] = json.loads(self._member("json"))
+        document: dict[str, Any] = json.loads(self.data("json"))
         return document
 
     def captions(self) -> list[str]:
@@ -75,18 +77,9 @@ class Clip:
         """Whether the clip has a companion of this name: first, canny ..."""
         return self._places.get(f"{companion}_size") is not None
 
-    def companion(self, name: str) -> bytes:
-        """The file of a companion that it has."""
-        return self._member(name)
-
     def place(self, member: str) -> tuple[int, int]:
-        """Return offset and size in the tar of a member's data: `media`, `text` or `json`."""
+        """Return offset and size in the tar of a member's data."""
         return self._places[f"{member}_offset"], self._places[f"{member}_size"]
-
-    def _member(self, member: str) -> bytes:
-        offset, size = self.place(member)
-        self._tar.seek(offset)
-        return self._tar.read(size)
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,14 @@ FLOAT_ERROR = 1e-6  # of a frame
 
 @dataclass(frozen=True)
 class Reads:
-    """How a trainer reads clips. `converts`: it converts the frame rate to the model's; `loses`: frames that the
-    conversion may lose to rounding; `stills`: it trains on still images too; `longest`: it drops clips longer than this
-    multiple of the training length."""
+    """How a trainer reads clips. `converts`: it converts the frame rate to the model's; `loses`: frames of a clip that
+    it may not use, such as one lost to rounding; `stills`: it trains on still images too; `spreads`: it spreads the
+    training length over longer clips."""
 
     converts: bool
     stills: bool = False
     loses: int = 0
-    longest: float | None = None
+    spreads: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,16 +44,15 @@ def findings(index: pa.Table, reads: Reads, model: VideoModel) -> list[Finding]:
     frames, fps = seen_frames(index, reads, model), index["fps"].to_numpy()
     with np.errstate(divide="ignore", invalid="ignore"):
         wrong_rate = ~still & (np.abs(fps / model.fps - 1) > SAME_RATE)
-    short = ~still & (frames < model.least)
+    short, least = ~still & (frames < model.least), model.least + reads.loses
     reasons = [
-        Finding("dropped", f"fewer than {model.least} frames{f' at {model.fps:g} fps' * reads.converts}", short),
+        Finding("dropped", f"fewer than {least} frames{f' at {model.fps:g} fps' * reads.converts}", short),
         Finding("dropped", "a still image, and the trainer reads videos only", still & (not reads.stills)),
         Finding("altered", f"not {model.fps:g} fps: motion has a wrong speed", wrong_rate & (not reads.converts)),
     ]
-    if reads.longest is not None:
-        limit = reads.longest * model.usual / model.fps
-        long = index["duration"].to_numpy() > limit
-        reasons.append(Finding("dropped", f"longer than {limit:g} s", ~still & long))
+    if reads.spreads and (most := int(usable_frames(index, reads, model).max(initial=0))):
+        fast = ~still & (frames > most * (1 + 2 * SAME_RATE))
+        reasons.append(Finding("altered", f"{most} frames are spread over a longer clip: motion is too fast", fast))
     return [finding for finding in reasons if finding.clips.any()]
 
 
@@ -61,7 +60,7 @@ def seen_frames(index: pa.Table, reads: Reads, model: VideoModel) -> np.ndarray:
     """Return the number of frames of each clip that the trainer can use, (n,) int64; 1 for a still image."""
     frames, fps = index["frames"].to_numpy().astype(np.int64), index["fps"].to_numpy()
     if not reads.converts:
-        return frames
+        return np.maximum(frames - reads.loses, 0)
     with np.errstate(divide="ignore", invalid="ignore"):
         converted = np.floor(np.where(fps > 0, frames * model.fps / fps, 1) + FLOAT_ERROR).astype(np.int64)
     return np.where(fps > 0, np.maximum(converted - reads.loses, 0), 1)

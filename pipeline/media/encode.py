@@ -21,6 +21,7 @@ from pipeline.config.recipe import PackOptions
 from pipeline.media.colour import BT709, picture_to_bt709, planes_to_bt709
 from pipeline.media.faults import is_machine_fault
 from pipeline.media.frame import Frame
+from pipeline.media.frame_rate import without_gaps
 from pipeline.media.memory_file import memory_file
 from pipeline.media.side_data import side_data
 from pipeline.media.sound import Sound, SoundReader, encode_sound, measure
@@ -78,8 +79,8 @@ class Cut:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A finished sample. `fps` is the mean rate, 0 for a still image; `duration` is in seconds. `sound` has the columns
-    of `no_sound` where sound was asked for; `companions` are further files by member."""
+    """A finished sample. `fps` is its rate `without_gaps`, 0 for a still image; `duration` is in seconds. `sound`
+    has the columns of `no_sound` where sound was asked for; `companions` are further files by member."""
 
     data: bytes
     media: Literal["mp4", "jpg"]
@@ -142,13 +143,15 @@ def encode_span(
     sound, about_sound = _sound(sounds, cut.start_pts * cut.time_base, length * base)
     with memory_file("clip") as (path, file):
         try:
-            count = _write_mp4(path, timed, length, rate, base, cut, encoder, sound)
+            durations = _write_mp4(path, timed, length, rate, base, cut, encoder, sound)
         except av.error.FFmpegError as error:
             if is_machine_fault(error):
                 raise
             raise MediaError(f"the encoder gave up ({error.strerror})") from error
         data = file.read()
-    return Encoded(data, "mp4", count, float(count / (length * base)), *cut.size, float(length * base), about_sound)
+    usual = without_gaps(durations)
+    fps = float(len(usual) / (int(usual.sum()) * base))
+    return Encoded(data, "mp4", len(durations), fps, *cut.size, float(length * base), about_sound)
 
 
 def no_sound(error: str | None = None) -> dict[str, Any]:
@@ -193,8 +196,8 @@ def _write_mp4(
     cut: Cut,
     encoder: tuple[str, dict[str, str]],
     sound: Sound | None,
-) -> int:
-    """Write frames and return their number. Each lasts until the next, the last until `length`."""
+) -> list[int]:
+    """Write frames and return their durations. Each lasts until the next, the last until `length`."""
     first = next(frames, None)
     if first is None:
         raise MediaError("no frame in the span")
@@ -202,18 +205,18 @@ def _write_mp4(
     with av.open(path, "w", format="mp4", options=MP4 | exact) as container:
         stream: Any = container.add_stream(encoder[0], rate=rate, options=encoder[1])
         describe(stream.codec_context, cut.size, base)
-        count = 0
+        durations = []
         sound_packets = encode_sound(container, sound) if sound else []
         shown, pts = first
         for frame, following in itertools.chain(frames, [(shown, length)]):
             picture = _picture(shown, cut)
-            picture.pts, picture.time_base, picture.duration = pts, base, max(1, following - pts)
+            durations.append(max(1, following - pts))
+            picture.pts, picture.time_base, picture.duration = pts, base, durations[-1]
             shown, pts = frame, following
             _mux(container, stream.encode(picture), sound_packets)
-            count += 1
         _mux(container, stream.encode(None), sound_packets)
         container.mux(sound_packets)
-    return count
+    return durations
 
 
 def _mux(container: Any, pictures: list[Any], sound: list[Any]) -> None:

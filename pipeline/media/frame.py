@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from typing import Any
 
 import av
@@ -40,12 +41,22 @@ class Frame:
         (h, w) and chroma in the format's subsampling. uint8, to which deeper formats are rounded; with `deep`, deeper
         formats are uint16 scaled to 16 bits.
         """
+        return self._planes(16) if deep else self._eight_bit_planes
+
+    @cached_property
+    def _eight_bit_planes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return self._planes(8)
+
+    def _planes(self, bits: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the planes with at most `bits` bits, 8 or 16."""
         native, depth = _planar(self.native)
         views = [_plane(plane, 2 if depth > 8 else 1) for plane in native.planes[:3]]
         if len(views) < 3:  # grey
             views += [np.full((1, 1), 128 << (depth - 8), views[0].dtype)] * 2
-        if depth > 8:
-            views = [v << (16 - depth) if deep else cv2.convertScaleAbs(v, alpha=2.0 ** (8 - depth)) for v in views]
+        if depth > 8 and bits == 8:
+            views = [cv2.convertScaleAbs(view, alpha=2.0 ** (8 - depth)) for view in views]
+        elif depth > 8:
+            views = [view << (16 - depth) for view in views]
         return views[0], views[1], views[2]
 
     def upright(self, picture: np.ndarray) -> np.ndarray:

@@ -18,14 +18,14 @@ from pipeline.pack.companions import identities
 from pipeline.selection.buckets import bucket_size
 from pipeline.tables.fragments import fingerprint
 
-VERSION = 2  # increase when `documents` changes for the same rows
+VERSION = 3  # increase when `documents` changes for the same rows
 SOURCE = ("source_id", "source_uri", "shot_index", "start", "end", "start_pts", "end_pts", "time_base")
 PICTURE = (
     *("width", "height", "crop_x", "crop_y", "crop_w", "crop_h", "fps", "frames", "pack_frames"),
     *("color_matrix", "color_primaries", "color_transfer", "color_range"),
 )
 INTERNAL = (  # columns for the build itself, which are not published
-    *("unit", "scan_at", "embed_at", "captioned"),
+    *("unit", "scan_fragment", "embed_fragment", "captioned"),
     *("scored", "embedding", "frame_embeddings", "phash"),
 )
 DECIDED = ("keep", "rejected_by", "duplicates_of", "dropped", "bucket", "split", "shard", "decision")

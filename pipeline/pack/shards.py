@@ -40,7 +40,7 @@ INDEX = pa.schema(
         ("json_offset", pa.int64()),
         ("json_size", pa.int64()),
         ("frames", pa.int32()),
-        ("fps", pa.float64()),  # mean; 0 for a still image
+        ("fps", pa.float64()),  # of the frames without gaps; 0 for a still image
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("duration", pa.float64()),  # seconds; 0 for a still image

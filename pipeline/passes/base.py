@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
-import pyarrow as pa
-
 from pipeline.config.recipe import Recipe
 from pipeline.engine.base import Machine
 from pipeline.passes.snapshot import Snapshot
-from pipeline.storage.store import Store
 
 
 class Outlook(NamedTuple):
@@ -31,10 +28,6 @@ class Pass(Protocol):
         """Return 16 hex digits: a hash of everything that can change the pass's rows."""
         ...
 
-    def schema(self, recipe: Recipe) -> pa.Schema:
-        """Return the schema of the rows that the pass commits."""
-        ...
-
     def uses_gpu(self, recipe: Recipe) -> bool:
         """Return whether a model of this pass runs on a GPU if one is available."""
         ...
@@ -44,7 +37,7 @@ class Pass(Protocol):
         an `amount`."""
         ...
 
-    def stages(self, store: Store, recipe: Recipe, machine: Machine) -> Sequence[Any]:
+    def stages(self, snapshot: Snapshot, machine: Machine) -> Sequence[Any]:
         """Return the stages that the units pass through, in order."""
         ...
 

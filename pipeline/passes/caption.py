@@ -17,14 +17,12 @@ from pipeline.engine.base import Machine, Stage
 from pipeline.passes.base import Outlook
 from pipeline.passes.caption_worker import CaptionClips
 from pipeline.passes.snapshot import Snapshot
-from pipeline.passes.unit_clips import plain_columns, units_of
 from pipeline.sources.discover import DiscoveredFile
 from pipeline.state import fingerprints
-from pipeline.state.units import CaptionPart, CaptionUnit
-from pipeline.storage.store import Store
+from pipeline.state.units import CaptionPart, CaptionUnit, plain_columns, units_of
 from pipeline.tables.fragments import fingerprint
 
-AT_ONCE = 4  # concurrent units in a worker: two in the captioner, one being read, and one being scored
+UNITS_AT_ONCE = 4  # in a worker: two in the captioner, one being read, and one being scored
 
 
 class CaptionPass:
@@ -33,28 +31,26 @@ class CaptionPass:
     def fingerprint(self, recipe: Recipe) -> str:
         return fingerprints.caption_fingerprint(recipe)
 
-    def schema(self, recipe: Recipe) -> pa.Schema:
-        return fingerprints.caption_schema(recipe)
-
     def uses_gpu(self, recipe: Recipe) -> bool:
         return captioner_uses_gpu(recipe.caption.captioner)
 
     def pending(self, snapshot: Snapshot, workers: int) -> Iterator[CaptionUnit]:
         return caption_units(snapshot.selected_before_captions(), snapshot.sources, snapshot.recipe)
 
-    def stages(self, store: Store, recipe: Recipe, machine: Machine) -> Sequence[Any]:
+    def stages(self, snapshot: Snapshot, machine: Machine) -> Sequence[Any]:
         """Return a stage whose workers hold the captioner, or, for `ray_llm`, a stage around Ray's LLM processor.
 
         Without a GPU a worker reserves two cores: it captions a unit on one, and reads the next unit and scores the
         previous one on the other.
         """
+        store, recipe = snapshot.store, snapshot.recipe
         if recipe.caption.captioner == "ray_llm":
             from pipeline.passes.ray_llm import AskRay  # takes seconds to import
 
             return [AskRay(store, recipe)]
         gpu = machine.gpu and self.uses_gpu(recipe)
         cpus, gpus = (1.0, 1.0) if gpu else (min(2.0, machine.widest), 0.0)
-        return [Stage(CaptionClips, (store, recipe), CaptionUnit, cpus, gpus, AT_ONCE)]
+        return [Stage(CaptionClips, (store, recipe), CaptionUnit, cpus, gpus, UNITS_AT_ONCE)]
 
     def outlook(self, snapshot: Snapshot) -> Outlook:
         clips = snapshot.selected_before_captions()
@@ -92,7 +88,7 @@ def caption_units(clips: pa.Table, sources: pa.Table, recipe: Recipe) -> Iterato
         listed = {source: metadata for source, metadata in zip(*columns, strict=True) if source and metadata}
     pending = clips.filter(pc.and_(clips["keep"], pc.invert(clips["captioned"])))
     size = recipe.caption.batch
-    rows = plain_columns(pending, ("source_id", "clip_id", "scan_at", "unit", "embed_at"))
+    rows = plain_columns(pending, ("source_id", "clip_id", "scan_fragment", "unit", "embed_fragment"))
     rows = rows.sort_by([("source_id", "ascending"), ("clip_id", "ascending")])
     for first in range(0, rows.num_rows, size):
         unit_rows = rows.slice(first, size)
@@ -100,6 +96,6 @@ def caption_units(clips: pa.Table, sources: pa.Table, recipe: Recipe) -> Iterato
         for part in units_of(unit_rows):
             part_rows = unit_rows.filter(pc.is_in(unit_rows["clip_id"], pa.array(part.clip_ids)))
             metadata = {source: listed[source] for source in part_rows["source_id"].to_pylist() if source in listed}
-            embedded = tuple(sorted(set(part_rows["embed_at"].drop_null().to_pylist())))
+            embedded = tuple(sorted(set(part_rows["embed_fragment"].drop_null().to_pylist())))
             parts.append(CaptionPart(part, embedded, metadata))
         yield CaptionUnit(tuple(parts))

@@ -7,7 +7,8 @@ import json
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -20,55 +21,65 @@ from captioners.text.prompt import ENGLISH
 from filters.base import ClipView, score
 from filters.encoders.base import load_encoder
 from pipeline.config.recipe import CaptionOptions, Recipe
+from pipeline.engine.base import naming_worker
 from pipeline.media.faults import is_machine_fault
-from pipeline.passes.embed_worker import Batch, Costs, Frames, chunks, clip_view, limit_threads, rows_in
+from pipeline.passes.embed_worker import (
+    DECODING_THREADS,
+    Batch,
+    Costs,
+    Frames,
+    chunks,
+    clip_view,
+    limit_threads,
+    rows_in,
+    stop_on_fault,
+)
 from pipeline.state import fingerprints
 from pipeline.state.committed import join
 from pipeline.state.error_log import LoggedError, logged_error, unforeseen, write_errors
-from pipeline.state.units import CaptionUnit, UnitResult, stopped
+from pipeline.state.units import CaptionUnit, UnitResult
 from pipeline.storage.store import Store
 from pipeline.tables.compaction import Runs
 from pipeline.tables.fragments import IdRange, fingerprint, read_fragment, table_from, write_fragment
 
-THREADS = 4  # threads that decode the frames of a unit
+
+class CaptionModels(NamedTuple):
+    """The captioner, and the filters of captions with their encoder."""
+
+    captioner: Any
+    filters: Mapping[str, Any]
 
 
 class CaptionClips:
     """Captions the clips of a unit and writes them as a fragment. A failed clip is a row with `caption_error`.
 
-    Thread-safe: while the captioner (a GPU, a server) processes one unit, another is read and a third is scored.
+    Thread-safe: while the captioner (a GPU, a server) processes one unit, another is read and a third is scored. The
+    first units are read while the models load. Calls raise BuildStopped if they cannot be loaded.
     """
 
     def __init__(self, store: Store, recipe: Recipe, captioner: Any = None) -> None:
         limit_threads()
         self._store, self._recipe = store, recipe
-        self._captioner = captioner or load_captioner(recipe.caption.captioner, fingerprints.captioner_options(recipe))
-        self._filters: Mapping[str, Any] = {}
-        if fingerprints.filters_of(recipe, "caption"):
-            encoder = load_encoder(recipe.encoder.name, recipe.encoder.model, recipe.encoder.pretrained)
-            self._filters = fingerprints.filters_of(recipe, "caption", encoder)
+        self._models = ThreadPoolExecutor(1, "models").submit(load_models, recipe, captioner)
         self._schema = fingerprints.caption_schema(recipe)
         self._fingerprint = fingerprints.caption_fingerprint(recipe)
-        one_at_a_time = not getattr(self._captioner, "thread_safe", False)
-        self._asking = threading.Lock() if one_at_a_time else contextlib.nullcontext()
+        self._asking = threading.Lock()  # held during calls of a captioner that is not thread-safe
         self._scoring = threading.Lock()
         self._answered = 0.0  # time.perf_counter at the captioner's last answer
         self._problem = ""  # reason why the captioner stopped; waiting units then do not call it again
 
     def __call__(self, unit: CaptionUnit) -> UnitResult:
-        try:
-            return self._unit(unit)
-        except Exception as error:
-            if not isinstance(error, (OSError, pa.ArrowInvalid)) and not is_machine_fault(error):
-                raise
-            return stopped("caption", error)
+        return stop_on_fault("caption", self._unit, unit)
 
     def _unit(self, unit: CaptionUnit) -> UnitResult:
-        costs, errors = Costs(), list[LoggedError]()
+        errors, started = list[LoggedError](), time.perf_counter()
         rows, frames = clips_with_frames(self._store, self._recipe, unit)
         clips = {row["clip_id"]: clip_frames(row, frames[row["clip_id"]]) for row in rows}
         source_of = {row["clip_id"]: row["source_uri"] for row in rows}
-        with self._asking:
+        reading = time.perf_counter() - started
+        captioner, _ = self._models.result()
+        costs = Costs(reading)  # without the wait for the models
+        with contextlib.nullcontext() if getattr(captioner, "thread_safe", False) else self._asking:
             started = time.perf_counter()
             problem, answers = self._problem, list[Caption | CaptionError]()
             if not problem:
@@ -107,7 +118,7 @@ class CaptionClips:
         If a batch raises an exception, its clips are captioned one by one, so that only the failing clip is affected.
         """
         try:
-            return self._captioner.caption(clips), ""
+            return self._models.result().captioner.caption(clips), ""
         except CaptionerDown as down:
             return down.done, str(down)
         except Exception as error:
@@ -128,11 +139,12 @@ class CaptionClips:
     def _columns(self, answer: Caption | CaptionError, clip: ClipFrames) -> dict[str, Any]:
         if isinstance(answer, CaptionError):
             return {"caption_error": answer.reason}
+        captioner = self._models.result().captioner
         scores: Mapping[str, Any] = {}
         if self._recipe.caption.audit:
             audited = audit(answer, clip, self._recipe.caption.language == ENGLISH)
             scores = audited.score
-            if getattr(self._captioner, "verbatim", False):
+            if getattr(captioner, "verbatim", False):
                 scores = {**scores, "audit_repaired": False}
             elif audited.caption is None:
                 return {**scores, "caption_error": f"audit: {audited.rejected}"}
@@ -144,7 +156,7 @@ class CaptionClips:
             "caption_dense": answer.dense,
             "caption_json": to_json(answer),
             "caption_error": None,
-            "caption_by": self._captioner.id,
+            "caption_by": captioner.id,
         }
 
     def _score(
@@ -181,7 +193,7 @@ class CaptionClips:
         def on_error(step: str, clip: ClipView, error: Exception) -> None:
             failed(step, clip.clip_id, error)
 
-        for name, clip_filter in self._filters.items():
+        for name, clip_filter in self._models.result().filters.items():
             with costs.measure(name, len(out)):
                 views = [
                     clip_view(
@@ -198,16 +210,26 @@ class CaptionClips:
         return out
 
 
+def load_models(recipe: Recipe, captioner: Any = None) -> CaptionModels:
+    """Return `captioner`, or else the recipe's, and the filters. Raises BuildStopped if one cannot be loaded."""
+    with naming_worker("CaptionClips"):
+        captioner = captioner or load_captioner(recipe.caption.captioner, fingerprints.captioner_options(recipe))
+        if not fingerprints.filters_of(recipe, "caption"):
+            return CaptionModels(captioner, {})
+        encoder = load_encoder(recipe.encoder.name, recipe.encoder.model, recipe.encoder.pretrained)
+        return CaptionModels(captioner, fingerprints.filters_of(recipe, "caption", encoder))
+
+
 def clips_with_frames(store: Store, recipe: Recipe, unit: CaptionUnit) -> Batch:
     """Return the rows of a unit with the columns of the scan and embed passes, and the frames by clip_id."""
     rows: list[dict[str, Any]] = []
     frames: dict[str, Frames] = {}
     for part in unit.parts:
         with Runs(store, [read_fragment(store, name) for name in part.embedded]) as runs:
-            embedded = runs.rows(part.clips.span or IdRange())
-        table = join(rows_in(store, part.clips), embedded, fingerprints.embed_schema(recipe), "embed_at")
+            embedded = runs.rows(part.clips.sources or IdRange())
+        table = join(rows_in(store, part.clips), embedded, fingerprints.embed_schema(recipe), "embed_fragment")
         part_rows = [{**row, "metadata": part.metadata.get(row["source_id"])} for row in table.to_pylist()]
-        for chunk, chunk_frames in chunks(store, part.clips.unit, part_rows, threads=THREADS):
+        for chunk, chunk_frames in chunks(store, part.clips.unit, part_rows, threads=DECODING_THREADS):
             rows += chunk
             frames |= chunk_frames
     return rows, frames

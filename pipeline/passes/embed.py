@@ -6,17 +6,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from filters.reference import pictures_digest
 from pipeline.config.recipe import Recipe, RecipeError
 from pipeline.engine.base import Machine, Stage
 from pipeline.passes.base import Outlook
-from pipeline.passes.embed_on_gpu import AT_ONCE, EncodeClips, EncodeUnit, ScoreFrames
+from pipeline.passes.embed_on_gpu import UNITS_AT_ONCE, EncodeClips, EncodeUnit, ScoreFrames
 from pipeline.passes.embed_worker import Embed
 from pipeline.passes.snapshot import Snapshot
-from pipeline.passes.unit_clips import plain_columns, units_of
 from pipeline.state import committed, fingerprints
-from pipeline.state.units import UnitClips
+from pipeline.state.units import UnitClips, plain_columns, units_of
 from pipeline.storage.store import Store
 
 
@@ -26,30 +26,29 @@ class EmbedPass:
     def fingerprint(self, recipe: Recipe) -> str:
         return fingerprints.embed_fingerprint(recipe)
 
-    def schema(self, recipe: Recipe) -> pa.Schema:
-        return fingerprints.embed_schema(recipe)
-
     def uses_gpu(self, recipe: Recipe) -> bool:
         return fingerprints.embed_uses_gpu(recipe)
 
     def pending(self, snapshot: Snapshot, workers: int) -> Iterator[UnitClips]:
-        return embed_units(snapshot.sources, snapshot.store, snapshot.recipe)
+        return embed_units(snapshot)
 
-    def stages(self, store: Store, recipe: Recipe, machine: Machine) -> Sequence[Stage]:
+    def stages(self, snapshot: Snapshot, machine: Machine) -> Sequence[Stage]:
         """Return two stages with a GPU, the second with one worker per GPU; else one stage.
 
         Without a GPU the stage shares the cores with the scan. On two cores it has one worker, because loading models
         takes as long as a small build; on more cores nearly as many as the scan.
         """
+        recipe = snapshot.recipe
+        args = (snapshot.store, recipe, snapshot.kept_by_hand)
         if machine.gpu and self.uses_gpu(recipe):
             return [
-                Stage(ScoreFrames, (store, recipe), UnitClips, cpus=1.0, own_process=True),
-                Stage(EncodeClips, (store, recipe), EncodeUnit, cpus=0.0, gpus=1.0, at_once=AT_ONCE),
+                Stage(ScoreFrames, args, UnitClips, cpus=1.0, own_process=True),
+                Stage(EncodeClips, args, EncodeUnit, cpus=0.0, gpus=1.0, at_once=UNITS_AT_ONCE),
             ]
-        return [Stage(Embed, (store, recipe), UnitClips, cpus=min(0.7, machine.widest / 2))]
+        return [Stage(Embed, args, UnitClips, cpus=min(0.7, machine.widest / 2))]
 
     def outlook(self, snapshot: Snapshot) -> Outlook:
-        pending = sum(unit.amount for unit in embed_units(snapshot.sources, snapshot.store, snapshot.recipe))
+        pending = sum(unit.amount for unit in embed_units(snapshot))
         return Outlook(pending, snapshot.clip_count, "new clips, or clips that changed thresholds admit")
 
 
@@ -74,10 +73,13 @@ def with_reference_digest(recipe: Recipe) -> Recipe:
     return replace(recipe, filters={**recipe.filters, "reference": options})
 
 
-def embed_units(sources: pa.Table, store: Store, recipe: Recipe) -> Iterator[UnitClips]:
-    """Yield the scanned clips that no threshold has rejected and that lack a score, by the unit with their frames."""
+def embed_units(snapshot: Snapshot) -> Iterator[UnitClips]:
+    """Yield the scanned clips that lack a score and that no threshold has rejected or a person keeps, by the unit with
+    their frames."""
+    recipe, kept_by_hand = snapshot.recipe, pa.array(snapshot.kept_by_hand, pa.string())
     column_types = {**fingerprints.columns_of(recipe, "scan"), **fingerprints.columns_of(recipe, "embed")}
     columns = {"dropped", "scored", *fingerprints.thresholds_of(recipe, column_types)}
-    for rows in committed.clips(store, recipe, sources, columns):
-        pending = rows.filter(pa.array(fingerprints.needs_scoring(rows, recipe)))
-        yield from units_of(plain_columns(pending, ("scan_at", "unit", "source_id", "clip_id")))
+    for rows in committed.clips(snapshot.store, recipe, snapshot.sources, columns):
+        by_hand = pc.is_in(rows["clip_id"], kept_by_hand).to_numpy()
+        pending = rows.filter(pa.array(fingerprints.needs_scoring(rows, recipe, by_hand)))
+        yield from units_of(plain_columns(pending, ("scan_fragment", "unit", "source_id", "clip_id")))

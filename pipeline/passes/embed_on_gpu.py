@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -24,12 +24,13 @@ from filters.encoders.base import EncoderOutput, load_encoder
 from pipeline.config.recipe import Recipe
 from pipeline.media.faults import is_machine_fault
 from pipeline.passes.embed_worker import (
+    DECODING_THREADS,
     ClipState,
     Costs,
     apply_filters,
     chunks,
     commit,
-    encode_clip,
+    embed_clip,
     limit_threads,
     stop_on_fault,
     wanted_rows,
@@ -39,10 +40,9 @@ from pipeline.state.error_log import LoggedError
 from pipeline.state.units import Handoff, UnitClips, UnitResult
 from pipeline.storage.store import Store
 
-BATCH = 32  # clips of a unit whose frames are in memory at once
+GPU_CHUNK = 32  # clips of a unit whose frames are in memory at once in the second stage
 PICTURES = 512  # largest number of frames, of several units, in one call of the encoder
-AT_ONCE = 8  # concurrent units in a worker of the second stage
-THREADS = 4  # threads that decode the frames of a unit
+UNITS_AT_ONCE = 8  # in a worker of the second stage
 
 
 @dataclass(frozen=True)
@@ -62,20 +62,21 @@ class EncodeUnit:
 class ScoreFrames:
     """The first stage: scores clips with the filters that need neither a GPU nor the embedding."""
 
-    def __init__(self, store: Store, recipe: Recipe) -> None:
+    def __init__(self, store: Store, recipe: Recipe, by_hand: Collection[str] = ()) -> None:
         cv2.setNumThreads(1)  # there is one worker per core
-        self._store, self._recipe = store, recipe
+        self._store, self._recipe, self._by_hand = store, recipe, by_hand
         self._filters = cpu_filters(fingerprints.filters_of(recipe, "embed"))
 
     def __call__(self, unit: UnitClips) -> Handoff | UnitResult:
-        return stop_on_fault(self._unit, unit)
+        return stop_on_fault("embed", self._unit, unit)
 
     def _unit(self, unit: UnitClips) -> Handoff:
         costs, errors, admitted = Costs(), list[LoggedError](), set[str]()
         rows, columns = [], []
-        for chunk, frames in chunks(self._store, unit.unit, wanted_rows(self._store, self._recipe, unit)):
+        wanted = wanted_rows(self._store, self._recipe, unit, self._by_hand)
+        for chunk, frames in chunks(self._store, unit.unit, wanted):
             states = [ClipState(row, frames[row["clip_id"]]) for row in chunk]
-            remaining = apply_filters(states, self._filters, self._recipe, costs, errors)
+            remaining = apply_filters(states, self._filters, self._recipe, self._by_hand, costs, errors)
             admitted |= {state.row["clip_id"] for state in remaining}
             rows += chunk
             columns += [state.out for state in states]
@@ -86,9 +87,9 @@ class ScoreFrames:
 class EncodeClips:
     """The second stage: embeds clips, computes the remaining scores, and writes a fragment. Thread-safe."""
 
-    def __init__(self, store: Store, recipe: Recipe) -> None:
+    def __init__(self, store: Store, recipe: Recipe, by_hand: Collection[str] = ()) -> None:
         limit_threads()
-        self._store, self._recipe = store, recipe
+        self._store, self._recipe, self._by_hand = store, recipe, by_hand
         self._encoder = load_encoder(recipe.encoder.name, recipe.encoder.model, recipe.encoder.pretrained)
         self._look = JoinedCalls(self._encoder.look, PICTURES)
         filters = fingerprints.filters_of(recipe, "embed", self._encoder)
@@ -97,17 +98,17 @@ class EncodeClips:
         self._filtering = threading.Lock()
 
     def __call__(self, unit: EncodeUnit) -> UnitResult:
-        return stop_on_fault(self._unit, unit)
+        return stop_on_fault("embed", self._unit, unit)
 
     def _unit(self, unit: EncodeUnit) -> UnitResult:
         costs, errors = Costs(unit.seconds, unit.filters), list(unit.errors)
         columns = {out["clip_id"]: out for out in unit.columns}
         rows = [row for row in unit.rows if row["clip_id"] in unit.admitted]
-        for chunk, frames in chunks(self._store, unit.clips.unit, rows, BATCH, THREADS):
+        for chunk, frames in chunks(self._store, unit.clips.unit, rows, GPU_CHUNK, DECODING_THREADS):
             states = [ClipState(row, frames[row["clip_id"]], columns[row["clip_id"]]) for row in chunk]
             costs.took("encoder", self._encode(states, errors), len(states))
             with self._filtering:
-                apply_filters(states, self._filters, self._recipe, costs, errors)
+                apply_filters(states, self._filters, self._recipe, self._by_hand, costs, errors)
         return commit(self._store, self._recipe, unit.clips, unit.columns, costs, errors)
 
     def _encode(self, states: Sequence[ClipState], errors: list[LoggedError]) -> float:
@@ -124,7 +125,7 @@ class EncodeClips:
             with self._look.turn:
                 started = time.perf_counter()
                 for state in states:
-                    encode_clip(state, self._encoder, errors)
+                    embed_clip(state, self._encoder, errors)
                 return time.perf_counter() - started
         first = 0
         for state in states:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -27,62 +27,74 @@ from pipeline.state import fingerprints
 from pipeline.state.error_log import LoggedError, logged_error, unforeseen, write_errors
 from pipeline.state.units import UnitClips, UnitResult, stopped
 from pipeline.storage.store import Store
-from pipeline.tables.fragments import Fragment, fingerprint, frames_of, read_frames, table_from, write_fragment
+from pipeline.tables.fragments import Fragment, fingerprint, frames_of, read_sampled_frames, table_from, write_fragment
 
 CHUNK = 16  # clips whose frames are in memory at once
+DECODING_THREADS = 4  # of a worker that processes several units concurrently
 Unit = TypeVar("Unit")
 Answer = TypeVar("Answer")
 
 
 class Embed:
     """Embeds and scores the clips of a unit on one core and writes a fragment. The encoder runs before the first filter
-    that needs the embedding, one clip at a time."""
+    that needs the embedding, one clip at a time. Clips in `by_hand` get all scores."""
 
-    def __init__(self, store: Store, recipe: Recipe) -> None:
+    def __init__(self, store: Store, recipe: Recipe, by_hand: Collection[str] = ()) -> None:
         limit_threads()
-        self._store, self._recipe = store, recipe
+        self._store, self._recipe, self._by_hand = store, recipe, by_hand
         self._encoder = load_encoder(recipe.encoder.name, recipe.encoder.model, recipe.encoder.pretrained)
         filters = list(fingerprints.filters_of(recipe, "embed", self._encoder).values())
         first = next((i for i, clip_filter in enumerate(filters) if Track.EMBEDDING in clip_filter.needs), len(filters))
         self._before, self._after = filters[:first], filters[first:]
 
     def __call__(self, unit: UnitClips) -> UnitResult:
-        return stop_on_fault(self._unit, unit)
+        return stop_on_fault("embed", self._unit, unit)
 
     def _unit(self, unit: UnitClips) -> UnitResult:
         costs, errors = Costs(), list[LoggedError]()
         rows = []
-        for chunk, frames in chunks(self._store, unit.unit, wanted_rows(self._store, self._recipe, unit)):
+        wanted = wanted_rows(self._store, self._recipe, unit, self._by_hand)
+        for chunk, frames in chunks(self._store, unit.unit, wanted):
             states = [ClipState(row, frames[row["clip_id"]]) for row in chunk]
-            admitted = apply_filters(states, self._before, self._recipe, costs, errors)
+            admitted = apply_filters(states, self._before, self._recipe, self._by_hand, costs, errors)
             with costs.measure("encoder", len(admitted)):
                 for state in admitted:
-                    encode_clip(state, self._encoder, errors)
-            apply_filters(admitted, self._after, self._recipe, costs, errors)
+                    embed_clip(state, self._encoder, errors)
+            apply_filters(admitted, self._after, self._recipe, self._by_hand, costs, errors)
             rows += [state.out for state in states]
         return commit(self._store, self._recipe, unit, rows, costs, errors)
 
 
-def stop_on_fault(work: Callable[[Unit], Answer], unit: Unit) -> Answer | UnitResult:
-    """Return `work(unit)`; for a fault of the machine or the dataset, a result that stops the build."""
+def stop_on_fault(of: str, work: Callable[[Unit], Answer], unit: Unit) -> Answer | UnitResult:
+    """Return `work(unit)`; for a fault of the machine or the dataset, a result that stops the pass `of`."""
     try:
         return work(unit)
     except Exception as error:
         if not isinstance(error, (OSError, pa.ArrowInvalid)) and not is_machine_fault(error):
             raise
-        return stopped("embed", error)
+        return stopped(of, error)
 
 
-def wanted_rows(store: Store, recipe: Recipe, unit: UnitClips) -> list[dict[str, Any]]:
-    """Return the scan's rows of the clips of `unit` that pass the scan's thresholds."""
+def wanted_rows(store: Store, recipe: Recipe, unit: UnitClips, by_hand: Collection[str] = ()) -> list[dict[str, Any]]:
+    """Return the scan's rows of the clips of `unit` that pass the scan's thresholds or are in `by_hand`."""
     bounds = fingerprints.scan_bounds(recipe)
-    return [row for row in rows_in(store, unit).to_pylist() if fingerprints.passes_scan_thresholds(row, bounds)]
+    return [
+        row
+        for row in rows_in(store, unit).to_pylist()
+        if fingerprints.passes_scan_thresholds(row, bounds) or (row["clip_id"] in by_hand and row["dropped"] != "error")
+    ]
 
 
 def apply_filters(
-    states: list[ClipState], filters: Sequence[Filter], recipe: Recipe, costs: Costs, errors: list[LoggedError]
+    states: list[ClipState],
+    filters: Sequence[Filter],
+    recipe: Recipe,
+    by_hand: Collection[str],
+    costs: Costs,
+    errors: list[LoggedError],
 ) -> list[ClipState]:
-    """Score clips filter by filter; return the clips that no threshold rejected. A rejected clip skips later filters.
+    """Score clips filter by filter; return the clips that no threshold rejected. A rejected clip skips later filters,
+    unless it is in `by_hand`, the ids of clips that a person keeps.
 
     A score whose filter raises an exception is null; the exception is appended to `errors`.
     """
@@ -100,12 +112,12 @@ def apply_filters(
         before = len(states)
         if not recipe.score_all:
             bounds = fingerprints.thresholds_of(recipe, clip_filter.columns)
-            states = [state for state in states if admitted(state.out, bounds)]
+            states = [s for s in states if s.row["clip_id"] in by_hand or admitted(s.out, bounds)]
         costs.rejected(clip_filter.name, before - len(states))
     return states
 
 
-def encode_clip(state: ClipState, encoder: TextVideoEncoder, errors: list[LoggedError]) -> None:
+def embed_clip(state: ClipState, encoder: TextVideoEncoder, errors: list[LoggedError]) -> None:
     """Embed one clip's frames, in one call per clip, so that the result does not depend on the unit's other clips."""
     if not state.frames.pictures:
         return
@@ -231,7 +243,7 @@ def rows_in(store: Store, clips: UnitClips) -> pa.Table:
     fragment = Fragment(clips.fragment, {})
     if clips.clip_ids is None:
         return fragment.rows(store)
-    rows = fragment.rows(store, span=clips.span)
+    rows = fragment.rows(store, ids=clips.sources)
     return rows.filter(pc.is_in(rows["clip_id"], pa.array(clips.clip_ids)))
 
 
@@ -249,7 +261,7 @@ def chunks(
         for first in range(0, len(rows), size):
             chunk = list(rows[first : first + size])
             jpegs: dict[str, list[dict[str, Any]]] = {row["clip_id"]: [] for row in chunk}
-            for frame in read_frames(stored, jpegs).to_pylist():
+            for frame in read_sampled_frames(stored, jpegs).to_pylist():
                 jpegs[frame["clip_id"]].append(frame)
             yield chunk, dict(zip(jpegs, pool.map(decode_frames, jpegs.values()), strict=True))
 

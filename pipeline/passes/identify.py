@@ -16,7 +16,7 @@ from pipeline.passes.base import Outlook
 from pipeline.passes.snapshot import Snapshot, file_table, with_key
 from pipeline.scan.worker import Identify
 from pipeline.sources.discover import DiscoveredFile
-from pipeline.state import committed, fingerprints
+from pipeline.state import committed
 from pipeline.state.units import IdentifyUnit
 from pipeline.storage.store import Store
 from pipeline.tables.fragments import fingerprint
@@ -31,17 +31,14 @@ class IdentifyPass:
     def fingerprint(self, recipe: Recipe) -> str:
         return fingerprint("sources", recipe.sources.identity)
 
-    def schema(self, recipe: Recipe) -> pa.Schema:
-        return fingerprints.IDENTIFIED
-
     def uses_gpu(self, recipe: Recipe) -> bool:
         return False
 
     def pending(self, snapshot: Snapshot, workers: int) -> Iterator[IdentifyUnit]:
         return identify_units(snapshot.files, snapshot.store, snapshot.recipe.scan)
 
-    def stages(self, store: Store, recipe: Recipe, machine: Machine) -> Sequence[Stage]:
-        return [Stage(Identify, (store, recipe), IdentifyUnit, cpus=1.0)]
+    def stages(self, snapshot: Snapshot, machine: Machine) -> Sequence[Stage]:
+        return [Stage(Identify, (snapshot.store, snapshot.recipe), IdentifyUnit, cpus=1.0)]
 
     def outlook(self, snapshot: Snapshot) -> Outlook:
         pending = sum(unit.amount for unit in self.pending(snapshot, 1))

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from pipeline.config.recipe import Recipe
 from pipeline.engine.base import Machine, Stage
 from pipeline.pack.parts import spool_of
-from pipeline.pack.shards import SOUND_INDEX, ShardResult, index_path, index_schema, listed, plan_shards
+from pipeline.pack.shards import SOUND_INDEX, ShardResult, index_path, listed
 from pipeline.pack.worker import Pack, PackUnit
 from pipeline.passes.base import Outlook
 from pipeline.passes.snapshot import Snapshot
@@ -33,9 +33,6 @@ class PackPass:
     def fingerprint(self, recipe: Recipe) -> str:
         return pack_fingerprint(recipe)
 
-    def schema(self, recipe: Recipe) -> pa.Schema:
-        return index_schema(recipe.pack)
-
     def uses_gpu(self, recipe: Recipe) -> bool:
         return False
 
@@ -43,14 +40,14 @@ class PackPass:
         """Yield the shards that the pass `transcode` planned and that were not finished then."""
         for shard in snapshot.shards:
             if not shard.finished:
-                yield PackUnit(shard.path, shard.name, spool_of(shard.name), shard.clips)
+                yield PackUnit(shard.path, shard.name, spool_of(shard.name), len(shard.positions))
 
-    def stages(self, store: Store, recipe: Recipe, machine: Machine) -> Sequence[Stage]:
-        return [Stage(Pack, (store, recipe), PackUnit, cpus=1.0)]
+    def stages(self, snapshot: Snapshot, machine: Machine) -> Sequence[Stage]:
+        return [Stage(Pack, (snapshot.store, snapshot.recipe), PackUnit, cpus=1.0)]
 
     def outlook(self, snapshot: Snapshot) -> Outlook:
-        pending = sum(shard.clips for shard in snapshot.shards if not shard.finished)
-        return Outlook(pending, sum(shard.clips for shard in snapshot.shards), "in shards to write")
+        pending = sum(len(shard.positions) for shard in snapshot.shards if not shard.finished)
+        return Outlook(pending, snapshot.kept.num_rows, "in shards to write")
 
 
 def with_shards(snapshot: Snapshot) -> tuple[pa.Table, list[ShardResult]]:
@@ -63,13 +60,13 @@ def with_shards(snapshot: Snapshot) -> tuple[pa.Table, list[ShardResult]]:
     kept = np.flatnonzero(clips["keep"].to_numpy())
     number = np.full(len(clips), -1, np.int32)
     failed: set[str] = set()
-    plans = plan_shards(snapshot.kept, snapshot.recipe)
-    for i, (plan, shard) in enumerate(zip(plans, snapshot.shards, strict=True)):
+    for i, shard in enumerate(snapshot.shards):
+        rows = kept[shard.positions]
         if shard.name in finished:
-            number[kept[plan.clips]] = i
+            number[rows] = i
             failed |= {clip for clip, _ in finished[shard.name].failures}
         else:
-            failed |= set(plan.rows()["clip_id"].to_pylist())
+            failed |= set(clips["clip_id"].take(pa.array(rows)).to_pylist())
     if failed:
         rejected = pc.is_in(clips["clip_id"], pa.array(sorted(failed))).to_numpy()
         number[rejected] = -1

@@ -20,3 +20,4 @@ CHAINS: tuple[tuple[Pass, ...], ...] = (  # passes of a chain run concurrently; 
     (PackPass(),),
 )
 PASSES: tuple[Pass, ...] = tuple(itertools.chain(*CHAINS))
+PASS_NAMES = tuple(each.name for each in PASSES)

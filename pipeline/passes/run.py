@@ -40,11 +40,11 @@ def run_passes(passes: Sequence[Pass], snapshot: Snapshot, engine: Engine, total
         return False
     passes, pending = passes[first:], pending[first:]
     machine = engine.machine()
-    stages = [stage for each in passes for stage in each.stages(store, recipe, machine)]
+    stages = [stage for each in passes for stage in each.stages(snapshot, machine)]
     units = (pickle.loads(unit) for unit in itertools.chain(*pending))
     amount = sum(pickle.loads(unit).amount for unit in pending[0])
     sums = {each.name: Spent(each.fingerprint(recipe), totals.get(each.name)) for each in passes}
-    progress = Progress(passes[0].name, amount, passes[0].measure)
+    progress = Progress({each.name: each.measure for each in passes}, amount)
     check_shared = _shared_check(store)
 
     def save() -> None:
@@ -60,8 +60,7 @@ def run_passes(passes: Sequence[Pass], snapshot: Snapshot, engine: Engine, total
         for result in engine.run(units, stages):
             check_shared(result)
             sums[result.of].add(result)
-            if result.of == passes[0].name:
-                progress.add(result.amount, result.counts)
+            progress.add(result.of, result.amount, result.counts)
             engine.publish(result, amount - progress.amount if result.of == passes[0].name else 0.0)
             for place, sources in result.unforeseen.items():
                 hits[place].update(sources)

@@ -18,10 +18,9 @@ from pipeline.scan.worker import Scan
 from pipeline.sources.discover import Source
 from pipeline.state import committed, fingerprints
 from pipeline.state.units import Part, ScanUnit
-from pipeline.storage.store import Store
 from pipeline.tables.fragments import replace_column
 
-BATCH = 10_000  # rows converted to Python objects at a time
+ROWS_AT_ONCE = 10_000  # rows converted to Python objects at a time
 LEAST_WORKERS = 32  # size units for at least this many workers, so that nodes that join later get work
 SMALLEST_UNIT = 10.0  # seconds of video; smaller units cost more to commit than they gain
 OPENING = 1.0  # seconds of video whose decoding costs as much as opening a file
@@ -44,9 +43,6 @@ class ScanPass:
     def fingerprint(self, recipe: Recipe) -> str:
         return fingerprints.scan_fingerprint(recipe)
 
-    def schema(self, recipe: Recipe) -> pa.Schema:
-        return fingerprints.scan_schema(recipe)
-
     def uses_gpu(self, recipe: Recipe) -> bool:
         return False
 
@@ -54,15 +50,15 @@ class ScanPass:
         return scan_units(self.pending_parts(snapshot), snapshot.recipe, workers)
 
     def pending_parts(self, snapshot: Snapshot) -> pa.Table:
-        return not_scanned(parts_of(snapshot.sources, snapshot.recipe), snapshot.scanned)
+        return not_scanned(source_parts(snapshot.sources, snapshot.recipe), snapshot.scanned)
 
-    def stages(self, store: Store, recipe: Recipe, machine: Machine) -> Sequence[Stage]:
+    def stages(self, snapshot: Snapshot, machine: Machine) -> Sequence[Stage]:
         """Return a stage that reserves half a core per worker if the embed pass runs on the same cores, else a core."""
-        cpus = 1.0 if machine.gpu and EMBED.uses_gpu(recipe) else 0.5
-        return [Stage(Scan, (store, recipe), ScanUnit, cpus)]
+        cpus = 1.0 if machine.gpu and EMBED.uses_gpu(snapshot.recipe) else 0.5
+        return [Stage(Scan, (snapshot.store, snapshot.recipe), ScanUnit, cpus)]
 
     def outlook(self, snapshot: Snapshot) -> Outlook:
-        parts = parts_of(snapshot.sources, snapshot.recipe)
+        parts = source_parts(snapshot.sources, snapshot.recipe)
         pending, total = (
             float(pc.sum(rows["seconds"]).as_py() or 0.0) for rows in (not_scanned(parts, snapshot.scanned), parts)
         )
@@ -74,7 +70,7 @@ class ScanPass:
         return Outlook(pending, total, "scan options or filters changed" if other_options else "new sources")
 
 
-def parts_of(sources: pa.Table, recipe: Recipe) -> pa.Table:
+def source_parts(sources: pa.Table, recipe: Recipe) -> pa.Table:
     """Return the parts of all usable sources, rows of PARTS ordered by source_id and time. Each segment of a long
     source is a part; any other source is one part."""
     rows = sources.filter(pc.equal(sources["status"], "ok"))
@@ -116,7 +112,7 @@ def scan_units(parts: pa.Table, recipe: Recipe, workers: int) -> Iterator[ScanUn
 
 
 def _objects(parts: pa.Table) -> Iterator[Part]:
-    for batch in parts.to_batches(max_chunksize=BATCH):
+    for batch in parts.to_batches(max_chunksize=ROWS_AT_ONCE):
         for row in batch.to_pylist():
             segment = None if row["first"] is None else (row["first"], row["last"])
             yield Part(Source(row["source_id"], row["source_uri"]), row["duration"], segment)

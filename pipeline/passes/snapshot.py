@@ -40,7 +40,7 @@ class PlannedShard(NamedTuple):
 
     path: str
     name: str
-    clips: int
+    positions: np.ndarray  # (k,) int64: its clips, as row numbers of `Snapshot.kept`
     finished: bool
 
 
@@ -65,6 +65,12 @@ class Snapshot:
         """Discard the tables in memory; call after a pass has committed rows."""
         for name in ("sources", "scanned", "_clips", "selected"):
             self.__dict__.pop(name, None)
+
+    @cached_property
+    def kept_by_hand(self) -> frozenset[str]:
+        """The ids of the clips that a person keeps."""
+        kept = self.decisions.filter(pc.equal(self.decisions["decision"], "keep"))
+        return frozenset(kept["clip_id"].to_pylist())
 
     @cached_property
     def sources(self) -> pa.Table:
@@ -105,7 +111,18 @@ class Snapshot:
     def joined_rows(self, clips: pa.Table, without: Collection[str] = ()) -> Iterator[pa.Table]:
         """Yield tables with all columns, except `without`, of every clip of the sources, and the columns that selection
         added to `clips`."""
-        for rows in joined_rows(clips, self.sources, self.store, self.recipe, without):
+        first, recipe = 0, self.recipe
+        schemas = (
+            of(recipe) for of in (fingerprints.scan_schema, fingerprints.embed_schema, fingerprints.caption_schema)
+        )
+        columns = {name for schema in schemas for name in schema.names} - set(without)
+        for rows in committed.clips(self.store, recipe, self.sources, columns):
+            rows = with_texts(rows, recipe.caption)
+            selected = clips.slice(first, rows.num_rows)
+            first += rows.num_rows
+            for name in selected.column_names:
+                if name not in rows.column_names:
+                    rows = rows.append_column(name, selected[name])
             yield with_edited_captions(rows, self.decisions)
 
 
@@ -182,26 +199,8 @@ def _slim(rows: pa.Table) -> pa.Table:
     texts = pc.if_else(pc.and_(rows["captioned"], pc.is_null(rows["caption_error"])), "", pa.scalar(None, pa.string()))
     rows = rows.append_column("caption", texts)
     rows = rows.drop_columns(["start_pts", "end_pts", "metadata", "caption_error"])
-    for name in ("unit", "scan_at", "embed_at"):
+    for name in ("unit", "scan_fragment", "embed_fragment"):
         column = rows[name].combine_chunks()
         if not pa.types.is_dictionary(column.type):
             rows = rows.set_column(rows.schema.get_field_index(name), name, column.dictionary_encode())
     return rows.combine_chunks()
-
-
-def joined_rows(
-    clips: pa.Table, sources: pa.Table, store: Store, recipe: Recipe, without: Collection[str] = ()
-) -> Iterator[pa.Table]:
-    """Yield tables with all columns, except `without`, of every clip of `sources`, and the columns that selection added
-    to `clips`, the result of `clip_rows`."""
-    first = 0
-    schemas = (fingerprints.scan_schema(recipe), fingerprints.embed_schema(recipe), fingerprints.caption_schema(recipe))
-    columns = {name for schema in schemas for name in schema.names} - set(without)
-    for rows in committed.clips(store, recipe, sources, columns):
-        rows = with_texts(rows, recipe.caption)
-        selected = clips.slice(first, rows.num_rows)
-        first += rows.num_rows
-        for name in selected.column_names:
-            if name not in rows.column_names:
-                rows = rows.append_column(name, selected[name])
-        yield rows

@@ -17,12 +17,12 @@ from pipeline.engine.base import Machine, Stage
 from pipeline.media import encode
 from pipeline.pack.parts import SPOOL, part_file, parts_of, rows_file, spool_of
 from pipeline.pack.sample_json import INTERNAL, content
-from pipeline.pack.shards import ShardPlan, ShardResult, index_path, index_schema, listed, plan_shards
+from pipeline.pack.shards import ShardPlan, ShardResult, index_path, listed, plan_shards
 from pipeline.pack.worker import Transcode, TranscodeUnit
 from pipeline.passes.base import Outlook
 from pipeline.passes.snapshot import PlannedShard, Snapshot
 from pipeline.storage.store import Store
-from pipeline.tables.compaction import SPAN_ROWS
+from pipeline.tables.compaction import RANGE_ROWS
 from pipeline.tables.fragments import fingerprint, plain, write_fragment
 from pipeline.tables.published import RETIRED
 
@@ -37,9 +37,6 @@ class TranscodePass:
 
     def fingerprint(self, recipe: Recipe) -> str:
         return pack_fingerprint(recipe)
-
-    def schema(self, recipe: Recipe) -> pa.Schema:
-        return index_schema(recipe.pack)
 
     def uses_gpu(self, recipe: Recipe) -> bool:
         return False
@@ -62,8 +59,8 @@ class TranscodePass:
             for number, clips in parts:
                 yield TranscodeUnit(spool, number, clips, lent)
 
-    def stages(self, store: Store, recipe: Recipe, machine: Machine) -> Sequence[Stage]:
-        return [Stage(Transcode, (store, recipe), TranscodeUnit, cpus=1.0)]
+    def stages(self, snapshot: Snapshot, machine: Machine) -> Sequence[Stage]:
+        return [Stage(Transcode, (snapshot.store, snapshot.recipe), TranscodeUnit, cpus=1.0)]
 
     def outlook(self, snapshot: Snapshot) -> Outlook:
         missing = _missing_parts(snapshot, listed(snapshot.store))
@@ -78,16 +75,16 @@ def _missing_parts(
     to all planned shards."""
     snapshot.shards = []
     spooled = set(snapshot.store.list(SPOOL, ".tar"))
-    for plan in whole_plans(snapshot):
-        snapshot.shards.append(PlannedShard(plan.path, plan.name, len(plan.clips), plan.name in finished))
+    for positions, plan in whole_plans(snapshot):
+        snapshot.shards.append(PlannedShard(plan.path, plan.name, positions, plan.name in finished))
         if plan.name not in finished:
             parts = [(i, len(rows)) for i, rows in enumerate(parts_of(plan.rows(), plan.options))]
             yield plan, [part for part in parts if part_file(spool_of(plan.name), part[0]) not in spooled]
 
 
-def whole_plans(snapshot: Snapshot) -> Iterator[ShardPlan]:
-    """Yield the shards of the kept clips, ordered by path, with all columns of their samples. Each path includes a hash
-    of the content."""
+def whole_plans(snapshot: Snapshot) -> Iterator[tuple[np.ndarray, ShardPlan]]:
+    """Yield the shards of the kept clips, ordered by path: the row numbers of their clips in `snapshot.kept`, and the
+    plan with all columns of their samples. Each path includes a hash of the content."""
     kept, clips = snapshot.kept, snapshot.selected
     tables = snapshot.joined_rows(clips, without=INTERNAL)
     rows = (table.filter(table["keep"]) for table in tables)
@@ -95,7 +92,7 @@ def whole_plans(snapshot: Snapshot) -> Iterator[ShardPlan]:
     shard, group = np.zeros(kept.num_rows, np.int32), np.zeros(len(plans), np.int64)
     filled = 0
     for number, plan in enumerate(plans):
-        shard[plan.clips], group[number] = number, filled // SPAN_ROWS
+        shard[plan.clips], group[number] = number, filled // RANGE_ROWS
         filled += len(plan.clips)
     with tempfile.TemporaryDirectory(prefix="clipmill-") as scratch:
         # Rows are written to one temporary file per group of shards, so that one group is in memory at a time.
@@ -121,7 +118,8 @@ def whole_plans(snapshot: Snapshot) -> Iterator[ShardPlan]:
                 part = table.filter(pa.array(numbers == number)).sort_by("clip_id").combine_chunks()
                 plan = replace(plans[number], table=part, clips=np.arange(part.num_rows))
                 stem = plan.path.removesuffix(".tar")
-                yield replace(plan, path=f"{stem}-{content(part, plan.options)[:8]}.tar")
+                path = f"{stem}-{content(part, plan.options)[:8]}.tar"
+                yield plans[number].clips, replace(plan, path=path)
 
 
 def _lenders(store: Store, finished: Iterable[ShardResult]) -> list[tuple[str, str, str, str]]:

@@ -220,7 +220,7 @@ def _file_label_tables(
 
 
 def judgement_table(judgements: Sequence[Judgement], thresholds: Mapping[str, Bounds]) -> str:
-    """Return a table with one line a threshold."""
+    """Return a table with one line a threshold, and what its columns mean."""
     lines = [["threshold", "kept within", "right", "wrong", "undecided", "precision", "bad", "recall"]]
     for row in judgements:
         bounds = thresholds[row.column]
@@ -228,7 +228,11 @@ def judgement_table(judgements: Sequence[Judgement], thresholds: Mapping[str, Bo
         shares = ["–" if np.isnan(share) else f"{share:.3f}" for share in (row.precision, row.recall)]
         counts = [str(count) for count in (row.right, row.wrong, row.undecided)]
         lines.append([row.column, within, *counts, shares[0], str(row.bad), shares[1]])
-    return _aligned(lines)
+    what = (
+        "right, wrong, undecided: rejected clips whose label names the defect, denies it, or does not cover it (a file "
+        "without any defect denies them all); bad: clips with the defect; recall: share of them that is rejected"
+    )
+    return f"{_aligned(lines)}\n{what}"
 
 
 def _separation_table(rows: Sequence[Separation]) -> str:

@@ -25,6 +25,7 @@ DEFECTS = {
     "text_overlay": ("overlay_text", "overlay_logo"),
     "text_subtitle": ("overlay_text", "overlay_logo"),
 }
+OF_ONE_SHOT = frozenset({"static_picture"})  # a file of several shots may lack these and yet have a shot with them
 FLAWS = ("overlay_logo", "overlay_text", "interlaced", "letterbox", "static_picture")
 Row = Mapping[str, Any]
 
@@ -112,10 +113,12 @@ def is_good(label: Row) -> bool:
 def has_defect(label: Row, column: str) -> bool | None:
     """Return whether the label of a file names the defect that a threshold on `column` rejects; None if it does not
     cover it."""
-    answers = [label.get(name) for name in DEFECTS.get(column, ())]
+    fields = DEFECTS.get(column, ())
+    answers = [label.get(name) for name in fields]
     if any(answers):
         return True
-    return None if not answers or None in answers else False
+    other_shots = label.get("single_shot") is not True and not OF_ONE_SHOT.isdisjoint(fields)
+    return None if not answers or None in answers or other_shots else False
 
 
 def judge(rows: Sequence[tuple[Row, Row]], thresholds: Mapping[str, Bounds]) -> list[Judgement]:

@@ -23,11 +23,11 @@ import pyarrow.compute as pc
 from filters.base import why_null
 from pipeline.config.recipe import from_dict
 from pipeline.dataset.outcomes import NOT_KEPT, OUTCOMES, VANISHED
+from pipeline.passes.registry import PASS_NAMES
 from pipeline.report.calibrate import score_columns
 from pipeline.report.caption_health import caption_health
 from pipeline.report.clips import JOIN, choose, show
 from pipeline.report.histogram import histogram, number
-from pipeline.report.summary import PASSES
 from pipeline.report.what_if import notches
 from pipeline.selection import balance
 from pipeline.sources.names import printable
@@ -181,9 +181,7 @@ def _render(store: Store, clips: Columns, clips_shown: int) -> str:
         shards=info.get("shards", []),
         steps=funnel(reasons),
         not_followed=_not_followed(store, info),
-        passes={
-            name: passes[name] for name in sorted(passes, key=lambda n: (PASSES.index(n) if n in PASSES else 9, n))
-        },
+        passes={name: passes[name] for name in PASS_NAMES if name in passes},
         filters=filter_costs(passes, reasons),
         bounded=[h for h in histograms if h.lines],
         notches={h.name: [notch for notch in moved if notch.column == h.name] for h in histograms},

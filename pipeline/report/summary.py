@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.engine.progress import clock
+from pipeline.passes.registry import PASS_NAMES
 
-PASSES = ("sources", "scan", "embed", "caption", "transcode", "pack")
 TRACKS = ("flow", "borders")  # parts of the scan that only filters need
 UNCHANGED = "nothing to do: the dataset is as the inputs and the recipe say (seconds: of earlier builds)"
 
@@ -25,7 +25,7 @@ def summary(out: str, info: Mapping[str, Any], unchanged: bool = False) -> str:
         ("captions", f"{count['captions']:,}"),
         ("shards", f"{len(shards):,}, {sum(shard['bytes'] for shard in shards) / 1e6:.1f} MB"),
         *filter_rows(info["passes"]),
-        *((f"seconds: {name}", _seconds(info["passes"][name])) for name in PASSES if name in info["passes"]),
+        *((f"seconds: {name}", _seconds(info["passes"][name])) for name in PASS_NAMES if name in info["passes"]),
     ]
     width = max(len(name) for name, _ in rows)
     lines = [f"{name:<{width}}  {value}" for name, value in rows]

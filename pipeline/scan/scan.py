@@ -20,6 +20,7 @@ from filters.borders import content_box
 from pipeline.config.recipe import Recipe, RecipeError
 from pipeline.media.faults import OverLimit, is_machine_fault
 from pipeline.media.frame import Frame
+from pipeline.media.frame_rate import span_fps
 from pipeline.media.proxy import FrameCandidate, Shrinker
 from pipeline.media.video import MediaError, Probe, Video
 from pipeline.scan.gap_decoder import ExactFrames, T
@@ -242,7 +243,7 @@ class _Scan:
             "start_pts": int(kept.pts[0]),
             "end_pts": end_pts,
             "time_base": str(self._probe.time_base),
-            "fps": len(kept.times) / (end - start) if end > start else 0.0,
+            "fps": span_fps(kept.times, end),
             "frames": len(kept.times),
             "width": size[0],
             "height": size[1],
@@ -276,7 +277,8 @@ class _Scan:
         if 0 < len(kept.burst) < LEAST_BURST <= len(kept.times):
             kept = self._with_burst(kept)
         with self._clock("flow"):
-            view = clip_view(kept, name, end, size, box)
+            fits = self._tracks.field_fits(float(kept.times[0]), end)
+            view = clip_view(kept, fits, name, end, size, box)
         for key, scorer in self._filters.items():
             with self._clock(f"filter:{key}"):
                 scores |= score(scorer, [view], self._filter_failed)[0]

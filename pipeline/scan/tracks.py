@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from filters.base import ClipView
 from filters.flow import coarse_flow
 from filters.interlacing import field_columns, field_misfits, line_phases
 from pipeline.media.frame import Frame, seconds
+from pipeline.media.frame_rate import span_fps
 from pipeline.media.proxy import FrameCandidate, Shrinker, crop
 from pipeline.media.video import Probe
 
@@ -22,6 +24,7 @@ STILL_RATE = 3.0  # candidates a second for sampled frames
 BURST_EVERY = 3.0  # seconds between the beginnings of bursts; the cost of a burst is decoding its frames
 BURST_FRAMES = 12  # consecutive frames in a burst
 LEAST_BURST = 8  # frames that a burst needs to be usable
+MOST_UNFITTED = 3  # bursts whose fields are not fitted yet: by then most shots that are too short are known
 DETAIL_PATCHES = 4  # patches of a clip at the source's resolution
 PEAK_APART = 0.5  # seconds between two motion peaks
 
@@ -34,6 +37,14 @@ class LumaFrame:
 
     time: float
     luma: np.ndarray
+
+
+@dataclass(frozen=True)
+class FieldColumns:
+    """The `field_columns` of a frame."""
+
+    time: float
+    columns: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -56,8 +67,6 @@ class ShotTracks:
     luma: np.ndarray  # (m, h, w) uint8
     stills: Sequence[FrameCandidate]
     burst: np.ndarray  # (b, h, w) uint8
-    fields: np.ndarray  # (f, 2) float64
-    line_phases: np.ndarray  # (f, 2, windows, periods) complex64
 
 
 class Tracks:
@@ -76,7 +85,7 @@ class Tracks:
         self._due = False  # whether the next frame that is not a B-frame becomes a still
         self._bursts: list[list[LumaFrame]] = []
         self._filling = False
-        self._columns: list[tuple[float, np.ndarray]] = []  # time and columns of the burst's last two frames
+        self._unfitted: deque[list[FieldColumns]] = deque()  # the frames of the last bursts
         self._fields: list[FieldFit] = []
 
     def add(self, frame: Frame) -> None:
@@ -84,7 +93,9 @@ class Tracks:
         self.pass_over(frame.skipped_pts)
         if self._wants_bursts and _crossed(before, frame.time, 1 / BURST_EVERY):
             self._bursts.append([])
-            self._columns = []
+            self._unfitted.append([])
+            if len(self._unfitted) > MOST_UNFITTED:
+                self._fit_fields(self._unfitted.popleft())
             self._filling = True
         elif self._filling and len(frame.skipped_pts) > 1:
             self._filling = False  # frames were skipped, so this one does not follow the last
@@ -106,15 +117,7 @@ class Tracks:
         if self._filling:
             self._bursts[-1].append(grey)
             self._filling = len(self._bursts[-1]) < BURST_FRAMES
-            self._fit_fields(frame)
-
-    def _fit_fields(self, frame: Frame) -> None:
-        columns = field_columns(frame.planes()[0])
-        if len(self._columns) == 2:
-            (first, before), (_, middle) = self._columns
-            triple = before, middle, columns
-            self._fields.append(FieldFit(first, frame.time, field_misfits(*triple), line_phases(*triple)))
-        self._columns = [*self._columns[-1:], (frame.time, columns)]
+            self._unfitted[-1].append(FieldColumns(frame.time, field_columns(frame.planes()[0])))
 
     def pass_over(self, pts: Sequence[int]) -> None:
         """Record the pts of frames of the source, decoded or skipped."""
@@ -133,7 +136,6 @@ class Tracks:
     def span(self, start: float, end: float) -> ShotTracks:
         """Return the tracks of frames with start <= time < end; empty if there is no such frame."""
         first, last = bisect_left(self._times, start), bisect_left(self._times, end)
-        fields = [f for f in self._fields if start <= f.first and f.last < end]
         luma = [p for p in self._luma if start <= p.time < end]
         bursts = [[p for p in burst if start <= p.time < end] for burst in self._bursts]
         middle = (self._times[first] + self._times[last - 1]) / 2 if first < last else start
@@ -147,9 +149,24 @@ class Tracks:
             luma=_stack([p.luma for p in luma]),
             stills=[s for s in self._stills if start <= s.time < end],
             burst=_stack([p.luma for p in best]),
-            fields=np.array([f.misfits for f in fields]).reshape(-1, 2),
-            line_phases=np.stack([f.phases for f in fields]) if fields else np.zeros((0, 2, 0, 0), np.complex64),
         )
+
+    def field_fits(self, start: float, end: float) -> list[FieldFit]:
+        """Return the fits of burst frames whose neighbours have start <= time < end.
+
+        They are computed on demand because most shots that are dropped as too short end before their bursts are due.
+        """
+        for burst in self._unfitted:
+            if burst[0].time < end:
+                self._fit_fields(burst)
+        return [fit for fit in self._fields if start <= fit.first and fit.last < end]
+
+    def _fit_fields(self, burst: list[FieldColumns]) -> None:
+        """Fit the fields of a burst's frames and keep its last two frames, which the next one is compared with."""
+        for before, frame, after in zip(burst, burst[1:], burst[2:], strict=False):
+            triple = before.columns, frame.columns, after.columns
+            self._fields.append(FieldFit(before.time, after.time, field_misfits(*triple), line_phases(*triple)))
+        del burst[:-2]
 
     def beside(self, time: float, since: float) -> tuple[FrameCandidate, FrameCandidate] | None:
         """Return the candidates before and after a cut at `time`; None without one between `since` and it, or after."""
@@ -168,6 +185,8 @@ class Tracks:
         self._fields = [f for f in self._fields if f.first >= before]
         while len(self._bursts) > 1 and self._bursts[0][-1].time < before:
             del self._bursts[0]
+        while len(self._unfitted) > 1 and self._unfitted[0][-1].time < before:
+            self._unfitted.popleft()
 
     def next_frame(self, time: float) -> tuple[int, float] | None:
         """Return pts and time of the first frame at or after `time`."""
@@ -179,7 +198,9 @@ class Tracks:
         return self._pts[-1], self._times[-1]
 
 
-def clip_view(kept: ShotTracks, clip_id: str, end: float, size: tuple[int, int], box: Box) -> ClipView:
+def clip_view(
+    kept: ShotTracks, fits: Sequence[FieldFit], clip_id: str, end: float, size: tuple[int, int], box: Box
+) -> ClipView:
     """Return the scan's tracks of one clip, cropped to `box`; `size` is width and height of the source as displayed."""
     luma = np.ascontiguousarray(crop(kept.luma, box))
     start = float(kept.times[0])
@@ -189,7 +210,7 @@ def clip_view(kept: ShotTracks, clip_id: str, end: float, size: tuple[int, int],
         clip_id=clip_id,
         start=start,
         end=end,
-        fps=len(kept.times) / (end - start) if end > start else 0.0,
+        fps=span_fps(kept.times, end),
         width=size[0],
         height=size[1],
         box=box,
@@ -198,8 +219,8 @@ def clip_view(kept: ShotTracks, clip_id: str, end: float, size: tuple[int, int],
         flow=np.stack(flow) if flow else np.zeros((0, 0, 0, 2), np.float32),
         flow_times=np.stack([times[:-1], times[1:]], axis=1) if flow else np.zeros((0, 2)),
         burst=np.ascontiguousarray(crop(kept.burst, box)),
-        fields=kept.fields,
-        line_phases=kept.line_phases,
+        fields=np.array([fit.misfits for fit in fits]).reshape(-1, 2),
+        line_phases=np.stack([fit.phases for fit in fits]) if fits else np.zeros((0, 2, 0, 0), np.complex64),
         detail=[s.patch for s in _spread(kept.stills, DETAIL_PATCHES)],
     )
 

@@ -53,9 +53,9 @@ def weights(labels: np.ndarray) -> np.ndarray:
     return result
 
 
-def over_cap(labels: np.ndarray, order: np.ndarray, cap: int) -> np.ndarray:
-    """Return (n,) bool: the clips to drop so that a cluster keeps at most `cap`, those with the smallest `order`."""
-    by_cluster = np.lexsort((order, labels))
+def over_cap(labels: np.ndarray, rank: np.ndarray, cap: int) -> np.ndarray:
+    """Return (n,) bool: the clips to drop so that a cluster keeps at most `cap`, those with the smallest `rank`."""
+    by_cluster = np.lexsort((rank, labels))
     sorted_labels = labels[by_cluster]
     starts = np.searchsorted(sorted_labels, sorted_labels)
     over = np.zeros(len(labels), bool)

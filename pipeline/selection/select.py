@@ -246,8 +246,8 @@ def _balanced(
     """Return the columns of balance, and which of the clips in `keep` are over a cluster's cap; those in `uncapped`
     never are."""
     rows = np.flatnonzero(keep)
-    order = pc.rank(clips["clip_id"].take(pa.array(rows)), tiebreaker="first").to_numpy().astype(np.int64)
-    rows = rows[np.argsort(order)]  # clusters must not depend on the order of rows
+    rank = pc.rank(clips["clip_id"].take(pa.array(rows)), tiebreaker="first").to_numpy().astype(np.int64)
+    rows = rows[np.argsort(rank)]  # clusters must not depend on the order of rows
     labels = balance.clusters(embeddings(rows), recipe.select.balance_clusters)
     over = np.zeros(len(rows), bool)
     if recipe.select.balance_cap:

@@ -149,7 +149,8 @@ class Cascade:
             if cut >= CUT and event.in_cut_run:
                 event.cuts[-1] = _Gaps(event.cuts[-1].first, (before, after), max(cut, event.cuts[-1].probability))
             elif cut >= CUT:
-                event.cuts.append(_Gaps((before, after), (before, after), cut))
+                gap = (before, after)
+                event.cuts.append(_Gaps(gap, gap, cut))
             event.in_cut_run = cut >= CUT
             event.peak = max(event.peak, span)
             if span >= 0.5:
@@ -191,21 +192,16 @@ class Cascade:
     def _cut(self, gaps: _Gaps, earliest: float) -> Transition:
         """Return the hard cut in a gap, or the short gradual transition that looked like one. With several gaps, frames
         between the first and the last cut are in no shot. No frame before `earliest` leaves its shot."""
-        exact = []
-        for first, last in (gaps.first, gaps.last):
-            before, after = _largest([p for p in self._frames if first.time <= p.time <= last.time])
-            if self._between is not None:
-                row = [before, *self._between(before.time, after.time), after]
-                self._frames = _merged(self._frames, row)
-                before, after = _largest(row)
-            exact.append((before, after))
-        leave, enter = (after.time for _, after in exact)
-        if leave == enter and not self._abrupt(before, after):
+        before, after = self._exact(gaps.first)
+        leave = enter = after.time
+        if gaps.last is not gaps.first:
+            enter = self._exact(gaps.last)[1].time
+        elif not self._abrupt(before, after):
             leave, enter = self._widened(before.time, after.time)
-            leave = max(leave, math.nextafter(earliest, math.inf))
-        leave, enter = (max(time, self._last_enter) for time in (leave, min(enter, self._frames[-1].time)))
+            leave, enter = max(leave, math.nextafter(earliest, math.inf)), min(enter, self._frames[-1].time)
+        leave, enter = max(leave, self._last_enter), max(enter, self._last_enter)
         self._last_enter = enter
-        return Transition(leave, enter, doubtful=gaps.probability < SURE and gaps.first == gaps.last)
+        return Transition(leave, enter, doubtful=gaps.probability < SURE and gaps.last is gaps.first)
 
     def _abrupt(self, before: Proxy, after: Proxy) -> bool:
         """Return whether two neighbouring frames differ nearly as much as the frames further away on both sides."""
@@ -232,6 +228,14 @@ class Cascade:
         """Times and pictures of the pushed frames with first <= time <= last."""
         frames = [p for p in self._frames if first <= p.time <= last]
         return np.array([p.time for p in frames]), np.stack([p.colour for p in frames])
+
+    def _exact(self, gap: tuple[Proxy, Proxy]) -> tuple[Proxy, Proxy]:
+        """Return the frames before and after the hard cut in a gap."""
+        before, after = _largest([p for p in self._frames if gap[0].time <= p.time <= gap[1].time])
+        if self._between is not None:
+            self._frames = _merged(self._frames, self._between(before.time, after.time))
+            before, after = _largest([p for p in self._frames if before.time <= p.time <= after.time])
+        return before, after
 
     def _gradual(self, event: _Event, leave: float, enter: float, bounds: tuple[float, float]) -> Transition | None:
         """Return the transition near `leave` to `enter` and within `bounds`, its boundaries refined with the frames on

@@ -7,8 +7,6 @@ from fractions import Fraction
 from typing import Protocol
 
 import cv2
-from scenedetect import FrameTimecode
-from scenedetect.detectors import AdaptiveDetector
 
 from pipeline.media.proxy import Proxy
 from pipeline.shots.shot_cutter import Transition
@@ -44,6 +42,10 @@ class Adaptive:
     WINDOW = 2
 
     def __init__(self) -> None:
+        from scenedetect import FrameTimecode  # starts an ffmpeg when it is imported
+        from scenedetect.detectors import AdaptiveDetector
+
+        self._timecode = FrameTimecode
         self._detector = AdaptiveDetector(min_scene_len=0, window_width=self.WINDOW)
         self._times: deque[float] = deque(maxlen=self.WINDOW + 2)
         self._index = 0
@@ -52,7 +54,7 @@ class Adaptive:
         self._times.append(proxy.time)
         # Frame numbers at a nominal rate: the detector only compares them, so variable frame rates do not matter.
         cuts = self._detector.process_frame(
-            FrameTimecode(self._index, fps=Fraction(25)), cv2.cvtColor(proxy.colour, cv2.COLOR_RGB2BGR)
+            self._timecode(self._index, fps=Fraction(25)), cv2.cvtColor(proxy.colour, cv2.COLOR_RGB2BGR)
         )
         behind = [self._index - cut.frame_num for cut in cuts if cut.frame_num > 0]
         self._index += 1

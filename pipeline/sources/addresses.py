@@ -10,22 +10,13 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-import threading
 from urllib.parse import parse_qs, urlsplit
-
-import requests
-import requests.adapters
-import urllib3
-
-from pipeline.config.recipe import SourceOptions
-from pipeline.sources.cookies import read_cookies
 
 WEB = ("http://", "https://")
 NETWORK_FILES = frozenset(("ftp", "sftp", "ssh", "smb", "hdfs", "webhdfs"))  # by fsspec, with a host
 OTHER_FILES = frozenset(("file", "hf", "oci", "oss", "memory"))  # by fsspec, without a host of the list's choosing
 METADATA = frozenset(map(ipaddress.ip_address, ("169.254.169.254", "fd00:ec2::254", "100.100.100.200")))  # of clouds
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
-_local = threading.local()
 
 
 class AddressRefused(ValueError):
@@ -76,53 +67,3 @@ def check_scheme(url: str, allow_private: bool) -> None:
         check_host(parts.hostname, allow_private)
     for endpoint in parse_qs(parts.query).get("endpoint_override", ()):
         check_host(urlsplit(f"//{endpoint.rpartition('//')[2]}").hostname, allow_private)
-
-
-def session(options: SourceOptions) -> requests.Session:
-    """Return this thread's HTTP session, which connects to allowed addresses only, with the cookies of
-    `sources.cookies`. Raises ValueError where that file cannot be read."""
-    key = (options.allow_private, options.cookies)
-    sessions: dict[object, requests.Session] = _local.__dict__.setdefault("sessions", {})
-    if key not in sessions:
-        new_session = requests.Session()
-        for scheme in WEB:
-            new_session.mount(scheme, _Adapter(options.allow_private))
-        if options.cookies:
-            new_session.cookies = read_cookies(options.cookies)  # type: ignore[assignment]
-        sessions[key] = new_session
-    return sessions[key]
-
-
-class _Adapter(requests.adapters.HTTPAdapter):
-    def __init__(self, allow_private: bool) -> None:
-        self._allow_private = allow_private
-        super().__init__()
-
-    def init_poolmanager(self, *args: object, **options: object) -> None:
-        super().init_poolmanager(*args, **options)  # type: ignore[arg-type]
-        allow_private = self._allow_private
-
-        class Http(urllib3.connection.HTTPConnection):
-            def _new_conn(self) -> socket.socket:
-                return _checked(super()._new_conn(), allow_private)
-
-        class Https(urllib3.connection.HTTPSConnection):
-            def _new_conn(self) -> socket.socket:
-                return _checked(super()._new_conn(), allow_private)
-
-        class HttpPool(urllib3.HTTPConnectionPool):
-            ConnectionCls = Http
-
-        class HttpsPool(urllib3.HTTPSConnectionPool):
-            ConnectionCls = Https
-
-        self.poolmanager.pool_classes_by_scheme = {"http": HttpPool, "https": HttpsPool}
-
-
-def _checked(connection: socket.socket, allow_private: bool) -> socket.socket:
-    try:
-        check_address(connection.getpeername()[0], allow_private)
-    except AddressRefused:
-        connection.close()
-        raise
-    return connection

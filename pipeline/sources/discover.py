@@ -20,8 +20,9 @@ from urllib.parse import urlsplit
 
 from pipeline.config.recipe import SourceOptions
 from pipeline.config.secrets import redact
-from pipeline.sources import filesystems, http
-from pipeline.sources.addresses import WEB, AddressRefused, check_host, check_scheme, session
+from pipeline.sources import filesystems
+from pipeline.sources.addresses import WEB, AddressRefused, check_host, check_scheme
+from pipeline.sources.cookies import read_cookies
 from pipeline.sources.discovered import IMAGES, MEMBER, VIDEOS, DiscoveredFile, local_file, split_member, suffix
 from pipeline.sources.downloads import YTDLP, look_at_page, open_page
 from pipeline.sources.lists import list_rows, member_offsets, members
@@ -59,7 +60,8 @@ def discover(inputs: Sequence[str], options: SourceOptions | None = None) -> lis
     exist, and where there is no file at all."""
     options = options or SourceOptions()
     try:
-        session(options)
+        if options.cookies:
+            read_cookies(options.cookies)
     except ValueError as error:
         raise SourceError(str(error)) from error
     files: dict[str, DiscoveredFile] = {}
@@ -89,6 +91,8 @@ def open_media(uri: str, options: SourceOptions | None = None) -> str | BinaryIO
     if member:
         return _open_member(archive, member, options)
     if uri.startswith(WEB):
+        from pipeline.sources import http  # requests, which takes long to import in every process that decodes
+
         return http.open_url(uri, options)
     if not uri.startswith(YTDLP) and not _is_url(uri):
         return from_text(uri.removeprefix("file://"))
@@ -220,6 +224,8 @@ def _looked(files: Sequence[DiscoveredFile], options: SourceOptions) -> Iterator
                 check_host(urlsplit(file.uri.removeprefix(YTDLP)).hostname, options.allow_private)
                 return _pages(file, options)
             if file.uri.startswith(WEB):
+                from pipeline.sources import http
+
                 return [http.look(file, options)]
             check_scheme(file.uri, options.allow_private)
         except ValueError as error:  # no URL, or one of a refused address

@@ -17,7 +17,7 @@ from pipeline.config.secrets import redact
 from pipeline.storage.store import Unreachable, atomic
 
 YTDLP = "ytdlp:"  # ytdlp:https://... is opened by yt-dlp
-SILENT = logging.Logger("yt-dlp", logging.CRITICAL)  # its messages are in the errors that it raises
+QUIET_LOGGER = logging.Logger("yt-dlp", logging.CRITICAL)  # its messages are in the errors that it raises
 
 
 def downloaded(key: str, fetch: Callable[[Path], None], limit_gb: float) -> BinaryIO:
@@ -97,7 +97,7 @@ def _ytdlp(uri: str, wanted: dict[str, Any], options: SourceOptions, download: b
         "no_warnings": True,
         "noprogress": True,
         "cachedir": False,
-        "logger": SILENT,
+        "logger": QUIET_LOGGER,
     }
     always |= {"proxy": options.proxy} if options.proxy else {}
     if options.cookies:  # a copy, because yt-dlp writes its cookies back

@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, BinaryIO
 
-import fsspec
-
 from pipeline.config.secrets import redact
 from pipeline.sources.discovered import DiscoveredFile
 from pipeline.storage.store import Unreachable, ranged
@@ -22,9 +20,11 @@ HUB = "hf://"
 def open_uri(uri: str) -> BinaryIO:
     """Open a file for reading. Raises OSError; Unreachable where a retry may succeed."""
     if not uri.startswith(HUB):
+        import fsspec  # here and below because it takes long, in every process that decodes
+
         return fsspec.open(uri, "rb").open()
     with _hub_errors():
-        filesystem, path = fsspec.core.url_to_fs(uri)
+        filesystem, path = _filesystem(uri)
         file = filesystem.open(path, "rb", cache_type="none")
 
     def fetch(count: int, offset: int) -> bytes:
@@ -35,11 +35,17 @@ def open_uri(uri: str) -> BinaryIO:
     return ranged(file.size, fetch)
 
 
+def _filesystem(uri: str) -> tuple[Any, str]:
+    from fsspec.core import url_to_fs
+
+    return url_to_fs(uri)  # type: ignore[no-any-return]
+
+
 def look_at(file: DiscoveredFile) -> DiscoveredFile:
     """Return a file with its size and stamp, or with `problem` or `silent` set."""
     try:
         with _hub_errors():
-            filesystem, path = fsspec.core.url_to_fs(file.uri)
+            filesystem, path = _filesystem(file.uri)
             return _described(file, filesystem.info(path))
     except Unreachable:
         return replace(file, silent=True)
@@ -51,7 +57,7 @@ def expand(uri: str) -> list[DiscoveredFile]:
     """Return the files of a folder of the Hub at any depth, or those that match a glob, without hidden ones. Raises
     OSError, ValueError or ImportError where they cannot be listed."""
     with _hub_errors():
-        filesystem, path = fsspec.core.url_to_fs(uri)
+        filesystem, path = _filesystem(uri)
         entries = filesystem.glob(path, detail=True) if "*" in path else filesystem.find(path, detail=True)
     return [
         _described(DiscoveredFile(filesystem.unstrip_protocol(name), named=False), info)

@@ -25,9 +25,10 @@ import urllib3
 
 from pipeline.config.recipe import SourceOptions
 from pipeline.config.versions import VERSION
-from pipeline.sources.addresses import AddressRefused, session
+from pipeline.sources.addresses import AddressRefused
 from pipeline.sources.discovered import DiscoveredFile
 from pipeline.sources.downloads import downloaded
+from pipeline.sources.http_session import session
 from pipeline.storage.retry import AGAIN, pause
 from pipeline.storage.store import Unreachable, ranged
 

@@ -18,7 +18,7 @@ from pipeline.state import fingerprints
 from pipeline.state.limits import is_raised
 from pipeline.storage.store import Store
 from pipeline.tables import compaction
-from pipeline.tables.compaction import Runs, spans
+from pipeline.tables.compaction import Runs, id_ranges
 from pipeline.tables.fragments import Fragment, IdRange, fingerprint, frames_of, read_fragments, write_fragment
 
 KEYS = ("clip_id", "source_id", "start_pts", "end_pts", "shot_index", "unit")  # columns that sorting and joining need
@@ -114,7 +114,7 @@ def clips(
     """Yield every clip of `sources` (with source_id, source_uri, status and metadata) with the columns of all passes,
     or with `columns` only; null where a pass has no row yet. Tables come in order of source_id and time.
 
-    Further columns: `metadata`; `unit`, which names the file of frames; `scan_at` and `embed_at`, the fragments that
+    Further columns: `metadata`; `unit`, which names the file of frames; `scan_fragment` and `embed_fragment`, which
     hold the rows; and `captioned`, whether the caption pass has finished the clip.
     """
     usable = sources.filter(pc.equal(sources["status"], "ok")).select(["source_id", "source_uri", "metadata"])
@@ -131,14 +131,14 @@ def clips(
         )
         schemas = (fingerprints.embed_schema(recipe), fingerprints.caption_schema(recipe))
         empty = True
-        for span in spans(scan.count):
-            rows = scan.rows(span, columns and {*columns, *KEYS})
+        for ids in id_ranges(scan.count):
+            rows = scan.rows(ids, columns and {*columns, *KEYS})
             if rows is not None:
                 empty = False
                 later_rows = [
-                    runs.rows(span, columns and {*columns, "clip_id", "source_id", "scored"}) for runs in later
+                    runs.rows(ids, columns and {*columns, "clip_id", "source_id", "scored"}) for runs in later
                 ]
-                yield _joined(_of_today(rows, usable, span), later_rows, schemas, columns)
+                yield _joined(_of_today(rows, usable, ids), later_rows, schemas, columns)
                 pa.default_memory_pool().release_unused()  # otherwise Arrow keeps freed memory in its pool
         if empty:
             rows = pa.schema([*fingerprints.scan_schema(recipe), ("at", pa.string())]).empty_table()
@@ -148,20 +148,20 @@ def clips(
 def _joined(
     rows: pa.Table, later: Sequence[pa.Table | None], schemas: Sequence[pa.Schema], columns: Collection[str] | None
 ) -> pa.Table:
-    for table, schema, at in zip(later, schemas, ("embed_at", "caption_at"), strict=True):
+    for table, schema, at in zip(later, schemas, ("embed_fragment", "caption_fragment"), strict=True):
         rows = join(rows, table, [f for f in schema if columns is None or f.name in columns], at)
-    captioned = pc.is_valid(rows["caption_at"])
-    return rows.drop_columns(["caption_at"]).append_column("captioned", captioned)
+    captioned = pc.is_valid(rows["caption_fragment"])
+    return rows.drop_columns(["caption_fragment"]).append_column("captioned", captioned)
 
 
-def _of_today(rows: pa.Table, sources: pa.Table, span: IdRange) -> pa.Table:
-    """Return the rows of a span whose source is among `sources` (sorted by source_id), with the source's current URI
-    and metadata, and with shots numbered."""
-    ids = sources["source_id"].chunk(0)
-    first, end = (bisect.bisect_left(ids, edge, key=pa.StringScalar.as_py) for edge in (span.first, span.end or "~"))
-    at = pc.index_in(rows["source_id"], ids.slice(first, end - first))
+def _of_today(rows: pa.Table, sources: pa.Table, ids: IdRange) -> pa.Table:
+    """Return the rows of the range `ids` whose source is among `sources` (sorted by source_id), with the source's
+    current URI and metadata, and with shots numbered."""
+    current = sources["source_id"].chunk(0)
+    first, end = (bisect.bisect_left(current, edge, key=pa.StringScalar.as_py) for edge in (ids.first, ids.end or "~"))
+    at = pc.index_in(rows["source_id"], current.slice(first, end - first))
     rows, at = rows.filter(pc.is_valid(at)), pc.add(pc.drop_null(at), first).combine_chunks()
-    rows = rows.rename_columns({"at": "scan_at"})
+    rows = rows.rename_columns({"at": "scan_fragment"})
     for name in ("source_id", "source_uri", "metadata"):
         column = pa.DictionaryArray.from_arrays(at.cast(pa.int32()), sources[name].chunk(0))
         position = rows.schema.get_field_index(name)

@@ -7,6 +7,7 @@ it: they decide only whether a unit is finished.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,18 +15,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from captioners import CAPTIONERS, captioner_version, check_captioner
+from captioners import CAPTIONERS, captioner_class, captioner_version
 from captioners.text.audit import AUDIT_COLUMNS
 from captioners.text.audit import VERSION as AUDIT_VERSION
 from filters import FILTERS, load_filter
 from filters.base import Filter, Track, uses_gpu, why_null
 from filters.encoders.base import ENCODERS, Declared
+from pipeline.config.options import check_arguments, nearest
 from pipeline.config.recipe import Bounds, CaptionOptions, Recipe, RecipeError, to_dict
-from pipeline.config.video_models import nearest, resolved
+from pipeline.config.video_models import resolved
 from pipeline.selection.select import admitted, check_thresholds, holds
 from pipeline.tables.fragments import CLIPS, fingerprint
 
-SCAN_VERSION = 15
+SCAN_VERSION = 16
 EMBED_VERSION = 5
 CAPTION_VERSION = 3
 
@@ -127,13 +129,15 @@ def passes_scan_thresholds(row: Mapping[str, Any], bounds: Mapping[str, Bounds])
     return row["dropped"] is None and all(bound.admit(row[column]) for column, bound in bounds.items())
 
 
-def needs_scoring(rows: pa.Table, recipe: Recipe) -> np.ndarray:
+def needs_scoring(rows: pa.Table, recipe: Recipe, by_hand: np.ndarray) -> np.ndarray:
     """Return which clips the embed pass still has to score, (n,) bool. `rows` have `dropped`, the scores so far that
     have thresholds, and `scored`, the filters that ran (null: not embedded yet). A clip that an earlier build stopped
-    scoring is continued if the current thresholds accept it."""
+    scoring is continued if the current thresholds accept it, or if a person keeps it: those are `by_hand`, (n,) bool.
+    """
     open_ = rows["dropped"].is_null().to_numpy()
     for column, bounds in scan_bounds(recipe).items():
         open_ = open_ & admitted(rows[column], bounds)
+    open_ = open_ | (by_hand & pc.fill_null(pc.not_equal(rows["dropped"], "error"), True).to_numpy())
     filters, scored = filters_of(recipe, "embed"), rows["scored"]
     fresh = scored.is_null().to_numpy()
     stopped = np.zeros(rows.num_rows, bool)
@@ -141,7 +145,7 @@ def needs_scoring(rows: pa.Table, recipe: Recipe) -> np.ndarray:
         for column, bounds in thresholds_of(recipe, clip_filter.columns).items():
             stopped |= holds(scored, [name]) & ~admitted(rows[column], bounds)
     incomplete = pc.fill_null(pc.less(pc.list_value_length(scored), len(filters)), False).to_numpy()
-    return open_ & (fresh | (~stopped & incomplete))
+    return open_ & (fresh | (~(stopped & ~by_hand) & incomplete))
 
 
 def check(recipe: Recipe) -> None:
@@ -155,18 +159,12 @@ def check(recipe: Recipe) -> None:
     fields = [*CLIPS, *EMBEDDED, *(pa.field(k, v) for k, v in {**column_types, **AUDIT_COLUMNS}.items())]
     check_thresholds(recipe.select.thresholds, pa.schema(fields))
     resolved(recipe.pack)
-    if recipe.caption.captioner not in CAPTIONERS:
-        raise RecipeError(f"unknown captioner {recipe.caption.captioner!r}: known are {', '.join(CAPTIONERS)}")
-    try:
-        check_captioner(recipe.caption.captioner, recipe.caption.options)
-    except TypeError as error:
-        raise RecipeError(f"caption.options: {error}") from error
-    try:
-        check_captioner(recipe.caption.captioner, captioner_options(recipe))
-    except TypeError as error:
-        raise RecipeError(
-            f"caption: the captioner {recipe.caption.captioner!r} takes no instruction or language ({error})"
-        ) from error
+    captioner = recipe.caption.captioner
+    if captioner not in CAPTIONERS:
+        raise RecipeError(f"unknown captioner {captioner!r}{nearest(captioner, CAPTIONERS)}")
+    check_arguments(captioner_class(captioner), recipe.caption.options, "caption.options")
+    for name in captioner_options(recipe).keys() - inspect.signature(captioner_class(captioner)).parameters.keys():
+        raise RecipeError(f"caption.{name}: the captioner {captioner!r} takes no {name}")
 
 
 def late_columns(recipe: Recipe) -> set[str]:

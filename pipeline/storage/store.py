@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import parse_qsl, urlsplit
 
-import fsspec
 import pyarrow as pa
 from pyarrow import fs
 
@@ -313,8 +312,7 @@ def _reachable() -> Iterator[None]:
 def refuse_secrets(uri: str) -> None:
     """Raise StorageError for a URL with a password or key in it: URLs are written to tables."""
     if "://" in uri and IN_URL.search(uri):
-        where = urlsplit(uri).hostname
-        raise StorageError(f"{where}: credentials in a URL end up in tables: put them into the environment instead")
+        raise StorageError(f"{urlsplit(uri).hostname}: tables show URLs: put credentials into the environment instead")
 
 
 def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
@@ -334,7 +332,9 @@ def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
         return fs.S3FileSystem(retry_strategy=patient, allow_delayed_open=True, **options), url.netloc + url.path
     try:
         if not uri.startswith(REMOTE):
-            other, key = fsspec.core.url_to_fs(uri)
+            from fsspec.core import url_to_fs  # takes long
+
+            other, key = url_to_fs(uri)
             return fs.PyFileSystem(fs.FSSpecHandler(other)), key
         if url.scheme == "az" and "@" not in url.netloc:  # az://container/path, as fsspec writes it
             return fs.AzureFileSystem(os.environ["AZURE_STORAGE_ACCOUNT_NAME"]), url.netloc + url.path

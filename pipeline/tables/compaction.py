@@ -24,7 +24,7 @@ from pipeline.tables.fragments import DONE, Fragment, IdRange, fingerprint, id_p
 MERGED = "merged"  # key of a merged file's `done`
 LOOSE = 64  # fragments are merged when more than this many are not merged yet
 FULL_ROWS, FULL_BYTES = 500_000, 1 << 30  # a file of this size is not merged again
-SPAN_ROWS, SPAN_BYTES = 100_000, 256 << 20  # rows and bytes in memory at once
+RANGE_ROWS, RANGE_BYTES = 100_000, 256 << 20  # rows and bytes in memory at once
 GROUP = 8192  # rows of a row group: the least that can be read
 
 
@@ -46,32 +46,32 @@ class Runs:
     def count(self) -> int:
         return sum(fragment.count for fragment in self.fragments)
 
-    def rows(self, span: IdRange, columns: Collection[str] | None = None) -> pa.Table | None:
-        """Return every clip of the sources in `span` once, ordered by source_id, position and clip_id, with a column
+    def rows(self, ids: IdRange, columns: Collection[str] | None = None) -> pa.Table | None:
+        """Return every clip of the sources in `ids` once, ordered by source_id, position and clip_id, with a column
         `at` that names its fragment; None where there is no clip."""
         tables = []
         for fragment in self.fragments:
-            if span.meets(*fragment.done["sources"]):
-                rows = self._rows(fragment, columns, span)
+            if ids.meets(*fragment.done["sources"]):
+                rows = self._rows(fragment, columns, ids)
                 name = pa.DictionaryArray.from_arrays(np.zeros(rows.num_rows, np.int32), [fragment.name])
                 tables.append(rows.append_column("at", name))
         if not any(table.num_rows for table in tables):
             return None
         return each_once(pa.concat_tables(tables).unify_dictionaries())
 
-    def _rows(self, fragment: Fragment, columns: Collection[str] | None, span: IdRange) -> pa.Table:
+    def _rows(self, fragment: Fragment, columns: Collection[str] | None, ids: IdRange) -> pa.Table:
         if MERGED not in fragment.done:
-            return fragment.rows(self._store, columns, span)
+            return fragment.rows(self._store, columns, ids)
         if fragment.name not in self._open:
             file = self._stack.enter_context(self._store.open(fragment.name))
             self._open[fragment.name] = pq.ParquetFile(file)
-        return rows_of(self._open[fragment.name], columns, span)
+        return rows_of(self._open[fragment.name], columns, ids)
 
 
-def spans(rows: int, size: int = 0) -> list[IdRange]:
-    """Divide all source ids into ranges of about SPAN_ROWS of `rows` and SPAN_BYTES of `size`; ids are evenly
+def id_ranges(rows: int, size: int = 0) -> list[IdRange]:
+    """Divide all source ids into ranges of about RANGE_ROWS of `rows` and RANGE_BYTES of `size`; ids are evenly
     distributed hashes."""
-    count = max(1, -(-rows // SPAN_ROWS), -(-size // SPAN_BYTES))
+    count = max(1, -(-rows // RANGE_ROWS), -(-size // RANGE_BYTES))
     edges = ["", *(f"{(i << 32) // count:08x}" for i in range(1, count)), ""]
     return [IdRange(first, end) for first, end in itertools.pairwise(edges)]
 
@@ -121,19 +121,19 @@ def _merge(store: Store, folder: str, taken: Sequence[Fragment], made_by: str) -
     key, merged_names = fingerprint(sorted(f.name for f in taken)), set[str]()
     with Runs(store, taken) as runs, store.open(taken[0].name) as file:
         schema = pq.ParquetFile(file).schema_arrow.remove_metadata()
-        pending_spans = spans(runs.count, sum(f.size for f in taken))
-        while pending_spans:
-            name, first, rows, size = f"{folder}/{key}-{len(merged_names):05}.parquet", pending_spans[0].first, 0, 0
+        pending_ranges = id_ranges(runs.count, sum(f.size for f in taken))
+        while pending_ranges:
+            name, first, rows, size = f"{folder}/{key}-{len(merged_names):05}.parquet", pending_ranges[0].first, 0, 0
             with writer(store, name, schema) as out:
-                while pending_spans and rows < FULL_ROWS and size < FULL_BYTES:
-                    span = pending_spans.pop(0)
-                    table = runs.rows(span)
+                while pending_ranges and rows < FULL_ROWS and size < FULL_BYTES:
+                    ids = pending_ranges.pop(0)
+                    table = runs.rows(ids)
                     if table is not None:
                         out.write_table(table.select(schema.names).cast(schema), row_group_size=GROUP)
                         rows, size = rows + table.num_rows, size + table.nbytes
-                whole = IdRange(first, span.end)
+                whole = IdRange(first, ids.end)
                 own = [part for part in parts if whole.meets(*2 * [part["key"].partition("@")[0]])]
-                done = {"fingerprint": made_by, MERGED: True, "sources": [first, span.end or "g"]}
+                done = {"fingerprint": made_by, MERGED: True, "sources": [first, ids.end or "g"]}
                 if parts:
                     done["parts"] = own
                 out.add_key_value_metadata({DONE: json.dumps(done, sort_keys=True).encode()})
@@ -146,8 +146,8 @@ def writer(store: Store, name: str, schema: pa.Schema) -> Iterator[pq.ParquetWri
     """Yield a writer of a Parquet file that appears in the store on leaving."""
     folder, _, base = name.rpartition("/")
     with (
-        store.folder(folder) as place,
-        atomic(place / base) as temporary,
+        store.folder(folder) as local,
+        atomic(local / base) as temporary,
         pq.ParquetWriter(temporary, schema, compression="zstd") as opened,
     ):
         yield opened

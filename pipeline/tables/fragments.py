@@ -99,7 +99,7 @@ def write_frames(store: Store, unit: str, rows: pa.Table) -> int:
     return sink.tell()
 
 
-def read_frames(file: pq.ParquetFile, clips: Collection[str]) -> pa.Table:
+def read_sampled_frames(file: pq.ParquetFile, clips: Collection[str]) -> pa.Table:
     """Return the sampled frames of these clips, reading only the row groups that may hold them."""
     groups = []
     for number in range(file.num_row_groups):
@@ -146,10 +146,10 @@ class Fragment:
     count: int = 0
     size: int = 0
 
-    def rows(self, store: Store, columns: Collection[str] | None = None, span: IdRange | None = None) -> pa.Table:
-        """Read all rows, or those of sources in `span`."""
+    def rows(self, store: Store, columns: Collection[str] | None = None, ids: IdRange | None = None) -> pa.Table:
+        """Read all rows, or those of sources in `ids`."""
         with store.open(self.name) as file:
-            return rows_of(pq.ParquetFile(file), columns, span)
+            return rows_of(pq.ParquetFile(file), columns, ids)
 
 
 @dataclass(frozen=True)
@@ -163,23 +163,22 @@ class IdRange:
         return greatest >= self.first and (not self.end or least < self.end)
 
 
-def rows_of(file: pq.ParquetFile, columns: Collection[str] | None = None, span: IdRange | None = None) -> pa.Table:
-    """Read rows of a fragment. With `span`, read only the row groups that may hold sources in it."""
+def rows_of(file: pq.ParquetFile, columns: Collection[str] | None = None, ids: IdRange | None = None) -> pa.Table:
+    """Read rows of a fragment. With `ids`, read only the row groups that may hold sources in it."""
     names = None if columns is None else [name for name in file.schema_arrow.names if name in columns]
-    if span is None:
+    if ids is None:
         return file.read(names)
     schema = file.schema
     at = next(i for i in range(len(schema)) if schema.column(i).path == "source_id")
     groups = []
     for number in range(file.num_row_groups):
         statistics = file.metadata.row_group(number).column(at).statistics
-        if statistics is None or not statistics.has_min_max or span.meets(statistics.min, statistics.max):
+        if statistics is None or not statistics.has_min_max or ids.meets(statistics.min, statistics.max):
             groups.append(number)
     table = file.read_row_groups(groups, None if names is None else [*dict.fromkeys(["source_id", *names])])
-    ids = table["source_id"]
-    inside = pc.greater_equal(ids, span.first)
-    if span.end:
-        inside = pc.and_(inside, pc.less(ids, span.end))
+    inside = pc.greater_equal(table["source_id"], ids.first)
+    if ids.end:
+        inside = pc.and_(inside, pc.less(table["source_id"], ids.end))
     return table.filter(inside)
 
 

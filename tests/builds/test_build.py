@@ -137,9 +137,12 @@ def test_a_new_source_is_scanned_alone_and_a_removed_one_disappears(copied, foot
     half = copied / "shards" / ".train-000001.tar.7.tmp"  # left by a build that was killed
     half.write_bytes(b"half a tar")
     planned = plan([str(folder)], str(copied), load_recipe("embedded", OPTIONS)).splitlines()
-    assert planned[0].startswith("sources  8 files of 8 files: new or changed, about 0:")
-    assert planned[1].endswith("8 files of the dataset are no longer among the sources: their clips go")
-    assert " for sources, at the last builds' rates; passes after sources depend on its results" in planned[-1]
+    assert planned[0].startswith("sources   8 of 8 files: new or changed, about 0:")
+    assert planned[1].endswith("8 files of the dataset, no longer a source: their clips go")
+    assert [line.split()[:3] for line in planned[2:7]] == [
+        [name, "up", "to"] for name in ("scan", "embed", "caption", "transcode", "pack")
+    ]
+    assert planned[-1].endswith(" in all, at the last builds' rates")
     result = build([str(folder)], str(copied), load_recipe("embedded", OPTIONS))
     scan = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("scan"))
     assert "0:02 video" in scan
@@ -164,7 +167,7 @@ def halved(dataset: Path, pattern: str) -> Path:
     [
         (["shards/*/*.tar", "state/sources/*.parquet", "tables/clips/*.parquet"], ["sources", "transcode", "pack"]),
         (["shards/*/*.parquet", "state/caption/*.parquet"], ["caption", "transcode", "pack"]),
-        (["tables/frames/*.parquet"], ["scan"]),
+        (["tables/frames/*.parquet"], ["scan", "embed"]),
     ],
 )
 def test_what_is_cut_off_is_made_anew_and_nothing_else(copied, footage, built, capsys, patterns, again):
@@ -192,9 +195,9 @@ def test_a_dataset_that_lost_part_of_a_table_is_not_read_as_if_it_were_whole(cop
         ["export", "--to", "csv", "--out", "x.csv"],
     ):
         assert main([words[0], str(copied), *words[1:]]) == 2
-        said = capsys.readouterr().err
-        assert str(lost.relative_to(copied)) in said
-        assert "run its build again" in said
+        error = capsys.readouterr().err
+        assert str(lost.relative_to(copied)) in error
+        assert "run its build again" in error
     lost.unlink()
     assert main(["report", str(copied)]) == 2
     assert f"{lost.relative_to(copied)} is missing: run its build again" in capsys.readouterr().err
@@ -226,6 +229,7 @@ def test_killed_in_the_middle_and_started_again_gives_the_same_bytes(
     finished = len(list(dataset.glob("state/pack/*/*.tar")))
     result = build([str(footage)], str(dataset), load_recipe("embedded", OPTIONS))
     assert snapshot(dataset) == snapshot(built[0])
+    assert {"sources", "scan", "embed"} <= set(result.info["passes"])  # the closing table has what both builds did
     encoded = [int(line.split()[1]) for line in capsys.readouterr().out.splitlines() if line.startswith("transcode")]
     assert sum(encoded) == result.info["counts"]["kept"] - finished
     assert not (dataset / "state" / "pack").exists()
@@ -301,7 +305,7 @@ def test_sigterm_ends_a_build_on_ray_with_one_line(footage, tmp_path):
         assert process.poll() is None
         time.sleep(0.05)
     process.terminate()
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate()
     assert process.returncode == 130
     assert errors.split("\n") == ["", "stopped; finished work is kept: run the same command again to continue", ""]
 
@@ -314,7 +318,7 @@ def test_a_second_build_into_the_same_folder_says_so_and_an_interrupt_says_how_t
     with pytest.raises(DatasetError, match=f"another build is writing .*process {first.pid}"):
         build([str(footage)], str(dataset), load_recipe("embedded", OPTIONS))
     first.send_signal(signal.SIGINT)
-    _, errors = first.communicate(timeout=60)
+    _, errors = first.communicate()
     assert first.returncode == 130
     assert "run the same command again to continue" in errors
     assert not (dataset / "dataset.json").exists()

@@ -54,10 +54,10 @@ def test_a_driver_that_is_killed_while_it_captions_loses_one_batch_and_captions_
         return subprocess.Popen([*command, "--engine", "local"], start_new_session=True)
 
     process = start()
-    assert kill.wait(240)
+    assert kill.wait(600)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    assert start().wait(240) == 0
+    assert start().wait() == 0
     assert sorted(requests.values()) == [1, 1, 1, 2], "again only the clip that was asked when the driver was killed"
     endpoint.close()
     table = read_table(Store(str(dataset)), "tables/clips")

@@ -16,6 +16,8 @@ from repository import ROOT
 from pipeline.cli import TRAINER, cli, main
 from pipeline.config.recipe import presets
 from pipeline.engine.progress import Progress, clock
+from pipeline.passes.base import Outlook
+from pipeline.plan import estimated
 
 
 @pytest.fixture
@@ -35,14 +37,21 @@ def video(tmp_path: Path) -> str:
         ),
         (["build", "VIDEO", "--out", "OUT", "filters.motion.spedd=1"], "the filter motion has no option 'spedd'"),
         (["build", "VIDEO", "--out", "OUT", "caption.captioner=oracle"], "unknown captioner 'oracle'"),
-        (["build", "VIDEO", "--out", "OUT", "caption.options.leest=1"], "caption.options: got an unexpected keyword"),
+        (
+            ["build", "VIDEO", "--out", "OUT", "caption.options.leest=1"],
+            "'caption.options.leest'; did you mean 'least'?",
+        ),
+        (
+            ["build", "VIDEO", "--out", "OUT", "caption.options.least=few"],
+            "caption.options.least: expected float, got 'few'",
+        ),
         (["build", "VIDEO", "--out", "OUT", "caption={captioner: listed}"], "none of the inputs has one"),
         (["build", "VIDEO", "--out", "OUT", "scan.shots=cuts"], "scan.shots: expected cascade"),
         (["build", "VIDEO", "--out", "OUT", "select.thresholds.motion_objekt.min=1"], "did you mean 'motion_object'"),
-        (["build", "VIDEO", "--out", "OUT", "--recipe", "best"], "presets are embedded"),
+        (["build", "VIDEO", "--out", "OUT", "--recipe", "best"], "is called 'best': expected one of embedded"),
         (["build", "VIDEO", "--out", "OUT", "--gpus"], "no model of this recipe runs on a GPU"),
         (["build", "nothing/here", "--out", "OUT"], "nothing/here: no such file or folder"),
-        (["build", "VIDEO", "--out", "s3://key:secret@bucket/x"], "put them into the environment"),
+        (["build", "VIDEO", "--out", "s3://key:secret@bucket/x"], "put credentials into the environment"),
         (["build", "VIDEO", "--out", "FULL"], "holds something else"),
         (["build", "VIDEO", "--out", "LATIN"], "holds something else"),
         (["build", "VIDEO", "--out", "VIDEO"], "is a file: give an empty or new folder"),
@@ -72,9 +81,8 @@ def test_wrong_input_ends_with_status_2_and_one_line(words, message, video, tmp_
 def test_words_in_any_order_are_sources_and_overrides(video, tmp_path, capsys):
     assert main(["plan", "scan.min_seconds=1", video, "--out", str(tmp_path / "out"), "scan.max_seconds=8"]) == 0
     out = capsys.readouterr().out
-    assert "sources  1 files of 1 files: new or changed" in out
-    assert "pack     depends on the passes before (0 clips done)" in out
-    assert "passes after sources do not include the clips that sources has yet to add" in out
+    assert "sources   1 of 1 file: new or changed" in out
+    assert "pack      not known yet, depends on the passes before (0 clips done)" in out
     assert not (tmp_path / "out").exists()
 
 
@@ -115,7 +123,7 @@ def test_a_source_whose_name_begins_with_a_dash_follows_two_dashes(tmp_path, mon
     monkeypatch.chdir(tmp_path)
     Path("-rf.mp4").write_bytes(b"not really")
     assert main(["plan", "--out", "out", "--", "-rf.mp4"]) == 0
-    assert "1 files of 1 files" in capsys.readouterr().out
+    assert "1 of 1 file:" in capsys.readouterr().out
 
 
 def test_an_error_cannot_control_the_terminal_or_show_a_password(tmp_path, capsys):
@@ -161,9 +169,34 @@ def test_time_is_written_like_a_clock():
 
 def test_a_progress_line_does_not_repeat_the_amount_of_work(capsys):
     for counts in ({"clips": 2, "reused": 2, "failed": 0}, {"clips": 1, "reused": 0, "failed": 1}, {"clips": 2}):
-        progress = Progress("transcode", 2, "clips")
-        progress.add(2, counts)
+        progress = Progress({"transcode": "clips"}, 2)
+        progress.add("transcode", 2, counts)
         progress.close()
     shown = [line.partition("(")[0] for line in capsys.readouterr().out.splitlines()]
     counted = ("2 reused  ", "1 clip, 0 reused, 1 failed  ", "")
     assert shown == [f"transcode      2 clips  {text}" for text in counted]
+
+
+def test_a_plan_estimates_later_passes_from_what_earlier_builds_measured():
+    outlooks = {name: Outlook(0, 10, "") for name in ("sources", "scan", "embed", "caption", "pack")}
+    outlooks["scan"] = Outlook(60, 90, "new sources")
+    outlooks["caption"] = Outlook(2, 10, "new")
+    amounts = {"scan": (30, 15), "embed": (10, 15), "caption": (5, 20)}  # seconds of video or clips, and seconds
+    works = estimated(outlooks, {name: {"amount": done, "seconds": took} for name, (done, took) in amounts.items()})
+    assert {name: (work.more, work.seconds) for name, work in works.items()} == {
+        "sources": (0, 0),
+        "scan": (0, 30),
+        "embed": (20, 30),
+        "caption": (10, 48),
+        "pack": (None, None),
+    }
+
+
+def test_each_pass_of_a_chain_has_a_line_of_progress(capsys):
+    progress = Progress({"scan": "video", "embed": "clips"}, 60)
+    progress.add("embed", 3, {"clips": 3})
+    progress.add("scan", 30, {"clips": 4})
+    assert progress.amount == 30  # of the first pass, whose total is known
+    progress.close()
+    lines = [line.partition("(")[0].split() for line in capsys.readouterr().out.splitlines()]
+    assert lines == [["scan", "0:30", "video", "4", "clips"], ["embed", "3", "clips"]]

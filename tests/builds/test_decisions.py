@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from light_recipe import GOLDEN_OPTIONS
+from videos import pan, texture, write_video
 
 from pipeline.build import build
 from pipeline.config.recipe import load_recipe
@@ -133,6 +134,24 @@ def test_a_new_decision_is_noticed_and_an_unchanged_dataset_is_left_alone(decide
     decide(dataset, kept, decision="reject")
     planned = plan(sources, str(dataset), recipe)
     assert "in shards to write" in planned
-    assert "do not include" not in planned  # only shards are pending, which add no clips
+    assert "after the passes before" not in planned  # only shards are pending, which add no clips
     build(sources, str(dataset), recipe, engine="local")
     assert rows(dataset)[kept["clip_id"]]["rejected_by"] == ["hand"]
+
+
+def test_a_clip_kept_by_hand_gets_all_scores_also_in_a_new_folder_with_the_same_decisions(tmp_path):
+    video = [str(write_video(tmp_path / "dark.mp4", pan(texture(1, 240, 426) // 8, 12, 3), fps=10))]
+    recipe = load_recipe("embedded", (*GOLDEN_OPTIONS, "select.thresholds.exposure_luma.min=0.2"))
+    build(video, str(tmp_path / "old"), recipe, engine="local")
+    (clip,) = rows(tmp_path / "old").values()
+    assert (clip["rejected_by"], clip["embedding"], clip["colour_saturation"]) == (["exposure_luma"], None, None)
+    decide(tmp_path / "old", clip, decision="keep", caption=WRITTEN)
+    assert "embed     1 of 1 clip" in plan(video, str(tmp_path / "old"), recipe)
+    build(video, str(tmp_path / "old"), recipe, engine="local")
+    (clip,) = rows(tmp_path / "old").values()
+    needed = ("embedding", "phash", "colour_saturation", "tags_labels", "caption", "shard")
+    assert [name for name in ("keep", *needed) if not clip[name]] == []
+
+    shutil.copytree(tmp_path / "old" / "decisions", tmp_path / "new" / "decisions")
+    build(video, str(tmp_path / "new"), recipe, engine="local")
+    assert published(tmp_path / "new") == published(tmp_path / "old")

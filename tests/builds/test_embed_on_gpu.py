@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import pytest
 from light_recipe import GOLDEN_OPTIONS
 
@@ -22,17 +23,19 @@ from pipeline.engine.base import Machine, Stage
 from pipeline.engine.local import LocalEngine
 from pipeline.passes.embed import EMBED
 from pipeline.passes.embed_on_gpu import EncodeClips, EncodeUnit, JoinedCalls, ScoreFrames
+from pipeline.passes.snapshot import Snapshot
 from pipeline.state.units import Handoff, UnitClips, UnitResult
 from pipeline.storage.store import Store
 from pipeline.tables.fragments import read_fragments
+from pipeline.tables.published import read_table
 
 RECIPE = load_recipe("embedded", [*GOLDEN_OPTIONS, "select.thresholds.colour_saturation.min=0.2"])
 
 
-def two_stages(store: Store, recipe: Recipe) -> list[Stage]:
+def two_stages(store: Store, recipe: Recipe, by_hand: frozenset[str] = frozenset()) -> list[Stage]:
     """The stages of the standard recipe on a GPU, for `recipe`."""
-    stages = EMBED.stages(store, load_recipe("standard"), Machine(cpus=2, widest=2, gpu=True))
-    return [replace(stage, args=(store, recipe)) for stage in stages]
+    stages = EMBED.stages(Snapshot(store, load_recipe("standard"), []), Machine(cpus=2, widest=2, gpu=True))
+    return [replace(stage, args=(store, recipe, by_hand)) for stage in stages]
 
 
 def rows_of(store: Store) -> dict[str, dict[str, Any]]:
@@ -43,16 +46,22 @@ def rows_of(store: Store) -> dict[str, dict[str, Any]]:
 def test_two_stages_score_and_embed_as_one_does(golden_dataset, tmp_path):
     store = Store(shutil.copytree(golden_dataset, tmp_path / "dataset").as_posix())
     units = [UnitClips(Path(f.name).stem, f.name) for f in read_fragments(store, "state/scan")]
-    one_stage = EMBED.stages(store, RECIPE, Machine(cpus=2, widest=2, gpu=True))  # no model for a GPU in this recipe
+    machine = Machine(cpus=2, widest=2, gpu=True)
+    one_stage = EMBED.stages(Snapshot(store, RECIPE, []), machine)  # the recipe has no model for a GPU
     assert len(one_stage) == 1
+    clips = read_table(store, "tables/clips")
+    assert clips is not None
+    stopped = clips.filter(pc.less(clips["colour_saturation"], 0.2))["clip_id"].to_pylist()
+    args = (store, RECIPE, frozenset(stopped[:1]))  # a person keeps one of the clips that the threshold stops
     shutil.rmtree(tmp_path / "dataset" / "state" / "embed")
-    worker = one_stage[0].worker(*one_stage[0].args)
+    worker = one_stage[0].worker(*args)
     amounts = [worker(unit).amount for unit in units]
     expected = rows_of(store)
-    assert {row["frame_embeddings"] is None for row in expected.values()} == {True, False}
+    assert {clip for clip, row in expected.items() if row["frame_embeddings"] is None} == set(stopped[1:])
+    assert stopped[1:]
 
     shutil.rmtree(tmp_path / "dataset" / "state" / "embed")
-    first, second = ScoreFrames(store, RECIPE), EncodeClips(store, RECIPE)
+    first, second = ScoreFrames(*args), EncodeClips(*args)
     steps: set[str] = set()
     for unit, amount in zip(units, amounts, strict=True):
         scored = first(unit)
@@ -66,7 +75,7 @@ def test_two_stages_score_and_embed_as_one_does(golden_dataset, tmp_path):
     assert rows_of(store) == expected
 
     shutil.rmtree(tmp_path / "dataset" / "state" / "embed")
-    stages = two_stages(store, RECIPE)
+    stages = two_stages(*args)
     results = list(LocalEngine(2).run(units, stages))
     assert sorted(result.amount for result in results) == sorted(amounts)
     assert rows_of(store) == expected, "units share calls of the encoder, CPU filters run in child processes"
@@ -120,7 +129,7 @@ def test_a_call_that_fails_fails_for_all_that_share_it_and_not_for_the_next():
 
 def test_on_a_gpu_a_cpu_filter_holds_none():
     machine = Machine(cpus=16, widest=16, gpu=True)
-    stages = EMBED.stages(Store("/nowhere"), load_recipe("standard"), machine)
+    stages = EMBED.stages(Snapshot(Store("/nowhere"), load_recipe("standard"), []), machine)
     assert [(stage.worker, stage.gpus, stage.cpus > 0) for stage in stages] == [
         (ScoreFrames, 0.0, True),
         (EncodeClips, 1.0, False),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,13 +19,13 @@ from captioners.base import Caption, CaptionerDown, CaptionError, ClipFrames
 from filters.base import ClipView, Score, Track, score, why_null
 from filters.encoders.base import EncoderOutput
 from pipeline.config.recipe import CaptionOptions, Recipe, ScanOptions
-from pipeline.passes import embed_worker
+from pipeline.passes import caption_worker, embed_worker
 from pipeline.passes.caption_worker import CaptionClips
 from pipeline.passes.embed_worker import Embed
 from pipeline.scan.worker import Scan
 from pipeline.sources.discover import Source
 from pipeline.state.error_log import FOLDER
-from pipeline.state.units import CaptionPart, CaptionUnit, Handoff, Part, ScanUnit, UnitClips, UnitResult
+from pipeline.state.units import BuildStopped, CaptionPart, CaptionUnit, Handoff, Part, ScanUnit, UnitClips, UnitResult
 from pipeline.storage.store import Store
 from pipeline.tables.fragments import IdRange
 
@@ -100,15 +101,49 @@ def embedded(scanned: tuple[Store, UnitClips], encoder: Encoder) -> tuple[list[d
     return [row for name in store.list("state/embed") for row in pq.read_table(store.path(name)).to_pylist()], result
 
 
-def captioned(scanned: tuple[Store, UnitClips], captioner: Captioner) -> tuple[list[dict[str, Any]], UnitResult]:
+def caption_unit(scanned: tuple[Store, UnitClips]) -> CaptionUnit:
     store, clips = scanned
     for name in store.list("state/caption"):
         store.delete(name)
     rows, _ = embedded(scanned, Encoder())
     part = UnitClips(clips.unit, clips.fragment, tuple(row["clip_id"] for row in rows), IdRange())
-    unit = CaptionUnit((CaptionPart(part, tuple(store.list("state/embed"))),))
-    result = CaptionClips(store, RECIPE, captioner)(unit)
+    return CaptionUnit((CaptionPart(part, tuple(store.list("state/embed"))),))
+
+
+def captioned(scanned: tuple[Store, UnitClips], captioner: Captioner) -> tuple[list[dict[str, Any]], UnitResult]:
+    store = scanned[0]
+    result = CaptionClips(store, RECIPE, captioner)(caption_unit(scanned))
     return [row for name in store.list("state/caption") for row in pq.read_table(store.path(name)).to_pylist()], result
+
+
+def test_frames_of_the_first_clips_are_read_while_the_captioner_loads(
+    scanned: tuple[Store, UnitClips], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unit, is_read, read = caption_unit(scanned), threading.Event(), caption_worker.clips_with_frames
+
+    def reading(*args: Any) -> Any:
+        frames = read(*args)
+        is_read.set()
+        return frames
+
+    def loading(*_: Any) -> Captioner:
+        assert is_read.wait(20)
+        return Captioner()
+
+    monkeypatch.setattr(caption_worker, "clips_with_frames", reading)
+    monkeypatch.setattr(caption_worker, "load_captioner", loading)
+    assert CaptionClips(scanned[0], RECIPE)(unit).counts["captions"] == 3
+
+
+def test_a_captioner_that_cannot_be_loaded_stops_the_build_with_a_line(
+    scanned: tuple[Store, UnitClips], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loading(*_: Any) -> Captioner:
+        raise OSError("no weights in FOLDER")
+
+    monkeypatch.setattr(caption_worker, "load_captioner", loading)
+    with pytest.raises(BuildStopped, match="CaptionClips cannot start: no weights in FOLDER"):
+        CaptionClips(scanned[0], RECIPE)(caption_unit(scanned))
 
 
 def entries(store: Store, name: str) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -28,9 +29,9 @@ def recipe() -> Recipe:
     return load_recipe("embedded", ["filters={}", "select.thresholds={}", *filters, *thresholds])
 
 
-def lacks(recipe: Recipe, **scores: object) -> bool:
+def lacks(recipe: Recipe, by_hand: bool = False, **scores: object) -> bool:
     table = pa.Table.from_pylist([{**ROW, **scores}], schema=KINDS)
-    return bool(fingerprints.needs_scoring(table, recipe)[0])
+    return bool(fingerprints.needs_scoring(table, recipe, np.array([by_hand]))[0])
 
 
 def test_a_scanned_clip_that_was_not_scored_yet_is_scored_unless_the_scan_speaks_against_it(recipe):
@@ -48,13 +49,21 @@ def test_a_clip_that_a_cheap_filter_stopped_goes_on_when_its_threshold_falls(rec
     assert not lacks(recipe, scored=["sharpness", "text"], sharpness_detail=0.4, text_overlay=0.0)
 
 
+def test_a_clip_kept_by_hand_is_scored_by_every_filter_whatever_rejected_it(recipe):
+    stopped = {"scored": ["sharpness"], "sharpness_detail": 0.2}
+    for scores in ({"exposure_luma": 0.05}, {"dropped": "duration"}, stopped):
+        assert lacks(recipe, by_hand=True, **scores)
+    assert not lacks(recipe, by_hand=True, dropped="error")
+    assert not lacks(recipe, by_hand=True, scored=["sharpness", "text"], sharpness_detail=0.2)
+
+
 def test_fingerprints_follow_what_a_pass_does_and_not_what_it_is_compared_with(recipe):
     def prints(*overrides: str) -> tuple[str, str, str]:
-        made = load_recipe("embedded", overrides)
+        recipe = load_recipe("embedded", overrides)
         return (
-            fingerprints.scan_fingerprint(made),
-            fingerprints.embed_fingerprint(made),
-            fingerprints.caption_fingerprint(made),
+            fingerprints.scan_fingerprint(recipe),
+            fingerprints.embed_fingerprint(recipe),
+            fingerprints.caption_fingerprint(recipe),
         )
 
     usual = prints()

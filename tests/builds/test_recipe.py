@@ -51,8 +51,8 @@ def test_a_recipe_that_is_no_yaml_says_where(tmp_path):
         load_recipe(str(path))
 
 
-def test_a_recipe_that_is_not_there_lists_the_presets():
-    with pytest.raises(RecipeError, match="presets are embedded"):
+def test_a_recipe_that_is_not_there_names_the_nearest_preset():
+    with pytest.raises(RecipeError, match="did you mean 'embedded'"):
         load_recipe("embeded")
 
 
@@ -123,7 +123,7 @@ def test_a_number_out_of_range_is_named_before_any_work(override, message):
             {
                 "encoder": "aba4978cf059",
                 "filters": "19df723b721f",
-                "thresholds": "7335ce34ef7d",
+                "thresholds": "4ad309103cf1",
                 "caption": "82bd6fec8697",
             },
         ),
@@ -132,7 +132,7 @@ def test_a_number_out_of_range_is_named_before_any_work(override, message):
             {
                 "encoder": "c7ebc5f26bb9",
                 "filters": "c98afff7240e",
-                "thresholds": "3f5ac9863c5c",
+                "thresholds": "836acbe00ede",
                 "caption": "51798edd2be6",
             },
         ),

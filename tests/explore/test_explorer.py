@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import threading
 from pathlib import Path
 
 import av
@@ -19,6 +20,7 @@ from starlette.testclient import TestClient
 from pipeline.explore.app import PAGE, make_app
 from pipeline.explore.catalog import Query
 from pipeline.explore.explorer import Explorer
+from pipeline.explore.vectors import Vectors
 from pipeline.storage.store import Store
 from pipeline.tables.decisions import read_decisions
 from pipeline.tables.published import read_table
@@ -66,7 +68,7 @@ def test_the_cookie_is_out_of_reach_of_scripts_and_of_other_sites(explorer):
     assert "=t;" not in cookie
 
 
-@pytest.mark.parametrize("path", ["/api/decisions", "/api/captions", "/api/pictures", "/api/encoder"])
+@pytest.mark.parametrize("path", ["/api/decisions", "/api/captions", "/api/pictures", "/api/search"])
 def test_a_change_needs_the_second_token(client, path, explored):
     for headers in ({}, {"x-clipmill-token": "t"}):
         assert client.post(path, content=b"{}", headers=headers).status_code == 403
@@ -237,7 +239,8 @@ def test_decisions_are_written_at_once_shown_at_once_and_can_be_undone(client, e
     post("/api/captions", {"clip": kept["clip_id"], "caption": "  A <b>written</b>\ncaption. "})
     (row,) = read_decisions(store).to_pylist()
     assert (row["decision"], row["caption"]) == ("reject", "A <b>written</b> caption.")
-    assert ids(client, where="caption = 'A <b>written</b> caption.'") == [kept["clip_id"]]
+    for where in ("caption = 'A <b>written</b> caption.'", "edited"):
+        assert ids(client, where=where) == [kept["clip_id"]]
     post("/api/decisions", {"clips": [kept["clip_id"]], "decision": None})
     post("/api/captions", {"clip": kept["clip_id"], "caption": None})
     assert read_decisions(store).num_rows == 0
@@ -321,3 +324,23 @@ def test_a_decision_of_a_clip_that_is_gone_is_listed(explorer, explored, monkeyp
     pq.write_table(pa.Table.from_pylist([gone]), path)  # as a script may write it
     assert [lost["source_uri"] for lost in explorer.describe()["vanished"]] == ["/old.mp4"]
     path.unlink()
+
+
+def test_a_search_that_waits_for_its_embeddings_says_how_far_they_are(explored, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("pipeline.explore.vectors.PATIENCE", 0.0)
+    gate = threading.Event()
+    read = Vectors._semantic_parts
+    monkeypatch.setattr(Vectors, "_semantic_parts", lambda self: (part for part in read(self) if gate.wait()))
+    explorer = Explorer(Store(str(explored)))
+    try:
+        client = opened_client(explorer)
+        waiting = client.get("/api/clips", params={"search": "text:a rabbit"})
+        assert (waiting.status_code, waiting.json()) == (202, {"waiting": "reading the embeddings of the clips, 0%"})
+        assert len(ids(client, where="keep")) > 1  # the page works meanwhile
+        gate.set()
+        explorer._vectors._matrix("semantic").result()
+        assert len(ids(client, search="text:a rabbit")) > 1
+    finally:
+        gate.set()
+        explorer.close()

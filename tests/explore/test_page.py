@@ -40,7 +40,7 @@ def context(address: str) -> Iterator[sync_api.BrowserContext]:
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         opened = browser.new_context(viewport={"width": 1280, "height": 860}, reduced_motion="reduce")
-        opened.set_default_timeout(60_000)
+        opened.set_default_timeout(300_000)
         yield opened
         browser.close()
 
@@ -58,7 +58,7 @@ def page(context: sync_api.BrowserContext, address: str) -> Iterator[sync_api.Pa
 
 def settled(page: sync_api.Page, condition: str) -> None:
     """Wait for a condition in JavaScript. Polled from here: the page's policy forbids the eval of wait_for_function."""
-    until = time.monotonic() + 60
+    until = time.monotonic() + 300
     while not page.evaluate(condition):
         assert time.monotonic() < until, condition
         page.wait_for_timeout(50)

@@ -1,4 +1,4 @@
-"""Two finished datasets that the tests of exports read."""
+"""Two finished datasets that the tests of exports read and never change."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from finished_dataset import finished, footage
 from pipeline.dataset.verify import verify
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six clips at 16 fps under Wan's contract, and a still image."""
     out = tmp_path_factory.mktemp("dataset") / "clips"
@@ -21,7 +21,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Clips at two rates of their own, without a contract."""
     out = tmp_path_factory.mktemp("mixed") / "clips"

@@ -127,7 +127,7 @@ def test_fastvideo_records_have_what_its_validator_asks_for(dataset: Path, tmp_p
         assert row["duration"] == pytest.approx(clip.frames / 16)
     assert len(rows) == 6
     words = shlex.split((out / "preprocess.sh").read_text().splitlines()[-1])
-    assert words[words.index("--preprocess.train_fps") + 1] == "16"
+    assert words[words.index("--preprocess.train-fps") + 1] == "16"
 
 
 def test_lists_of_the_other_trainers_name_files_texts_and_sizes(dataset: Path, tmp_path: Path) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 import tomllib
 from pathlib import Path
 
 import pytest
-from exported import clips_of, frames_of
+from exported import clips_of, frames_of, without_models
 from finished_dataset import finished, footage
 
+from filters.torchvision_ops import ensure_torchvision
 from pipeline.dataset.finish import DatasetError
 from pipeline.dataset.verify import verify
 from pipeline.export.export import EXPORTERS, export
@@ -50,6 +52,29 @@ def test_each_clip_has_its_control_video_where_the_trainer_looks_for_it(dataset:
     for video, control in pairs:
         assert video.read_bytes() != control.read_bytes()
         assert frames_of(video) == frames_of(control) == clips[video.stem].frames
+
+
+def test_diffsynth_loads_control_videos_beside_their_clips(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ensure_torchvision()
+    without_models("diffsynth.core.data", monkeypatch)
+    unified = pytest.importorskip("diffsynth.core.data.unified_dataset")
+    export(str(dataset), "diffsynth", tmp_path / "out", control="canny")
+    words = shlex.split((tmp_path / "out" / "arguments.txt").read_text())
+    options = dict(word.removeprefix("--").split("=", 1) for word in words)
+    base, keys = options["dataset_base_path"], options["data_file_keys"].split(",")
+    sizes = {name: int(options[name]) for name in ("num_frames", "height", "width")}
+    operator = unified.UnifiedDataset.default_video_operator(base, **sizes)
+    data = unified.UnifiedDataset(
+        base, options["dataset_metadata_path"], data_file_keys=keys, main_data_operator=operator
+    )
+    assert len(data) == 3
+    sample = data[0]
+    assert len(sample["video"]) == len(sample["control_video"])
+    assert sample["video"][0].size == sample["control_video"][0].size
+    colours = {frame.getpixel((x, 48)) for frame in sample["control_video"][:3] for x in range(0, 160, 5)}
+    assert all(max(pixel) - min(pixel) < 16 for pixel in colours)  # edges are grey
 
 
 def by_name(videos: str, controls: str) -> list[tuple[Path, Path]]:

@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import os
+import pickle
 import shlex
-import sys
 import types
 from pathlib import Path
 
+import decord
+import numpy as np
+import packing_rows
 import pytest
-from exported import clips_of, exported, frames_of
+import torch
+import videos
+from exported import clips_of, exported, frames_of, without_models
+from finished_dataset import finished
 
 from filters.torchvision_ops import ensure_torchvision
+from pipeline.export.export import LISTED
 from pipeline.export.reader import read_dataset
-
-
-def without_models(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets modules of `package` be imported without its __init__ files, which import every model."""
-    spec = importlib.util.find_spec(package.partition(".")[0])
-    if spec is None or spec.submodule_search_locations is None:
-        pytest.skip(f"{package} is not installed")
-    path = Path(spec.submodule_search_locations[0])
-    for depth, name in enumerate(package.split(".")):
-        module = types.ModuleType(".".join(package.split(".")[: depth + 1]))
-        path = path / name if depth else path
-        module.__path__ = [str(path)]
-        monkeypatch.setitem(sys.modules, module.__name__, module)
 
 
 def test_webshart_reads_the_linked_tars_and_no_clip_is_copied(dataset: Path, tmp_path: Path) -> None:
@@ -82,6 +76,80 @@ def test_diffsynth_loads_every_clip_with_the_frames_of_its_rule(
         expected = 1 if clips[key].media == "jpg" else min(frames, (clips[key].frames - 1) // 4 * 4 + 1)
         assert len(sample["video"]) == expected
         assert sample["video"][0].size == (size["width"], size["height"])
+
+
+def test_finetrainers_pairs_every_video_with_its_caption(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    ensure_torchvision()
+    without_models("finetrainers.data", monkeypatch)
+    # Of torchvision before 0.26, which finetrainers 0.2.0 names in a type.
+    old = types.SimpleNamespace(VideoReader=type("VideoReader", (), {}))
+    monkeypatch.setattr("torchvision.io.video_reader", old, raising=False)
+    reader = pytest.importorskip("finetrainers.data.dataset")
+    (entry,) = json.loads((exported(dataset, "finetrainers", tmp_path / "out") / "training.json").read_text())[
+        "datasets"
+    ]
+    loaded = reader.initialize_dataset(entry.pop("data_root"), entry.pop("dataset_type"))
+    assert isinstance(loaded, reader.VideoFileCaptionFileListDataset)
+    loaded._data = loaded._data.cast_column("video", datasets.Video(decode=False))
+    wrapped = reader.wrap_iterable_dataset_for_preprocessing(loaded, "any", entry)
+    clips = {clip.key: clip for clip in clips_of(dataset).values() if clip.media == "mp4"}
+    assert {Path(row["video"]["path"]).stem: row["caption"] for row in wrapped} == {
+        k: c.caption for k, c in clips.items()
+    }
+    frames = videos.pan(videos.texture(1, 96, 160), clips[min(clips)].frames, 2)
+    video = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float()
+    decord.bridge.reset_bridge()  # the reader has set it to torch for the whole process
+    resized, first_only = reader.FF.resize_to_nearest_bucket_video(video, entry["video_resolution_buckets"], "bicubic")
+    assert not first_only
+    assert [len(resized), *resized.shape[2:]] in entry["video_resolution_buckets"]
+
+
+def test_fastvideo_keeps_every_clip_with_the_arguments_of_its_command(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ensure_torchvision()
+    components = pytest.importorskip("fastvideo.workflow.preprocess.components")
+    arguments = importlib.import_module("fastvideo.fastvideo_args")
+    out = exported(dataset, "fastvideo", tmp_path / "out")
+    words = shlex.split((out / "preprocess.sh").read_text().splitlines()[-1])
+    parser = arguments.FastVideoArgs.add_cli_args(importlib.import_module("fastvideo.utils").FlexibleArgumentParser())
+    given = parser.parse_args(words[words.index("--mode") :])
+    config = components.PreprocessConfig.from_kwargs(vars(given))
+    names = ("max_height", "max_width", "num_frames", "train_fps", "video_length_tolerance_range", "drop_short_ratio")
+    validator = components.PreprocessingDataValidator(**{name: getattr(config, name) for name in names})
+    monkeypatch.setattr(components, "get_world_size", lambda: 1)
+    monkeypatch.setattr(components, "get_world_rank", lambda: 0)
+    config.video_loader_type = components.VideoLoaderType.TORCHVISION  # the other needs torchcodec
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    rows = components.build_dataset(config, "train", validator)
+    clips = {clip.name: clip for clip in clips_of(dataset).values() if clip.media == "mp4"}
+    assert {row["name"]: row["caption"] for row in rows} == {name: clip.caption for name, clip in clips.items()}
+    assert validator.filter_counts == dict.fromkeys(validator.filter_counts, 0)
+    for row in rows:
+        assert len(np.arange(0, frames_of(Path(row["video"])), row["fps"] / config.train_fps)) >= config.num_frames
+
+
+def test_cosmos_predict2_reads_93_frames_of_every_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ensure_torchvision()
+    without_models("cosmos_predict2.data", monkeypatch)
+    reader = pytest.importorskip("cosmos_predict2.data.dataset_video")
+    path = videos.write_video(tmp_path / "v.mp4", videos.pan(videos.texture(1, 96, 160), 100, 1), fps=16)
+    finished(tmp_path / "clips", packing_rows.rows_of(path, [(0, 100)]), model="cosmos-predict2")
+    out = exported(tmp_path / "clips", "cosmos", tmp_path / "out")
+    assert not (out / LISTED).exists()
+    for text in (out / "metas").iterdir():  # what the next command computes
+        (out / "t5_xxl").mkdir(exist_ok=True)
+        (out / "t5_xxl" / f"{text.stem}.pickle").write_bytes(pickle.dumps([np.zeros((1, 1024), np.float32)]))
+    call = (out / "dataset.py").read_text().partition("clips = L(Dataset)")[2]
+    loaded = eval(f"reader.Dataset{call}", {"reader": reader})
+    (clip,) = clips_of(tmp_path / "clips").values()
+    assert [Path(name).stem for name in loaded.video_paths] == [clip.key]
+    sample = loaded[0]
+    assert tuple(sample["video"].shape) == (3, 93, 96, 160)
+    assert sample["fps"] == pytest.approx(16)
 
 
 def test_datasets_loads_the_video_folder_with_its_columns(dataset: Path, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,12 +11,14 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from tiny_clip import save_tiny_clip
 from videos import texture
 
 from filters.encoders.base import TextVideoEncoder, load_encoder
-from filters.encoders.conse import Conse, SentenceEncoder, class_meanings, middle_square
+from filters.encoders.conse import Conse, class_meanings, middle_square
 from filters.encoders.efficientnet import INPUT_SIZE, classifier
 from filters.encoders.imagenet import imagenet_classes
+from filters.encoders.minilm import SentenceEncoder
 from filters.encoders.openclip import OpenClip
 
 
@@ -36,23 +37,7 @@ def street(sample_videos: dict[str, Path]) -> np.ndarray:
 @pytest.fixture(scope="module")
 def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random CLIP of 64 pixels and 32 dimensions, saved as OpenCLIP saves models."""
-    from filters.torchvision_ops import ensure_torchvision
-
-    ensure_torchvision()
-    from open_clip.model import CLIP
-
-    folder = tmp_path_factory.mktemp("clip")
-    config = {
-        "embed_dim": 32,
-        "vision_cfg": {"image_size": 64, "layers": 2, "width": 64, "head_width": 32, "patch_size": 16},
-        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2},
-    }
-    torch.manual_seed(0)
-    model = CLIP(**config)
-    normal = {"mean": [0.48, 0.46, 0.41], "std": [0.27, 0.26, 0.28], "interpolation": "bicubic"}
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": normal}))
-    torch.save(model.state_dict(), folder / "open_clip_pytorch_model.bin")
-    return folder
+    return save_tiny_clip(tmp_path_factory.mktemp("clip"))
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from numbered_frames import coded, cut_of, decoded, number_of
 
 from pipeline.config.recipe import PackOptions
 from pipeline.media.encode import Cut, SpanReader, encode_image, encode_span
+from pipeline.media.frame_rate import span_fps, without_gaps
 from pipeline.media.video import MediaError, Video
 
 STREAMS = {
@@ -60,6 +61,19 @@ def test_a_variable_frame_rate_keeps_its_times(tmp_path: Path) -> None:
     shown = [float(f.pts * f.time_base) for f in frames]
     assert np.array(shown) - shown[0] == pytest.approx(times[11:30] - times[11], abs=1e-3)
     assert result.duration == pytest.approx(times[30] - times[11], abs=1e-3)
+
+
+def test_a_missing_frame_does_not_change_the_rate_and_a_variable_rate_is_averaged() -> None:
+    film = [1001] * 53 + [2002]  # one frame is missing before the end
+    assert without_gaps(film).tolist() == [1001] * 53
+    milliseconds = [33, 33, 34] * 10
+    assert without_gaps([*milliseconds, 133, *milliseconds]).mean() == pytest.approx(100 / 3)
+    assert without_gaps([1, 2] * 10).mean() == 1.5
+    assert without_gaps([5]).tolist() == [5]
+    times = np.arange(54) * 1001 / 30000
+    assert span_fps(times, times[-1] + 2002 / 30000) == pytest.approx(29.97, abs=1e-3)
+    assert span_fps(times, times[-1] + 1001 / 30000) == pytest.approx(29.97, abs=1e-3)
+    assert span_fps(times[:1], 0.0) == 0
 
 
 def test_a_constant_rate_shows_what_was_on_at_each_time(tmp_path: Path) -> None:

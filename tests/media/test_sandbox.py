@@ -43,23 +43,23 @@ def sandbox():
 
 
 def test_a_call_runs_in_another_process_that_is_kept(sandbox):
-    first = sandbox.call(os.getpid, deadline=20)
+    first = sandbox.call(os.getpid, deadline=300)
     assert first != os.getpid()
-    assert sandbox.call(os.getpid, deadline=20) == first
+    assert sandbox.call(os.getpid, deadline=300) == first
 
 
 def test_large_arguments_and_answers_cross_whole(sandbox):
     data = os.urandom(5_000_000)
-    assert sandbox.call(bytes.upper, data, deadline=20) == data.upper()
+    assert sandbox.call(bytes.upper, data, deadline=300) == data.upper()
 
 
 def test_exceptions_come_back_as_themselves(sandbox, tmp_path):
     empty = tmp_path / "empty.mp4"
     empty.touch()
     with pytest.raises(MediaError, match="empty file"):
-        sandbox.call(probe, str(empty), deadline=20)
+        sandbox.call(probe, str(empty), deadline=300)
     with pytest.raises(FileNotFoundError, match="nowhere") as raised:
-        sandbox.call(os.stat, "/nowhere", deadline=20)
+        sandbox.call(os.stat, "/nowhere", deadline=300)
     assert raised.value.filename == "/nowhere"
 
 
@@ -73,15 +73,15 @@ def test_exceptions_come_back_as_themselves(sandbox, tmp_path):
 )
 def test_a_crash_is_a_reason_and_the_next_call_works(sandbox, function, args, reason):
     with pytest.raises(SandboxError, match=reason):
-        sandbox.call(function, *args, deadline=20)
-    assert sandbox.call(abs, -2, deadline=20) == 2
+        sandbox.call(function, *args, deadline=300)
+    assert sandbox.call(abs, -2, deadline=300) == 2
 
 
 def test_a_call_that_takes_too_long_is_over_the_limits_of_time(sandbox):
     with pytest.raises(OverLimit, match="took longer than 1 s") as raised:
         sandbox.call(time.sleep, 60, deadline=1)
     assert raised.value.options == ("deadline_seconds", "deadline_factor")
-    assert sandbox.call(abs, -2, deadline=20) == 2
+    assert sandbox.call(abs, -2, deadline=300) == 2
 
 
 @pytest.mark.parametrize(
@@ -101,9 +101,9 @@ def test_a_call_that_takes_too_long_is_over_the_limits_of_time(sandbox):
 def test_an_answer_that_is_none_is_an_error_and_runs_nothing(sandbox, data, repeat, monkeypatch):
     monkeypatch.setenv(hostile.MARK, "before")
     with pytest.raises(SandboxError, match="the process sent"):
-        sandbox.call(count_and_send, data, repeat, deadline=20)
+        sandbox.call(count_and_send, data, repeat, deadline=300)
     assert os.environ[hostile.MARK] == "before"
-    assert sandbox.call(abs, -2, deadline=20) == 2
+    assert sandbox.call(abs, -2, deadline=300) == 2
 
 
 def count_and_send(data: bytes, repeat: int) -> int:
@@ -142,24 +142,24 @@ with open({str(tries)!r}, "a") as file:
 if os.path.getsize({str(tries)!r}) < 3:
     signal.raise_signal(signal.SIGKILL)
 """
-    sandbox.call(exec, die_at_first, deadline=20)
+    sandbox.call(exec, die_at_first, deadline=300)
     assert tries.read_text() == "xxx"
     with pytest.raises(SandboxError, match=r"crashed .SIGKILL."):
-        sandbox.call(signal.raise_signal, signal.SIGKILL, deadline=20)
+        sandbox.call(signal.raise_signal, signal.SIGKILL, deadline=300)
 
 
 def test_memory_is_bounded(sandbox):
     with pytest.raises(OverLimit, match="more than 600 MB") as raised:
-        sandbox.call(exec, "a = bytearray(b'x') * (700 << 20); import time; time.sleep(30)", deadline=20)
+        sandbox.call(exec, "a = bytearray(b'x') * (700 << 20); import time; time.sleep(30)", deadline=300)
     assert raised.value.options == ("memory_mb",)
     with pytest.raises(OverLimit, match="needed more than the 600 MB"):  # over the backstop, without touching it
-        sandbox.call(bytearray, 8 << 30, deadline=20)
-    assert sandbox.call(abs, -2, deadline=20) == 2
+        sandbox.call(bytearray, 8 << 30, deadline=300)
+    assert sandbox.call(abs, -2, deadline=300) == 2
 
 
 def test_the_traceback_of_the_child_comes_with_its_exception(sandbox):
     with pytest.raises(RuntimeError, match="list index out of range") as raised:
-        sandbox.call(exec, "def deep():\n    [][1]\ndeep()", {}, deadline=20)
+        sandbox.call(exec, "def deep():\n    [][1]\ndeep()", {}, deadline=300)
     record = failure(raised.value)
     assert "in deep" in record.traceback
     assert record.place.startswith("IndexError at ")
@@ -169,7 +169,7 @@ def test_the_traceback_of_the_child_comes_with_its_exception(sandbox):
 def test_an_exception_of_any_class_says_what_and_where(sandbox):
     code = "class Odd(Exception):\n    def __init__(self, a, b): super().__init__('odd')\nraise Odd(1, 2)"
     with pytest.raises(RuntimeError, match="odd") as raised:
-        sandbox.call(exec, code, {}, deadline=20)
+        sandbox.call(exec, code, {}, deadline=300)
     assert failure(raised.value).place.startswith("Odd at ")
 
 
@@ -192,25 +192,25 @@ def test_a_confined_child_has_no_network_and_cannot_change_files(tmp_path):
     with Sandbox(memory_mb=600, confined=True) as confined:
         for name, code in attempts.items():
             with pytest.raises((PermissionError, RuntimeError), match=r"denied|non-zero exit status"):
-                confined.call(exec, code, {}, deadline=20)
+                confined.call(exec, code, {}, deadline=300)
             assert [p.name for p in tmp_path.iterdir()] == ["kept"], name
-        read = confined.call(exec, f"assert open({str(kept)!r}).read() == 'as it was'", {}, deadline=20)
+        read = confined.call(exec, f"assert open({str(kept)!r}).read() == 'as it was'", {}, deadline=300)
         assert read is None
-        confined.call(exec, IN_MEMORY, {}, deadline=20)
+        confined.call(exec, IN_MEMORY, {}, deadline=300)
 
 
 def test_a_confined_child_knows_the_temporary_folder_as_libraries_ask_for_it_when_imported():
     with Sandbox(memory_mb=600, confined=True) as confined:
-        confined.call(exec, "import tempfile; assert tempfile.gettempdir()", {}, deadline=20)
+        confined.call(exec, "import tempfile; assert tempfile.gettempdir()", {}, deadline=300)
 
 
 def test_only_a_source_behind_a_url_may_use_the_network():
     with SourceSandbox(600) as sandbox:
         for uri in ("/films/a.mp4", "file:///films/a.mp4", "/films/a.tar#b.mp4"):
             with pytest.raises(PermissionError):
-                sandbox.call(uri, exec, "import socket; socket.socket()", {}, deadline=20)
+                sandbox.call(uri, exec, "import socket; socket.socket()", {}, deadline=300)
         for uri in ("https://example.org/a.mp4", "s3://films/a.mp4", "ytdlp:https://example.org/a"):
-            sandbox.call(uri, exec, "import socket; socket.socket()", {}, deadline=20)
+            sandbox.call(uri, exec, "import socket; socket.socket()", {}, deadline=300)
 
 
 def test_no_process_to_be_had_is_a_fault_of_the_machine(monkeypatch):
@@ -219,18 +219,18 @@ def test_no_process_to_be_had_is_a_fault_of_the_machine(monkeypatch):
 
     monkeypatch.setattr("pipeline.media.sandbox.subprocess.Popen", refuse)
     with pytest.raises(MachineFault, match="no process can be started"), Sandbox() as sandbox:
-        sandbox.call(abs, -2, deadline=20)
+        sandbox.call(abs, -2, deadline=300)
 
 
 def test_prints_do_not_disturb_the_answers(sandbox):
-    assert sandbox.call(exec, "print('hello'); import os; os.system('echo hello')", deadline=20) is None
-    assert sandbox.call(abs, -2, deadline=20) == 2
+    assert sandbox.call(exec, "print('hello'); import os; os.system('echo hello')", deadline=300) is None
+    assert sandbox.call(abs, -2, deadline=300) == 2
 
 
 def test_no_child_outlives_a_killed_parent():
     code = (
         "import os, time; from pipeline.media.sandbox import Sandbox; s = Sandbox();"
-        "print(s.call(os.getpid, deadline=20), flush=True); s.call(time.sleep, 60, deadline=100)"
+        "print(s.call(os.getpid, deadline=300), flush=True); s.call(time.sleep, 60, deadline=100)"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
@@ -238,10 +238,10 @@ def test_no_child_outlives_a_killed_parent():
     parent.kill()
     parent.wait()
     parent.stdout.close()
-    gone, alive = psutil.wait_procs([child], timeout=10)
+    gone, alive = psutil.wait_procs([child], timeout=120)
     assert gone or alive[0].status() == psutil.STATUS_ZOMBIE
 
 
 def test_a_child_starts_without_the_heavy_packages(sandbox):
     loaded = "import sys; assert not {'torch', 'ray', 'cv2', 'av'} & set(sys.modules), 'slow start'"
-    assert sandbox.call(exec, loaded, {}, deadline=20) is None
+    assert sandbox.call(exec, loaded, {}, deadline=300) is None

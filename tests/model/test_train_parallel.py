@@ -1,5 +1,6 @@
 """Two processes train what one trains, under torchrun and under Ray Train, and one goes on from two."""
 
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from repository import ROOT
 from shards import clips_of, write_shards
 from tiny_pipelines import save_pipeline
 
+from model.train import main
 from model.training import checkpoint
 
 OPTIONS = (
@@ -22,7 +24,12 @@ OPTIONS = (
     "tokens=24",
     "decay=constant",
 )
-MAIN = "import sys; from model.train import main; sys.exit(main(sys.argv[1:]))"
+LORA, FULL = ("lora_rank=4", "base_precision=fp32"), ("recompute=1",)
+SCRIPT = """
+import json, sys
+from model.train import main
+sys.exit(any(main(words) for words in json.loads(sys.argv[1])))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -30,20 +37,31 @@ def dataset(sample_videos, tmp_path_factory) -> Path:
     return write_shards(tmp_path_factory.mktemp("dataset"), [clips_of(sample_videos["bigbuckbunny"], 3)])
 
 
-def run(dataset: Path, out: Path, processes: int, *options: str) -> None:
-    script = out.parent / "main.py"
-    script.write_text(MAIN)
-    launch = [sys.executable]
-    if processes > 1:
-        launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    done = subprocess.run(
-        [*launch, str(script), str(dataset), "--out", str(out), *OPTIONS, "micro_batches=2", *options],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
+@pytest.fixture(scope="module")
+def fine_tuning(tmp_path_factory) -> tuple[str, ...]:
+    base = save_pipeline("wan", tmp_path_factory.mktemp("base") / "wan")
+    return (f"base=diffusers:{base}", "lr=0.001", "warmup=0", "ema=0", "steps=2")
+
+
+@pytest.fixture(scope="module")
+def two(dataset, fine_tuning, tmp_path_factory) -> Path:
+    """A folder of runs by two processes, one after the other, because starting the processes costs most."""
+    folder = tmp_path_factory.mktemp("two")
+    runs = {"scratch": ("steps=2",), "lora": (*fine_tuning, *LORA), "full": (*fine_tuning, *FULL)}
+    arguments = [words(dataset, folder / name, *options, "parallel=fsdp") for name, options in runs.items()]
+    (folder / "main.py").write_text(SCRIPT)
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    run_python(*launch, str(folder / "main.py"), json.dumps(arguments))
+    return folder
+
+
+def words(dataset: Path, out: Path, *options: str) -> list[str]:
+    return [str(dataset), "--out", str(out), *OPTIONS, "micro_batches=2", *options]
+
+
+def run_python(*arguments: str) -> None:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -52,35 +70,26 @@ def same(a: Path, b: Path, tolerance: float = 2e-5) -> bool:
     return all(torch.allclose(first[k], second[k], atol=tolerance) for k in first)
 
 
-def test_two_processes_train_what_one_does_and_one_goes_on_from_two(dataset, tmp_path):
-    run(dataset, tmp_path / "one", 1, "steps=4")
-    run(dataset, tmp_path / "two", 2, "steps=2", "parallel=fsdp")
-    run(dataset, tmp_path / "two", 1, "steps=4")
-    assert same(tmp_path / "one", tmp_path / "two")
+def test_two_processes_train_what_one_does_and_one_goes_on_from_two(dataset, two, tmp_path):
+    assert not main(words(dataset, tmp_path / "one", "steps=4"))
+    assert not main(words(dataset, two / "scratch", "steps=4"))
+    assert same(tmp_path / "one", two / "scratch")
 
 
-@pytest.mark.parametrize("options", [("lora_rank=4", "base_precision=fp32"), ("recompute=1",)], ids=["lora", "full"])
-def test_two_processes_fine_tune_a_base_as_one_does(options, dataset, tmp_path):
-    base = f"base=diffusers:{save_pipeline('wan', tmp_path / 'wan')}"
-    options = (base, "lr=0.001", "warmup=0", "ema=0", "steps=2", *options)
-    run(dataset, tmp_path / "one", 1, *options)
-    run(dataset, tmp_path / "two", 2, *options, "parallel=fsdp")
+@pytest.mark.parametrize(
+    ("name", "options", "exported"),
+    [("lora", LORA, "pytorch_lora_weights.safetensors"), ("full", FULL, "transformer")],
+    ids=["lora", "full"],
+)
+def test_two_processes_fine_tune_a_base_as_one_does(name, options, exported, dataset, fine_tuning, two, tmp_path):
+    assert not main(words(dataset, tmp_path / "one", *fine_tuning, *options))
     # A fifth of a step: Adam magnifies rounding where a gradient is nearly zero.
-    assert same(tmp_path / "one", tmp_path / "two", tolerance=2e-4)
-    exported = "pytorch_lora_weights.safetensors" if "lora_rank=4" in options else "transformer"
-    assert (tmp_path / "two" / exported).exists()
+    assert same(tmp_path / "one", two / name, tolerance=2e-4)
+    assert (two / name / exported).exists()
 
 
 def test_ray_train_trains_the_same(dataset, tmp_path, ray_cluster):
-    run(dataset, tmp_path / "one", 1, "steps=2")
+    assert not main(words(dataset, tmp_path / "one", "steps=2"))
     arguments = ["--out", str(tmp_path / "ray_run"), "--workers", "2", *OPTIONS, "steps=2", "parallel=ddp"]
-    done = subprocess.run(
-        [sys.executable, "jobs/train.py", str(dataset), *arguments, "--address", ray_cluster],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=250,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_python("jobs/train.py", str(dataset), *arguments, "--address", ray_cluster)
     assert same(tmp_path / "one", tmp_path / "ray_run")

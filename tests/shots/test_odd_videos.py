@@ -78,7 +78,9 @@ def test_spans_of_tracks_hold_each_frame_once_wherever_they_begin_and_end(
         assert all(start <= time < end for time in span.times)
         assert len(span.luma) == len(span.luma_times) <= len(span.times)
         if len(span.times):
-            view = clip_view(span, "id", float(span.times[-1]) + 0.04, (64, 36), WHOLE)
+            fits = tracks.field_fits(start, end)
+            assert all(start <= fit.first < fit.last < end for fit in fits)
+            view = clip_view(span, fits, "id", float(span.times[-1]) + 0.04, (64, 36), WHOLE)
             chosen = sampled(span, view, 4, 4)
             assert len({still.time for still in chosen}) == len(chosen) <= 8
             motion_peaks(view, 4)

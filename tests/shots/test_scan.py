@@ -45,7 +45,7 @@ def three_shots(tmp_path_factory):
 
 def test_shots_become_clips_with_exact_spans(three_shots):
     with Sandbox() as sandbox:
-        scanned = sandbox.call(scan, Source("id", str(three_shots)), recipe(), deadline=60)
+        scanned = sandbox.call(scan, Source("id", str(three_shots)), recipe(), deadline=300)
     assert spans(scanned) == [(0, 40), (40, 100), (100, 112), (112, 162)]
     assert [c["dropped"] for c in scanned.clips] == [None, None, "duration", None]
     assert [c["frames"] for c in scanned.clips] == [40, 60, 12, 50]

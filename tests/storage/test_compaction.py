@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.storage.store import Store
 from pipeline.tables import compaction
-from pipeline.tables.compaction import Runs, current, merge, spans
+from pipeline.tables.compaction import Runs, current, id_ranges, merge
 from pipeline.tables.fragments import Fragment, IdRange, write_fragment
 
 
@@ -35,10 +35,10 @@ def commit(store: Store, sources: range, again: str = "") -> None:
 
 
 def everything(store: Store) -> tuple[list[dict[str, object]], set[str]]:
-    """Rows, span by span, and the keys of parts."""
+    """Rows, range by range of ids, and the keys of parts."""
     fragments = list(current(store, "state/scan", "now"))
     with Runs(store, fragments) as opened:
-        tables = [opened.rows(span) for span in spans(200)]
+        tables = [opened.rows(ids) for ids in id_ranges(200)]
     rows = [row for table in tables if table is not None for row in table.drop_columns(["at"]).to_pylist()]
     return rows, {part["key"] for fragment in fragments for part in fragment.done["parts"]}
 
@@ -52,7 +52,7 @@ def merged(store: Store) -> list[Fragment]:
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     monkeypatch.setattr(compaction, "LOOSE", 4)
     monkeypatch.setattr(compaction, "FULL_ROWS", 40)
-    monkeypatch.setattr(compaction, "SPAN_ROWS", 10)
+    monkeypatch.setattr(compaction, "RANGE_ROWS", 10)
     monkeypatch.setattr(compaction, "GROUP", 4)
     store = Store(str(tmp_path / "dataset"))
     for first in range(0, 40, 4):
@@ -75,23 +75,23 @@ def test_merged_fragments_hold_every_clip_once_and_every_part(store):
     assert store.exists("state/scan/other.parquet")
 
 
-def test_a_span_reads_its_sources_and_no_others(store):
+def test_a_range_of_ids_reads_its_sources_and_no_others(store):
     rows, _ = everything(store)
-    span = IdRange(str(rows[30]["source_id"]), str(rows[60]["source_id"]))
+    ids = IdRange(str(rows[30]["source_id"]), str(rows[60]["source_id"]))
     for _ in range(2):
         with Runs(store, merged(store)) as opened:
-            table = opened.rows(span)
+            table = opened.rows(ids)
         assert table is not None
         assert table.drop_columns(["at"]).to_pylist() == rows[30:60]
 
 
-@pytest.mark.parametrize("left", [0, 3, 11])
-def test_merging_that_was_stopped_is_done_again(store, left, tmp_path):
+@pytest.mark.parametrize("deleted", [0, 3, 11])
+def test_merging_that_was_stopped_is_done_again(store, deleted, tmp_path):
     """After the merged files, and `left` of the loose ones, are written and not yet deleted."""
     before = everything(store)
     loose = shutil.copytree(store.path("state/scan"), tmp_path / "loose")
     merged(store)
-    for path in sorted(loose.iterdir())[:left]:
+    for path in sorted(loose.iterdir())[:deleted]:
         shutil.copy(path, store.path("state/scan"))
     assert everything(store) == before
     merged(store)

@@ -96,9 +96,19 @@ def tiny_qwen(training: str = "") -> tuple[Any, Any]:
 
 
 def speaking_qwen(text: str) -> tuple[Any, Any]:
-    """A tiny Qwen2.5-VL that says `text` whatever it is asked, and its processor: its layers pass on the last token
-    alone, and each word's row of the output matrix is the embedding of the word before it. No word may come twice."""
-    vlm, processor = tiny_qwen(text)
+    """A tiny Qwen2.5-VL that says `text` whatever it is asked, and its processor."""
+    return speaking(*tiny_qwen(text), text)
+
+
+def speaking_smolvlm(text: str) -> tuple[Any, Any]:
+    """A tiny SmolVLM2 that says `text` whatever it is asked, and its processor."""
+    return speaking(*tiny_smolvlm(text), text)
+
+
+def speaking(vlm: Any, processor: Any, text: str) -> tuple[Any, Any]:
+    """Change the weights of a model, whose tokenizer knows the words of `text`, so that it says `text`: its layers pass
+    on the last token alone, and each word's row of the output matrix is the embedding of the word before it. No word
+    may come twice."""
     encode = processor.tokenizer.encode
     answer = encode(f"\n{text}<|im_end|>")  # a prompt ends with a new line
     assert len(set(answer)) == len(answer), "a word comes twice"
@@ -187,12 +197,12 @@ def tiny_llava() -> tuple[Any, Any]:
     return model(config), processor
 
 
-def tiny_smolvlm() -> tuple[Any, Any]:
+def tiny_smolvlm(training: str = "") -> tuple[Any, Any]:
     """SmolVLM2 with 2 layers, and its processor."""
     ensure_torchvision()
     from transformers import SmolVLMConfig, SmolVLMImageProcessor, SmolVLMProcessor, SmolVLMVideoProcessor
 
-    words = tokenizer()
+    words = tokenizer(training)
     token = words.convert_tokens_to_ids
     config = SmolVLMConfig(
         text_config={

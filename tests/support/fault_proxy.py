@@ -50,7 +50,7 @@ def proxy(port: int) -> Iterator[Proxy]:
                 return self.give(status, [], f"<Error><Code>{name}</Code></Error>".encode())
             if fault == "refused":
                 return self.hang_up()
-            behind = http.client.HTTPConnection("127.0.0.1", state.behind, timeout=30)
+            behind = http.client.HTTPConnection("127.0.0.1", state.behind, timeout=300)
             headers_sent = {k: v for k, v in self.headers.items() if k.lower() not in HOP}
             behind.request(self.command, self.path, sent, headers_sent)
             answer = behind.getresponse()

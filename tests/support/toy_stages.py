@@ -69,7 +69,7 @@ class Meeting:
     """Answers once three threads are in it at the same time."""
 
     def __init__(self) -> None:
-        self._all = threading.Barrier(3, timeout=60)
+        self._all = threading.Barrier(3, timeout=300)
 
     def __call__(self, unit: Number) -> UnitResult:
         self._all.wait()

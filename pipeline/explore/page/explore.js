@@ -20,6 +20,15 @@ async function ask(path, options = {}) {
 const send = (path, body, type = "application/json") => ask(path, {
   method: "POST", headers: { "x-clipmill-token": dataset.token, "content-type": type }, body: type === "application/json" ? JSON.stringify(body) : body,
 });
+async function ready(path, isCurrent) {  // ask again while the server reads embeddings, and show its progress
+  for (;;) {
+    const answer = await ask(path);
+    if (!answer.waiting || !isCurrent()) return answer;
+    fail(null);
+    by("status").textContent = `${answer.waiting} …`;
+    await new Promise((resolve) => setTimeout(resolve, 300));
+  }
+}
 function parameters(extra = {}) {
   const conditions = [state.where, state.which].filter(Boolean).map((text) => `(\n${text}\n)`);
   const where = conditions.length > 1 ? conditions.join(" AND ") : state.where || state.which;
@@ -39,7 +48,7 @@ async function load(then = "first") {
   try {
     const began = performance.now();
     if (state.search) by("status").textContent = "searching …";
-    const page = await ask(`/api/clips?${parameters({ offset: state.offset, limit: PAGE })}`);
+    const page = await ready(`/api/clips?${parameters({ offset: state.offset, limit: PAGE })}`, () => number === request);
     if (number !== request) return;
     fail(null);
     ({ clips, total } = page);
@@ -48,7 +57,9 @@ async function load(then = "first") {
     drawChart();
     select(clips.length === 0 ? -1 : then === "last" ? clips.length - 1 : then === "none" ? -1 : 0, then !== "first");
   } catch (error) {
-    if (number === request) fail(error);
+    if (number !== request) return;
+    by("status").textContent = "";
+    fail(error);
   } finally {
     if (number === request) document.querySelector(".results").classList.remove("busy");
   }
@@ -254,6 +265,7 @@ function searchFor(search, label) {
   if (!search && state.sort === "similarity") Object.assign(state, { sort: "", descending: false });
   Object.assign(state, { search, label: search ? label : "" });
   if (search) Object.assign(state, { sort: "similarity", descending: true });
+  if (!search.startsWith("text:")) by("search").value = "";
   changed();
 }
 async function searchPicture(file) {
@@ -270,14 +282,14 @@ by("search").addEventListener("change", () => {
   const text = by("search").value.trim();
   searchFor(text ? `text:${text}` : "", text);
 });
-by("search").addEventListener("focus", () => { send("/api/encoder", {}).catch(fail); }, { once: true });
+by("search").addEventListener("focus", () => { send("/api/search", {}).catch(fail); }, { once: true });
 by("where").addEventListener("change", () => { state.where = by("where").value.trim(); changed(); });
 by("sort").addEventListener("change", () => { state.sort = by("sort").value; changed(); });
 by("descending").addEventListener("click", () => { state.descending = !state.descending; changed(); });
 by("controls").addEventListener("change", (event) => { if (event.target.name === "which") { state.which = event.target.value; changed(); } });
 by("picture").addEventListener("change", (event) => { if (event.target.files[0]) searchPicture(event.target.files[0]); event.target.value = ""; });
 by("reference").addEventListener("click", () => searchFor("reference", "like the reference pictures"));
-by("chip").querySelector("button").addEventListener("click", () => { by("search").value = ""; searchFor("", ""); });
+by("chip").querySelector("button").addEventListener("click", () => searchFor("", ""));
 by("previous").addEventListener("click", () => turn(-1));
 by("next").addEventListener("click", () => turn(1));
 by("column").addEventListener("change", drawChart);

@@ -1,7 +1,8 @@
 """NeMo AutoModel: one folder of clips with meta.json, and the preprocessing command.
 
-A clip that meta.json does not name would be trained with its file name as the caption: every clip is named. Source:
-tools/diffusion/preprocessing_multiprocess.py.
+A clip that meta.json does not name would be trained with its file name as the caption: every clip is named. The trainer
+spreads `target_frames` over longer clips, and takes shorter ones whole. Source: tools/diffusion/processors of its
+repository.
 """
 
 from __future__ import annotations
@@ -31,4 +32,4 @@ def write(job: Job) -> list[str]:
     return [f"sh {shlex.quote(str(job.out / 'preprocess.sh'))}"]
 
 
-EXPORTER = Exporter("NeMo AutoModel", write, Reads(converts=False))
+EXPORTER = Exporter("NeMo AutoModel", write, Reads(converts=False, spreads=True))

@@ -1,7 +1,7 @@
 """Cosmos-Predict2: videos/KEY.mp4 and metas/KEY.txt, and the dataset part of an experiment.
 
-The trainer reads 93 frames of a video at its own rate. Text embeddings are made next, in t5_xxl/. Source:
-documentations/post-training_video2world.md of cosmos-predict2.
+The trainer reads 93 frames of a video at its own rate, and cannot read a video that has no frame more. Text embeddings
+are made next, in t5_xxl/. Source: cosmos_predict2/data/dataset_video.py.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def write(job: Job) -> list[str]:
         "",
         "clips = L(Dataset)(",
         f"    dataset_dir={str(job.out)!r},",
-        f"    num_frames={job.longest},",
+        f"    num_frames={job.shortest},",
         f"    video_size=({height}, {width}),",
         ")",
     ]
@@ -31,4 +31,4 @@ def write(job: Job) -> list[str]:
     return [f"python -m scripts.get_t5_embeddings --dataset_path {shlex.quote(str(job.out))}"]
 
 
-EXPORTER = Exporter("Cosmos-Predict2", write, Reads(converts=False), "cosmos-predict2")
+EXPORTER = Exporter("Cosmos-Predict2", write, Reads(converts=False, loses=1), "cosmos-predict2")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 from pipeline.export.job import Exporter, Job
-from pipeline.export.layout import toml, write_control, write_json, write_text, write_with_caption
+from pipeline.export.layout import toml, write_json, write_media, write_text, write_with_caption
 from pipeline.export.usability import Reads
 
 
@@ -19,7 +19,7 @@ def write(job: Job) -> list[str]:
         folder = "videos" if clip.media == "mp4" else "images"
         write_with_caption(clip, job.out / folder)
         if job.control:
-            write_control(clip, job.control, job.out / job.control / clip.name)
+            write_media(clip, job.out / job.control / clip.name, job.control)
         captions[folder][clip.name] = clip.captions()
     for folder, texts in captions.items():
         if any(len(given) > 1 for given in texts.values()):

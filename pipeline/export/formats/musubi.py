@@ -7,7 +7,7 @@ gives one sample for each of the `target_frames` that it reaches. Source: docs/d
 from __future__ import annotations
 
 from pipeline.export.job import Exporter, Job
-from pipeline.export.layout import toml, write_control, write_text, write_with_caption
+from pipeline.export.layout import toml, write_media, write_text, write_with_caption
 from pipeline.export.usability import SAME_RATE, Reads
 
 RATES = (8, 10, 12, 15, 16, 23.976, 24, 25, 29.97, 30, 48, 50, 59.94, 60)
@@ -21,7 +21,7 @@ def write(job: Job) -> list[str]:
         folders[name] = rate
         write_with_caption(clip, job.out / name)
         if job.control:
-            write_control(clip, job.control, job.out / job.control / name / clip.name)
+            write_media(clip, job.out / job.control / name / clip.name, job.control)
     lines = [
         "[general]",
         f"resolution = {toml(list(job.size))}",

@@ -1,6 +1,7 @@
 """VideoX-Fun: metadata.json, a list of files with text, type and size, and the arguments of its training scripts.
 
-The trainer reads `video_sample_n_frames` at the file's own rate, a stride apart. Source: videox_fun/data.
+The trainer reads `video_sample_n_frames` at the file's own rate, a stride apart; with control videos, of the middle 80%
+of a clip. Source: videox_fun/data/dataset_image_video.py.
 """
 
 from __future__ import annotations

@@ -6,14 +6,13 @@ A new companion is a file in this folder and a line here. Start at base.py. May 
 from __future__ import annotations
 
 import functools
-import importlib
 import json
+import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.config.options import OptionError
+from pipeline.config.options import OptionError, check_arguments, nearest
 from pipeline.config.recipe import PackOptions
-from pipeline.config.video_models import nearest
 from pipeline.pack.companions.base import Companion
 
 COMPANIONS: dict[str, str] = {
@@ -42,8 +41,10 @@ def endings(options: PackOptions) -> dict[str, str]:
 
 @functools.cache
 def _load(name: str, options: str) -> Companion:
+    arguments = json.loads(options)
+    check_arguments(_class(name), arguments, f"pack.companions.{name}")
     try:
-        companion: Companion = _class(name)(**json.loads(options))
+        companion: Companion = _class(name)(**arguments)
     except (TypeError, ValueError, OSError) as error:
         raise OptionError(f"pack.companions.{name}: {error}") from error
     return companion
@@ -52,5 +53,4 @@ def _load(name: str, options: str) -> Companion:
 def _class(name: str) -> Any:
     if name not in COMPANIONS:
         raise OptionError(f"pack.companions: unknown {name!r}{nearest(name, COMPANIONS)}")
-    module, _, attribute = COMPANIONS[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    return pkgutil.resolve_name(COMPANIONS[name])

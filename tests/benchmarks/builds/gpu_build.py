@@ -226,7 +226,7 @@ def embed_alone(work: Path, tiny: bool, cores: int) -> None:
     units = list(EMBED.pending(snapshot, cores))
     clips = sum(unit.amount for unit in units) or snapshot.clip_count
     machine = Machine(cores, cores, gpu=True)  # two stages, also where a CPU plays the GPU
-    first = EMBED.stages(store, recipe, machine)[0]
+    first = EMBED.stages(snapshot, machine)[0]
     with measured() as usage:
         list(engine.run(iter(units), [first]))
     alone = clips / usage.seconds

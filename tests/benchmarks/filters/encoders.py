@@ -24,9 +24,10 @@ import cv2
 import numpy as np
 import torch
 
-from filters.encoders.conse import MEANINGS, TOP, Conse, SentenceEncoder, middle_square
+from filters.encoders.conse import MEANINGS, TOP, Conse, middle_square
 from filters.encoders.efficientnet import INPUT_SIZE
 from filters.encoders.imagenet import imagenet_classes
+from filters.encoders.minilm import SentenceEncoder
 
 SHOTS = [  # video, first and last frame, what is seen
     ("bikes.mp4", 0, 30, "A white bus seen from above drives along a street and a red car follows."),

@@ -27,7 +27,7 @@ Label = Mapping[str, Any]
 
 def captions_section(files: Sequence[ScannedFile], labels: Mapping[str, Label]) -> list[str]:
     """Lines on the captions of the default captioner."""
-    from filters.encoders.conse import SentenceEncoder
+    from filters.encoders.minilm import SentenceEncoder
 
     texts = {file.name: caption for file in files if (caption := _longest(file)) is not None}
     named = [name for name in texts if labels[name].get("main_subject")]

@@ -34,6 +34,7 @@ from pipeline.pack.parts import part_file, parts_of, rows_file, spool_of
 from pipeline.pack.shards import ShardPlan, index_path, plan_shards, write_shard
 from pipeline.pack.worker import PackUnit, TranscodeUnit
 from pipeline.passes.pack import PackPass
+from pipeline.passes.snapshot import Snapshot
 from pipeline.passes.transcode import TranscodePass
 from pipeline.selection.select import select
 from pipeline.storage.store import Store
@@ -66,14 +67,14 @@ def write_parts(plan: ShardPlan, folder: Path, cores: int) -> None:
     counts = [len(rows) for rows in parts_of(plan.rows(), plan.options)]
     units = [TranscodeUnit(spool, n, count) for n, count in enumerate(counts) if not store.exists(part_file(spool, n))]
     engine = LocalEngine(cores)
-    for result in engine.run(units, TranscodePass().stages(store, RECIPE, engine.machine())):
+    for result in engine.run(units, TranscodePass().stages(Snapshot(store, RECIPE, []), engine.machine())):
         assert not result.problem, result.problem
 
 
 def join(plan: ShardPlan, folder: Path) -> None:
     store, engine = Store(str(folder)), LocalEngine(1)
     unit = PackUnit(plan.path, plan.name, spool_of(plan.name), len(plan.clips))
-    for result in engine.run([unit], PackPass().stages(store, RECIPE, engine.machine())):
+    for result in engine.run([unit], PackPass().stages(Snapshot(store, RECIPE, []), engine.machine())):
         assert not result.problem, result.problem
 
 

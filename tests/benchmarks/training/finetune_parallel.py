@@ -4,10 +4,11 @@
         [--no-compile]
 
 Starts one process a GPU by itself. Each case is timed twice: on the first GPU alone, its model unsharded while the
-other processes wait; then on all, each with its own sample, sharded by `spread` as model/train.py does. Steps are those
-of lora_speed.py: cached latents and captions, bf16, blocks compiled, every block recomputed at 16k tokens. The last
-column is the tokens a second of one GPU of several over those of the GPU alone. NVLink multicast stays off. Without
-GPUs two processes train a tiny geometry by gloo, and their losses are compared with one process on both samples.
+other processes wait; then on all, each with its own sample, sharded by `distribute` as model/train.py does. Steps are
+those of lora_speed.py: cached latents and captions, bf16, blocks compiled, every block recomputed at 16k tokens. The
+last column is the tokens a second of one GPU of several over those of the GPU alone. NVLink multicast stays off.
+Without GPUs two processes train a tiny geometry by gloo, and their losses are compared with one process on both
+samples.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 import lora_speed
 from lora_speed import RANK, SHAPES, TEXT_WIDTH, WORDS
 
-from model.backbones import wan
 from model.backbones.adapter import DiffusersBackbone
-from model.backbones.family import Conditions
+from model.backbones.families import wan
+from model.backbones.families.base import Conditions
 from model.backbones.lora import add_lora
 from model.objective import LINEAR, loss_per_sample, noisy
 from model.training.optimise import ClipRule, clipped_step, global_norm, make_optimizer
-from model.training.parallel import RankContext, autocast, choose_kernels, spread
+from model.training.parallel import RankContext, autocast, choose_kernels, distribute
 
 CUDA = torch.cuda.is_available()
 PORT = "29517"
@@ -59,7 +60,7 @@ def run(case: str, context: RankContext, samples: int, steps: int, compiled: boo
     choose_kernels(config)
     if not CUDA:
         model.float()
-    trained = spread(backbone, config, context)
+    trained = distribute(backbone, config, context)
     parameters = [p for p in backbone.parameters() if p.requires_grad]
     optimizer, clip = make_optimizer(parameters, config), ClipRule(config, context.device)
     seconds, losses = [], []

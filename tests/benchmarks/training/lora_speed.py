@@ -34,13 +34,13 @@ import diffusers
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
-from model.backbones import wan
 from model.backbones.adapter import DiffusersBackbone
-from model.backbones.family import Conditions
+from model.backbones.families import wan
+from model.backbones.families.base import Conditions
 from model.backbones.lora import add_lora
 from model.objective import LINEAR, loss_per_sample, noisy
 from model.training.optimise import ClipRule, clipped_step, global_norm, make_optimizer
-from model.training.parallel import RankContext, autocast, choose_kernels, spread
+from model.training.parallel import RankContext, autocast, choose_kernels, distribute
 
 ROOT = Path(__file__).resolve().parents[3]
 PEAK = 989e12  # FLOP/s of an H100 or H200 in dense bf16
@@ -121,7 +121,7 @@ def our_step(model: Any, lora: bool, recompute: bool, compiled: bool) -> Callabl
     )  # fmt: skip
     context = RankContext(DEVICE, 0, 1)
     choose_kernels(config)
-    trained = spread(backbone, config, context)
+    trained = distribute(backbone, config, context)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer, clip = make_optimizer(parameters, config), ClipRule(config, DEVICE)
 

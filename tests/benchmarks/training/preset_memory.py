@@ -31,12 +31,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 from model.backbones.adapter import word_layout
 from model.backbones.base import pad_words
 from model.backbones.build import make_backbone
-from model.backbones.source import load_diffusers, read_source
+from model.backbones.pretrained import load_diffusers, read_base
 from model.objective import LINEAR, loss_per_sample, noisy
 from model.presets import PRESETS
 from model.training.memory import estimate_memory
 from model.training.optimise import ClipRule, clipped_step, global_norm, make_optimizer, update_ema
-from model.training.parallel import RankContext, autocast, choose_kernels, spread
+from model.training.parallel import RankContext, autocast, choose_kernels, distribute
 
 ROOT = Path(__file__).resolve().parents[3]
 CUDA = torch.cuda.is_available()
@@ -82,7 +82,7 @@ def prepare_filters() -> None:
 def write_base(name: str, folder: Path) -> str:
     """Write a pipeline's configurations, without weights; return the value of `base`."""
     diffusers = load_diffusers()
-    from model.backbones.source import FAMILIES
+    from model.backbones.pretrained import FAMILIES
 
     pipeline, geometry, _, index = BASES[name]
     family = next(family for family in FAMILIES if pipeline in family.pipelines)
@@ -115,7 +115,7 @@ def measure(config: Any, layout: Any, shape: tuple[int, ...], stride: tuple[int,
     finally:
         torch.set_default_dtype(torch.float32)
     context = RankContext(DEVICE, 0, 1)
-    trained = spread(backbone, config, context)
+    trained = distribute(backbone, config, context)
     parameters = [p for p in backbone.parameters() if p.requires_grad]
     optimizer, clip = make_optimizer(parameters, config), ClipRule(config, DEVICE)
     ema = {name: p.detach().clone() for name, p in backbone.named_parameters() if p.requires_grad}
@@ -176,12 +176,12 @@ def main() -> None:
             began = time.monotonic()
             values["base"] = write_base(base, Path(root, name))
             values["compile"] = values["compile"] and name in args.compile.split(",") and (CUDA or args.reckon)
-            source, stride = read_source(values["base"], values["expert"]), BASES[base][2]
-            config = SimpleNamespace(**{**values, **source.family.options})
-            patch, layout = source.family.patch(source.transformer), word_layout(
-                source.family, source.transformer, source.family.text_tokens
+            pretrained, stride = read_base(values["base"], values["expert"]), BASES[base][2]
+            config = SimpleNamespace(**{**values, **pretrained.family.options})
+            patch, layout = pretrained.family.patch(pretrained.transformer), word_layout(
+                pretrained.family, pretrained.transformer, pretrained.family.text_tokens
             )  # fmt: skip
-            shape = largest_shape(config, source.transformer["in_channels"], stride, patch)
+            shape = largest_shape(config, pretrained.transformer["in_channels"], stride, patch)
             estimate = estimate_memory(config, layout, shape, stride, 1)  # type: ignore[arg-type]
             cells = [estimate.weights, estimate.training, estimate.activations, estimate.workspace, estimate.total]
             measured = "-"

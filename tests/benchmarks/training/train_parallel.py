@@ -26,7 +26,7 @@ from model import objective
 from model.config import Config
 from model.network.dit import SIZES, DiT
 from model.training.optimise import clipped_step, global_norm, make_optimizer
-from model.training.parallel import RankContext, autocast, choose_kernels, join, spread
+from model.training.parallel import RankContext, autocast, choose_kernels, distribute, join
 
 
 def losses_of(
@@ -35,7 +35,7 @@ def losses_of(
     """Return losses and seconds of `steps` steps on a batch of `shape` shared by the processes, and forward FLOPs."""
     torch.manual_seed(0)
     model = DiT(SIZES[config.size], shape[1], 64)
-    trained = spread(model, config, place)
+    trained = distribute(model, config, place)
     optimizer = make_optimizer(list(model.parameters()), config)
     mine = slice(place.rank, None, place.world)
     generator = torch.Generator().manual_seed(1)

@@ -34,7 +34,7 @@ from model import objective
 from model.config import Config
 from model.network.dit import SIZES, DiT, Size
 from model.training.optimise import ClipRule, clipped_step, global_norm, make_optimizer
-from model.training.parallel import RankContext, autocast, choose_kernels, spread
+from model.training.parallel import RankContext, autocast, choose_kernels, distribute
 
 PEAK = 989e12
 WORDS, TEXT_WIDTH, CHANNELS = 64, 384, 16
@@ -167,7 +167,7 @@ def main() -> None:
         size = dataclasses.replace(size, depth=args.depth or size.depth)
         with torch.device("meta") if public else place.device:
             model = DiT(size, CHANNELS, TEXT_WIDTH)
-        trained, predict = wan(size, name == "Users") if public else (spread(model, config, place),) * 2
+        trained, predict = wan(size, name == "Users") if public else (distribute(model, config, place),) * 2
         batch = max(1, args.step_tokens // thousands) if cuda else 1
         x0 = torch.randn(batch, CHANNELS, thousands, 64, 64, device=place.device)
         parameters = [p for p in trained.parameters() if p.requires_grad]

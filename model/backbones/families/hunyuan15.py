@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from model.backbones.base import Words
-from model.backbones.family import Conditions, Family
+from model.backbones.families.base import FLOW, TIMESTEPS, Conditions, Family
 from model.errors import BaseError
 
-TIMESTEPS = 1000  # t = 1 is this timestep
 GLYPHS = 256  # number of ByT5 tokens
 
 
@@ -91,5 +90,5 @@ FAMILY = Family(
     unsupported=unsupported,
     sample_options=sample_options,
     text_needs=("vae",),
-    options={"path": "linear", "time": "logit_normal"},
+    options=FLOW,
 )

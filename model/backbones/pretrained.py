@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from model.backbones import cogvideox, hunyuan, hunyuan15, ltx, pixart, stable_diffusion, wan
-from model.backbones.family import Family, Settings
+from model.backbones.families import cogvideox, hunyuan, hunyuan15, ltx, pixart, stable_diffusion, wan
+from model.backbones.families.base import Family, Settings
 from model.errors import BaseError
 from model.objective import LINEAR, Path, scheduled
 
@@ -19,7 +19,7 @@ FAMILIES: tuple[Family, ...] = (
 
 
 @dataclass(frozen=True)
-class Source:
+class Base:
     """A pipeline in diffusers' folder format. path: folder or hub repository; index, transformer, scheduler: its
     configurations."""
 
@@ -39,13 +39,13 @@ class Source:
         return self.index.get("boundary_ratio")
 
 
-def read_source(base: str, expert: str | None = None) -> Source:
+def read_base(option: str, expert: str | None = None) -> Base:
     """Read the configurations of `diffusers:FOLDER_OR_REPO`. Raises BaseError when it is no pipeline of a known family,
     or `expert` (high, low or empty; None for whichever) does not fit it."""
     diffusers = load_diffusers()
-    prefix, _, path = base.partition(":")
+    prefix, _, path = option.partition(":")
     if prefix != "diffusers" or not path:
-        raise BaseError(f"base={base}: write diffusers:FOLDER or diffusers:REPO")
+        raise BaseError(f"base={option}: write diffusers:FOLDER or diffusers:REPO")
     try:
         index = dict(diffusers.DiffusionPipeline.load_config(path))
     except (OSError, ValueError) as error:
@@ -69,82 +69,82 @@ def read_source(base: str, expert: str | None = None) -> Source:
         raise BaseError(f"{path} has a {model.get('_class_name')}, not the {family.transformer} of a {name}")
     if reason := family.unsupported(model):
         raise BaseError(f"{path} cannot be trained on: {reason}")
-    return Source(path, family, index, model, scheduler)
+    return Base(path, family, index, model, scheduler)
 
 
-def default_options(base: str, expert: str) -> dict[str, Any]:
+def default_options(option: str, expert: str) -> dict[str, Any]:
     """Return the options of a run that follow from its base, where nothing else is set. Raises BaseError."""
-    source = read_source(base, expert)
-    family = source.family
-    fixed_shift = source.scheduler.get("flow_shift") or source.scheduler.get("shift") or 0.0
-    shift = 0.0 if source.scheduler.get("use_dynamic_shifting") else fixed_shift  # 0: by the number of tokens
-    options: dict[str, Any] = {"latents": base, "text": base, "text_tokens": family.text_tokens}
-    options |= {"patch": family.patch(source.transformer), "time_shift": float(shift)}
-    options |= {} if family.time_per_frame(source.index) else {"clean_frames": 0.0}
-    if source.boundary is not None:
-        options["time_range"] = [source.boundary, 1.0] if expert == "high" else [0.0, source.boundary]
+    base = read_base(option, expert)
+    family = base.family
+    fixed_shift = base.scheduler.get("flow_shift") or base.scheduler.get("shift") or 0.0
+    shift = 0.0 if base.scheduler.get("use_dynamic_shifting") else fixed_shift  # 0: by the number of tokens
+    options: dict[str, Any] = {"latents": option, "text": option, "text_tokens": family.text_tokens}
+    options |= {"patch": family.patch(base.transformer), "time_shift": float(shift)}
+    options |= {} if family.time_per_frame(base.index) else {"clean_frames": 0.0}
+    if base.boundary is not None:
+        options["time_range"] = [base.boundary, 1.0] if expert == "high" else [0.0, base.boundary]
     return options | dict(family.options)
 
 
-def check_options(base: str, expert: str, values: dict[str, Any]) -> None:
+def check_options(option: str, expert: str, values: dict[str, Any]) -> None:
     """Raise BaseError when a run's options contradict its base."""
-    source = read_source(base, expert)
-    fixed = {"patch": source.family.patch(source.transformer)}
+    base = read_base(option, expert)
+    fixed = {"patch": base.family.patch(base.transformer)}
     for key, value in fixed.items():
         if values[key] != value:
-            raise BaseError(f"{key}={values[key]}: {source.path} has {key}={value}; leave the option out")
-    if values["text_tokens"] > source.family.text_tokens:
+            raise BaseError(f"{key}={values[key]}: {base.path} has {key}={value}; leave the option out")
+    if values["text_tokens"] > base.family.text_tokens:
         raise BaseError(
-            f"text_tokens={values['text_tokens']}: {source.path} encodes {source.family.text_tokens} tokens at most"
+            f"text_tokens={values['text_tokens']}: {base.path} encodes {base.family.text_tokens} tokens at most"
         )
-    if source.family.padding_counts and values["text_tokens"] != source.family.text_tokens:
-        raise BaseError(f"text_tokens={values['text_tokens']}: {source.path} needs all {source.family.text_tokens}")
-    frame_patch = source.family.frame_patch(source.transformer)
+    if base.family.padding_counts and values["text_tokens"] != base.family.text_tokens:
+        raise BaseError(f"text_tokens={values['text_tokens']}: {base.path} needs all {base.family.text_tokens}")
+    frame_patch = base.family.frame_patch(base.transformer)
     stride = cogvideox.TIME_STRIDE
     if odd := [count for count in values["frame_counts"] if (1 + (count - 1) // stride) % frame_patch]:
-        raise BaseError(f"frame_counts={odd}: {source.path} takes an even number of latent frames, as of 5, 13 ... 85")
-    if values["clean_frames"] and not source.family.time_per_frame(source.index):
-        raise BaseError(f"clean_frames: {source.path} has one time for all frames of a sample; set clean_frames=0")
+        raise BaseError(f"frame_counts={odd}: {base.path} takes an even number of latent frames, as of 5, 13 ... 85")
+    if values["clean_frames"] and not base.family.time_per_frame(base.index):
+        raise BaseError(f"clean_frames: {base.path} has one time for all frames of a sample; set clean_frames=0")
     if values["init_from"]:
         raise BaseError("init_from is for models without a base; leave it out")
-    if values["train_only"] == "temporal" and source.family.inflation is None:
-        raise BaseError(f"train_only=temporal: {source.path} is a model of videos; use lora_rank to train a part of it")
-    if values["lora_rank"] and source.family.inflation is not None:
-        raise BaseError(f"lora_rank: {source.path} is a model of images, whose new temporal layers are trained in full")
+    if values["train_only"] == "temporal" and base.family.inflation is None:
+        raise BaseError(f"train_only=temporal: {base.path} is a model of videos; use lora_rank to train a part of it")
+    if values["lora_rank"] and base.family.inflation is not None:
+        raise BaseError(f"lora_rank: {base.path} is a model of images, whose new temporal layers are trained in full")
 
 
-def base_path(source: Source) -> Path:
+def base_path(base: Base) -> Path:
     """Return the objective's path, with the scheduler's own noise levels where it has discrete steps."""
-    if source.family.options.get("path") != "scheduler":
+    if base.family.options.get("path") != "scheduler":
         return LINEAR
     diffusers = load_diffusers()
-    scheduler = getattr(diffusers, source.scheduler["_class_name"]).from_config(source.scheduler)
+    scheduler = getattr(diffusers, base.scheduler["_class_name"]).from_config(base.scheduler)
     targets = {"v_prediction": "v", "epsilon": "epsilon"}
     prediction = scheduler.config.get("prediction_type")
     if prediction not in targets:
-        raise BaseError(f"{source.path} predicts {prediction}; training works on {', '.join(targets)}")
+        raise BaseError(f"{base.path} predicts {prediction}; training works on {', '.join(targets)}")
     return scheduled(scheduler.alphas_cumprod, targets[prediction])  # type: ignore[arg-type]
 
 
-def load_transformer(source: Source, expert: str, dtype: torch.dtype) -> Any:
+def load_transformer(base: Base, expert: str, dtype: torch.dtype) -> Any:
     """Load the transformer's weights. Raises BaseError."""
-    transformer_class = getattr(load_diffusers(), source.family.transformer)
+    transformer_class = getattr(load_diffusers(), base.family.transformer)
     try:
-        return transformer_class.from_pretrained(source.path, subfolder=source.component(expert), torch_dtype=dtype)
+        return transformer_class.from_pretrained(base.path, subfolder=base.component(expert), torch_dtype=dtype)
     except (OSError, ValueError, RuntimeError) as error:
-        raise BaseError(f"cannot load the transformer of {source.path}: {first_line(error)}") from error
+        raise BaseError(f"cannot load the transformer of {base.path}: {first_line(error)}") from error
 
 
-def make_pipeline(source: Source, expert: str, transformer: Any, parts: dict[str, Any]) -> Any:
+def make_pipeline(base: Base, expert: str, transformer: Any, parts: dict[str, Any]) -> Any:
     """Return the base's pipeline with a trained transformer and components that are loaded already; the rest, as its
     scheduler, is loaded. Raises BaseError."""
-    inflation = source.family.inflation
-    pipeline_class = getattr(load_diffusers(), inflation.pipeline if inflation else source.index["_class_name"])
+    inflation = base.family.inflation
+    pipeline_class = getattr(load_diffusers(), inflation.pipeline if inflation else base.index["_class_name"])
     absent = {"motion_adapter": None} if inflation else {}  # its layers are in the transformer
     try:
-        return pipeline_class.from_pretrained(source.path, **parts, **absent, **{source.component(expert): transformer})
+        return pipeline_class.from_pretrained(base.path, **parts, **absent, **{base.component(expert): transformer})
     except (OSError, ValueError) as error:
-        raise BaseError(f"cannot load the pipeline {source.path}: {first_line(error)}") from error
+        raise BaseError(f"cannot load the pipeline {base.path}: {first_line(error)}") from error
 
 
 def load_diffusers() -> Any:

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from model.backbones.base import Words
-from model.backbones.family import Conditions, Family, Inflation
+from model.backbones.families.base import DIFFUSION, TIMESTEPS, Conditions, Family, Inflation, image_conditioned
 from model.objective import discrete
 
-TIMESTEPS = 1000
 HEADS = 8  # attention heads of the motion modules
 FRAMES = 32  # smallest number of positions of a new motion module, as in AnimateDiff
 TIME_IDS = 6  # size conditions of SDXL: original size, crop and target size, two numbers each
@@ -96,8 +95,8 @@ def layout(config: Any) -> dict[str, tuple[int | None, ...]]:
 
 def unsupported(config: Any) -> str:
     """Return the reason why a UNet cannot be trained, empty if it can."""
-    if config["in_channels"] != config["out_channels"]:
-        return "it is conditioned on images"
+    if reason := image_conditioned(config):
+        return reason
     if any(block not in BLOCKS for block in (*config["down_block_types"], *config["up_block_types"])):
         return "it has blocks that UNetMotionModel lacks"
     if not isinstance(config["cross_attention_dim"], int) or config.get("class_embed_type"):
@@ -116,9 +115,9 @@ def save(unet: Any, path: str, folder: Path, pipeline: str) -> str:
     return f"{folder / 'motion_adapter'}: load it with {pipeline}.from_pretrained({path!r}, {part})"
 
 
-def family(source: str, sampler: str, xl: bool) -> Family:
+def family(pipeline: str, sampler: str, xl: bool) -> Family:
     return Family(
-        pipelines=(source,),
+        pipelines=(pipeline,),
         transformer="UNet2DConditionModel",
         component="unet",
         blocks=("down_blocks", "mid_block", "up_blocks"),
@@ -131,7 +130,7 @@ def family(source: str, sampler: str, xl: bool) -> Family:
         patch=lambda config: 2 ** (len(config["block_out_channels"]) - 1),  # the picture divides at every level
         unsupported=unsupported,
         sample_options=lambda scale, fps, tokens: {} if scale is None else {"guidance_scale": scale},
-        options={"path": "scheduler", "time": "uniform", "time_shift": 1.0, "train_only": "temporal"},
+        options={**DIFFUSION, "train_only": "temporal"},
         inflation=Inflation(
             inflate=inflate,
             temporal=".motion_modules.",

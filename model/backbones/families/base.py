@@ -1,4 +1,4 @@
-"""What differs between the families of models that diffusers knows; wan.py, ltx.py ... have one `Family` each."""
+"""What differs between the families of models that diffusers knows; each other file of this folder has one `Family`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from torch import Tensor
 from model.backbones.base import Words
 
 Settings = Mapping[str, Any]  # of a model_index.json, a config.json or a scheduler_config.json
+TIMESTEPS = 1000  # t = 1 is this timestep, in all families
+FLOW: Settings = {"path": "linear", "time": "logit_normal"}  # options of a run on a rectified flow
+DIFFUSION: Settings = {"path": "scheduler", "time": "uniform", "time_shift": 1.0}  # and on discrete steps
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,23 @@ class Inflation:
 def sample_options(scale: float | None, fps: float, tokens: int) -> dict[str, Any]:
     """Return options of a pipeline's call: guidance (None: the pipeline's own), frames a second, tokens of text."""
     return {"max_sequence_length": tokens} | ({} if scale is None else {"guidance_scale": scale})
+
+
+def encode_vectors(pipeline: Any, caption: str, tokens: int) -> Words:
+    """Return T5's or UMT5's vectors of a caption, those of the padding included."""
+    vectors, *_ = pipeline.encode_prompt(caption, do_classifier_free_guidance=False, max_sequence_length=tokens)
+    return {"encoder_hidden_states": vectors[0]}
+
+
+def encode_masked(pipeline: Any, caption: str, tokens: int) -> Words:
+    """Return T5's vectors of a caption, and which of them are not padding."""
+    vectors, mask, *_ = pipeline.encode_prompt(caption, do_classifier_free_guidance=False, max_sequence_length=tokens)
+    return {"encoder_hidden_states": vectors[0], "encoder_attention_mask": mask[0]}
+
+
+def image_conditioned(config: Settings) -> str:
+    """Return why a transformer with more input than output channels cannot be trained, or ""."""
+    return "it is conditioned on images" if config["in_channels"] != config["out_channels"] else ""
 
 
 @dataclass(frozen=True)

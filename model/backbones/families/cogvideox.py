@@ -8,10 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from model.backbones.base import Words
-from model.backbones.family import Conditions, Family
+from model.backbones.families.base import DIFFUSION, TIMESTEPS, Conditions, Family, encode_vectors, image_conditioned
 from model.objective import discrete
 
-TIMESTEPS = 1000
 TIME_STRIDE = 4  # frames a latent frame
 
 
@@ -39,17 +38,6 @@ def predict(transformer: Any, x: Tensor, t: Tensor, words: Words, conditions: Co
     return out.transpose(1, 2)
 
 
-def encode(pipeline: Any, caption: str, tokens: int) -> Words:
-    """Return T5's vectors, those of the padding included, to which this model attends."""
-    vectors, _ = pipeline.encode_prompt(caption, do_classifier_free_guidance=False, max_sequence_length=tokens)
-    return {"encoder_hidden_states": vectors[0]}
-
-
-def unsupported(config: Any) -> str:
-    """Return why a transformer cannot be trained, or ""."""
-    return "it is conditioned on images" if config["in_channels"] != config["out_channels"] else ""
-
-
 FAMILY = Family(
     pipelines=("CogVideoXPipeline",),
     transformer="CogVideoXTransformer3DModel",
@@ -57,10 +45,10 @@ FAMILY = Family(
     text_tokens=226,
     lora_targets=("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"),
     predict=predict,
-    encode=encode,
+    encode=encode_vectors,
     layout=lambda config: {"encoder_hidden_states": (None, int(config["text_embed_dim"]))},
     padding_counts=True,
     frame_patch=lambda config: int(config.get("patch_size_t") or 1),
-    unsupported=unsupported,
-    options={"path": "scheduler", "time": "uniform", "time_shift": 1.0},
+    unsupported=image_conditioned,
+    options=DIFFUSION,
 )

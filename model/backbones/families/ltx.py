@@ -7,9 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from model.backbones.base import Words
-from model.backbones.family import Conditions, Family, sample_options
-
-TIMESTEPS = 1000  # t = 1 is this timestep
+from model.backbones.families.base import FLOW, TIMESTEPS, Conditions, Family, encode_masked, sample_options
 
 
 def predict(transformer: Any, x: Tensor, t: Tensor, words: Words, conditions: Conditions) -> Tensor:
@@ -30,12 +28,6 @@ def predict(transformer: Any, x: Tensor, t: Tensor, words: Words, conditions: Co
     return out.transpose(1, 2).unflatten(2, (frames, height, width))
 
 
-def encode(pipeline: Any, caption: str, tokens: int) -> Words:
-    """Return T5's vectors and which of them are not padding."""
-    vectors, mask, _, _ = pipeline.encode_prompt(caption, do_classifier_free_guidance=False, max_sequence_length=tokens)
-    return {"encoder_hidden_states": vectors[0], "encoder_attention_mask": mask[0]}
-
-
 def unsupported(config: Any) -> str:
     """Return why a transformer cannot be trained, or ""."""
     return "" if config["patch_size"] == config["patch_size_t"] == 1 else "it has patches of several latent pixels"
@@ -48,7 +40,7 @@ FAMILY = Family(
     text_tokens=128,
     lora_targets=("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"),
     predict=predict,
-    encode=encode,
+    encode=encode_masked,
     layout=lambda config: {
         "encoder_hidden_states": (None, int(config["caption_channels"])),
         "encoder_attention_mask": (None,),
@@ -57,5 +49,5 @@ FAMILY = Family(
     unsupported=unsupported,
     time_per_frame=lambda index: True,
     sample_options=lambda scale, fps, tokens: {"frame_rate": fps} | sample_options(scale, fps, tokens),
-    options={"path": "linear", "time": "logit_normal"},
+    options=FLOW,
 )

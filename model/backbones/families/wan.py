@@ -7,10 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from model.backbones.base import Words
-from model.backbones.family import Conditions, Family
-from model.backbones.wan_blocks import speed_up
-
-TIMESTEPS = 1000  # t = 1 is this timestep
+from model.backbones.families.base import FLOW, TIMESTEPS, Conditions, Family, encode_vectors, image_conditioned
+from model.backbones.families.wan_blocks import speed_up
 
 
 def predict(transformer: Any, x: Tensor, t: Tensor, words: Words, conditions: Conditions) -> Tensor:
@@ -23,12 +21,6 @@ def predict(transformer: Any, x: Tensor, t: Tensor, words: Words, conditions: Co
     return transformer(x, timestep, words["encoder_hidden_states"], return_dict=False)[0]
 
 
-def encode(pipeline: Any, caption: str, tokens: int) -> Words:
-    """Return UMT5's vectors, zero past the caption's end."""
-    vectors, _ = pipeline.encode_prompt(caption, do_classifier_free_guidance=False, max_sequence_length=tokens)
-    return {"encoder_hidden_states": vectors[0]}
-
-
 FAMILY = Family(
     pipelines=("WanPipeline",),
     transformer="WanTransformer3DModel",
@@ -36,11 +28,11 @@ FAMILY = Family(
     text_tokens=512,
     lora_targets=("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"),
     predict=predict,
-    encode=encode,
+    encode=encode_vectors,
     layout=lambda config: {"encoder_hidden_states": (None, int(config["text_dim"]))},
     patch=lambda config: int(config["patch_size"][1]),
-    unsupported=lambda config: "it is conditioned on images" if config["in_channels"] != config["out_channels"] else "",
+    unsupported=image_conditioned,
     speed_up=speed_up,
     time_per_frame=lambda index: bool(index.get("expand_timesteps")),
-    options={"path": "linear", "time": "logit_normal"},
+    options=FLOW,
 )

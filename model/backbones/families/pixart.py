@@ -17,11 +17,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model.backbones.base import Words
-from model.backbones.family import Conditions, Family, Inflation
+from model.backbones.families.base import DIFFUSION, TIMESTEPS, Conditions, Family, Inflation, encode_masked
 from model.network.dit import SelfAttention, axis_angles, norm, rotation
 from model.objective import discrete
 
-TIMESTEPS = 1000
 HEAD = 128  # channels of a head of the temporal attention, where the width divides by them
 FILE = "temporal.safetensors"
 
@@ -67,12 +66,6 @@ def predict(transformer: Any, x: Tensor, t: Tensor, words: Words, conditions: Co
     return out[:, :channels].unflatten(0, (batch, frames)).transpose(1, 2)
 
 
-def encode(pipeline: Any, caption: str, tokens: int) -> Words:
-    """Return the T5 embeddings of a caption and their mask, which is 0 for padding."""
-    vectors, mask, _, _ = pipeline.encode_prompt(caption, do_classifier_free_guidance=False, max_sequence_length=tokens)
-    return {"encoder_hidden_states": vectors[0], "encoder_attention_mask": mask[0]}
-
-
 def empty(transformer: Any) -> Any:
     """Return the video model without weights."""
     import diffusers
@@ -101,13 +94,13 @@ def family(pipeline: str, tokens: int) -> Family:
         text_tokens=tokens,
         lora_targets=(),
         predict=predict,
-        encode=encode,
+        encode=encode_masked,
         layout=lambda config: {
             "encoder_hidden_states": (None, int(config["caption_channels"])),
             "encoder_attention_mask": (None,),
         },
         masked="encoder_attention_mask",
-        options={"path": "scheduler", "time": "uniform", "time_shift": 1.0, "train_only": "temporal"},
+        options={**DIFFUSION, "train_only": "temporal"},
         inflation=Inflation(inflate=inflate, temporal=".temporal.", empty=empty, save=save),
     )
 
