@@ -1,8 +1,10 @@
 """`shots: cascade`: a small network classifies cheap frame similarities, then the transitions are located exactly.
 
 The network sees about 12 frames a second, which reference frames alone provide. A hard cut between two of them is
-placed at the largest change among all frames of that gap. The weights (shots.npz) were trained on concatenated footage
-by tests/benchmarks/shots/train_shots.py, which excludes the footage of the accuracy benchmark.
+placed at the largest change among all frames of that gap; it is a short gradual transition if other frames beside it
+belong to one. All frames near the boundaries of gradual transitions are decoded too (refine.py). The weights
+(shots.npz) were trained on concatenated footage by tests/benchmarks/shots/train_shots.py, which excludes the footage of
+the accuracy benchmark.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ MARGIN = 0.9  # factor by which predicted distances to boundaries are scaled; ch
 EXACT = 0.3  # seconds around both boundaries of a gradual transition in which all frames are decoded
 BESIDE = 0.12  # seconds from a hard cut to the frames that represent both shots
 ABRUPT = 0.7  # lowest ratio of the change at a hard cut to the difference of both shots; lower may be gradual
-STARTED = 0.1  # probability that a transition has started, or has not ended, at which its boundaries are placed
+STARTED = 0.12  # probability that a transition has started, or has not ended, at which its boundaries are placed
 WIDENED = 0.2  # such a probability, more than a frame away from a hard cut, above which the cut is gradual
 SURE = 0.95  # probability of a certain hard cut; on such films 65 true cuts had >= 0.991, false ones <= 0.893
 

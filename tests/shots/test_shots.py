@@ -143,6 +143,19 @@ def test_cuts_between_reference_frames_are_placed_among_all_frames():
     assert len(set(asked)) == len(asked)  # each gap is decoded once
 
 
+@pytest.mark.parametrize("count", [3, 5, 7])
+def test_no_frame_of_a_dissolve_of_a_few_frames_is_in_a_shot(count):
+    a, b, weights = shot(0, 75), shot(1, 75), np.linspace(0, 1, count + 2)[1:-1]
+    mixed = [cv2.addWeighted(x, 1 - w, y, w, 0) for x, y, w in zip(a[50:], b[20:], weights, strict=False)]
+    frames = a[:50] + mixed + b[20 + count :]
+    small = [cv2.resize(f, (48, 27), interpolation=cv2.INTER_AREA) for f in frames]
+    every = [Proxy(i, i / 25, s) for i, s in enumerate(small)]
+    detector = Cascade(25.0, lambda after, before: [p for p in every if after < p.time < before])
+    (transition,) = detect(detector, frames, of=range(0, len(frames), 3))
+    assert 46 / 25 < transition.leave <= 50 / 25
+    assert (50 + count - 1) / 25 < transition.enter <= (54 + count) / 25
+
+
 @pytest.mark.parametrize("kind", ["dissolve", "fade"])
 def test_a_gradual_transition_is_left_out_whole_and_little_else(kind):
     a, b = shot(0, 75), shot(1, 75)
