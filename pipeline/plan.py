@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ import pyarrow.compute as pc
 from pipeline.config.recipe import Recipe
 from pipeline.dataset.finish import check_folder, read_info
 from pipeline.engine.progress import clock, counted
+from pipeline.pack.companions import load_companions
 from pipeline.passes.base import Outlook, Pass
 from pipeline.passes.caption import with_listed_captions
 from pipeline.passes.embed import with_reference_digest
@@ -43,6 +45,7 @@ def plan(inputs: Sequence[str], out: str, recipe: Recipe) -> str:
     check_folder(store)
     recipe = with_listed_captions(with_reference_digest(recipe), files)
     fingerprints.check(recipe)
+    load_companions(recipe.pack)
     files = as_last_seen(files, store)
     info: dict[str, Any] = read_info(store) if store.exists("dataset.json") else {}
     snapshot = Snapshot(store, recipe, files, read_decisions(store))
@@ -65,8 +68,8 @@ def estimated(outlooks: Mapping[str, Outlook], passes: Mapping[str, Any]) -> dic
     for name, outlook in outlooks.items():
         more: float | None = 0.0
         if first in ADD_CLIPS:
-            known = first in rates and name in rates
-            ratio = rates[name]["amount"] / rates[first]["amount"] if known else None
+            measured = first in rates and name in rates
+            ratio = rates[name]["amount"] / rates[first]["amount"] if measured else None
             more = None if ratio is None else outlooks[first].pending * ratio
         amount = None if more is None else outlook.pending + more
         pace = rates[name]["seconds"] / rates[name]["amount"] if name in rates else None
@@ -78,7 +81,9 @@ def estimated(outlooks: Mapping[str, Outlook], passes: Mapping[str, Any]) -> dic
 def _line(of: Pass, work: Work) -> str:
     pending, total = work.outlook.pending, _amount(work.outlook.total, of.measure)
     about = f", about {clock(work.seconds)}" if work.seconds else ""
-    more = "more" if work.more is None else f"up to {_amount(work.more, of.measure)} more" if work.more else ""
+    more = (
+        "more" if work.more is None else f"up to {_amount(math.ceil(work.more), of.measure)} more" if work.more else ""
+    )
     if pending:
         later = f"; {more} after the passes before" if more else ""
         return f"{of.name:<9} {_number(pending, of.measure)} of {total}: {work.outlook.why}{later}{about}"
@@ -92,11 +97,11 @@ def _total(works: Mapping[str, Work]) -> list[str]:
     pending = [name for name, work in works.items() if work.outlook.pending or work.more != 0]
     chains = [[works[each.name].seconds for each in chain if each.name in pending] for chain in CHAINS]
     unknown = [name for name in pending if works[name].seconds is None]
-    known = sum(max((seconds for seconds in chain if seconds), default=0.0) for chain in chains)
-    if not known:
+    total = sum(max((seconds for seconds in chain if seconds), default=0.0) for chain in chains)
+    if not total:
         return []
     without = f" without {', '.join(unknown)}, whose time is not known yet" if unknown else ""
-    return [f"about {clock(known)} in all{without}, at the last builds' rates"]
+    return [f"about {clock(total)} in all{without}, at the last builds' rates"]
 
 
 def _gone(files: Sequence[DiscoveredFile], store: Store, info: Mapping[str, Any]) -> int:

@@ -25,6 +25,9 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
+SIMPLE = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}  # types of values by annotation
+
+
 class OptionError(ValueError):
     """Options that cannot be used; the message names the key and the most similar valid one."""
 
@@ -170,12 +173,16 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 
 def check_arguments(function: Callable[..., Any], options: Mapping[str, Any], where: str) -> None:
-    """Raise OptionError if `function` does not take one of `options`, keyword arguments, or if one is missing.
-    `where` is the section of the options in the recipe."""
+    """Raise OptionError if `function` does not take one of `options`, keyword arguments, if one is no number, text or
+    flag where it has to be, or if one is missing. `where` is the section of the options in the recipe."""
     parameters = inspect.signature(function).parameters
-    for name in options:
+    for name, value in options.items():
         if name not in parameters:
             raise OptionError(f"unknown key {f'{where}.{name}'!r}{nearest(name, parameters)}")
+        expected = str(parameters[name].annotation).removesuffix(" | None")
+        types = SIMPLE.get(expected)
+        if types and value is not None and type(value) not in types:
+            raise OptionError(f"{where}.{name}: expected {expected}, got {value!r}")
     for name, parameter in parameters.items():
         if parameter.default is parameter.empty and name not in options:
             raise OptionError(f"{where}.{name}: expected a value, got none")

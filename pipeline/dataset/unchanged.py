@@ -33,7 +33,7 @@ def _digest(files: Sequence[DiscoveredFile], store: Store, recipe: Recipe, decis
     digest = hashlib.sha256(repr([to_dict(recipe), versions(), decisions]).encode())
     for package in (pipeline, filters, captioners):
         for path in sorted(Path(package.__path__[0]).rglob("*")):
-            if path.suffix != ".pyc" and path.is_file():
+            if "__pycache__" not in path.parts and path.is_file():
                 digest.update(path.read_bytes())
     for file in files:
         digest.update(repr(file).encode())

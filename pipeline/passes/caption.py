@@ -17,10 +17,9 @@ from pipeline.engine.base import Machine, Stage
 from pipeline.passes.base import Outlook
 from pipeline.passes.caption_worker import CaptionClips
 from pipeline.passes.snapshot import Snapshot
-from pipeline.passes.unit_clips import plain_columns, units_of
 from pipeline.sources.discover import DiscoveredFile
 from pipeline.state import fingerprints
-from pipeline.state.units import CaptionPart, CaptionUnit
+from pipeline.state.units import CaptionPart, CaptionUnit, plain_columns, units_of
 from pipeline.tables.fragments import fingerprint
 
 UNITS_AT_ONCE = 4  # in a worker: two in the captioner, one being read, and one being scored

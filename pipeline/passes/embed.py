@@ -15,9 +15,8 @@ from pipeline.passes.base import Outlook
 from pipeline.passes.embed_on_gpu import UNITS_AT_ONCE, EncodeClips, EncodeUnit, ScoreFrames
 from pipeline.passes.embed_worker import Embed
 from pipeline.passes.snapshot import Snapshot
-from pipeline.passes.unit_clips import plain_columns, units_of
 from pipeline.state import committed, fingerprints
-from pipeline.state.units import UnitClips
+from pipeline.state.units import UnitClips, plain_columns, units_of
 from pipeline.storage.store import Store
 
 

@@ -30,7 +30,7 @@ from pipeline.passes.embed_worker import (
     apply_filters,
     chunks,
     commit,
-    encode_clip,
+    embed_clip,
     limit_threads,
     stop_on_fault,
     wanted_rows,
@@ -125,7 +125,7 @@ class EncodeClips:
             with self._look.turn:
                 started = time.perf_counter()
                 for state in states:
-                    encode_clip(state, self._encoder, errors)
+                    embed_clip(state, self._encoder, errors)
                 return time.perf_counter() - started
         first = 0
         for state in states:

@@ -59,7 +59,7 @@ class Embed:
             admitted = apply_filters(states, self._before, self._recipe, self._by_hand, costs, errors)
             with costs.measure("encoder", len(admitted)):
                 for state in admitted:
-                    encode_clip(state, self._encoder, errors)
+                    embed_clip(state, self._encoder, errors)
             apply_filters(admitted, self._after, self._recipe, self._by_hand, costs, errors)
             rows += [state.out for state in states]
         return commit(self._store, self._recipe, unit, rows, costs, errors)
@@ -117,7 +117,7 @@ def apply_filters(
     return states
 
 
-def encode_clip(state: ClipState, encoder: TextVideoEncoder, errors: list[LoggedError]) -> None:
+def embed_clip(state: ClipState, encoder: TextVideoEncoder, errors: list[LoggedError]) -> None:
     """Embed one clip's frames, in one call per clip, so that the result does not depend on the unit's other clips."""
     if not state.frames.pictures:
         return

@@ -13,8 +13,6 @@ from pipeline.sources.discover import open_media
 
 T = TypeVar("T")
 
-AHEAD = 1.0  # seconds: the decoder may have consumed frames this far beyond the last one that it returned
-
 
 class ExactFrames:
     """Decodes every frame of short ranges; ask in increasing time to avoid seeks. A context manager that opens the file
@@ -25,7 +23,7 @@ class ExactFrames:
         self._stack = ExitStack()
         self._video: Video | None = None
         self._frames: Iterator[Frame] | None = None
-        self._at = 0.0
+        self._passed = 0.0  # time of the last frame that was returned or skipped
         self._span = (0.0, 0.0)
 
     def __enter__(self) -> ExactFrames:
@@ -41,11 +39,11 @@ class ExactFrames:
         try:
             if self._video is None:
                 self._video = self._stack.enter_context(Video(open_media(self._uri, self._options)))
-            if self._frames is None or not max(keyframe, self._at + AHEAD) <= after or keyframe > self._at:
-                self._frames = self._video.frames(after, lambda time: self._span[0] < time < self._span[1])
+            if self._frames is None or self._passed > after or keyframe > self._passed:
+                self._frames, self._passed = self._video.frames(after, self._is_wanted), 0.0
             self._span, results = (after, before), []
             for frame in self._frames:
-                self._at = frame.time
+                self._passed = max(self._passed, frame.time)
                 if frame.time >= before:
                     break
                 if frame.time > after:
@@ -56,3 +54,9 @@ class ExactFrames:
         except MediaError:
             self._frames = None
             return []
+
+    def _is_wanted(self, time: float) -> bool:
+        wanted = self._span[0] < time < self._span[1]
+        if not wanted:
+            self._passed = max(self._passed, time)
+        return wanted

@@ -151,7 +151,8 @@ class Cascade:
             if cut >= CUT and event.in_cut_run:
                 event.cuts[-1] = _Gaps(event.cuts[-1].first, (before, after), max(cut, event.cuts[-1].probability))
             elif cut >= CUT:
-                event.cuts.append(_Gaps((before, after), (before, after), cut))
+                gap = (before, after)
+                event.cuts.append(_Gaps(gap, gap, cut))
             event.in_cut_run = cut >= CUT
             event.peak = max(event.peak, span)
             if span >= 0.5:
@@ -186,15 +187,18 @@ class Cascade:
 
     def _cut(self, gaps: _Gaps) -> Transition:
         """Return the hard cut in a gap. With several gaps, frames between the first and the last cut are in no shot."""
-        exact = []
-        for first, last in (gaps.first, gaps.last):
-            before, after = _largest([p for p in self._frames if first.time <= p.time <= last.time])
-            if self._between is not None:
-                before, after = _largest([before, *self._between(before.time, after.time), after])
-            exact.append(after.time)
-        leave, enter = (max(time, self._last_enter) for time in exact)
+        first = self._exact(gaps.first)
+        last = first if gaps.last is gaps.first else self._exact(gaps.last)
+        leave, enter = (max(time, self._last_enter) for time in (first, last))
         self._last_enter = enter
         return Transition(leave, enter, doubtful=gaps.probability < SURE and leave == enter)
+
+    def _exact(self, gap: tuple[Proxy, Proxy]) -> float:
+        """Return the time of the first frame after the hard cut in a gap."""
+        before, after = _largest([p for p in self._frames if gap[0].time <= p.time <= gap[1].time])
+        if self._between is not None:
+            before, after = _largest([before, *self._between(before.time, after.time), after])
+        return after.time
 
     def _gradual(self, event: _Event, leave: float, enter: float, bounds: tuple[float, float]) -> Transition | None:
         """Return the transition near `leave` to `enter` and within `bounds`, its boundaries refined with the frames on

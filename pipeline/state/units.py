@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import pyarrow as pa
 
 from pipeline.media.faults import problem
 from pipeline.sources.discover import DiscoveredFile, Source
@@ -63,6 +66,23 @@ class UnitClips:
     @property
     def amount(self) -> float:
         return len(self.clip_ids or ())
+
+
+def plain_columns(rows: pa.Table, names: Sequence[str]) -> pa.Table:
+    """Return a table of the columns `names`, cast to strings."""
+    return pa.table({name: rows[name].cast(pa.string()) for name in names})
+
+
+def units_of(rows: pa.Table) -> Iterator[UnitClips]:
+    """Group clips by the scan unit that has their frames, in order of first appearance. `rows` are `plain_columns` with
+    scan_fragment, unit, source_id and clip_id."""
+    clips_by_unit: dict[tuple[str, str], list[tuple[str, str]]] = defaultdict(list)
+    columns = (rows[name].to_pylist() for name in ("scan_fragment", "unit", "source_id", "clip_id"))
+    for fragment, unit, source, clip in zip(*columns, strict=True):
+        clips_by_unit[fragment, unit].append((source, clip))
+    for (fragment, unit), clips in clips_by_unit.items():
+        sources = [source for source, _ in clips]
+        yield UnitClips(unit, fragment, tuple(clip for _, clip in clips), IdRange(min(sources), max(sources) + "~"))
 
 
 @dataclass(frozen=True)

@@ -167,7 +167,7 @@ def halved(dataset: Path, pattern: str) -> Path:
     [
         (["shards/*/*.tar", "state/sources/*.parquet", "tables/clips/*.parquet"], ["sources", "transcode", "pack"]),
         (["shards/*/*.parquet", "state/caption/*.parquet"], ["caption", "transcode", "pack"]),
-        (["tables/frames/*.parquet"], ["scan"]),
+        (["tables/frames/*.parquet"], ["scan", "embed"]),
     ],
 )
 def test_what_is_cut_off_is_made_anew_and_nothing_else(copied, footage, built, capsys, patterns, again):
@@ -195,9 +195,9 @@ def test_a_dataset_that_lost_part_of_a_table_is_not_read_as_if_it_were_whole(cop
         ["export", "--to", "csv", "--out", "x.csv"],
     ):
         assert main([words[0], str(copied), *words[1:]]) == 2
-        said = capsys.readouterr().err
-        assert str(lost.relative_to(copied)) in said
-        assert "run its build again" in said
+        error = capsys.readouterr().err
+        assert str(lost.relative_to(copied)) in error
+        assert "run its build again" in error
     lost.unlink()
     assert main(["report", str(copied)]) == 2
     assert f"{lost.relative_to(copied)} is missing: run its build again" in capsys.readouterr().err
@@ -229,6 +229,7 @@ def test_killed_in_the_middle_and_started_again_gives_the_same_bytes(
     finished = len(list(dataset.glob("state/pack/*/*.tar")))
     result = build([str(footage)], str(dataset), load_recipe("embedded", OPTIONS))
     assert snapshot(dataset) == snapshot(built[0])
+    assert {"sources", "scan", "embed"} <= set(result.info["passes"])  # the closing table has what both builds did
     encoded = [int(line.split()[1]) for line in capsys.readouterr().out.splitlines() if line.startswith("transcode")]
     assert sum(encoded) == result.info["counts"]["kept"] - finished
     assert not (dataset / "state" / "pack").exists()

@@ -16,6 +16,8 @@ from repository import ROOT
 from pipeline.cli import TRAINER, cli, main
 from pipeline.config.recipe import presets
 from pipeline.engine.progress import Progress, clock
+from pipeline.passes.base import Outlook
+from pipeline.plan import estimated
 
 
 @pytest.fixture
@@ -39,13 +41,17 @@ def video(tmp_path: Path) -> str:
             ["build", "VIDEO", "--out", "OUT", "caption.options.leest=1"],
             "'caption.options.leest'; did you mean 'least'?",
         ),
+        (
+            ["build", "VIDEO", "--out", "OUT", "caption.options.least=few"],
+            "caption.options.least: expected float, got 'few'",
+        ),
         (["build", "VIDEO", "--out", "OUT", "caption={captioner: listed}"], "none of the inputs has one"),
         (["build", "VIDEO", "--out", "OUT", "scan.shots=cuts"], "scan.shots: expected cascade"),
         (["build", "VIDEO", "--out", "OUT", "select.thresholds.motion_objekt.min=1"], "did you mean 'motion_object'"),
         (["build", "VIDEO", "--out", "OUT", "--recipe", "best"], "is called 'best': expected one of embedded"),
         (["build", "VIDEO", "--out", "OUT", "--gpus"], "no model of this recipe runs on a GPU"),
         (["build", "nothing/here", "--out", "OUT"], "nothing/here: no such file or folder"),
-        (["build", "VIDEO", "--out", "s3://key:secret@bucket/x"], "put them into the environment"),
+        (["build", "VIDEO", "--out", "s3://key:secret@bucket/x"], "put credentials into the environment"),
         (["build", "VIDEO", "--out", "FULL"], "holds something else"),
         (["build", "VIDEO", "--out", "LATIN"], "holds something else"),
         (["build", "VIDEO", "--out", "VIDEO"], "is a file: give an empty or new folder"),
@@ -169,6 +175,21 @@ def test_a_progress_line_does_not_repeat_the_amount_of_work(capsys):
     shown = [line.partition("(")[0] for line in capsys.readouterr().out.splitlines()]
     counted = ("2 reused  ", "1 clip, 0 reused, 1 failed  ", "")
     assert shown == [f"transcode      2 clips  {text}" for text in counted]
+
+
+def test_a_plan_estimates_later_passes_from_what_earlier_builds_measured():
+    outlooks = {name: Outlook(0, 10, "") for name in ("sources", "scan", "embed", "caption", "pack")}
+    outlooks["scan"] = Outlook(60, 90, "new sources")
+    outlooks["caption"] = Outlook(2, 10, "new")
+    amounts = {"scan": (30, 15), "embed": (10, 15), "caption": (5, 20)}  # seconds of video or clips, and seconds
+    works = estimated(outlooks, {name: {"amount": done, "seconds": took} for name, (done, took) in amounts.items()})
+    assert {name: (work.more, work.seconds) for name, work in works.items()} == {
+        "sources": (0, 0),
+        "scan": (0, 30),
+        "embed": (20, 30),
+        "caption": (10, 48),
+        "pack": (None, None),
+    }
 
 
 def test_each_pass_of_a_chain_has_a_line_of_progress(capsys):

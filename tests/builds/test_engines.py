@@ -62,11 +62,11 @@ def test_a_full_disk_and_a_model_that_cannot_be_loaded_stop_the_pass_with_one_li
 
 
 def test_the_local_engine_lends_each_worker_to_one_thread_and_makes_no_more_than_there_is_room_for():
-    made, busy, most = [], set(), []
+    workers, busy, most = [], set(), []
 
     class Exclusive:
         def __init__(self) -> None:
-            made.append(self)
+            workers.append(self)
 
         def __call__(self, unit: Number) -> UnitResult:
             assert self not in busy
@@ -78,7 +78,7 @@ def test_the_local_engine_lends_each_worker_to_one_thread_and_makes_no_more_than
 
     results = list(LocalEngine(4).run(map(Number, range(30)), [Stage(Exclusive, (), Number, cpus=2.0)]))
     assert len(results) == 30
-    assert len(made) == max(most) == 2
+    assert len(workers) == max(most) == 2
 
 
 def test_a_worker_gets_as_many_units_at_once_as_its_stage_says(engine):

@@ -59,11 +59,11 @@ def test_a_clip_kept_by_hand_is_scored_by_every_filter_whatever_rejected_it(reci
 
 def test_fingerprints_follow_what_a_pass_does_and_not_what_it_is_compared_with(recipe):
     def prints(*overrides: str) -> tuple[str, str, str]:
-        made = load_recipe("embedded", overrides)
+        recipe = load_recipe("embedded", overrides)
         return (
-            fingerprints.scan_fingerprint(made),
-            fingerprints.embed_fingerprint(made),
-            fingerprints.caption_fingerprint(made),
+            fingerprints.scan_fingerprint(recipe),
+            fingerprints.embed_fingerprint(recipe),
+            fingerprints.caption_fingerprint(recipe),
         )
 
     usual = prints()

@@ -44,7 +44,7 @@ GOOD = Caption(
 )
 
 
-def said(dense, **fields):
+def caption_of(dense, **fields):
     return dataclasses.replace(GOOD, short=dense.split(".")[0] + ".", dense=dense, actions=(), camera="", **fields)
 
 
@@ -60,7 +60,7 @@ def test_a_good_caption_passes_unchanged_with_every_column():
 
 
 @pytest.mark.parametrize(
-    ("text", "kind", "value"),
+    ("text", "topic", "value"),
     [
         ("The camera slowly pans to the left.", "camera", "pan_left"),
         ("A panning shot sweeps right over the bay.", "camera", "pan_right"),
@@ -80,8 +80,8 @@ def test_a_good_caption_passes_unchanged_with_every_column():
         ("A street at night.", "light", "dark"),
     ],
 )
-def test_claims_are_read_from_plain_sentences(text, kind, value):
-    assert (kind, value) in {(c.topic, c.value) for c in claims(text)}
+def test_claims_are_read_from_plain_sentences(text, topic, value):
+    assert (topic, value) in {(c.topic, c.value) for c in claims(text)}
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_other_uses_of_the_same_words_are_no_claims(text):
 
 
 @pytest.mark.parametrize(
-    ("dense", "scene", "kind"),
+    ("dense", "scene", "topic"),
     [
         ("A dog walks across a lawn from right to left. A fence stands behind it.", WALK, "direction"),
         ("A dog walks over a lawn. The camera pans to the left.", WALK, "camera"),
@@ -118,12 +118,12 @@ def test_other_uses_of_the_same_words_are_no_claims(text):
         ("A dog moves over on the right of the lawn, where it is moving on the left.", TWO, None),
     ],
 )
-def test_contradictions_are_found_and_their_sentences_removed(dense, scene, kind):
-    result = audit(said(dense), scene)
-    if kind is None:
+def test_contradictions_are_found_and_their_sentences_removed(dense, scene, topic):
+    result = audit(caption_of(dense), scene)
+    if topic is None:
         assert result.score["audit_contradictions"] == 0
         return
-    assert any(reason.startswith(f"{kind}:") for reason in result.score["audit_reasons"])
+    assert any(reason.startswith(f"{topic}:") for reason in result.score["audit_reasons"])
     if result.caption is not None:
         again = audit(result.caption, scene)
         assert again.score["audit_contradictions"] == 0
@@ -131,34 +131,36 @@ def test_contradictions_are_found_and_their_sentences_removed(dense, scene, kind
 
 
 def test_a_wrong_camera_is_replaced_by_the_measured_one():
-    result = audit(said("A wide street lies empty. The camera pans right over it.", provenance={}), PAN)
+    result = audit(caption_of("A wide street lies empty. The camera pans right over it.", provenance={}), PAN)
     assert result.caption.dense == "A wide street lies empty. The camera pans left."
-    with_field = audit(dataclasses.replace(said("A wide street lies empty."), camera="The camera zooms out."), clip())
+    with_field = audit(
+        dataclasses.replace(caption_of("A wide street lies empty."), camera="The camera zooms out."), clip()
+    )
     assert with_field.caption.camera == "The camera zooms out.", "nothing was measured, nothing is contradicted"
-    with_field = audit(dataclasses.replace(said("A wide street lies empty."), camera="Static camera."), PAN)
+    with_field = audit(dataclasses.replace(caption_of("A wide street lies empty."), camera="Static camera."), PAN)
     assert with_field.caption.camera == "The camera pans left."
     assert with_field.caption.provenance["camera"] == "measured: camera"
 
 
 def test_a_clause_goes_and_the_rest_of_the_sentence_stays():
-    result = audit(said("The camera holds still; something crosses from right to left."), WALK)
+    result = audit(caption_of("The camera holds still; something crosses from right to left."), WALK)
     assert result.caption.dense == "The camera holds still."
 
 
 def test_telling_events_the_wrong_way_round_rejects():
-    right = said("A ball rolls from left to right. Then it rolls from right to left.")
-    wrong = said("A ball rolls from right to left. Then it rolls from left to right.")
+    right = caption_of("A ball rolls from left to right. Then it rolls from right to left.")
+    wrong = caption_of("A ball rolls from right to left. Then it rolls from left to right.")
     assert audit(right, TWO).rejected is None
     assert audit(wrong, TWO).rejected.startswith("order:")
     actions = (Action("the dog sniffs a fence", 4.0, 6.0), Action("the dog digs a hole", 0.0, 3.0))
-    told = dataclasses.replace(said("The dog sniffs a fence. Then the dog digs a hole."), actions=actions)
-    assert audit(told, WALK).rejected.startswith("order:")
+    caption = dataclasses.replace(caption_of("The dog sniffs a fence. Then the dog digs a hole."), actions=actions)
+    assert audit(caption, WALK).rejected.startswith("order:")
 
 
 def test_a_peak_of_motion_without_an_action_is_counted():
     half = dataclasses.replace(GOOD, actions=(Action("a ball rolls right", 0.0, 2.5),))
     assert audit(half, TWO).score["audit_missed"] == pytest.approx(0.5)
-    assert audit(said(GOOD.dense), TWO).score["audit_missed"] is None
+    assert audit(caption_of(GOOD.dense), TWO).score["audit_missed"] is None
 
 
 def test_actions_outside_the_clip_are_cut_or_dropped():
@@ -273,7 +275,7 @@ PIECES = [
 def test_whatever_is_said_the_audit_ends_and_what_it_keeps_it_would_keep_again(pieces, scene):
     text = " ".join(pieces)
     answer = read_answer(scene, text, ended=True)
-    caption = answer if isinstance(answer, Caption) else said(text or ".")
+    caption = answer if isinstance(answer, Caption) else caption_of(text or ".")
     result = audit(caption, scene)
     assert set(result.score) == set(AUDIT_COLUMNS)
     assert (result.caption is None) == (result.rejected is not None)

@@ -8,7 +8,7 @@ from captioners.text.audit import audit
 from captioners.vlm.judge import backwards, judged, mirrored
 
 
-def said(dense):
+def caption_of(dense):
     return Caption("clip", dense.split(".")[0] + ".", dense)
 
 
@@ -42,18 +42,18 @@ def moving_box(to_right=True):
 
 
 def test_sentences_that_the_judge_denies_are_taken_out():
-    caption = said("A white box moves to the right. A giraffe stands behind it. The floor is black.")
+    caption = caption_of("A white box moves to the right. A giraffe stands behind it. The floor is black.")
     judge = BrightSide()
     (kept,) = judged([caption], [moving_box()], judge)
     assert kept.dense == "A white box moves to the right. The floor is black."
     assert kept.usage["unfaithful"] == 1
     assert audit(kept, moving_box()).score["audit_faithfulness"] == pytest.approx(np.log([0.9, 0.1, 0.95]).mean())
-    (wrong,) = judged([said("A white box moves to the left. The floor is black.")], [moving_box()], BrightSide())
+    (wrong,) = judged([caption_of("A white box moves to the left. The floor is black.")], [moving_box()], BrightSide())
     assert wrong.dense == "The floor is black."
 
 
 def test_a_judge_that_says_the_same_of_the_mirrored_clip_is_not_believed():
-    caption = said("A white box moves to the right. The floor is black.")
+    caption = caption_of("A white box moves to the right. The floor is black.")
     (kept,) = judged([caption], [moving_box()], BrightSide(fooled=True))
     assert kept.dense == "The floor is black."
 
@@ -67,5 +67,5 @@ def test_mirrored_and_reversed_clips_are_what_they_say():
 
 
 def test_a_caption_of_which_nothing_is_left_is_rejected():
-    (kept,) = judged([said("A giraffe stands here.")], [moving_box()], BrightSide())
+    (kept,) = judged([caption_of("A giraffe stands here.")], [moving_box()], BrightSide())
     assert audit(kept, moving_box()).rejected == "empty"

@@ -227,7 +227,7 @@ def test_animals_need_one_likely_class_because_many_unlikely_ones_add_up_on_any_
 def test_groups_and_kinds_hold_the_classes_that_they_name():
     members = {group.name: (names, kinds) for group, names, kinds in _members()}
     assert len(members) == len(GROUPS)
-    for name, group, kind in (
+    for name, group, subgroup in (
         ("tabby cat", "animal", "cat"),
         ("great grey owl", "animal", "bird"),
         ("taxicab", "motor vehicle", "car"),
@@ -238,7 +238,7 @@ def test_groups_and_kinds_hold_the_classes_that_they_name():
     ):
         names, kinds = members[group]
         assert name in names
-        assert kind is None or name in kinds[kind]
+        assert subgroup is None or name in kinds[subgroup]
     assert len(members["animal"][1]["dog"]) == 118
     assert "unicycle" in members["bicycle"][0]
     assert not {"hot dog", "Christmas stocking", "catamaran"} & members["animal"][0]

@@ -43,15 +43,15 @@ def footage(tmp_path_factory):
 
 @pytest.fixture
 def endpoint():
-    made = []
+    servers = []
 
     def start(script):
-        made.append(Endpoint(script))
-        return made[-1]
+        servers.append(Endpoint(script))
+        return servers[-1]
 
     yield start
-    for one in made:
-        one.close()
+    for server in servers:
+        server.close()
 
 
 def recipe(**options):
@@ -83,10 +83,10 @@ def test_a_pass_that_stopped_goes_on_and_answers_find_their_clips(one_ray, foota
 
     strange = {"1.6": (400, {"error": {"message": "too many pictures"}}), "2.8": (500, b"<html>oops</html>")}
     up = endpoint(lambda body, before: strange.get(clip_of(body)) or good(body, before))
-    told = captions(build([footage], out, recipe(base_url=up.url)))
-    assert told.pop("1.6") == "the model rejects this clip: too many pictures"
-    assert told.pop("2.8") == "the model rejects this clip: 500 without a JSON object"
-    assert told == {f"{s:.1f}": f"A dog runs in clip {s:.1f}." for s in LENGTHS if s not in (1.6, 2.8)}
+    answers = captions(build([footage], out, recipe(base_url=up.url)))
+    assert answers.pop("1.6") == "the model rejects this clip: too many pictures"
+    assert answers.pop("2.8") == "the model rejects this clip: 500 without a JSON object"
+    assert answers == {f"{s:.1f}": f"A dog runs in clip {s:.1f}." for s in LENGTHS if s not in (1.6, 2.8)}
 
     body, headers = up.requests[0]
     assert headers["Authorization"] == f"Bearer {KEY}"
@@ -110,9 +110,9 @@ def test_an_engines_row_is_read_as_a_completion(one_ray, tmp_path):
     llm = RayLlm(str(tmp_path), max_tokens=50)
     assert llm.processor().list_stage_names()[-2:] == ["vLLMEngineStage", "DetokenizeStage"]
     row = {"generated_text": "A dog runs over a lawn.", "num_generated_tokens": 50, "num_input_tokens": 900}
-    told = llm.read(CLIP, row)
-    assert told.short == "A dog runs over a lawn."
-    assert told.usage == {"prompt_tokens": 900, "completion_tokens": 50, "cut_off": 1}
+    answer = llm.read(CLIP, row)
+    assert answer.short == "A dog runs over a lawn."
+    assert answer.usage == {"prompt_tokens": 900, "completion_tokens": 50, "cut_off": 1}
     assert llm.read(CLIP, {**row, "num_generated_tokens": 49}).usage == {"prompt_tokens": 900, "completion_tokens": 49}
     assert "engine died" in llm.read(CLIP, {"__inference_error__": "engine died"}).reason
 

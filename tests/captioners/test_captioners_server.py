@@ -19,16 +19,16 @@ from filters.torchvision_ops import ensure_torchvision
 def serve(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setattr("pipeline.storage.retry.FIRST_PAUSE", 0.01)
-    made = []
+    servers = []
 
     def start(script, **options):
         endpoint = Endpoint(script)
-        made.append(endpoint)
+        servers.append(endpoint)
         given = {"model": "m", "base_url": endpoint.url, "attempts": 3, "timeout": 60.0, **options}
         return endpoint, load_captioner("server", given)
 
     yield start
-    for endpoint in made:
+    for endpoint in servers:
         endpoint.close()
 
 
@@ -48,12 +48,12 @@ def test_answers_are_matched_to_their_clips_when_they_come_out_of_order(serve):
         return good(body, before)
 
     endpoint, captioner = serve(script, concurrency=4, prices=[2.0, 10.0])
-    told = captioner.caption(clips(6))
-    assert [c.clip_id for c in told] == [f"clip{i}" for i in range(6)]
-    assert [c.short for c in told] == [f"A dog runs in clip {4.0 + i}." for i in range(6)]
-    assert told[0].actions[1].end == 4.0, "times are cut to the clip"
-    assert told[0].usage["prompt_tokens"] == 1000
-    assert told[0].usage["cost"] == pytest.approx(0.0025)
+    answers = captioner.caption(clips(6))
+    assert [c.clip_id for c in answers] == [f"clip{i}" for i in range(6)]
+    assert [c.short for c in answers] == [f"A dog runs in clip {4.0 + i}." for i in range(6)]
+    assert answers[0].actions[1].end == 4.0, "times are cut to the clip"
+    assert answers[0].usage["prompt_tokens"] == 1000
+    assert answers[0].usage["cost"] == pytest.approx(0.0025)
     assert endpoint.most > 1
     body, headers = endpoint.requests[0]
     assert headers["Authorization"] == f"Bearer {KEY}"
@@ -76,11 +76,11 @@ def test_busy_and_broken_replies_are_asked_again(serve):
         return good(body, before)
 
     endpoint, captioner = serve(script, concurrency=2)
-    told = captioner.caption(clips(3))
-    assert all(isinstance(answer, Caption) for answer in told)
-    assert told[0].usage["attempts"] == 3
-    asked = [at for (body, _), at in zip(endpoint.requests, endpoint.times, strict=True) if clip_of(body) == "4.0"]
-    assert asked[1] - asked[0] >= 0.3, "Retry-After is honoured"
+    answers = captioner.caption(clips(3))
+    assert all(isinstance(answer, Caption) for answer in answers)
+    assert answers[0].usage["attempts"] == 3
+    times = [at for (body, _), at in zip(endpoint.requests, endpoint.times, strict=True) if clip_of(body) == "4.0"]
+    assert times[1] - times[0] >= 0.3, "Retry-After is honoured"
 
 
 def test_a_request_that_hangs_is_given_up_and_repeated(serve):
@@ -110,9 +110,9 @@ def test_a_request_that_hangs_is_given_up_and_repeated(serve):
 )
 def test_an_unusable_answer_is_asked_for_once_more_with_another_seed(serve, answer, reason):
     endpoint, captioner = serve(lambda body, before: answer)
-    (told,) = captioner.caption(clips(1))
-    assert isinstance(told, CaptionError)
-    assert reason in told.reason
+    (caption,) = captioner.caption(clips(1))
+    assert isinstance(caption, CaptionError)
+    assert reason in caption.reason
     seeds = [body["seed"] for body, _ in endpoint.requests]
     assert len(set(seeds)) == len(seeds) == 2
     _, better = serve(lambda body, before: good(body, before) if before else answer)
@@ -123,21 +123,21 @@ def test_json_cut_off_in_the_middle_keeps_what_was_complete(serve):
     text = json.dumps(GOOD)
     cut = text[: text.index('"camera"') + 14]
     _, captioner = serve(lambda body, before: reply(cut, finish="length"))
-    (told,) = captioner.caption(clips(1))
-    assert told.dense == GOOD["dense"]
-    assert len(told.actions) == 2
-    assert told.camera == ""
-    assert told.usage["cut_off"] == 1
+    (answer,) = captioner.caption(clips(1))
+    assert answer.dense == GOOD["dense"]
+    assert len(answer.actions) == 2
+    assert answer.camera == ""
+    assert answer.usage["cut_off"] == 1
 
 
 def test_free_text_is_parsed(serve):
     text = "0.0-1.5 s: a dog runs across a lawn\n1.5-3.0 s: the dog sits down\nThe camera pans left."
     _, captioner = serve(lambda body, before: reply(text))
-    (told,) = captioner.caption(clips(1))
-    assert [(a.start, a.end) for a in told.actions] == [(0.0, 1.5), (1.5, 3.0)]
-    assert told.dense == "A dog runs across a lawn. The dog sits down. The camera pans left."
-    assert told.camera == "The camera pans left."
-    assert told.provenance["actions"] == "parsed"
+    (answer,) = captioner.caption(clips(1))
+    assert [(a.start, a.end) for a in answer.actions] == [(0.0, 1.5), (1.5, 3.0)]
+    assert answer.dense == "A dog runs across a lawn. The dog sits down. The camera pans left."
+    assert answer.camera == "The camera pans left."
+    assert answer.provenance["actions"] == "parsed"
 
 
 def test_a_server_without_json_schemas_is_asked_without(serve):
@@ -156,9 +156,9 @@ def test_one_clip_that_always_fails_does_not_stop_the_others(serve):
         return (500, {"error": "crash"}) if clip_of(body) == "5.0" else good(body, before)
 
     _, captioner = serve(script, concurrency=2, attempts=2)
-    told = captioner.caption(clips(5))
-    assert [isinstance(answer, Caption) for answer in told] == [True, False, True, True, True]
-    assert "500 crash" in told[1].reason
+    answers = captioner.caption(clips(5))
+    assert [isinstance(answer, Caption) for answer in answers] == [True, False, True, True, True]
+    assert "500 crash" in answers[1].reason
 
 
 def test_a_server_that_goes_down_stops_the_pass_and_keeps_what_it_has(serve):
@@ -219,13 +219,13 @@ def test_writing_in_a_frame_cannot_change_format_or_other_clips(serve):
         return good(body, before)
 
     _, captioner = serve(script)
-    told = captioner.caption(clips(3))
-    assert [answer.clip_id for answer in told] == ["clip0", "clip1", "clip2"]
-    assert told[0].short == "A dog runs in clip 4.0."
-    assert len(told[1].short) <= 400
-    assert len(told[1].subjects) == 12
-    assert max(map(len, told[1].subjects)) <= 80
-    assert told[1].actions == ()
+    answers = captioner.caption(clips(3))
+    assert [answer.clip_id for answer in answers] == ["clip0", "clip1", "clip2"]
+    assert answers[0].short == "A dog runs in clip 4.0."
+    assert len(answers[1].short) <= 400
+    assert len(answers[1].subjects) == 12
+    assert max(map(len, answers[1].subjects)) <= 80
+    assert answers[1].actions == ()
 
 
 def test_transformers_serve_answers_with_what_its_model_says(tmp_path):
@@ -252,9 +252,9 @@ def test_transformers_serve_answers_with_what_its_model_says(tmp_path):
             captioner = load_captioner(
                 "server", {"model": model, "base_url": f"http://127.0.0.1:{port}/v1", "max_tokens": 30}
             )
-            told = captioner.caption(clips(3))
+            answers = captioner.caption(clips(3))
         finally:
             server.kill_server()
-    assert [answer.short for answer in told] == [text] * 3
-    assert [answer.usage["completion_tokens"] for answer in told] == [len(text.split()) + 2] * 3
-    assert all(answer.usage["prompt_tokens"] > 500 for answer in told)
+    assert [answer.short for answer in answers] == [text] * 3
+    assert [answer.usage["completion_tokens"] for answer in answers] == [len(text.split()) + 2] * 3
+    assert all(answer.usage["prompt_tokens"] > 500 for answer in answers)

@@ -54,8 +54,8 @@ def test_answers_are_those_of_plain_generate(saved, family):
         inputs = dict(captioner._prepared([clip]).inputs)
         for ours in ("position_ids", "rope_deltas"):
             inputs.pop(ours, None)
-        told = plain.generate(**inputs, max_new_tokens=12, do_sample=False, pad_token_id=0)
-        assert answers[clip.clip_id].tokens == told[0, inputs["input_ids"].shape[1] :].tolist()
+        generated = plain.generate(**inputs, max_new_tokens=12, do_sample=False, pad_token_id=0)
+        assert answers[clip.clip_id].tokens == generated[0, inputs["input_ids"].shape[1] :].tolist()
         assert answers[clip.clip_id].prompt_tokens == inputs["input_ids"].shape[1]
 
 
@@ -76,18 +76,18 @@ def test_an_end_token_ends_an_answer_and_its_row_is_used_again(saved):
 
 def test_a_mirrored_pair_of_batches_gives_the_same_answers(saved):
     captioner = Vlm(saved["qwen"], max_new_tokens=6, rows=4, prefill=4, frame_tokens=8)
-    there = {answer.key: answer.tokens for answer in captioner.answers(clips())}
+    forwards = {answer.key: answer.tokens for answer in captioner.answers(clips())}
     back = {answer.key: answer.tokens for answer in captioner.answers(clips()[::-1])}
-    assert there == back
+    assert forwards == back
 
 
 def test_random_weights_give_errors_with_reasons_for_every_clip_in_order(saved):
     captioner = load_captioner("vlm", {"model": saved["qwen"], "max_new_tokens": 8, "rows": 4, "frame_tokens": 8})
     given = [*clips(2), ClipFrames("blank", 1.0, [], np.zeros(0))]
-    told = captioner.caption(given)
-    assert [answer.clip_id for answer in told] == ["clip0", "clip1", "blank"]
-    assert all(isinstance(answer, CaptionError) and answer.reason for answer in told)
-    assert told[2].reason == "no frames"
+    answers = captioner.caption(given)
+    assert [answer.clip_id for answer in answers] == ["clip0", "clip1", "blank"]
+    assert all(isinstance(answer, CaptionError) and answer.reason for answer in answers)
+    assert answers[2].reason == "no frames"
 
 
 def test_a_sampled_answer_follows_from_the_seed_and_the_clip_and_differs_from_the_greedy_one(saved):
@@ -237,9 +237,9 @@ def test_work_ahead_keeps_order_and_hands_on_errors():
 
 def test_what_a_model_says_becomes_the_caption():
     text = "A brown dog runs over the wet lawn."
-    told = Vlm(*models.speaking_qwen(text), max_new_tokens=20, rows=2, prefill=2, frame_tokens=8).caption(clips(3))
-    assert [answer.dense for answer in told] == [text] * 3
-    assert told[0].usage["completion_tokens"] == len(text.split()) + 1
+    answers = Vlm(*models.speaking_qwen(text), max_new_tokens=20, rows=2, prefill=2, frame_tokens=8).caption(clips(3))
+    assert [answer.dense for answer in answers] == [text] * 3
+    assert answers[0].usage["completion_tokens"] == len(text.split()) + 1
 
 
 @pytest.mark.parametrize("shape", [(3, 28, 4, 128, 200), (2, 6, 6, 80, 33), (1, 4, 1, 16, 64)])
@@ -249,12 +249,12 @@ def test_a_step_attends_to_what_its_row_holds(shape):
     query = torch.randn(rows, heads, 1, dim)
     key, value = (torch.randn(rows, groups, length, dim) for _ in range(2))
     lengths = torch.randint(0, length, (rows,))
-    told = attend_rows_plainly(query, key, value, lengths, dim**-0.5)
+    attended = attend_rows_plainly(query, key, value, lengths, dim**-0.5)
     for row in range(rows):
-        seen = slice(0, int(lengths[row]) + 1)
-        keys, values = (x[row, :, seen].repeat_interleave(heads // groups, 0) for x in (key, value))
+        slots = slice(0, int(lengths[row]) + 1)
+        keys, values = (x[row, :, slots].repeat_interleave(heads // groups, 0) for x in (key, value))
         alone = (query[row] @ keys.transpose(1, 2) * dim**-0.5).softmax(-1) @ values
-        assert torch.allclose(told[row], alone, atol=1e-5)
+        assert torch.allclose(attended[row], alone, atol=1e-5)
 
 
 def test_a_caption_can_be_asked_back(saved):

@@ -39,11 +39,11 @@ def texts(rows: pa.Table, **options: str) -> list[str | None]:
 
 
 def test_a_mix_of_short_and_dense_is_drawn_by_clip_and_the_same_every_time():
-    told = texts(ROWS, text="mix")
-    kinds = [text.split()[0] for text in told if text]
+    captions = texts(ROWS, text="mix")
+    kinds = [text.split()[0] for text in captions if text]
     assert 0.35 < kinds.count("short") / len(kinds) < 0.65
-    assert [text is None for text in told] == [i % 7 == 0 for i in range(400)]
-    assert texts(ROWS.slice(100), text="mix") == told[100:], "whatever else is in the table"
+    assert [text is None for text in captions] == [i % 7 == 0 for i in range(400)]
+    assert texts(ROWS.slice(100), text="mix") == captions[100:], "whatever else is in the table"
 
 
 def test_short_or_dense_is_what_the_recipe_names_and_the_other_where_there_is_one_only():
@@ -131,13 +131,15 @@ def test_the_users_captions_are_taken_word_for_word_and_audited_all_the_same():
 
 def test_a_changed_text_of_a_list_is_read_again():
     recipe = load_recipe("embedded", ["caption={captioner: listed}"])
-    found = [DiscoveredFile("a.mp4", 1, "1", {"caption": "one"}), DiscoveredFile("b.mp4", 1, "1", {})]
-    prints = [fingerprints.caption_fingerprint(with_listed_captions(recipe, files)) for files in (found, found[::-1])]
+    sources = [DiscoveredFile("a.mp4", 1, "1", {"caption": "one"}), DiscoveredFile("b.mp4", 1, "1", {})]
+    prints = [
+        fingerprints.caption_fingerprint(with_listed_captions(recipe, files)) for files in (sources, sources[::-1])
+    ]
     assert prints[0] == prints[1]
-    found[0] = DiscoveredFile("a.mp4", 1, "1", {"caption": "two"})
-    assert fingerprints.caption_fingerprint(with_listed_captions(recipe, found)) != prints[0]
+    sources[0] = DiscoveredFile("a.mp4", 1, "1", {"caption": "two"})
+    assert fingerprints.caption_fingerprint(with_listed_captions(recipe, sources)) != prints[0]
     usual = load_recipe("embedded")
-    assert with_listed_captions(usual, found) == usual
+    assert with_listed_captions(usual, sources) == usual
 
 
 @pytest.mark.parametrize("metadata", [{}, {"text": "a dog"}, {"caption": " "}, {"caption": 3}])

@@ -61,14 +61,14 @@ def test_added_removed_and_changed_clips_are_counted_by_reason_and_listed(tmp_pa
     assert "keep: 2 changed, 1 from false to true, 1 from true to false" in lines
     assert "recipe select.duplicates: true -> false" in lines
     rows = list(csv.DictReader(open(tmp_path / "changes.csv", encoding="utf-8")))
-    found = {(row["clip_id"], row["what"]): (row["before"], row["after"]) for row in rows}
-    assert found[key(0), "removed"] == ("kept", "")
-    assert found[key(20), "added"] == ("", "kept")
-    assert found[key(1), "caption"] == ("A dog runs.", "A cat, asleep.")
-    assert found[key(2), "motion_object"] == ("0.5", "0.25")
-    assert found[key(3), "motion_object"] == ("0.5", "")
-    assert found[key(6), "tags"] == ('["dog"]', '["dog", "park"]')
-    assert len(rows) == len(found) == int(lines[-1].split()[0])
+    differences = {(row["clip_id"], row["what"]): (row["before"], row["after"]) for row in rows}
+    assert differences[key(0), "removed"] == ("kept", "")
+    assert differences[key(20), "added"] == ("", "kept")
+    assert differences[key(1), "caption"] == ("A dog runs.", "A cat, asleep.")
+    assert differences[key(2), "motion_object"] == ("0.5", "0.25")
+    assert differences[key(3), "motion_object"] == ("0.5", "")
+    assert differences[key(6), "tags"] == ('["dog"]', '["dog", "park"]')
+    assert len(rows) == len(differences) == int(lines[-1].split()[0])
 
 
 def test_sections_of_the_recipe_that_are_emptied_or_added_are_shown_option_by_option(tmp_path):

@@ -112,7 +112,7 @@ def test_a_build_killed_at_any_step_of_publishing_leaves_the_old_or_the_new_data
     old = (golden_dataset / "dataset.json").read_bytes()
     assert (packed / "dataset.json").read_bytes() == old
 
-    publish, seen = build_module.publish, []
+    publish, infos = build_module.publish, []
     for step in itertools.count(1):
         dataset = Path(shutil.copytree(packed, tmp_path / str(step)))
 
@@ -125,12 +125,12 @@ def test_a_build_killed_at_any_step_of_publishing_leaves_the_old_or_the_new_data
             rebuild(sources, dataset, threshold)
             break
         assert problems_of(dataset) == [], step
-        seen.append((dataset / "dataset.json").read_bytes() == old)
+        infos.append((dataset / "dataset.json").read_bytes() == old)
         shutil.rmtree(dataset)
     SWITCH.remaining = -1
-    assert len(seen) > 8
-    assert seen == sorted(seen, reverse=True), "old, then new, and never old again"
-    assert {True, False} == set(seen)
+    assert len(infos) > 8
+    assert infos == sorted(infos, reverse=True), "old, then new, and never old again"
+    assert {True, False} == set(infos)
     assert verify(dataset, workers=1) == []
     tars = {path.relative_to(dataset).as_posix() for path in dataset.glob("shards/*/*.tar")}
     assert tars == {shard["path"] for shard in json.loads((dataset / "dataset.json").read_text())["shards"]}

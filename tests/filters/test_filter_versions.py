@@ -36,7 +36,7 @@ OWN_WEIGHTS = {"aesthetics", "nsfw", "watermark"}  # filters whose weights are n
 def clip() -> ClipView:
     """Twenty seconds of a texture that moves and grows lighter, under lettering, in every track that a filter reads."""
     random = np.random.default_rng(7)
-    pictures = np.stack([pan(texture(3, 360, 900), 40, 3.0)[i] for i in range(40)])
+    pictures = np.stack(pan(texture(3, 360, 900), 40, 3.0))
     lit = np.clip(pictures * np.linspace(0.7, 1.1, 40)[:, None, None, None], 0, 255).astype(np.uint8)
     grey = lit.mean(axis=3).astype(np.uint8)
     frames = [cv2.putText(lit[i].copy(), "THE END", (60, 200), 0, 3.0, (255, 255, 255), 8) for i in (0, 12, 24, 39)]

@@ -126,10 +126,10 @@ def test_a_camera_that_travels_is_told_from_a_zoom_by_parallax() -> None:
     """Of ten some show too little of it and stay zooms; none is told the wrong way."""
     labels = []
     for seed in range(5):
-        for speed in (0.4, -0.4):
-            film = dolly(frames()[seed % 4], [*frames()[seed % 4 + 1 :], *frames()], speed, seed=seed)
+        forward = dolly(frames()[seed % 4], [*frames()[seed % 4 + 1 :], *frames()], 0.4, seed=seed)
+        for film, sign in ((forward, "+"), (np.ascontiguousarray(forward[::-1]), "-")):
             labels.append(str(Camera().score(view(film))["camera_label"]).replace("_in", "_+").replace("_out", "_-"))
-            assert labels[-1].endswith("+" if speed > 0 else "-")
+            assert labels[-1].endswith(sign)
     assert sum(label.startswith("dolly") for label in labels) >= 6
 
 

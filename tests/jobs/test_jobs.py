@@ -116,9 +116,9 @@ def submit(cluster: Running, *command: str, options: Sequence[str] = ()) -> str:
     return done.stdout
 
 
-def until(found: Callable[[], object], what: str) -> None:
+def until(condition: Callable[[], object], what: str) -> None:
     deadline = time.monotonic() + 300
-    while not found():
+    while not condition():
         assert time.monotonic() < deadline, what
         time.sleep(0.2)
 
@@ -207,7 +207,7 @@ def wrong(value: Any, fields: Any, where: str = "") -> list[str]:
         return [] if type(value) is fields else [f"{where} is no {fields.__name__}"]
     unknown = [f"{where}.{name} is unknown" for name in value if name not in fields]
     missing = [f"{where}.{name} is missing" for name, (_, needed) in fields.items() if needed and name not in value]
-    inner = [wrong(value[name], kind, f"{where}.{name}") for name, (kind, _) in fields.items() if name in value]
+    inner = [wrong(value[name], rule, f"{where}.{name}") for name, (rule, _) in fields.items() if name in value]
     return [*unknown, *missing, *itertools.chain.from_iterable(inner)]
 
 
@@ -224,8 +224,8 @@ def test_the_manifest_is_one_that_kuberay_takes():
         assert all(type(value) is str for value in group["rayStartParams"].values())
         for container in group["template"]["spec"]["containers"]:
             assert {"name", "image", "resources"} <= container.keys()
-            asked, most = (container["resources"][kind] for kind in ("requests", "limits"))
-            assert asked.get("nvidia.com/gpu") == most.get("nvidia.com/gpu")  # Kubernetes wants them equal
+            requested, most = (container["resources"][bound] for bound in ("requests", "limits"))
+            assert requested.get("nvidia.com/gpu") == most.get("nvidia.com/gpu")  # Kubernetes wants them equal
     script = manifest["spec"]["entrypoint"].split()
     assert script[0] == "python"
     assert (ROOT / script[1]).exists()
@@ -236,10 +236,10 @@ def test_the_manifest_is_one_that_kuberay_takes():
 def test_the_slurm_script_starts_a_head_its_workers_and_the_build(tmp_path, nodes):
     """Dry: srun, scontrol, ray and python are stand-ins that write down what they were asked."""
     log = tmp_path / "log"
-    said = {"scontrol": f"printf '%s\\n' {' '.join(nodes)}", "sleep": "true"}
+    outputs = {"scontrol": f"printf '%s\\n' {' '.join(nodes)}", "sleep": "true"}
     for name in ("scontrol", "srun", "python", "sleep"):
         stand_in = tmp_path / name
-        stand_in.write_text(f'#!/bin/sh\necho "{name} $* @$RAY_ADDRESS" >> {log}\n{said.get(name, "true")}\n')
+        stand_in.write_text(f'#!/bin/sh\necho "{name} $* @$RAY_ADDRESS" >> {log}\n{outputs.get(name, "true")}\n')
         stand_in.chmod(0o755)
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_NODELIST": "n", "SLURM_JOB_ID": "12345"}
     script = str(ROOT / "jobs" / "slurm.sh")

@@ -322,8 +322,8 @@ def test_a_run_on_a_base_is_evaluated(folder, dataset, tmp_path):
     assert scores["loss"] > 0
 
 
-@pytest.mark.parametrize("kind", ["fp32", "bf16"])
-def test_wans_faster_blocks_compute_what_diffusers_blocks_do(kind, folder):
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_wans_faster_blocks_compute_what_diffusers_blocks_do(precision, folder):
     _, plain, words, _ = load("wan", folder("wan"))
     _, fast, _, _ = load("wan", folder("wan"))
     fast.family.speed_up(fast.transformer)
@@ -331,10 +331,10 @@ def test_wans_faster_blocks_compute_what_diffusers_blocks_do(kind, folder):
     torch.manual_seed(3)
     x, t = torch.randn(2, *shape_of("wan")[1:]), torch.rand(2, 1).expand(2, 3)
     words = {name: torch.cat([tensor, tensor.flip(1)]) for name, tensor in words.items()}
-    tolerance = 2e-5 if kind == "fp32" else 3e-2
+    tolerance = 2e-5 if precision == "fp32" else 3e-2
     outputs = []
     for model in (plain, fast):
-        with torch.autocast("cpu", torch.bfloat16, enabled=kind == "bf16"):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             out = model(x, t, **words)
         out.square().mean().backward()
         outputs.append(out.detach())

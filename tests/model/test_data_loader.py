@@ -119,9 +119,9 @@ def test_a_corrupt_sample_is_replaced_by_the_next_of_its_stream_and_counted(clip
     index = read_index(config.data)
     order = make_schedule(index, config, (4, 8, 8))
     loader = data.Clips(index, order, config)
-    seen = [loader[batch] for step in range(3) for batch in order.step(step)]
-    assert sum(batch.replaced for batch in seen) == sum(d.sample == 0 for batch in seen for d in batch.refs) > 0
-    assert all("broken" not in batch.captions for batch in seen)
+    batches = [loader[batch] for step in range(3) for batch in order.step(step)]
+    assert sum(batch.replaced for batch in batches) == sum(d.sample == 0 for batch in batches for d in batch.refs) > 0
+    assert all("broken" not in batch.captions for batch in batches)
     with pytest.raises(DataError, match="in a row"):
         data.Clips(index, None, config)[[SampleRef(0, 0, 0, Shape(5, 32, 64), 0, 0)]]
 

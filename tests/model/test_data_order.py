@@ -15,29 +15,29 @@ streams = st.lists(
 
 
 def order_of(sizes: list[tuple[int, int, float]], seed: int, micro: int, window: int = 0) -> BatchSchedule:
-    first, made = 0, []
+    first, streams = 0, []
     for number, (count, batch, weight) in enumerate(sizes):
         members = np.arange(first, first + count)
-        made.append(Stream(Shape(1 + 4 * number, 16, 16), members, members // 7, weight, batch))
+        streams.append(Stream(Shape(1 + 4 * number, 16, 16), members, members // 7, weight, batch))
         first += count
-    return BatchSchedule(made, seed, micro, window)
+    return BatchSchedule(streams, seed, micro, window)
 
 
 @settings(max_examples=60, deadline=None)
 @given(streams, st.integers(0, 9), st.sampled_from([1, 2, 4]), st.sampled_from([0, 1, 3]))
 def test_every_sample_comes_exactly_once_in_each_epoch_of_its_stream(sizes, seed, micro, window):
     order = order_of(sizes, seed, micro, window)
-    seen: Counter[tuple[int, int, int]] = Counter()
+    counts: Counter[tuple[int, int, int]] = Counter()
     drawn = Counter[int]()
     for step in range(80):
         for draw in (d for batch in order.step(step) for d in batch):
             epoch = draw.position // len(order.streams[draw.stream].members)
-            seen[draw.stream, epoch, draw.sample] += 1
+            counts[draw.stream, epoch, draw.sample] += 1
             drawn[draw.stream] += 1
-    assert max(seen.values()) == 1
+    assert max(counts.values()) == 1
     for number, stream in enumerate(order.streams):
         for epoch in range(drawn[number] // len(stream.members)):
-            assert {s for n, e, s in seen if (n, e) == (number, epoch)} == set(stream.members.tolist())
+            assert {s for n, e, s in counts if (n, e) == (number, epoch)} == set(stream.members.tolist())
 
 
 @settings(max_examples=60, deadline=None)

@@ -68,8 +68,8 @@ def test_a_sample_is_what_encoding_its_frames_gives_and_a_broken_clip_is_left_ou
     draw = next(d for step in range(20) for batch in order.step(step) for d in batch if d.sample == 3)
     stored, stored_words = Clips(index, order, config).load(draw)
     frames = torch.from_numpy(Clips(source, None, config).frames(1, draw.shape, 5 / 8))
-    there = load_latents("pca", latents / "latents")
-    assert torch.allclose(stored.float(), there.encode(to_signed(frames[None]))[0], rtol=2e-3, atol=2e-3)
+    saved = load_latents("pca", latents / "latents")
+    assert torch.allclose(stored.float(), saved.encode(to_signed(frames[None]))[0], rtol=2e-3, atol=2e-3)
     caption = Clips(index, None, config).caption(3)
     assert caption == "part 1 of bigbuckbunny"
     expected = HiddenStates("minilm", 48).vectors([caption])[0]
@@ -140,6 +140,6 @@ def test_a_shard_that_changed_is_encoded_again_and_one_that_went_is_deleted(data
         path.unlink()
     write_shards(root, [clips[1:]])
     assert encode.main([str(root), "--out", str(out), *OPTIONS]) == 0
-    left = sorted(out.glob("shards/*/*.parquet"))
-    assert [p.stem for p in left] == ["train-000000"]
-    assert pq.read_table(left[0])["key"].to_pylist() == ["s0n0-00", "s0n0-01"]
+    indexes = sorted(out.glob("shards/*/*.parquet"))
+    assert [p.stem for p in indexes] == ["train-000000"]
+    assert pq.read_table(indexes[0])["key"].to_pylist() == ["s0n0-00", "s0n0-01"]

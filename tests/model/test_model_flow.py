@@ -72,16 +72,16 @@ def test_samplers_reach_the_known_answer_at_their_order(path, name, order):
 
 
 def test_given_frames_stay_and_are_shown_to_the_model_as_clean():
-    seen = []
+    calls = []
 
     def model(x, t, _):
-        seen.append((x[:, :, :2].clone(), t.clone()))
+        calls.append((x[:, :, :2].clone(), t.clone()))
         return torch.zeros_like(x)
 
     clean = torch.randn(1, 2, 2, 4, 4)
     out = sampler.sample(model, torch.randn(1, 2, 5, 4, 4), {}, 4, "heun", clean=clean)
     assert torch.equal(out[:, :, :2], clean)
-    assert all(torch.equal(x, clean) and bool((t[:, :2] == 0).all()) and bool((t[:, 2:] > 0).all()) for x, t in seen)
+    assert all(torch.equal(x, clean) and bool((t[:, :2] == 0).all()) and bool((t[:, 2:] > 0).all()) for x, t in calls)
 
 
 def test_guidance_acts_inside_its_interval_and_rescaling_restores_the_deviation():

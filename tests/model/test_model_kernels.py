@@ -31,8 +31,8 @@ def compare(
     results = []
     for function in (plain, kernel):
         given = [None if x is None else x.detach().clone().requires_grad_() for x in inputs]
-        made = function(*given)
-        outputs = list(made) if isinstance(made, (tuple, list)) else [made]
+        result = function(*given)
+        outputs = list(result) if isinstance(result, (tuple, list)) else [result]
         generator = torch.Generator(outputs[0].device).manual_seed(1)
         weights = [torch.randn(y.shape, generator=generator, device=y.device).to(y.dtype) for y in outputs]
         results.append(outputs + list(torch.autograd.grad(outputs, [x for x in given if x is not None], weights)))

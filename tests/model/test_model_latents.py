@@ -53,14 +53,14 @@ def test_sizes_that_do_not_divide_are_refused():
         Pixels().encode(torch.zeros(1, 3, 8, 32, 32))
 
 
-@pytest.mark.parametrize("kind", ["wan", "image"])
-def test_autoencoders_in_the_hubs_format_are_latents(kind, tmp_path):
+@pytest.mark.parametrize("class_name", ["wan", "image"])
+def test_autoencoders_in_the_hubs_format_are_latents(class_name, tmp_path):
     from filters.torchvision_ops import ensure_torchvision
 
     ensure_torchvision()
     diffusers = pytest.importorskip("diffusers")
     torch.manual_seed(0)
-    if kind == "wan":
+    if class_name == "wan":
         vae = diffusers.AutoencoderKLWan(base_dim=4, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
         expected, stride = (1, 16, 2, 4, 6), (4, 8, 8)
     else:
@@ -71,15 +71,15 @@ def test_autoencoders_in_the_hubs_format_are_latents(kind, tmp_path):
         expected, stride = (1, 4, 5, 16, 24), (1, 2, 2)
     vae.save_pretrained(tmp_path / "vae")
     config: Config = from_dict({"latents": f"diffusers:{tmp_path}"})
-    made = make_latents(config, tuple)
-    assert made.stride == stride == latent_stride(config)
+    latents = make_latents(config, tuple)
+    assert latents.stride == stride == latent_stride(config)
     video = moving(5)
-    z = made.encode(video)
+    z = latents.encode(video)
     assert z.shape == expected
-    assert made.decode(z).shape == video.shape
-    made.save(tmp_path)
+    assert latents.decode(z).shape == video.shape
+    latents.save(tmp_path)
     again = load_latents(config.latents, tmp_path)
-    assert again.id == made.id
+    assert again.id == latents.id
     assert np.allclose(again.encode(video), z)
     with pytest.raises(LatentError, match="cannot load"):
         make_latents(from_dict({"latents": f"diffusers:{tmp_path / 'nothing'}"}), tuple)

@@ -31,8 +31,8 @@ def test_minilm_has_the_tokens_and_to_the_bit_the_vectors_of_transformers():
             assert torch.equal(ours(text, most), theirs(text, most))
 
 
-@pytest.mark.parametrize("kind", ["t5", "clip"])
-def test_encoders_in_the_hubs_format_are_loaded(kind, tmp_path):
+@pytest.mark.parametrize("model_type", ["t5", "clip"])
+def test_encoders_in_the_hubs_format_are_loaded(model_type, tmp_path):
     import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -43,7 +43,7 @@ def test_encoders_in_the_hubs_format_are_loaded(kind, tmp_path):
         tokenizer_object=backend, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
     )
     tokenizer.save_pretrained(tmp_path)
-    if kind == "t5":
+    if model_type == "t5":
         config = transformers.T5Config(vocab_size=8, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
         transformers.T5EncoderModel(config).save_pretrained(tmp_path)
     else:

@@ -62,15 +62,15 @@ def test_it_overfits_a_few_clips_and_samples_look_like_them(dataset, tmp_path):
     index = read_index([str(dataset)])
     clips = data.Clips(index, None, trained.config)
     shape = make_schedule(index, trained.config, (4, 8, 8)).streams[0].shape
-    made = trained.generate(
+    sampled = trained.generate(
         [clips.caption(i) for i in (0, 1)], 5, shape.height, shape.width, sample.Guidance(12, scale=1.0)
     )
     real = [clips.load(data.SampleRef(0, 0, i, shape, 0, 0))[0].float() for i in (0, 1)]
     noise = to_bytes(trained.latents.decode(torch.randn(1, 8, 2, shape.height // 8, shape.width // 8)))[0]
     for i in (0, 1):
-        error = (made[i] - real[i]).abs().mean()
+        error = (sampled[i] - real[i]).abs().mean()
         assert error < 0.6 * (noise - real[i]).abs().mean()  # nearer than noise
-        assert error < 0.6 * (made[i] - real[1 - i]).abs().mean()  # and the clip that was asked for
+        assert error < 0.6 * (sampled[i] - real[1 - i]).abs().mean()  # and the clip that was asked for
 
 
 def test_a_run_stopped_and_resumed_is_bit_identical_to_one_that_was_not(dataset, tmp_path):

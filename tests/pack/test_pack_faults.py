@@ -107,14 +107,14 @@ def test_a_clip_packed_after_a_crash_has_the_same_bytes(
 
 def members(folder: Path) -> dict[str, bytes]:
     """The media of every shard below `folder` by name."""
-    found = {}
+    contents = {}
     for path in folder.rglob("*.tar"):
         with tarfile.open(path) as tar:
             for member in tar:
                 file = tar.extractfile(member)
                 if member.name.endswith(".mp4") and file:
-                    found[member.name] = file.read()
-    return found
+                    contents[member.name] = file.read()
+    return contents
 
 
 def test_a_full_temporary_folder_costs_no_clip(

@@ -33,15 +33,15 @@ RECIPE = Recipe(select=SelectOptions(duplicates=False, val_fraction=0.0), pack=P
 def clips(tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
     """Nine kept clips of three small videos, and a still image."""
     folder = tmp_path_factory.mktemp("sources")
-    found: list[dict[str, Any]] = []
+    clip_rows: list[dict[str, Any]] = []
     for seed in range(3):
         moving = videos.pan(videos.texture(seed, 108, 192), 36, 2)
         path = videos.write_video(folder / f"{seed}.mp4", moving, g="20", bf="2")
-        found += rows.rows_of(path, [(0, 10), (10, 24), (25, 36)])
+        clip_rows += rows.rows_of(path, [(0, 10), (10, 24), (25, 36)])
     cv2 = pytest.importorskip("cv2")
     cv2.imwrite(str(folder / "still.png"), videos.texture(9, 108, 192))
-    found += rows.rows_of(folder / "still.png", [(0, 1)])
-    table = select(rows.clips_table([row | {"metadata": '{"license": "CC-BY"}'} for row in found]), RECIPE)
+    clip_rows += rows.rows_of(folder / "still.png", [(0, 1)])
+    table = select(rows.clips_table([row | {"metadata": '{"license": "CC-BY"}'} for row in clip_rows]), RECIPE)
     assert table["keep"].to_pylist() == [True] * 10
     return table
 
@@ -85,18 +85,20 @@ def test_a_tar_has_no_times_or_owners_and_three_members_a_clip_in_order(clips: p
 
 def test_the_index_finds_every_member_without_reading_the_tar(clips: pa.Table, dataset: Path) -> None:
     by_id = {row["clip_id"]: row for row in clips.to_pylist()}
-    found = [(p.read_bytes(), row) for p in dataset.rglob("*.tar") for row in pq.read_table(index_path(p)).to_pylist()]
-    assert {row["key"] for _, row in found} == set(by_id)
-    for data, row in found:
+    located = [
+        (p.read_bytes(), row) for p in dataset.rglob("*.tar") for row in pq.read_table(index_path(p)).to_pylist()
+    ]
+    assert {row["key"] for _, row in located} == set(by_id)
+    for data, row in located:
         clip = by_id[row["key"]]
         member = {name: data[row[f"{name}_offset"] :][: row[f"{name}_size"]] for name in ("media", "text", "json")}
         assert member["text"].decode() == clip["caption"]
-        said = json.loads(member["json"])
-        assert said["source"]["source_uri"] == clip["source_uri"]
-        assert (said["source"]["start_pts"], said["source"]["end_pts"]) == (clip["start_pts"], clip["end_pts"])
-        known = {"motion_object": clip["motion_object"], "camera_label": clip["camera_label"]}
-        assert said["scores"] == {name: value for name, value in known.items() if value is not None}
-        assert said["licence"] == "CC-BY"
+        document = json.loads(member["json"])
+        assert document["source"]["source_uri"] == clip["source_uri"]
+        assert (document["source"]["start_pts"], document["source"]["end_pts"]) == (clip["start_pts"], clip["end_pts"])
+        scores = {"motion_object": clip["motion_object"], "camera_label": clip["camera_label"]}
+        assert document["scores"] == {name: value for name, value in scores.items() if value is not None}
+        assert document["licence"] == "CC-BY"
         assert (row["width"], row["height"]) == bucket_size("16x9-96p") == (160, 96)
         if clip["frames"] > 1:
             with Video(io.BytesIO(member["media"])) as video:

@@ -165,8 +165,8 @@ def test_the_default_track_is_taken_and_channels_are_mixed_down_to_two(tmp_path:
 def test_rates_that_are_not_usual_become_48000(tmp_path: Path, rate: int, kept: int) -> None:
     path = film(tmp_path / "a.mov", {"mono": bursts(2.4, rate)[None]}, rate=rate)
     encoded = packed(path, 7, 50)
-    _, samples, found = decoded(encoded)
-    assert found == kept
+    _, samples, packed_rate = decoded(encoded)
+    assert packed_rate == kept
     envelope = np.abs(samples[0])
     starts = [(frame - 7) * kept // FPS for frame in FLASHES if frame >= 7]
     for start in starts:

@@ -40,18 +40,18 @@ def test_percentiles_are_of_the_clips_that_have_the_score() -> None:
 
 
 def test_a_perfect_score_has_a_threshold_between_good_and_bad() -> None:
-    found = {one.name: one for one in separations(CLIPS, {f"c{i:03}": i >= 70 for i in range(40, 100)})}
-    sharp = found["sharp"]
+    by_name = {score.name: score for score in separations(CLIPS, {f"c{i:03}": i >= 70 for i in range(40, 100)})}
+    sharp = by_name["sharp"]
     assert (sharp.side, sharp.auc, sharp.good, sharp.bad) == ("min", 1.0, 30, 30)
     assert sharp.best is not None
     assert (sharp.best.threshold, sharp.best.precision, sharp.best.recall, sharp.best.lost) == (69.5, 1.0, 1.0, 0.0)
-    noise = found["noise"]
+    noise = by_name["noise"]
     assert noise.best is not None
     assert (noise.side, noise.bad, noise.best.threshold) == ("max", 20, 30.5)
 
 
 def test_a_score_without_labelled_clips_of_both_kinds_is_left_out() -> None:
-    assert {one.name for one in separations(CLIPS, {"c000": True, "c001": False})} == {"sharp", "exposure_luma"}
+    assert {score.name for score in separations(CLIPS, {"c000": True, "c001": False})} == {"sharp", "exposure_luma"}
     assert separations(CLIPS, {"c000": True}) == []
 
 
@@ -61,23 +61,23 @@ def test_every_point_says_what_rejecting_by_it_would_do(pairs: list[tuple[int, b
     values, good = np.array([p[0] for p in pairs], float), np.array([p[1] for p in pairs])
     if good.all() or not good.any():
         return
-    made = separation("x", values, good)
+    result = separation("x", values, good)
     expected = np.mean([(b < g) + 0.5 * (b == g) for b in values[~good] for g in values[good]])
-    assert made.auc == pytest.approx(max(expected, 1 - expected))
-    if made.best is None:
-        assert (len(set(values)), made.curve) == (1, ())
+    assert result.auc == pytest.approx(max(expected, 1 - expected))
+    if result.best is None:
+        assert (len(set(values)), result.curve) == (1, ())
         return
-    for point in (made.best, *made.curve):
-        rejected = values < point.threshold if made.side == "min" else values > point.threshold
+    for point in (result.best, *result.curve):
+        rejected = values < point.threshold if result.side == "min" else values > point.threshold
         assert point.precision == pytest.approx((~good)[rejected].mean())
         assert point.recall == pytest.approx(rejected[~good].mean())
         assert point.lost == pytest.approx(rejected[good].mean())
-    sign = 1 if made.side == "min" else -1
+    sign = 1 if result.side == "min" else -1
     for threshold in range(-1, 14):
         rejected = sign * values < sign * (threshold + 0.5)
         if rejected.any() and not rejected.all():
             precision, recall = (~good)[rejected].mean(), rejected[~good].mean()
-            assert made.best.f1 >= 2 * precision * recall / ((precision + recall) or 1) - 1e-9
+            assert result.best.f1 >= 2 * precision * recall / ((precision + recall) or 1) - 1e-9
 
 
 def test_no_threshold_is_recommended_where_all_scores_are_equal(tmp_path: Path) -> None:
@@ -118,11 +118,11 @@ def test_labels_that_cannot_be_used_are_named(tmp_path: Path, text: str, message
 def test_the_recipes_own_threshold_is_judged_too() -> None:
     labels = {f"c{i:03}": i >= 70 for i in range(40, 100)}
     thresholds = {"sharp": Bounds(min=80.0, max=90.0), "noise": Bounds(min=5.0)}
-    found = {one.name: one for one in separations(CLIPS, labels, thresholds)}
-    sharp = found["sharp"].recipe
+    by_name = {score.name: score for score in separations(CLIPS, labels, thresholds)}
+    sharp = by_name["sharp"].recipe
     assert sharp is not None
     assert (sharp.threshold, sharp.precision, sharp.recall, sharp.lost) == (80.0, 30 / 40, 1.0, 10 / 30)
-    assert found["noise"].recipe is None
+    assert by_name["noise"].recipe is None
     none = separation("x", np.array([1.0, 2.0]), np.array([False, True]), Bounds(min=0.5)).recipe
     assert none is not None
     assert (np.isnan(none.precision), none.recall, none.f1) == (True, 0.0, 0.0)
@@ -178,12 +178,12 @@ def test_labels_of_files_judge_every_threshold_of_the_recipe(tmp_path: Path) -> 
     lines = calibrate(tmp_path, tmp_path / "labels.jsonl").splitlines()
     note = "3 clips of 2 labelled files, 1 that this dataset lacks; 1 clip of filmed single shots"
     assert any(line.startswith(note) for line in lines)
-    found = {line.split()[0]: line.split()[-6:] for line in lines if line}
+    cells = {line.split()[0]: line.split()[-6:] for line in lines if line}
     (tmp_path / "others.jsonl").write_text('{"file": "elsewhere.mp4"}\n')
     with pytest.raises(LabelError, match="no label names a source of the dataset"):
         calibrate(tmp_path, tmp_path / "others.jsonl")
-    assert found["logo_area"] == ["1", "1", "0", "0.500", "2", "0.500"]
-    assert found["noise_sigma"] == ["0", "1", "0", "0.000", "0", "–"]
+    assert cells["logo_area"] == ["1", "1", "0", "0.500", "2", "0.500"]
+    assert cells["noise_sigma"] == ["0", "1", "0", "0.000", "0", "–"]
 
 
 def test_labels_of_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:

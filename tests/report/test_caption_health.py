@@ -52,9 +52,9 @@ def test_a_dataset_without_captions_has_no_health(tmp_path):
 
 def test_a_phrase_that_most_captions_share_is_named_once_at_its_longest():
     texts = [f"The video shows a close view of a {SUBJECTS[i % 10]} number {i} over there." for i in range(40)]
-    found = common_phrases(pa.chunked_array([texts]))
-    assert (found[0].text, found[0].share) == ("the video shows a close view of a", 1.0)
-    assert not any("video shows a close" in phrase.text for phrase in found[1:])
+    phrases = common_phrases(pa.chunked_array([texts]))
+    assert (phrases[0].text, phrases[0].share) == ("the video shows a close view of a", 1.0)
+    assert not any("video shows a close" in phrase.text for phrase in phrases[1:])
     varied = [f"A {SUBJECTS[i % 10]} moves {SUBJECTS[i % 7]} {SUBJECTS[i % 9]} {i}." for i in range(40)]
     assert common_phrases(pa.chunked_array([varied])) == []
     assert common_phrases(pa.chunked_array([texts[:5]])) == []

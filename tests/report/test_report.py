@@ -101,13 +101,13 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ):
         (folder / "tables" / name).mkdir(parents=True)
         pq.write_table(table, folder / "tables" / name / "00000.parquet")
-    made = recipe.from_dict(
+    options = recipe.from_dict(
         {"select": {"thresholds": {"motion_object": {"max": 0.55}, "exposure_luma": {"min": 0.36}}}}
     )
     scan = {"seconds": 8.0, "filters": {"motion": {"seconds": 2.0, "clips": 10}}}
     shards = [{"path": shard, "bytes": (folder / shard).stat().st_size, "clips": 6, "sha256": ""}]
     passes = {"scan": scan, "pack": {"seconds": 1.0}}
-    info = {"format": 1, "recipe": recipe.to_dict(made), "passes": passes, "shards": shards}
+    info = {"format": 1, "recipe": recipe.to_dict(options), "passes": passes, "shards": shards}
     (folder / "dataset.json").write_text(json.dumps(info))
     return folder
 
@@ -137,8 +137,8 @@ class Page(html.parser.HTMLParser):
     def find(self, tag: str, name: str = "") -> list[tuple[dict[str, str | None], str]]:
         return [
             (attributes, "".join(text))
-            for kind, attributes, text in self.elements
-            if kind == tag and (not name or name in (attributes.get("class") or "").split())
+            for element, attributes, text in self.elements
+            if element == tag and (not name or name in (attributes.get("class") or "").split())
         ]
 
 
@@ -269,28 +269,28 @@ def test_choice_spreads_over_sources_and_reasons_and_is_stable() -> None:
 def test_histograms_count_what_has_a_score_and_mark_what_is_off_the_axis() -> None:
     values = np.array([0.0, 0.1, 0.2, 0.3, np.nan, 0.4])
     keep = np.array([False, False, True, True, False, True])
-    made = histogram("x", values, keep, {"min": 0.15, "max": 90.0})
-    assert made.missing == 1
-    assert made.median == pytest.approx(0.2)
-    top = 1 / max(k + r for k, r in zip(made.kept, made.rejected, strict=True))
-    assert (round(sum(made.kept) / min(k for k in made.kept if k)), top) == (3, 1.0)
-    assert [(line.side, line.outside) for line in made.lines] == [("min", False), ("max", True)]
-    assert made.percentile(0.2) == 0.5
-    assert made.percentile(9.0) == 1.0
+    result = histogram("x", values, keep, {"min": 0.15, "max": 90.0})
+    assert result.missing == 1
+    assert result.median == pytest.approx(0.2)
+    top = 1 / max(k + r for k, r in zip(result.kept, result.rejected, strict=True))
+    assert (round(sum(result.kept) / min(k for k in result.kept if k)), top) == (3, 1.0)
+    assert [(line.side, line.outside) for line in result.lines] == [("min", False), ("max", True)]
+    assert result.percentile(0.2) == 0.5
+    assert result.percentile(9.0) == 1.0
 
 
 def test_percentiles_of_many_clips_come_from_quantiles() -> None:
     values = np.random.default_rng(0).permutation(np.arange(50_000.0))
-    made = histogram("x", values, values > 10, None)
-    assert len(made.values) < 5000
-    assert [round(made.percentile(v), 2) for v in (0.0, 12_500.0, 49_000.0)] == [0.0, 0.25, 0.98]
+    result = histogram("x", values, values > 10, None)
+    assert len(result.values) < 5000
+    assert [round(result.percentile(v), 2) for v in (0.0, 12_500.0, 49_000.0)] == [0.0, 0.25, 0.98]
 
 
 def test_one_value_for_all_clips_and_none_at_all_have_histograms() -> None:
     for value in (7.0, 0.0, -2.0, float("nan")):
-        made = histogram("x", np.full(5, value), np.ones(5, bool), None)
-        assert made.high > made.low
-        assert sum(made.kept) == (1.0 if value == value else 0.0)
+        result = histogram("x", np.full(5, value), np.ones(5, bool), None)
+        assert result.high > result.low
+        assert sum(result.kept) == (1.0 if value == value else 0.0)
 
 
 @pytest.mark.parametrize(

@@ -112,17 +112,17 @@ def test_an_option_that_cannot_be_tried_is_named(override: str, message: str) ->
 
 
 def test_each_threshold_moves_by_a_twentieth_of_the_clips_both_ways() -> None:
-    found = {(notch.column, notch.side): notch for notch in notches(CLIPS, RECIPE)}
-    assert set(found) == {
+    moves = {(notch.column, notch.side): notch for notch in notches(CLIPS, RECIPE)}
+    assert set(moves) == {
         ("motion_object", "min"),
         ("exposure_luma", "min"),
         ("exposure_luma", "max"),
         ("text_area", "max"),
     }
-    motion = found["motion_object", "min"]
+    motion = moves["motion_object", "min"]
     assert motion.looser is not None
     assert motion.stricter is not None
-    looser, stricter = (float(one.overrides[0].partition("=")[2]) for one in (motion.looser, motion.stricter))
+    looser, stricter = (float(change.overrides[0].partition("=")[2]) for change in (motion.looser, motion.stricter))
     scores = CLIPS["motion_object"].to_numpy()
     assert [round(float(np.mean(scores < t)), 2) for t in (looser, 0.25, stricter)] == [0.2, 0.25, 0.3]
     assert motion.stricter == compare(CLIPS, RECIPE, [f"motion_object.min={stricter}"])

@@ -34,12 +34,12 @@ COPIES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 @pytest.fixture(scope="module")
 def shots(sample_videos: dict[str, Path]) -> list[list[np.ndarray]]:
     """Four frames of each of some twenty stretches of real video that do not look alike."""
-    found = []
+    shot_frames = []
     for path in sample_videos.values():
         with Video(str(path)) as video:
             frames = [f.rgb() for i, f in enumerate(video.frames()) if i % 3 == 0]
-        found += [frames[i : i + 4] for i in range(0, len(frames) - 4, 8)]
-    return found
+        shot_frames += [frames[i : i + 4] for i in range(0, len(frames) - 4, 8)]
+    return shot_frames
 
 
 def pictures(hashes: list[list[int]], embedding: np.ndarray | None = None, shot: np.ndarray | None = None) -> Pictures:
@@ -52,9 +52,9 @@ def distance(a: int, b: int) -> int:
     return (a ^ b).bit_count()
 
 
-@pytest.mark.parametrize("kind", COPIES)
-def test_a_copy_keeps_its_hash_within_the_default_bits(kind: str, shots: list[list[np.ndarray]]) -> None:
-    distances = [distance(frame_hashes([s[0]])[0], frame_hashes([COPIES[kind](s[0])])[0]) for s in shots]
+@pytest.mark.parametrize("copy_type", COPIES)
+def test_a_copy_keeps_its_hash_within_the_default_bits(copy_type: str, shots: list[list[np.ndarray]]) -> None:
+    distances = [distance(frame_hashes([s[0]])[0], frame_hashes([COPIES[copy_type](s[0])])[0]) for s in shots]
     assert np.mean(np.array(distances) <= 10) >= 0.8, distances
 
 
@@ -79,11 +79,11 @@ def test_copies_are_found_among_thousands_of_others(shots: list[list[np.ndarray]
     copies = [
         frame_hashes([COPIES[k](f) for f in s]) for s in shots[::3] for k in ("scaled", "recompressed", "mirrored")
     ]
-    found = near_pairs(pictures([*originals, *others, *copies]), 0.96, 10)
+    pairs = near_pairs(pictures([*originals, *others, *copies]), 0.96, 10)
     first = len(originals) + len(others)
-    hits = {(int(a), int(b)) for a, b in found}
+    hits = {(int(a), int(b)) for a, b in pairs}
     wanted = {(i // 3, first + i) for i in range(len(copies))}
-    best = groups(found, np.arange(first + len(copies)))
+    best = groups(pairs, np.arange(first + len(copies)))
     recall = np.mean([best[b] == best[a] for a, b in wanted])
     assert recall > 0.95
     assert not any(len(originals) <= a < first or len(originals) <= b < first for a, b in hits)

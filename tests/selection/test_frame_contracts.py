@@ -32,19 +32,19 @@ RATES = {"film": 24000 / 1001, "pal": 25, "ntsc": 30000 / 1001, "fast": 60}
 def clips(tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
     """Clips of sources with five rates and three time bases, one of them variable, some too short for some models."""
     folder = tmp_path_factory.mktemp("sources")
-    found: list[dict[str, Any]] = []
+    clip_rows: list[dict[str, Any]] = []
     for seed, (name, fps) in enumerate(RATES.items()):
         moving = videos.pan(videos.texture(seed, 96, 160), 100, 2)
         ending = "avi" if name == "pal" else "mp4"  # AVI's time base is one frame
         path = videos.write_video(folder / f"{name}.{ending}", moving, fps=fps, g="20", preset="ultrafast", bf="0")
-        found += rows.rows_of(path, [(0, 97), (0, 100), (3, 30), (50, 56)])
+        clip_rows += rows.rows_of(path, [(0, 97), (0, 100), (3, 30), (50, 56)])
     times = np.cumsum(np.random.default_rng(5).uniform(0.01, 0.09, 90)).round(3).tolist()
     moving = videos.pan(videos.texture(9, 96, 160), 90, 2)
     path = videos.write_video(folder / "phone.mkv", moving, times=times, preset="ultrafast")
-    found += rows.rows_of(path, [(0, 60), (10, 89)])
+    clip_rows += rows.rows_of(path, [(0, 60), (10, 89)])
     cv2 = pytest.importorskip("cv2")
     cv2.imwrite(str(folder / "still.png"), videos.texture(8, 96, 160))
-    return rows.clips_table([*found, *rows.rows_of(folder / "still.png", [(0, 1)])])
+    return rows.clips_table([*clip_rows, *rows.rows_of(folder / "still.png", [(0, 1)])])
 
 
 def recipe(**pack: Any) -> Recipe:
@@ -54,7 +54,7 @@ def recipe(**pack: Any) -> Recipe:
 
 def decoded(folder: Path, model: str) -> dict[str, tuple[int, float]]:
     """Frames and mean rate of every packed clip, by its key, from the decoder."""
-    found = {}
+    frames_by_clip = {}
     for tar in sorted(folder.rglob("*.tar")):
         data = tar.read_bytes()
         for row in pq.read_table(index_path(tar)).to_pylist():
@@ -63,9 +63,9 @@ def decoded(folder: Path, model: str) -> dict[str, tuple[int, float]]:
                     pts = [frame.pts for frame in video.frames()]
                     steps = set(np.diff(pts).tolist())
                     assert len(steps) == 1, (model, row["key"])  # one constant rate
-                    found[row["key"]] = len(pts), float(1 / (steps.pop() * video.probe.time_base))
+                    frames_by_clip[row["key"]] = len(pts), float(1 / (steps.pop() * video.probe.time_base))
                 assert row["frames"] == len(pts)
-    return found
+    return frames_by_clip
 
 
 @pytest.mark.parametrize("model", ["wan2.1", "ltx", "hunyuan", "framepack", "cogvideox", "mochi", "minimax-h3"])

@@ -52,11 +52,11 @@ def test_the_text_of_a_name_is_unicode_and_gives_the_name_back(name: str) -> Non
 
 
 @given(st.text(), st.text())
-def test_names_in_utf_8_stay_as_they_are_and_two_names_never_share_a_text(one: str, other: str) -> None:
-    if "\\x" not in one and not any("\ud800" <= c <= "\udfff" for c in one):
-        assert to_text(one) == one
-    if one != other and not any("\ud800" <= c <= "\udbff" for c in one + other):
-        assert to_text(one) != to_text(other)
+def test_names_in_utf_8_stay_as_they_are_and_two_names_never_share_a_text(name: str, other: str) -> None:
+    if "\\x" not in name and not any("\ud800" <= c <= "\udfff" for c in name):
+        assert to_text(name) == name
+    if name != other and not any("\ud800" <= c <= "\udbff" for c in name + other):
+        assert to_text(name) != to_text(other)
 
 
 @given(st.text())
@@ -117,12 +117,12 @@ def odd_folder(tmp_path: Path, sample_videos: dict[str, Path]) -> Path:
 def rows_of(inputs: list[str], store: Store) -> list[dict[str, object]]:
     """Rows of tables/sources that a build makes of `inputs`, without Ray."""
     recipe = load_recipe("embedded")
-    found = discover(inputs, recipe.sources)
+    files = discover(inputs, recipe.sources)
     identify = Identify(store, recipe)
-    for unit in identify_units(found, store, ScanOptions()):
+    for unit in identify_units(files, store, ScanOptions()):
         identify(unit)
-    assert list(identify_units(found, store, ScanOptions())) == []
-    return source_rows(found, store, ScanOptions()).to_pylist()
+    assert list(identify_units(files, store, ScanOptions())) == []
+    return source_rows(files, store, ScanOptions()).to_pylist()
 
 
 def test_every_odd_name_is_one_row_that_opens_the_file(odd_folder: Path, tmp_path: Path) -> None:
@@ -181,9 +181,9 @@ def test_links_and_too_many_or_too_large_members_of_a_tar_are_problems(tmp_path:
     (tmp_path / "a.mp4").write_bytes(b"a" * 2000)
     with tarfile.open(archive, "w") as tar:
         tar.add(tmp_path / "a.mp4", "../../etc/a.mp4")
-        for kind, name in ((tarfile.SYMTYPE, "link.mp4"), (tarfile.FIFOTYPE, "pipe.mp4")):
+        for member_type, name in ((tarfile.SYMTYPE, "link.mp4"), (tarfile.FIFOTYPE, "pipe.mp4")):
             member = tarfile.TarInfo(name)
-            member.type, member.linkname = kind, "/etc/passwd"
+            member.type, member.linkname = member_type, "/etc/passwd"
             tar.addfile(member)
     files = {file.uri.rpartition("#")[2]: file for file in discover([str(archive)])}
     assert not files["../../etc/a.mp4"].problem

@@ -27,14 +27,14 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def names(found) -> list[str]:
-    return [Path(item.uri).name for item in found]
+def names(files) -> list[str]:
+    return [Path(item.uri).name for item in files]
 
 
 def test_a_folder_gives_every_file_below_it_in_order_but_hidden_ones(folder):
-    found = discover([str(folder)])
-    assert names(found) == ["a.mp4", "b.MKV", "notes.txt"]
-    assert [item.worth_opening for item in found] == [True, True, False]
+    files = discover([str(folder)])
+    assert names(files) == ["a.mp4", "b.MKV", "notes.txt"]
+    assert [item.worth_opening for item in files] == [True, True, False]
 
 
 def test_a_file_that_is_named_is_opened_whatever_its_ending(folder):
@@ -62,10 +62,10 @@ def test_a_list_gives_metadata_and_keeps_missing_files_for_their_row(folder, end
         listed.write_text("\n".join(json.dumps(row) for row in rows))
     else:
         pq.write_table(pa.Table.from_pylist(rows), listed)
-    found = {Path(item.uri).name: item for item in discover([str(listed)])}
-    assert found["a.mp4"].metadata["licence"] == "CC0"
-    assert found["b.MKV"].metadata["licence"] == "CC-BY"
-    assert found["gone.mp4"].problem == "no such file"
+    files = {Path(item.uri).name: item for item in discover([str(listed)])}
+    assert files["a.mp4"].metadata["licence"] == "CC0"
+    assert files["b.MKV"].metadata["licence"] == "CC-BY"
+    assert files["gone.mp4"].problem == "no such file"
 
 
 def test_a_list_whose_captions_hold_separators_is_read_or_says_which_row_is_wrong(folder):
@@ -112,15 +112,15 @@ def test_members_of_a_tar_carry_their_sidecars_and_read_like_the_file(folder):
         tar.add(folder / "a.mp4", "clips/one.mp4")
         (folder / "one.json").write_text('{"licence": "CC0"}')
         tar.add(folder / "one.json", "clips/one.json")
-    (found,) = discover([str(archive)])
-    assert found.uri.endswith("pack.tar#clips/one.mp4")
-    assert found.metadata == {"licence": "CC0"}
-    with open_media(found.uri) as file:
+    (member,) = discover([str(archive)])
+    assert member.uri.endswith("pack.tar#clips/one.mp4")
+    assert member.metadata == {"licence": "CC0"}
+    with open_media(member.uri) as file:
         assert file.read() == b"first video"
         file.seek(6)
         assert file.read(3) == b"vid"
         assert file.seek(-5, 2) == 6
-    assert content_id(found.uri) == content_id(str(folder / "a.mp4"))
+    assert content_id(member.uri) == content_id(str(folder / "a.mp4"))
 
 
 def test_sampled_identity_tells_files_by_size_and_pieces_and_small_ones_by_all_bytes(tmp_path):

@@ -45,7 +45,7 @@ class Site(http.server.ThreadingHTTPServer):
         self.base = f"http://127.0.0.1:{self.server_port}"
 
     def spans(self, path: str) -> list[str]:
-        return [span for method, asked, span, _ in self.asked if asked == path and method == "GET"]
+        return [span for method, requested, span, _ in self.asked if requested == path and method == "GET"]
 
     def handle_error(self, *_: Any) -> None:
         """A client that hangs up is none."""
@@ -70,7 +70,7 @@ class Page(http.server.BaseHTTPRequestHandler):
         if fault == "robots.txt":
             return self.give(200 if self.server.robots else 404, self.server.robots)
         if fault == "page":
-            return self.give(200, b'<video><source src="/film.mp4" type="video/mp4"></video>', kind="text/html")
+            return self.give(200, b'<video><source src="/film.mp4" type="video/mp4"></video>', mime="text/html")
         if fault in ("404", "403", "410"):
             return self.give(int(fault))
         if fault in ("500", "429", "503") and times < 2:
@@ -111,10 +111,10 @@ class Page(http.server.BaseHTTPRequestHandler):
         return self.give(206, part, headers, sent=sent)
 
     def give(
-        self, status: int, data: bytes = b"", headers: dict[str, str] | None = None, sent: int | None = None, kind=None
+        self, status: int, data: bytes = b"", headers: dict[str, str] | None = None, sent: int | None = None, mime=None
     ) -> None:
         self.send_response(status)
-        for name, value in {"Content-Type": kind or self.server.kind, **(headers or {})}.items():
+        for name, value in {"Content-Type": mime or self.server.kind, **(headers or {})}.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
@@ -131,10 +131,10 @@ def site(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Site]:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr("pipeline.storage.retry.FIRST_PAUSE", 0.01)
     web._robots.cache_clear()  # of an earlier site at the same port
-    with Site() as made:
-        threading.Thread(target=made.serve_forever, args=(0.02,), daemon=True).start()
-        yield made
-        made.shutdown()
+    with Site() as new_site:
+        threading.Thread(target=new_site.serve_forever, args=(0.02,), daemon=True).start()
+        yield new_site
+        new_site.shutdown()
 
 
 def read(url: str, options: SourceOptions = OPTIONS) -> bytes:
@@ -143,9 +143,9 @@ def read(url: str, options: SourceOptions = OPTIONS) -> bytes:
 
 
 def test_a_film_is_found_and_read_by_ranges(site):
-    (found,) = discover([f"{site.base}/film.mp4"], OPTIONS)
-    assert (found.size, found.stamp) == (len(FILM), '"one"')
-    with open_media(found.uri, OPTIONS) as file:
+    (film,) = discover([f"{site.base}/film.mp4"], OPTIONS)
+    assert (film.size, film.stamp) == (len(FILM), '"one"')
+    with open_media(film.uri, OPTIONS) as file:
         file.seek(-4, 2)
         assert file.read() == FILM[-4:]
         file.seek(5_000_000)
@@ -177,8 +177,8 @@ def test_reading_in_order_takes_few_requests(site):
     ],
 )
 def test_what_a_server_says_of_a_file_is_its_row(site, path, expected):
-    (found,) = discover([f"{site.base}/{path}"], OPTIONS)
-    assert found == DiscoveredFile(f"{site.base}/{path}", **expected)
+    (file,) = discover([f"{site.base}/{path}"], OPTIONS)
+    assert file == DiscoveredFile(f"{site.base}/{path}", **expected)
 
 
 @pytest.mark.parametrize("path", ["500", "503", "429", "cut", "moved", "whole", "hasty", "headless"])
@@ -188,9 +188,9 @@ def test_the_bytes_are_right_whatever_a_server_does_on_the_way(site, path):
     assert time.monotonic() - begun > (1 if path == "429" else 0)  # it asked for a second of rest
 
 
-@pytest.mark.parametrize("asked", ["nan", "-5", "soon", "Thu, 01 Jan 1970 00:00:00 GMT"])
-def test_a_server_that_asks_to_wait_in_no_known_way_is_asked_again_as_usual(asked):
-    assert FIRST_PAUSE / 2 <= pause(0, asked, 120.0, 120.0) <= FIRST_PAUSE
+@pytest.mark.parametrize("retry_after", ["nan", "-5", "soon", "Thu, 01 Jan 1970 00:00:00 GMT"])
+def test_a_server_that_asks_to_wait_in_no_known_way_is_asked_again_as_usual(retry_after):
+    assert FIRST_PAUSE / 2 <= pause(0, retry_after, 120.0, 120.0) <= FIRST_PAUSE
 
 
 def test_a_cut_connection_costs_only_what_was_not_sent(site):
@@ -224,16 +224,16 @@ def test_a_host_that_is_not_there_is_unreachable_and_a_large_file_is_left(site, 
     with pytest.raises(Unreachable, match="does not answer"):
         read("http://127.0.0.1:9/film.mp4")
     small = SourceOptions(max_gb=0.001, allow_private=True)
-    (found,) = discover([f"{site.base}/film.mp4"], small)
-    assert found.problem == "larger than 0.001 GB (sources.max_gb)"
+    (film,) = discover([f"{site.base}/film.mp4"], small)
+    assert film.problem == "larger than 0.001 GB (sources.max_gb)"
     with pytest.raises(OSError, match="larger than"):
         read(f"{site.base}/film.mp4", small)
 
 
 def test_robots_txt_is_followed_unless_told_otherwise(site):
     site.robots = b"User-agent: clipmill\nDisallow: /film.mp4\nUser-agent: *\nDisallow:\n"
-    (found,) = discover([f"{site.base}/film.mp4"], OPTIONS)
-    assert found.problem == "robots.txt asks to leave it alone (sources.robots)"
+    (film,) = discover([f"{site.base}/film.mp4"], OPTIONS)
+    assert film.problem == "robots.txt asks to leave it alone (sources.robots)"
     with pytest.raises(PermissionError, match=r"robots\.txt"):
         read(f"{site.base}/film.mp4")
     assert read(f"{site.base}/other.mp4") == FILM
@@ -272,8 +272,8 @@ def test_downloads_make_room_for_new_ones_but_not_under_a_reader(tmp_path, monke
 
 def test_lists_and_tars_behind_urls_lead_to_their_films(site):
     site.film = f"url,licence\n{site.base}/film.mp4,CC0\nother.mp4,CC-BY\n".encode()
-    found = discover([f"{site.base}/in/list.csv"], OPTIONS)
-    assert [(item.uri.removeprefix(site.base), item.metadata["licence"]) for item in found] == [
+    films = discover([f"{site.base}/in/list.csv"], OPTIONS)
+    assert [(item.uri.removeprefix(site.base), item.metadata["licence"]) for item in films] == [
         ("/film.mp4", "CC0"),
         ("/in/other.mp4", "CC-BY"),
     ]
@@ -302,20 +302,20 @@ def test_a_server_that_is_down_takes_nothing_from_a_dataset(site, tmp_path, monk
     assert "1 files are used as last seen: their servers do not answer" in capsys.readouterr().err
     assert (info["counts"]["kept"], info["passes"]["transcode"]["results"]["reused"]) == (1, 1)
     assert [shard["path"] for shard in info["shards"]] == [
-        tar for tar in tars() if tar.startswith("shards/2x1-360p/val-")
+        tar for tar in tars() if tar.startswith("shards/2x1-240p/val-")
     ]
 
 
 def test_yt_dlp_brings_a_page_s_video(site, sample_videos):
     pytest.importorskip("yt_dlp")
     site.film = sample_videos["bikes"].read_bytes()
-    (found,) = discover([f"ytdlp:{site.base}/page/of/bikes"], OPTIONS)
-    assert not found.problem
-    with open_media(found.uri, OPTIONS) as file:
+    (video,) = discover([f"ytdlp:{site.base}/page/of/bikes"], OPTIONS)
+    assert not video.problem
+    with open_media(video.uri, OPTIONS) as file:
         assert probe(file).width == 640
-    assert content_id(found.uri, OPTIONS) == content_id(str(sample_videos["bikes"]))
+    assert content_id(video.uri, OPTIONS) == content_id(str(sample_videos["bikes"]))
     before = len(site.asked)
-    content_id(found.uri, OPTIONS)
+    content_id(video.uri, OPTIONS)
     assert len(site.asked) == before
     (gone,) = discover([f"ytdlp:{site.base}/404/x.mp4"], OPTIONS)
     assert "404" in gone.problem
@@ -323,5 +323,5 @@ def test_yt_dlp_brings_a_page_s_video(site, sample_videos):
 
 def test_yt_dlp_is_asked_for_where_it_is_missing(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "yt_dlp", None)
-    (found,) = discover(["ytdlp:http://127.0.0.1:9/page"], OPTIONS)
-    assert found.problem == "yt-dlp is not installed: pip install 'clipmill[download]'"
+    (page,) = discover(["ytdlp:http://127.0.0.1:9/page"], OPTIONS)
+    assert page.problem == "yt-dlp is not installed: pip install 'clipmill[download]'"

@@ -85,13 +85,13 @@ def test_a_range_of_ids_reads_its_sources_and_no_others(store):
         assert table.drop_columns(["at"]).to_pylist() == rows[30:60]
 
 
-@pytest.mark.parametrize("left", [0, 3, 11])
-def test_merging_that_was_stopped_is_done_again(store, left, tmp_path):
+@pytest.mark.parametrize("deleted", [0, 3, 11])
+def test_merging_that_was_stopped_is_done_again(store, deleted, tmp_path):
     """After the merged files, and `left` of the loose ones, are written and not yet deleted."""
     before = everything(store)
     loose = shutil.copytree(store.path("state/scan"), tmp_path / "loose")
     merged(store)
-    for path in sorted(loose.iterdir())[:left]:
+    for path in sorted(loose.iterdir())[:deleted]:
         shutil.copy(path, store.path("state/scan"))
     assert everything(store) == before
     merged(store)

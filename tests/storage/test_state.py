@@ -25,15 +25,15 @@ def test_shots_are_numbered_through_a_source_whatever_the_segments():
 
 
 def test_a_join_keeps_every_row_and_fills_what_is_not_known_with_nulls():
-    left = pa.table({"clip_id": ["c", "a", "b"]})
+    rows = pa.table({"clip_id": ["c", "a", "b"]})
     right = pa.table({"clip_id": ["a", "c"], "tags": [["x"], None], "score": [0.5, 1.0], "at": ["1", "2"]})
     fields = [pa.field("tags", pa.list_(pa.string())), pa.field("score", pa.float64())]
-    assert join(left, right, fields, "where").to_pylist() == [
+    assert join(rows, right, fields, "where").to_pylist() == [
         {"clip_id": "c", "tags": None, "score": 1.0, "where": "2"},
         {"clip_id": "a", "tags": ["x"], "score": 0.5, "where": "1"},
         {"clip_id": "b", "tags": None, "score": None, "where": None},
     ]
-    assert join(left, None, fields, "where")["score"].null_count == 3
+    assert join(rows, None, fields, "where")["score"].null_count == 3
 
 
 def test_what_was_out_of_reach_is_a_failed_row_and_is_tried_again(tmp_path: Path):
@@ -43,18 +43,18 @@ def test_what_was_out_of_reach_is_a_failed_row_and_is_tried_again(tmp_path: Path
     def identify(name: str, *rows: dict) -> None:
         write_fragment(store, f"state/sources/{name}.parquet", table_from(rows, fingerprints.IDENTIFIED), {})
 
-    def said(sources: pa.Table) -> list[tuple[str, str | None]]:
+    def status_and_error(sources: pa.Table) -> list[tuple[str, str | None]]:
         return [(row["status"], row["error"]) for row in sources.to_pylist()]
 
     same = {"size": 5, "stamp": "one", "start": 0.0, "duration": 1.0}
     lost = {**same, "uri": far.uri, "status": "unreachable", "error": "no answer"}
     identify("a", {**same, "uri": near.uri, "source_id": "n", "status": "ok"}, lost)
     assert [unit.files for unit in identify_units([far, near], store, recipe.scan)] == [(far,)]
-    assert said(source_rows([far, near], store, recipe.scan)) == [("failed", "no answer"), ("ok", None)]
+    assert status_and_error(source_rows([far, near], store, recipe.scan)) == [("failed", "no answer"), ("ok", None)]
     identify("b", {**lost, "source_id": "f", "status": "ok", "error": None})
     assert list(identify_units([far, near], store, recipe.scan)) == []
     sources = source_rows([far, near], store, recipe.scan)
-    assert said(sources) == [("ok", None), ("ok", None)]
+    assert status_and_error(sources) == [("ok", None), ("ok", None)]
 
     def scan(unit: str, **part: object) -> None:
         size = write_fragment(store, f"tables/frames/{unit}.parquet", table_from([], FRAMES), {}).size
@@ -68,9 +68,9 @@ def test_what_was_out_of_reach_is_a_failed_row_and_is_tried_again(tmp_path: Path
     scan("c", key="n")
     done = scanned(store, recipe)
     assert (done.keys.to_pylist(), done.errors, done.unreachable) == (["n"], {}, {"f": "no answer"})
-    assert said(with_errors(sources, done)) == [("failed", "no answer"), ("ok", None)]
+    assert status_and_error(with_errors(sources, done)) == [("failed", "no answer"), ("ok", None)]
     scan("a", key="f")
-    assert said(with_errors(sources, scanned(store, recipe))) == [("ok", None), ("ok", None)]
+    assert status_and_error(with_errors(sources, scanned(store, recipe))) == [("ok", None), ("ok", None)]
     frames = tmp_path / "tables" / "frames" / "c.parquet"
     frames.write_bytes(frames.read_bytes()[:-1])
     assert scanned(store, recipe).keys.to_pylist() == ["f"]

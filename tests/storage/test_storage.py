@@ -90,8 +90,8 @@ def test_the_frames_of_a_few_clips_are_read_without_those_of_the_others(store, n
     random, read = np.random.default_rng(1), []
     pictures = {f"{i:020x}": [random.integers(0, 256, (160, 160, 3), np.uint8) for _ in range(4)] for i in range(40)}
     rows = [
-        {"clip_id": clip, "index": i, "time": i / 2, "jpeg": cv2.imencode(".jpg", some[i])[1].tobytes()}
-        for clip, some in reversed(pictures.items())
+        {"clip_id": clip, "index": i, "time": i / 2, "jpeg": cv2.imencode(".jpg", jpegs[i])[1].tobytes()}
+        for clip, jpegs in reversed(pictures.items())
         for i in (2, 0, 3, 1)
     ]
     size = write_frames(store, "unit", table_from(rows, FRAMES))
@@ -106,16 +106,16 @@ def test_the_frames_of_a_few_clips_are_read_without_those_of_the_others(store, n
         """Read for these clips, two at a time, after a look at what came out."""
         read.clear()
         network.requests.clear()
-        some = [{"clip_id": f"{i:020x}"} for i in numbers]
-        found = {}
-        for _, frames in chunks(store, "unit", some, size=2):
+        rows = [{"clip_id": f"{i:020x}"} for i in numbers]
+        frames_by_clip = {}
+        for _, frames in chunks(store, "unit", rows, size=2):
             assert len(frames) <= 2
-            found |= frames
-        assert list(found) == [row["clip_id"] for row in some]
-        for clip, frames in found.items():
+            frames_by_clip |= frames
+        assert list(frames_by_clip) == [row["clip_id"] for row in rows]
+        for clip, frames in frames_by_clip.items():
             assert frames.times.tolist() == [0, 0.5, 1, 1.5]
-            for there, wanted in zip(frames.pictures, pictures[clip], strict=True):
-                assert np.corrcoef(there[:, :, 1].ravel(), wanted[:, :, 1].ravel())[0, 1] > 0.8
+            for decoded, wanted in zip(frames.pictures, pictures[clip], strict=True):
+                assert np.corrcoef(decoded[:, :, 1].ravel(), wanted[:, :, 1].ravel())[0, 1] > 0.8
         ranges = [path.partition("bytes=")[2].split("-") for method, path in network.requests if method == "GET"]
         return sum(read) + sum(int(last) - int(first) + 1 for first, last in ranges)
 
@@ -130,13 +130,13 @@ def test_sources_on_an_object_store_are_found_and_read_by_ranges(s3, tmp_path):
     data = bytes(range(256)) * 20000
     store.write("deep/film.mp4", data)
     store.write("deep/other.txt", b"no")
-    found = discover([f"s3://films/{tmp_path.name}{s3}"])
-    assert [(item.size, item.worth_opening) for item in found] == [(len(data), True), (2, False)]
-    with open_media(found[0].uri) as file:
+    files = discover([f"s3://films/{tmp_path.name}{s3}"])
+    assert [(item.size, item.worth_opening) for item in files] == [(len(data), True), (2, False)]
+    with open_media(files[0].uri) as file:
         file.seek(len(data) - 3)
         assert file.read() == data[-3:]
     (tmp_path / "film.mp4").write_bytes(data)
-    assert content_id(found[0].uri) == content_id(str(tmp_path / "film.mp4"))
+    assert content_id(files[0].uri) == content_id(str(tmp_path / "film.mp4"))
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -209,8 +209,8 @@ def test_a_trainer_reads_its_shards_from_an_object_store(s3, tmp_path, monkeypat
         store.write(path.relative_to(root).as_posix(), path.read_bytes())
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "near"))
     config = from_dict({"data": [store.uri], "resolutions": 48, "frame_counts": 5})
-    there, here = (Clips(read_index([data]), None, config) for data in (store.uri, str(root)))
-    assert [there.read(i, 0) for i in (0, 1)] == [here.read(i, 0) for i in (0, 1)]
+    remote, local = (Clips(read_index([data]), None, config) for data in (store.uri, str(root)))
+    assert [remote.read(i, 0) for i in (0, 1)] == [local.read(i, 0) for i in (0, 1)]
 
 
 def test_a_url_of_an_unknown_kind_is_no_folder(tmp_path, monkeypatch):
@@ -259,14 +259,14 @@ def test_urls_of_every_provider_are_understood_or_say_what_is_missing(monkeypatc
     with pytest.raises(StorageError, match="unknown option 'regoin'"):
         filesystem("s3://bucket/in?regoin=eu-west-1")
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
-    for url, kind, path in (
+    for url, type_name, path in (
         ("az://container/in", "abfs", "container/in"),
         ("az://container@account.dfs.core.windows.net/in", "abfs", "container/in"),
         ("gs://bucket/in", "gcs", "bucket/in"),
         ("s3://bucket/in?region=eu-west-1", "s3", "bucket/in"),
     ):
-        made, key = filesystem(url)
-        assert (made.type_name, key) == (kind, path)
+        opened, key = filesystem(url)
+        assert (opened.type_name, key) == (type_name, path)
 
 
 def test_of_builds_that_start_at_once_one_holds_the_dataset(s3, tmp_path):
@@ -328,13 +328,13 @@ def test_a_build_from_and_to_an_object_store_gets_through_a_bad_network_with_the
     calm, _ = build(str(tmp_path / "calm"))
     remote = f"s3://films/{tmp_path.name}/out{s3}"
     network.faults.clear()
-    every_tenth = itertools.cycle([kind for ill in ILLS for kind in [*[""] * 9, ill]])
+    every_tenth = itertools.cycle([fault for ill in ILLS for fault in [*[""] * 9, ill]])
     network.fault = lambda *_: next(every_tenth)
-    info, said = build(remote)
+    info, output = build(remote)
     assert sum(network.faults.values()) - network.faults[""] >= 10
-    assert "scan " in said
-    again, said = build(remote)
-    assert "x real time" not in said
+    assert "scan " in output
+    again, output = build(remote)
+    assert "x real time" not in output
     assert again == info
     assert {k: v for k, v in info.items() if k != "passes"} == {k: v for k, v in calm.items() if k != "passes"}
     assert info["counts"]["kept"] == sum(shard["clips"] for shard in info["shards"]) >= 3

@@ -270,9 +270,9 @@ def main() -> None:
     seconds = sum(row["duration"] for row in sources)
     print(f"{len(sources)} sources, {seconds:.0f} s; {len(kept)} clips kept, {sum(span[2] for span in spans):.0f} s")
     print_table({step: spent / seconds for step, spent in costs.seconds.items()})
-    starts = {step: spent for step, spent in costs.seconds.items() if step.startswith(START)}
-    for step, spent in starts.items():
-        print(f"{step}, once: {spent:.1f} CPU s")
+    for step, spent in costs.seconds.items():
+        if step.startswith(START) and spent >= 0.05:
+            print(f"{step}, once: {spent:.1f} CPU s")
 
 
 def print_table(costs: Mapping[str, float]) -> None:

@@ -74,13 +74,13 @@ def make(store: Store, recipe: Recipe, clips: int) -> None:
     count = clips // PER_SOURCE
     sources = np.sort(ids(count, 32, random).to_numpy(zero_copy_only=False))
     for at in range(0, count, FILE):
-        some = sources[at : at + FILE]
-        n = len(some)
+        block_sources = sources[at : at + FILE]
+        n = len(block_sources)
         columns = {
             "uri": pa.array([uri(at + i) for i in range(n)]),
             "size": np.full(n, 10**7),
             "stamp": pa.array(["1"] * n),
-            "source_id": pa.array(some),
+            "source_id": pa.array(block_sources),
             "status": pa.array(["ok"] * n),
             "error": pa.nulls(n, pa.string()),
             "start": np.zeros(n),
@@ -164,17 +164,20 @@ def rows(
         "phash": pa.ListArray.from_arrays(lists * HASHES, hashes.ravel().view(np.uint64)),
     }
     tables = [
-        pa.table({f.name: filled(known, f, n, random) for f in schema}, schema=schema)
-        for known, schema in ((given, fingerprints.scan_schema(recipe)), (embedded, fingerprints.embed_schema(recipe)))
+        pa.table({f.name: filled(given_rows, f, n, random) for f in schema}, schema=schema)
+        for given_rows, schema in (
+            (given, fingerprints.scan_schema(recipe)),
+            (embedded, fingerprints.embed_schema(recipe)),
+        )
     ]
     size = len(to_parquet(FRAMES.empty_table()))
     parts = [{"key": s, "unit": units[i * PER_SOURCE // PER_UNIT], "frames_bytes": size} for i, s in enumerate(sources)]
     return tables[0], tables[1], parts
 
 
-def filled(known: dict[str, Any], field: pa.Field, n: int, random: np.random.Generator) -> pa.Array:
-    if field.name in known:
-        return pa.array(known[field.name]).cast(field.type)
+def filled(columns: dict[str, Any], field: pa.Field, n: int, random: np.random.Generator) -> pa.Array:
+    if field.name in columns:
+        return pa.array(columns[field.name]).cast(field.type)
     return pa.array(random.random(n, np.float32)) if field.type == pa.float32() else pa.nulls(n, field.type)
 
 
@@ -215,8 +218,8 @@ class DummyTranscode(Transcode):
     """Writes parts with placeholder media instead of encoding clips."""
 
     def __call__(self, unit: TranscodeUnit) -> UnitResult:
-        made = encode.Encoded(bytes(1000), "mp4", 100, 30.0, 1280, 720, 3.3)
-        self._encoder.encode_all = lambda rows, *_: ((row["clip_id"], made) for row in rows)  # type: ignore[method-assign]
+        encoded = encode.Encoded(bytes(1000), "mp4", 100, 30.0, 1280, 720, 3.3)
+        self._encoder.encode_all = lambda rows, *_: ((row["clip_id"], encoded) for row in rows)  # type: ignore[method-assign]
         return super().__call__(unit)
 
 
@@ -229,9 +232,9 @@ def timed(owner: Any, name: str, label: Callable[..., str] | str = "") -> None:
         start = time.perf_counter(), time.process_time()
         answer = inner(*args, **kwargs)
         wall, cpu = time.perf_counter() - start[0], time.process_time() - start[1]
-        said = label(*args) if callable(label) else label or name
+        title = label(*args) if callable(label) else label or name
         if wall > 0.05:
-            print(f"| {said} | {wall:.1f} | {cpu:.1f} | {peak():.2f} |", flush=True)
+            print(f"| {title} | {wall:.1f} | {cpu:.1f} | {peak():.2f} |", flush=True)
         return answer
 
     setattr(owner, name, outer)
@@ -244,8 +247,8 @@ def peak() -> float:
 
 def whole(folder: Path, clips: int, *more: str) -> None:
     recipe = load_recipe("embedded", [*OPTIONS, *more])
-    found = [DiscoveredFile(uri(i), 10**7, "1") for i in range(clips // PER_SOURCE)]
-    build.discover = lambda *_: found
+    files = [DiscoveredFile(uri(i), 10**7, "1") for i in range(clips // PER_SOURCE)]
+    build.discover = lambda *_: files
     caption.CaptionClips, transcode.Transcode = Captions, DummyTranscode
     timed(snapshot, "source_rows", "sources, as columns")
     timed(committed, "merge", "small fragments merged")
@@ -264,9 +267,9 @@ def whole(folder: Path, clips: int, *more: str) -> None:
     start = time.perf_counter()
     built = build.build([], str(folder), recipe)
     count = built.info["counts"]
-    said = ", ".join(f"{count[name]:,} {name}" for name in ("sources", "clips", "kept", "captions"))
-    said += f", {len(built.info['shards'])} shards"
-    print(f"| **all of it** ({said}) | {time.perf_counter() - start:.1f} | | {peak():.2f} |", flush=True)
+    line = ", ".join(f"{count[name]:,} {name}" for name in ("sources", "clips", "kept", "captions"))
+    line += f", {len(built.info['shards'])} shards"
+    print(f"| **all of it** ({line}) | {time.perf_counter() - start:.1f} | | {peak():.2f} |", flush=True)
 
 
 @dataclass(frozen=True)

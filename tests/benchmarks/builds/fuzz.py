@@ -100,10 +100,10 @@ def dataset(
     after = fuzzing.remains()
     more = any(a > b for a, b in zip(dataclasses.astuple(after), dataclasses.astuple(before), strict=True))
     problems = [f"{numbers.start}: left behind: {before} became {after}"] if more and not ray else []
-    found = fuzzing.outcomes(built)
-    if found.keys() != cases.keys():
-        problems.append(f"{numbers.start}: no row, or no file, for {sorted(found.keys() ^ cases.keys())[:5]}")
-    for uri, state in found.items():
+    outcomes = fuzzing.outcomes(built)
+    if outcomes.keys() != cases.keys():
+        problems.append(f"{numbers.start}: no row, or no file, for {sorted(outcomes.keys() ^ cases.keys())[:5]}")
+    for uri, state in outcomes.items():
         table[cases.get(uri, "?")][state] += 1
         if "contained" in state:
             reason = next(row["error"] for row in built.sources if row["source_uri"] == uri)

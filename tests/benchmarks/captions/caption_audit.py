@@ -77,14 +77,14 @@ def clip(
 
 def reference() -> Iterator[Pair]:
     for i, (text, segments, camera, luma) in enumerate(REFERENCE):
-        said = sentences(text)
-        yield Caption(f"reference{i}", said[0], text), clip(f"reference{i}", segments, camera, luma)
+        parts = sentences(text)
+        yield Caption(f"reference{i}", parts[0], text), clip(f"reference{i}", segments, camera, luma)
 
 
 def measured(count: int = 200) -> Iterator[Pair]:
     rng = np.random.default_rng(0)
     moves = ["pan_left", "pan_right", "tilt_up", "tilt_down", "zoom_in", "zoom_out", "static", "static"]
-    made = []
+    captions = []
     for i in range(count):
         cut = float(rng.uniform(2, 4))
         ways = [str(w) for w in rng.choice(["right", "left", "up", "down", "stay"], 2, replace=False)]
@@ -93,8 +93,8 @@ def measured(count: int = 200) -> Iterator[Pair]:
         ]
         first, second = (str(m) for m in rng.choice(moves[:7], 2, replace=False))
         camera = [(first, 0.0, cut), (second, cut, 6.0)] if rng.random() < 0.4 else [(first, 0.0, 6.0)]
-        made.append(clip(f"measured{i}", segments, camera, float(rng.uniform(0.2, 0.6))))
-    yield from of_clips(made)
+        captions.append(clip(f"measured{i}", segments, camera, float(rng.uniform(0.2, 0.6))))
+    yield from of_clips(captions)
 
 
 def of_clips(clips: list[ClipFrames]) -> Iterator[Pair]:
@@ -224,12 +224,12 @@ def invented_by_similarity(pairs: list[Pair], folder: str) -> str:
             frames.setdefault(row["clip_id"], []).append(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB))
     encoder = load_encoder("conse")
     things = ("giraffe", "tank", "jellyfish", "piano", "submarine", "pizza", "volcano", "crocodile", "rocket", "castle")
-    false_texts = encoder.texts([f"A {thing} stands beside it." for thing in things])
+    false_texts = encoder.texts([f"A {noun} stands beside it." for noun in things])
     true, false = [], []
     for caption, _ in pairs:
-        seen = encoder.frames(np.stack(frames[caption.clip_id]))
-        true += (encoder.texts(visual_sentences(caption.dense)) @ seen.T).max(axis=1).tolist()
-        false += (false_texts @ seen.T).max(axis=1).tolist()
+        embedding = encoder.frames(np.stack(frames[caption.clip_id]))
+        true += (encoder.texts(visual_sentences(caption.dense)) @ embedding.T).max(axis=1).tolist()
+        false += (false_texts @ embedding.T).max(axis=1).tolist()
     above = np.mean([[t > f for f in false] for t in true])
     none, few = (np.mean(np.array(false) < np.quantile(true, share)) for share in (0.0, 0.05))
     counts = f"{len(true)} true against {len(false)} invented sentences"
@@ -264,22 +264,22 @@ def main() -> None:
         if given.show:
             for caption, c in false:
                 print("FALSE", caption.dense, alarm(caption, c)[2])
-        for kind, plant in KINDS.items():
+        for error_type, plant in KINDS.items():
             planted = [(bad, c) for caption, c in pairs if (bad := plant(caption, c)) is not None]
             caught = 0
             for bad, c in planted:
                 wrong, is_vague, _ = alarm(bad, c)
-                hit = is_vague if kind == "vague rewrite" else wrong
+                hit = is_vague if error_type == "vague rewrite" else wrong
                 caught += hit
                 if given.show and not hit:
-                    print("MISSED", kind, "|", bad.dense)
+                    print("MISSED", error_type, "|", bad.dense)
             share = f"{caught / len(planted):.2f}" if planted else "-"
-            table.setdefault(kind, {})[name] = f"{share} of {len(planted)}"
+            table.setdefault(error_type, {})[name] = f"{share} of {len(planted)}"
     if given.captions:
         print("invented object by similarity to the frames:")
         print(f"  {invented_by_similarity(sets['reference'], given.dataset)}")
-    for kind, row in table.items():
-        print(f"{kind:28}" + "".join(f"{row[name]:>22}" for name in sets))
+    for error_type, row in table.items():
+        print(f"{error_type:28}" + "".join(f"{row[name]:>22}" for name in sets))
 
 
 if __name__ == "__main__":

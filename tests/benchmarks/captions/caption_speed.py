@@ -75,17 +75,17 @@ def plain(
     model: Any, inputs: dict[str, torch.Tensor], new: int, repeats: int, **options: Any
 ) -> tuple[list[float], list[list[int]]]:
     """Seconds of greedy `generate` on one batch with `options`, after a warm-up; and what it said."""
-    took, said = [], []
+    took, answers = [], []
     for repeat in range(repeats + 1):
         synchronize()
         start = time.perf_counter()
         with torch.inference_mode():
             many = new if repeat or options else 2  # a static cache compiles for its length
             out = model.generate(**inputs, max_new_tokens=many, min_new_tokens=many, do_sample=False, **options)
-        said = out[:, inputs["input_ids"].shape[1] :].tolist()
+        answers = out[:, inputs["input_ids"].shape[1] :].tolist()
         synchronize()
         took.append(time.perf_counter() - start)
-    return took[1:], said
+    return took[1:], answers
 
 
 def continuous(config: Any, device: str, prompt: int, clips: int, new: int) -> float:
@@ -184,8 +184,8 @@ def work(model: Any, inputs: dict[str, torch.Tensor], new: int, shared: int = 0,
         last = f"language_model.layers.{text.num_hidden_layers - 1}.mlp"
         linear -= (read - 1) * sum(n for name, n in weights.items() if last in name)
     pairs = read * (shared + read / 2) + new * prompt
-    seen = frames * (patches / frames) ** 2 * len(vision.fullatt_block_indexes)  # windows are small beside it
-    return 2 * linear + 4 * text.hidden_size * text.num_hidden_layers * pairs + 4 * vision.hidden_size * seen
+    attended = frames * (patches / frames) ** 2 * len(vision.fullatt_block_indexes)  # windows are small beside it
+    return 2 * linear + 4 * text.hidden_size * text.num_hidden_layers * pairs + 4 * vision.hidden_size * attended
 
 
 def ceiling(model: Any) -> float:
@@ -223,20 +223,20 @@ def main() -> None:
     name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
     print(f"{name}, torch {torch.__version__}, model in {time.perf_counter() - started:.0f} s", flush=True)
     clips = make_clips(given.clips)
-    rows, said, needed = [], [], 0.0
+    rows, generated, needed = [], [], 0.0
     blank = Vlm(caption_models.model(copy.deepcopy(model.config), "meta"), processor)  # makes prompts, never answers
     blank.device = model.device
     for batch in given.plain:
-        made = blank._prepared(clips[:batch])
+        ready = blank._prepared(clips[:batch])
         ours = ("position_ids", "rope_deltas")  # what we compute ahead, generate computes itself
-        inputs = {name: value.to(device) for name, value in made.inputs.items() if name not in ours}
+        inputs = {name: value.to(device) for name, value in ready.inputs.items() if name not in ours}
         took, tokens = plain(model, inputs, given.new, 1)
         rows.append(("model.generate", batch, batch * given.new / min(took), 3600 * batch / min(took), "-"))
-        said, needed = said or tokens, work(model, inputs, given.new)
+        generated, needed = generated or tokens, work(model, inputs, given.new)
         print(f"  plain generate {batch} clips in {', '.join(f'{t:.2f}' for t in took)} s", flush=True)
     for batch in given.static:
-        made = blank._prepared(clips[:batch])
-        inputs = {name: value.to(device) for name, value in made.inputs.items() if name not in ours}
+        ready = blank._prepared(clips[:batch])
+        inputs = {name: value.to(device) for name, value in ready.inputs.items() if name not in ours}
         try:
             took, _ = plain(model, inputs, given.new, 1, cache_implementation="static")
         except Exception as error:  # too large for the GPU, or a model that does not compile: a finding
@@ -246,12 +246,12 @@ def main() -> None:
         print(f"  static cache {batch} clips in {min(took):.2f} s", flush=True)
     if given.continuous:
         try:
-            speed = continuous(model.config, device, made.inputs["input_ids"].shape[1], given.clips, given.new)
+            speed = continuous(model.config, device, ready.inputs["input_ids"].shape[1], given.clips, given.new)
             rows.append(("continuous", given.clips, speed, 3600 * speed / given.new, "-"))
             print(f"  continuous batching, tokens only: {speed:.0f} tokens/s", flush=True)
         except Exception as error:
             print(f"  continuous batching: {type(error).__name__}: {str(error)[:300]}", flush=True)
-    less = work(model, inputs, given.new, made.shared, trimmed=True)
+    less = work(model, inputs, given.new, ready.shared, trimmed=True)
     rate = ceiling(model)
     del inputs
     if device == "cuda":
@@ -269,11 +269,11 @@ def main() -> None:
         seconds = time.perf_counter() - start
     speed = sum(map(len, answers.values())) / seconds
     rows.append(("clipmill vlm", given.rows, speed, 3600 * len(clips) / seconds, str(busy)))
-    same = [answers[clip.clip_id][0] == told[0] for clip, told in zip(clips, said, strict=False)]
+    same = [answers[clip.clip_id][0] == expected[0] for clip, expected in zip(clips, generated, strict=False)]
     print(f"  the same first word as plain generate for {sum(same)} of {len(same)} clips (near ties turn in bf16)")
     bound = given.new * rate / less
     print(
-        f"  TFLOP a clip: {needed / 1e12:.1f}, {less / 1e12:.1f} with {made.shared} tokens shared and a layer trimmed"
+        f"  TFLOP a clip: {needed / 1e12:.1f}, {less / 1e12:.1f} with {ready.shared} tokens shared and a layer trimmed"
     )
     print(f"  bound at {rate / 1e12:.0f} TFLOP/s of matrix products {bound:.0f} tokens/s: {speed / bound:.0%} reached")
     against = "".join(f"{f'x {batch}':>8}" for _, batch, *_ in rows[:-1])

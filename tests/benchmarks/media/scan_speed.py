@@ -32,6 +32,7 @@ KINDS = {
     "h264-1080": (1080, X264),
     "h264-720": (720, X264),
     "h264-360": (360, X264),
+    "fixed-360": (360, [*X264, "-g", "60", "-sc_threshold", "0"]),  # no keyframes at cuts, as in segments for streaming
     "h265-1080": (1080, ["-c:v", "libx265", "-preset", "fast", "-x265-params", "log-level=none"]),
     "vp9-1080": (1080, ["-c:v", "libvpx-vp9", "-deadline", "realtime", "-cpu-used", "8", "-b:v", "4M"]),
     "intra-1080": (1080, ["-c:v", "libx264", "-preset", "fast", "-crf", "23", "-g", "1"]),

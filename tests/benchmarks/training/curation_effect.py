@@ -86,8 +86,8 @@ def prepare(footage: Path, folder: Path, cache: Path) -> None:
     kinds = {"phash": pa.list_(pa.uint64()), "embedding": pa.list_(pa.float32())}
     apart = {"caption", "first", *kinds}
     table = pa.Table.from_pylist([{k: v for k, v in clip.items() if k not in apart} for clip in clips])
-    for name, kind in kinds.items():
-        table = table.append_column(name, pa.array([clip[name] for clip in clips], kind))
+    for name, column_type in kinds.items():
+        table = table.append_column(name, pa.array([clip[name] for clip in clips], column_type))
     reasons = [sorted(set(why)) for why in select(table, recipe, captioned=False)["rejected_by"].to_pylist()]
     usable = [i for i, clip in enumerate(clips) if clip["dropped"] is None]
     text = HiddenStates("minilm", WORDS)

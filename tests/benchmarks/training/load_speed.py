@@ -58,7 +58,7 @@ Decode = Callable[[bytes], torch.Tensor]
 def cut(path: Path, height: int, encoder: dict[str, str]) -> list[Sample]:
     """Cut a video into 3 s clips of `height` lines."""
     encode.ENCODERS["h264 fast_loading"] = "libx264", encoder
-    made: list[Sample] = []
+    samples: list[Sample] = []
     with Video(str(path)) as video:
         pts = [frame.pts for frame in video.frames()]
         probe, reader = video.probe, encode.SpanReader(video)
@@ -67,10 +67,12 @@ def cut(path: Path, height: int, encoder: dict[str, str]) -> list[Sample]:
         for first in range(0, len(pts) - count, count):
             shown, base = (probe.width, probe.height), Fraction(probe.time_base)
             span = encode.Cut(pts[first], pts[first + count], base, shown, (0, 0, *shown), size)
-            one = encode.encode_span(reader, span, PackOptions())
-            columns = {"frames": one.frames, "fps": one.fps, "duration": one.duration}
-            made.append(("mp4", one.data, f"{path.stem} {first}", columns | {"width": size[0], "height": size[1]}))
-    return made
+            packed = encode.encode_span(reader, span, PackOptions())
+            columns = {"frames": packed.frames, "fps": packed.fps, "duration": packed.duration}
+            samples.append(
+                ("mp4", packed.data, f"{path.stem} {first}", columns | {"width": size[0], "height": size[1]})
+            )
+    return samples
 
 
 def by_decord(data: bytes) -> torch.Tensor:
@@ -212,7 +214,7 @@ def main() -> None:
         "plain": [c for v in args.videos for c in cut(v, 360, {"preset": "medium", "crf": "23", **encode.X264})],
         "for training": [c for v in args.videos for c in cut(v, SIDE, packed)],
     }
-    sizes = {kind: sum(len(data) for _, data, _, _ in clips) for kind, clips in kinds.items()}
+    sizes = {packing: sum(len(data) for _, data, _, _ in clips) for packing, clips in kinds.items()}
     share = sizes["for training"] / sizes["plain"]
     print(f"{len(kinds['plain'])} clips; for training they take {share:.2f} of the bytes\n")
     if args.train:
@@ -222,12 +224,12 @@ def main() -> None:
     makers = {"webdataset": with_webdataset, "streaming": with_streaming, "litdata": with_litdata}
     makers = {name: make for name, make in makers.items() if importlib.util.find_spec(name)}
     decoders = {"PyAV": by_pyav} | ({"decord": by_decord} if importlib.util.find_spec("decord") else {})
-    print("| loader | decoder | " + " | ".join(f"{kind}, clips/s" for kind in kinds) + " |\n" + "|---" * 4 + "|")
+    print("| loader | decoder | " + " | ".join(f"{packing}, clips/s" for packing in kinds) + " |\n" + "|---" * 4 + "|")
     with tempfile.TemporaryDirectory() as scratch:
         rates: dict[tuple[str, str], dict[str, float]] = {}
-        for _, (kind, clips) in itertools.product(range(2), kinds.items()):
+        for _, (packing, clips) in itertools.product(range(2), kinds.items()):
             samples = list(itertools.islice(itertools.cycle(clips), args.clips))
-            place = Path(scratch) / kind
+            place = Path(scratch) / packing
             if not place.exists():
                 shards.write_shards(place / "ours", [samples[i::8] for i in range(8)])
             runs = {("clipmill", "its own"): partial(ours, place / "ours", args.workers, args.clips)}
@@ -235,11 +237,11 @@ def main() -> None:
                 runs[name, decoder] = partial(make, samples, place / name, args.workers, decode)
             for key, run in runs.items():
                 row = rates.setdefault(key, {})
-                row[kind] = max(rate(run()), row.get(kind, 0.0))
+                row[packing] = max(rate(run()), row.get(packing, 0.0))
         for (name, decoder), row in rates.items():
-            print(f"| {name} | {decoder} | " + " | ".join(f"{row[kind]:.1f}" for kind in kinds) + " |")
+            print(f"| {name} | {decoder} | " + " | ".join(f"{row[packing]:.1f}" for packing in kinds) + " |")
         mine = rates.pop(("clipmill", "its own"))
-        plain, packed_best = (max(row[kind] for row in rates.values()) for kind in kinds)
+        plain, packed_best = (max(row[packing] for row in rates.values()) for packing in kinds)
         print(f"\nplain clips, ours to the best of the others: {mine['plain'] / plain:.2f}")
         print(f"ours on clips for training to the best of the others on plain: {mine['for training'] / plain:.2f}")
         print(f"all on clips for training: {mine['for training'] / packed_best:.2f}", flush=True)
