@@ -123,7 +123,7 @@ def test_a_number_out_of_range_is_named_before_any_work(override, message):
             {
                 "encoder": "aba4978cf059",
                 "filters": "19df723b721f",
-                "thresholds": "4ad309103cf1",
+                "thresholds": "6557a048eeef",
                 "caption": "82bd6fec8697",
             },
         ),
@@ -132,7 +132,7 @@ def test_a_number_out_of_range_is_named_before_any_work(override, message):
             {
                 "encoder": "c7ebc5f26bb9",
                 "filters": "c98afff7240e",
-                "thresholds": "836acbe00ede",
+                "thresholds": "bb6116919851",
                 "caption": "51798edd2be6",
             },
         ),

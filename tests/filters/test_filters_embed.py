@@ -85,7 +85,7 @@ def test_what_cannot_be_compared_has_no_similarity() -> None:
     ]  # fmt: skip
     camera = similarity.score(clip(["dog"], "The camera pans left."))
     assert camera["similarity_sentence_min"] is None
-    assert camera["similarity_null"] == "no sentence that a frame could show"
+    assert camera["similarity_null"] == "no sentence about visible content"
 
 
 def test_sentences_are_found_and_those_about_the_camera_left_out() -> None:

@@ -79,6 +79,15 @@ def test_the_area_is_that_of_the_lettering(text: Filter) -> None:
     assert large["text_area"] == pytest.approx((right - left) * (bottom - top) / (480 * 270), rel=0.6)
 
 
+def test_a_row_from_side_to_side_is_no_line_of_text(text: Filter) -> None:
+    """A crowd, a hedge or a shore, which the detector takes for lettering."""
+    row, line = (
+        text.score(clip(lambda _, w=w: write(view(WORLD, 0), w, -4, 200, 24))) for w in ("HOTEL " * 9, "HOTEL " * 3)
+    )
+    assert row["text_area"] == 0
+    assert line["text_area"] > 0.01
+
+
 def test_subtitles_are_low_and_centred(text: Filter) -> None:
     line = "and then they left"
     width = ImageFont.load_default(22).getlength(line)
