@@ -167,7 +167,7 @@ class Cascade:
     def _close(self, event: _Event, now: float) -> list[Transition]:
         assert event.enter is not None
         if event.peak < POSSIBLE:
-            return [self._cut(gaps, event.last_old_time) for gaps in event.cuts]
+            return [self._cut(gaps, event) for gaps in event.cuts]
         leave, enter = event.leave, event.enter
         if event.predicted_leave is not None and event.predicted_enter is not None:
             leave, enter = event.predicted_leave, event.predicted_enter
@@ -177,30 +177,28 @@ class Cascade:
         begin = max((c.last[1].time for c in certain if c.last[1].time < event.first_inside), default=-math.inf)
         end = min((c.first[0].time for c in certain if c.first[0].time > event.last_inside), default=math.inf)
         last_enter = self._last_enter
-        earlier = [
-            self._cut(gaps, event.last_old_time) for gaps in event.cuts if gaps.last[1].time <= max(leave, begin)
-        ]
+        earlier = [self._cut(gaps, event) for gaps in event.cuts if gaps.last[1].time <= max(leave, begin)]
         gradual = self._gradual(event, leave, enter, (begin, end))
         if gradual is None:
             self._last_enter = last_enter
-            return [self._cut(gaps, event.last_old_time) for gaps in event.cuts]
+            return [self._cut(gaps, event) for gaps in event.cuts]
         self._last_enter = gradual.enter
         return [
             *earlier,
             gradual,
-            *(self._cut(gaps, event.last_old_time) for gaps in event.cuts if gaps.first[0].time >= gradual.enter),
+            *(self._cut(gaps, event) for gaps in event.cuts if gaps.first[0].time >= gradual.enter),
         ]
 
-    def _cut(self, gaps: _Gaps, earliest: float) -> Transition:
-        """Return the hard cut in a gap, or the short gradual transition that looked like one. With several gaps, frames
-        between the first and the last cut are in no shot. No frame before `earliest` leaves its shot."""
+    def _cut(self, gaps: _Gaps, event: _Event) -> Transition:
+        """Return the hard cut in a gap, or the short gradual transition that looked like one, if no other cut is near.
+        With several gaps, frames between the first and the last cut are in no shot."""
         before, after = self._exact(gaps.first)
         leave = enter = after.time
         if gaps.last is not gaps.first:
             enter = self._exact(gaps.last)[1].time
-        elif not self._abrupt(before, after):
+        elif len(event.cuts) == 1 and not self._abrupt(before, after):
             leave, enter = self._widened(before.time, after.time)
-            leave, enter = max(leave, math.nextafter(earliest, math.inf)), min(enter, self._frames[-1].time)
+            leave, enter = max(leave, math.nextafter(event.last_old_time, math.inf)), min(enter, self._frames[-1].time)
         leave, enter = max(leave, self._last_enter), max(enter, self._last_enter)
         self._last_enter = enter
         return Transition(leave, enter, doubtful=gaps.probability < SURE and gaps.last is gaps.first)

@@ -37,7 +37,7 @@ Found = list[tuple[float, float]]  # seconds from the first frame; equal ones ar
 
 def scanned(path: Path) -> Found:
     start = frame_times(path)[0]
-    return [(leave - start, enter - start) for leave, enter in between_clips("cascade", path)]
+    return [(leave - start, enter - start) for leave, enter in between_clips("cascade", path) if enter > start + 0.05]
 
 
 def by_frames(detect: Callable[[Path, np.ndarray], list[tuple[int, int]]]) -> Callable[[Path], Found]:
