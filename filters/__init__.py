@@ -1,4 +1,4 @@
-"""The filters by name. Adding one is a file in this folder, a line here and a line in the recipe."""
+"""The filters by name. Adding one is a file in this folder, a line here and in the recipe; see the end of README.md."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ class Blockiness:
     version = 2
     needs = frozenset({Track.DETAIL})
     columns: Mapping[str, pa.DataType] = {
-        "blockiness_grid": pa.float32(),  # how much larger steps are on the grid than beside it; 0 none, 1 twice
+        "blockiness_grid": pa.float32(),  # how much larger steps are on the grid than beside it; 0: equal, 1: twice
     }
 
     def score(self, clip: ClipView) -> dict[str, Score]:
@@ -32,7 +32,7 @@ class Blockiness:
 
 
 def block_steps(patch: np.ndarray) -> float | None:
-    """Return the excess of the second difference across block edges over its mean elsewhere, at the grid position where
+    """Return how much larger the second difference is across block edges than elsewhere, at the grid position where
     it is largest, as the mean of both directions; (h, w) uint8, source pixels. None for flat patches."""
     sides = [_excess(patch), _excess(patch.T)]
     return None if None in sides else float(np.mean([side for side in sides if side is not None]))

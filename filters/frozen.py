@@ -14,7 +14,7 @@ from filters.base import ClipView, Score, Track, unknown, why_null
 GRID = (16, 9)  # blocks across and down in which changes are measured
 SAME = 0.8  # grey levels: a block's mean difference that noise and compression alone may cause
 WIDESPREAD = 0.9  # quantile of the blocks' changes that must exceed twice SAME before copies are counted
-LEAST_SECONDS = 3.0  # shorter clips are not called frozen: quiet scenes rest that long
+LEAST_SECONDS = 3.0  # shorter clips are not called frozen: quiet scenes can be motionless for that long
 REPEAT = 0.1  # fraction of the usual difference between neighbours up to which a frame is a copy
 
 
@@ -25,7 +25,7 @@ class Frozen:
     version = 3
     needs = frozenset({Track.LUMA, Track.BURST})
     columns: Mapping[str, pa.DataType] = {
-        "frozen_share": pa.float32(),  # of the time in which nothing at all changes, 0 to 1; null under LEAST_SECONDS
+        "frozen_share": pa.float32(),  # share of the time in which nothing changes, 0 to 1; null under LEAST_SECONDS
         "frozen_longest": pa.float32(),  # seconds of the longest such stretch
         "frozen_repeats": pa.float32(),  # share of source frames that copy the one before while the picture moves
     }

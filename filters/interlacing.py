@@ -22,7 +22,7 @@ LEAST_ROWS = 32  # smallest number of rows of a picture that is analysed
 LEAST = 5  # smallest number of frames with motion for a score
 ORDERED = math.log(1.04)  # log of the smallest ratio between the misfits of both field orders, as in idet
 WINDOW, STEP = 32, 16  # lines; height and spacing of the windows whose frequencies are compared
-# Frequencies of the pattern in periods per window, as of fields scaled from 480 or 576 lines to 720 or 1080. Multiples
+# Frequencies of the pattern in periods per window, of fields scaled from 480 or 576 lines to 720 or 1080. Multiples
 # of 4 are excluded because blocks of 8 lines have them, and 14 to 16 because any real signal is coherent there.
 PERIODS = np.array([5, 6, 7, 9, 10, 11, 13])
 DIFFERS = 1.0  # grey levels; mean misfit of both orders up to which a frame has no motion
@@ -98,7 +98,7 @@ def line_phases(before: np.ndarray, frame: np.ndarray, after: np.ndarray) -> np.
 
 @functools.lru_cache(maxsize=16)
 def _rotations(windows: int) -> np.ndarray:
-    """Return the factors, (windows, PERIODS), that refer the phases of squares to the first window's first line."""
+    """Return the factors, (windows, PERIODS), that shift the phases of the squares to the first window's first line."""
     return np.exp(-4j * np.pi * STEP * np.outer(np.arange(windows), PERIODS) / WINDOW)
 
 

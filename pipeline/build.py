@@ -15,7 +15,7 @@ from pipeline.dataset.finish import check_folder, publish, read_info
 from pipeline.dataset.lock import lock
 from pipeline.dataset.outcomes import outcomes
 from pipeline.dataset.sweep import retire, sweep
-from pipeline.dataset.unchanged import is_unchanged, note_unchanged
+from pipeline.dataset.unchanged import is_unchanged, note_unchanged, replaced
 from pipeline.engine.base import Engine, NodesLost
 from pipeline.engine.choice import EngineName, EngineNeeds, check_engine, open_engine
 from pipeline.pack.companions import load_companions
@@ -93,6 +93,8 @@ def build(
         decisions = read_decisions(store)
         if is_unchanged(files, store, recipe, decisions_digest(decisions)):
             return Built(read_info(store), store, unchanged=True)
+        for line in replaced(files, store, recipe):
+            print(line, file=sys.stderr)
         # Files of the dataset are named in the errors of a full disk, so what names none is a temporary one.
         with open_engine(engine, needs, address, cores, gpus) as opened, naming_full(tempfile.gettempdir()):
             while True:

@@ -6,11 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from pipeline.config.recipe import Recipe
 from pipeline.dataset.finish import check_folder, read_info
+from pipeline.dataset.unchanged import replaced
 from pipeline.engine.progress import clock, counted
 from pipeline.pack.companions import load_companions
 from pipeline.passes.base import Outlook, Pass
@@ -24,7 +22,6 @@ from pipeline.sources.discover import DiscoveredFile, discover
 from pipeline.state import fingerprints
 from pipeline.storage.store import Store
 from pipeline.tables.decisions import read_decisions
-from pipeline.tables.published import read_table
 
 ADD_CLIPS = ("sources", "scan", "embed", "caption")  # passes whose pending work may add work to later passes
 
@@ -53,8 +50,7 @@ def plan(inputs: Sequence[str], out: str, recipe: Recipe) -> str:
     passes = {**published, **unpublished(store, published)}
     works = estimated({each.name: each.outlook(snapshot) for each in PASSES}, passes)
     lines = [_line(each, works[each.name]) for each in PASSES]
-    if gone := _gone(files, store, info):
-        lines.insert(1, f"          {counted(gone, 'files')} of the dataset, no longer a source: their clips go")
+    lines[1:1] = [f"          {line}" for line in replaced(files, store, recipe)]
     return "\n".join([*lines, *_total(works)])
 
 
@@ -102,14 +98,6 @@ def _total(works: Mapping[str, Work]) -> list[str]:
         return []
     without = f" without {', '.join(unknown)}, whose time is not known yet" if unknown else ""
     return [f"about {clock(total)} in all{without}, at the last builds' rates"]
-
-
-def _gone(files: Sequence[DiscoveredFile], store: Store, info: Mapping[str, Any]) -> int:
-    before = read_table(store, "tables/sources", lambda field: field.name == "source_uri") if info else None
-    if before is None:
-        return 0
-    present = pc.is_in(before["source_uri"], pa.array([file.uri for file in files]))
-    return before.num_rows - (pc.sum(present).as_py() or 0)
 
 
 def _amount(amount: float, measure: str) -> str:

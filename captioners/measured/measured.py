@@ -15,7 +15,7 @@ from captioners.text.phases import Phase, camera_spans, motion_phases
 VERSION = 7  # increase when captions change for the same scores
 TOGETHER = 0.6  # seconds: events that begin within this time share a sentence
 DARK_BELOW, BRIGHT_ABOVE = 0.12, 0.72  # mean luma, 0 to 1, below and above which the light is described
-LATE = 0.6  # seconds without motion from which a pause is mentioned
+LATE = 0.6  # seconds; the shortest pause that is mentioned
 LETTERED = 0.005  # smallest fraction of the picture with burned-in text for which writing is mentioned
 PEOPLE = ("", "person", "two people", "several people")  # by number of faces; counts above two are unreliable
 FROZEN = 0.98  # smallest frozen_share for which "nothing moves" is reported; below it motion may be unmeasured
@@ -53,7 +53,7 @@ class Measured:
         cameras = [
             Action(f"the camera {CAMERA[label]}", start, end)
             for label, start, end in camera_spans(clip.scores, clip.duration)
-            if label in CAMERA and label in ("static", clip.scores.get("camera_label"))  # others are unreliable
+            if label in CAMERA and label in ("static", clip.scores.get("camera_label"))  # others often err
         ]
         phases = motion_phases(clip.scores, clip.duration)
         if phases == [] and (clip.scores.get("frozen_share") or 0.0) < FROZEN:
@@ -158,7 +158,8 @@ def _place(x: float, y: float) -> str:
 
 
 def _story(cameras: list[Action], motions: list[Motion], nothing_moves: bool, fixed: bool, duration: float) -> str:
-    """Describe camera and motion in order of time, as sentences; where a motion stops only under a fixed camera."""
+    """Describe camera and motion in order of time, as sentences. Where a motion stops is said only if the
+    camera is fixed."""
     events = []
     for i, (action, _) in enumerate(motions):
         again = " again" if i and motions[i - 1].action.text == action.text else ""

@@ -10,13 +10,13 @@ from torch import Tensor
 
 
 class Latents(Protocol):
-    """Videos are (b, 3, t, h, w) fp32 in [-1, 1]; latents (b, c, t', h', w') fp32 with a deviation of about 1.
+    """Videos are (b, 3, t, h, w) fp32 in [-1, 1]; latents (b, c, t', h', w') fp32 with a standard deviation of about 1.
 
     All are causal in time: the first frame is encoded by itself and each following group of `stride[0]` frames becomes
     one latent frame, so a video of 1 + 4k frames has 1 + k latent frames and an image is a video of one frame.
     """
 
-    id: str  # name and a hash of the weights; shards of latents and checkpoints carry it
+    id: str  # name and a hash of the weights; latent shards and checkpoints record it
     stride: tuple[int, int, int]  # frames, rows and columns of a latent pixel
     channels: int
 

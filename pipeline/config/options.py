@@ -173,8 +173,8 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 
 def check_arguments(function: Callable[..., Any], options: Mapping[str, Any], where: str) -> None:
-    """Raise OptionError if `function` does not take one of `options`, keyword arguments, if one is no number, text or
-    flag where it has to be, or if one is missing. `where` is the section of the options in the recipe."""
+    """Raise OptionError if `function` does not take one of `options`, keyword arguments, if one has the wrong type, or
+    if one is missing. `where` is the section of the options in the recipe."""
     parameters = inspect.signature(function).parameters
     for name, value in options.items():
         if name not in parameters:

@@ -1,20 +1,26 @@
-"""Whether a build would reproduce the existing dataset."""
+"""Whether a build would reproduce the existing dataset, and which sources or recipe it would replace."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 import captioners
 import filters
 import pipeline
 from pipeline.config.recipe import Recipe, to_dict
 from pipeline.config.versions import versions
+from pipeline.engine.progress import counted
 from pipeline.sources.discover import DiscoveredFile
 from pipeline.storage.lease import FOLDER as LOCK
 from pipeline.storage.store import Store
 from pipeline.tables.decisions import FOLDER as DECISIONS
+from pipeline.tables.published import read_table
 
 UNCHANGED = "state/unchanged"  # digest of the last build's inputs and outputs
 
@@ -27,6 +33,23 @@ def is_unchanged(files: Sequence[DiscoveredFile], store: Store, recipe: Recipe, 
 
 def note_unchanged(files: Sequence[DiscoveredFile], store: Store, recipe: Recipe, decisions: str = "") -> None:
     store.write(UNCHANGED, _digest(files, store, recipe, decisions))
+
+
+def replaced(files: Sequence[DiscoveredFile], store: Store, recipe: Recipe) -> list[str]:
+    """Return a line for each change to the existing dataset that a mistaken command may cause: sources that are missing
+    now, and a recipe of another name."""
+    if not store.exists("dataset.json"):
+        return []
+    lines = []
+    before = read_table(store, "tables/sources", lambda field: field.name == "source_uri")
+    if before is not None:
+        present = pc.is_in(before["source_uri"], pa.array([file.uri for file in files], pa.string()))
+        if gone := before.num_rows - (pc.sum(present).as_py() or 0):
+            lines.append(f"{counted(gone, 'files')} of the dataset, no longer among the sources: the clips go")
+    name = json.loads(store.read("dataset.json"))["recipe"]["name"]
+    if name != recipe.name:
+        lines.append(f"recipe {recipe.name}; the dataset was built with {name}")
+    return lines
 
 
 def _digest(files: Sequence[DiscoveredFile], store: Store, recipe: Recipe, decisions: str) -> bytes:

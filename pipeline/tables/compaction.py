@@ -25,7 +25,7 @@ MERGED = "merged"  # key of a merged file's `done`
 LOOSE = 64  # fragments are merged when more than this many are not merged yet
 FULL_ROWS, FULL_BYTES = 500_000, 1 << 30  # a file of this size is not merged again
 RANGE_ROWS, RANGE_BYTES = 100_000, 256 << 20  # rows and bytes in memory at once
-GROUP = 8192  # rows of a row group: the least that can be read
+GROUP = 8192  # rows of a row group: the smallest amount that can be read
 
 
 class Runs:
@@ -101,8 +101,8 @@ def current(store: Store, folder: str, made_by: str) -> Iterator[Fragment]:
 
 
 def merge(store: Store, folder: str, made_by: str) -> None:
-    """Merge the loose fragments with the fingerprint `made_by` if there are more than LOOSE, together with merged files
-    that are not larger than all of them: however often builds run, a row is rewritten only a few times."""
+    """Merge the loose fragments with the fingerprint `made_by` if there are more than LOOSE, and with them the merged
+    files that are no larger than all loose ones together: builds rewrite a row only a few times."""
     fragments = list(current(store, folder, made_by))
     taken = [f for f in fragments if MERGED not in f.done]
     if len(taken) <= LOOSE:

@@ -138,14 +138,16 @@ def test_a_new_source_is_scanned_alone_and_a_removed_one_disappears(copied, foot
     half.write_bytes(b"half a tar")
     planned = plan([str(folder)], str(copied), load_recipe("embedded", OPTIONS)).splitlines()
     assert planned[0].startswith("sources   8 of 8 files: new or changed, about 0:")
-    assert planned[1].endswith("8 files of the dataset, no longer a source: their clips go")
+    assert planned[1].endswith("8 files of the dataset, no longer among the sources: the clips go")
     assert [line.split()[:3] for line in planned[2:7]] == [
         [name, "up", "to"] for name in ("scan", "embed", "caption", "transcode", "pack")
     ]
     assert planned[-1].endswith(" in all, at the last builds' rates")
     result = build([str(folder)], str(copied), load_recipe("embedded", OPTIONS))
-    scan = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("scan"))
+    printed = capsys.readouterr()
+    scan = next(line for line in printed.out.splitlines() if line.startswith("scan"))
     assert "0:02 video" in scan
+    assert printed.err.startswith("8 files of the dataset, no longer among the sources: the clips go\n")
     names = {Path(clip["source_uri"]).name for clip in result.clips.to_pylist()}
     assert names == {"bikes.mp4", "tilt.mp4"}
     frames = read_table(Store(str(copied)), "tables/frames")
