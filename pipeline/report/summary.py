@@ -9,7 +9,7 @@ from pipeline.engine.progress import clock
 from pipeline.passes.registry import PASS_NAMES
 
 TRACKS = ("flow", "borders")  # parts of the scan that only filters need
-UNCHANGED = "nothing to do: the dataset is as the inputs and the recipe say (seconds: of earlier builds)"
+UNCHANGED = "nothing to do: the dataset is as the inputs and the recipe say"
 
 
 def summary(out: str, info: Mapping[str, Any], unchanged: bool = False) -> str:
@@ -25,7 +25,7 @@ def summary(out: str, info: Mapping[str, Any], unchanged: bool = False) -> str:
         ("captions", f"{count['captions']:,}"),
         ("shards", f"{len(shards):,}, {sum(shard['bytes'] for shard in shards) / 1e6:.1f} MB"),
         *filter_rows(info["passes"]),
-        *((f"seconds: {name}", _seconds(info["passes"][name])) for name in PASS_NAMES if name in info["passes"]),
+        *((f"{name} last took", _seconds(info["passes"][name])) for name in PASS_NAMES if name in info["passes"]),
     ]
     width = max(len(name) for name, _ in rows)
     lines = [f"{name:<{width}}  {value}" for name, value in rows]
@@ -59,7 +59,7 @@ def filter_rows(passes: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _seconds(spent: Mapping[str, Any]) -> str:
     """Format wall-clock seconds, and the workers' seconds: passes that run at the same time share wall-clock time."""
     busy = spent["parts"].get("total")
-    return f"{spent['seconds']:.1f}" + (f" (workers busy for {busy:.1f})" if busy else "")
+    return f"{spent['seconds']:.1f} s" + (f" (workers busy for {busy:.1f} s)" if busy else "")
 
 
 def _by_hand(count: Mapping[str, int]) -> list[tuple[str, str]]:
