@@ -182,7 +182,7 @@ def test_a_stage_does_not_run_far_ahead_of_a_slow_one(ray_running, tmp_path, mon
     stages = [Stage(worker, (str(tmp_path),), takes, 1.0) for worker, takes in ((Quick, Number), (Slow, Square))]
     ahead = [result.amount for result in ray_running.run(map(Number, range(60)), stages)]
     assert len(ahead) == 60
-    assert max(ahead) <= 4 + 2 * 2  # and two with each of the stages' workers
+    assert max(ahead) <= 24  # 8 on an idle machine: two units more with each worker; without the limit nearly 60
 
 
 def test_a_pass_that_stands_still_since_a_node_was_lost_is_given_up(ray_running, monkeypatch):
