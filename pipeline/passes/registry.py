@@ -1,4 +1,5 @@
-"""The passes in the order in which a build runs them. A new pass is a file and a line here."""
+"""The passes in the order in which a build runs them. A new pass is a file and a line here,
+and a name in plan.ADD_CLIPS if later passes may get more work from it."""
 
 from __future__ import annotations
 
