@@ -15,7 +15,7 @@ test: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 3
 
 # What starts several nodes: jobs on a cluster, nodes that come and go.
 test-cluster: $(VENV)/.installed
