@@ -15,7 +15,7 @@ from pipeline.passes.base import Outlook, Pass
 from pipeline.passes.caption import with_listed_captions
 from pipeline.passes.embed import with_reference_digest
 from pipeline.passes.identify import as_last_seen
-from pipeline.passes.registry import CHAINS, PASSES
+from pipeline.passes.registry import CHAINS, PASS_NAMES, PASSES
 from pipeline.passes.snapshot import Snapshot
 from pipeline.passes.spent import unpublished
 from pipeline.sources.discover import DiscoveredFile, discover
@@ -23,7 +23,7 @@ from pipeline.state import fingerprints
 from pipeline.storage.store import Store
 from pipeline.tables.decisions import read_decisions
 
-ADD_CLIPS = ("sources", "scan", "embed", "caption")  # passes whose pending work may add work to later passes
+ADD_CLIPS = PASS_NAMES[: PASS_NAMES.index("transcode")]  # passes whose pending work may add work to later passes
 
 
 class Work(NamedTuple):
@@ -68,8 +68,13 @@ def estimated(outlooks: Mapping[str, Outlook], passes: Mapping[str, Any]) -> dic
             ratio = rates[name]["amount"] / rates[first]["amount"] if measured else None
             more = None if ratio is None else outlooks[first].pending * ratio
         amount = None if more is None else outlook.pending + more
-        pace = rates[name]["seconds"] / rates[name]["amount"] if name in rates else None
-        works[name] = Work(outlook, more, amount * pace if amount and pace else None if amount != 0 else 0.0)
+        if amount == 0:
+            seconds: float | None = 0.0
+        elif amount is None or name not in rates:
+            seconds = None
+        else:
+            seconds = amount * rates[name]["seconds"] / rates[name]["amount"]
+        works[name] = Work(outlook, more, seconds)
         first = first or (name if outlook.pending else "")
     return works
 
@@ -77,9 +82,9 @@ def estimated(outlooks: Mapping[str, Outlook], passes: Mapping[str, Any]) -> dic
 def _line(of: Pass, work: Work) -> str:
     pending, total = work.outlook.pending, _amount(work.outlook.total, of.measure)
     about = f", about {clock(work.seconds)}" if work.seconds else ""
-    more = (
-        "more" if work.more is None else f"up to {_amount(math.ceil(work.more), of.measure)} more" if work.more else ""
-    )
+    more = "more" if work.more is None else ""
+    if work.more:
+        more = f"up to {_amount(math.ceil(work.more), of.measure)} more"
     if pending:
         later = f"; {more} after the passes before" if more else ""
         return f"{of.name:<9} {_number(pending, of.measure)} of {total}: {work.outlook.why}{later}{about}"

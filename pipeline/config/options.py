@@ -24,8 +24,7 @@ Amount = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
-
-SIMPLE = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}  # types of values by annotation
+PLAIN_TYPES = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}  # of values, by annotation
 
 
 class OptionError(ValueError):
@@ -180,8 +179,8 @@ def check_arguments(function: Callable[..., Any], options: Mapping[str, Any], wh
         if name not in parameters:
             raise OptionError(f"unknown key {f'{where}.{name}'!r}{nearest(name, parameters)}")
         expected = str(parameters[name].annotation).removesuffix(" | None")
-        types = SIMPLE.get(expected)
-        if types and value is not None and type(value) not in types:
+        accepted = PLAIN_TYPES.get(expected)
+        if accepted and value is not None and type(value) not in accepted:
             raise OptionError(f"{where}.{name}: expected {expected}, got {value!r}")
     for name, parameter in parameters.items():
         if parameter.default is parameter.empty and name not in options:

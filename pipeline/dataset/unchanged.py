@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import filters
 import pipeline
 from pipeline.config.recipe import Recipe, to_dict
 from pipeline.config.versions import versions
+from pipeline.dataset.finish import read_info
 from pipeline.engine.progress import counted
 from pipeline.sources.discover import DiscoveredFile
 from pipeline.storage.lease import FOLDER as LOCK
@@ -37,7 +37,7 @@ def note_unchanged(files: Sequence[DiscoveredFile], store: Store, recipe: Recipe
 
 def replaced(files: Sequence[DiscoveredFile], store: Store, recipe: Recipe) -> list[str]:
     """Return a line for each change to the existing dataset that a mistaken command may cause: sources that are missing
-    now, and a recipe of another name."""
+    now, and a recipe of another name. Raises DatasetError for a damaged dataset.json."""
     if not store.exists("dataset.json"):
         return []
     lines = []
@@ -46,7 +46,7 @@ def replaced(files: Sequence[DiscoveredFile], store: Store, recipe: Recipe) -> l
         present = pc.is_in(before["source_uri"], pa.array([file.uri for file in files], pa.string()))
         if gone := before.num_rows - (pc.sum(present).as_py() or 0):
             lines.append(f"{counted(gone, 'files')} of the dataset, no longer among the sources: the clips go")
-    name = json.loads(store.read("dataset.json"))["recipe"]["name"]
+    name = read_info(store)["recipe"]["name"]
     if name != recipe.name:
         lines.append(f"recipe {recipe.name}; the dataset was built with {name}")
     return lines

@@ -99,14 +99,14 @@ class Catalog:
         settings = {"temp_directory": "", "python_enable_replacements": "false", "memory_limit": MEMORY}
         settings |= {"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
         connection = duckdb.connect(config=dict[str, str | bool | int | float | list[str]](settings))
-        names = ", ".join(_quoted(name) for name in self.schema.names if name != "caption")
+        names = ", ".join(_identifier(name) for name in self.schema.names if name != "caption")
         caption = "caption" if "caption" in self.schema.names else "NULL::VARCHAR"
         parts = [
             f"SELECT (file_row_number + {first})::INTEGER AS row, * "
-            f"FROM read_parquet({_text(link)}, file_row_number = true)"
+            f"FROM read_parquet({_literal(link)}, file_row_number = true)"
             for link, first in zip(self._links, self._starts[:-1], strict=True)
         ]
-        connection.execute(f"SET allowed_paths = [{', '.join(map(_text, self._links))}]")
+        connection.execute(f"SET allowed_paths = [{', '.join(map(_literal, self._links))}]")
         connection.execute("SET enable_external_access = false")
         connection.execute("CREATE TABLE decided (row INTEGER, hand_decision VARCHAR, hand_caption VARCHAR)")
         connection.execute(
@@ -178,7 +178,7 @@ class Catalog:
 
         With `group`, return each distinct combination of values once, with its number of clips in the column `count`.
         """
-        names = ", ".join(_quoted(name) for name in columns)
+        names = ", ".join(_identifier(name) for name in columns)
         if group:
             return self._fetch(query, f"{names}, count(*) AS count", "GROUP BY ALL ORDER BY count DESC")
         return self._fetch(query, names)
@@ -191,7 +191,7 @@ class Catalog:
         with self._lock:
             if missing := [name for name in scores if name not in self._samples]:
                 step = -(-len(self) // SAMPLE)
-                table = self._fetch(Query(), ", ".join(map(_quoted, missing)), f"WHERE row % {step} = 0")
+                table = self._fetch(Query(), ", ".join(map(_identifier, missing)), f"WHERE row % {step} = 0")
                 self._samples |= {name: np.sort(floats(table[name].drop_null())) for name in missing}
             samples = {name: self._samples[name] for name in scores}
         shares = {}
@@ -212,11 +212,11 @@ class Catalog:
         answer: list[dict[str, Any]] = [{}] * len(numbers)
         for file in np.unique(files):  # a query for each file, because DuckDB then skips the other parts of the file
             present = set(self._metadata[file].schema.to_arrow_schema().names)
-            names = ", ".join(_quoted(name) for name in wanted if name in present)
+            names = ", ".join(_identifier(name) for name in wanted if name in present)
             positions = {int(numbers[i] - self._starts[file]): i for i in np.flatnonzero(files == file)}
             with self._connection.cursor() as cursor:
                 table = cursor.sql(
-                    f"SELECT file_row_number, {names} FROM read_parquet({_text(self._links[file])}, "
+                    f"SELECT file_row_number, {names} FROM read_parquet({_literal(self._links[file])}, "
                     f"file_row_number = true) WHERE file_row_number IN ({', '.join(map(str, positions))})"
                 ).to_arrow_table()
             for row in table.to_pylist():
@@ -232,7 +232,7 @@ class Catalog:
         names = [*self.columns, *([SIMILARITY] if query.similarity is not None else [])]
         if query.sort not in names:
             raise ExpressionError(f"no column {query.sort!r} to sort by")
-        return _quoted(query.sort)
+        return _identifier(query.sort)
 
     def _fetch(self, query: Query, columns: str, end: str = "") -> pa.Table:
         """Run a query for at most SECONDS. Raises ExpressionError for an invalid expression and after a timeout."""
@@ -260,9 +260,9 @@ class Catalog:
             cursor.close()
 
 
-def _quoted(name: str) -> str:
+def _identifier(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def _text(value: str) -> str:
+def _literal(value: str) -> str:
     return "'" + value.replace("'", "''") + "'"

@@ -26,4 +26,6 @@ def span_fps(times: np.ndarray, end: float) -> float:
     if end <= times[0]:
         return 0.0
     usual = without_gaps(np.diff([*times, end]))
-    return len(times) / (end - float(times[0])) if len(usual) == len(times) else len(usual) / float(usual.sum())
+    if len(usual) == len(times):
+        return len(times) / (end - float(times[0]))  # exact; a sum of differences is rounded
+    return len(usual) / float(usual.sum())

@@ -1,5 +1,4 @@
-"""The passes in the order in which a build runs them. A new pass is a file and a line here,
-and a name in plan.ADD_CLIPS if later passes may get more work from it."""
+"""The passes in the order in which a build runs them. A new pass is a file and a line here."""
 
 from __future__ import annotations
 

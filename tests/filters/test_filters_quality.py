@@ -66,8 +66,8 @@ def clean(index: int, fps: float = 25.0) -> ClipView:
 
 
 def looked(video: np.ndarray, fps: float = 25.0) -> ClipView:
-    seen = view(video, fps=fps)
-    return dataclasses.replace(seen, box=content_box(seen.luma))
+    clip = view(video, fps=fps)
+    return dataclasses.replace(clip, box=content_box(clip.luma))
 
 
 def made(column: str) -> Filter:
@@ -239,9 +239,9 @@ def test_repeated_frames_are_counted(times: int, share: float) -> None:
 def test_a_logo_is_found_in_its_corner_while_the_picture_moves(corner: int) -> None:
     moving = camera_move(shots()[2][0], seconds=3, pan=lambda t: 0.2 * t, tilt=lambda t: 0.15 * t)
     without = made("logo").score(looked(moving))
-    found = made("logo").score(looked(watermark(moving, "NEWS 24", corner=corner)))
-    assert without["logo_area"] < 0.015 < 0.03 < found["logo_area"]
-    assert found["logo_corner"] == ("top_left", "top_right", "bottom_left", "bottom_right")[corner]
+    marked = made("logo").score(looked(watermark(moving, "NEWS 24", corner=corner)))
+    assert without["logo_area"] < 0.015 < 0.03 < marked["logo_area"]
+    assert marked["logo_corner"] == ("top_left", "top_right", "bottom_left", "bottom_right")[corner]
 
 
 def test_still_ground_under_moving_weather_has_no_logo() -> None:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import io
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -50,6 +51,7 @@ from filters import load_filter
 from filters.base import ClipView, Score
 from filters.borders import content_box
 from filters.encoders.base import load_encoder
+from filters.frozen import LEAST_SECONDS
 from pipeline.config.recipe import SelectOptions, load_recipe
 from pipeline.selection.duplicates import CROPPED_BITS, frame_hashes
 
@@ -87,8 +89,15 @@ def main() -> None:
 
 
 def looked(video: np.ndarray, fps: float) -> ClipView:
-    seen = view(video, fps)
-    return dataclasses.replace(seen, box=content_box(seen.luma))
+    clip = view(video, fps)
+    return dataclasses.replace(clip, box=content_box(clip.luma))
+
+
+def lengthened(video: np.ndarray, fps: float) -> np.ndarray:
+    """Play a video of (n, h, w, 3) forward and backward until it is long enough to be called frozen."""
+    count = math.ceil(LEAST_SECONDS * fps)
+    both_ways = np.concatenate([video, video[::-1]])
+    return both_ways[np.arange(max(count, len(video))) % len(both_ways)]
 
 
 def defects_table(split: Split) -> None:
@@ -104,9 +113,12 @@ def defects_table(split: Split) -> None:
         for name, good in split.items():
             drift = {"pan": lambda t: 0.15 * t - 0.2, "tilt": lambda t: 0.08 * t - 0.1}
             used = [moved(shot, **drift) for shot in good] if column == "logo_area" else good
+            long = lengthened if column == "frozen_share" else lambda video, fps: video
             if (name, column) not in known:
-                known[name, column] = [kind.score(looked(shot.video, shot.fps))[column] for shot in used]
-            bad = [kind.score(looked(put(shot.video), shot.fps))[column] for shot in used]
+                known[name, column] = [
+                    kind.score(looked(long(shot.video, shot.fps), shot.fps))[column] for shot in used
+                ]
+            bad = [kind.score(looked(long(put(shot.video), shot.fps), shot.fps))[column] for shot in used]
             pairs[name] = known[name, column], bad
         line(defect, column, pairs, larger)
     clips = {name: object_clips(good) for name, good in split.items()}
