@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from filters.base import ClipView, Track, score
-from filters.borders import content_box
+from filters.overlays.borders import content_box
 from pipeline.config.recipe import Recipe, RecipeError
 from pipeline.media.faults import OverLimit, is_machine_fault
 from pipeline.media.frame import Frame
@@ -28,7 +28,7 @@ from pipeline.scan.tracks import BURST_FRAMES, LEAST_BURST, ShotTracks, Tracks, 
 from pipeline.shots.cascade import Cascade
 from pipeline.shots.detectors import Adaptive, ShotDetector, Stride
 from pipeline.shots.same_scene import same_scene
-from pipeline.shots.shot_cutter import Shot, ShotCutter, Transition, equal_parts
+from pipeline.shots.shot_cutter import ROUNDING, Shot, ShotCutter, Transition, equal_parts, full_parts
 from pipeline.shots.transnet import TransNet
 from pipeline.sources.discover import Source, open_media
 from pipeline.state.error_log import LoggedError, logged_error
@@ -217,12 +217,15 @@ class _Scan:
         whole = self._tracks.span(shot.start, shot.end)
         if len(whole.times):
             end_pts, end = self._tracks.next_frame(shot.end) or self._after_last()
-            short = end - float(whole.times[0]) < self._options.min_seconds
+            least, longest = self._options.min_seconds, self._options.max_seconds
+            short = end - float(whole.times[0]) < least
             box = self._box(whole)
-            for first, last in equal_parts(whole.times.tolist(), end, self._options.max_seconds):
+            split = full_parts if least == longest else equal_parts
+            for first, last in split(whole.times.tolist(), end, longest):
                 more = last < len(whole.times)
                 until = (int(whole.pts[last]), float(whole.times[last])) if more else (end_pts, end)
-                self._clip(self._tracks.span(whole.times[first], until[1]), *until, box, short)
+                is_rest = least == longest and until[1] - float(whole.times[first]) < longest - ROUNDING
+                self._clip(self._tracks.span(whole.times[first], until[1]), *until, box, short or is_rest)
             self._shots += 1
         if math.isfinite(shot.end):
             self._tracks.forget(shot.end)

@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 
 from filters.base import ClipView
-from filters.flow import coarse_flow
-from filters.interlacing import field_columns, field_misfits, line_phases
+from filters.movement.flow import coarse_flow
+from filters.picture.interlacing import field_columns, field_misfits, line_phases
 from pipeline.media.frame import Frame, seconds
 from pipeline.media.frame_rate import span_fps
 from pipeline.media.proxy import FrameCandidate, Shrinker, crop
@@ -49,7 +49,7 @@ class FieldColumns:
 
 @dataclass(frozen=True)
 class FieldFit:
-    """What a frame and its neighbours tell of fields (filters/interlacing.py), and the neighbours' times."""
+    """What a frame and its neighbours tell of fields (filters/picture/interlacing.py), and the neighbours' times."""
 
     first: float
     last: float

@@ -16,8 +16,8 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.config.recipe import Recipe, SourceOptions
-from pipeline.media.answers import SandboxError
 from pipeline.media.faults import OverLimit, is_machine_fault, one_line
+from pipeline.media.isolation.answers import SandboxError
 from pipeline.media.video import Probe, probe
 from pipeline.scan.scan import Scanned, scan
 from pipeline.sources.content import HEAD, ContentId, content_id, not_media
@@ -27,7 +27,7 @@ from pipeline.state import fingerprints
 from pipeline.state.committed import UNREACHABLE
 from pipeline.state.error_log import LoggedError, logged_error, unforeseen, write_errors
 from pipeline.state.limits import limit_values
-from pipeline.state.units import Handoff, IdentifyUnit, Part, ScanUnit, UnitClips, UnitResult, stopped
+from pipeline.state.units import Handoff, IdentifyUnit, Part, ScanUnit, UnitClips, UnitResult
 from pipeline.storage.store import Store, Unreachable
 from pipeline.tables.fragments import FRAMES, clip_id, fingerprint, table_from, write_fragment, write_frames
 
@@ -43,12 +43,6 @@ class Identify:
         self._sandbox = SourceSandbox(recipe.scan.memory_mb)
 
     def __call__(self, unit: IdentifyUnit) -> UnitResult:
-        try:
-            return self._unit(unit)
-        except (OSError, MemoryError) as error:
-            return stopped("sources", error)
-
-    def _unit(self, unit: IdentifyUnit) -> UnitResult:
         started = time.perf_counter()
         errors: list[LoggedError] = []
         rows = [self._row(file, errors) for file in unit.files]
@@ -137,16 +131,13 @@ class Scan:
         self._schema = fingerprints.scan_schema(recipe)
         self._fingerprint = fingerprints.scan_fingerprint(recipe)
 
-    def __call__(self, unit: ScanUnit) -> Handoff | UnitResult:
+    def __call__(self, unit: ScanUnit) -> Handoff:
         """Scan the unit and hand its clips on to the embed pass."""
-        try:
-            done = self._unit(unit.parts)
-        except (OSError, MemoryError) as error:
-            return stopped("scan", error)
+        done = self._scanned(unit.parts)
         name = done.fragment.rpartition("/")[2].removesuffix(".parquet")
         return Handoff(UnitClips(name, done.fragment), (done,))
 
-    def _unit(self, unit: Sequence[Part]) -> UnitResult:
+    def _scanned(self, unit: Sequence[Part]) -> UnitResult:
         clips: list[dict[str, Any]] = []
         frames: list[dict[str, Any]] = []
         parts = []

@@ -12,25 +12,29 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.shots.frame_features import NOISE, mean_cells
+from pipeline.shots.frame_features import NOISE, mean_cells, unlike
 
 POSSIBLE = 0.6  # lowest accepted probability if the frames are blends
 LIKELY = 0.9  # lowest accepted probability if the frames may be blends
 CERTAIN = 0.97  # lowest accepted probability if the frames are not blends
 WITHOUT_SIDE = 0.995  # lowest accepted probability at an end of the source, where one of the two shots is missing
-LONG, LONG_CERTAIN = 2.2, 0.99  # seconds, and lowest accepted probability of a longer transition
+LONG, LONG_CERTAIN = 1.85, 0.99  # seconds, and lowest accepted probability of a longer transition
 ON_LINE, OFF_LINE = 0.25, 0.6  # relative distance from the line up to which frames are blends; above which they are not
+MIXED = 0.15  # least share of each shot in a mixed frame, and largest relative distance of it from the line
 FLAT = 8.0  # grey levels; standard deviation below which a frame has a single colour
+SAME = 0.25  # distance by `unlike`, lower one of the most similar frames, up to which a flash's sides are one picture
 NEAR, SIDE = 0.4, 3  # seconds, and largest number of frames, that represent each shot
 
 
 class Blend(NamedTuple):
     """Result of `blend`. `off_line`: mean distance of the frames from the line between both sides, relative to the
-    distance of the sides; None without frames on both sides. `flat`: whether a frame has a single colour. `sides`:
-    number of frames before and after."""
+    distance of the sides; None without frames on both sides. `flat`: whether a frame has a single colour. `flash`:
+    whether that colour is brighter than both sides, which show one picture. `sides`: number of frames before and
+    after."""
 
     off_line: float | None
     flat: bool
+    flash: bool
     sides: tuple[int, int]
 
 
@@ -40,9 +44,15 @@ def blend(times: np.ndarray, colour: np.ndarray, leave: float, enter: float) -> 
     before = np.flatnonzero((times < leave) & (times > leave - NEAR))[-SIDE:]
     after = np.flatnonzero((times >= enter) & (times < enter + NEAR))[:SIDE]
     inside = np.flatnonzero((times >= leave) & (times < enter))
-    flat = bool(len(inside)) and float(colour[inside].std(axis=(1, 2, 3)).min()) < FLAT
+    sides = len(before), len(after)
+    contrast = colour[inside].std(axis=(1, 2, 3))
+    flat = bool(len(inside)) and float(contrast.min()) < FLAT
     if not (len(before) and len(after) and len(inside)):
-        return Blend(None, flat, (len(before), len(after)))
+        return Blend(None, flat, False, sides)
+    flattest = float(colour[inside[contrast.argmin()]].mean())
+    bright = flattest > max(float(colour[rows].mean()) for rows in (before, after))
+    pairs = (unlike(colour[i], colour[j]) for i in before for j in after)  # light may still fade in the nearest ones
+    flash = flat and bright and min(min(pair) for pair in pairs) < SAME
     ends = np.stack([colour[rows].mean(axis=0).round().astype(np.uint8) for rows in (before, after)])
     first, last = mean_cells(ends)
     step, moved = last - first, mean_cells(colour[inside]) - first
@@ -50,12 +60,26 @@ def blend(times: np.ndarray, colour: np.ndarray, leave: float, enter: float) -> 
     place = (moved * step).sum(axis=(1, 2)) / length
     apart = moved - place[:, None, None] * step
     off_line = float(np.sqrt((apart * apart).sum(axis=(1, 2)) / length).mean())
-    return Blend(off_line, flat, (len(before), len(after)))
+    return Blend(off_line, flat, flash, sides)
+
+
+def is_mixed(before: np.ndarray, frame: np.ndarray, after: np.ndarray) -> bool:
+    """Return whether a frame, (27, 48, 3) uint8, is a mixture of the frames before and after, as the conversion of
+    frame rates and deinterlacing make one at a cut."""
+    first, frame_cells, last = mean_cells(np.stack([before, frame, after]))
+    step, moved = last - first, frame_cells - first
+    length = float((step * step).sum()) + NOISE * step.shape[1]
+    place = float((moved * step).sum()) / length
+    apart = moved - place * step
+    share = min(place, 1 - place)
+    return share >= MIXED and float(np.sqrt((apart * apart).sum() / length)) <= MIXED
 
 
 def is_transition(probability: float, seconds: float, pictures: Blend) -> bool:
     """Return whether a candidate is a gradual transition: `probability` by the network, duration in `seconds`."""
     if seconds > LONG and probability < LONG_CERTAIN:
+        return False
+    if pictures.flash:
         return False
     if pictures.flat:
         return probability >= POSSIBLE

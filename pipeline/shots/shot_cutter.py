@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 MOST_CELLS = 1440  # cells of the grid visited one by one between two frames: a day
+ROUNDING = 1e-6  # seconds by which presentation times may be off
 LONGEST = 60.0  # seconds: side of a grid cell; a shot is cut at the end of a cell that has no transition
 
 
@@ -110,4 +111,13 @@ def equal_parts(times: Sequence[float], end: float, longest: float) -> list[tupl
         after = min(bisect_left(times, wanted, least, most + 1), most)
         nearer = after > least and wanted - times[after - 1] <= abs(times[after] - wanted)
         edges.append(after - 1 if nearer else after)
+    return list(zip(edges, [*edges[1:], len(times)], strict=True))
+
+
+def full_parts(times: Sequence[float], end: float, seconds: float) -> list[tuple[int, int]]:
+    """Split a shot with frames at `times`, ascending, the last of which ends at `end`, into parts of `seconds`, each up
+    to a frame longer, and the rest: index ranges [first, last)."""
+    edges = [0]
+    while (edge := bisect_left(times, times[edges[-1]] + seconds - ROUNDING, edges[-1] + 1)) < len(times):
+        edges.append(edge)
     return list(zip(edges, [*edges[1:], len(times)], strict=True))
