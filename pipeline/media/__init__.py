@@ -1,4 +1,4 @@
-"""Decoding and encoding: the only code that touches PyAV, and the sandbox that runs it.
+"""Decoding and encoding: the only code that touches PyAV. `isolation/` has the child processes that run it.
 
 Start at video.py. May import storage and config.
 """

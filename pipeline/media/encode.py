@@ -316,7 +316,5 @@ def _deinterlacer(native: av.VideoFrame, base: Fraction) -> av.filter.Graph:
     graph.threads = 1
     source = graph.add_buffer(width=native.width, height=native.height, format=native.format, name="in", time_base=base)
     yadif, sink = graph.add("yadif", "deint=interlaced"), graph.add("buffersink")
-    source.link_to(yadif)
-    yadif.link_to(sink)
-    graph.configure()
+    graph.link_nodes(source, yadif, sink).configure()
     return graph

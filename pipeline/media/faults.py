@@ -6,7 +6,6 @@ import errno
 import os
 import pickle
 import sys
-import tempfile
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -94,15 +93,6 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     return " ".join(redact(str(error)).split())[:REASON_CHARACTERS] or type(error).__name__
-
-
-def problem(error: BaseException) -> str:
-    """Return the message with which a build stops for a machine fault, with the file if the error names one."""
-    name = getattr(error, "filename", None)
-    where = f" ({os.fsdecode(name)})" if isinstance(name, (str, bytes)) else ""
-    if not where and getattr(error, "errno", None) == errno.ENOSPC:
-        where = f" (of the dataset, or for temporary files in {tempfile.gettempdir()})"
-    return f"{one_line(error)}{where}: fix this, then run the same build again; finished work is kept"
 
 
 def portable(error: Exception) -> tuple[Exception, tuple[str, str]]:

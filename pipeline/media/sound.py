@@ -179,9 +179,7 @@ def measure(sound: Sound) -> tuple[float | None, float]:
     base = Fraction(1, sound.rate)
     source = graph.add_abuffer(sample_rate=sound.rate, format="fltp", layout=_layout(sound), time_base=base)
     meter, sink = graph.add("ebur128", "metadata=1:framelog=quiet"), graph.add("abuffersink")
-    source.link_to(meter)
-    meter.link_to(sink)
-    graph.configure()
+    graph.link_nodes(source, meter, sink).configure()
     graph.push(_frame(sound, 0, sound.samples.shape[1]))
     graph.push(None)
     integrated = UNGATED

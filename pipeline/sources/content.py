@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import io
 from typing import Annotated
@@ -54,13 +55,11 @@ def _is_text(head: bytes) -> bool:
     cut."""
     if any(byte < 32 and byte not in TEXT_CONTROLS for byte in head):
         return False
-    for cut in range(4 if len(head) >= HEAD else 1):
-        try:
-            head[: len(head) - cut].decode()
-        except UnicodeDecodeError:
-            continue
-        return True
-    return False
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head, final=len(head) < HEAD)
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def content_id(uri: str, options: SourceOptions | None = None) -> str:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from typing import TypeVar
 
-from pipeline.media.sandbox import Sandbox
+from pipeline.media.isolation.sandbox import Sandbox
 
 Result = TypeVar("Result")
 

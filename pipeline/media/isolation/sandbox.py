@@ -19,9 +19,9 @@ from typing import IO, Any, TypeVar
 
 import psutil
 
-from pipeline.media.answers import RaisedInChild, SandboxError, decode, encode_error, encode_value
-from pipeline.media.confinement import confine
 from pipeline.media.faults import MachineFault, OverLimit
+from pipeline.media.isolation.answers import RaisedInChild, SandboxError, decode, encode_error, encode_value
+from pipeline.media.isolation.confinement import confine
 
 Result = TypeVar("Result")
 
@@ -107,7 +107,7 @@ class Sandbox:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)}
         for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
             environment[name] = "1"  # as many sandboxes as cores, one thread each
-        command = [sys.executable, "-m", "pipeline.media.sandbox", str(os.getpid()), str(self.memory_mb)]
+        command = [sys.executable, "-m", "pipeline.media.isolation.sandbox", str(os.getpid()), str(self.memory_mb)]
         command += ["confined"] if self.confined else []
         pipe = subprocess.PIPE
         start = _starter.submit(subprocess.Popen, command, stdin=pipe, stdout=pipe, env=environment, bufsize=0)
