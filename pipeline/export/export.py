@@ -15,23 +15,7 @@ from pipeline.config.recipe import from_dict
 from pipeline.config.video_models import MODELS, VideoModel, nearest, video_model
 from pipeline.dataset.finish import DatasetError
 from pipeline.engine.progress import counted
-from pipeline.export.formats import (
-    ai_toolkit,
-    automodel,
-    cosmos,
-    diffsynth,
-    diffusion_pipe,
-    fastvideo,
-    finetrainers,
-    hf_parquet,
-    hub,
-    ltx,
-    musubi,
-    open_sora,
-    simpletuner,
-    videofolder,
-    videox_fun,
-)
+from pipeline.export.formats import folders, hub, hugging_face, lists, simpletuner
 from pipeline.export.formats.table import WRITERS, write_table
 from pipeline.export.job import Exporter, Job
 from pipeline.export.layout import export_folder, write_csv
@@ -40,26 +24,30 @@ from pipeline.export.usability import Finding, Reads, commonest_size, findings, 
 from pipeline.pack.companions import endings
 from pipeline.storage.store import Store
 
+OWN_RATE = Reads(converts=False)  # videos only, at the rate of the file
+OWN_RATE_STILLS = Reads(converts=False, stills=True)
+READS_ALL = Reads(converts=True, stills=True)
 EXPORTERS: Mapping[str, Exporter] = {
-    "musubi": musubi.EXPORTER,
-    "diffusion-pipe": diffusion_pipe.EXPORTER,
-    "ai-toolkit": ai_toolkit.EXPORTER,
-    "ltx": ltx.EXPORTER,
-    "simpletuner": simpletuner.EXPORTER,
-    "diffsynth": diffsynth.EXPORTER,
-    "finetrainers": finetrainers.EXPORTER,
-    "fastvideo": fastvideo.EXPORTER,
-    "videox-fun": videox_fun.EXPORTER,
-    "automodel": automodel.EXPORTER,
-    "cosmos": cosmos.EXPORTER,
-    "open-sora": open_sora.EXPORTER,
-    "videofolder": videofolder.EXPORTER,
-    "hf-parquet": hf_parquet.EXPORTER,
-    "hub": hub.EXPORTER,
+    "musubi": Exporter("musubi-tuner", folders.musubi, READS_ALL, takes_control=True),
+    "diffusion-pipe": Exporter(
+        "diffusion-pipe", folders.diffusion_pipe, Reads(converts=True, stills=True, loses=1), takes_control=True
+    ),
+    "ai-toolkit": Exporter("ai-toolkit", folders.ai_toolkit, READS_ALL),
+    "ltx": Exporter("LTX-2 trainer", lists.ltx, OWN_RATE_STILLS, "ltx", takes_control=True),
+    "simpletuner": Exporter("SimpleTuner", simpletuner.write, OWN_RATE_STILLS),
+    "diffsynth": Exporter("DiffSynth-Studio", lists.diffsynth, OWN_RATE_STILLS, takes_control=True),
+    "finetrainers": Exporter("finetrainers", lists.finetrainers, OWN_RATE),
+    "fastvideo": Exporter("FastVideo", lists.fastvideo, Reads(converts=True)),
+    "videox-fun": Exporter("VideoX-Fun", lists.videox_fun, OWN_RATE_STILLS, takes_control=True),
+    "automodel": Exporter("NeMo AutoModel", lists.automodel, Reads(converts=False, spreads=True)),
+    "cosmos": Exporter("Cosmos-Predict2", lists.cosmos, Reads(converts=False, loses=1), "cosmos-predict2"),
+    "open-sora": Exporter("Open-Sora 2", lists.open_sora, OWN_RATE_STILLS, "open-sora"),
+    "videofolder": Exporter("Hugging Face VideoFolder", hugging_face.videofolder, Reads(converts=True)),
+    "hf-parquet": Exporter("Hugging Face Parquet", hugging_face.hf_parquet, Reads(converts=True)),
+    "hub": Exporter("the Hugging Face Hub", hub.write, None),
 }
 NAMES = (*EXPORTERS, *WRITERS)
 LISTED = "unused_clips.csv"  # in an export: the clips that the trainer would drop or change, with the reason
-READS_ALL = Reads(converts=True, stills=True)
 
 
 def export(dataset: str, to: str, out: Path, model: str | None = None, control: str | None = None) -> str:

@@ -18,7 +18,7 @@ from pipeline.pack.shards import INDEX, index_path
 from pipeline.storage.store import Store
 from pipeline.tables.published import open_published
 
-VIDEO, STILL = "mp4", "jpg"
+FACTS = ("key", "media", "frames", "fps", "width", "height", "duration")  # columns of INDEX that are fields of Clip
 
 
 @dataclass(frozen=True)
@@ -62,14 +62,9 @@ class Clip:
         self._tar.seek(offset)
         return self._tar.read(size)
 
-    def document(self) -> dict[str, Any]:
-        """Read the sample's KEY.json."""
-        document: dict[str, Any] = json.loads(self.data("json"))
-        return document
-
     def captions(self) -> list[str]:
         """Return the distinct captions of the clip, each on one line; the dataset's choice comes first."""
-        given = self.document().get("captions", {})
+        given = json.loads(self.data("json")).get("captions", {})
         lines = [joined_lines(text) for texts in given.values() for text in texts]
         return [text for text in dict.fromkeys([self.caption, *lines]) if text]
 
@@ -97,7 +92,7 @@ class Dataset:
     @property
     def moving(self) -> np.ndarray:
         """(n,) bool: which clips are videos, not still images."""
-        return np.asarray(self.index["media"].to_numpy() == VIDEO, bool)
+        return np.asarray(self.index["media"].to_numpy() == "mp4", bool)
 
     def clips(self) -> Iterator[Clip]:
         """Yield every clip, shard by shard. A clip can be read until the next shard begins.
@@ -112,19 +107,9 @@ class Dataset:
                 for row in rows:
                     places = {name: value for name, value in row.items() if name.endswith(("_offset", "_size"))}
                     tar.seek(row["text_offset"])
-                    yield Clip(
-                        key=row["key"],
-                        shard=shard["path"],
-                        media=row["media"],
-                        frames=row["frames"],
-                        fps=row["fps"],
-                        width=row["width"],
-                        height=row["height"],
-                        duration=row["duration"],
-                        caption=joined_lines(tar.read(row["text_size"]).decode()),
-                        _tar=tar,
-                        _places=places,
-                    )
+                    caption = joined_lines(tar.read(row["text_size"]).decode())
+                    facts = {name: row[name] for name in FACTS}
+                    yield Clip(shard=shard["path"], caption=caption, _tar=tar, _places=places, **facts)
 
 
 def read_dataset(uri: str) -> Dataset:

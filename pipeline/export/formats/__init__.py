@@ -1,4 +1,4 @@
-"""One file an exporter: each says how a trainer reads clips and writes its layout.
+"""The layouts: each function writes one trainer's or library's and returns what to do next.
 
-Start at musubi.py. May import the files of pipeline.export beside export.py.
+Start at folders.py. May import the files of pipeline.export beside export.py.
 """

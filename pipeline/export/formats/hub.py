@@ -15,8 +15,8 @@ import yaml
 
 from pipeline.dataset.finish import card
 from pipeline.export.croissant import croissant
-from pipeline.export.formats.videofolder import SPLITS
-from pipeline.export.job import Exporter, Job
+from pipeline.export.formats.hugging_face import SPLITS
+from pipeline.export.job import Job
 from pipeline.export.layout import link_file, write_json, write_text
 from pipeline.tables.published import table_files
 
@@ -59,6 +59,3 @@ def front_matter(job: Job) -> str:
         "configs": configs,
     }
     return f"---\n{yaml.safe_dump(tree, sort_keys=False)}---\n"
-
-
-EXPORTER = Exporter("the Hugging Face Hub", write, None)

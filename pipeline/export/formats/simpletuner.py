@@ -11,10 +11,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from pipeline.export.job import Exporter, Job
+from pipeline.export.job import Job
 from pipeline.export.layout import link_shards, write_json
 from pipeline.export.reader import Clip
-from pipeline.export.usability import Reads
 
 
 def write(job: Job) -> list[str]:
@@ -71,6 +70,3 @@ def _backend(job: Job, folder: Path) -> dict[str, Any]:
         shortest = job.frames[0] if job.frames else job.model.least
         backend["video"] = {"num_frames": shortest, "min_frames": shortest, "bucket_strategy": "aspect_ratio"}
     return backend
-
-
-EXPORTER = Exporter("SimpleTuner", write, Reads(converts=False, stills=True))
