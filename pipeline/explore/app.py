@@ -5,50 +5,48 @@ from __future__ import annotations
 import contextlib
 import importlib.resources
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from pipeline.dataset.finish import DatasetError
-from pipeline.explore.catalog import Query
+from pipeline.explore.catalog import ExpressionError, Query
 from pipeline.explore.explorer import Explorer, UnknownClip
-from pipeline.explore.expression import ExpressionError
 from pipeline.explore.guard import Guard
-from pipeline.explore.media import NoMedia, Piece
+from pipeline.explore.media import NoMedia
 from pipeline.explore.pictures import LARGEST, decode_picture
 from pipeline.explore.vectors import NotReady, SearchError
 
 MOST_CLIPS = 500  # largest number of clips on a page and in one decision request
-PIECE = 1 << 20  # bytes of media in one chunk of a response
 KEPT_BY_BROWSER = {"cache-control": "private, max-age=3600"}
 TYPES = {"css": "text/css", "html": "text/html", "js": "text/javascript", "svg": "image/svg+xml"}
 PAGE = ("explore.html", "explore.css", "explore.js", "charts.js", "elements.js", "media.js", "explore.svg")
 
 
 def make_app(explorer: Explorer, token: str, writing: str) -> Guard:
-    """Return the ASGI application.
+    """Return the ASGI application. Starlette calls the functions that are not `async` in threads.
 
     `token` is the query parameter of the first request; every POST request must carry `writing` in a header.
     """
 
-    async def dataset(request: Request) -> Response:
-        return JSONResponse({**await run_in_threadpool(explorer.describe), "token": writing})
+    def dataset(request: Request) -> Response:
+        return JSONResponse({**explorer.describe(), "token": writing})
 
-    async def clips(request: Request) -> Response:
+    def clips(request: Request) -> Response:
         offset, limit = _count(request, "offset", 0), _count(request, "limit", 60)
-        return JSONResponse(await run_in_threadpool(explorer.clips, _query(request), offset, min(limit, MOST_CLIPS)))
+        return JSONResponse(explorer.clips(_query(request), offset, min(limit, MOST_CLIPS)))
 
-    async def clip(request: Request) -> Response:
-        return JSONResponse(await run_in_threadpool(explorer.clip, request.path_params["clip"]))
+    def clip(request: Request) -> Response:
+        return JSONResponse(explorer.clip(request.path_params["clip"]))
 
-    async def distribution(request: Request) -> Response:
+    def distribution(request: Request) -> Response:
         column = request.query_params.get("column", "rejected_by")
-        return JSONResponse(await run_in_threadpool(explorer.distribution, column, _query(request)))
+        return JSONResponse(explorer.distribution(column, _query(request)))
 
     async def decide(request: Request) -> Response:
         body = await _body(request)
@@ -63,8 +61,8 @@ def make_app(explorer: Explorer, token: str, writing: str) -> Guard:
             raise ExpressionError("expected clip and caption")
         return JSONResponse({"clips": await run_in_threadpool(explorer.edit_caption, body["clip"], body["caption"])})
 
-    async def prepare(request: Request) -> Response:
-        await run_in_threadpool(explorer.prepare_search)
+    def prepare(request: Request) -> Response:
+        explorer.prepare_search()
         return JSONResponse({})
 
     async def upload(request: Request) -> Response:
@@ -75,18 +73,13 @@ def make_app(explorer: Explorer, token: str, writing: str) -> Guard:
             raise SearchError(str(error)) from error
         return JSONResponse({"search": await run_in_threadpool(explorer.upload, picture)})
 
-    def still(make: Callable[[int, str], bytes]) -> Callable[[Request], Any]:
-        async def answer(request: Request) -> Response:
-            name = request.path_params["clip"]
-            data = await run_in_threadpool(lambda: make(explorer.row(name), name))
-            return Response(data, 200 if data else 404, KEPT_BY_BROWSER, "image/jpeg")
+    def still(request: Request, make: Callable[[int, str], bytes]) -> Response:
+        name = request.path_params["clip"]
+        data = make(explorer.row(name), name)
+        return Response(data, 200 if data else 404, KEPT_BY_BROWSER, "image/jpeg")
 
-        return answer
-
-    async def media(request: Request) -> Response:
-        row = await run_in_threadpool(explorer.media_row, request.path_params["clip"])
-        piece = await run_in_threadpool(explorer.media.piece, row)
-        return _ranged(request, piece, lambda start, count: explorer.media.read(piece, start, count))
+    def media(request: Request) -> Response:
+        return _part(request, *explorer.media.read(explorer.media_row(request.path_params["clip"])))
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -103,8 +96,8 @@ def make_app(explorer: Explorer, token: str, writing: str) -> Guard:
         Route("/api/captions", caption, methods=["POST"]),
         Route("/api/search", prepare, methods=["POST"]),
         Route("/api/pictures", upload, methods=["POST"]),
-        Route("/thumbnails/{clip}", still(lambda row, clip: explorer.pictures.thumbnail(row, clip))),
-        Route("/strips/{clip}", still(lambda row, clip: explorer.pictures.strip(row, clip))),
+        Route("/thumbnails/{clip}", lambda request: still(request, explorer.pictures.thumbnail)),
+        Route("/strips/{clip}", lambda request: still(request, explorer.pictures.strip)),
         Route("/media/{clip}", media),
     ]
     refusals = {ExpressionError: 400, SearchError: 400, UnknownClip: 404, NoMedia: 404, OSError: 500}
@@ -160,22 +153,16 @@ async def _body(request: Request) -> dict[str, Any]:
     return body
 
 
-def _ranged(request: Request, piece: Piece, read: Callable[[int, int], bytes]) -> Response:
-    """Return a response with `piece`, or with the part that the Range header requests (RFC 9110, a single range)."""
-    headers = {**KEPT_BY_BROWSER, "accept-ranges": "bytes"}
-    span = _span(request.headers.get("range", ""), piece.size)
+def _part(request: Request, media_type: str, data: bytes) -> Response:
+    """Return a response with `data`, or with the part that the Range header requests (RFC 9110, a single range)."""
+    span = _span(request.headers.get("range", ""), len(data))
     if span is None:
-        return PlainTextResponse("no such range", 416, {"content-range": f"bytes */{piece.size}"})
+        return PlainTextResponse("no such range", 416, {"content-range": f"bytes */{len(data)}"})
     start, end, status = span
+    headers = {**KEPT_BY_BROWSER, "accept-ranges": "bytes"}
     if status == 206:
-        headers["content-range"] = f"bytes {start}-{end - 1}/{piece.size}"
-
-    def pieces() -> Iterator[bytes]:
-        for offset in range(start, end, PIECE):
-            yield read(offset, min(PIECE, end - offset))
-
-    headers["content-length"] = str(end - start)
-    return StreamingResponse(pieces(), status, headers, piece.type)
+        headers["content-range"] = f"bytes {start}-{end - 1}/{len(data)}"
+    return Response(data[start:end], status, headers, media_type)
 
 
 def _span(header: str, size: int) -> tuple[int, int, int] | None:

@@ -1,7 +1,8 @@
 """The clips of a finished dataset as one table: filtered and sorted by DuckDB, read by row number.
 
-DuckDB queries the Parquet files in place, so that a million clips need no import and little memory. External access is
-disabled for all other files. A query result is an array of row numbers; a page is a slice of it.
+DuckDB queries the Parquet files in place, so that a million clips need no import and little memory. It cannot read
+other files, and parses a user's filter as one expression, which can neither end the query nor change data. A query
+result is an array of row numbers; a page is a slice of it.
 """
 
 from __future__ import annotations
@@ -21,16 +22,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.dataset.finish import DatasetError
-from pipeline.explore.expression import SIMILARITY, ExpressionError, check_expression
 from pipeline.storage.store import Store
-from pipeline.tables.fragments import floats, id_prefix_u64
+from pipeline.tables.fragments import id_prefix_u64
 from pipeline.tables.published import table_files
 
 SECONDS = 20.0  # time limit of a query
 MEMORY = "2GB"  # DuckDB's memory_limit
 RESULTS = 32  # query results cached in memory, 4 bytes per clip each
-SAMPLE = 50_000  # approximate number of clips in the sample from which `shares_below` computes shares
+SIMILARITY = "similarity"  # name of the column that a search adds
 LEFT_OUT = ("embedding", "phash")  # columns of vectors, which no filter can use: a gigabyte for a million clips
+
+
+class ExpressionError(ValueError):
+    """A query that cannot be answered; the message gives the reason."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,6 @@ class Catalog:
         self._words = words[self._order]
         self._results: OrderedDict[Any, np.ndarray] = OrderedDict()
         self._lock = threading.Lock()
-        self._samples: dict[str, np.ndarray] = {}  # column -> sorted scores of every n-th clip
         self._decisions = 0
 
     def __len__(self) -> int:
@@ -183,23 +186,6 @@ class Catalog:
             return self._fetch(query, f"{names}, count(*) AS count", "GROUP BY ALL ORDER BY count DESC")
         return self._fetch(query, names)
 
-    def shares_below(self, scores: Mapping[str, float]) -> dict[str, float]:
-        """Return for each column the share, 0..1, of clips whose score is lower than the one in `scores`.
-
-        Equal scores count half; clips without the score do not count. Large tables are sampled: every n-th clip.
-        """
-        with self._lock:
-            if missing := [name for name in scores if name not in self._samples]:
-                step = -(-len(self) // SAMPLE)
-                table = self._fetch(Query(), ", ".join(map(_identifier, missing)), f"WHERE row % {step} = 0")
-                self._samples |= {name: np.sort(floats(table[name].drop_null())) for name in missing}
-            samples = {name: self._samples[name] for name in scores}
-        shares = {}
-        for name, value in scores.items():
-            lower, not_higher = (np.searchsorted(samples[name], value, side) for side in ("left", "right"))
-            shares[name] = float(lower + not_higher) / 2 / max(1, len(samples[name]))
-        return shares
-
     def read(self, rows: Sequence[int] | np.ndarray, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
         """Return rows as the build wrote them, without manual decisions, in the order of `rows`.
 
@@ -237,27 +223,40 @@ class Catalog:
     def _fetch(self, query: Query, columns: str, end: str = "") -> pa.Table:
         """Run a query for at most SECONDS. Raises ExpressionError for an invalid expression and after a timeout."""
         cursor = self._connection.cursor()
-        source, names = "clips", self.columns
-        if query.similarity is not None:
-            row = np.arange(len(self), dtype=np.int32)
-            similarity = pa.array(query.similarity, from_pandas=True)  # NaN becomes null
-            cursor.register("ranked", pa.table({"row": row, SIMILARITY: similarity}))
-            source, names = "clips LEFT JOIN ranked USING (row)", [*names, SIMILARITY]
-        condition = ""
-        if query.where.strip():
-            check_expression(cursor, query.where, names)
-            condition = f"WHERE (\n{query.where}\n)"
         timer = threading.Timer(SECONDS, cursor.interrupt)
         timer.start()
         try:
-            return cursor.sql(f"SELECT {columns} FROM {source} {condition} {end}").to_arrow_table()
+            clips = cursor.view("clips")
+            if query.similarity is not None:
+                row = np.arange(len(self), dtype=np.int32)
+                similarity = pa.array(query.similarity, from_pandas=True)  # NaN becomes null
+                cursor.register("ranked", pa.table({"row": row, SIMILARITY: similarity}))
+                clips = cursor.sql("FROM clips LEFT JOIN ranked USING (row)")
+            selected = filtered(clips, query.where)
+            page = selected.query("selected", f"SELECT {columns} FROM selected {end}")
+            assert page is not None  # as for every SELECT
+            return page.to_arrow_table()
         except duckdb.InterruptException as error:
             raise ExpressionError(f"stopped after {SECONDS:.0f} s") from error
         except duckdb.Error as error:
-            raise ExpressionError(str(error).splitlines()[0]) from error
+            raise ExpressionError(_first_paragraph(error)) from error
         finally:
             timer.cancel()
             cursor.close()
+
+
+def filtered(clips: duckdb.DuckDBPyRelation, where: str) -> duckdb.DuckDBPyRelation:
+    """Return the clips for which the SQL expression `where` is true; all if it is empty. Raises ExpressionError for a
+    text that is not exactly one expression over the columns."""
+    try:
+        return clips.filter(where) if where.strip() else clips
+    except duckdb.Error as error:
+        raise ExpressionError(_first_paragraph(error)) from error
+
+
+def _first_paragraph(error: duckdb.Error) -> str:
+    """Return DuckDB's message, with the columns that it suggests, without the position in a query of its own."""
+    return " ".join(str(error).partition("\n\n")[0].split())
 
 
 def _identifier(name: str) -> str:

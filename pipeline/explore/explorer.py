@@ -21,8 +21,7 @@ import pyarrow.compute as pc
 from filters.base import why_null
 from pipeline.config.recipe import from_dict
 from pipeline.dataset.finish import read_whole
-from pipeline.explore.catalog import Catalog, Query
-from pipeline.explore.expression import SIMILARITY, ExpressionError
+from pipeline.explore.catalog import SIMILARITY, Catalog, ExpressionError, Query
 from pipeline.explore.media import NEEDED, Media
 from pipeline.explore.pictures import Pictures
 from pipeline.explore.vectors import SearchError, Vectors
@@ -128,7 +127,6 @@ class Explorer:
         stored: dict[str, Any] = {**dict.fromkeys(CARD), **self._catalog.read([row])[0]}
         names = [field.name for field in self._catalog.schema if self._is_score(field)]
         numbers = {name: float(stored[name]) for name in names if _is_number(stored[name])}
-        shares = self._catalog.shares_below(numbers)
         scores = []
         for name in names:
             value, bounds = stored[name], self.recipe.select.thresholds.get(name)
@@ -142,7 +140,6 @@ class Explorer:
                 {
                     "name": name,
                     "text": str(text) if value is not None else f"no score: {why or 'not computed'}",
-                    "share": shares.get(name),
                     "fails": name in (stored["rejected_by"] or ()),
                     "bounds": {} if bounds is None else {"min": bounds.min, "max": bounds.max},
                 }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from pipeline.config.recipe import PackOptions, Recipe
-from pipeline.explore.pictures import ByteCache
 from pipeline.pack.clip_encoder import ClipEncoder
 from pipeline.pack.shards import index_path
 from pipeline.selection.buckets import bucket_names
@@ -23,7 +21,7 @@ from pipeline.tables.published import open_published
 
 HEIGHTS = (360, 240)  # pixels of the short side of a preview
 PREVIEW = PackOptions(heights=HEIGHTS)
-CACHED_BYTES = 128 << 20  # size of the cache of encoded previews
+CACHED_PREVIEWS = 256  # largest number of encoded previews in memory, some 300 kB each
 CACHED_INDEXES = 256  # largest number of shard indexes in memory
 TYPES = {"mp4": "video/mp4", "jpg": "image/jpeg"}
 NEEDED = (  # columns of a clip's row that `Media` reads
@@ -36,45 +34,28 @@ class NoMedia(Exception):
     """A clip that cannot be played; the message gives the reason."""
 
 
-@dataclass(frozen=True)
-class Piece:
-    """Media of a clip: `size` bytes of `type`, in memory (`data`) or at `offset` of the dataset's file `name`."""
-
-    type: str
-    size: int
-    data: bytes | None = None
-    name: str = ""
-    offset: int = 0
-
-
 class Media:
     """Finds or encodes the media of clips. Safe for use from several threads."""
 
     def __init__(self, store: Store, recipe: Recipe) -> None:
         self._store, self._recipe = store, recipe
         self._index = functools.lru_cache(CACHED_INDEXES)(self._read_index)
-        self._previews = ByteCache(CACHED_BYTES)
+        self._preview = functools.lru_cache(CACHED_PREVIEWS)(self._encode)
         self._encoder: ClipEncoder | None = None
         self._encoding = threading.Lock()
 
-    def piece(self, row: Mapping[str, Any]) -> Piece:
-        """Return the media of a clip; `row` has the columns NEEDED. Raises NoMedia or OSError."""
-        if row["shard"]:
-            place = self._index(row["shard"]).get(row["clip_id"])
-            if place is None:
-                raise NoMedia(f"{row['shard']} does not contain the clip")
-            media, offset, size = place
-            return Piece(TYPES[media], size, name=row["shard"], offset=offset)
-        data = self._previews.get(row["clip_id"], lambda: self._preview(row))
-        return Piece(TYPES["jpg" if row["frames"] == 1 else "mp4"], len(data), data)
-
-    def read(self, piece: Piece, start: int, count: int) -> bytes:
-        """Return `count` bytes of a piece from `start` on. Raises OSError."""
-        if piece.data is not None:
-            return piece.data[start : start + count]
-        with open_published(self._store, piece.name) as file:
-            file.seek(piece.offset + start)
-            return file.read(count)
+    def read(self, row: Mapping[str, Any]) -> tuple[str, bytes]:
+        """Return the type and the bytes of a clip's media; `row` has the columns NEEDED. Raises NoMedia or OSError."""
+        if not row["shard"]:
+            data = self._preview(tuple((name, row[name]) for name in NEEDED))
+            return TYPES["jpg" if row["frames"] == 1 else "mp4"], data
+        place = self._index(row["shard"]).get(row["clip_id"])
+        if place is None:
+            raise NoMedia(f"{row['shard']} does not contain the clip")
+        media, offset, size = place
+        with open_published(self._store, row["shard"]) as file:
+            file.seek(offset)
+            return TYPES[media], file.read(size)
 
     def close(self) -> None:
         """Wait for the current encode and end the child process."""
@@ -89,8 +70,10 @@ class Media:
         columns = (column.to_pylist() for column in rows.columns)
         return {key: (media, offset, size) for key, media, offset, size in zip(*columns, strict=True)}
 
-    def _preview(self, row: Mapping[str, Any]) -> bytes:
-        """Encode the clip at preview size in a child process without network access; one clip at a time."""
+    def _encode(self, items: tuple[tuple[str, Any], ...]) -> bytes:
+        """Encode a clip, the `items` of its row, at preview size in a child process without network access; one clip at
+        a time."""
+        row = dict(items)
         if not is_local(row["source_uri"]):
             raise NoMedia("its source is not on this machine: only its sampled frames can be shown")
         still = np.array([row["frames"] == 1])

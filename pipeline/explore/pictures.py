@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import functools
-import threading
-from collections import OrderedDict
-from collections.abc import Callable
 
 import cv2
 import numpy as np
@@ -18,31 +15,8 @@ from pipeline.tables.fragments import Fragment, frames_of, read_sampled_frames
 
 THUMBNAIL = 360  # pixels of the longer side
 QUALITY = 80  # JPEG quality of thumbnails, 1..100
-CACHED_BYTES = 96 << 20  # size of the cache of thumbnails and film strips
+THUMBNAILS, STRIPS = 4096, 512  # cached at most: some 10 kB and 60 kB each
 LARGEST = 64 << 20  # bytes of an uploaded picture
-
-
-class ByteCache:
-    """Least-recently-used cache of byte strings with a total size of at most `size` bytes."""
-
-    def __init__(self, size: int) -> None:
-        self._size, self._used = size, 0
-        self._items: OrderedDict[object, bytes] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, key: object, make: Callable[[], bytes]) -> bytes:
-        with self._lock:
-            if key in self._items:
-                self._items.move_to_end(key)
-                return self._items[key]
-        data = make()
-        with self._lock:
-            if key not in self._items:
-                self._items[key] = data
-                self._used += len(data)
-            while self._used > self._size and len(self._items) > 1:
-                self._used -= len(self._items.popitem(last=False)[1])
-        return data
 
 
 class Pictures:
@@ -50,17 +24,15 @@ class Pictures:
 
     def __init__(self, store: Store, catalog: Catalog) -> None:
         self._store, self._catalog = store, catalog
-        self._cache = ByteCache(CACHED_BYTES)
+        self.thumbnail = functools.lru_cache(THUMBNAILS)(self._thumbnail)
+        self.strip = functools.lru_cache(STRIPS)(self._strip)
 
-    def thumbnail(self, row: int, clip_id: str) -> bytes:
-        """Return a JPEG of the clip's middle frame, empty if no frame was sampled."""
-        return self._cache.get(("thumbnail", row), lambda: self._thumbnail(row, clip_id))
-
-    def strip(self, row: int, clip_id: str) -> bytes:
+    def _strip(self, row: int, clip_id: str) -> bytes:
         """Return a JPEG of several frames side by side, empty if no frame was sampled."""
-        return self._cache.get(("strip", row), lambda: (film_strip(self._frames(row, clip_id)) or (b"", 0, 0.0))[0])
+        return (film_strip(self._frames(row, clip_id)) or (b"", 0, 0.0))[0]
 
     def _thumbnail(self, row: int, clip_id: str) -> bytes:
+        """Return a JPEG of the clip's middle frame, empty if no frame was sampled."""
         jpegs = self._frames(row, clip_id)
         if not jpegs:
             return b""

@@ -8,7 +8,7 @@ import socket
 import numpy as np
 import uvicorn
 
-from filters.reference import read_pictures
+from filters.content.reference import read_pictures
 from pipeline.explore.app import make_app
 from pipeline.explore.explorer import Explorer
 from pipeline.sources.discover import SourceError

@@ -15,7 +15,7 @@ from pipeline.pack.companions import load_companions
 from pipeline.pack.parts import join_parts, part_file, parts_of, rows_file
 from pipeline.pack.shards import ShardPlan, index_path, is_finished, stored_clips, write_shard
 from pipeline.state.error_log import unforeseen, write_errors
-from pipeline.state.units import UnitResult, stopped
+from pipeline.state.units import UnitResult
 from pipeline.storage.store import Store
 from pipeline.tables.fragments import Fragment, fingerprint
 
@@ -57,14 +57,8 @@ class Transcode:
         self._encoder = ClipEncoder(recipe.scan, recipe.sources)
 
     def __call__(self, unit: TranscodeUnit) -> UnitResult:
-        self._encoder.errors.clear()
-        try:
-            return self._unit(unit)
-        except (OSError, MemoryError) as error:
-            return stopped("transcode", error)
-
-    def _unit(self, unit: TranscodeUnit) -> UnitResult:
         started = time.perf_counter()
+        self._encoder.errors.clear()
         table = _rows(self._store, unit.spool)
         rows = parts_of(table, self._options)[unit.number]
         plan = ShardPlan(part_file(unit.spool, unit.number), self._options, table, rows)
@@ -90,12 +84,9 @@ class Pack:
 
     def __call__(self, unit: PackUnit) -> UnitResult:
         started = time.perf_counter()
-        try:
-            if not is_finished(self._store, unit.path):  # true if a worker died after writing, before it returned
-                self._write(unit)
-            self._store.delete_folder(unit.spool)
-        except (OSError, MemoryError) as error:
-            return stopped("pack", error)
+        if not is_finished(self._store, unit.path):  # true if a worker died after writing, before it returned
+            self._write(unit)
+        self._store.delete_folder(unit.spool)
         seconds = {"total": time.perf_counter() - started}
         return UnitResult("pack", unit.amount, {"shards": 1}, seconds, fragment=str(index_path(Path(unit.path))))
 

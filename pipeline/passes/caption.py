@@ -14,7 +14,7 @@ from captioners import captioner_uses_gpu
 from captioners.listed import listed_texts
 from pipeline.config.recipe import Recipe, RecipeError
 from pipeline.engine.base import Machine, Stage
-from pipeline.passes.base import Outlook
+from pipeline.passes.base import Outlook, Pass
 from pipeline.passes.caption_worker import CaptionClips
 from pipeline.passes.snapshot import Snapshot
 from pipeline.sources.discover import DiscoveredFile
@@ -25,7 +25,7 @@ from pipeline.tables.fragments import fingerprint
 UNITS_AT_ONCE = 4  # in a worker: two in the captioner, one being read, and one being scored
 
 
-class CaptionPass:
+class CaptionPass(Pass):
     name, measure = "caption", "clips"
 
     def fingerprint(self, recipe: Recipe) -> str:

@@ -32,7 +32,6 @@ from pipeline.passes.embed_worker import (
     clip_view,
     limit_threads,
     rows_in,
-    stop_on_fault,
 )
 from pipeline.state import fingerprints
 from pipeline.state.committed import join
@@ -69,9 +68,6 @@ class CaptionClips:
         self._problem = ""  # reason why the captioner stopped; waiting units then do not call it again
 
     def __call__(self, unit: CaptionUnit) -> UnitResult:
-        return stop_on_fault("caption", self._unit, unit)
-
-    def _unit(self, unit: CaptionUnit) -> UnitResult:
         errors, started = list[LoggedError](), time.perf_counter()
         rows, frames = clips_with_frames(self._store, self._recipe, unit)
         clips = {row["clip_id"]: clip_frames(row, frames[row["clip_id"]]) for row in rows}

@@ -8,10 +8,10 @@ from dataclasses import replace
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from filters.reference import pictures_digest
+from filters.content.reference import pictures_digest
 from pipeline.config.recipe import Recipe, RecipeError
 from pipeline.engine.base import Machine, Stage
-from pipeline.passes.base import Outlook
+from pipeline.passes.base import Outlook, Pass
 from pipeline.passes.embed_on_gpu import UNITS_AT_ONCE, EncodeClips, EncodeUnit, ScoreFrames
 from pipeline.passes.embed_worker import Embed
 from pipeline.passes.snapshot import Snapshot
@@ -20,7 +20,7 @@ from pipeline.state.units import UnitClips, plain_columns, units_of
 from pipeline.storage.store import Store
 
 
-class EmbedPass:
+class EmbedPass(Pass):
     name, measure = "embed", "clips"
 
     def fingerprint(self, recipe: Recipe) -> str:

@@ -32,7 +32,6 @@ from pipeline.passes.embed_worker import (
     commit,
     embed_clip,
     limit_threads,
-    stop_on_fault,
     wanted_rows,
 )
 from pipeline.state import fingerprints
@@ -67,10 +66,7 @@ class ScoreFrames:
         self._store, self._recipe, self._by_hand = store, recipe, by_hand
         self._filters = cpu_filters(fingerprints.filters_of(recipe, "embed"))
 
-    def __call__(self, unit: UnitClips) -> Handoff | UnitResult:
-        return stop_on_fault("embed", self._unit, unit)
-
-    def _unit(self, unit: UnitClips) -> Handoff:
+    def __call__(self, unit: UnitClips) -> Handoff:
         costs, errors, admitted = Costs(), list[LoggedError](), set[str]()
         rows, columns = [], []
         wanted = wanted_rows(self._store, self._recipe, unit, self._by_hand)
@@ -98,9 +94,6 @@ class EncodeClips:
         self._filtering = threading.Lock()
 
     def __call__(self, unit: EncodeUnit) -> UnitResult:
-        return stop_on_fault("embed", self._unit, unit)
-
-    def _unit(self, unit: EncodeUnit) -> UnitResult:
         costs, errors = Costs(unit.seconds, unit.filters), list(unit.errors)
         columns = {out["clip_id"]: out for out in unit.columns}
         rows = [row for row in unit.rows if row["clip_id"] in unit.admitted]

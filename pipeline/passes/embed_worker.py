@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import cv2
 import numpy as np
@@ -25,14 +25,12 @@ from pipeline.media.faults import is_machine_fault
 from pipeline.selection.duplicates import frame_hashes
 from pipeline.state import fingerprints
 from pipeline.state.error_log import LoggedError, logged_error, unforeseen, write_errors
-from pipeline.state.units import UnitClips, UnitResult, stopped
+from pipeline.state.units import UnitClips, UnitResult
 from pipeline.storage.store import Store
 from pipeline.tables.fragments import Fragment, fingerprint, frames_of, read_sampled_frames, table_from, write_fragment
 
 CHUNK = 16  # clips whose frames are in memory at once
 DECODING_THREADS = 4  # of a worker that processes several units concurrently
-Unit = TypeVar("Unit")
-Answer = TypeVar("Answer")
 
 
 class Embed:
@@ -48,9 +46,6 @@ class Embed:
         self._before, self._after = filters[:first], filters[first:]
 
     def __call__(self, unit: UnitClips) -> UnitResult:
-        return stop_on_fault("embed", self._unit, unit)
-
-    def _unit(self, unit: UnitClips) -> UnitResult:
         costs, errors = Costs(), list[LoggedError]()
         rows = []
         wanted = wanted_rows(self._store, self._recipe, unit, self._by_hand)
@@ -63,16 +58,6 @@ class Embed:
             apply_filters(admitted, self._after, self._recipe, self._by_hand, costs, errors)
             rows += [state.out for state in states]
         return commit(self._store, self._recipe, unit, rows, costs, errors)
-
-
-def stop_on_fault(of: str, work: Callable[[Unit], Answer], unit: Unit) -> Answer | UnitResult:
-    """Return `work(unit)`; for a fault of the machine or the dataset, a result that stops the pass `of`."""
-    try:
-        return work(unit)
-    except Exception as error:
-        if not isinstance(error, (OSError, pa.ArrowInvalid)) and not is_machine_fault(error):
-            raise
-        return stopped(of, error)
 
 
 def wanted_rows(store: Store, recipe: Recipe, unit: UnitClips, by_hand: Collection[str] = ()) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from pipeline.config.recipe import Recipe, ScanOptions
 from pipeline.engine.base import Machine, Stage
-from pipeline.passes.base import Outlook
+from pipeline.passes.base import Outlook, Pass
 from pipeline.passes.snapshot import Snapshot, file_table, with_key
 from pipeline.scan.worker import Identify
 from pipeline.sources.discover import DiscoveredFile
@@ -25,14 +25,11 @@ from pipeline.tables.published import read_table
 UNIT = 32  # sources
 
 
-class IdentifyPass:
+class IdentifyPass(Pass):
     name, measure = "sources", "sources"
 
     def fingerprint(self, recipe: Recipe) -> str:
         return fingerprint("sources", recipe.sources.identity)
-
-    def uses_gpu(self, recipe: Recipe) -> bool:
-        return False
 
     def pending(self, snapshot: Snapshot, workers: int) -> Iterator[IdentifyUnit]:
         return identify_units(snapshot.files, snapshot.store, snapshot.recipe.scan)

@@ -19,7 +19,7 @@ from pipeline.engine.base import Machine, Stage
 from pipeline.pack.parts import spool_of
 from pipeline.pack.shards import SOUND_INDEX, ShardResult, index_path, listed
 from pipeline.pack.worker import Pack, PackUnit
-from pipeline.passes.base import Outlook
+from pipeline.passes.base import Outlook, Pass
 from pipeline.passes.snapshot import Snapshot
 from pipeline.passes.transcode import pack_fingerprint
 from pipeline.selection.select import with_reason
@@ -27,14 +27,11 @@ from pipeline.storage.store import Store
 from pipeline.tables.fragments import replace_column
 
 
-class PackPass:
+class PackPass(Pass):
     name, measure = "pack", "clips"
 
     def fingerprint(self, recipe: Recipe) -> str:
         return pack_fingerprint(recipe)
-
-    def uses_gpu(self, recipe: Recipe) -> bool:
-        return False
 
     def pending(self, snapshot: Snapshot, workers: int) -> Iterator[PackUnit]:
         """Yield the shards that the pass `transcode` planned and that were not finished then."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import pickle
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,8 @@ from captioners import load_captioner
 from captioners.api.ray_llm import RayLlm
 from captioners.base import Caption, CaptionError, ClipFrames
 from pipeline.config.recipe import Recipe
+from pipeline.engine.ray_engine import Message
+from pipeline.media.faults import portable
 from pipeline.passes.caption_worker import CaptionClips, clip_frames, clips_with_frames
 from pipeline.passes.embed_worker import limit_threads
 from pipeline.state import fingerprints
@@ -50,18 +51,12 @@ class AskRay:
         return answered.map_batches(_Commit, batch_size=self.recipe.caption.batch, **settings)  # type: ignore[arg-type]
 
     def explain(self, error: Exception) -> None:
-        """Raise BuildStopped for causes that the user can fix: no answer from the server, or vLLM is not installed."""
-        text = str(error)
-        last = re.search(r"Reached maximum retries.*?Previous Exception: (.*?)\. Full Traceback", text, re.DOTALL)
-        if last:
-            why = f"no answer from {_llm(self.recipe).base_url}; last error: {last[1]}"
-        elif "vLLM is not installed" in text:
-            why = "vLLM is not installed where Ray's workers run (pip install vllm), or give base_url"
-        else:
-            return
-        raise BuildStopped(
-            f"captioner ray_llm: {why}. Finished captions are kept; run the same command again to continue"
-        ) from None
+        """Raise BuildStopped if vLLM is not installed."""
+        if "vLLM is not installed" in str(error):
+            raise BuildStopped(
+                "captioner ray_llm: vLLM is not installed where Ray's workers run (pip install vllm). Finished "
+                "captions are kept; run the same command again to continue"
+            ) from None
 
 
 def _llm(recipe: Recipe) -> RayLlm:
@@ -106,7 +101,11 @@ class _Commit:
             part: CaptionPart = pickle.loads(pickled)
             answered = dataclasses.replace(part.clips, clip_ids=tuple(clips))
             parts.append(CaptionPart(answered, part.embedded))
-        return {"unit": [pickle.dumps(([self._clips(CaptionUnit(tuple(parts)))], None))]}
+        try:
+            message: Message = ([self._clips(CaptionUnit(tuple(parts)))], None)
+        except Exception as error:
+            message = ([], portable(error))
+        return {"unit": [pickle.dumps(message)]}
 
     def caption(self, clips: Sequence[ClipFrames]) -> list[Caption | CaptionError]:
         return [self._llm.read(clip, self._rows[clip.clip_id]) for clip in clips]

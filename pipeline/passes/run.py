@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.engine.base import Engine, NodesLost
 from pipeline.engine.progress import Progress
-from pipeline.media.faults import one_line, place_of, trace_of
+from pipeline.media.faults import is_machine_fault, one_line, place_of, trace_of
 from pipeline.passes.base import Pass
 from pipeline.passes.snapshot import Snapshot
 from pipeline.passes.spent import Spent
@@ -74,6 +74,8 @@ def run_passes(passes: Sequence[Pass], snapshot: Snapshot, engine: Engine, total
         progress.close()
         with contextlib.suppress(OSError):  # for example a full disk, which `error` already reports
             save()
+            if is_machine_fault(error) and not isinstance(error, OSError):
+                raise BuildStopped(one_line(error)) from error
             if isinstance(error, Exception) and not isinstance(error, (BuildStopped, OSError, NodesLost)):
                 raise BuildStopped(_bug(passes[0].name, error, store)) from error
         raise

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from pipeline.config.recipe import Recipe
 from pipeline.engine.base import Machine, Stage
-from pipeline.passes.base import Outlook
+from pipeline.passes.base import Outlook, Pass
 from pipeline.passes.embed import EMBED
 from pipeline.passes.snapshot import Snapshot
 from pipeline.scan.scan import segments
@@ -37,14 +37,11 @@ PARTS = pa.schema(
 )
 
 
-class ScanPass:
+class ScanPass(Pass):
     name, measure = "scan", "video"
 
     def fingerprint(self, recipe: Recipe) -> str:
         return fingerprints.scan_fingerprint(recipe)
-
-    def uses_gpu(self, recipe: Recipe) -> bool:
-        return False
 
     def pending(self, snapshot: Snapshot, workers: int) -> Iterator[ScanUnit]:
         return scan_units(self.pending_parts(snapshot), snapshot.recipe, workers)

@@ -19,7 +19,7 @@ from pipeline.pack.parts import SPOOL, part_file, parts_of, rows_file, spool_of
 from pipeline.pack.sample_json import INTERNAL, content
 from pipeline.pack.shards import ShardPlan, ShardResult, index_path, listed, plan_shards
 from pipeline.pack.worker import Transcode, TranscodeUnit
-from pipeline.passes.base import Outlook
+from pipeline.passes.base import Outlook, Pass
 from pipeline.passes.snapshot import PlannedShard, Snapshot
 from pipeline.storage.store import Store
 from pipeline.tables.compaction import RANGE_ROWS
@@ -32,14 +32,11 @@ def pack_fingerprint(recipe: Recipe) -> str:
     return fingerprint("pack", encode.VERSION, to_dict(recipe.pack))
 
 
-class TranscodePass:
+class TranscodePass(Pass):
     name, measure = "transcode", "clips"
 
     def fingerprint(self, recipe: Recipe) -> str:
         return pack_fingerprint(recipe)
-
-    def uses_gpu(self, recipe: Recipe) -> bool:
-        return False
 
     def pending(self, snapshot: Snapshot, workers: int) -> Iterator[TranscodeUnit]:
         """Yield the missing parts of unfinished shards.

@@ -20,7 +20,7 @@ PROBLEMS = {  # label: regular expression for a caption's error or audit reason
     "repeats the prompt": "repeats the prompt",
     "another language": "not English",
     "not text": "markup in the text|not words",
-    "contradicts what was measured": "^audit: (camera|action|order|motion|light|count|claim)",
+    "contradicts what was measured": "^audit: (camera|direction|still|motion|scenes|order|action)",
 }
 OTHER = "another reason"
 LOOKED_AT = 2_000  # captions, evenly spread over the table, in which phrases are counted

@@ -24,6 +24,7 @@ DEFECTS = {
     "text_area": ("overlay_text", "overlay_logo"),
     "text_overlay": ("overlay_text", "overlay_logo"),
     "text_subtitle": ("overlay_text", "overlay_logo"),
+    "marks_likeness": ("overlay_logo", "overlay_text"),
 }
 OF_ONE_SHOT = frozenset({"static_picture"})  # a file of several shots may lack these and yet have a shot with them
 FLAWS = ("overlay_logo", "overlay_text", "interlaced", "letterbox", "static_picture")

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config.recipe import Recipe, RecipeError, SelectOptions, from_dict, to_dict
-from pipeline.engine.progress import counted
+from pipeline.engine.progress import clock, counted
 from pipeline.selection.select import QUALITY, check_thresholds, select
 from pipeline.state import fingerprints
 from pipeline.storage.store import Store
@@ -61,7 +61,9 @@ class WhatIf:
         ):
             if group.clips or group is not self.unscored:
                 shown = f" ({', '.join(group.examples)})" if group.examples else ""
-                lines.append(f"  {verb} {counted(group.clips, 'clips')}, {group.hours:.3f} h{more}{shown}")
+                lines.append(
+                    f"  {verb} {counted(group.clips, 'clips')} of {clock(3600 * group.hours)} in all{more}{shown}"
+                )
         return "\n".join(lines)
 
 

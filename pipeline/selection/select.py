@@ -123,17 +123,24 @@ def check_thresholds(thresholds: Mapping[str, Bounds], schema: pa.Schema) -> Non
     bounds that do not fit the column's type."""
     for column, bounds in thresholds.items():
         key = f"select.thresholds.{column}"
+        labels = bounds.any_of is not None or bounds.none_of is not None
         if column not in schema.names:
-            near = difflib.get_close_matches(column, schema.names, n=1)
+            scores = [field.name for field in schema if _has_bounds(field, labels)]
+            near = difflib.get_close_matches(column, scores, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else "; is its filter in the recipe?"
             raise RecipeError(f"{key}: no filter writes this score{hint}")
         data_type = schema.field(column).type
-        labels = bounds.any_of is not None or bounds.none_of is not None
         if labels != _is_label(data_type) and not pa.types.is_null(data_type):
             wanted = "any_of or none_of" if _is_label(data_type) else "min or max"
             raise RecipeError(f"{key}: the score is {data_type}, so its bounds are {wanted}")
         if pa.types.is_nested(data_type) and not _is_label(data_type):
             raise RecipeError(f"{key}: a list of numbers has no threshold")
+
+
+def _has_bounds(field: pa.Field, labels: bool) -> bool:
+    """Return whether a column is a score with bounds of this sort: labels, or numbers. FILTER_null is a reason."""
+    is_number = pa.types.is_integer(field.type) or pa.types.is_floating(field.type) or pa.types.is_null(field.type)
+    return (_is_label(field.type) if labels else is_number) and not field.name.endswith("_null")
 
 
 def splits(source_ids: pa.ChunkedArray, val_fraction: float) -> pa.Array:

@@ -27,7 +27,7 @@ from pipeline.config.video_models import resolved
 from pipeline.selection.select import admitted, check_thresholds, holds
 from pipeline.tables.fragments import CLIPS, fingerprint
 
-SCAN_VERSION = 16
+SCAN_VERSION = 19
 EMBED_VERSION = 5
 CAPTION_VERSION = 3
 
@@ -98,6 +98,8 @@ def filters_of(recipe: Recipe, name: str, encoder: object = None) -> dict[str, F
             clip_filter = load_filter(key, options, encoder or named)
         except KeyError as error:
             raise RecipeError(f"unknown filter {key!r}{nearest(key, FILTERS)}") from error
+        except RecipeError:
+            raise
         except (TypeError, ValueError) as error:
             raise RecipeError(f"filters.{key}: {error}") from error
         if pass_of(clip_filter.needs) == name:

@@ -9,7 +9,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.media.faults import problem
 from pipeline.sources.discover import DiscoveredFile, Source
 from pipeline.tables.fragments import IdRange
 
@@ -117,11 +116,6 @@ class UnitResult:
     fragment: str = ""
     unforeseen: Mapping[str, Sequence[str]] = field(default_factory=dict)  # "IndexError at x.py:12" -> sources hit
     problem: str = ""  # stops the pass when not empty; committed work is kept
-
-
-def stopped(of: str, error: BaseException) -> UnitResult:
-    """Return the result of a unit that a machine fault ended: nothing is committed, and the build stops."""
-    return UnitResult(of, 0.0, problem=problem(error))
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ class DecisionLog:
         self._store = store
         self._name = f"{FOLDER}/{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(4)}.parquet"
         self._own: dict[str, dict[str, Any]] = {}
-        self._others: dict[str, tuple[str, pa.Table]] = {}  # file -> its stamp and rows
+        self._files: dict[str, str] = {}  # stamps of the files that `_merged` is made from
         self._merged: dict[str, dict[str, Any]] = {}
         self._read_at = -REREAD_SECONDS
         self._lock = threading.Lock()
@@ -107,40 +107,22 @@ class DecisionLog:
         """Write decisions, rows of DECISIONS without `time`: on return they are in the dataset. Raises OSError."""
         with self._lock:
             self._reread()
-            before = dict(self._own)
+            own, now = dict(self._own), time.time_ns() // 1000
             for row in rows:
-                earlier = self._merged.get(row["clip_id"])
-                now = time.time_ns() // 1000
-                if earlier is not None:  # also where the clock of another writer is ahead
-                    now = max(now, _microseconds(earlier["time"]) + 1)
-                self._own[row["clip_id"]] = {**row, "time": now}
-            try:
-                self._store.write(self._name, to_parquet(self._own_table()))
-            except OSError:
-                self._own = before
-                raise
-            self._merge()
+                earlier = self._merged.get(row["clip_id"])  # later than now where another writer's clock is ahead
+                own[row["clip_id"]] = {**row, "time": max(now, _microseconds(earlier["time"]) + 1 if earlier else 0)}
+            self._store.write(self._name, to_parquet(table_from([own[clip] for clip in sorted(own)], DECISIONS)))
+            self._own = own
+            self._files.pop(self._name, None)  # an object store's stamps are of whole seconds
+            self._reread()
 
     def _reread(self) -> None:
-        names = {name: stamp for name, _, stamp in self._store.stat(FOLDER) if name.endswith(".parquet")}
-        names.pop(self._name, None)
-        changed = names.keys() != self._others.keys()
-        for name, stamp in names.items():
-            if name not in self._others or self._others[name][0] != stamp:
-                self._others[name] = stamp, _read(self._store, name)
-                changed = True
-        self._others = {name: self._others[name] for name in names}
+        files = {name: stamp for name, _, stamp in self._store.stat(FOLDER) if name.endswith(".parquet")}
+        if files != self._files:
+            rows = _latest([_read(self._store, name) for name in files], undone=True).to_pylist()
+            self._merged = {row["clip_id"]: row for row in rows}
+            self._files, self._version = files, self._version + 1
         self._read_at = time.monotonic()
-        if changed:
-            self._merge()
-
-    def _merge(self) -> None:
-        tables = [*(table for _, table in self._others.values()), self._own_table()]
-        self._merged = {row["clip_id"]: row for row in _latest(tables, undone=True).to_pylist()}
-        self._version += 1
-
-    def _own_table(self) -> pa.Table:
-        return table_from([self._own[clip] for clip in sorted(self._own)], DECISIONS)
 
 
 def _read(store: Store, name: str) -> pa.Table:

@@ -56,21 +56,14 @@ export function labels(column, type, data, narrow) {
   return data.values > data.bars.length ? [shown, element("p", "soft", `the ${data.bars.length} most frequent of ${data.values.toLocaleString("en")}`)] : [shown];
 }
 
-// Rows of a table: a score, the share of the clips that score lower, its value and bounds.
+// Rows of a table: a score, its value and bounds.
 export function scoreRows(scores) {
   return scores.map((score) => {
-    const row = element("tr", score.fails ? "fails" : ""), name = element("th", "", score.name), place = element("td", "wide"), value = element("td", "", score.text);
+    const row = element("tr", score.fails ? "fails" : ""), name = element("th", "", score.name), value = element("td", "", score.text);
     name.scope = "row";
-    if (score.share !== null && score.share !== undefined) {
-      const bar = element("span", "bar"), share = element("i");
-      share.style.width = `${score.share * 100}%`;
-      bar.title = `${Math.round(score.share * 100)}% of the clips score lower`;
-      bar.append(share);
-      place.append(bar);
-    }
     const limits = ["min", "max"].filter((side) => score.bounds[side] !== null && score.bounds[side] !== undefined).map((side) => `${side} ${score.bounds[side]}`);
     if (limits.length) value.append(element("br"), element("small", "", limits.join(", ")));
-    row.append(name, place, value);
+    row.append(name, value);
     return row;
   });
 }
