@@ -1,53 +1,55 @@
-"""The filters by name. Adding one is a file in this folder, a line here and in the recipe; see the end of README.md."""
+"""The filters by name. Adding one is a file in one of the folders, a line here and in the recipe;
+README.md has a table of the folders and one of the scores.
+
+Start at base.py, the interface of a filter. May import: pipeline.media, pipeline.storage, pipeline.config.
+"""
 
 from __future__ import annotations
 
-import importlib
 import inspect
+import pkgutil
 from collections.abc import Mapping
 
 from filters.base import Filter
+from pipeline.config.options import check_arguments
 
 FILTERS: dict[str, str] = {
-    "aesthetics": "filters.aesthetics:Aesthetics",
-    "blockiness": "filters.blockiness:Blockiness",
-    "borders": "filters.borders:Borders",
-    "camera": "filters.camera:Camera",
-    "colour": "filters.colour:Colour",
-    "concepts": "filters.concepts:Concepts",
-    "consistency": "filters.consistency:Consistency",
+    "aesthetics": "filters.content.aesthetics:Aesthetics",
+    "blockiness": "filters.picture.blockiness:Blockiness",
+    "borders": "filters.overlays.borders:Borders",
+    "camera": "filters.movement.camera:Camera",
+    "colour": "filters.picture.colour:Colour",
+    "concepts": "filters.content.concepts:Concepts",
+    "consistency": "filters.content.consistency:Consistency",
     "duration": "filters.duration:Duration",
-    "exposure": "filters.exposure:Exposure",
-    "faces": "filters.faces:Faces",
-    "flicker": "filters.flicker:Flicker",
-    "frozen": "filters.frozen:Frozen",
-    "interlacing": "filters.interlacing:Interlacing",
-    "logo": "filters.logo:Logo",
-    "motion": "filters.motion:Motion",
-    "naturalness": "filters.naturalness:Naturalness",
-    "noise": "filters.noise:Noise",
-    "nsfw": "filters.nsfw:Nsfw",
-    "reference": "filters.reference:Reference",
+    "exposure": "filters.picture.exposure:Exposure",
+    "faces": "filters.content.faces:Faces",
+    "flicker": "filters.picture.flicker:Flicker",
+    "frozen": "filters.movement.frozen:Frozen",
+    "interlacing": "filters.picture.interlacing:Interlacing",
+    "logo": "filters.overlays.logo:Logo",
+    "marks": "filters.overlays.marks:Marks",
+    "motion": "filters.movement.motion:Motion",
+    "naturalness": "filters.picture.naturalness:Naturalness",
+    "noise": "filters.picture.noise:Noise",
+    "nsfw": "filters.content.nsfw:Nsfw",
+    "objects": "filters.content.objects:Objects",
+    "reference": "filters.content.reference:Reference",
     "resolution": "filters.resolution:Resolution",
-    "safety": "filters.safety:Safety",
-    "sharpness": "filters.sharpness:Sharpness",
-    "similarity": "filters.similarity:Similarity",
-    "tags": "filters.tags:Tags",
-    "text": "filters.text:Text",
-    "watermark": "filters.watermark:Watermark",
+    "safety": "filters.content.safety:Safety",
+    "sharpness": "filters.picture.sharpness:Sharpness",
+    "similarity": "filters.content.similarity:Similarity",
+    "tags": "filters.content.tags:Tags",
+    "text": "filters.overlays.text:Text",
+    "watermark": "filters.overlays.watermark:Watermark",
 }
 
 
 def load_filter(name: str, options: Mapping[str, object] | None = None, encoder: object = None) -> Filter:
     """Construct the filter called `name` with `options`, and with `encoder` if its constructor has that parameter.
-    Raises KeyError for an unknown name, TypeError for an option that the filter does not have."""
-    module, _, attribute = FILTERS[name].partition(":")
-    filter_class = getattr(importlib.import_module(module), attribute)
-    arguments = dict(options or {})
-    parameters = inspect.signature(filter_class).parameters
-    names = [parameter for parameter in parameters if parameter != "encoder"]
-    if unknown := [option for option in arguments if option not in names]:
-        raise TypeError(f"the filter {name} has no option {unknown[0]!r}: it has {', '.join(names) or 'none'}")
-    if "encoder" in parameters:
-        arguments["encoder"] = encoder
-    return filter_class(**arguments)
+    Raises KeyError for an unknown name, OptionError for an option that the filter does not have or of another type."""
+    filter_class = pkgutil.resolve_name(FILTERS[name])
+    arguments = {"encoder": encoder} if "encoder" in inspect.signature(filter_class).parameters else {}
+    check_arguments(filter_class, options or {}, f"filters.{name}", supplied=arguments)
+    clip_filter: Filter = filter_class(**arguments, **(options or {}))
+    return clip_filter

@@ -53,9 +53,9 @@ class ClipView:
     flow_times: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))  # (m, 2) float64: from, to
     burst: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0), np.uint8))  # (b, h, w) uint8, consecutive
     fields: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))  # (f, 2) float64: misfits of bottom field
-    # first and of top field first (filters/interlacing.py), mean absolute grey levels
+    # first and of top field first (filters/picture/interlacing.py), mean absolute grey levels
     line_phases: np.ndarray = field(default_factory=lambda: np.zeros((0, 2, 0, 0), np.complex64))
-    # (f, 2, windows, periods) of the same frames: what resized fields show in (filters/interlacing.py)
+    # (f, 2, windows, periods) of the same frames: what resized fields show in (filters/picture/interlacing.py)
     detail: Sequence[np.ndarray] = ()  # patches (h, w) uint8 of luma, source pixels, not resized
     frames: Sequence[np.ndarray] = ()  # k arrays (h, w, 3) uint8 RGB, in order of time
     frame_times: np.ndarray = field(default_factory=lambda: np.zeros(0))  # (k,) float64

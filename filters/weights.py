@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ def package_folder(name: str) -> Path:
 
 def onnx_session(network: Path | bytes) -> Any:
     """Load an ONNX network, a file or its content, on one CPU thread."""
+    # From version 1.29 on, onnxruntime reports its use, with hashes of the networks, to its maker unless this is set.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime  # not at import: most importers only read the filters' columns
 
     options = onnxruntime.SessionOptions()

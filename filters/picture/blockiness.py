@@ -10,12 +10,13 @@ import pyarrow as pa
 from filters.base import ClipView, Score, Track, unknown
 
 PERIOD = 8  # pixels: the transform size of MPEG-2, MPEG-4 and JPEG, and a divisor of the newer codecs' sizes
+FAINT = 0.2  # log(1 + grey levels): smallest step beside the grid; weaker grids on smooth ground are not visible
 LEAST = 0.25  # grey levels: mean step below which a patch is too flat to score
 
 
 class Blockiness:
     name = "blockiness"
-    version = 2
+    version = 3
     needs = frozenset({Track.DETAIL})
     columns: Mapping[str, pa.DataType] = {
         "blockiness_grid": pa.float32(),  # how much larger steps are on the grid than beside it; 0: equal, 1: twice
@@ -47,4 +48,5 @@ def _excess(patch: np.ndarray) -> float | None:
     jump = np.log1p(np.maximum(step[:, 1:-1] - (step[:, :-2] + step[:, 2:]) / 2, 0)).mean(axis=0)
     phases = np.array([jump[phase::PERIOD].mean() for phase in range(PERIOD)])
     top = int(phases.argmax())
-    return float(phases[top] / max(float(np.delete(phases, top).mean()), 1e-3) - 1)
+    beside = float(np.delete(phases, top).mean())
+    return (float(phases[top]) - beside) / max(beside, FAINT)

@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 
 from filters.base import ClipView
-from filters.global_motion import GlobalMotion, aspect, fit_similarity, grid, moves_along, similarity_flow
-from filters.global_motion import weighted_median as median
+from filters.movement.global_motion import GlobalMotion, aspect, fit_similarity, grid, moves_along, similarity_flow
+from filters.movement.global_motion import weighted_median as median
 
 EVERY = 2  # intervals between the centres of neighbouring windows
 HALF_WINDOW = 0.5  # seconds before and after an interval's middle that its median covers

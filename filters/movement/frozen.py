@@ -16,18 +16,21 @@ SAME = 0.8  # grey levels: a block's mean difference that noise and compression 
 WIDESPREAD = 0.9  # quantile of the blocks' changes that must exceed twice SAME before copies are counted
 LEAST_SECONDS = 3.0  # shorter clips are not called frozen: quiet scenes can be motionless for that long
 REPEAT = 0.1  # fraction of the usual difference between neighbours up to which a frame is a copy
+MOST_COPIES = 4  # of one frame in a row; a longer row is a scene at rest
+ENOUGH = 24.0  # different frames a second with which no footage counts as repeated, as in 24 copied to 60
 
 
 class Frozen:
     """A still image is frozen. A tripod shot of a quiet street is not, because something moves in some block."""
 
     name = "frozen"
-    version = 3
+    version = 4
     needs = frozenset({Track.LUMA, Track.BURST})
     columns: Mapping[str, pa.DataType] = {
         "frozen_share": pa.float32(),  # share of the time in which nothing changes, 0 to 1; null under LEAST_SECONDS
         "frozen_longest": pa.float32(),  # seconds of the longest such stretch
-        "frozen_repeats": pa.float32(),  # share of source frames that copy the one before while the picture moves
+        "frozen_repeats": pa.float32(),  # share that copies of the frame before take of the frame rate, or of ENOUGH if
+        # that is less, while the picture moves
     }
 
     def score(self, clip: ClipView) -> dict[str, Score]:
@@ -36,7 +39,7 @@ class Frozen:
             return unknown(self, "fewer than two frames")
         still = changes(clip.luma) <= SAME
         short = clip.duration < LEAST_SECONDS
-        repeats = _repeats(clip.burst)
+        repeats = _repeats(clip.burst, clip.fps)
         reasons = [f"shorter than {LEAST_SECONDS:g} s"] * short
         reasons += ["too little motion to detect repeated frames"] * (repeats is None)
         return {
@@ -68,13 +71,16 @@ def _longest(still: np.ndarray, seconds: np.ndarray) -> float:
     return longest
 
 
-def _repeats(burst: np.ndarray) -> float | None:
-    """Return the share of copies; None with too few consecutive frames, or if little of the picture moves between
-    different ones: a cursor, a cartoon's mouth or a slow hand may rest for a frame that is not a copy."""
+def _repeats(burst: np.ndarray, fps: float) -> float | None:
+    """Return `frozen_repeats` of consecutive frames; None with too few of them, or if little of the picture moves
+    between different ones: a cursor, a cartoon's mouth or a slow hand may rest for a frame that is not a copy."""
     if len(burst) < 8:
         return None
     blocks = _block_changes(burst)
     if float(np.quantile(np.quantile(blocks, WIDESPREAD, axis=1), 0.9)) < 2 * SAME:
         return None
     change = blocks.max(axis=1)
-    return float((change <= max(REPEAT * float(np.quantile(change, 0.9)), 0.25)).mean())
+    copies = change <= max(REPEAT * float(np.quantile(change, 0.9)), 0.25)
+    rows = [list(row) for _, row in itertools.groupby(copies)]
+    share = sum(len(row) for row in rows if row[0] and len(row) <= MOST_COPIES) / len(copies)
+    return max(0.0, 1 - (1 - share) * fps / min(fps, ENOUGH)) if fps > 0 else share

@@ -15,8 +15,9 @@ import numpy as np
 import pyarrow as pa
 
 from filters.base import ClipView, Score, Track, unknown, why_null
-from filters.global_motion import GlobalMotion, aspect, global_motion, grid, why_unseen
-from filters.steady_motion import SteadyMotion, steady_motion
+from filters.gradients import gradients
+from filters.movement.global_motion import GlobalMotion, aspect, global_motion, grid, why_unseen
+from filters.movement.steady_motion import SteadyMotion, steady_motion
 
 SMOOTH_SHAKE, SMOOTH_MOVE = 0.75, 0.5  # seconds: half widths of the triangles that shake and moves are smoothed by
 HELD = 0.6  # seconds before and after an interval over which the median of the static share is taken
@@ -25,11 +26,17 @@ STILL = 0.02  # picture heights per second: a slower move does not count; tripod
 STEADY = 0.012  # picture heights per second: shake below which a camera that does not move is static
 SHAKY = 0.02  # picture heights per second: shake above which the camera is handheld; in between there is no label
 AGREED = 0.55  # share of the picture that must shake alike; otherwise a subject shakes, not the camera
+EDGE = 1.5  # grey levels per proxy pixel: mean gradient of an edge
+KEPT = 0.9  # share of its strength that an edge at one position keeps when gradients are averaged over the clip
+SETTLED = 0.25  # share of such edges from which the camera stands, where a subject's motion hides whether it does
+UNSETTLED = 0.06  # share of such edges below which nothing in the picture stands, so that the camera moves ...
+WILD = 0.05  # ... and picture heights per second of shake above which it is handheld, whatever subjects do
 PURE = 0.8  # share of a move's speed that must be in one component for a label
 MOVED = 0.03  # picture heights that a labelled move covers at least
 SHORTEST = 0.5  # seconds of the shortest span
 SUPPORT = 0.3  # share of the picture that must follow one motion; otherwise the camera's motion is unknown
 COVER = 0.6  # share of the time that the clip's label must hold for
+GROWS = 0.52  # share of the picture that a zoom must move: rings on water, smoke and what comes near grow, too
 TRAVEL = 1.0  # seconds from which a zoom is tested for a dolly
 PARTS = (8, 5)  # parts of the picture, across and down, whose growth is compared
 MIDDLE = 0.22  # picture heights: radius of the middle, which is excluded because nothing grows there
@@ -42,7 +49,7 @@ LABELS = (("pan_right", "pan_left"), ("tilt_down", "tilt_up"), ("zoom_out", "zoo
 
 class Camera:
     name = "camera"
-    version = 4
+    version = 6
     needs = frozenset({Track.LUMA, Track.FLOW})
     columns: Mapping[str, pa.DataType] = {
         "camera_label": pa.string(),  # of most of the clip: static, pan_left ... handheld; null when unsure
@@ -58,15 +65,13 @@ class Camera:
             return unknown(self, why_unseen(clip))
         radius = float(np.sqrt((aspect(clip) ** 2 + 1) / 12))  # root mean square distance from the centre, in heights
         lengths = np.array([1.0, 1.0, radius, radius])  # what turns zoom and roll into picture heights per second
-        moments = _moments(whole, steady_motion(clip, whole), lengths)
+        moments = _moments(whole, steady_motion(clip, whole), lengths, _settled(clip))
         spans = [(a, b, _travels(clip, whole, a, b, name)) for a, b, name in _spans(whole, moments)]
         observed = float(whole.seconds[whole.valid].sum())
         held: dict[str, float] = {}
         for first, last, name in spans:
             held[name] = held.get(name, 0.0) + float(whole.seconds[first : last + 1].sum())
-        label = max(held, key=lambda name: held[name], default=None)
-        if label is not None and held[label] < COVER * observed:
-            label = None
+        label = _of_most(held, observed, moments.settled)
         clear = whole.valid & (whole.support >= SUPPORT)
         jerk = _jerk(whole, clear, whole.theta * lengths)
         shake = _shake(moments)
@@ -104,10 +109,22 @@ class Moments:
     shake: np.ndarray  # (m,) picture heights per second
     agreement: np.ndarray  # (m,) share of the picture that shakes alike
     standing: np.ndarray  # (m,) share of the textured cells that are static; NaN if unknown
+    support: np.ndarray  # (m,) share of the picture that follows `move`
     clear: np.ndarray  # (m,) bool: the background follows one motion
+    settled: float  # share of the clip's edges that keep their position, 0 to 1; 1 if it cannot be measured
 
 
-def _moments(whole: GlobalMotion, steady: SteadyMotion, lengths: np.ndarray) -> Moments:
+def _of_most(held: Mapping[str, float], observed: float, settled: float) -> str | None:
+    """Return the label that holds for a share COVER of the `observed` seconds; "handheld" if only all moves together
+    do, shake is one of them and nothing stands: a hand also drifts and turns."""
+    label = max(held, key=lambda name: held[name], default=None)
+    if label is None or held[label] >= COVER * observed:
+        return label
+    moving = sum(seconds for name, seconds in held.items() if name != "static")
+    return "handheld" if "handheld" in held and moving >= COVER * observed and settled < UNSETTLED else None
+
+
+def _moments(whole: GlobalMotion, steady: SteadyMotion, lengths: np.ndarray, settled: float) -> Moments:
     middle = whole.times.mean(axis=1)
     clear = whole.valid & (steady.support >= SUPPORT)
     near = np.abs(middle[:, None] - middle) <= HELD
@@ -117,8 +134,19 @@ def _moments(whole: GlobalMotion, steady: SteadyMotion, lengths: np.ndarray) -> 
         shake=_smooth(whole, clear, SMOOTH_SHAKE, steady.shake),
         agreement=_smooth(whole, whole.valid, SMOOTH_SHAKE, steady.agreement),
         standing=standing,
+        support=steady.support,
         clear=clear,
+        settled=settled,
     )
+
+
+def _settled(clip: ClipView) -> float:
+    """Return the share of the clip's edges that keep their position over its whole length; 1 without edges."""
+    edges = gradients(clip.luma)
+    if edges is None:
+        return 1.0
+    strong = edges.strength > EDGE
+    return float((edges.kept[strong] > KEPT).mean()) if strong.any() else 1.0
 
 
 def _median(values: np.ndarray) -> float:
@@ -210,17 +238,21 @@ def _label(moments: Moments, k: int) -> str | None:
     standing, move, shake = moments.standing[k], moments.move[k], float(moments.shake[k])
     if standing >= STANDS:
         return "static"
+    unsure = "static" if moments.settled >= SETTLED and moments.agreement[k] < AGREED else None
     if not moments.clear[k]:
-        return None
+        return unsure
     speed = float(np.linalg.norm(move))
     if speed < STILL and shake < STEADY:
         return "static"
     if shake > SHAKY and speed < 1.5 * shake:
-        return "handheld" if moments.agreement[k] >= AGREED else None
+        if moments.agreement[k] >= AGREED or (moments.settled < UNSETTLED and shake > WILD):
+            return "handheld"
+        return unsure
     strongest = int(np.abs(move).argmax())
-    if speed >= STILL and abs(move[strongest]) >= PURE * speed:
-        return LABELS[strongest][int(move[strongest] > 0)]
-    return None
+    if speed < STILL or abs(move[strongest]) < PURE * speed:
+        return unsure
+    label = LABELS[strongest][int(move[strongest] > 0)]
+    return unsure if label.startswith("zoom") and moments.support[k] < GROWS else label
 
 
 def _confidence(label: str, spans: list[tuple[int, int, str]], moments: Moments) -> float:

@@ -16,6 +16,8 @@ SUBTITLED = 0.5  # the same, for a side whose opposite is a clear border of the 
 STEP_PAIR = 0.3  # share of columns that must differ just inside the border, if both sides agree ...
 STEP_ALONE = 0.9  # ... and if only one side has a border: a night sky has a ragged edge, padding a straight one
 SMALLEST = 0.2  # fraction of the frame: a smaller picture is a dark scene, not a picture in a border
+GROUND = 0.5  # share of the picture inside that may have the border's grey level: more is the flat ground of a title
+DARK = 30  # grey level of a border below which that is not asked: dark scenes inside black bars are as dark
 SAMPLES = 24  # frames that are analysed
 CHANGES = 12  # grey levels between a pixel's minimum and maximum over time, above which it moves
 FILLED = 0.85  # share of a framed picture, and of its outermost lines, that must move
@@ -47,7 +49,19 @@ def content_box(luma: np.ndarray) -> tuple[float, float, float, float]:
     box = (left_lines / width, top_lines / height, 1 - right_lines / width, 1 - bottom_lines / height)
     if box == WHOLE:
         box = _framed(frames)
+    elif _is_ground(frames, top_lines, bottom_lines, left_lines, right_lines):
+        return WHOLE
     return box if (box[2] - box[0]) * (box[3] - box[1]) >= SMALLEST else WHOLE
+
+
+def _is_ground(frames: np.ndarray, top: int, bottom: int, left: int, right: int) -> bool:
+    """Return whether the borders of these thicknesses are the ground of a title, which goes on between its letters."""
+    height, width = frames.shape[1:]
+    inside = np.zeros((height, width), bool)
+    inside[top : height - bottom, left : width - right] = True
+    level = float(np.median(frames[:, ~inside]))
+    alike = np.abs(frames[:, inside].astype(np.int16) - np.int16(level)) <= TOLERANCE
+    return level > DARK and bool(alike.mean() > GROUND)
 
 
 def _framed(frames: np.ndarray) -> tuple[float, float, float, float]:
@@ -119,7 +133,7 @@ def _edge(frames: np.ndarray) -> Edge:
 
 class Borders:
     name = "borders"
-    version = 3
+    version = 4
     needs = frozenset({Track.LUMA})
     columns: Mapping[str, pa.DataType] = {"borders_area": pa.float32()}  # share of the frame inside its borders, 0 to 1
 

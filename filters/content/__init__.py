@@ -1,0 +1,1 @@
+"""Filters for what the picture shows, mostly by a network on sampled frames."""
