@@ -6,18 +6,20 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from captioners.base import Action, Caption, CaptionError, ClipFrames
+from captioners.measured.coco_subjects import PLURALS, united
 from captioners.measured.colours import colours
-from captioners.measured.imagenet_groups import Subject, subjects
+from captioners.measured.imagenet_groups import Subject, sport, subjects
 from captioners.text.camera_words import CAMERA
 from captioners.text.claims import as_sentence
 from captioners.text.phases import Phase, camera_spans, motion_phases
 
-VERSION = 7  # increase when captions change for the same scores
+VERSION = 8  # increase when captions change for the same scores
 TOGETHER = 0.6  # seconds: events that begin within this time share a sentence
 DARK_BELOW, BRIGHT_ABOVE = 0.12, 0.72  # mean luma, 0 to 1, below and above which the light is described
 LATE = 0.6  # seconds; the shortest pause that is mentioned
 LETTERED = 0.005  # smallest fraction of the picture with burned-in text for which writing is mentioned
-PEOPLE = ("", "person", "two people", "several people")  # by number of faces; counts above two are unreliable
+ALIVE = frozenset({"person", "person doing sport", "animal"})  # groups that may have moved even if the camera does:
+# vehicles stand as often as they drive, and before a moving camera near objects seem to move
 FROZEN = 0.98  # smallest frozen_share for which "nothing moves" is reported; below it motion may be unmeasured
 
 
@@ -29,8 +31,8 @@ class Motion(NamedTuple):
 
 
 class Measured:
-    """Composes captions from the columns of `tags`, `camera`, `motion`, `faces`, `text` and `exposure`, and from the
-    frames' colours. Needs no model and gives the same result on every machine.
+    """Composes captions from the columns of `objects`, `tags`, `camera`, `motion`, `faces`, `text` and `exposure`, and
+    from the frames' colours. Needs no model and gives the same result on every machine.
 
     Names at most `most_subjects` subjects with a probability of `least` or more. `Caption.content` is the probability
     of the likeliest subject, 0 if there is none and the caption has only motion, camera and colours.
@@ -59,8 +61,8 @@ class Measured:
         if phases == [] and (clip.scores.get("frozen_share") or 0.0) < FROZEN:
             phases = None
         wide = (clip.scores.get("motion_area") or 0.0) > 0.5
-        mover = _mover(shown)
         fixed = clip.scores.get("camera_label") == "static"
+        mover = _mover([subject for subject in shown if fixed or subject.group in ALIVE])
         motions = [Motion(Action(_movement(p, wide, mover, fixed), p.start, p.end), p) for p in phases or []]
         actions = [motion.action for motion in motions]
         content = as_sentence(", ".join([_list(subjects), *settings[:1]] if subjects else settings[:1]))
@@ -73,18 +75,17 @@ class Measured:
         if not content and not story and not style:
             return CaptionError(clip.clip_id, "nothing was measured that could be said of this clip")
         light = _light(clip.scores.get("exposure_luma"))
-        by_tags = [subject for subject in shown if subject.name not in PEOPLE]
         provenance = {
             "light": "measured: exposure" if light else "",
-            "subjects": _origin(by_tags, setting=False) or ("measured" if subjects else ""),
+            "subjects": _origin(shown, setting=False) or ("measured" if subjects else ""),
             "style": "measured: colours" if style else "",
-            "setting": _origin(by_tags, setting=True),
+            "setting": _origin(shown, setting=True),
             "camera": "measured: camera" if cameras else "",
             "actions": "measured: motion" if actions else "",
         }
         return Caption(
             clip_id=clip.clip_id,
-            short=_short(content, cameras, [motion.action for motion in mentioned], nothing_moves)
+            short=_short(content, mover, cameras, [motion.action for motion in mentioned], nothing_moves)
             or as_sentence(style),
             dense=" ".join(part for part in (content, story, "" if content else as_sentence(style), light) if part),
             subjects=tuple(subjects),
@@ -98,38 +99,38 @@ class Measured:
         )
 
     def _subjects(self, clip: ClipFrames) -> list[Subject]:
-        """Return people by their detected faces, then the subjects of the tags, likeliest first."""
+        """Return the subjects of the objects, faces and tags, likeliest first."""
         labels = clip.scores.get("tags_labels") or []
         probabilities = clip.scores.get("tags_probabilities") or []
         pairs = [(label.split(",")[0].strip(), float(p)) for label, p in zip(labels, probabilities, strict=False)]
-        shown = subjects(pairs, self.least)
-        faces = int(clip.scores.get("faces_count") or 0)
-        if faces:
-            sport = " doing sport" if any(subject.name == "person doing sport" for subject in shown) else ""
-            people = Subject(PEOPLE[min(faces, len(PEOPLE) - 1)] + sport, 1.0, False, True)
-            shown = [people, *(subject for subject in shown if not subject.name.startswith("person"))]
+        shown = united(subjects(pairs, self.least), clip.scores, sport(pairs))
         return shown[: self.most_subjects]
 
 
 def _origin(shown: Sequence[Subject], setting: bool) -> str:
-    values = [f"{subject.probability:.2f}" for subject in shown if subject.setting == setting]
-    return "measured: tags " + ", ".join(values) if values else ""
+    values = [f"{subject.source} {subject.probability:.2f}" for subject in shown if subject.setting == setting]
+    return "measured: " + ", ".join(values) if values else ""
 
 
-def _mover(shown: Sequence[Subject]) -> str:
-    """Return the only subject that can move, as "the dog"; empty if there is none or more than one."""
-    movers = [subject.name for subject in shown if subject.moves]
+def _mover(subjects: Sequence[Subject]) -> str:
+    """Return the only one of `subjects` that can move, as "the dog"; empty if there is none or more than one."""
+    movers = [subject.name for subject in subjects if subject.moves]
     if len(movers) != 1:
         return ""
     if " people" in movers[0]:
         return "the people"
-    return f"the {movers[0].removesuffix(' doing sport')}"
+    return f"the {_plain(movers[0]).removeprefix('several ')}"
+
+
+def _plain(name: str) -> str:
+    """Return the name of people without what they do."""
+    return name.removesuffix(" doing sport").removesuffix(" with a ball")
 
 
 def _movement(phase: Phase, wide: bool, mover: str, fixed: bool) -> str:
     """Return a lower-case clause that describes the motion of the moving region in this phase; its direction and place
     only under a fixed camera: when the camera moves, or its motion is unknown, the measured ones are often wrong."""
-    many = mover == "the people"
+    many = mover == "the people" or mover.replace("the", "several", 1) in PLURALS.values()
     moves, crosses = ("move", "cross") if many else ("moves", "crosses")
     who = mover or "something"
     pace = " slowly" if phase.speed < 0.08 else " fast" if phase.speed > 0.8 else ""
@@ -190,19 +191,32 @@ def _stop(i: int, motions: list[Motion], duration: float) -> str:
         return ""
     (x, y), direction = motions[i].phase.finish, motions[i].phase.direction
     at_edge = {"left": x < 0.2, "right": x > 0.8, "up": y < 0.2, "down": y > 0.8}
-    return ", then nothing moves" if at_edge.get(direction) else ", then stops"
+    if at_edge.get(direction):
+        return ", then nothing moves"
+    many = any(f"{verb} " in f"{motions[i].action.text} " for verb in (" move", " cross"))
+    return ", then stop" if many else ", then stops"
 
 
-def _short(tags: str, cameras: list[Action], actions: list[Action], nothing_moves: bool) -> str:
-    """Return one sentence: the tags and the longest actions of the camera and of the moving region. That the camera
-    holds still is left out, unless only one word would remain."""
-    moves = [] if (" " in tags or actions) and _still(cameras) else cameras
-    clauses = [max(events, key=lambda e: (e.end - e.start, -e.start)).text for events in (moves, actions) if events]
-    if nothing_moves and _still(cameras):
-        clauses = ["nothing moves"]
-    activity = " while ".join(clauses)
-    head = tags.rstrip(".")
+def _short(content: str, mover: str, cameras: list[Action], actions: list[Action], nothing_moves: bool) -> str:
+    """Return one sentence: the content and the longest actions of the camera and of the moving region. That the camera
+    holds still is left out, unless only one word would remain. If `mover` alone is the content, it is the subject of
+    the sentence: "A dog moves" rather than "A dog; the dog moves"."""
+    moves = [] if (" " in content or actions) and _still(cameras) else cameras
+    camera, action = (
+        max(events, key=lambda e: (e.end - e.start, -e.start)).text if events else "" for events in (moves, actions)
+    )
+    head, what = content.rstrip("."), mover.removeprefix("the ")
+    alone, comma, setting = head.partition(", ")
+    if what and action.startswith(mover) and _plain(alone).lower() in _names_of(what):
+        activity = alone + action.removeprefix(mover) + comma + setting
+        return as_sentence(" while ".join(clause for clause in (activity, camera) if clause))
+    activity = "nothing moves" if nothing_moves and _still(cameras) else " while ".join(filter(None, (camera, action)))
     return as_sentence(f"{head}; {activity}" if head and activity else head or activity)
+
+
+def _names_of(mover: str) -> set[str]:
+    """Return how the content names `mover`, which has no article, if it is the only subject."""
+    return {_with_article(mover), *(f"{number} {mover}" for number in ("two", "several"))}
 
 
 def _still(cameras: list[Action]) -> bool:

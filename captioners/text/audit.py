@@ -16,12 +16,11 @@ from captioners.text.camera_words import CAMERA
 from captioners.text.claims import Claim, claims, sentences
 from captioners.text.facts import Facts, contradiction, facts_of, only_still, order_error
 from captioners.text.phases import motion_peaks
-from captioners.text.text_quality import check_form, tells_order, unusable, vague_share
+from captioners.text.text_quality import check_form, tells_order, unusable
 
-VERSION = 4
+VERSION = 5
 AUDIT_COLUMNS: Mapping[str, pa.DataType] = {
     "audit_defects": pa.int32(),  # number of defects of form in the short and dense caption
-    "audit_vague": pa.float32(),  # share of the dense caption's sentences without a concrete subject and an action
     "audit_contradictions": pa.int32(),  # claims that measurements contradict, before repair
     "audit_missed": pa.float32(),  # share of motion peaks that no action's time covers; null without either
     "audit_faithfulness": pa.float32(),  # mean log-probability that the model confirms a statement; null without
@@ -46,7 +45,7 @@ def audit(caption: Caption, clip: ClipFrames, english: bool = True) -> Audited:
     """Checks `caption` against its own form and against `clip.scores`.
 
     Repairs never invent: text goes, or a measured statement of the camera takes the place of a wrong one. What is
-    vague or incomplete is only scored: thresholds are the recipe's. What a text claims is understood in `english` only:
+    incomplete is only scored: thresholds are the recipe's. What a text claims is understood in `english` only:
     of other languages the form is checked, and the times of actions.
     """
     facts = facts_of(clip.scores, clip.duration)
@@ -73,7 +72,6 @@ def audit(caption: Caption, clip: ClipFrames, english: bool = True) -> Audited:
     phases = len(facts.phases or ())
     untold = phases > 1 and not tells_order(dense.text)
     score |= {
-        "audit_vague": vague_share(dense.text),
         "audit_contradictions": len(reasons),
         "audit_missed": _missed(caption.actions, clip),
         "audit_reasons": defects + reasons + [f"sequence: {phases} phases of motion told without order"] * untold,

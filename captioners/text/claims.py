@@ -1,4 +1,4 @@
-"""Measurable claims of a text: camera, direction, stillness, light, number of scenes."""
+"""Measurable claims of a text: camera, direction, stillness, motion, number of scenes."""
 
 from __future__ import annotations
 
@@ -49,7 +49,6 @@ DIRECTION = (
     ("up", rf"\b{GO}\b\s+(?:\w+ly\s+|fast\s+)?up(?:wards?)?\b"),
     ("down", rf"\b{GO}\b\s+(?:\w+ly\s+|fast\s+)?down(?:wards?)?\b(?!\s+(?:the|a)\b)"),
 )
-PLACE = (("at_{side}", rf"\b{GO}\b[^.;,]{{0,40}}?\b(?:on|at)\s+the\s+(?:top\s+|bottom\s+|far\s+)?{SIDE}\b"),)
 STOP = (("stop", r"\b(?:stops|comes to a (?:stop|halt|standstill)|halts|stands still|nothing moves)\b"),)
 STILL = (
     (
@@ -69,22 +68,13 @@ SCENES = (
         r"|\b(?:multiple|several|two|three|four|various|different)\s+(?:scenes|shots|clips)\b|\bmontage\b",
     ),
 )
-LIGHT = (
-    ("dark", r"\b(?:at night|night-?time|by night|(?:dark|moonless) night|pitch[- ](?:dark|black)|night scene)\b"),
-    (
-        "bright",
-        r"\b(?:sunny|bright sunlight|broad daylight|bright daylight|(?:bright|sunlit) day|brightly lit|daytime)\b",
-    ),
-)
 PATTERNS = {
     "camera": CAMERA,
     "direction": DIRECTION,
-    "place": PLACE,
     "stop": STOP,
     "still": STILL,
     "motion": MOTION,
     "scenes": SCENES,
-    "light": LIGHT,
 }
 COMPILED = {k: [(v, re.compile(p, re.IGNORECASE)) for v, p in patterns] for k, patterns in PATTERNS.items()}
 OF_CAMERA = re.compile(r"\b(?:camera|pan(?:s|ning)?|tilt(?:s|ing)?|zoom(?:s|ing)?|handheld|shot)\b", re.IGNORECASE)
@@ -99,8 +89,8 @@ SENTENCE = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(]?[A-Z0-9])")
 
 @dataclass(frozen=True)
 class Claim:
-    topic: str  # camera, direction, place, stop, still, motion, scenes or light
-    value: str  # pan_left, right, at_left, dark ...
+    topic: str  # camera, direction, stop, still, motion or scenes
+    value: str  # pan_left, right, still ...
     sentence: int
     words: str  # as written
 
@@ -129,7 +119,7 @@ def claims(text: str) -> list[Claim]:
                 clause = "the camera " + GOES_ON.sub("", clause)
             camera = OF_CAMERA.search(clause) is not None
             for topic, patterns in COMPILED.items():
-                if (topic == "camera") != camera and topic not in ("scenes", "light"):
+                if (topic == "camera") != camera and topic != "scenes":
                     continue
                 if topic == "still" and LATER.search(clause):
                     continue  # still for a part of the clip only

@@ -21,7 +21,6 @@ CLEAR = 0.1  # picture heights a second: faster motion contradicts stillness
 MOVES, STIRS = 0.4, 0.2  # "still" and "completely still" are wrong if something moves for more than this share
 ALTOGETHER = re.compile(r"completely|perfectly|entirely|motionless|\bno\b|nothing", re.IGNORECASE)
 MOVED = 0.4  # a caption that says only "static" is wrong if the camera moves for at least this share of the time
-NOT_BRIGHT_BELOW, NOT_DARK_ABOVE = 0.12, 0.45  # mean luma, 0 to 1: below, "bright" is wrong; above, "dark" is
 
 
 @dataclass(frozen=True)
@@ -31,15 +30,12 @@ class Facts:
     duration: float
     camera: tuple[tuple[str, float, float], ...] | None  # label, start, end
     phases: tuple[Phase, ...] | None
-    luma: float | None  # mean, 0 to 1
 
 
 def facts_of(scores: Mapping[str, Any], duration: float) -> Facts:
     phases = motion_phases(scores, duration)
     camera = [(ALSO.get(label, label), a, b) for label, a, b in camera_spans(scores, duration, SURE)]
-    return Facts(
-        duration, tuple(camera) or None, None if phases is None else tuple(phases), scores.get("exposure_luma")
-    )
+    return Facts(duration, tuple(camera) or None, None if phases is None else tuple(phases))
 
 
 def contradiction(claim: Claim, facts: Facts, start: float = 0.0, end: float | None = None) -> str | None:
@@ -47,8 +43,6 @@ def contradiction(claim: Claim, facts: Facts, start: float = 0.0, end: float | N
     end = facts.duration if end is None else end
     if claim.topic == "scenes":
         return f"{claim.words!r}, but the clip is one shot"
-    if claim.topic == "light":
-        return _light(claim, facts)
     if claim.topic == "camera":
         return _camera(claim, [label for label, a, b in facts.camera or () if a < end and b > start])
     if facts.phases is None:
@@ -58,12 +52,6 @@ def contradiction(claim: Claim, facts: Facts, start: float = 0.0, end: float | N
         ways = {phase.direction for phase in phases} - {""}
         if OPPOSITE[claim.value] in ways and claim.value not in ways:
             return f"{claim.words!r}, but the moving region goes {OPPOSITE[claim.value]}"
-    if claim.topic == "place" and phases:
-        sides = [(phase.begin[0] + phase.finish[0]) / 2 for phase in phases]
-        if claim.value == "at_left" and min(sides) > 0.6:
-            return f"{claim.words!r}, but what moves is on the right"
-        if claim.value == "at_right" and max(sides) < 0.4:
-            return f"{claim.words!r}, but what moves is on the left"
     if claim.topic == "still":
         moving = sum(min(p.end, end) - max(p.start, start) for p in phases if p.speed > CLEAR)
         if moving > (STIRS if ALTOGETHER.search(claim.words) else MOVES) * (end - start):
@@ -118,14 +106,4 @@ def _camera(claim: Claim, labels: Sequence[str]) -> str | None:
     measured = ", then ".join(label.replace("_", " ") for label in labels)
     if claim.value in ("static", "handheld") or OPPOSITE.get(claim.value) in labels or set(labels) <= {"static"}:
         return f"{claim.words!r}, but the camera was measured: {measured}"
-    return None
-
-
-def _light(claim: Claim, facts: Facts) -> str | None:
-    if facts.luma is None:
-        return None
-    if claim.value == "dark" and facts.luma > NOT_DARK_ABOVE:
-        return f"{claim.words!r}, but the picture is bright (mean luma {facts.luma:.2f})"
-    if claim.value == "bright" and facts.luma < NOT_BRIGHT_BELOW:
-        return f"{claim.words!r}, but the picture is dark (mean luma {facts.luma:.2f})"
     return None

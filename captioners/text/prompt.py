@@ -90,9 +90,6 @@ class Prompt:
         return ":" + hashlib.sha256(self.instructions.encode()).hexdigest()[:12]
 
 
-INSTRUCTIONS = Prompt().instructions
-
-
 def question_for(clip: ClipFrames) -> str:
     """Return the question that follows a clip's frames, with its measured camera and motion as a hint."""
     spans = [(label, a, b) for label, a, b in camera_spans(clip.scores, clip.duration, 0.6) if label in CAMERA]

@@ -1,4 +1,4 @@
-"""The form of a caption's text: refusals, openers, repetition, cut-off, prompt echo, language, vagueness."""
+"""The form of a caption's text: refusals, openers, repetition, cut-off, prompt echo, language."""
 
 from __future__ import annotations
 
@@ -7,12 +7,7 @@ import unicodedata
 from collections import Counter
 from dataclasses import dataclass
 
-from captioners.text.claims import OF_CAMERA, sentences
-
-
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
+from captioners.text.claims import sentences
 
 REFUSAL = re.compile(
     r"\b(?:I(?:'|’)?m sorry|I am sorry|I (?:can(?:no|')?t|am unable to|am not able to|won't|will not)|as an AI|"
@@ -32,45 +27,13 @@ OPENER = re.compile(
 )
 DEBRIS = re.compile(r"```|^\s*[{\[]|\"\s*:\s*[\"\[{]|<\|?[a-z_]+\|?>|\bhttps?://", re.IGNORECASE)
 WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
-FUNCTION = _words(
+FUNCTION = frozenset(  # English words by which a text is recognised as English
     """
     a an the and or but of in on at to from with without by for as is are was were be been being it its this
-    that these those he she they them his her their there then while into onto over under through across along
+    that these those he she they him his her their there then while into onto over under through across along
     up down out off near around behind before after between against toward towards who which what when where not
     no one two
-    """
-)
-VAGUE = _words(
-    """
-    something things thing someone somebody anything everything stuff various several many some object objects
-    element elements scene scenes video clip footage image frame shot picture view moment moments atmosphere
-    mood vibe feeling beauty beautiful stunning captivating dynamic vibrant serene tranquil mesmerizing
-    breathtaking amazing visually visual sense overall interesting engaging unique style aesthetic action
-    activity activities content setting environment background foreground subject subjects different certain
-    place places way life energy essence creating create creates evoking evoke evokes showcasing adding adds
-    highlighting emphasizing conveying
-    """
-)
-PLURAL_VERBS = _words(
-    """
-    walk run ride drive carry drift fly swim jump dance play climb throw kick pass cross follow chase enter leave turn
-    spin fall rise move push pull lift drop hit catch cook cut eat drink talk speak sing laugh smile wave point look
-    watch stand sit lie hold wear work build paint write read fight race roll slide float flow burn glow shine grow open
-    close gather march stroll row skate ski surf sail hang lean rest wait sleep stir pour chop blow sway
-    """
-)
-NOT_VERBS = _words(
-    """
-    is was has this its his yes always perhaps as us thus grass glass dress bus less across during nothing
-    something anything everything evening morning building ceiling clothing king ring thing wing spring string
-    wedding railing painting sling bling pudding sibling outdoors indoors upwards downwards forwards backwards
-    towards
-    """
-)
-STATIVE = re.compile(
-    r"\b(?:sits?|stands?|lies|lay|holds?|wears?|looks?|watch(?:es)?|speaks?|talks?|smiles?|laughs?|eats?|drinks?|sleeps?"
-    r"|waits?|hangs?|rests?|floats?|shines?|glows?|burns?|flows?|falls?|blows?|sways?|waves?)\b",
-    re.IGNORECASE,
+    """.split()  # noqa: SIM905
 )
 CONNECTIVE = re.compile(
     r"\b(?:then|after|afterwards|before|next|finally|while|until|first|later|eventually|followed by|when"
@@ -180,33 +143,6 @@ def echoes(text: str, prompt: str) -> bool:
     text_words = [w.lower() for w in WORD.findall(text)]
     spans = {tuple(prompt_words[i : i + ECHO]) for i in range(len(prompt_words) - ECHO + 1)}
     return any(tuple(text_words[i : i + ECHO]) in spans for i in range(len(text_words) - ECHO + 1))
-
-
-def vague_share(text: str) -> float | None:
-    """Return the share of sentences that lack a concrete subject or an action, 0 to 1; None without a sentence.
-    Sentences about the camera are ignored, unless there are no others.
-
-    Concrete: a word that is neither a function word nor in VAGUE. Action: behind another content word, one that ends
-    like a verb in the present tense (-s, -ing) or is a common verb's plural, or one of a few stative verbs anywhere.
-    A heuristic: tests/benchmarks/captions/caption_audit.py measures it.
-    """
-    judged = sentences(text)
-    judged = [sentence for sentence in judged if not OF_CAMERA.search(sentence)] or judged
-    return sum(is_vague(sentence) for sentence in judged) / len(judged) if judged else None
-
-
-def is_vague(sentence: str) -> bool:
-    words = [w.lower() for w in WORD.findall(sentence)]
-    content = [w for w in words if w not in FUNCTION and w not in VAGUE]
-    named_before = not {"it", "he", "she", "they"}.isdisjoint(words)
-    verbs = [
-        w
-        for i, w in enumerate(content)
-        if (i > 0 or named_before)
-        and w not in NOT_VERBS
-        and (w in PLURAL_VERBS or w.endswith("ing") or (w.endswith("s") and not w.endswith(("ss", "us"))))
-    ]
-    return len(content) < 2 or not (verbs or STATIVE.search(sentence))
 
 
 def tells_order(text: str) -> bool:

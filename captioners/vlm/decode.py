@@ -17,8 +17,6 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache
 
-from captioners.vlm.last_token import read_only_last
-
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -261,8 +259,7 @@ def read(model: PreTrainedModel, batch: Prompts, cache: StaticKVCache | None = N
             inputs[name].on_cpu = batch.inputs[name].cpu()  # type: ignore[attr-defined]
     last = (batch.inputs["attention_mask"].sum(1) - 1 - begin).to(model.device, non_blocking=True)
     rows = torch.arange(len(tokens), device=last.device)
-    with read_only_last(model, rows, last):
-        hidden = model.base_model(**inputs, past_key_values=cache, use_cache=cache is not None).last_hidden_state
+    hidden = model.base_model(**inputs, past_key_values=cache, use_cache=cache is not None).last_hidden_state
     return model.get_output_embeddings()(hidden[rows, last])
 
 

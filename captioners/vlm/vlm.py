@@ -30,7 +30,6 @@ from captioners.vlm.decode import (
     with_positions,
 )
 from captioners.vlm.judge import judged
-from captioners.vlm.last_token import trim_last_layer
 from captioners.vlm.shared_decoder import Failed, SharedDecoder
 from filters.base import evenly
 from filters.torchvision_ops import ensure_torchvision
@@ -294,7 +293,6 @@ def _speed_up(model: PreTrainedModel) -> None:
     kernels.use_row_attention(model)
     kernels.remember_geometry(model)
     kernels.linear_patches(model)
-    trim_last_layer(model)
     if model.device.type == "cuda":
         kernels.align_projections(model)
         kernels.fuse_elementwise(model)
