@@ -1,8 +1,9 @@
 """`clipmill encode`: a dataset of clips to a dataset of latents and encoded captions, which trains without decoding.
 
-LATENTS/ has one shard for each of the dataset's, under the same name: WebDataset tars of KEY-NN.safetensors (`latents`
-(c, t', h', w') and the tensors of the encoded caption, all float16) and KEY-NN.txt, with indexes. A clip gives as many
-samples as fit into it. A shard is complete or absent, and its bytes are a function of the dataset and the options.
+LATENTS/ has one shard for each of the dataset's, under the same name: WebDataset tars of KEY-NN.safetensors and
+KEY-NN.txt, with indexes. The tensors, all float16, are `latents` (c, t', h', w'), the encoded caption and, for a base
+that continues a picture, what it takes of the first frame. A clip gives as many samples as fit into it. A shard is
+complete or absent, and its bytes are a function of the dataset and the options.
 """
 
 from __future__ import annotations
@@ -29,11 +30,12 @@ from torch.utils.data import DataLoader, Dataset
 from model.cli import ERRORS, parse
 from model.config import Config, load_config, to_dict
 from model.data.index import Index, assign_shapes, make_schedule, read_index
-from model.data.loader import Clips
+from model.data.loader import FIRST_FRAME, Clips, worker_count
 from model.data.schedule import Shape
 from model.encoding import ENCODED, Encoding, scored_by
 from model.errors import DataError
 from model.latents.base import to_signed
+from model.latents.first_frame import FirstFrame, check_first_frames, picture_of
 from model.latents.settle import EMPTY_CAPTION, check_base, latent_stride, load_latents, settle_latents
 from model.text import describe_text, load_text
 from model.training.parallel import join
@@ -92,15 +94,21 @@ def prepare(folder: Path, config: Config) -> list[str]:
     if index.encoded:
         raise DataError(f"{source} holds latents already")
     check_base(config, None)
-    make_schedule(index, config, latent_stride(config))  # raises before anything is written if no clip fits
+    stride = latent_stride(config)
+    check_first_frames(config, make_schedule(index, config, stride), stride, None)  # before anything is written
     latents = settle_latents(config, folder, join(config.device), index)
     text, layout = describe_text(config.text, config.text_tokens)
     counts = {split: sum(f"/{split}-" in name for name in marks) for split in SPLITS}
-    encoding = Encoding(source, scored_by(source), latents.id, latents.stride, text, layout, options(config), counts)
+    encoding = Encoding(
+        source, scored_by(source), latents.id, latents.stride, text, layout, options(config), counts,
+        first_frame=picture_of(config) is not None,
+    )  # fmt: skip
     if path.exists():
         old = json.loads(path.read_text())
         new = json.loads(json.dumps(dataclasses.asdict(encoding)))
-        if differing := [key for key in ("latents", "text", "options") if old[key] != new[key]]:
+        if differing := [
+            key for key in ("latents", "text", "options", "first_frame") if old.get(key, False) != new[key]
+        ]:
             raise ConfigError(f"{folder} was encoded with other {', '.join(differing)}; give another --out")
     with atomic(path) as part:
         part.write_text(json.dumps(dataclasses.asdict(encoding), indent=1))
@@ -139,6 +147,7 @@ class Encoder:
         self.context = join(config.device)
         self.latents = load_latents(config.latents, self.folder / "latents").to(self.context.device)
         self.text = load_text(config.text, config.text_tokens, str(self.context.device))
+        self.first_frame = FirstFrame(config, self.latents, self.text)
         if not (folder / "latents" / EMPTY_CAPTION).exists():
             empty = {name: tensor.half().contiguous() for name, tensor in self.text.vectors([""])[0].items()}
             with atomic(folder / "latents" / EMPTY_CAPTION) as part:
@@ -155,7 +164,7 @@ class Encoder:
         target.with_suffix(".parquet").unlink(missing_ok=True)
         rows = []
         with atomic(target) as part, tarfile.open(part, "w", format=tarfile.USTAR_FORMAT) as tar:
-            loaded = DataLoader(clips, batch_size=None, num_workers=self.config.workers)
+            loaded = DataLoader(clips, batch_size=None, num_workers=worker_count(self.config))
             for (sample, shape, number, _), (frames, caption) in zip(samples, loaded, strict=True):
                 if frames is not None:
                     row = self._add(tar, f"{index.key[sample]}-{number:02d}", frames, caption)
@@ -167,9 +176,10 @@ class Encoder:
 
     def _add(self, tar: tarfile.TarFile, key: str, frames: Tensor, caption: str) -> dict[str, object]:
         """Encode one sample into the tar; return its row of the index."""
-        latents = self.latents.encode(to_signed(frames[None].to(self.context.device)))[0]
-        words = {name: tensor.half().contiguous() for name, tensor in self.text.vectors([caption])[0].items()}
-        tensors = {"latents": latents.half().cpu().contiguous(), **words}
+        video = to_signed(frames[None].to(self.context.device))
+        tensors = {"latents": self.latents.encode(video)[0], **self.text.vectors([caption])[0]}
+        tensors |= {f"{FIRST_FRAME}{name}": tensor[0] for name, tensor in self.first_frame.of_videos(video).items()}
+        tensors = {name: tensor.half().cpu().contiguous() for name, tensor in tensors.items()}
         row: dict[str, object] = {"key": key, "media": "safetensors"}
         for name, ending, data in (("media", "safetensors", save(tensors)), ("text", "txt", caption.encode())):
             member = tarfile.TarInfo(f"{key}.{ending}")

@@ -26,6 +26,7 @@ class Encoding:
     text_layout: Mapping[str, Sequence[int]]  # shapes of an encoded caption, by name
     options: Mapping[str, Any]  # the config's values of ENCODED
     shards: Mapping[str, int]  # by split
+    first_frame: bool = False  # whether samples hold what a base takes of the first frame
 
 
 def read_encoding(datasets: Sequence[str]) -> Encoding | None:

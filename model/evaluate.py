@@ -28,6 +28,7 @@ from model.evaluation import page
 from model.evaluation.measures import I3D, consistency, frechet, look
 from model.evaluation.page import Pair
 from model.latents.base import to_bytes
+from model.latents.first_frame import add_picture
 from model.latents.settle import encode_batch
 from model.sample import Guidance, Trained
 from pipeline.media.clip_reader import write_mp4
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="clipmill evaluate", description="Measure a trained model on held-out clips.")
     parser.add_argument("run", metavar="RUN", help="folder of a `clipmill train` run")
     parser.add_argument("data", nargs="*", metavar="DATASET", help="where the clips are from; default: as trained")
-    parser.add_argument("--split", default="val", help="val or train")
+    parser.add_argument("--split", default="val", choices=["val", "train"])
     parser.add_argument("--clips", type=int, default=8, help="clips to measure on")
     parser.add_argument("--steps", type=int, default=30, help="of the sampler")
     parser.add_argument("--i3d", metavar="FILE", help="I3D weights as TorchScript, for the Frechet video distance")
@@ -63,8 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     (out / "scores.json").write_text(json.dumps(finite, indent=1))
     if pairs:
         write_mp4(out / "samples.mp4", page.grid(pairs), trained.config.fps)
-        (out / "index.html").write_text(page.page(result, pairs, trained.config.fps))
-    print(f"loss on {result['clips']} held-out clips {result['loss']:.4f}\n")
+        (out / "index.html").write_text(page.page(result, pairs, trained.config.fps, args.split))
+    print(f"loss on {result['clips']} clips of the split {args.split} {result['loss']:.4f}\n")
     print(f"{'':8}" + "".join(f"{name:>9}" for name in SCORES))
     for name in ("sampled", "real"):
         print(f"{name:8}" + "".join(f"{result.get(f'{name}_{key}', float('nan')):9.4f}" for key in SCORES))
@@ -106,19 +107,24 @@ def evaluate(
     for ref in first.values():
         batch = clips[[ref]]
         x0 = encode_batch(trained.latents, batch, trained.device)
-        words = trained.text(batch.captions)
+        words, picture = trained.text(batch.captions), trained.first_frame.of_batch(batch, trained.device)
         for at, values in zip(times, losses, strict=True):
             t = torch.full((1, x0.shape[2]), at, device=trained.device)
             noise = objective.draw_noise(0, ref, x0.shape[1:], trained.device)[None]
             x, target = objective.noisy(x0, noise, t, trained.path)
             with torch.no_grad():
-                loss = objective.loss_per_sample(trained.model(x, t, words), target, torch.ones_like(t))
+                inputs, conditions = add_picture(x, words, picture)
+                prediction = trained.model(inputs, t, conditions)
+                loss = objective.loss_per_sample(prediction, target, torch.ones_like(t))
             values.append(float(loss))
         if (shape := ref.shape).frames > 1:
             caption = batch.captions[0]
             texts = [caption, *(c for c in dict.fromkeys(captions) if c != caption)]
-            sampled = trained.generate([caption], shape.frames, shape.height, shape.width, Guidance(steps), ref.slot)
-            both = {"sampled": sampled, "real": to_bytes(trained.latents.decode(x0))}
+            real = trained.latents.decode(x0)
+            start = real[:, :, :1] if trained.first_frame.picture else None
+            size = (shape.frames, shape.height, shape.width)
+            sampled = trained.generate([caption], *size, Guidance(steps), ref.slot, start)
+            both = {"sampled": sampled, "real": to_bytes(real)}
             videos = {name: video[0].cpu().numpy() for name, video in both.items()}
             scores = {name: consistency(video) | look(video, texts, encoder) for name, video in videos.items()}
             pairs.append(Pair(caption, videos["sampled"], videos["real"], scores))

@@ -65,6 +65,7 @@ def preset(
 
 
 WAN = (416, (1, 33), 16.0, 6_400)
+WAN_VIDEOS = (416, (33,), 16.0, 6_400)  # without single frames
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "cpu": {},
     "cuda": CUDA,
@@ -74,6 +75,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "wan2.1-14b-qlora": preset(LORA, "Wan-AI/Wan2.1-T2V-14B-Diffusers", *WAN, quantise="nf4"),
     "wan2.2-5b-lora": preset(LORA, "Wan-AI/Wan2.2-TI2V-5B-Diffusers", 704, (1, 49), 24.0, 6_500),
     "wan2.2-a14b-lora": preset(LORA, "Wan-AI/Wan2.2-T2V-A14B-Diffusers", *WAN, expert="high"),
+    "wan2.1-i2v-14b-lora": preset(LORA, "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers", *WAN_VIDEOS),
+    "wan2.2-i2v-a14b-lora": preset(LORA, "Wan-AI/Wan2.2-I2V-A14B-Diffusers", *WAN_VIDEOS, expert="high"),
     "ltx-lora": preset(LORA, "Lightricks/LTX-Video", 704, (1, 49), 24.0, 3_500),
     "hunyuan-lora": preset(LORA, "hunyuanvideo-community/HunyuanVideo", 416, (1, 33), 24.0, 6_400),
     "cogvideox-5b-lora": preset(LORA, "zai-org/CogVideoX-5b", 588, (49,), 8.0, 18_000),

@@ -8,10 +8,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from model import sampler
@@ -24,6 +26,7 @@ from model.cli import ERRORS
 from model.config import Config, ConfigError, from_dict
 from model.data.index import shape_table
 from model.latents.base import Latents, to_bytes, to_signed
+from model.latents.first_frame import FirstFrame
 from model.latents.hub import HubLatents
 from model.latents.settle import load_latents
 from model.objective import time_shift
@@ -57,6 +60,7 @@ class Trained:
         checkpoint.check_latents(checkpoint.read_state(run), (run / "latents" / "id").read_text())
         self.latents: Latents = load_latents(self.config.latents, run / "latents").to(self.device)
         self.text = load_text(self.config.text, self.config.text_tokens, chosen)
+        self.first_frame = FirstFrame(self.config, self.latents, self.text)
         self.path = make_path(self.config)
         self.network = make_backbone(self.config, self.latents.channels, self.text.layout, self.latents.stride)
         load_trained(self.network, weights)
@@ -97,6 +101,10 @@ class Trained:
         (st, sh, sw), trained_frames, default_scale = self.latents.stride, max(self.config.frame_counts), 2.0
         if isinstance(self.network, DiffusersBackbone):
             inflation = self.network.family.inflation
+            if self.network.family.picture:
+                if first is None or first.shape[2] != 1:
+                    raise ConfigError(f"{self.config.base} continues one picture: give --image")
+                return self._sample_by_pipeline(prompts, frames, height, width, guidance, seed, first)
             if first is not None and not self.config.clean_frames:
                 why = "it has one time for all frames, or was trained with clean_frames=0"
                 raise ConfigError(f"{self.config.base} cannot start from a picture: {why}")
@@ -132,9 +140,16 @@ class Trained:
         return to_bytes(video[:, :, :frames])
 
     def _sample_by_pipeline(
-        self, prompts: Sequence[str], frames: int, height: int, width: int, guidance: Guidance, seed: int
+        self,
+        prompts: Sequence[str],
+        frames: int,
+        height: int,
+        width: int,
+        guidance: Guidance,
+        seed: int,
+        first: Tensor | None = None,
     ) -> Tensor:
-        """Sample a run on a base with the base's own pipeline, scheduler and defaults."""
+        """Sample a run on a base with the base's own pipeline, scheduler and defaults; from pictures one by one."""
         if (guidance.sampler, guidance.interval, guidance.rescale) != ("euler", (0.0, 1.0), 0.0):
             raise ConfigError("--sampler, --interval and --rescale are for runs without a base")
         assert isinstance(self.text, PipelineText)
@@ -146,17 +161,26 @@ class Trained:
         pipeline.to(self.device).set_progress_bar_config(disable=True)
         generator = torch.Generator().manual_seed(seed)
         options = base.family.sample_options(guidance.scale, self.config.fps, self.config.text_tokens)
+        size = {"height": height, "width": width}
+        calls: list[dict[str, Any]] = [{"prompt": list(prompts)}]
+        if base.family.picture and first is not None:
+            size = base.family.picture.size_options(pipeline, height, width)
+            images = [Image.fromarray(clip[0].numpy()) for clip in to_bytes(first)]
+            calls = [{"prompt": [p], "image": image} for p, image in zip(prompts, images, strict=True)]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            video = pipeline(
-                prompt=list(prompts),
-                num_frames=1 + -(-(frames - 1) // stride) * stride,
-                height=height,
-                width=width,
-                num_inference_steps=guidance.steps,
-                generator=generator,
-                output_type="pt",
-                **options,
-            ).frames
+            videos = [
+                pipeline(
+                    **call,
+                    num_frames=1 + -(-(frames - 1) // stride) * stride,
+                    **size,
+                    num_inference_steps=guidance.steps,
+                    generator=generator,
+                    output_type="pt",
+                    **options,
+                ).frames
+                for call in calls
+            ]
+        video = torch.cat(videos)
         return (video[:, :frames].float().clamp(0, 1) * 255).round().byte().permute(0, 1, 3, 4, 2).cpu()
 
 
@@ -170,12 +194,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--image", metavar="FILE", help="a picture that the video starts from")
     parser.add_argument("--aspect", type=float, default=16 / 9, help="width over height")
     parser.add_argument("--resolution", type=int, help="square root of the pixels of a frame; default: as trained")
-    parser.add_argument(
-        "--enlarge",
-        type=int,
-        default=0,
-        help="times; default: to about 256 pixels high",
-    )
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--sampler", default="euler", choices=["euler", "heun", "dpm"])
     parser.add_argument(
@@ -208,7 +226,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"clipmill sample: {error}", file=sys.stderr)
         return 2
     row = np.concatenate(list(videos.numpy()), axis=2)  # side by side
-    enlarge = args.enlarge or max(1, 256 // row.shape[1])
+    enlarge = 256 // row.shape[1]  # so that small samples can be seen
     if enlarge > 1:
         size = (row.shape[2] * enlarge, row.shape[1] * enlarge)
         row = np.stack([cv2.resize(f, size, interpolation=cv2.INTER_CUBIC) for f in row])

@@ -25,15 +25,16 @@ from model.backbones.build import export, make_backbone, make_path
 from model.cli import ERRORS, parse
 from model.config import Config, ConfigError, changed, from_dict, load_config, to_dict
 from model.data.index import describe, latent_size, make_schedule, read_index
-from model.data.loader import Clips, iterate, make_loader, micro_batches
+from model.data.loader import Clips, loading, make_loader, micro_batches, worker_count
 from model.encoding import check_encoding, read_encoding
 from model.errors import DataError
+from model.latents.first_frame import FirstFrame, add_picture, check_first_frames
 from model.latents.settle import check_base, empty_caption, encode_batch, latent_stride, settle_latents
 from model.network.dit import DiT, inflate
 from model.text import TextEncoder, load_text
 from model.training import checkpoint
 from model.training.log import Log
-from model.training.memory import check_memory
+from model.training.memory import check_memory, device_faults
 from model.training.optimise import ClipRule, clipped_step, global_norm, learning_rate, make_optimizer, update_ema
 from model.training.parallel import RankContext, autocast, barrier, choose_kernels, distribute, join
 from model.training.stop import StopRequest
@@ -66,27 +67,30 @@ def train(config: Config, out: Path) -> dict[str, float]:
     context = join(config.device)
     choose_kernels(config)
     if config.micro_batches % context.world:
-        raise ConfigError(f"micro_batches={config.micro_batches} does not divide over {context.world} processes")
-    if config.quantise and context.world > 1:
-        raise ConfigError(f"quantise={config.quantise} works with one process; leave it out, or train on one GPU")
+        raise ConfigError(f"micro_batches={config.micro_batches}: set a multiple of the {context.world} processes")
+    if config.quantise and context.world > 1 and config.parallel == "fsdp":
+        raise ConfigError(f"quantise={config.quantise}: quantised weights cannot be sharded; set parallel=ddp")
     check_folder(config, out, context)
     encoding = read_encoding(config.data)
     check_encoding(to_dict(config), encoding)
     check_base(config, encoding)
     path = make_path(config)
     index = read_index(config.data)
-    schedule = make_schedule(index, config, latent_stride(config))
+    stride = latent_stride(config)
+    schedule = make_schedule(index, config, stride)
+    check_first_frames(config, schedule, stride, encoding)
     if context.main:
         with atomic(out / "config.json") as part:
             part.write_text(json.dumps(to_dict(config), indent=1))
     barrier()
-    latents = settle_latents(config, out, context, index)
     say(context, describe(index, schedule))
+    latents = settle_latents(config, out, context, index)
 
     text = None if encoding else load_text(config.text, config.text_tokens, str(context.device))
     layout = text.layout if text else encoding.text_layout if encoding else {}
     empty = pad_words(text.vectors([""]) if text else [empty_caption(out)], layout)
     empty = {name: tensor.to(context.device) for name, tensor in empty.items()}
+    first_frame = FirstFrame(config, latents, text)
     clips = Clips(index, schedule, config)
     if text and context.main and (line := cut_captions(text, clips)):
         say(context, line)
@@ -97,7 +101,7 @@ def train(config: Config, out: Path) -> dict[str, float]:
     last = checkpoint.latest(out)
     if config.init_from and last is None and isinstance(model, DiT):
         inflate(model, checkpoint.read_weights(Path(config.init_from)))
-    trained = distribute(model, config, context)
+    trained = distribute(model, config, context, estimate.keeps_gathered)
     parameters = [p for p in model.parameters() if p.requires_grad]
     say(
         context,
@@ -128,13 +132,13 @@ def train(config: Config, out: Path) -> dict[str, float]:
         state = {"latents": latents.id, "skipped": int(skipped), "replaced": replaced, "clip": clip.moments.tolist()}
         saves.save(step, checkpoint.training_tensors(trained, optimizer, ema, frozen), state)
 
-    with StopRequest() as stop:
-        batches_of_rank = micro_batches(schedule, first, config.steps, context.rank, context.world)
-        loader = iterate(make_loader(clips, batches_of_rank, config.workers, context.device.type == "cuda"))
+    batches_of_rank = micro_batches(schedule, first, config.steps, context.rank, context.world)
+    loader = make_loader(clips, batches_of_rank, worker_count(config), context.device.type == "cuda")
+    with StopRequest() as stop, loading(loader) as loaded, device_faults(config):
         while step < config.steps:
             waited = time.monotonic()
             try:
-                batches = [next(loader) for _ in range(rounds)]
+                batches = [next(loaded) for _ in range(rounds)]
             except DataError as error:  # a shard is gone: the processes stop together, with their state saved
                 stop.reason = error
             log.wait(time.monotonic() - waited)
@@ -156,8 +160,10 @@ def train(config: Config, out: Path) -> dict[str, float]:
                 noised = objective.make_noisy(x0, batch.refs, samples, tokens, config, path)
                 words: Words = text(batch.captions) if text else pad_words(batch.words or [], layout)
                 words = {name: tensor.to(context.device) for name, tensor in words.items()}
+                picture = first_frame.of_batch(batch, context.device)
+                x, words = add_picture(noised.x, drop_words(words, empty, noised.keep), picture)
                 with autocast(config, context):
-                    prediction = trained(noised.x, noised.t, **drop_words(words, empty, noised.keep))
+                    prediction = trained(x, noised.t, **words)
                     losses = objective.loss_per_sample(prediction, noised.target, noised.weight)
                 (losses.sum() * context.world / samples).backward()
                 log.losses(losses.detach(), noised.t.amax(1), samples)

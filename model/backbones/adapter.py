@@ -33,6 +33,12 @@ class DiffusersBackbone(nn.Module):
         words = {name: tensor.to(dtype) for name, tensor in words.items()}
         return self.family.predict(self.transformer, x.to(dtype), t, words, self.conditions).float()
 
+    def input_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Return the shape of x for latents `shape` (b, c, t, h, w): with the channels of a picture, if any."""
+        settings = self.transformer.config
+        picture = settings.in_channels - settings.out_channels if self.family.picture else 0
+        return (shape[0], shape[1] + picture, *shape[2:])
+
     def tokens(self, shape: Sequence[int]) -> int:
         patch, frame_patch = (of(self.transformer.config) for of in (self.family.patch, self.family.frame_patch))
         return shape[2] // frame_patch * (shape[3] // patch) * (shape[4] // patch)
@@ -62,7 +68,7 @@ def count_flops(backbone: DiffusersBackbone, shape: Sequence[int], words: int) -
     with FakeTensorMode(), torch.no_grad():
         replace_tensors(fake)
         with FlopCounterMode(display=False) as counter:
-            fake(torch.zeros(1, *shape[1:]), torch.zeros(1, shape[2]), **pad_words([{}], layout))
+            fake(torch.zeros(1, *backbone.input_shape(shape)[1:]), torch.zeros(1, shape[2]), **pad_words([{}], layout))
     counts = {str(operator): count for operator, count in counter.get_flop_counts()["Global"].items()}
     attention = sum(count for operator, count in counts.items() if any(name in operator for name in ATTENTION))
     return sum(counts.values()) - attention, attention

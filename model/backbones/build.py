@@ -117,7 +117,7 @@ def _train(transformer: Any, part: str) -> None:
 
 
 def _cast_weights(transformer: Any, dtype: torch.dtype) -> None:
-    """Replace the weights as loading with `torch_dtype=dtype` does, which leaves some modules in fp32."""
+    """Replace the weights as loading with `dtype=dtype` does, which leaves some modules in fp32."""
     fp32 = transformer._keep_in_fp32_modules or ()
     for name, module in transformer.named_modules():
         for key, parameter in list(module.named_parameters(recurse=False)):

@@ -13,7 +13,8 @@ from model.errors import BaseError
 from model.objective import LINEAR, Path, scheduled
 
 FAMILIES: tuple[Family, ...] = (
-    *(wan.FAMILY, ltx.FAMILY, hunyuan.FAMILY, hunyuan15.FAMILY, cogvideox.FAMILY),
+    *(wan.FAMILY, wan.FROM_PICTURE, ltx.FAMILY, hunyuan.FAMILY, hunyuan15.FAMILY),
+    *(hunyuan15.FROM_PICTURE, cogvideox.FAMILY, cogvideox.FROM_PICTURE),
     *(*stable_diffusion.FAMILIES, *pixart.FAMILIES),
 )
 
@@ -92,12 +93,14 @@ def check_options(option: str, expert: str, values: dict[str, Any]) -> None:
     fixed = {"patch": base.family.patch(base.transformer)}
     for key, value in fixed.items():
         if values[key] != value:
-            raise BaseError(f"{key}={values[key]}: {base.path} has {key}={value}; leave the option out")
+            raise BaseError(
+                f"{key}={values[key]}: {base.path} has {key}={value}; leave the option out, or encode for this base"
+            )
     if values["text_tokens"] > base.family.text_tokens:
         raise BaseError(
             f"text_tokens={values['text_tokens']}: {base.path} encodes {base.family.text_tokens} tokens at most"
         )
-    if base.family.padding_counts and values["text_tokens"] != base.family.text_tokens:
+    if (base.family.padding_counts or base.family.fixed_tokens) and values["text_tokens"] != base.family.text_tokens:
         raise BaseError(f"text_tokens={values['text_tokens']}: {base.path} needs all {base.family.text_tokens}")
     frame_patch = base.family.frame_patch(base.transformer)
     stride = cogvideox.TIME_STRIDE
@@ -130,7 +133,7 @@ def load_transformer(base: Base, expert: str, dtype: torch.dtype) -> Any:
     """Load the transformer's weights. Raises BaseError."""
     transformer_class = getattr(load_diffusers(), base.family.transformer)
     try:
-        return transformer_class.from_pretrained(base.path, subfolder=base.component(expert), torch_dtype=dtype)
+        return transformer_class.from_pretrained(base.path, subfolder=base.component(expert), dtype=dtype)
     except (OSError, ValueError, RuntimeError) as error:
         raise BaseError(f"cannot load the transformer of {base.path}: {first_line(error)}") from error
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from model.backbones.adapter import word_layout
@@ -18,6 +19,7 @@ from model.backbones.pretrained import Base, first_line, load_diffusers, read_ba
 from model.errors import TextError
 
 SAMPLE, SAMPLES = 4096, 256  # bytes of a part of a weight file that is hashed, and parts
+ENCODERS = ("text_encoder", "tokenizer", "image_encoder", "image_processor", "feature_extractor")
 CACHED = 1000  # captions whose vectors are kept in memory; of T5-XXL up to 8 MB each
 
 
@@ -33,14 +35,17 @@ class PipelineText:
         transformers.utils.logging.disable_progress_bar()
         pipeline_class = getattr(diffusers, self.base.index["_class_name"])
         unused = ("transformer", "transformer_2", "unet", "vae", "safety_checker", "image_encoder")
-        needed = self.base.family.text_needs
+        self._picture = self.base.family.picture
+        needed = (*self.base.family.text_needs, *(("image_encoder",) if self._picture else ()))
         absent = {name: None for name in unused if name in self.base.index and name not in needed}
         dtype = torch.bfloat16 if device != "cpu" else torch.float32
         try:
-            self.pipeline = pipeline_class.from_pretrained(path, torch_dtype=dtype, **absent)
+            self.pipeline = pipeline_class.from_pretrained(path, dtype=dtype, **absent)
         except (OSError, ValueError, ImportError) as error:
             raise TextError(f"cannot load the text encoders of {path}: {first_line(error)}") from error
-        for name in needed:
+        if self._picture and getattr(self.pipeline, "image_encoder", None) is not None:
+            self.pipeline.image_encoder.float()  # as diffusers' examples do
+        for name in self.base.family.text_needs:
             setattr(self.pipeline, name, None)
         self.pipeline.to(device)
         self.layout = word_layout(self.base.family, self.base.transformer, tokens)
@@ -59,8 +64,16 @@ class PipelineText:
         return sum(len(self.pipeline.tokenizer(caption)["input_ids"]) > self._tokens for caption in captions)
 
     def parts(self) -> dict[str, Any]:
-        """Return the text encoders and tokenizers by the names that the pipeline gives them."""
-        return {k: v for k, v in self.pipeline.components.items() if k.startswith(("text_encoder", "tokenizer"))}
+        """Return the encoders of text and pictures and the tokenizers by the names that the pipeline gives them."""
+        return {k: v for k, v in self.pipeline.components.items() if k.startswith(ENCODERS)}
+
+    @torch.no_grad()
+    def embed_pictures(self, pictures: Tensor) -> Words:
+        """Return what the transformer takes of pictures (b, h, w, 3) uint8 besides their latents, fp32."""
+        if self._picture is None:
+            return {}
+        images = [Image.fromarray(picture.numpy()) for picture in pictures.cpu()]
+        return {name: tensor.float() for name, tensor in self._picture.embed(self.pipeline, images).items()}
 
     @torch.no_grad()
     def _encode(self, caption: str) -> Words:
@@ -79,7 +92,8 @@ def text_id(base: Base, tokens: int) -> str:
     import transformers
 
     digest = hashlib.sha256(base.family.transformer.encode())
-    for name in sorted(name for name in base.index if name.startswith("text_encoder") and base.index[name][0]):
+    encoders = ("text_encoder", "image_encoder") if base.family.picture else ("text_encoder",)
+    for name in sorted(name for name in base.index if name.startswith(encoders) and base.index[name][0]):
         try:
             values = transformers.AutoConfig.from_pretrained(base.path, subfolder=name).to_dict()
         except (OSError, ValueError) as error:

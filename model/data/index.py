@@ -19,6 +19,10 @@ from pipeline.tables.published import list_shards, open_published
 
 COLUMNS = ("key", "media", "frames", "width", "height", "duration", "fps")
 SPANS = ("media_offset", "media_size", "text_offset", "text_size")
+NO_SHARDS = {  # what to do, by split
+    "train": "`clipmill build` makes them",
+    "val": "take --split train, or build again with a larger select.val_fraction",
+}
 ASPECTS = (16 / 9, 4 / 3, 1.0, 3 / 4, 9 / 16)
 
 
@@ -68,7 +72,7 @@ def read_index(datasets: Sequence[str], split: str = "train", shard: str = "") -
         if len(tars) < count:
             raise DataError(f"{root}: {len(tars)} of {count} shards are encoded; encode the rest")
         if not tars:
-            raise DataError(f"{root}: no {split} shards in it; `clipmill build` makes them")
+            raise DataError(f"{root}: no {split} shards in it; {NO_SHARDS[split]}")
         for tar in tars:
             with open_published(store, f"{tar.removesuffix('.tar')}.parquet") as file:
                 table = pq.read_table(file, columns=[*COLUMNS, *SPANS]).to_pydict()

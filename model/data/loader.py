@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import BinaryIO
 
@@ -25,19 +26,22 @@ from pipeline.sources.downloads import downloaded
 from pipeline.storage.store import locate
 from pipeline.tables.published import retired_path
 
+FIRST_FRAME = "first_frame."  # beginning of the names of a sample's tensors that are of its first frame
 ATTEMPTS = 8  # samples tried in a row before the run stops: more is a broken dataset, not a corrupt clip
 
 
 @dataclass(frozen=True)
 class Batch:
     """One micro-batch. inputs: frames (b, t, h, w, 3) uint8, or encoded latents (b, c, t', h', w') float16. words: the
-    encoded caption of each sample, unpadded, where the inputs are latents; else None."""
+    encoded caption of each sample, unpadded, where the inputs are latents; else None. first_frame: what
+    latents/first_frame.py made of the first frames, where the latents were encoded for that; else {}."""
 
     inputs: Tensor
     captions: list[str]
     words: list[Words] | None
     keys: list[str]
     refs: list[SampleRef]
+    first_frame: Words
     replaced: int  # samples that another one replaced because they could not be decoded
 
     def pin_memory(self) -> Batch:
@@ -73,9 +77,12 @@ class Clips(Dataset[Batch]):
             replaced += attempt > 0
             captions.append(self.caption(current.sample))
             keys.append(str(self.index.key[current.sample]))
-        words = [w for _, w in samples if w is not None]
         inputs = torch.stack([frames for frames, _ in samples])
-        return Batch(inputs, captions, words or None, keys, list(refs), replaced)
+        words, first_frames = zip(*(split_first_frame(tensors or {}) for _, tensors in samples), strict=True)
+        first_frame = {name: torch.stack([tensors[name] for tensors in first_frames]) for name in first_frames[0]}
+        return Batch(
+            inputs, captions, list(words) if self.index.encoded else None, keys, list(refs), first_frame, replaced
+        )
 
     def load(self, ref: SampleRef) -> tuple[Tensor, Words | None]:
         """Return frames (t, h, w, 3) uint8 and None, or latents and the encoded caption. Where in a clip the frames
@@ -144,12 +151,24 @@ class Clips(Dataset[Batch]):
         return self.__dict__ | {"_files": {}, "_decoded": {}}
 
 
+def split_first_frame(tensors: Words) -> tuple[Words, Words]:
+    """Split a sample's tensors into its encoded caption and what was made of its first frame."""
+    words = {name: tensor for name, tensor in tensors.items() if not name.startswith(FIRST_FRAME)}
+    names = tensors.keys() - words.keys()
+    return words, {name.removeprefix(FIRST_FRAME): tensors[name] for name in sorted(names)}
+
+
 def micro_batches(
     schedule: BatchSchedule, first_step: int, last_step: int, rank: int, world: int
 ) -> Iterator[list[SampleRef]]:
     """Yield the samples of one rank's micro-batches, of the steps from `first_step` up to but without `last_step`."""
     for step in range(first_step, last_step):
         yield from schedule.step(step)[rank::world]
+
+
+def worker_count(config: Config) -> int:
+    """Return the number of processes that load and decode: `workers` of the options, no more than there are cores."""
+    return min(config.workers, len(os.sched_getaffinity(0)))
 
 
 def make_loader(clips: Clips, batches: Iterator[list[SampleRef]], workers: int, pin: bool = False) -> DataLoader[Batch]:
@@ -165,17 +184,23 @@ def make_loader(clips: Clips, batches: Iterator[list[SampleRef]], workers: int, 
     )
 
 
-def iterate(loader: DataLoader[Batch]) -> Iterator[Batch]:
-    """Start the loader's workers with SIGINT and SIGTERM blocked.
+@contextmanager
+def loading(loader: DataLoader[Batch]) -> Iterator[Iterator[Batch]]:
+    """Start the loader's workers with SIGINT and SIGTERM blocked; end them after the block, also after an exception.
 
     Ctrl-C and a scheduler's SIGTERM reach the whole process group. The main process finishes its step and saves, for
-    which it needs the workers; they end when it closes them, or when they notice that it is gone.
+    which it needs the workers. Because they ignore SIGTERM, Python would wait for them for ever at exit.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
-        return iter(loader)
+        batches = iter(loader)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    try:
+        yield batches
+    finally:
+        if loader.num_workers:
+            batches._shutdown_workers()  # type: ignore[attr-defined]  # torch has no public way
 
 
 def _one_thread(_: int) -> None:

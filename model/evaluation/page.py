@@ -34,8 +34,8 @@ def grid(pairs: Sequence[Pair]) -> np.ndarray:
     return np.concatenate(columns, axis=2)
 
 
-def page(result: Mapping[str, float], pairs: Sequence[Pair], fps: float) -> str:
-    """HTML with the scores and every pair of clips inside it."""
+def page(result: Mapping[str, float], pairs: Sequence[Pair], fps: float, split: str) -> str:
+    """HTML with the scores and every pair of clips of a split inside it."""
     names = list(pairs[0].scores["sampled"])
     rows = "".join(
         f"<tr><th>{videos}</th>" + "".join(f"<td>{result[f'{videos}_{name}']:.4f}</td>" for name in names) + "</tr>"
@@ -57,8 +57,12 @@ main {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(20rem, 1f
 figure {{ margin: 0 }} video {{ width: 49%; margin-right: 1% }} small {{ display: block; opacity: .7 }}
 </style>
 <h1>Samples</h1>
-<p>Loss on {result["clips"]:.0f} held-out clips: {result["loss"]:.4f}. Left the sample, right the real clip with the
-same caption, after a round trip through the latents.</p>
+<p>Loss on {result["clips"]:.0f} clips of the split {split}: {result["loss"]:.4f}. Left the sample, right the
+real clip with the same caption, after a round trip through the latents.</p>
+<p>motion: optical flow between frames, in picture heights. warp and flicker: differences between frames that
+motion does not explain, where the picture moves and where it stands; lower is steadier. same: similarity of
+neighbouring frames. text and others: similarity to the own caption and to those of the other clips. Compare with the
+row of real clips.</p>
 <table><tr><th></th>{"".join(f"<th>{name}</th>" for name in names)}</tr>{rows}</table>
 <main>{clips}</main>
 </html>

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.backbones.pretrained import load_diffusers
+from model.backbones.pretrained import first_line, load_diffusers
 from model.errors import LatentError
 
 
@@ -29,7 +29,7 @@ class HubLatents:
                 raise LatentError(f"{path}: this version of diffusers has no {settings['_class_name']}")
             self.vae = vae_class.from_pretrained(path, subfolder=subfolder).eval().requires_grad_(False)
         except (OSError, ValueError, KeyError) as error:
-            raise LatentError(f"cannot load the autoencoder {path}: {error}") from error
+            raise LatentError(f"cannot load the autoencoder {path}: {first_line(error)}") from error
         self.frame_wise = settings["_class_name"] == "AutoencoderKL"
         self.channels = int(self.vae.config.get("z_dim") or self.vae.config["latent_channels"])
         self.stride = _stride(self.vae, self.frame_wise)

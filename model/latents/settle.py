@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from model.backbones.base import Words
 from model.backbones.pretrained import read_base
 from model.backbones.prompts import text_id
 from model.config import Config
-from model.data.index import Index, make_schedule
+from model.data.index import Index, latent_size, make_schedule
 from model.data.loader import Batch, Clips
 from model.encoding import Encoding, read_encoding, split_weight
 from model.errors import BaseError, LatentError
@@ -24,7 +25,8 @@ from model.latents.pixels import Pixels
 from model.training.parallel import RankContext, barrier
 from pipeline.storage.store import Store, atomic
 
-FITTING_VIDEOS = 256  # that principal components are fitted on
+FITTING_VIDEOS = 256  # that principal components are fitted on, at most
+FITTING_BLOCKS = 250_000  # after which no further video is taken: 325 for each of the 768 numbers of a block
 EMPTY_CAPTION = "empty_caption.safetensors"  # of datasets of latents: what a dropped caption becomes
 MARKER = "id"  # written last: a folder with it holds everything else
 
@@ -40,6 +42,7 @@ def settle_latents(config: Config, out: Path, context: RankContext, index: Index
             for name in sorted(store.list("latents"), key=lambda name: Path(name).name == MARKER):
                 store.fetch(name, folder / Path(name).name)
         else:
+            print("making latents", flush=True)
             fitted = make_latents(config, lambda: fitting_videos(config, index))
             fitted.save(folder)
             with atomic(folder / MARKER) as part:
@@ -82,15 +85,19 @@ def load_latents(name: str, folder: Path) -> Latents:
 
 
 def fitting_videos(config: Config, index: Index) -> Iterator[Tensor]:
-    """Yield videos (b, 3, t, h, w) in the order of the run, FITTING_VIDEOS in all."""
+    """Yield videos (b, 3, t, h, w) in [-1, 1] in the order of the run, until FITTING_VIDEOS or FITTING_BLOCKS are
+    reached."""
     schedule = make_schedule(index, config, PCA.stride)
     clips = Clips(index, schedule, config)
-    step, remaining = 0, FITTING_VIDEOS
-    while remaining:
+    step, videos, blocks = 0, FITTING_VIDEOS, FITTING_BLOCKS
+    while True:
         for refs in schedule.step(step):
-            if few := refs[:remaining]:
-                yield to_signed(clips[few].inputs)
-            remaining -= len(few)
+            if not videos or blocks <= 0:
+                return
+            few = refs[:videos]
+            yield to_signed(clips[few].inputs)
+            videos -= len(few)
+            blocks -= len(few) * math.prod(latent_size(few[0].shape, PCA.stride))
         step += 1
 
 

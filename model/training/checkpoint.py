@@ -101,8 +101,13 @@ def training_tensors(
 def restore(
     folder: Path, model: nn.Module, optimizer: Optimizer, ema: dict[str, Tensor], frozen: bool = True
 ) -> dict[str, Any]:
-    """Load model, optimiser and moving average in place; return the saved state."""
+    """Load model, optimiser and moving average in place; return the saved state. Raises CheckpointError when the
+    checkpoint is of another model."""
     tensors = training_tensors(model, optimizer, ema, frozen)
+    saved: dict[str, Any] = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+    sizes = {name.removeprefix("model."): tensor.size for name, tensor in saved.items() if name.startswith("model.")}
+    if wrong := [name for name, tensor in tensors["model"].items() if sizes.get(name) != tensor.shape]:
+        raise CheckpointError(f"{folder} is of another model: {', '.join(wrong[:3])} do not fit; give another --out")
     dcp.load(tensors, checkpoint_id=folder, no_dist=not dist.is_initialized())
     set_state_dict(
         model,

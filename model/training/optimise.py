@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -14,10 +15,26 @@ if TYPE_CHECKING:
     from model.config import Config
 
 
+class ShardedAdamW(torch.optim.AdamW):
+    """AdamW that updates the local shards of DTensors. Dispatching hundreds of DTensors takes longer than the update.
+    The state stays DTensors, as checkpoints need it."""
+
+    def _init_group(self, group: dict[str, Any], *lists: list[Tensor]) -> bool:
+        has_complex = super()._init_group(group, *lists)  # type: ignore[misc]
+        for tensors in lists:
+            tensors[:] = [local_shard(tensor) for tensor in tensors]
+        return bool(has_complex)
+
+
 def make_optimizer(parameters: Sequence[nn.Parameter], config: Config) -> torch.optim.AdamW:
     """Return fused AdamW, which `clipped_step` needs."""
     betas = (0.9, config.beta2)
-    return torch.optim.AdamW(parameters, config.lr, betas=betas, weight_decay=config.weight_decay, fused=True)
+    return ShardedAdamW(parameters, config.lr, betas=betas, weight_decay=config.weight_decay, fused=True)
+
+
+def local_shard(tensor: Tensor) -> Tensor:
+    """Return this process's part of a DTensor, sharing its memory; other tensors as they are."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def learning_rate(config: Config, step: int) -> float:
@@ -29,10 +46,16 @@ def learning_rate(config: Config, step: int) -> float:
     return rate
 
 
+@torch.no_grad()
 def global_norm(parameters: Sequence[Tensor]) -> Tensor:
     """Return the norm of the gradients over all processes, a scalar on the device."""
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm([local_shard(gradient) for gradient in gradients], foreach=True)
+    if isinstance(gradients[0], DTensor):  # the shards of all processes together are the gradients
+        norm = norm.square()
+        dist.all_reduce(norm, group=gradients[0].device_mesh.get_group())
+        norm = norm.sqrt()
+    return norm
 
 
 def clipped_step(optimizer: torch.optim.Optimizer, norm: Tensor, limit: Tensor) -> Tensor:
@@ -78,4 +101,5 @@ class ClipRule:
 def update_ema(ema: dict[str, Tensor], model: nn.Module, decay: float) -> None:
     """Set ema <- decay * ema + (1 - decay) * weights."""
     own = dict(model.named_parameters())
-    torch._foreach_lerp_(list(ema.values()), [own[name].detach() for name in ema], 1 - decay)
+    averages, weights = [local_shard(average) for average in ema.values()], [local_shard(own[name]) for name in ema]
+    torch._foreach_lerp_(averages, weights, 1 - decay)

@@ -68,9 +68,11 @@ def _leave() -> None:
         dist.destroy_process_group()
 
 
-def distribute(model: DiT | DiffusersBackbone, config: Config, context: RankContext) -> nn.Module:
+def distribute(
+    model: DiT | DiffusersBackbone, config: Config, context: RankContext, keep_gathered: bool = False
+) -> nn.Module:
     """Return the model for training on the context's device. Parameters keep their names, so that checkpoints do not
-    depend on the parallelism."""
+    depend on the parallelism. keep_gathered: whether FSDP keeps the gathered weights for the backward pass."""
     if config.quantise and isinstance(model, DiffusersBackbone):
         quantise_frozen(model.transformer, config.quantise, context.device)
     model.to(context.device)
@@ -85,19 +87,26 @@ def distribute(model: DiT | DiffusersBackbone, config: Config, context: RankCont
     if context.world == 1:
         return model
     if config.parallel == "ddp":
+        frozen = [name for name, p in model.named_parameters() if not p.requires_grad]  # the same in all processes;
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, frozen)  # quantised cannot be sent
         return DistributedDataParallel(
             model, device_ids=[context.device.index] if context.device.index is not None else None
         )
-    half = torch.bfloat16 if config.precision == "bf16" and not config.lora_rank else None  # a LoRA mixes precisions
+    half = gathered_dtype(config)
     policy = MixedPrecisionPolicy(
         param_dtype=half, reduce_dtype=torch.float32 if half else None, cast_forward_inputs=False
     )
     if isinstance(model, DiT):
         fully_shard(model.time)  # without a policy, so that the embedding of timesteps stays in fp32
     for block in model.blocks:
-        fully_shard(block, mp_policy=policy)
+        fully_shard(block, mp_policy=policy, reshard_after_forward=not keep_gathered)
     fully_shard(model, mp_policy=policy)
     return model
+
+
+def gathered_dtype(config: Config) -> torch.dtype | None:
+    """Return the precision of the weights that FSDP gathers; None: their own, because a LoRA mixes precisions."""
+    return torch.bfloat16 if config.precision == "bf16" and not config.lora_rank else None
 
 
 def freeze_and_recompute(model: DiT | DiffusersBackbone, config: Config) -> None:

@@ -45,6 +45,26 @@ class Inflation:
     guidance: float = 4.5
 
 
+@dataclass(frozen=True)
+class Picture:
+    """How a model that continues a picture takes it.
+
+    channels: of latents (latents/hub.py), pictures (b, 3, 1, h, w) in [-1, 1] and the number of frames of the video:
+    what follows the channels of the noisy latents, (b, c, t', h', w'). embed: of the pipeline and pictures as PIL
+    images: further inputs of the transformer, by the names of its arguments. size: of a configuration: the only height
+    and width of latents that the transformer has positions for; None: any. size_options: of the pipeline, height and
+    width of a video: options of the pipeline's call.
+    """
+
+    channels: Callable[[Any, Tensor, int], Tensor]
+    embed: Callable[[Any, list[Any]], Words] = lambda pipeline, pictures: {}
+    size: Callable[[Settings], tuple[int, int] | None] = lambda config: None
+    size_options: Callable[[Any, int, int], dict[str, int]] = lambda pipeline, height, width: {
+        "height": height,
+        "width": width,
+    }
+
+
 def sample_options(scale: float | None, fps: float, tokens: int) -> dict[str, Any]:
     """Return options of a pipeline's call: guidance (None: the pipeline's own), frames a second, tokens of text."""
     return {"max_sequence_length": tokens} | ({} if scale is None else {"guidance_scale": scale})
@@ -81,6 +101,7 @@ class Family:
     layout: Callable[[Settings], Mapping[str, tuple[int | None, ...]]]  # shapes of an encoded caption; None: its tokens
     masked: str | None = None  # the word tensor that is 1 at tokens and 0 at padding; None: zero rows are padding
     padding_counts: bool = False  # whether the model reads the vectors of padding, so that none may be dropped
+    fixed_tokens: bool = False  # whether the model takes captions of exactly `text_tokens`, padding included
     channels: Callable[[Settings], int] = lambda config: int(config["in_channels"])  # of the latents
     patch: Callable[[Settings], int] = lambda config: int(config["patch_size"])  # latent pixels a token, each side
     unsupported: Callable[[Settings], str] = lambda config: ""  # why a transformer cannot be trained, or ""
@@ -92,3 +113,4 @@ class Family:
     frame_patch: Callable[[Settings], int] = lambda config: 1  # latent frames a token
     component: str = "transformer"  # name of the pipeline's part that is trained, and of its folder
     inflation: Inflation | None = None  # of a model of images
+    picture: Picture | None = None  # of a model that continues a picture

@@ -1,27 +1,31 @@
-"""HunyuanVideo 1.5 (Tencent, 2025): 8.3B, text to video. Qwen2.5-VL encodes the caption, and ByT5 its quoted parts.
+"""HunyuanVideo 1.5 (Tencent, 2025): 8.3B, text to video and image to video.
 
-The input channels are noisy latents, the latents of a first frame, and a mask; the last two are zero for text to video.
+Qwen2.5-VL encodes the caption, ByT5 its quoted parts, and SigLIP a first frame. The input channels are noisy latents,
+the latents of a first frame, and a mask; the last two are zero for text to video.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from model.backbones.base import Words
-from model.backbones.families.base import FLOW, TIMESTEPS, Conditions, Family
+from model.backbones.families.base import FLOW, TIMESTEPS, Conditions, Family, Picture
 from model.errors import BaseError
 
 GLYPHS = 256  # number of ByT5 tokens
+PICTURE_TOKENS = 729  # number of SigLIP tokens of a first frame
 
 
 def predict(transformer: Any, x: Tensor, t: Tensor, words: Words, conditions: Conditions) -> Tensor:
-    """Return the predicted noise - x_0: the transformer's forward pass without an image, with static shapes.
+    """Return the predicted noise - x_0: the transformer's forward pass with static shapes.
 
     The transformer's own forward pass moves the used text tokens to the front with boolean indices, which can be
-    neither compiled nor traced without data, and processes 729 masked image tokens.
+    neither compiled nor traced without data, and without a first frame processes 729 masked tokens.
     """
     batch, _, frames, height, width = x.shape
     absent = x.new_zeros(batch, transformer.config.in_channels - x.shape[1], frames, height, width)
@@ -34,6 +38,10 @@ def predict(transformer: Any, x: Tensor, t: Tensor, words: Words, conditions: Co
     text = transformer.context_embedder(words["encoder_hidden_states"], timestep, text_mask) + kinds[0]
     glyphs = transformer.context_embedder_2(words["encoder_hidden_states_2"]) + kinds[1]
     both, mask = torch.cat([glyphs, text], dim=1), torch.cat([glyph_mask, text_mask], dim=1)
+    if "image_embeds" in words:
+        picture = transformer.image_embedder(words["image_embeds"]) + kinds[2]
+        both = torch.cat([picture, both], dim=1)
+        mask = torch.cat([mask.new_ones(picture.shape[:2]), mask], dim=1)
     order = torch.argsort((~mask).int(), dim=1, stable=True)
     mask = mask.gather(1, order)
     context = both.gather(1, order.unsqueeze(-1).expand_as(both)) * mask.unsqueeze(-1)
@@ -64,11 +72,31 @@ def sample_options(scale: float | None, fps: float, tokens: int) -> dict[str, An
     return {}
 
 
-def unsupported(config: Any) -> str:
+def unsupported(config: Any, task: str = "t2v") -> str:
     """Return the reason why a transformer cannot be trained, empty if it can."""
-    if config["task_type"] != "t2v" or config["use_meanflow"]:
-        return "it is made for images to video or for few steps"
+    if config["task_type"] != task or config["use_meanflow"]:
+        return f"it is made for another task than {task}, or for few steps"
     return "" if config["patch_size_t"] == 1 else "its patches span frames"
+
+
+def picture_channels(latents: Any, pictures: Tensor, frames: int) -> Tensor:
+    """Return the latents of pictures (b, 3, 1, h, w) before zeros, and a mask that is 1 in the first latent frame:
+    (b, c + 1, t', h', w')."""
+    encoded = latents.encode(pictures)
+    both = torch.cat([encoded, torch.ones_like(encoded[:, :1])], dim=1)
+    return F.pad(both, (0, 0, 0, 0, 0, (frames - 1) // latents.stride[0]))
+
+
+def embed_pictures(pipeline: Any, pictures: list[Any]) -> Words:
+    """Return SigLIP's hidden states of PIL images, (b, PICTURE_TOKENS, image_embed_dim)."""
+    parts = (pipeline.image_encoder, pipeline.feature_extractor)
+    return {"image_embeds": pipeline._get_image_embeds(*parts, pictures, pipeline.image_encoder.device)}
+
+
+def fix_size(pipeline: Any, height: int, width: int) -> dict[str, int]:
+    """Set the size of the pipeline's videos, which otherwise follows from the picture's aspect ratio; no options."""
+    pipeline.video_processor.calculate_default_height_width = lambda **_: (height, width)
+    return {}
 
 
 FAMILY = Family(
@@ -91,4 +119,14 @@ FAMILY = Family(
     sample_options=sample_options,
     text_needs=("vae",),
     options=FLOW,
+)
+FROM_PICTURE = replace(
+    FAMILY,
+    pipelines=("HunyuanVideo15ImageToVideoPipeline",),
+    layout=lambda config: {
+        **FAMILY.layout(config),
+        "image_embeds": (PICTURE_TOKENS, int(config["image_embed_dim"])),
+    },
+    unsupported=lambda config: unsupported(config, "i2v"),
+    picture=Picture(picture_channels, embed_pictures, size_options=fix_size),
 )

@@ -16,14 +16,14 @@ from torch import Tensor
 from model.network.dit import add_norm
 
 EPS = 1e-6  # of the norms in `add_norm`
+CLIP_TOKENS = 257  # of a picture by CLIP's ViT-H/14, in front of the caption's tokens
 
 
 def speed_up(transformer: Any) -> None:
     """Replace the forward pass of the blocks, in place, where `block_forward` computes the same. Names of parameters
     stay."""
     for block in transformer.blocks:
-        standard = block.attn2.add_k_proj is None and isinstance(block.norm2, torch.nn.LayerNorm)
-        if standard and block.norm1.eps == block.norm2.eps == block.norm3.eps == EPS:
+        if isinstance(block.norm2, torch.nn.LayerNorm) and block.norm1.eps == block.norm2.eps == block.norm3.eps == EPS:
             block.attn1.set_processor(Attention())
             block.attn2.set_processor(Attention())
             block.forward = functools.partial(block_forward, block, block.forward)
@@ -47,7 +47,7 @@ def block_forward(
 
 
 class Attention:
-    """WanAttnProcessor for models without image conditions."""
+    """WanAttnProcessor."""
 
     def __call__(
         self,
@@ -58,13 +58,21 @@ class Attention:
         rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        picture = None
+        if attn.add_k_proj is not None:
+            picture, context = context[:, :CLIP_TOKENS], context[:, CLIP_TOKENS:]
         q = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
         k = attn.norm_k(attn.to_k(context)).unflatten(2, (attn.heads, -1))
         v = attn.to_v(context).unflatten(2, (attn.heads, -1))
         if rotary_emb is not None:
             q, k = rotate(q, *rotary_emb), rotate(k, *rotary_emb)
         q, k, v = (x.to(v.dtype).transpose(1, 2) for x in (q, k, v))
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask).transpose(1, 2).flatten(2)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask)
+        if picture is not None:
+            k, v = attn.norm_added_k(attn.add_k_proj(picture)), attn.add_v_proj(picture)
+            k, v = (x.to(q.dtype).unflatten(2, (attn.heads, -1)).transpose(1, 2) for x in (k, v))
+            out = out + F.scaled_dot_product_attention(q, k, v)
+        out = out.transpose(1, 2).flatten(2)
         return attn.to_out[1](attn.to_out[0](out))
 
 
