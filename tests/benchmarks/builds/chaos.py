@@ -33,10 +33,10 @@ from ray.cluster_utils import Cluster
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "support"))
 from datasets_compared import snapshot
-from videos import pan, texture, write_video
+from footage.videos import pan, texture, write_video
 
 KINDS = ("worker", "child", "driver", "node", "disk", "permission")
-PROCESSES = {"worker": "ray::MapWorker", "child": "pipeline.media.sandbox"}
+PROCESSES = {"worker": "ray::MapWorker", "child": "pipeline.media.isolation.sandbox"}
 OPTIONS = ("scan.min_seconds=0.8", "scan.segment_seconds=4", "scan.shots=adaptive")
 RECIPE = """
 name: chaos

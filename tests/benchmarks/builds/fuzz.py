@@ -29,7 +29,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 
 import fuzzing
 import psutil
-from mutations import mutated, originals, structured
+from footage.mutations import mutated, originals, structured
 
 from pipeline.build import build
 

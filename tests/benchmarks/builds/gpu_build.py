@@ -97,9 +97,9 @@ def write_weights(work: Path, tiny: bool) -> None:
     from filters.torchvision_ops import ensure_torchvision
 
     ensure_torchvision()
-    import caption_models
     import caption_speed
     import open_clip
+    from tiny_models import caption_models
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
@@ -302,8 +302,8 @@ def write_text_encoder(folder: Path) -> None:
     from filters.torchvision_ops import ensure_torchvision
 
     ensure_torchvision()
-    import caption_models
     import transformers
+    from tiny_models import caption_models
 
     words = caption_models.tokenizer()
     words.save_pretrained(folder)

@@ -32,7 +32,7 @@ import fuzzing
 import numpy as np
 import psutil
 import ray
-from mutations import mutated, originals
+from footage.mutations import mutated, originals
 from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 
 from pipeline.build import Built, build

@@ -28,10 +28,10 @@ import torch
 
 sys.path[:0] = [str(Path(__file__).parents[3]), str(Path(__file__).parents[2] / "support")]
 
-import caption_models  # noqa: E402
+from tiny_models import caption_models  # noqa: E402
 
 from captioners.base import ClipFrames  # noqa: E402
-from captioners.text.prompt import INSTRUCTIONS, QUESTION  # noqa: E402
+from captioners.text.prompt import QUESTION, Prompt  # noqa: E402
 from captioners.vlm.vlm import Vlm  # noqa: E402
 
 TEXT_7B = {
@@ -55,7 +55,9 @@ VISION_7B = {
 def build(tiny: bool, device: str) -> tuple[Any, Any]:
     if tiny:
         return caption_models.tiny_qwen()
-    config, processor = caption_models.qwen(TEXT_7B, VISION_7B, vocabulary=152064, training=INSTRUCTIONS + QUESTION)
+    config, processor = caption_models.qwen(
+        TEXT_7B, VISION_7B, vocabulary=152064, training=Prompt().instructions + QUESTION
+    )
     return caption_models.model(config, device, torch.bfloat16), processor
 
 
@@ -116,7 +118,7 @@ class Busy:
     """Share of time in which the GPU ran something, by its own counter, sampled ten times a second."""
 
     def __enter__(self) -> Busy:
-        self.seen: list[int] = []
+        self.percentages: list[int] = []
         self.stop = threading.Event()
         self.thread = threading.Thread(target=self._watch, daemon=True)
         self.thread.start()
@@ -128,10 +130,10 @@ class Busy:
 
     def _watch(self) -> None:
         while torch.cuda.is_available() and not self.stop.wait(0.1):
-            self.seen.append(torch.cuda.utilization())
+            self.percentages.append(torch.cuda.utilization())
 
     def __str__(self) -> str:
-        return f"{statistics.mean(self.seen):.0f}%" if self.seen else "-"
+        return f"{statistics.mean(self.percentages):.0f}%" if self.percentages else "-"
 
 
 def parts(captioner: Vlm, clips: list[ClipFrames]) -> None:

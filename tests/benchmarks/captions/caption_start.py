@@ -126,7 +126,7 @@ def main() -> None:
         from transformers import AutoModelForImageTextToText  # noqa: F401
     with tempfile.TemporaryDirectory() as folder:
         if not given.vlm:
-            import caption_models
+            from tiny_models import caption_models
 
             given.vlm = caption_models.save(*caption_models.tiny_qwen(), Path(folder, "vlm"))
         if not given.clip:

@@ -121,7 +121,7 @@ def looks(encoder: Conse, pictures: list[list[np.ndarray]]) -> None:
         "cropped by a tenth": lambda f: f[f.shape[0] // 20 : -f.shape[0] // 20, f.shape[1] // 20 : -f.shape[1] // 20],
         "JPEG at quality 30": lambda f: cv2.imdecode(cv2.imencode(".jpg", f, [1, 30])[1], 1),
     }
-    for k, kind in enumerate(("embedding", "appearance")):
+    for k, field in enumerate(("embedding", "appearance")):
 
         def mean(shot: list[np.ndarray], k: int = k) -> np.ndarray:
             rows = encoder.look([np.ascontiguousarray(f) for f in shot])[k].mean(axis=0)
@@ -129,7 +129,7 @@ def looks(encoder: Conse, pictures: list[list[np.ndarray]]) -> None:
 
         own = np.array([mean(shot) for shot in pictures])
         others = (own @ own.T)[~np.eye(len(own), dtype=bool)]
-        print(f"{kind}: cosine with other shots, median {np.median(others):.2f}, highest {others.max():.2f}")
+        print(f"{field}: cosine with other shots, median {np.median(others):.2f}, highest {others.max():.2f}")
         for name, copy in copies.items():
             same = np.array([mean([copy(f) for f in shot]) @ row for shot, row in zip(pictures, own, strict=True)])
             auc = (same[:, None] > others[None]).mean()

@@ -33,7 +33,8 @@ import av
 import cv2
 import numpy as np
 import text_overlay
-from defects import DEFECTS
+from footage.defects import DEFECTS
+from footage.synthetic import dolly, view
 from known_clips import (
     COPIES,
     PICTURES,
@@ -45,13 +46,12 @@ from known_clips import (
     samples,
     single_moves,
 )
-from synthetic import dolly, view
 
 from filters import load_filter
 from filters.base import ClipView, Score
-from filters.borders import content_box
 from filters.encoders.base import load_encoder
-from filters.frozen import LEAST_SECONDS
+from filters.movement.frozen import LEAST_SECONDS
+from filters.overlays.borders import content_box
 from pipeline.config.recipe import SelectOptions, load_recipe
 from pipeline.selection.duplicates import CROPPED_BITS, frame_hashes
 
@@ -107,24 +107,27 @@ def defects_table(split: Split) -> None:
         defects[f"{name}, again"] = (DEFECTS[name][0], "naturalness_distance", True)
     head = "".join(f"{name:>10}{'clips':>6}{'null':>5}{'caught':>7}{'lost':>5}" for name in split)
     print(f"{'defect':24}{'score':22}{'target':>7}{head}   {'good 5-95%':>16}   {'bad 5-95%':>16}")
-    known: dict[tuple[str, str], list[Score]] = {}
+    good_scores: dict[tuple[str, str], list[Score]] = {}
     for defect, (put, column, larger) in defects.items():
-        kind, pairs = load_filter(column.split("_")[0]), {}
+        clip_filter, pairs = load_filter(column.split("_")[0]), {}
         for name, good in split.items():
             drift = {"pan": lambda t: 0.15 * t - 0.2, "tilt": lambda t: 0.08 * t - 0.1}
             used = [moved(shot, **drift) for shot in good] if column == "logo_area" else good
             long = lengthened if column == "frozen_share" else lambda video, fps: video
-            if (name, column) not in known:
-                known[name, column] = [
-                    kind.score(looked(long(shot.video, shot.fps), shot.fps))[column] for shot in used
+            if (name, column) not in good_scores:
+                good_scores[name, column] = [
+                    clip_filter.score(looked(long(shot.video, shot.fps), shot.fps))[column] for shot in used
                 ]
-            bad = [kind.score(looked(long(put(shot.video), shot.fps), shot.fps))[column] for shot in used]
-            pairs[name] = known[name, column], bad
+            bad = [clip_filter.score(looked(long(put(shot.video), shot.fps), shot.fps))[column] for shot in used]
+            pairs[name] = good_scores[name, column], bad
         line(defect, column, pairs, larger)
     clips = {name: object_clips(good) for name, good in split.items()}
     for column in ("motion_object", "motion_area"):
-        kind = load_filter("motion")
-        scores = {name: [[kind.score(clip)[column] for clip in some] for some in two] for name, two in clips.items()}
+        clip_filter = load_filter("motion")
+        scores = {
+            name: [[clip_filter.score(clip)[column] for clip in group] for group in groups]
+            for name, groups in clips.items()
+        }
         line("object over a camera", column, scores, True)
 
 
@@ -133,8 +136,8 @@ def line(defect: str, column: str, pairs: dict[str, Sequence[Sequence[Score]]], 
     text, both, bounds = "", [[], []], load_recipe("embedded").select.thresholds.get(column)
     for good, bad in pairs.values():
         a, b = (np.array([v for v in scores if v is not None], float) for scores in (good, bad))
-        found = f"{auc(a, b) if larger else auc(b, a):.3f}" if len(a) and len(b) else "-"
-        text += f"{found:>10}{len(bad):>6}{len(good) + len(bad) - len(a) - len(b):>5}"
+        area = f"{auc(a, b) if larger else auc(b, a):.3f}" if len(a) and len(b) else "-"
+        text += f"{area:>10}{len(bad):>6}{len(good) + len(bad) - len(a) - len(b):>5}"
         caught, lost = (
             f"{np.mean([not bounds.admit(v) for v in scores]):.0%}" if bounds else "" for scores in (bad, good)
         )
@@ -151,24 +154,24 @@ def auc(low: np.ndarray, high: np.ndarray) -> float:
 
 
 def camera_table(split: Split) -> None:
-    kind = load_filter("camera")
+    camera = load_filter("camera")
     head = "".join(f"{name:>10}{'right':>7}{'none':>6}{'wrong':>7}" for name in split)
     print(f"{'camera':14}{head}")
-    found: dict[str, dict[str, list[Score]]] = {}
+    labels_of_moves: dict[str, dict[str, list[Score]]] = {}
     for split_name, good in split.items():
         for k, shot in enumerate(good):
             for move, path in single_moves(k).items():
-                label = kind.score(view(moved(shot, **path).video))["camera_label"]
-                found.setdefault(move, {}).setdefault(split_name, []).append(label)
+                label = camera.score(view(moved(shot, **path).video))["camera_label"]
+                labels_of_moves.setdefault(move, {}).setdefault(split_name, []).append(label)
             for move, speed in (("dolly_in", 0.3), ("dolly_out", -0.3)):
                 middle = [other.video[len(other.video) // 2] for other in (*good[k:], *good[:k])]
-                label = kind.score(view(dolly(middle[0], middle[1:6] or middle, speed, seed=k)))["camera_label"]
-                found.setdefault(move, {}).setdefault(split_name, []).append(label)
-    for move, by_split in found.items():
+                label = camera.score(view(dolly(middle[0], middle[1:6] or middle, speed, seed=k)))["camera_label"]
+                labels_of_moves.setdefault(move, {}).setdefault(split_name, []).append(label)
+    for move, by_split in labels_of_moves.items():
         cells = [(len(labels), labels.count(move), labels.count(None)) for labels in by_split.values()]
         print(f"{move:14}" + "".join(f"{n:>10}{hits:>7}{none:>6}{n - hits - none:>7}" for n, hits, none in cells))
     for split_name in split:
-        single = {move: by_split for move, by_split in found.items() if not move.startswith("dolly")}
+        single = {move: by_split for move, by_split in labels_of_moves.items() if not move.startswith("dolly")}
         pairs = [(move, label) for move, by_split in single.items() for label in by_split.get(split_name, ())]
         hits = sum(move == label for move, label in pairs)
         named = sum(label is not None for _, label in pairs)
@@ -182,27 +185,28 @@ def copies_table(split: Split) -> None:
     encoder, select = load_encoder("conse"), load_recipe("embedded").select
     print(f"copies: cosine {select.duplicate_similarity} and {select.duplicate_bits} bits, target 0.95, exact 0.99")
     print(f"{'copy':22}" + "".join(f"{name:>12}{'found':>8}{'cosine':>8}{'bits':>6}" for name in split) + "   false")
-    seen: dict[str, dict[str, list[tuple[np.ndarray, list[int]]]]] = {}
+    pictured_shots: dict[str, dict[str, list[tuple[np.ndarray, list[int]]]]] = {}
     for name, good in split.items():
         one_each = list({shot.video[0].tobytes(): shot for shot in good}.values())
         for copy, change in COPIES.items():
-            seen.setdefault(copy, {})[name] = [pictured(change(shot.video), encoder) for shot in one_each]
+            pictured_shots.setdefault(copy, {})[name] = [pictured(change(shot.video), encoder) for shot in one_each]
     wrong = {name: [False] for name in split}
-    for copy, by_split in seen.items():
+    for copy, by_split in pictured_shots.items():
         text = ""
         for name, copies in by_split.items():
-            originals = seen["exact"][name]
+            originals = pictured_shots["exact"][name]
             pairs = [[likeness(a, b, select) for b in copies] for a in originals]
             same = np.array([pairs[i][i] for i in range(len(pairs))])
             other = np.array([pairs[i][j] for i in range(len(pairs)) for j in range(len(pairs)) if i != j])
             wrong[name] += (other[:, 0] >= select.duplicate_similarity).tolist()
-            found = (same[:, 0] >= select.duplicate_similarity).mean()
-            text += f"{auc(other[:, 0], same[:, 0]):>12.3f}{found:>8.0%}{np.median(same[:, 1]):>8.2f}"
+            recall = (same[:, 0] >= select.duplicate_similarity).mean()
+            text += f"{auc(other[:, 0], same[:, 0]):>12.3f}{recall:>8.0%}{np.median(same[:, 1]):>8.2f}"
             text += f"{np.median(same[:, 2]):>6.0f}"
         print(f"{copy:22}{text}", flush=True)
     print(
         ", ".join(
-            f"{name}: {np.mean(some):.2%} of pairs of different shots called copies" for name, some in wrong.items()
+            f"{name}: {np.mean(is_copy):.2%} of pairs of different shots called copies"
+            for name, is_copy in wrong.items()
         )
     )
 
@@ -228,16 +232,16 @@ def cost_table(split: Split) -> None:
     good = split["chosen on"]
     videos = [np.concatenate([s.video, s.video[::-1]] * 5)[: round(5 * s.fps)] for s in good[:6]]
     encoder = load_encoder("conse")
-    kinds = {name: load_filter(name, None, encoder) for name in (*SCAN, *EMBED)}
-    spent = dict.fromkeys(("encoder", *kinds), 0.0)
+    filters = {name: load_filter(name, None, encoder) for name in (*SCAN, *EMBED)}
+    spent = dict.fromkeys(("encoder", *filters), 0.0)
     for number, (video, shot) in enumerate(zip([videos[0], *videos], [good[0], *good], strict=False)):
         clip = view(video, shot.fps)
         picks = np.linspace(0, len(video) - 1, SAMPLED).round().astype(int)
         frames = [cv2.resize(video[k], (512, 288), interpolation=cv2.INTER_AREA) for k in picks]
         clip = dataclasses.replace(clip, frames=frames)
         steps: dict[str, Callable[[], object]] = {"encoder": lambda frames=frames: encoder.look(frames)}
-        for name, kind in kinds.items():
-            steps[name] = lambda kind=kind: kind.score(clip)  # noqa: B023
+        for name, clip_filter in filters.items():
+            steps[name] = lambda clip_filter=clip_filter: clip_filter.score(clip)  # noqa: B023
         steps["borders"] = lambda clip=clip: content_box(clip.luma)
         for name, step in steps.items():
             start = time.process_time()

@@ -1,4 +1,4 @@
-"""Makes filters/naturalness.npz from good photographs, each at its own size and at half of it.
+"""Makes filters/picture/naturalness.npz from good photographs, each at its own size and at half of it.
 
     python tests/benchmarks/filters/fit_naturalness.py PICTURE ...
 
@@ -16,7 +16,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
-from filters import naturalness
+from filters.picture import naturalness
 
 
 def main() -> None:

@@ -87,12 +87,15 @@ def looks(root: Path, name: str, recipe: Recipe, cache: Path) -> dict[str, dict[
 
 
 def _scan(path: Path, content: str, recipe: Recipe) -> tuple[float, float, list[dict[str, Any]], dict[str, Any]]:
-    made = scan(Source(content[:32], str(path)), recipe)
+    result = scan(Source(content[:32], str(path)), recipe)
     frames: dict[str, list[dict[str, Any]]] = {}
-    for frame in made.frames:
+    for frame in result.frames:
         frames.setdefault(frame["clip_id"], []).append(frame)
-    found = probe(str(path))
-    return found.start, found.start + found.duration, made.clips, frames
+    info = probe(str(path))
+    end = info.start + info.duration
+    if result.missing and result.clips:  # the file holds less than its header says
+        end = result.clips[-1]["end"]
+    return info.start, end, result.clips, frames
 
 
 def _embedded(clip: Mapping[str, Any], frames: list[dict[str, Any]], recipe: Recipe, cache: Path) -> dict[str, Any]:
@@ -106,17 +109,17 @@ def _embedded(clip: Mapping[str, Any], frames: list[dict[str, Any]], recipe: Rec
         )
     )
     scores: dict[str, Any] = {}
-    for name, made in _filters(recipe).items():
-        options = [content, name, made.version, recipe.filters[name], _bytes(_module(name))]
-        needs_encoder = Track.EMBEDDING in made.needs or name == "tags"
+    for name, clip_filter in _filters(recipe).items():
+        options = [content, name, clip_filter.version, recipe.filters[name], _bytes(_module(name))]
+        needs_encoder = Track.EMBEDDING in clip_filter.needs or name == "tags"
         if needs_encoder:
             options += [to_dict(recipe.encoder), _bytes("filters/encoders")]
 
-        def answer(made: Filter = made, needs_encoder: bool = needs_encoder) -> dict[str, Any]:
+        def answer(clip_filter: Filter = clip_filter, needs_encoder: bool = needs_encoder) -> dict[str, Any]:
             tracks = {}
             if needs_encoder and encoded():
                 tracks = dict(zip(("embedding", "appearance", "tags"), encoded(), strict=True))
-            return score(made, [clip_view(clip, pictures(), clip, **tracks)])[0]
+            return score(clip_filter, [clip_view(clip, pictures(), clip, **tracks)])[0]
 
         scores.update(_kept(cache / "embed" / _hash(*options), answer))
     return scores
@@ -162,8 +165,8 @@ def _filters(recipe: Recipe) -> dict[str, Filter]:
     key = _hash(dict(recipe.filters))
     if key not in _loaded:
         _loaded[key] = filters_of(recipe, "embed", _encoder(recipe))
-    found: dict[str, Filter] = _loaded[key]
-    return found
+    filters: dict[str, Filter] = _loaded[key]
+    return filters
 
 
 def _scan_code() -> str:
@@ -171,7 +174,9 @@ def _scan_code() -> str:
     embed_only = {_module(name) for name in FILTERS if name not in _scan_filters()}
     files = [path for folder in SCAN_CODE for path in sorted((ROOT / folder).rglob("*.[pn][yp]*"))]
     files += [
-        path for path in sorted((ROOT / "filters").glob("*.[pn][yp]*")) if f"filters/{path.name}" not in embed_only
+        path
+        for path in sorted((ROOT / "filters").rglob("*.[pn][yp]*"))
+        if path.relative_to(ROOT).as_posix() not in embed_only and path.parent.name != "encoders"
     ]
     return _hash(*(hashlib.sha256(path.read_bytes()).hexdigest() for path in files if "__pycache__" not in path.parts))
 
@@ -180,7 +185,7 @@ def _scan_code() -> str:
 def _scan_filters() -> frozenset[str]:
     scan_tracks = {Track.LUMA, Track.FLOW, Track.BURST, Track.FIELDS, Track.DETAIL}
     classes = {name: _class(name) for name in FILTERS}
-    return frozenset(name for name, kind in classes.items() if kind.needs <= scan_tracks)
+    return frozenset(name for name, filter_class in classes.items() if filter_class.needs <= scan_tracks)
 
 
 def _class(name: str) -> Any:

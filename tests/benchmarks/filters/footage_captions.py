@@ -3,10 +3,10 @@
 The text is the short caption of a file's longest clip that the scan keeps. AUC: how often a file's text is nearer to
 its own label than any file's text to another file's label, by the cosine of all-MiniLM-L6-v2.
 
-caption_labels.jsonl judges sentences of the `measured` captioner by eye, one file of ../shared/web a line. They were
-judged with the captions in sight, on sheets of the sampled frames. A sentence is right if all that it says is seen in
-the clip; "a person" is right for a hand or a drawn person, a direction if it is the one in the picture. A sentence that
-is not in the list is not counted.
+caption_labels.jsonl judges sentences of the `measured` captioner by eye, one file of ../shared/web or of unseen/ a
+line. They were judged with the captions in sight, on sheets of the sampled frames. A sentence is right if all that it
+says is seen in the clip; "a person" is right for a hand or a drawn person, a direction if it is the one in the picture.
+A sentence that is not in the list is not counted.
 """
 
 from __future__ import annotations
@@ -36,10 +36,11 @@ def captions_section(files: Sequence[ScannedFile], labels: Mapping[str, Label]) 
     meant = np.stack([encoder(f"{labels[name]['main_subject']} {labels[name].get('action') or ''}") for name in named])
     near = captions_by_clip @ meant.T
     certain = np.array([texts[name].content > 0 for name in named])
-    lines = [
-        f"captions: {len(texts)} files; against subject and action AUC {_auc(near):.3f} of {len(named)}, "
-        f"{_auc(near[np.ix_(certain, certain)]):.3f} of {int(certain.sum())} whose subject the caption names"
-    ]
+    filmed = np.array([labels[name].get("kind") == "filmed" for name in named])
+    lines = [f"captions: {len(texts)} files; AUC against subject and action, of how many"]
+    for title, chosen in (("all", np.ones(len(named), bool)), ("filmed", filmed)):
+        parts = (f"{_auc(near[np.ix_(c, c)]):.3f} of {int(c.sum())}" for c in (chosen, chosen & certain))
+        lines.append(f"  {title}: {', whose subject the caption names '.join(parts)}")
     counts = {True: 0, False: 0, None: 0}
     wrong = []
     judged = _judged()

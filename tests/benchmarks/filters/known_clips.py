@@ -11,12 +11,12 @@ from pathlib import Path
 import av
 import cv2
 import numpy as np
+from footage.synthetic import camera_move, paste, view
 from scenedetect import AdaptiveDetector, detect
-from synthetic import camera_move, paste, view
 
 from filters.base import ClipView
-from filters.borders import content_box
-from filters.exposure import Exposure
+from filters.overlays.borders import content_box
+from filters.picture.exposure import Exposure
 
 HEIGHT, LONGEST = 360, 2.5  # pixels and seconds of a shot that are used
 PICTURES = (".jpg", ".jpeg", ".png")
@@ -41,8 +41,8 @@ def samples(*names: str) -> list[Path]:
 
 def good_shots(paths: Sequence[Path]) -> list[Shot]:
     """Shots that are neither dark nor burnt out nor flat; a picture gives one, filmed by a camera that drifts."""
-    found = [shot for path in paths for shot in (still(path) if path.suffix in PICTURES else shots_of(path))]
-    return [shot for shot in found if ordinary(shot)]
+    shots = [shot for path in paths for shot in (still(path) if path.suffix in PICTURES else shots_of(path))]
+    return [shot for shot in shots if ordinary(shot)]
 
 
 def shots_of(path: Path) -> list[Shot]:
@@ -51,7 +51,7 @@ def shots_of(path: Path) -> list[Shot]:
         fps = float(container.streams.video[0].average_rate or 25)
         frames = [small(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
     cuts = [span[0].frame_num for span in detect(str(path), AdaptiveDetector())] or [0]
-    found = []
+    shots = []
     for first, last in zip(cuts, [*cuts[1:], len(frames)], strict=True):
         length = min(last - first - 4, round(LONGEST * fps))
         if length >= fps:
@@ -60,8 +60,8 @@ def shots_of(path: Path) -> list[Shot]:
             x0, y0, x1, y1 = content_box(view(video, fps).luma)
             height, width = video.shape[1:3]
             inside = np.s_[:, round(y0 * height) : round(y1 * height), round(x0 * width) : round(x1 * width)]
-            found.append(Shot(f"{path.stem}@{start}", np.ascontiguousarray(video[inside]), fps))
-    return found
+            shots.append(Shot(f"{path.stem}@{start}", np.ascontiguousarray(video[inside]), fps))
+    return shots
 
 
 def still(path: Path) -> list[Shot]:

@@ -6,8 +6,9 @@ Footage of a camera that stands, with whatever moves in it, is filmed again by a
 rolls at 0.05 to 0.4 picture heights (0.05 to 0.3 of the picture, radians) a second, shakes, or stands. FOLDER is
 labelled as for real_footage.py; its filmed single shots with the camera label "static" are used, and --videos whole.
 
-Labels by eye overlook slow drift, so there are two tables: all of that footage, and the part of it in which a fifth of
-the textured places show the same half a second later, which no moving camera does.
+Labels by eye overlook slow drift, so there are three tables: all of that footage, the part of it in which a fifth of
+the textured places show the same half a second later, which no moving camera does, and all but files whose label the
+pictures contradict (disputed_labels.jsonl).
 """
 
 from __future__ import annotations
@@ -26,12 +27,13 @@ import av
 import cv2
 import numpy as np
 from known_clips import shaken
+from real_footage import disputed_files
 
 from filters.base import ClipView
-from filters.camera import STANDS, Camera
-from filters.flow import coarse_flow
-from filters.global_motion import global_motion
-from filters.steady_motion import steady_motion
+from filters.movement.camera import STANDS, Camera
+from filters.movement.flow import coarse_flow
+from filters.movement.global_motion import global_motion
+from filters.movement.steady_motion import steady_motion
 from pipeline.report.labels import read_file_labels
 
 RATE = 8.0  # frames a second, as in the scan's luma track
@@ -68,7 +70,12 @@ def main() -> None:
         for move, how in moves(number, frames.shape[2] / frames.shape[1], float(times[-1] - times[0])).items():
             label = Camera().score(view(*film(frames, times, how)))["camera_label"]
             answers.append((name, move, label if isinstance(label, str) else None, stands))
-    for title, rows in (("all footage", answers), ("footage that stands", [row for row in answers if row[3]])):
+    doubted = disputed_files("camera")
+    for title, rows in (
+        ("all footage", answers),
+        ("footage that stands", [row for row in answers if row[3]]),
+        ("all but footage whose label static is disputed", [row for row in answers if row[0] not in doubted]),
+    ):
         print(f"{title}: {len({name for name, *_ in rows})} files")
         table([(move, label) for _, move, label, _ in rows])
     for name, move, label, _ in answers if given.show else ():
@@ -130,16 +137,16 @@ def moves(seed: int, aspect: float, seconds: float) -> dict[str, Move]:
 def film(frames: np.ndarray, times: np.ndarray, move: Move) -> tuple[np.ndarray, np.ndarray]:
     """What the virtual camera films of (n, h, w) frames: (n, 90, w) uint8 and the times from 0 on."""
     height, width = frames.shape[1:]
-    seen = SEEN_MOVING if move.pan or move.tilt else SEEN
-    scale = min(height, width) * seen / SHORT_SIDE  # footage pixels a pixel
-    size = 2 * round(width * seen / scale / 2), 2 * round(height * seen / scale / 2)
+    share = SEEN_MOVING if move.pan or move.tilt else SEEN
+    scale = min(height, width) * share / SHORT_SIDE  # footage pixels a pixel
+    size = 2 * round(width * share / scale / 2), 2 * round(height * share / scale / 2)
     out, times = np.empty((len(frames), size[1], size[0]), np.uint8), times - times[0]
     for k, time in enumerate(times):
         t = time - times[-1] / 2
         across, down = (wobble(time) for wobble in move.shake) if move.shake else (0.0, 0.0)
         zoomed, angle = scale / np.exp(move.zoom * t), move.roll * t
         matrix = zoomed * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-        shift = np.array([move.pan * t + across, move.tilt * t + down]) * seen * height
+        shift = np.array([move.pan * t + across, move.tilt * t + down]) * share * height
         affine = np.column_stack([matrix, np.array([width / 2, height / 2]) + shift - matrix @ np.array(size) / 2])
         frame = cv2.GaussianBlur(frames[k], (0, 0), 0.45 * zoomed) if zoomed > 1.2 else frames[k]
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP

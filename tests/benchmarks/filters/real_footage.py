@@ -1,7 +1,7 @@
 """How right the default recipe is on real footage with labels made by eye.
 
     python tests/benchmarks/filters/real_footage.py FOLDER [--cache FOLDER] [--processes 2] [--recipe embedded]
-        [key=value ...]
+        [--all] [key=value ...]
 
 FOLDER holds videos in sub-folders, one a source, and labels.jsonl: one object a file with `file`, `single_shot`, `cuts`
 (seconds from the first frame), `gradual` ([start, end] each), `uncertain_at` (places that do not count),
@@ -12,13 +12,19 @@ threshold or filter costs only itself. `key=value` changes the recipe.
 It prints what happens to single shots and to cuts, how much good footage is lost and by what, precision and recall of
 every threshold, how often the camera's label is given and right, and how right captions are. Good footage is filmed, of
 a single shot, and without logo, lettering, combs, bars or a still picture. Files of one folder are of one source and
-count as one where "sources" are named. live_camera.py and woven_fields.py judge camera labels and interlacing on known
-damage.
+count as one where "sources" are named.
+
+Labels are used as they are. disputed_labels.jsonl names those that the pictures contradict, or lack a defect, with the
+evidence; what changes without them is printed beside. --all also runs on the same folder what judges the rest, which
+takes much longer: planted_levels.py (the thresholds that no clip needs, and undamaged clips), live_camera.py (camera
+labels under known moves), woven_fields.py (interlacing) and real_shots.py (shots of films joined from the clips).
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -35,11 +41,14 @@ from footage_captions import captions_section
 
 from pipeline.config.recipe import Recipe, load_recipe
 from pipeline.report.calibrate import judgement_table
-from pipeline.report.labels import is_good, judge, read_file_labels
+from pipeline.report.labels import DEFECTS, has_defect, is_good, judge, read_file_labels
 
+BENCHMARKS = Path(__file__).parents[1]
+OTHERS = ("filters/planted_levels.py", "filters/live_camera.py", "media/woven_fields.py", "shots/real_shots.py")
 NEAR = 0.1  # seconds between a boundary and the cut that it is taken for
 UNCERTAIN = 0.3  # seconds around places left undecided, in which nothing counts
 FADE = 0.15  # seconds that the ends of labelled dissolves and fades may be off
+DISPUTED = Path(__file__).parent / "disputed_labels.jsonl"
 FRAME = 1.5  # frames: less than this is missing between two shots of a hard cut
 
 Label = Mapping[str, Any]
@@ -53,6 +62,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "clipmill-real-footage")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--recipe", default="embedded")
+    parser.add_argument("--all", action="store_true", help="also run the scripts in OTHERS on the folder")
     given = parser.parse_intermixed_args()
     recipe = load_recipe(given.recipe, given.overrides)
     labels = read_file_labels(given.folder / "labels.jsonl")
@@ -66,7 +76,15 @@ def main() -> None:
         print()
         print("\n".join(section(files, labels, recipe)))
     print()
-    print("\n".join(captions_section(files, labels)))
+    print("\n".join(captions_section(files, labels)), flush=True)
+    for script in OTHERS if given.all else ():
+        print(f"\n{script}", flush=True)
+        subprocess.run([sys.executable, str(BENCHMARKS / script), str(given.folder)], check=True)
+
+
+def disputed_files(*fields: str) -> set[str]:
+    rows = [json.loads(line) for line in DISPUTED.read_text().splitlines()]
+    return {row["file"] for row in rows if row["field"] in fields}
 
 
 def source(name: str) -> str:
@@ -84,11 +102,11 @@ def shots_section(files: Sequence[ScannedFile], labels: Mapping[str, Label], rec
     for file in single:
         label = labels[file.name]
         labelled = spans(label, file.start)
-        found = [span for span in transitions(file) if not uncertain(span, label, file.start)]
-        found = [span for span in found if not overlaps(span, labelled)]
-        if any(file.start < first and last < file.end for first, last in found):
+        boundaries = [span for span in transitions(file) if not uncertain(span, label, file.start)]
+        boundaries = [span for span in boundaries if not overlaps(span, labelled)]
+        if any(file.start < first and last < file.end for first, last in boundaries):
             split.append(file.name)
-        if any(last - first > NEAR for first, last in found):
+        if any(last - first > NEAR for first, last in boundaries):
             faded.append(file.name)
     hits = false = missed = 0
     for file in files:
@@ -117,12 +135,12 @@ def transitions(file: ScannedFile) -> list[Span]:
     if not shots:
         return []
     step = 1 / max(file.clips[0]["fps"], 1.0)
-    found = [(a[1], b[0]) for a, b in pairwise(shots)]
+    gaps = [(a[1], b[0]) for a, b in pairwise(shots)]
     if shots[0][0] - file.start > FRAME * step:
-        found.insert(0, (file.start, shots[0][0]))
+        gaps.insert(0, (file.start, shots[0][0]))
     if file.end - shots[-1][1] > max(FRAME * step, FADE):
-        found.append((shots[-1][1], file.end))
-    return found
+        gaps.append((shots[-1][1], file.end))
+    return gaps
 
 
 def cut_counts(file: ScannedFile, label: Label) -> tuple[int, int, int]:
@@ -166,18 +184,19 @@ def loss_section(files: Sequence[ScannedFile], labels: Mapping[str, Label], reci
     good = [file for file in files if is_good(labels[file.name])]
     whole, part, why, lost, total = [], [], Counter[str](), 0.0, 0.0
     for file in good:
-        rejected = [(clip, found) for clip in file.clips if (found := reasons(clip, recipe))]
+        rejected = [(clip, names) for clip in file.clips if (names := reasons(clip, recipe))]
         seconds = sum(clip["end"] - clip["start"] for clip, _ in rejected)
         lost, total = lost + seconds, total + sum(clip["end"] - clip["start"] for clip in file.clips)
-        for name in {name for _, found in rejected for name in found}:
+        for name in {name for _, names in rejected for name in names}:
             why[name] += 1
         if rejected or not file.clips:
             (whole if len(rejected) == len(file.clips) else part).append(file.name)
     pieces = Counter(name for file in good for clip in file.clips for name in reasons(clip, recipe))
+    brief = [file.name for file in good if file.end - file.start < recipe.scan.min_seconds]
     return [
         f"good files: {len(good)} of {len({source(file.name) for file in good})} sources; "
         f"lost whole {len(whole)}, in part {len(part)}; of their time {lost / max(total, 1e-9):.3f}",
-        f"lost whole: {', '.join(whole)}",
+        f"lost whole: {', '.join(whole)}; shorter than scan.min_seconds: {len(brief)}",
         f"lost in part: {', '.join(part)}",
         "files by reason: " + ", ".join(f"{name} {count}" for name, count in why.most_common()),
         "pieces by reason: " + ", ".join(f"{name} {count}" for name, count in pieces.most_common()),
@@ -195,20 +214,38 @@ def threshold_section(files: Sequence[ScannedFile], labels: Mapping[str, Label],
             wrong = {label["file"] for clip, label in rows if judge([(clip, label)], alone)[0].wrong}
             lines.append(f"{row.column} wrong: {', '.join(sorted(wrong))}")
     right, wrong = sum(row.right for row in judged), sum(row.wrong for row in judged)
-    return [*lines, f"all thresholds: {right} rejections right, {wrong} wrong"]
+    lines.append(f"all thresholds: {right} rejections right, {wrong} wrong = {right / max(1, right + wrong):.3f}")
+    doubted = disputed_files("overlay_text", "overlay_logo", "flicker", "blocks")
+    plain = judge([row for row in rows if row[1]["file"] not in doubted], recipe.select.thresholds)
+    right, wrong = sum(row.right for row in plain), sum(row.wrong for row in plain)
+    lines.append(
+        f"without files whose label is disputed: {right} right, {wrong} wrong = {right / max(1, right + wrong):.3f}"
+    )
+    columns = [column for column, fields in DEFECTS.items() if "overlay_logo" in fields]
+    marked = [clip for clip, label in rows if label.get("single_shot") is True and has_defect(label, "logo_area")]
+    caught = sum(any(column in reasons(clip, recipe) for column in columns) for clip in marked)
+    return [*lines, f"clips of single shots with a logo or text over them: {caught} of {len(marked)} rejected for that"]
 
 
 def camera_section(files: Sequence[ScannedFile], labels: Mapping[str, Label], recipe: Recipe) -> list[str]:
     """Camera labels of single shots, against those given by eye."""
-    counts = Counter[tuple[str, str | None]]()
+    counts, doubted = Counter[tuple[str, str | None]](), Counter[tuple[str, str | None]]()
+    disputed = disputed_files("camera")
     for file in files:
         label = labels[file.name]
         if label.get("single_shot") is True and label.get("camera") not in (None, "unsure", "mixed"):
-            counts.update((label["camera"], clip["camera_label"]) for clip in file.clips if not clip["dropped"])
+            pairs = [(label["camera"], clip["camera_label"]) for clip in file.clips if not clip["dropped"]]
+            (doubted if file.name in disputed else counts).update(pairs)
+    lines = [f"camera label: {agreement(counts + doubted)}", f"without disputed labels: {agreement(counts)}"]
+    counts += doubted
+    return lines + [f"  {wanted} -> {label}: {count}" for (wanted, label), count in counts.most_common()]
+
+
+def agreement(counts: Counter[tuple[str, str | None]]) -> str:
+    """Say how often a label was given and how often it was the one by eye, of (label by eye, label) pairs."""
     given = sum(count for (_, label), count in counts.items() if label is not None)
     right = sum(count for (wanted, label), count in counts.items() if label == wanted)
-    lines = [f"camera label: given for {given} of {counts.total()} clips, right for {right} of those"]
-    return lines + [f"  {wanted} -> {label}: {count}" for (wanted, label), count in counts.most_common()]
+    return f"given for {given} of {counts.total()} clips, right for {right} of those"
 
 
 if __name__ == "__main__":

@@ -109,8 +109,8 @@ def line(path: Path) -> tuple[str, bool]:
     except MediaError as error:
         try:
             with av.open(str(path), metadata_errors="ignore") as container:
-                found = [s.index for s in container.streams.video if s.codec_context is not None]
-            count = len(by_ffmpeg(path, found[0]).pictures) if found else 0
+                streams = [s.index for s in container.streams.video if s.codec_context is not None]
+            count = len(by_ffmpeg(path, streams[0]).pictures) if streams else 0
         except av.FFmpegError:
             count = 0
         return f"{count:6} {0:6} {'':>9} {'':>9}  {error}", count > 0

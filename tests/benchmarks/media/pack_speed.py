@@ -184,16 +184,17 @@ def settings(paths: list[Path]) -> None:
             encode.ENCODERS["h264 fast_loading"] = options
             with Video(str(path)) as video:
                 start = time.process_time()
-                made = encode.encode_span(encode.SpanReader(video), cut, PackOptions())
+                encoded = encode.encode_span(encode.SpanReader(video), cut, PackOptions())
                 spent = time.process_time() - start
-                quality = psnr(video, cut, made.data)
-            times = (np.arange(16) + 0.5) / 16 * made.duration
-            reading = best(partial(read_frames, made.data, times, 256, 256))
-            everything = best(partial(all_frames, made.data))
-            lengths.append(len(made.data))
+                quality = psnr(video, cut, encoded.data)
+            times = (np.arange(16) + 0.5) / 16 * encoded.duration
+            reading = best(partial(read_frames, encoded.data, times, 256, 256))
+            everything = best(partial(all_frames, encoded.data))
+            lengths.append(len(encoded.data))
             print(
-                f"| {name} | {len(made.data) / lengths[0]:.2f} | {quality:.1f} | {1000 * spent / made.frames:.1f} "
-                f"| {reading:.0f} | {16_000 / reading:.0f} | {1000 * made.frames / everything:.0f} |",
+                f"| {name} | {len(encoded.data) / lengths[0]:.2f} | {quality:.1f} "
+                f"| {1000 * spent / encoded.frames:.1f} | {reading:.0f} | {16_000 / reading:.0f} "
+                f"| {1000 * encoded.frames / everything:.0f} |",
                 flush=True,
             )
 
@@ -203,9 +204,9 @@ def psnr(video: Video, cut: encode.Cut, data: bytes) -> float:
     errors = []
     with Video(io.BytesIO(data)) as packed:
         source = encode.SpanReader(video).frames(cut.start_pts, cut.end_pts)
-        for made, original in zip(packed.frames(), source, strict=True):
+        for encoded, original in zip(packed.frames(), source, strict=True):
             wanted = encode._fit(original.planes()[0], cut.part(), cut.size, 2)
-            errors.append(np.mean((made.planes()[0].astype(float) - wanted) ** 2))
+            errors.append(np.mean((encoded.planes()[0].astype(float) - wanted) ** 2))
     return float(10 * np.log10(255**2 / np.mean(errors)))
 
 

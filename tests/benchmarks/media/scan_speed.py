@@ -28,7 +28,7 @@ import numpy as np
 sys.path[:0] = [str(Path(__file__).parents[3])]
 
 X264 = ["-c:v", "libx264", "-preset", "fast", "-crf", "23"]
-KINDS = {
+VARIANTS = {
     "h264-1080": (1080, X264),
     "h264-720": (720, X264),
     "h264-360": (360, X264),
@@ -41,17 +41,17 @@ KINDS = {
 }
 
 
-def make(kind: str, footage: list[Path], seconds: int, folder: Path, share: float = 16) -> Path:
-    """A file of `seconds` of the footage in the given kind."""
-    if kind == "as-is":
+def make(variant: str, footage: list[Path], seconds: int, folder: Path, share: float = 16) -> Path:
+    """A file of `seconds` of the footage in the given variant."""
+    if variant == "as-is":
         return footage[0]
-    height, codec = KINDS[kind]
+    height, codec = VARIANTS[variant]
     size = f"scale={height * 16 // 9}:{height}:force_original_aspect_ratio=increase,crop={height * 16 // 9}:{height}"
-    quiet, suffix = ["ffmpeg", "-v", "error", "-y"], ".webm" if kind.startswith("vp9") else ".mp4"
+    quiet, suffix = ["ffmpeg", "-v", "error", "-y"], ".webm" if variant.startswith("vp9") else ".mp4"
     inputs = [item for file in footage for item in ("-t", f"{share / len(footage)}", "-i", str(file))]
     joined = "".join(f"[{i}:v:0]{size},fps=30,setsar=1[v{i}];" for i in range(len(footage)))
     joined += "".join(f"[v{i}]" for i in range(len(footage))) + f"concat=n={len(footage)}[v]"
-    short, whole = folder / f"short-{kind}{suffix}", folder / f"{kind}{suffix}"
+    short, whole = folder / f"short-{variant}{suffix}", folder / f"{variant}{suffix}"
     graph = ["-filter_complex", joined, "-map", "[v]", "-pix_fmt", "yuv420p"]
     subprocess.run([*quiet, *inputs, *graph, *codec, str(short)], check=True)
     loop = ["-stream_loop", "-1", "-i", str(short), "-c", "copy", "-t", str(seconds)]
@@ -98,10 +98,10 @@ def peak(path: Path, start: float, end: float) -> float:
 def scenedetect(path: Path, seconds: float) -> float:
     from scenedetect import AdaptiveDetector, detect
 
-    seen = min(60.0, seconds)
+    end = min(60.0, seconds)
     started = time.process_time()
-    detect(str(path), AdaptiveDetector(), end_time=seen)
-    return (time.process_time() - started) * seconds / seen
+    detect(str(path), AdaptiveDetector(), end_time=end)
+    return (time.process_time() - started) * seconds / end
 
 
 def transnet(path: Path, seconds: float) -> float:
@@ -130,8 +130,8 @@ def apart(function: Callable[..., float], *args: object) -> float:
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=None, check=False)
     if run.returncode:
         raise RuntimeError(run.stderr[-2000:])
-    *said, last = run.stdout.strip().splitlines()
-    print("\n".join(said), end="\n" if said else "")
+    *lines, last = run.stdout.strip().splitlines()
+    print("\n".join(lines), end="\n" if lines else "")
     return float(last.split()[1])
 
 
@@ -158,19 +158,19 @@ def main() -> None:
         if options.memory:
             memory(options.footage, Path(folder))
             return
-        for kind in options.kinds.split(","):
-            seconds = 600 if kind == "h264-1080" else 60
-            path = make(kind, options.footage, seconds, Path(folder))
-            print(f"{kind}: {seconds} s, {path.stat().st_size / 2**20:.1f} MB", flush=True)
+        for variant in options.kinds.split(","):
+            seconds = 600 if variant == "h264-1080" else 60
+            path = make(variant, options.footage, seconds, Path(folder))
+            print(f"{variant}: {seconds} s, {path.stat().st_size / 2**20:.1f} MB", flush=True)
             base = ffmpeg(path)
             row = [base, apart(scan, path, None), apart(scan, path, options.recipe)]
             if not options.alone:
                 row += [apart(scenedetect, path, seconds), apart(transnet, path, seconds)]
-            rows.append((kind, row))
+            rows.append((variant, row))
     names = ["ffmpeg CPU s", "scan", f"scan + {options.recipe}'s filters", "PySceneDetect adaptive", "TransNetV2"]
     print(f"\n{'CPU as a ratio to ffmpeg':26}" + "".join(f"{name:>28}" for name in names))
-    for kind, (base, *others) in rows:
-        print(f"{kind:26}{base:28.1f}" + "".join(f"{value / base:28.2f}" for value in others))
+    for variant, (base, *others) in rows:
+        print(f"{variant:26}{base:28.1f}" + "".join(f"{value / base:28.2f}" for value in others))
 
 
 if __name__ == "__main__":

@@ -97,13 +97,13 @@ def main() -> None:
         times.append(time.perf_counter())
         for path in (alone / plan.path, index_path(alone / plan.path)):
             assert path.read_bytes() == (together / path.relative_to(alone)).read_bytes()
-        one, encoded, joined = (after - before for before, after in itertools.pairwise(times))
+        single, encoded, joined = (after - before for before, after in itertools.pairwise(times))
         bucket = plan.path.split("/")[1]
         print(f"{len(plan.clips)} clips of {bucket}, {size / 1e6:.1f} MB, {count} parts, {args.cores} cores\n")
         print("| | seconds | of one worker's |\n|---|---|---|")
-        print(f"| one worker | {one:.1f} | 1.00 |")
-        print(f"| parts | {encoded:.1f} | {encoded / one:.2f} |")
-        print(f"| joining them | {joined:.2f} | {joined / one:.4f} |", flush=True)
+        print(f"| one worker | {single:.1f} | 1.00 |")
+        print(f"| parts | {encoded:.1f} | {encoded / single:.2f} |")
+        print(f"| joining them | {joined:.2f} | {joined / single:.4f} |", flush=True)
 
         child = multiprocessing.get_context("spawn").Process(target=write_parts, args=(plan, killed, args.cores))
         child.start()
@@ -117,7 +117,9 @@ def main() -> None:
         before = time.perf_counter()
         write_parts(plan, killed, args.cores)
         rest = time.perf_counter() - before
-        print(f"| parts, killed when half were written, and the rest | {half + rest:.1f} | {(half + rest) / one:.2f} |")
+        print(
+            f"| parts, killed when half were written, and the rest | {half + rest:.1f} | {(half + rest) / single:.2f} |"
+        )
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from pipeline.report.labels import read_file_labels
 from pipeline.scan.scan import scan
 from pipeline.sources.discover import Source
 
+SCALED = "select.thresholds.interlacing_scaled={max: 0.75, missing: keep}"  # no recipe has this threshold
 SHARE = 0.25  # of the frames, above which idet's verdict counts
 HEIGHT = 720  # lines of the footage at most
 
@@ -43,11 +44,11 @@ def main() -> None:
     labels = read_file_labels(given.folder / "labels.jsonl")
     names = [name for name, label in labels.items() if label.get("kind") == "filmed" and label.get("single_shot")]
     names = names[:: max(1, len(names) // given.files)][: given.files]
-    thresholds = load_recipe("embedded").select.thresholds
+    thresholds = load_recipe("embedded", [SCALED]).select.thresholds
     bounds = {name: thresholds[name] for name in ("interlacing_share", "interlacing_scaled")}
     alone = ["scan.shots=stride", "scan.max_seconds=60", "scan.min_seconds=0"]
     recipe = dataclasses.replace(load_recipe("embedded", alone), filters={"interlacing": {}})
-    found: dict[str, list[tuple[bool, bool, bool]]] = {name: [] for name in VARIANTS}
+    results: dict[str, list[tuple[bool, bool, bool]]] = {name: [] for name in VARIANTS}
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
             frames, fps = luma(given.folder / name, given.frames)
@@ -57,10 +58,10 @@ def main() -> None:
                 clips = scan(Source("0" * 32, str(path)), recipe).clips
                 measured = [clip for clip in clips if clip["interlacing_share"] is not None]
                 ours = any(not bound.admit(clip[name]) for clip in measured for name, bound in bounds.items())
-                found[variant].append((ours, idet(path) > SHARE, not measured))
+                results[variant].append((ours, idet(path) > SHARE, not measured))
     print(f"{len(names)} files of {len({name.split('/')[0] for name in names})} sources")
     print(f"{'':24}{'rejected':>10}{'null':>6}{'idet':>8}")
-    for variant, rows in found.items():
+    for variant, rows in results.items():
         ours, theirs, null = np.mean(rows, axis=0)
         print(f"{variant:24}{ours:>10.2f}{null:>6.2f}{theirs:>8.2f}")
 

@@ -42,8 +42,8 @@ def footage(files: Sequence[Path], size: tuple[int, int], shortest: int = 20) ->
         padded = np.concatenate([tiny[:1].repeat(CONTEXT, 0), tiny, tiny[-1:].repeat(CONTEXT, 0)])
         unclean = np.zeros(len(tiny), bool)
         for start in range(0, len(tiny), 200):
-            one, many = predict(padded[start : start + 200 + 2 * CONTEXT])
-            inside = np.maximum(one, many)[CONTEXT:-CONTEXT] > 0.1
+            single, many = predict(padded[start : start + 200 + 2 * CONTEXT])
+            inside = np.maximum(single, many)[CONTEXT:-CONTEXT] > 0.1
             unclean[start : start + len(inside)] = inside
         unclean = np.convolve(unclean, np.ones(2 * MARGIN + 1), "same") > 0
         unclean |= tiny.reshape(len(tiny), -1).std(axis=1) < 8  # black and empty frames are in no shot
@@ -62,21 +62,21 @@ def join(pieces: Sequence[np.ndarray], seed: int, shots: int, fps: float = 25.0,
     length, last = 0, -1
     for number in range(shots):
         which = int(random.choice([i for i in range(len(pieces)) if i != last or len(pieces) == 1]))
-        kind = str(random.choice(["cut", "dissolve", "black", "white", "wipe"], p=[0.45, 0.22, 0.1, 0.05, 0.18]))
+        transition = str(random.choice(["cut", "dissolve", "black", "white", "wipe"], p=[0.45, 0.22, 0.1, 0.05, 0.18]))
         tail = len(parts[-1]) if parts else 0
         span = 0
-        if kind in ("dissolve", "wipe"):
-            span = min(round(fps * random.uniform(0.3, 2.0 if kind == "dissolve" else 1.2)), tail // 3)
+        if transition in ("dissolve", "wipe"):
+            span = min(round(fps * random.uniform(0.3, 2.0 if transition == "dissolve" else 1.2)), tail // 3)
         solid = round(fps * random.uniform(0.2, 1.6)) + span
         if motion:
             brief = random.random() < 0.25
-            which = last if kind == "cut" and number and random.random() < 0.15 else which
+            which = last if transition == "cut" and number and random.random() < 0.15 else which
             count = round(fps * random.uniform(0.25, 0.8)) if brief else round(fps * random.uniform(0.8, 3.2)) + solid
             shot, events = moving_shot(pieces[which], max(count, span + 5), fps, random, pieces), []
             if random.random() < 0.3 and len(shot) > fps:
                 event = str(random.choice(["flash", "strobe", "title"]))
                 events.append((event, *_EVENTS[event](shot, fps, random)))
-            if kind == "cut" and number and _resembles(parts[-1][-1], shot[0]):
+            if transition == "cut" and number and _resembles(parts[-1][-1], shot[0]):
                 continue
         else:
             shot, events = _shot(pieces[which], round(fps * random.uniform(0.8, 3.2)) + solid, fps, random)
@@ -86,18 +86,18 @@ def join(pieces: Sequence[np.ndarray], seed: int, shots: int, fps: float = 25.0,
             length = len(shot)
             film.events += events
             continue
-        if kind in ("dissolve", "wipe") and span >= 5:
+        if transition in ("dissolve", "wipe") and span >= 5:
             out, into = parts[-1][-span:], shot[:span]
             weights = (np.arange(span) + 1) / (span + 1)
-            mixed = _dissolve(out, into, weights) if kind == "dissolve" else _wipe(out, into, weights, random)
+            mixed = _dissolve(out, into, weights) if transition == "dissolve" else _wipe(out, into, weights, random)
             parts[-1] = parts[-1][:-span]
             parts += [mixed, shot[span:]]
             start = length - span
-            film.joins.append((kind, start, length))
-        elif kind in ("black", "white"):
+            film.joins.append((transition, start, length))
+        elif transition in ("black", "white"):
             down, hold, up = (round(fps * random.uniform(*r)) for r in ((0.2, 0.8), (0.0, 0.3), (0.2, 0.8)))
             down, up = max(3, min(down, len(parts[-1]) // 3)), max(3, min(up, len(shot) // 3))
-            colour = np.full_like(shot[:1], 0 if kind == "black" else 255)
+            colour = np.full_like(shot[:1], 0 if transition == "black" else 255)
             if random.random() < 0.3:  # not a fade on both sides: one of them, or both, is a hard cut
                 side = int(random.integers(3))
                 down, up, hold = (0 if side != 1 else down), (0 if side != 0 else up), max(hold, round(0.12 * fps))
@@ -106,7 +106,7 @@ def join(pieces: Sequence[np.ndarray], seed: int, shots: int, fps: float = 25.0,
             parts[-1] = parts[-1][: len(parts[-1]) - down]
             parts += [ending, colour.repeat(hold, 0), rising, shot[up:]]
             start = length
-            film.joins.append((kind, length - down, length + hold + up))
+            film.joins.append((transition, length - down, length + hold + up))
             start += hold
         else:
             parts.append(shot)
@@ -145,7 +145,7 @@ def _shot(piece: np.ndarray, length: int, fps: float, random: np.random.Generato
     gain, gamma = random.uniform(0.7, 1.2), random.uniform(0.8, 1.25)
     tint = random.uniform(0.9, 1.1, 3)
     ramp = random.uniform(-0.01, 0.01) if random.random() < 0.15 else 0.0
-    made = np.empty_like(frames)
+    filmed = np.empty_like(frames)
     for i, frame in enumerate(frames):
         scale = max(1.0, zoom * (1 + drift * i))
         w, h = width / scale, height / scale
@@ -155,15 +155,15 @@ def _shot(piece: np.ndarray, length: int, fps: float, random: np.random.Generato
         left, top = np.clip(np.array([left, top]) + random.normal(0, 1, 2) * shake, 0, 1)
         warp = np.array([[1 / scale, 0, left * (width - w)], [0, 1 / scale, top * (height - h)]], np.float32)
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        seen = cv2.warpAffine(np.ascontiguousarray(frame), warp, (width, height), flags=flags)
+        warped = cv2.warpAffine(np.ascontiguousarray(frame), warp, (width, height), flags=flags)
         curve = 255 * (np.arange(256) / 255) ** gamma
         curves = np.clip(curve[:, None] * tint * np.clip(gain * (1 + ramp * i), 0.4, 1.8), 0, 255)
-        made[i] = cv2.LUT(seen, curves.astype(np.uint8)[None])
+        filmed[i] = cv2.LUT(warped, curves.astype(np.uint8)[None])
     events = []
     if random.random() < 0.45 and length > fps:
-        kind = str(random.choice(list(_EVENTS)))
-        events.append((kind, *_EVENTS[kind](made, fps, random)))
-    return made, events
+        event = str(random.choice(list(_EVENTS)))
+        events.append((event, *_EVENTS[event](filmed, fps, random)))
+    return filmed, events
 
 
 def _flash(frames: np.ndarray, fps: float, random: np.random.Generator) -> tuple[int, int]:
@@ -261,11 +261,11 @@ def _wipe(out: np.ndarray, into: np.ndarray, weights: np.ndarray, random: np.ran
     y, x = y / height, x / width
     fields = [x, 1 - x, y, 1 - y, (x + y) / 2, np.hypot(x - 0.5, y - 0.5) / 0.708]
     place, soft = fields[int(random.integers(len(fields)))], random.uniform(0.005, 0.15)
-    made = []
+    frames = []
     for a, b, w in zip(out, into, weights, strict=True):
         share = np.clip((w * (1 + soft) - place) / soft, 0, 1)[..., None]
-        made.append((a * (1 - share) + b * share).astype(np.uint8))
-    return np.stack(made)
+        frames.append((a * (1 - share) + b * share).astype(np.uint8))
+    return np.stack(frames)
 
 
 def fit(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:

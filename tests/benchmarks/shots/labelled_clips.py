@@ -60,7 +60,7 @@ def pieces(clip: LabelledClip, size: tuple[int, int], shortest: int = 20) -> Ite
     aspect ratio; none of a clip whose labels are incomplete."""
     if not clip.complete or clip.gradual is None:
         return
-    with av.open(str(clip.path)) as container:
+    with av.open(str(clip.path), metadata_errors="replace") as container:
         container.streams.video[0].thread_type = "AUTO"
         decoded = [(f.pts, fit(f.to_ndarray(format="rgb24"), size)) for f in container.decode(video=0)]
         times = np.array([float((pts - decoded[0][0]) * container.streams.video[0].time_base) for pts, _ in decoded])

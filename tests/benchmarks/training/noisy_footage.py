@@ -22,7 +22,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "support"))
-from defects import slideshow, underexpose, watermark
+from footage.defects import slideshow, underexpose, watermark
 
 from pipeline.media.clip_reader import fit
 

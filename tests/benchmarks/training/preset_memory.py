@@ -1,14 +1,14 @@
 """The memory that each preset of a diffusers model needs: estimated before the first step, and measured in three steps.
 
     python tests/benchmarks/training/preset_memory.py [--presets wan2.1-14b-lora,ltx-lora] [--compile wan2.1-1.3b-lora]
-    python tests/benchmarks/training/preset_memory.py --reckon          # no GPU: the first column alone
+    python tests/benchmarks/training/preset_memory.py --estimate          # no GPU: the first column alone
 
 Weights are random and made on the GPU, by the geometries below; nothing is downloaded. Latents and encoded captions are
 random too and on the GPU, as `clipmill encode` lets a run have them. The micro-batch is one sample of the preset's
 largest shape at 16:9. Measured is the peak that torch allocated during the steps, and what the whole device held.
 Blocks are compiled for the presets of --compile only, because compiling each takes longer than measuring it. Needs
 torch, diffusers, peft, and torchao for the presets with `quantise`; neither Ray nor PyAV. Without a GPU and without
---reckon it runs tiny geometries, to show that it works.
+--estimate it runs tiny geometries, to show that it works.
 """
 
 from __future__ import annotations
@@ -51,6 +51,8 @@ WAN: dict[str, Any] = {"attention_head_dim": 128, "text_dim": 4096, "freq_dim": 
 WAN_1B = {**WAN, "num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30}
 WAN_5B = {**WAN, "num_attention_heads": 24, "ffn_dim": 14336, "num_layers": 30, "in_channels": 48, "out_channels": 48}
 WAN_14B = {**WAN, "num_attention_heads": 40, "ffn_dim": 13824, "num_layers": 40}
+WAN_PICTURE = {**WAN_14B, "in_channels": 36, "out_channels": 16}
+WAN_CLIP = {**WAN_PICTURE, "image_dim": 1280, "added_kv_proj_dim": 5120}
 COGVIDEOX = {"num_attention_heads": 48, "num_layers": 42, "use_rotary_positional_embeddings": True}
 SDXL = {
     "block_out_channels": (320, 640, 1280), "down_block_types": ("DownBlock2D", *("CrossAttnDownBlock2D",) * 2),
@@ -64,6 +66,8 @@ BASES: dict[str, tuple[str, dict[str, Any], tuple[int, int, int], dict[str, Any]
     "Wan2.1-T2V-14B-Diffusers": ("WanPipeline", WAN_14B, (4, 8, 8), {}),
     "Wan2.2-TI2V-5B-Diffusers": ("WanPipeline", WAN_5B, (4, 16, 16), {"expand_timesteps": True}),
     "Wan2.2-T2V-A14B-Diffusers": ("WanPipeline", WAN_14B, (4, 8, 8), {"boundary_ratio": 0.875}),
+    "Wan2.1-I2V-14B-480P-Diffusers": ("WanImageToVideoPipeline", WAN_CLIP, (4, 8, 8), {}),
+    "Wan2.2-I2V-A14B-Diffusers": ("WanImageToVideoPipeline", WAN_PICTURE, (4, 8, 8), {"boundary_ratio": 0.9}),
     "LTX-Video": ("LTXPipeline", {}, (8, 32, 32), {}),
     "HunyuanVideo": ("HunyuanVideoPipeline", {}, (4, 8, 8), {}),
     "CogVideoX-5b": ("CogVideoXPipeline", COGVIDEOX, (4, 8, 8), {}),
@@ -129,6 +133,8 @@ def measure(config: Any, layout: Any, shape: tuple[int, ...], stride: tuple[int,
         words = {name: tensor.to(DEVICE).normal_() for name, tensor in pad_words([{}] * shape[0], layout).items()}
         words |= {name: torch.ones_like(tensor) for name, tensor in words.items() if name.endswith("mask")}
         x, target = noisy(x0, noise, t, LINEAR)
+        picture = torch.randn(backbone.input_shape(shape), device=DEVICE)[:, shape[1] :]
+        x = torch.cat([x, picture], dim=1)
         with autocast(config, context):
             loss = loss_per_sample(trained(x, t, **words), target, torch.ones_like(t)).mean()
         loss.backward()
@@ -147,25 +153,25 @@ def shrink() -> None:
     """Make the geometries small enough for a CPU."""
     tiny = {"num_attention_heads": 2, "attention_head_dim": 16, "ffn_dim": 64, "num_layers": 2}
     for name, (pipeline, geometry, stride, index) in list(BASES.items()):
-        small = {**geometry, **tiny} if pipeline == "WanPipeline" else None
-        if small is None:
+        if not pipeline.startswith("Wan"):
             del BASES[name]
-        else:
-            BASES[name] = (pipeline, small, stride, index)
+            continue
+        picture = {"added_kv_proj_dim": 32} if "image_dim" in geometry else {}
+        BASES[name] = (pipeline, {**geometry, **tiny, **picture}, stride, index)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--presets", default="", help="names, by default all of diffusers' models")
     parser.add_argument("--compile", default="wan2.1-1.3b-lora", help="presets to compile")
-    parser.add_argument("--reckon", action="store_true", help="measure nothing")
+    parser.add_argument("--estimate", action="store_true", help="measure nothing")
     args = parser.parse_args()
     prepare_filters()
     names = args.presets.split(",") if args.presets else [name for name, p in PRESETS.items() if "base" in p]
-    if not CUDA and not args.reckon:
+    if not CUDA and not args.estimate:
         shrink()
     print(torch.cuda.get_device_name() if CUDA else "no GPU", torch.__version__, flush=True)
-    print("| preset | tokens | compiled | weights | training | activations | workspace | reckoned GB | measured GB |")
+    print("| preset | tokens | compiled | weights | training | activations | workspace | estimated GB | measured GB |")
     print("|---" * 9 + "|")
     with tempfile.TemporaryDirectory() as root:
         for name in names:
@@ -175,17 +181,17 @@ def main() -> None:
                 continue
             began = time.monotonic()
             values["base"] = write_base(base, Path(root, name))
-            values["compile"] = values["compile"] and name in args.compile.split(",") and (CUDA or args.reckon)
+            values["compile"] = values["compile"] and name in args.compile.split(",") and (CUDA or args.estimate)
             pretrained, stride = read_base(values["base"], values["expert"]), BASES[base][2]
             config = SimpleNamespace(**{**values, **pretrained.family.options})
             patch, layout = pretrained.family.patch(pretrained.transformer), word_layout(
                 pretrained.family, pretrained.transformer, pretrained.family.text_tokens
             )  # fmt: skip
-            shape = largest_shape(config, pretrained.transformer["in_channels"], stride, patch)
+            shape = largest_shape(config, pretrained.family.channels(pretrained.transformer), stride, patch)
             estimate = estimate_memory(config, layout, shape, stride, 1)  # type: ignore[arg-type]
             cells = [estimate.weights, estimate.training, estimate.activations, estimate.workspace, estimate.total]
             measured = "-"
-            if not args.reckon:
+            if not args.estimate:
                 gc.collect()
                 if CUDA:
                     torch.cuda.empty_cache()
