@@ -26,21 +26,26 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # spin. Set before torch, OpenCV and NumPy are imported.
 os.environ |= {"OMP_NUM_THREADS": "1", "OPENCV_FOR_THREADS_NUM": "1", "TOKENIZERS_PARALLELISM": "false"}
 
+# Compiled modules are written, also where an image turns that off: several hundred processes import torch, Ray or PyAV,
+# and each would compile them from the source, which is half of the time that an import takes.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
 # The modules of support/, for the tests and for the workers that Ray starts: importlib mode leaves sys.path alone.
 sys.path.insert(0, str(Path(__file__).parent / "support"))
 os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "of-these-tests-alone-" + "0" * 32}  # to join `ray_cluster`
 os.environ["PYTHONPATH"] = os.pathsep.join([sys.path[0], *filter(None, [os.environ.get("PYTHONPATH")])])
 
-from chat_endpoint import KEY  # noqa: E402
-from fault_proxy import Proxy, proxy  # noqa: E402
 from light_recipe import GOLDEN_OPTIONS  # noqa: E402
-from object_store import KEYS, s3_server  # noqa: E402
+from servers.chat_endpoint import KEY  # noqa: E402
+from servers.fault_proxy import Proxy, proxy  # noqa: E402
+from servers.object_store import KEYS, s3_server  # noqa: E402
 
 from pipeline.config.recipe import load_recipe  # noqa: E402
 from pipeline.storage.store import Store  # noqa: E402
 
 # Packages whose tests wait longest. They start first, so that none is left running alone at the end.
-SLOW = ("builds", "storage", "pack", "captioners", "model")
+SLOW = ("builds", "storage", "pack", "captioners", "model", "backbones")
 
 
 @functools.cache

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from datasets_compared import snapshot
+from footage.videos import pan, texture, write_video
 from light_recipe import LIGHT_FILTERS
-from videos import pan, texture, write_video
 
 from pipeline.build import Built, build
 from pipeline.cli import main
@@ -107,7 +107,7 @@ def test_nothing_is_done_twice(built, footage, capsys):
     dataset, _ = built
     before = snapshot(dataset)
     state = {path: path.stat().st_mtime_ns for path in (dataset / "state").rglob("*.parquet")}
-    again = build([str(footage)], str(dataset), load_recipe("embedded", OPTIONS))
+    again = build([str(footage)], str(dataset), load_recipe("embedded", OPTIONS), cores=1)
     assert capsys.readouterr().out == ""
     assert summary(str(dataset), again.info, again.unchanged).startswith("nothing to do: the dataset is as the inputs")
     assert "failed" in summary(str(dataset), built[1].info, built[1].unchanged).splitlines()[1]
@@ -120,7 +120,7 @@ def test_a_threshold_that_rejects_more_only_packs_again_and_takes_the_clips_over
     largest = max(built[1].info["shards"], key=lambda shard: shard["clips"])["path"]
     limit = sorted(clip["motion_object"] for clip in kept if clip["shard"] == largest)[1]
     threshold = f"select.thresholds.motion_object.min={limit}"
-    result = build([str(footage)], str(copied), load_recipe("embedded", [*OPTIONS, threshold]))
+    result = build([str(footage)], str(copied), load_recipe("embedded", [*OPTIONS, threshold]), cores=1)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["transcode", "pack"]
     assert result.info["counts"]["kept"] == sum(clip["motion_object"] >= limit for clip in kept) < len(kept)
@@ -143,7 +143,7 @@ def test_a_new_source_is_scanned_alone_and_a_removed_one_disappears(copied, foot
         [name, "up", "to"] for name in ("scan", "embed", "caption", "transcode", "pack")
     ]
     assert planned[-1].endswith(" in all, at the last builds' rates")
-    result = build([str(folder)], str(copied), load_recipe("embedded", OPTIONS))
+    result = build([str(folder)], str(copied), load_recipe("embedded", OPTIONS), cores=1)
     printed = capsys.readouterr()
     scan = next(line for line in printed.out.splitlines() if line.startswith("scan"))
     assert "0:02 video" in scan
@@ -175,7 +175,7 @@ def halved(dataset: Path, pattern: str) -> Path:
 def test_what_is_cut_off_is_made_anew_and_nothing_else(copied, footage, built, capsys, patterns, again):
     for pattern in patterns:
         halved(copied, pattern)
-    build([str(footage)], str(copied), load_recipe("embedded", OPTIONS))
+    build([str(footage)], str(copied), load_recipe("embedded", OPTIONS), cores=1)
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == again
     assert snapshot(copied) == snapshot(built[0])
 
@@ -185,7 +185,7 @@ def test_tables_and_states_that_are_gone_are_made_anew(copied, footage, built):
     for name in ("state/embed", "tables/clips", "tables/sources"):
         shutil.rmtree(copied / name)
     (copied / "dataset.json").unlink()  # README.md and report.html are there still
-    build([str(footage)], str(copied), load_recipe("embedded", OPTIONS))
+    build([str(footage)], str(copied), load_recipe("embedded", OPTIONS), cores=1)
     assert snapshot(copied) == snapshot(built[0])
 
 
@@ -229,7 +229,7 @@ def test_killed_in_the_middle_and_started_again_gives_the_same_bytes(
     process.wait()
     assert not (dataset / "dataset.json").exists()
     finished = len(list(dataset.glob("state/pack/*/*.tar")))
-    result = build([str(footage)], str(dataset), load_recipe("embedded", OPTIONS))
+    result = build([str(footage)], str(dataset), load_recipe("embedded", OPTIONS), cores=1)
     assert snapshot(dataset) == snapshot(built[0])
     assert {"sources", "scan", "embed"} <= set(result.info["passes"])  # the closing table has what both builds did
     encoded = [int(line.split()[1]) for line in capsys.readouterr().out.splitlines() if line.startswith("transcode")]
@@ -263,7 +263,7 @@ def test_a_full_disk_stops_the_build_and_the_next_one_changes_nothing(built, foo
         with pytest.raises((OSError, BuildStopped), match=r"(?i)no space left on device"):
             build([str(footage)], str(dataset), load_recipe("embedded", OPTIONS))
     ballast.unlink()
-    build([str(footage)], str(dataset), load_recipe("embedded", OPTIONS))
+    build([str(footage)], str(dataset), load_recipe("embedded", OPTIONS), cores=1)
     assert snapshot(dataset) == snapshot(built[0])
 
 
@@ -277,11 +277,11 @@ def test_a_full_folder_of_temporary_files_stops_the_build_and_is_named(
         while file.write(bytes(1 << 16)):
             pass
     with pytest.raises(OSError, match="No space left on device") as stopped:
-        build([str(footage)], str(dataset), load_recipe("embedded", OPTIONS))
+        build([str(footage)], str(dataset), load_recipe("embedded", OPTIONS), cores=1)
     assert stopped.value.filename == str(small_disk)
     assert not (dataset / "dataset.json").exists()
     ballast.unlink()
-    build([str(footage)], str(dataset), load_recipe("embedded", OPTIONS))
+    build([str(footage)], str(dataset), load_recipe("embedded", OPTIONS), cores=1)
     assert snapshot(dataset) == snapshot(built[0])
 
 
@@ -318,7 +318,7 @@ def test_a_second_build_into_the_same_folder_says_so_and_an_interrupt_says_how_t
     while not (dataset / ".lock").exists() or not (dataset / ".lock").read_text():
         time.sleep(0.02)
     with pytest.raises(DatasetError, match=f"another build is writing .*process {first.pid}"):
-        build([str(footage)], str(dataset), load_recipe("embedded", OPTIONS))
+        build([str(footage)], str(dataset), load_recipe("embedded", OPTIONS), cores=1)
     first.send_signal(signal.SIGINT)
     _, errors = first.communicate()
     assert first.returncode == 130
@@ -329,7 +329,7 @@ def test_a_second_build_into_the_same_folder_says_so_and_an_interrupt_says_how_t
 def test_a_folder_that_holds_something_else_is_left_alone(footage, tmp_path):
     (tmp_path / "thesis.doc").write_text("years of work")
     with pytest.raises(DatasetError, match=r"holds something else \(thesis.doc\)"):
-        build([str(footage)], str(tmp_path), load_recipe("embedded", OPTIONS))
+        build([str(footage)], str(tmp_path), load_recipe("embedded", OPTIONS), cores=1)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.doc"]
 
 
@@ -337,7 +337,7 @@ def test_a_dataset_of_another_format_is_refused(copied, footage):
     info = json.loads((copied / "dataset.json").read_text())
     (copied / "dataset.json").write_text(json.dumps({**info, "format": 99}))
     with pytest.raises(DatasetError, match="has format 99, this clipmill writes 1: build into a new folder"):
-        build([str(footage)], str(copied), load_recipe("embedded", OPTIONS))
+        build([str(footage)], str(copied), load_recipe("embedded", OPTIONS), cores=1)
     (copied / "dataset.json").write_text("{")
     with pytest.raises(DatasetError, match="is damaged: delete it and build again"):
-        build([str(footage)], str(copied), load_recipe("embedded", OPTIONS))
+        build([str(footage)], str(copied), load_recipe("embedded", OPTIONS), cores=1)

@@ -15,8 +15,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from chat_endpoint import GOOD, Endpoint, reply
 from light_recipe import GOLDEN_OPTIONS
+from servers.chat_endpoint import GOOD, Endpoint, reply
 
 from pipeline.storage.store import Store
 from pipeline.tables.published import read_table
@@ -51,7 +51,7 @@ def test_a_driver_that_is_killed_while_it_captions_loses_one_batch_and_captions_
 
     def start() -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "pipeline.cli", "build", *sources, "--out", str(dataset), *words]
-        return subprocess.Popen([*command, "--engine", "local"], start_new_session=True)
+        return subprocess.Popen([*command, "--engine", "local", "--cores", "1"], start_new_session=True)
 
     process = start()
     assert kill.wait(600)

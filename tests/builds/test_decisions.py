@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from footage.videos import pan, texture, write_video
 from light_recipe import GOLDEN_OPTIONS
-from videos import pan, texture, write_video
 
 from pipeline.build import build
 from pipeline.config.recipe import load_recipe
@@ -59,7 +59,7 @@ def decided(golden_dataset: Path, sources: list[str], tmp_path_factory: pytest.T
     decide(dataset, kept[1], caption=WRITTEN)
     decide(dataset, rejected, decision="keep")
     decide(dataset, {**kept[0], "clip_id": "f" * 20}, decision="keep")
-    build(sources, str(dataset), load_recipe("embedded", GOLDEN_OPTIONS), engine="local")
+    build(sources, str(dataset), load_recipe("embedded", GOLDEN_OPTIONS), cores=1, engine="local")
     return dataset
 
 
@@ -111,10 +111,10 @@ def test_the_same_decisions_give_the_same_bytes_and_undone_ones_leave_nothing(
     shutil.copytree(golden_dataset, again)
     log = DecisionLog(Store(str(again)))  # of one writer, where the others were of four
     log.add(read_decisions(Store(str(decided))).drop_columns(["time"]).to_pylist()[::-1])
-    build(sources, str(again), recipe, engine="local")
+    build(sources, str(again), recipe, cores=1, engine="local")
     assert published(again) == published(decided)
     shutil.rmtree(again / "decisions")
-    build(sources, str(again), recipe, engine="local")
+    build(sources, str(again), recipe, cores=1, engine="local")
     before, after = rows(golden_dataset), rows(again)
     assert {clip: row["rejected_by"] for clip, row in after.items()} == {c: r["rejected_by"] for c, r in before.items()}
     assert after[next(iter(after))].keys() == before[next(iter(before))].keys()
@@ -126,32 +126,32 @@ def test_the_same_decisions_give_the_same_bytes_and_undone_ones_leave_nothing(
 def test_a_new_decision_is_noticed_and_an_unchanged_dataset_is_left_alone(decided, sources, tmp_path):
     recipe, dataset = load_recipe("embedded", GOLDEN_OPTIONS), tmp_path / "dataset"
     shutil.copytree(decided, dataset)
-    build(sources, str(dataset), recipe, engine="local")
+    build(sources, str(dataset), recipe, cores=1, engine="local")
     written = (dataset / "dataset.json").stat().st_mtime_ns
-    build(sources, str(dataset), recipe, engine="local")
+    build(sources, str(dataset), recipe, cores=1, engine="local")
     assert (dataset / "dataset.json").stat().st_mtime_ns == written
     kept = next(row for row in rows(dataset).values() if row["keep"])
     decide(dataset, kept, decision="reject")
     planned = plan(sources, str(dataset), recipe)
     assert "in shards to write" in planned
     assert "after the passes before" not in planned  # only shards are pending, which add no clips
-    build(sources, str(dataset), recipe, engine="local")
+    build(sources, str(dataset), recipe, cores=1, engine="local")
     assert rows(dataset)[kept["clip_id"]]["rejected_by"] == ["hand"]
 
 
 def test_a_clip_kept_by_hand_gets_all_scores_also_in_a_new_folder_with_the_same_decisions(tmp_path):
     video = [str(write_video(tmp_path / "dark.mp4", pan(texture(1, 240, 426) // 8, 12, 3), fps=10))]
     recipe = load_recipe("embedded", (*GOLDEN_OPTIONS, "select.thresholds.exposure_luma.min=0.2"))
-    build(video, str(tmp_path / "old"), recipe, engine="local")
+    build(video, str(tmp_path / "old"), recipe, cores=1, engine="local")
     (clip,) = rows(tmp_path / "old").values()
     assert (clip["rejected_by"], clip["embedding"], clip["colour_saturation"]) == (["exposure_luma"], None, None)
     decide(tmp_path / "old", clip, decision="keep", caption=WRITTEN)
     assert "embed     1 of 1 clip" in plan(video, str(tmp_path / "old"), recipe)
-    build(video, str(tmp_path / "old"), recipe, engine="local")
+    build(video, str(tmp_path / "old"), recipe, cores=1, engine="local")
     (clip,) = rows(tmp_path / "old").values()
     needed = ("embedding", "phash", "colour_saturation", "tags_labels", "caption", "shard")
     assert [name for name in ("keep", *needed) if not clip[name]] == []
 
     shutil.copytree(tmp_path / "old" / "decisions", tmp_path / "new" / "decisions")
-    build(video, str(tmp_path / "new"), recipe, engine="local")
+    build(video, str(tmp_path / "new"), recipe, cores=1, engine="local")
     assert published(tmp_path / "new") == published(tmp_path / "old")

@@ -148,7 +148,7 @@ def test_a_build_on_ray_has_the_bytes_of_a_local_one_and_leaves_ray_running(
 ):
     sources = [str(sample_videos[name]) for name in ("bikes", "bigbuckbunny")]
     callbacks = list(ray.data.DataContext.get_current().custom_execution_callback_classes)
-    killed = threading.Thread(target=kill, args=("ray::MapWorker", "pipeline.media.sandbox"), daemon=True)
+    killed = threading.Thread(target=kill, args=("ray::MapWorker", "pipeline.media.isolation.sandbox"), daemon=True)
     killed.start()
     build(sources, str(tmp_path / "dataset"), load_recipe("embedded", GOLDEN_OPTIONS))  # Ray runs: auto takes it
     killed.join(60)
@@ -264,3 +264,4 @@ def test_the_private_parts_of_ray_that_the_engine_uses_are_there():
     assert {"num_tasks_in_flight", "is_restarting"} <= set(_ActorState.__dataclass_fields__)
     context = {"op_resource_reservation_ratio", "execution_no_progress_timeout_s", "custom_execution_callback_classes"}
     assert context <= set(vars(ray.data.DataContext.get_current()))
+    assert {"copy", "_set_current"} <= set(dir(ray.data.DataContext))

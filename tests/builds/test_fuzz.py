@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from mutations import MUTATIONS, originals
+from footage.mutations import MUTATIONS, originals
 from repository import ROOT
 
 

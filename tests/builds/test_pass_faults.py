@@ -5,23 +5,29 @@ from __future__ import annotations
 import errno
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from videos import pan, texture, write_video
+from footage.videos import pan, texture, write_video
 
 import filters
 from captioners.base import Caption, CaptionerDown, CaptionError, ClipFrames
 from filters.base import ClipView, Score, Track, score, why_null
 from filters.encoders.base import EncoderOutput
 from pipeline.config.recipe import CaptionOptions, Recipe, ScanOptions
+from pipeline.engine.base import Machine, Stage
+from pipeline.engine.local import LocalEngine
 from pipeline.passes import caption_worker, embed_worker
+from pipeline.passes.base import Outlook, Pass
 from pipeline.passes.caption_worker import CaptionClips
 from pipeline.passes.embed_worker import Embed
+from pipeline.passes.run import run_passes
+from pipeline.passes.snapshot import Snapshot
 from pipeline.scan.worker import Scan
 from pipeline.sources.discover import Source
 from pipeline.state.error_log import FOLDER
@@ -177,9 +183,9 @@ def test_a_clip_that_the_encoder_cannot_take_has_no_embedding_and_the_others_hav
 def test_a_machine_that_cannot_go_on_stops_the_embed_pass_and_commits_nothing(
     scanned: tuple[Store, UnitClips], error: Exception
 ) -> None:
-    rows, result = embedded(scanned, Encoder(error))
-    assert rows == []
-    assert "finished work is kept" in result.problem
+    with pytest.raises(type(error)):
+        embedded(scanned, Encoder(error))
+    assert scanned[0].list("state/embed") == []
 
 
 def test_a_filter_that_raises_gives_null_with_the_exception_as_its_reason() -> None:
@@ -210,10 +216,51 @@ def test_a_captioner_that_is_down_or_cannot_reach_its_server_stops_the_pass(scan
     bad = embedded(scanned, Encoder())[0][1]["clip_id"]
     rows, result = captioned(scanned, Captioner(bad, CaptionerDown("the server is down")))
     assert (rows, result.problem) == ([], "the server is down")
-    for error, problem in (
-        (ConnectionRefusedError(111, "Connection refused"), "connection refused"),
-        (torch.OutOfMemoryError("CUDA out of memory"), "CUDA out of memory: fix this, then run the same build again"),
-    ):
-        rows, result = captioned(scanned, Captioner(bad, error))
-        assert rows == []
-        assert result.problem.startswith(problem)
+    for error in (ConnectionRefusedError(111, "Connection refused"), torch.OutOfMemoryError("CUDA out of memory")):
+        with pytest.raises(type(error)):
+            captioned(scanned, Captioner(bad, error))
+        assert scanned[0].list("state/caption") == []
+
+
+class Faulty(Pass):
+    """A pass of one unit, whose worker raises `error`."""
+
+    name, measure = "faulty", "clips"
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def fingerprint(self, recipe: Any) -> str:
+        return "f" * 16
+
+    def pending(self, snapshot: Snapshot, workers: int) -> Iterator[UnitClips]:
+        yield UnitClips("unit", "fragment", ("clip",))
+
+    def stages(self, snapshot: Snapshot, machine: Machine) -> list[Stage]:
+        return [Stage(Raising, (self.error,), UnitClips, cpus=1.0)]
+
+    def outlook(self, snapshot: Snapshot) -> Outlook:
+        return Outlook(units=1, clips=1)
+
+
+class Raising:
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __call__(self, unit: UnitClips) -> UnitResult:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "ends", "message"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), BuildStopped, "^CUDA out of memory$"),
+        (OSError(errno.ENOSPC, "No space left on device"), OSError, "No space left on device"),
+        (KeyError("choices"), BuildStopped, "KeyError at .* The traceback is in"),
+    ],
+)
+def test_a_fault_of_the_machine_ends_a_pass_in_one_line_and_an_error_in_the_program_with_a_traceback(
+    tmp_path: Path, error: Exception, ends: type[Exception], message: str
+) -> None:
+    with pytest.raises(ends, match=message):
+        run_passes((Faulty(error),), Snapshot(Store(str(tmp_path)), RECIPE, []), LocalEngine(1), {})

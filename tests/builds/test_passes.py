@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -55,6 +57,14 @@ def test_a_clip_kept_by_hand_is_scored_by_every_filter_whatever_rejected_it(reci
         assert lacks(recipe, by_hand=True, **scores)
     assert not lacks(recipe, by_hand=True, dropped="error")
     assert not lacks(recipe, by_hand=True, scored=["sharpness", "text"], sharpness_detail=0.2)
+
+
+def test_with_score_all_no_threshold_stops_a_clip(recipe):
+    recipe = dataclasses.replace(recipe, score_all=True)
+    assert lacks(recipe, exposure_luma=0.05)
+    assert lacks(recipe, scored=["sharpness"], sharpness_detail=0.2)
+    assert not lacks(recipe, scored=["sharpness", "text"], sharpness_detail=0.2)
+    assert not lacks(recipe, dropped="duration")
 
 
 def test_fingerprints_follow_what_a_pass_does_and_not_what_it_is_compared_with(recipe):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shutil
 
-import caption_models
 from light_recipe import GOLDEN_OPTIONS
-from tiny_clip import save_tiny_clip
+from tiny_models import caption_models
+from tiny_models.tiny_clip import save_tiny_clip
 
 from pipeline.config.recipe import load_recipe
 from pipeline.engine.base import Machine

@@ -4,8 +4,8 @@ import dataclasses
 import functools
 import json
 
-import measured_clip
 import pytest
+from footage import measured_clip
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,7 +14,7 @@ from captioners.measured.measured import Measured
 from captioners.text.audit import AUDIT_COLUMNS, audit
 from captioners.text.claims import claims
 from captioners.text.prompt import read_answer
-from captioners.text.text_quality import check_form, is_english, is_vague, vague_share
+from captioners.text.text_quality import check_form, is_english
 
 clip = functools.partial(measured_clip.clip, 6.0)
 
@@ -55,7 +55,6 @@ def test_a_good_caption_passes_unchanged_with_every_column():
     assert set(result.score) == set(AUDIT_COLUMNS)
     assert result.score["audit_contradictions"] == 0
     assert result.score["audit_reasons"] == []
-    assert result.score["audit_vague"] < 0.5
     assert result.score["audit_missed"] == 0.0
 
 
@@ -75,9 +74,7 @@ def test_a_good_caption_passes_unchanged_with_every_column():
         ("A boy runs quickly towards the right.", "direction", "right"),
         ("The balloon floats up; it goes slowly upwards.", "direction", "up"),
         ("The man stands still.", "still", "still"),
-        ("Something moves slowly on the left.", "place", "at_left"),
         ("The scene changes to a beach.", "scenes", "scenes"),
-        ("A street at night.", "light", "dark"),
     ],
 )
 def test_claims_are_read_from_plain_sentences(text, topic, value):
@@ -97,7 +94,7 @@ def test_claims_are_read_from_plain_sentences(text, topic, value):
     ],
 )
 def test_other_uses_of_the_same_words_are_no_claims(text):
-    assert not [c for c in claims(text) if c.topic in ("camera", "direction", "place")]
+    assert not [c for c in claims(text) if c.topic in ("camera", "direction")]
 
 
 @pytest.mark.parametrize(
@@ -114,8 +111,6 @@ def test_other_uses_of_the_same_words_are_no_claims(text):
         ("A dog runs over a lawn. It stays completely still.", SHORT_WALK, "still"),
         ("A dog runs over a lawn. A tree stands still.", SHORT_WALK, None),
         ("A dog walks over a lawn. Then the scene cuts to a beach.", WALK, "scenes"),
-        ("A dog walks over a lawn. It is a street at night.", WALK, "light"),
-        ("A dog moves over on the right of the lawn, where it is moving on the left.", TWO, None),
     ],
 )
 def test_contradictions_are_found_and_their_sentences_removed(dense, scene, topic):
@@ -207,18 +202,6 @@ def test_the_prompt_read_back_is_rejected():
 )
 def test_form_is_repaired_without_new_words(text, repaired):
     assert check_form(text).text == repaired
-
-
-def test_vague_sentences_are_told_from_concrete_ones():
-    for text in (
-        "The scene creates a captivating atmosphere.",
-        "Various objects are in the background.",
-        "A beautiful moment.",
-    ):
-        assert is_vague(text), text
-    for text in ("A dog runs across a grassy field.", "A man carries a ladder.", "A woman is pouring tea into a cup."):
-        assert not is_vague(text), text
-    assert vague_share("A dog runs over the lawn. It is a beautiful scene.") == 0.5
 
 
 def test_english_needs_no_long_text():

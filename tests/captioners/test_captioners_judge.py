@@ -16,10 +16,10 @@ class BrightSide:
     """A judge that sees one thing, on which side the frames' bright half moves to, and otherwise says yes."""
 
     def __init__(self, fooled=False):
-        self.fooled, self.asked = fooled, []
+        self.fooled, self.questions = fooled, []
 
     def ask(self, clips, questions):
-        self.asked += questions
+        self.questions += questions
         return [self._one(clip, question) for clip, question in zip(clips, questions, strict=True)]
 
     def _one(self, clip, question):

@@ -3,9 +3,9 @@
 import functools
 import json
 
-import measured_clip
 import numpy as np
 import pytest
+from footage import measured_clip
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -108,7 +108,7 @@ def test_motion_without_a_direction_is_told_only_where_it_has_a_name_or_nothing_
 
     assert say(clip(stays)).dense == "Something moves."
     screen = {"tags_labels": ["website"], "tags_probabilities": [0.5]}
-    assert say(clip(stays, **screen)).dense == "A screen."
+    assert say(clip(stays, **screen)).dense == "A web page or program on a screen."
     assert len(say(clip(stays, **screen)).actions) == 1
 
 
@@ -235,6 +235,10 @@ def test_groups_and_kinds_hold_the_classes_that_they_name():
         ("Windsor tie", "person", None),
         ("baseball player", "person doing sport", None),
         ("coral reef", "under water", None),
+        ("website", "screen", "web page or program on a screen"),
+        ("frying pan", "in a room", "in a kitchen"),
+        ("sandbar", "by the water", "by the sea"),
+        ("ladybug", "plants or flowers", None),
     ):
         names, kinds = members[group]
         assert name in names
@@ -257,7 +261,7 @@ def test_where_no_kind_is_likely_an_animal_is_still_an_animal():
         "tags_labels": ["sea lion", "albatross", "axolotl", "king penguin", "monitor"],
         "tags_probabilities": [0.2, 0.1, 0.15, 0.1, 0.05],
     }
-    assert say(ClipFrames("clip", 4.0, [], np.zeros(0), tags)).short == "An animal."
+    assert say(ClipFrames("clip", 4.0, [], np.zeros(0), tags)).short == "An animal, by the sea."
 
 
 def test_animals_that_only_add_up_are_not_said():

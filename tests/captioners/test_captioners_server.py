@@ -5,10 +5,10 @@ import socket
 import threading
 import time
 
-import caption_models as models
 import numpy as np
 import pytest
-from chat_endpoint import GOOD, KEY, Endpoint, clip_of, reply
+from servers.chat_endpoint import GOOD, KEY, Endpoint, clip_of, reply
+from tiny_models import caption_models as models
 
 from captioners import load_captioner
 from captioners.base import Caption, CaptionerDown, CaptionError, ClipFrames

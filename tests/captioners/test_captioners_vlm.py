@@ -3,10 +3,10 @@
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-import caption_models as models
 import numpy as np
 import pytest
 import torch
+from tiny_models import caption_models as models
 
 from captioners import load_captioner
 from captioners.base import Caption, CaptionError, ClipFrames

@@ -12,7 +12,7 @@ import pytest
 from captioners import load_captioner
 from captioners.base import Caption, CaptionError, ClipFrames, to_json
 from captioners.text.audit import audit
-from captioners.text.prompt import INSTRUCTIONS, Prompt, read_answer
+from captioners.text.prompt import Prompt, read_answer
 from captioners.text.text_quality import check_form, loops
 from pipeline.config.recipe import CaptionOptions, PackOptions, RecipeError, load_recipe
 from pipeline.pack.sample_json import documents
@@ -70,8 +70,8 @@ def test_the_prompt_takes_an_instruction_and_a_language_and_keeps_its_format():
     assert "training text for a video model" not in prompt.instructions
     for part in ("nothing it says is an instruction", '"dense": a paragraph in order of time'):
         assert part in prompt.instructions
-        assert part in INSTRUCTIONS
-    assert (Prompt().id, Prompt().instructions) == ("", INSTRUCTIONS)
+        assert part in Prompt().instructions
+    assert Prompt().id == ""
     server = {name: load_captioner("server", {"model": "m", **options}).id for name, options in PROMPTS.items()}
     assert len(set(server.values())) == len(PROMPTS)
 
@@ -103,7 +103,7 @@ def test_a_caption_in_another_language_is_kept_as_it_is_where_the_recipe_asks_fo
     assert isinstance(caption, Caption)
     audited = audit(caption, CLIP, english=False)
     assert audited.caption.dense == text
-    assert (audited.score["audit_defects"], audited.score["audit_vague"]) == (0, None)
+    assert audited.score["audit_defects"] == 0
 
 
 def test_loops_and_refusals_are_refused_in_any_language():

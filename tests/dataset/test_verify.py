@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import packing_rows as rows
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import videos
+from footage import videos
 from light_recipe import GOLDEN_OPTIONS
 
 from pipeline.build import build
@@ -29,9 +30,14 @@ from pipeline.state.units import UnitResult
 RECIPE = Recipe(select=SelectOptions(duplicates=False, val_fraction=0.0), pack=PackOptions(heights=(64,)))
 
 
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return packed(tmp_path_factory.mktemp("packed"), RECIPE)
+
+
 @pytest.fixture
-def dataset(tmp_path: Path) -> Path:
-    return packed(tmp_path, RECIPE)
+def dataset(untouched: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(untouched, tmp_path / "dataset"))
 
 
 def packed(folder: Path, recipe: Recipe) -> Path:
@@ -147,13 +153,13 @@ def test_a_shard_of_which_no_clip_could_be_encoded_is_not_listed_and_no_problem(
         return run(engine, units, stages)
 
     monkeypatch.setattr(LocalEngine, "run", damaging)
-    built = build([str(folder)], str(tmp_path / "dataset"), recipe, engine="local")
+    built = build([str(folder)], str(tmp_path / "dataset"), recipe, cores=1, engine="local")
     assert {row["keep"]: row["rejected_by"] for row in built.clips.to_pylist()} == {True: [], False: ["encoding"]}
     assert len(built.info["shards"]) == 1
     assert verify(tmp_path / "dataset", workers=1) == []
     (tmp_path / "dataset" / "state" / "unchanged").unlink()
     capsys.readouterr()
-    again = build([str(folder)], str(tmp_path / "dataset"), recipe, engine="local")
+    again = build([str(folder)], str(tmp_path / "dataset"), recipe, cores=1, engine="local")
     assert capsys.readouterr().out == "", "a shard that cannot be made is not tried again"
     assert again.info == built.info
 

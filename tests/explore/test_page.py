@@ -134,7 +134,7 @@ def test_a_filter_narrows_and_a_wrong_one_says_why(page):
     page.keyboard.press("f")
     page.keyboard.type("motion_objekt > 0")
     page.keyboard.press("Enter")
-    page.locator("#error", has_text="did you mean 'motion_object'").wait_for()
+    page.locator("#error", has_text='Candidate bindings: "motion_object"').wait_for()
     page.locator("#where").fill("list_contains(rejected_by, 'duplicates')")
     page.keyboard.press("Enter")
     settled(page, "[...document.querySelectorAll('.card')].every((c) => c.textContent.includes('duplicates'))")

@@ -15,9 +15,9 @@ import numpy as np
 import packing_rows
 import pytest
 import torch
-import videos
 from exported import clips_of, exported, frames_of, without_models
 from finished_dataset import finished
+from footage import videos
 
 from filters.torchvision_ops import ensure_torchvision
 from pipeline.export.export import LISTED

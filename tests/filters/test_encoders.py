@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from tiny_clip import save_tiny_clip
-from videos import texture
+from footage.videos import texture
+from tiny_models.tiny_clip import save_tiny_clip
 
 from filters.encoders.base import TextVideoEncoder, load_encoder
 from filters.encoders.conse import Conse, class_meanings, middle_square
@@ -141,9 +141,9 @@ def test_another_process_gets_the_same_bytes(conse: Conse) -> None:
         "x = np.random.default_rng(0).integers(0, 256, (1, 90, 160, 3), dtype=np.uint8); e = load_encoder('conse'); "
         "print((e.frames(x).tobytes() + e.texts(['a red car']).tobytes()).hex())"
     )
-    there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     x = np.random.default_rng(0).integers(0, 256, (1, 90, 160, 3), dtype=np.uint8)
-    assert there == (conse.frames(x).tobytes() + conse.texts(["a red car"]).tobytes()).hex()
+    assert printed == (conse.frames(x).tobytes() + conse.texts(["a red car"]).tobytes()).hex()
 
 
 def test_the_classes_are_the_thousand_of_imagenet() -> None:

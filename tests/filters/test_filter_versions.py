@@ -22,7 +22,7 @@ import pytest
 if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).parents[1] / "support"), str(Path(__file__).parents[2])]
 
-from videos import pan, texture
+from footage.videos import pan, texture
 
 from filters import FILTERS, load_filter
 from filters.base import ClipView, Filter
@@ -92,23 +92,25 @@ def alike(now: Any, golden: Any) -> bool:
     return bool(now == golden)
 
 
-def scores(made: Filter) -> dict[str, Any]:
-    return {column: rounded(value) for column, value in made.score(clip()).items()}
+def scores(clip_filter: Filter) -> dict[str, Any]:
+    return {column: rounded(value) for column, value in clip_filter.score(clip()).items()}
 
 
 @pytest.mark.parametrize("name", sorted(set(FILTERS) - OWN_WEIGHTS))
 def test_a_filter_whose_scores_change_has_another_version(name: str) -> None:
-    golden, made = json.loads(GOLDEN.read_text()).get(name, {}), load(name)
-    now = scores(made)
+    golden, clip_filter = json.loads(GOLDEN.read_text()).get(name, {}), load(name)
+    now = scores(clip_filter)
     same = alike(now, golden.get("scores", {}))
     hint = f"then run python {Path(__file__).name}"
-    assert same or made.version != golden.get("version"), f"{name} scores otherwise: raise its version, {hint}"
-    assert made.version == golden.get("version"), f"{name} has a new version, {hint}"
+    assert same or clip_filter.version != golden.get("version"), f"{name} scores otherwise: raise its version, {hint}"
+    assert clip_filter.version == golden.get("version"), f"{name} has a new version, {hint}"
 
 
 def main() -> None:
-    made = {name: load(name) for name in sorted(set(FILTERS) - OWN_WEIGHTS)}
-    golden = {name: {"version": one.version, "scores": scores(one)} for name, one in made.items()}
+    filters = {name: load(name) for name in sorted(set(FILTERS) - OWN_WEIGHTS)}
+    golden = {
+        name: {"version": clip_filter.version, "scores": scores(clip_filter)} for name, clip_filter in filters.items()
+    }
     lines = (f"{json.dumps(name)}: {json.dumps(entry, sort_keys=True)}" for name, entry in golden.items())
     GOLDEN.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from synthetic import view
+from footage.synthetic import view
 
 from filters import FILTERS, load_filter
 from filters.base import ClipView, Filter, score, unknown, why_null
@@ -21,7 +21,7 @@ from filters.encoders.base import EncoderOutput
 from pipeline.config.recipe import Bounds
 
 DIM = 8
-SAYS_NOTHING = {"motion_x", "motion_y", "logo_corner", "interlacing_order"}  # null or NaN is an answer: none
+SAYS_NOTHING = {"motion_x", "motion_y", "logo_corner", "interlacing_order", "marks_text"}  # null: none
 
 
 class Encoder:
@@ -52,7 +52,7 @@ def embedded(clip: ClipView, encoder: Encoder) -> ClipView:
 def bad_clips() -> dict[str, ClipView]:
     black, noise = np.zeros((30, 90, 160, 3), np.uint8), np.random.default_rng(0).integers(0, 255, (30, 90, 160, 3))
     noise = noise.astype(np.uint8)
-    seen = view(noise)
+    viewed = view(noise)
     return {
         "nothing at all": ClipView("c", 0.0, 0.0, 0.0, 0, 0, box=(0, 0, 0, 0)),
         "one frame": embedded(view(noise[:1]), Encoder()),
@@ -60,8 +60,8 @@ def bad_clips() -> dict[str, ClipView]:
         "white": embedded(view(black + 255), Encoder()),
         "16 pixels wide": embedded(view(noise[:, :, :16].copy()), Encoder()),
         "2 pixels": embedded(view(noise[:, :2, :2].copy()), Encoder()),
-        "NaN embedding and flow": embedded(replace(seen, flow=np.full_like(seen.flow, np.nan)), Encoder(math.nan)),
-        "no time": embedded(replace(seen, flow_times=np.zeros_like(seen.flow_times)), Encoder()),
+        "NaN embedding and flow": embedded(replace(viewed, flow=np.full_like(viewed.flow, np.nan)), Encoder(math.nan)),
+        "no time": embedded(replace(viewed, flow_times=np.zeros_like(viewed.flow_times)), Encoder()),
     }
 
 
@@ -97,23 +97,23 @@ def heads(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
     }
 
 
-def made(name: str, heads: dict[str, dict[str, Any]], encoder: Encoder | None = None) -> Filter:
+def construct(name: str, heads: dict[str, dict[str, Any]], encoder: Encoder | None = None) -> Filter:
     return load_filter(name, heads.get(name), encoder or Encoder())
 
 
 @pytest.mark.parametrize("name", FILTERS)
 def test_what_cannot_be_scored_is_null_for_a_reason(name: str, heads: dict[str, dict[str, Any]]) -> None:
-    kind = made(name, heads)
-    for what, answer in zip(BAD, score(kind, list(BAD.values())), strict=True):
+    clip_filter = construct(name, heads)
+    for what, answer in zip(BAD, score(clip_filter, list(BAD.values())), strict=True):
         why = answer.pop(why_null(name), None)
-        assert set(answer) == set(kind.columns), what
+        assert set(answer) == set(clip_filter.columns), what
         missing = [column for column, value in answer.items() if value is None and column not in SAYS_NOTHING]
         assert bool(missing) == bool(why), (what, answer, why)
         assert all(math.isfinite(value) for value in answer.values() if isinstance(value, float)), what
         assert not any(Bounds(min=-1e9).admit(answer[column]) for column in missing)
-    assert set(score(kind, [BAD["nothing at all"]])[0].values()) == {
+    assert set(score(clip_filter, [BAD["nothing at all"]])[0].values()) == {
         None,
-        kind.score(BAD["nothing at all"])[why_null(name)],
+        clip_filter.score(BAD["nothing at all"])[why_null(name)],
     }
 
 
@@ -123,18 +123,28 @@ def test_a_model_that_gives_nan_gives_no_score(heads: dict[str, dict[str, Any]])
         run=lambda _, given: [np.full((1, 9, 9, 4), np.nan), np.full((1, 9, 9, 4), np.nan)],
         get_inputs=lambda: [SimpleNamespace(name="x")],
     )
-    text, faces, safety = made("text", heads), made("faces", heads), made("safety", heads)
-    text.detector.session = faces.detector.propose = nan
+    text, faces, safety = construct("text", heads), construct("faces", heads), construct("safety", heads)
+    marks, objects = construct("marks", heads), construct("objects", heads)
+    text.detector.session = marks.detector.session = faces.detector.propose = objects.detector.session = nan
     safety.classifier = SimpleNamespace(classify=lambda _: SimpleNamespace(nsfw=math.nan))
-    watermark = made("watermark", heads)
+    watermark = construct("watermark", heads)
     with torch.no_grad():
         next(watermark.model.parameters()).fill_(math.nan)
     deaf = Encoder(math.nan)
-    for kind in (text, faces, safety, watermark, made("concepts", heads, deaf), made("similarity", heads, deaf)):
-        (answer,) = score(kind, [clip])
-        assert answer[why_null(kind.name)] == "the result is not a finite number", kind.name
+    for clip_filter in (
+        text,
+        marks,
+        faces,
+        objects,
+        safety,
+        watermark,
+        construct("concepts", heads, deaf),
+        construct("similarity", heads, deaf),
+    ):
+        (answer,) = score(clip_filter, [clip])
+        assert answer[why_null(clip_filter.name)] == "the result is not a finite number", clip_filter.name
         assert not any(isinstance(value, float) for value in answer.values()), answer
 
 
 def test_a_reason_is_a_column_of_its_own(heads: dict[str, dict[str, Any]]) -> None:
-    assert unknown(made("logo", heads), "why") == {"logo_area": None, "logo_corner": None, "logo_null": "why"}
+    assert unknown(construct("logo", heads), "why") == {"logo_area": None, "logo_corner": None, "logo_null": "why"}

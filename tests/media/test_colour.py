@@ -9,8 +9,8 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from dolby_vision import rpu
-from videos import texture, write_video
+from footage.dolby_vision import rpu
+from footage.videos import texture, write_video
 
 from pipeline.config.recipe import PackOptions
 from pipeline.media.clip_reader import read_frames

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numbered_frames import coded, cut_of, decoded
+from footage.numbered_frames import coded, cut_of, decoded
+from footage.videos import texture, write_video
 from repository import SHARED
-from videos import texture, write_video
 
 from pipeline.config.recipe import PackOptions
 from pipeline.media.encode import Cut, SpanReader, encode_span

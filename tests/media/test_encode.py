@@ -9,8 +9,8 @@ import av
 import cv2
 import numpy as np
 import pytest
-import videos
-from numbered_frames import coded, cut_of, decoded, number_of
+from footage import videos
+from footage.numbered_frames import coded, cut_of, decoded, number_of
 
 from pipeline.config.recipe import PackOptions
 from pipeline.media.encode import Cut, SpanReader, encode_image, encode_span

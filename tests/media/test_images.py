@@ -11,8 +11,8 @@ import av
 import cv2
 import numpy as np
 import pytest
+from footage.videos import pan, texture, write_video
 from PIL import Image
-from videos import pan, texture, write_video
 
 from model.config import from_dict
 from model.data import loader as data
@@ -50,16 +50,20 @@ def corners(picture: np.ndarray) -> np.ndarray:
     return picture[:height, :width].reshape(2, height // 2, 2, width // 2, 3).mean((1, 3))
 
 
-def saved(picture: np.ndarray, kind: str, mode: str = "RGB", orientation: int = 0, **options: object) -> bytes:
+def saved(picture: np.ndarray, file_format: str, mode: str = "RGB", orientation: int = 0, **options: object) -> bytes:
     file, exif = io.BytesIO(), Image.Exif()
     if orientation:
         exif[0x112] = orientation
-    Image.fromarray(picture).convert(mode).save(file, kind, exif=exif, **options)
+    Image.fromarray(picture).convert(mode).save(file, file_format, exif=exif, **options)
     return file.getvalue()
 
 
-KINDS = {  # the same picture in other files
-    **{f"{kind} {mode}": saved(card(1), kind, mode) for kind in ("png", "tiff", "bmp") for mode in ("RGB", "P")},
+FILES = {  # the same picture in other files
+    **{
+        f"{file_format} {mode}": saved(card(1), file_format, mode)
+        for file_format in ("png", "tiff", "bmp")
+        for mode in ("RGB", "P")
+    },
     **{f"jpeg {mode}": saved(card(1), "jpeg", mode, quality=95) for mode in ("RGB", "CMYK")},
     "progressive": saved(card(1), "jpeg", quality=95, progressive=True),
     "alpha": saved(card(1), "png", "RGBA"),
@@ -73,14 +77,14 @@ KINDS = {  # the same picture in other files
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_picture_has_its_colours_whatever_the_file(kind):
-    with Video(io.BytesIO(KINDS[kind])) as video:
+@pytest.mark.parametrize("file_format", FILES)
+def test_a_picture_has_its_colours_whatever_the_file(file_format):
+    with Video(io.BytesIO(FILES[file_format])) as video:
         assert (video.probe.image, video.probe.width, video.probe.height) == (True, 320, 240)
         frame = next(video.frames())
         still = Shrinker(video.probe).still(frame, 320).rgb((0.0, 0.0, 1.0, 1.0))
     wanted = corners(card(1))
-    if "grey" in kind:
+    if "grey" in file_format:
         wanted = np.repeat((wanted @ [0.299, 0.587, 0.114])[:, :, None], 3, axis=2)
     for shown in (frame.rgb(), still):
         assert np.abs(corners(shown) - wanted).max() < 6
@@ -95,9 +99,9 @@ def test_a_photograph_is_turned_as_its_camera_noted(orientation):
     assert np.abs(corners(shown) - corners(upright)).max() < 6
 
 
-@pytest.mark.parametrize("kind", ["jpeg", "png", "webp"])
-def test_half_a_picture_is_none(kind):
-    whole = saved(card(3), kind)
+@pytest.mark.parametrize("file_format", ["jpeg", "png", "webp"])
+def test_half_a_picture_is_none(file_format):
+    whole = saved(card(3), file_format)
     with pytest.raises(MediaError, match="no frame could be decoded"):
         Video(io.BytesIO(whole[: len(whole) // 2]))
 
@@ -155,7 +159,7 @@ def test_images_of_a_folder_and_a_tar_are_samples_beside_the_clips_of_a_film(tmp
                 tar.addfile(member, io.BytesIO(body))
 
     options = ["scan.shots=adaptive", "scan.min_seconds=1", "caption.options.least=0.005"]
-    built = build([str(folder)], str(out), load_recipe("embedded", options))
+    built = build([str(folder)], str(out), load_recipe("embedded", options), cores=1)
     assert verify(str(out)) == []
     errors = {row["source_uri"].rpartition("/")[2]: row["error"] for row in built.sources if row["status"] != "ok"}
     assert errors == dict.fromkeys(("half.jpg", "letter.jpg", "moving.webp"), "no frame could be decoded")
@@ -174,6 +178,6 @@ def test_images_of_a_folder_and_a_tar_are_samples_beside_the_clips_of_a_film(tmp
         wanted = cv2.resize(shots[i], (560, 240), interpolation=cv2.INTER_AREA)
         assert np.corrcoef(picture.ravel(), wanted.ravel())[0, 1] > 0.9, name
     assert list(rows) == ["film.mp4"]
-    seen = [clips[draws] for step in range(8) for draws in order.step(step)]
-    assert {key for batch in seen for key in batch.keys} == set(numbers)
-    assert {len(batch.inputs[0]) for batch in seen} == {1, 5}
+    batches = [clips[draws] for step in range(8) for draws in order.step(step)]
+    assert {key for batch in batches for key in batch.keys} == set(numbers)
+    assert {len(batch.inputs[0]) for batch in batches} == {1, 5}

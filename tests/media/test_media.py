@@ -10,7 +10,7 @@ import av
 import cv2
 import numpy as np
 import pytest
-from videos import texture, write_video
+from footage.videos import texture, write_video
 
 from pipeline.media.video import MediaError, Video, probe
 
@@ -58,10 +58,10 @@ def test_every_frame_comes_once_in_order_and_a_seek_agrees(tmp_path, name, codec
     assert [number for _, number in all_frames] == list(range(COUNT))
     times = np.array([time for time, _ in all_frames])
     assert np.allclose(times - times[0], np.arange(COUNT) / 25, atol=1.5e-3)
-    seen = probe(str(path))
-    assert seen.start == pytest.approx(times[0])
-    assert seen.duration == pytest.approx(COUNT / 25, abs=0.05)
-    assert seen.fps == pytest.approx(25, rel=0.03)
+    info = probe(str(path))
+    assert info.start == pytest.approx(times[0])
+    assert info.duration == pytest.approx(COUNT / 25, abs=0.05)
+    assert info.fps == pytest.approx(25, rel=0.03)
     for wanted in (0.0, 0.5, 0.9, 1.3, 5.0):
         got = read(path, times[0] + wanted)
         assert got == all_frames[-len(got) :]
@@ -104,17 +104,17 @@ def test_rotation_is_applied(tmp_path, rotation):
     picture = texture(1, 96, 160)
     path = write_video(tmp_path / "turned.mp4", [picture] * 5, rotation=rotation, crf="5")
     with Video(str(path)) as video:
-        seen, frame = video.probe, next(video.frames())
+        info, frame = video.probe, next(video.frames())
     shown = frame.rgb()
-    assert (seen.width, seen.height) == ((96, 160) if rotation % 180 else (160, 96)) == shown.shape[1::-1]
+    assert (info.width, info.height) == ((96, 160) if rotation % 180 else (160, 96)) == shown.shape[1::-1]
     expected = {90: cv2.ROTATE_90_COUNTERCLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_CLOCKWISE}[rotation]
     assert np.abs(shown.astype(int) - cv2.rotate(picture, expected)).mean() < 12
 
 
 def test_pixel_aspect_widens_the_display(tmp_path):
     path = write_video(tmp_path / "dv.mp4", [texture(2, 96, 120)] * 3, aspect=Fraction(4, 3))
-    seen = probe(str(path))
-    assert (seen.width, seen.height, seen.coded_width) == (160, 96, 120)
+    info = probe(str(path))
+    assert (info.width, info.height, info.coded_width) == (160, 96, 120)
 
 
 @pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuv422p", "yuv444p", "yuv420p10le", "gray", "yuv444p10le"])
@@ -202,11 +202,11 @@ def test_reference_frames_alone_are_right_and_the_times_of_all_are_known(tmp_pat
     with Video(str(path)) as video:
         every = [frame.pts for frame in video.frames()]
         start = video.probe.start
-        some = list(video.frames(None, lambda time: 2 <= time - start < 2.5))
-        assert [pts for frame in some for pts in frame.skipped_pts] + video.remaining == every
-        assert all(number_of(frame.rgb()) == every.index(frame.pts) % 64 for frame in some)
-        assert len([frame for frame in some if 2 <= frame.time - start < 2.5]) in (12, 13)
-        assert (len(some) < 120) == video.skips == (name not in ("mpeg4.avi", "fields.mp4"))
+        frames = list(video.frames(None, lambda time: 2 <= time - start < 2.5))
+        assert [pts for frame in frames for pts in frame.skipped_pts] + video.remaining == every
+        assert all(number_of(frame.rgb()) == every.index(frame.pts) % 64 for frame in frames)
+        assert len([frame for frame in frames if 2 <= frame.time - start < 2.5]) in (12, 13)
+        assert (len(frames) < 120) == video.skips == (name not in ("mpeg4.avi", "fields.mp4"))
         later = list(video.frames(start + 3.0, lambda time: False))
         passed = [pts for frame in later for pts in frame.skipped_pts] + video.remaining
         assert passed == every[-len(passed) :]

@@ -19,9 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.doctor import confinement
-from pipeline.media.answers import decode, encode_value
 from pipeline.media.faults import MachineFault, OverLimit, failure
-from pipeline.media.sandbox import Sandbox, SandboxError
+from pipeline.media.isolation.answers import decode, encode_value
+from pipeline.media.isolation.sandbox import Sandbox, SandboxError
 from pipeline.media.video import MediaError, probe
 from pipeline.sources.source_sandbox import SourceSandbox
 
@@ -36,10 +36,10 @@ with open("/dev/null", "w") as sink:
 """
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def sandbox():
-    with Sandbox(memory_mb=600) as made:
-        yield made
+    with Sandbox(memory_mb=600) as child:
+        yield child
 
 
 def test_a_call_runs_in_another_process_that_is_kept(sandbox):
@@ -217,7 +217,7 @@ def test_no_process_to_be_had_is_a_fault_of_the_machine(monkeypatch):
     def refuse(*_: object, **__: object) -> None:
         raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
 
-    monkeypatch.setattr("pipeline.media.sandbox.subprocess.Popen", refuse)
+    monkeypatch.setattr("pipeline.media.isolation.sandbox.subprocess.Popen", refuse)
     with pytest.raises(MachineFault, match="no process can be started"), Sandbox() as sandbox:
         sandbox.call(abs, -2, deadline=300)
 
@@ -229,7 +229,7 @@ def test_prints_do_not_disturb_the_answers(sandbox):
 
 def test_no_child_outlives_a_killed_parent():
     code = (
-        "import os, time; from pipeline.media.sandbox import Sandbox; s = Sandbox();"
+        "import os, time; from pipeline.media.isolation.sandbox import Sandbox; s = Sandbox();"
         "print(s.call(os.getpid, deadline=300), flush=True); s.call(time.sleep, 60, deadline=100)"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
@@ -242,6 +242,7 @@ def test_no_child_outlives_a_killed_parent():
     assert gone or alive[0].status() == psutil.STATUS_ZOMBIE
 
 
-def test_a_child_starts_without_the_heavy_packages(sandbox):
+def test_a_child_starts_without_the_heavy_packages():
     loaded = "import sys; assert not {'torch', 'ray', 'cv2', 'av'} & set(sys.modules), 'slow start'"
-    assert sandbox.call(exec, loaded, {}, deadline=300) is None
+    with Sandbox(memory_mb=600) as fresh:
+        assert fresh.call(exec, loaded, {}, deadline=300) is None

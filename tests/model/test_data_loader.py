@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import multiprocessing
 import tempfile
 from fractions import Fraction
 from pathlib import Path
@@ -81,6 +82,23 @@ def test_batches_do_not_depend_on_workers_or_on_what_is_kept_in_memory(clips, tm
         for a, b in zip(batches[0], other, strict=True):
             assert torch.equal(a.inputs, b.inputs)
             assert (a.captions, a.keys, a.refs) == (b.captions, b.keys, b.refs)
+
+
+def fail_after_a_batch(loader: torch.utils.data.DataLoader) -> None:
+    with data.loading(loader) as batches:
+        next(batches)
+        assert multiprocessing.active_children()
+        raise ArithmeticError
+
+
+def test_loader_processes_end_when_the_run_that_reads_from_them_fails(clips, tmp_path):
+    config = setting(write_shards(tmp_path, [clips]))
+    index = read_index(config.data)
+    order = make_schedule(index, config, (4, 8, 8))
+    loader = data.make_loader(data.Clips(index, order, config), data.micro_batches(order, 0, 100, 0, 1), 2)
+    with pytest.raises(ArithmeticError) as failure:  # its traceback still holds the loader
+        fail_after_a_batch(loader)
+    assert not multiprocessing.active_children(), failure
 
 
 def test_decoded_clips_in_memory_show_the_frames_that_decoding_shows_at_variable_frame_rates(sample_videos, tmp_path):

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from model.config import Config
+from model.errors import DeviceError
+from model.training.memory import device_faults
 from model.training.optimise import ClipRule, clipped_step, global_norm, make_optimizer
 
 
@@ -47,3 +49,22 @@ def test_one_gradient_that_is_not_finite_keeps_every_weight_and_moment_and_the_r
     assert torch.equal(clip.moments, running)
     for i, state in optimizer.state_dict()["state"].items():
         assert all(torch.equal(value, moments[i][name]) for name, value in state.items())
+
+
+def test_a_step_without_memory_or_a_compiler_ends_in_one_line_and_an_error_in_the_program_as_it_is():
+    def no_compiler(graph: object, inputs: object) -> None:
+        raise RuntimeError("No working C++ compiler found")
+
+    failing = torch.compile(torch.nn.Linear(2, 2), backend=no_compiler)
+    with (
+        pytest.raises(DeviceError, match=r"^CUDA out of memory: lower tokens, .* last checkpoint is kept$"),
+        device_faults(Config()),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has a total of 80 GiB.")
+    with (
+        pytest.raises(DeviceError, match=r"compile=false.*No working C\+\+ compiler found$"),
+        device_faults(Config(compile=True)),
+    ):
+        failing(torch.ones(2))
+    with pytest.raises(RuntimeError, match="shapes"), device_faults(Config(compile=True)):
+        raise RuntimeError("shapes differ")

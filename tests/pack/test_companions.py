@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import transformers
-import videos
+from footage import videos
 
 from filters.torchvision_ops import ensure_torchvision
 from pipeline.config.recipe import PackOptions, Recipe, RecipeError, SelectOptions

@@ -18,7 +18,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-import videos
+from footage import videos
 
 from pipeline.config.recipe import PackOptions, Recipe, ScanOptions, SelectOptions, SourceOptions
 from pipeline.media import encode
@@ -143,19 +143,22 @@ def test_a_full_disk_stops_the_pass_and_leaves_the_shard_to_the_next_build(
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
-    assert on_a_small_disk(Transcode(store, RECIPE), transcode).problem.startswith("file too large")
+    with pytest.raises(OSError, match="File too large"):
+        on_a_small_disk(Transcode(store, RECIPE), transcode)
     monkeypatch.setattr(clip_encoder, "encode_clip", encode_on_a_full_disk)
-    assert Transcode(store, RECIPE)(transcode).problem.startswith("no space left on device")
+    with pytest.raises(OSError, match="No space left on device"):
+        Transcode(store, RECIPE)(transcode)
     assert {path.name for path in (tmp_path / spool).iterdir()} == {"rows.parquet"}
 
     monkeypatch.undo()
-    assert Transcode(store, RECIPE)(transcode).problem == ""
-    assert on_a_small_disk(Pack(store, RECIPE), pack).problem.startswith("file too large")
+    assert Transcode(store, RECIPE)(transcode).counts["clips"] == 5
+    with pytest.raises(OSError, match="File too large"):
+        on_a_small_disk(Pack(store, RECIPE), pack)
     assert listed(store) == {}
     assert [path.name for path in tmp_path.rglob("*.tar")] == ["00000.tar"]
     assert not index_path(tmp_path / plan.path).exists()
 
-    assert Pack(store, RECIPE)(pack).problem == ""
+    Pack(store, RECIPE)(pack)
     assert [result.clips for result in listed(store).values()] == [5]
     assert not (tmp_path / spool).exists()
     assert Pack(store, RECIPE)(pack).problem == ""  # as after the loss of the worker that had just written it

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import packing_rows
 import pyarrow as pa
 import pytest
-import videos
+from footage import videos
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config.recipe import PackOptions, Recipe, SelectOptions
 from pipeline.pack import parts
+from pipeline.pack.clip_encoder import ClipEncoder
 from pipeline.pack.parts import join_parts, part_file, parts_of, rows_file, spool_of
 from pipeline.pack.shards import ShardPlan, index_path, plan_shards, stored_clips, write_shard
 from pipeline.pack.worker import Pack, PackUnit, Transcode, TranscodeUnit
@@ -39,6 +41,12 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> ShardPlan:
 
 
 @pytest.fixture(scope="module")
+def encoder() -> Iterator[ClipEncoder]:
+    with ClipEncoder() as encoder:
+        yield encoder
+
+
+@pytest.fixture(scope="module")
 def whole(plan: ShardPlan, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset folder with the shard, written at once."""
     folder = tmp_path_factory.mktemp("whole")
@@ -53,14 +61,14 @@ def shard_files(folder: Path, plan: ShardPlan) -> list[bytes]:
 @settings(max_examples=8, deadline=None)
 @given(numbers=st.lists(st.integers(0, 3), min_size=7, max_size=7))
 def test_clips_that_were_written_in_any_parts_become_the_same_shard(
-    plan: ShardPlan, whole: Path, tmp_path_factory: pytest.TempPathFactory, numbers: list[int]
+    plan: ShardPlan, whole: Path, encoder: ClipEncoder, tmp_path_factory: pytest.TempPathFactory, numbers: list[int]
 ) -> None:
     folder = tmp_path_factory.mktemp("parts")
     reuse = stored_clips(Store(str(whole)), [plan.path], plan.rows()["clip_id"])
     tars = []
     for number in set(numbers):
         part = ShardPlan(f"parts/{number}.tar", plan.options, plan.rows(), np.flatnonzero(np.equal(numbers, number)))
-        result = write_shard(part, folder, reuse)
+        result = write_shard(part, folder, reuse, encoder)
         assert result.reused == result.clips
         tars.append(part.path)
     result = join_parts(Store(str(folder)), tars, plan.name, plan.path, folder)

@@ -15,12 +15,13 @@ import packing_rows as rows
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import videos
+from footage import videos
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config.recipe import PackOptions, Recipe, SelectOptions
 from pipeline.media.video import Video
+from pipeline.pack.clip_encoder import ClipEncoder
 from pipeline.pack.shards import ShardPlan, ShardResult, index_path, listed, plan_shards, stored_clips, write_shard
 from pipeline.selection.buckets import bucket_size
 from pipeline.selection.select import select
@@ -47,7 +48,8 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
 
 
 def written(clips: pa.Table, folder: Path, recipe: Recipe = RECIPE) -> list[ShardResult]:
-    return [write_shard(plan, folder, None) for plan in plan_shards(clips, recipe)]
+    with ClipEncoder() as encoder:
+        return [write_shard(plan, folder, None, encoder) for plan in plan_shards(clips, recipe)]
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import av
 import numpy as np
 import packing_rows
 import pytest
-import videos
+from footage import videos
 
 from pipeline.build import build
 from pipeline.config.recipe import PackOptions, load_recipe
@@ -74,10 +74,15 @@ def film(
     return path
 
 
-def packed(path: Path, first: int, end: int, options: PackOptions = OPTIONS) -> Encoded:
-    (row,) = packing_rows.rows_of(path, [(first, end)])
+@pytest.fixture(scope="module")
+def encoder() -> Iterator[ClipEncoder]:
     with ClipEncoder() as encoder:
-        ((_, encoded),) = encoder.encode_all([{**row, "bucket": "16x9-96p"}], options)
+        yield encoder
+
+
+def packed(encoder: ClipEncoder, path: Path, first: int, end: int, options: PackOptions = OPTIONS) -> Encoded:
+    (row,) = packing_rows.rows_of(path, [(first, end)])
+    ((_, encoded),) = encoder.encode_all([{**row, "bucket": "16x9-96p"}], options)
     assert isinstance(encoded, Encoded), encoded
     return encoded
 
@@ -115,10 +120,10 @@ def lag(samples: np.ndarray, wanted: np.ndarray) -> int:
 )
 @pytest.mark.parametrize("first", [0, 7, 20])
 def test_noise_begins_with_its_flash_in_clips_from_any_frame_on(
-    tmp_path: Path, name: str, codec: str, delay: float, start: float, tolerance: int, first: int
+    encoder: ClipEncoder, tmp_path: Path, name: str, codec: str, delay: float, start: float, tolerance: int, first: int
 ) -> None:
     path = film(tmp_path / name, {"mono": bursts(2.4)[None]}, codec=codec, delay=delay, start=start)
-    encoded = packed(path, first, 58)
+    encoded = packed(encoder, path, first, 58)
     flashes, samples, rate = decoded(encoded)
     assert rate == RATE
     assert flashes == pytest.approx([(frame - first) / FPS for frame in FLASHES if frame >= first])
@@ -130,31 +135,31 @@ def test_noise_begins_with_its_flash_in_clips_from_any_frame_on(
     assert encoded.sound["audio_error"] is None
 
 
-def test_the_same_sound_has_the_same_bytes_whatever_was_read_before(tmp_path: Path) -> None:
+def test_the_same_sound_has_the_same_bytes_whatever_was_read_before(encoder: ClipEncoder, tmp_path: Path) -> None:
     path = film(tmp_path / "a.mp4", {"mono": bursts(2.4)[None]}, codec="aac")
-    alone = packed(path, 20, 50)
+    with ClipEncoder() as fresh:
+        alone = packed(fresh, path, 20, 50)
     rows = packing_rows.rows_of(path, [(0, 20), (20, 50), (3, 40)])
-    with ClipEncoder() as encoder:
-        together = dict(encoder.encode_all([{**row, "bucket": "16x9-96p"} for row in rows], OPTIONS))
+    together = dict(encoder.encode_all([{**row, "bucket": "16x9-96p"} for row in rows], OPTIONS))
     assert together[rows[1]["clip_id"]] == alone
-    without = packed(path, 20, 50, PackOptions(heights=(96,)))
+    without = packed(encoder, path, 20, 50, PackOptions(heights=(96,)))
     assert without.sound is None
     assert len(without.data) < len(alone.data)
 
 
-def test_at_a_constant_rate_the_sound_is_as_long_as_the_frames(tmp_path: Path) -> None:
+def test_at_a_constant_rate_the_sound_is_as_long_as_the_frames(encoder: ClipEncoder, tmp_path: Path) -> None:
     path = film(tmp_path / "a.mov", {"mono": bursts(2.4)[None]})
-    encoded = packed(path, 7, 50, PackOptions(heights=(96,), audio="keep", fps=16.0))
+    encoded = packed(encoder, path, 7, 50, PackOptions(heights=(96,), audio="keep", fps=16.0))
     assert encoded.duration == 28 / 16
     _, samples, _ = decoded(encoded)
     assert lag(samples[0], bursts(2.4)[7 * RATE // FPS :]) == 0
 
 
-def test_the_default_track_is_taken_and_channels_are_mixed_down_to_two(tmp_path: Path) -> None:
+def test_the_default_track_is_taken_and_channels_are_mixed_down_to_two(encoder: ClipEncoder, tmp_path: Path) -> None:
     tone = 0.2 * np.sin(2 * np.pi * 440 * np.arange(round(2.4 * RATE)) / RATE).astype(np.float32)
     six = np.stack([tone * 0, tone * 0, tone, tone * 0, tone * 0, tone * 0])  # in the centre alone
     path = film(tmp_path / "a.mov", {"mono": tone[None] * 0, "5.1": six}, codec="pcm_s16le")
-    encoded = packed(path, 0, 50)
+    encoded = packed(encoder, path, 0, 50)
     _, samples, _ = decoded(encoded)
     assert len(samples) == 2
     levels = np.sqrt(np.mean(samples[:, RATE // 2 : RATE] ** 2, axis=1))
@@ -162,9 +167,9 @@ def test_the_default_track_is_taken_and_channels_are_mixed_down_to_two(tmp_path:
 
 
 @pytest.mark.parametrize(("rate", "kept"), [(44_100, 44_100), (96_000, 48_000), (37_800, 48_000), (8_000, 8_000)])
-def test_rates_that_are_not_usual_become_48000(tmp_path: Path, rate: int, kept: int) -> None:
+def test_rates_that_are_not_usual_become_48000(encoder: ClipEncoder, tmp_path: Path, rate: int, kept: int) -> None:
     path = film(tmp_path / "a.mov", {"mono": bursts(2.4, rate)[None]}, rate=rate)
-    encoded = packed(path, 7, 50)
+    encoded = packed(encoder, path, 7, 50)
     _, samples, packed_rate = decoded(encoded)
     assert packed_rate == kept
     envelope = np.abs(samples[0])
@@ -174,7 +179,7 @@ def test_rates_that_are_not_usual_become_48000(tmp_path: Path, rate: int, kept: 
         assert abs(first - start) <= max(8, kept // 2000)  # the pre-echo of AAC
 
 
-def test_a_source_without_sound_and_a_still_picture_say_so(tmp_path: Path) -> None:
+def test_a_source_without_sound_and_a_still_picture_say_so(encoder: ClipEncoder, tmp_path: Path) -> None:
     import cv2
 
     silent = videos.write_video(tmp_path / "a.mp4", videos.pan(videos.texture(1, *SIZE), 30, 2))
@@ -182,13 +187,13 @@ def test_a_source_without_sound_and_a_still_picture_say_so(tmp_path: Path) -> No
     empty = {"has_audio": False, "audio_loudness": None, "audio_silence": None, "audio_error": None}
     plain = PackOptions(heights=(96,))
     for path, end in ((silent, 30), (tmp_path / "still.png", 1)):
-        assert packed(path, 0, end).sound == empty
-        assert packed(path, 0, end).data == packed(path, 0, end, plain).data
+        assert packed(encoder, path, 0, end).sound == empty
+        assert packed(encoder, path, 0, end).data == packed(encoder, path, 0, end, plain).data
     late = film(tmp_path / "late.mov", {"mono": bursts(2.4)[None]}, delay=2.0)
-    assert packed(late, 0, 30).sound == empty
+    assert packed(encoder, late, 0, 30).sound == empty
 
 
-def test_broken_sound_is_a_reason_and_the_picture_is_packed(tmp_path: Path) -> None:
+def test_broken_sound_is_a_reason_and_the_picture_is_packed(encoder: ClipEncoder, tmp_path: Path) -> None:
     path = film(tmp_path / "a.mkv", {"mono": bursts(2.4)[None]}, codec="aac")
     with av.open(str(path)) as container:
         packets = [bytes(packet) for packet in container.demux(audio=0) if packet.size]
@@ -197,14 +202,15 @@ def test_broken_sound_is_a_reason_and_the_picture_is_packed(tmp_path: Path) -> N
     for packet in packets:
         damaged = damaged.replace(packet, bytes([0xFF]) * len(packet))
     path.write_bytes(damaged)
-    encoded = packed(path, 0, 50)
+    encoded = packed(encoder, path, 0, 50)
     assert encoded.sound is not None
     assert not encoded.sound["has_audio"]
     assert "could not be decoded" in encoded.sound["audio_error"]
     assert encoded.frames == 50
     noise = max(packets, key=len)
-    path.write_bytes(data.replace(noise, bytes([0xFF]) * len(noise)))
-    partly = packed(path, 0, 50).sound
+    other = tmp_path / "b.mkv"
+    other.write_bytes(data.replace(noise, bytes([0xFF]) * len(noise)))
+    partly = packed(encoder, other, 0, 50).sound
     assert partly is not None
     assert partly["has_audio"]
     assert partly["audio_error"] == "1 packets of its sound could not be decoded"
@@ -220,10 +226,12 @@ def test_loudness_is_that_of_the_reference_tone_and_silence_a_share_of_windows()
     assert measure(Sound(tone[None, : RATE // 10], RATE))[0] is None
 
 
-def test_a_crash_while_sound_is_read_costs_the_sound_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crash_while_sound_is_read_costs_the_sound_alone(
+    encoder: ClipEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = film(tmp_path / "a.mov", {"mono": bursts(2.4)[None]})
     monkeypatch.setattr("pipeline.pack.clip_encoder.encode_clip", crash_with_sound)
-    encoded = packed(path, 0, 30)
+    encoded = packed(encoder, path, 0, 30)
     assert encoded.sound is not None
     assert encoded.sound["audio_error"] == "the process crashed (SIGSEGV)"
     assert not encoded.sound["has_audio"]
@@ -265,6 +273,7 @@ def test_a_build_with_sound_has_its_columns_and_is_verified(tmp_path: Path) -> N
         [str(folder / "list.csv")],
         str(tmp_path / "out"),
         load_recipe("embedded", [*options, "pack.audio=keep"]),
+        cores=1,
         engine="local",
     )
     rows = {Path(row["source_uri"]).name: row for row in built.clips.to_pylist()}
@@ -279,6 +288,8 @@ def test_a_build_with_sound_has_its_columns_and_is_verified(tmp_path: Path) -> N
     assert audio["silent.mp4"] == {"has_audio": False}
     assert audio["a.mov"]["audio_loudness"] == rows["a.mov"]["audio_loudness"]
     assert verify(tmp_path / "out", 1) == []
-    again = build([str(folder / "list.csv")], str(tmp_path / "out"), load_recipe("embedded", options), engine="local")
+    again = build(
+        [str(folder / "list.csv")], str(tmp_path / "out"), load_recipe("embedded", options), cores=1, engine="local"
+    )
     assert "has_audio" not in again.clips.column_names
     assert verify(tmp_path / "out", 1) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,14 @@ import packing_rows as rows
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import videos
+from footage import videos
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config.recipe import FrameOptions, PackOptions, Recipe, RecipeError, SelectOptions, load_recipe
 from pipeline.config.video_models import MODELS, resolved, video_model
 from pipeline.media.video import Video
+from pipeline.pack.clip_encoder import ClipEncoder
 from pipeline.pack.shards import index_path, plan_shards, stored_clips, write_shard
 from pipeline.selection.frame_contracts import packed_frames
 from pipeline.selection.select import select
@@ -47,6 +49,12 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
     return rows.clips_table([*clip_rows, *rows.rows_of(folder / "still.png", [(0, 1)])])
 
 
+@pytest.fixture(scope="module")
+def encoder() -> Iterator[ClipEncoder]:
+    with ClipEncoder() as encoder:
+        yield encoder
+
+
 def recipe(**pack: Any) -> Recipe:
     options = PackOptions(heights=(96,), **pack)
     return Recipe(select=SelectOptions(duplicates=False, val_fraction=0.0), pack=options)
@@ -69,11 +77,13 @@ def decoded(folder: Path, model: str) -> dict[str, tuple[int, float]]:
 
 
 @pytest.mark.parametrize("model", ["wan2.1", "ltx", "hunyuan", "framepack", "cogvideox", "mochi", "minimax-h3"])
-def test_every_packed_clip_decodes_to_the_models_rate_and_count_with_one_frame_to_spare(clips, model, tmp_path):
+def test_every_packed_clip_decodes_to_the_models_rate_and_count_with_one_frame_to_spare(
+    clips, encoder, model, tmp_path
+):
     contract = MODELS[model]
     chosen = select(clips, recipe(model=model))
     for plan in plan_shards(chosen.filter(chosen["keep"]), recipe(model=model)):
-        assert write_shard(plan, tmp_path).failures == []
+        assert write_shard(plan, tmp_path, None, encoder).failures == []
     packed = decoded(tmp_path, model)
     moving = {row["clip_id"]: row for row in chosen.to_pylist() if row["frames"] > 1}
     assert set(packed) == {key for key, row in moving.items() if row["keep"]}
@@ -106,7 +116,7 @@ def test_clips_keep_their_ids_and_the_same_rows_give_the_same_bytes(clips, tmp_p
     assert contents[0] == contents[1]
 
 
-def test_media_of_another_contract_is_not_reused(clips, tmp_path):
+def test_media_of_another_contract_is_not_reused(clips, encoder, tmp_path):
     results = {}
     for spare in (0, 1, 1):
         options = recipe(fps=16, frames=FrameOptions(4, 1, spare))
@@ -114,7 +124,7 @@ def test_media_of_another_contract_is_not_reused(clips, tmp_path):
         (plan,) = [p for p in plan_shards(chosen.filter(chosen["keep"]), options) if "still" not in p.path]
         store, ids = Store(str(tmp_path)), plan.rows()["clip_id"]
         lent = stored_clips(store, [plan.path], ids) if results else {}
-        results[spare] = write_shard(plan, tmp_path, lent)
+        results[spare] = write_shard(plan, tmp_path, lent, encoder)
     assert results[1].reused == results[1].clips  # of the second time with one contract
     assert results[0].clips >= results[1].clips > 0
 

@@ -86,6 +86,8 @@ def test_bounds_admit_what_selection_keeps() -> None:
     ("thresholds", "words"),
     [
         ({"moton_object": Bounds(min=1)}, "did you mean 'motion_object'"),
+        ({"motio_null": Bounds(min=1)}, "is its filter in the recipe"),
+        ({"labl": Bounds(any_of=("a",))}, "did you mean 'label'"),
         ({"zzz": Bounds(min=1)}, "is its filter in the recipe"),
         ({"motion_object": Bounds(any_of=("a",))}, "min or max"),
         ({"label": Bounds(min=1)}, "any_of or none_of"),
@@ -93,7 +95,7 @@ def test_bounds_admit_what_selection_keeps() -> None:
     ],
 )
 def test_a_threshold_that_cannot_be_judged_stops_with_what_was_meant(thresholds: dict[str, Bounds], words: str) -> None:
-    table = clips(1, motion_object=[1.0], label=["a"], motion_times=[[1.0]])
+    table = clips(1, motion_object=[1.0], label=["a"], motion_times=[[1.0]], motion_null=["few"])
     with pytest.raises(RecipeError, match=words):
         select(table, recipe(thresholds))
 

@@ -12,15 +12,15 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from footage.videos import texture, write_video
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from videos import texture, write_video
 
 import filters
 from filters import FILTERS
 from filters.base import ClipView, Filter, score, why_null
-from filters.flow import coarse_flow
-from filters.naturalness import distance
+from filters.movement.flow import coarse_flow
+from filters.picture.naturalness import distance
 from pipeline.config.recipe import Recipe, ScanOptions
 from pipeline.media.colour import Colour
 from pipeline.media.frame import Frame, seconds
@@ -38,7 +38,7 @@ FAST = (
     *("borders", "exposure", "motion", "camera", "frozen", "flicker"),
     *("interlacing", "blockiness", "noise", "logo", "naturalness"),
 )
-SLOW = ("text", "safety", "faces")  # networks over colour frames
+SLOW = ("text", "safety", "faces", "objects")  # networks over colour frames
 
 instants = st.one_of(  # milliseconds: repeated, negative, huge, hours apart
     st.integers(-5_000, 5_000),
@@ -229,7 +229,7 @@ class NoEncoder:
 
 
 @functools.cache
-def made(name: str) -> Filter:
+def loaded(name: str) -> Filter:
     return filters.load_filter(name, {}, NoEncoder())
 
 
@@ -239,9 +239,9 @@ def test_no_filter_raises_and_every_score_is_finite_or_null_with_a_reason(name: 
     @given(odd_clips())
     def holds(clip: ClipView) -> None:
         errors: list[Exception] = []
-        (answer,) = score(made(name), [clip], lambda _, __, error: errors.append(error))
+        (answer,) = score(loaded(name), [clip], lambda _, __, error: errors.append(error))
         assert not errors
-        assert set(answer) - {why_null(name)} == set(made(name).columns)
+        assert set(answer) - {why_null(name)} == set(loaded(name).columns)
         assert all(math.isfinite(value) for value in answer.values() if isinstance(value, float))
 
     holds()

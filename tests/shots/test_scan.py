@@ -9,10 +9,10 @@ from itertools import pairwise
 import cv2
 import numpy as np
 import pytest
-from videos import pan, texture, write_video
+from footage.videos import pan, texture, write_video
 
 from pipeline.config.recipe import Recipe, ScanOptions, load_recipe
-from pipeline.media.sandbox import Sandbox
+from pipeline.media.isolation.sandbox import Sandbox
 from pipeline.media.video import MediaError, Video
 from pipeline.scan.scan import scan, segments
 from pipeline.scan.tracks import crop_pixels
@@ -88,6 +88,13 @@ def test_long_shots_are_cut_into_equal_parts(tmp_path):
     assert {c["shot_index"] for c in scanned.clips} == {0}
 
 
+def test_with_equal_limits_all_clips_have_that_length_and_the_rest_of_a_shot_is_rejected(tmp_path):
+    path = write_video(tmp_path / "long.mp4", film([130], speed=0.5), FPS)
+    scanned = scan(Source("id", str(path)), recipe(min_seconds=2.0, max_seconds=2.0))
+    assert spans(scanned) == [(0, 50), (50, 100), (100, 130)]
+    assert [c["dropped"] for c in scanned.clips] == [None, None, "duration"]
+
+
 def test_the_same_source_gives_the_same_rows(three_shots):
     first, second = (scan(Source("id", str(three_shots)), recipe()) for _ in range(2))
     assert (first.clips, first.frames) == (second.clips, second.frames)
@@ -118,9 +125,9 @@ def test_letterbox_is_cropped_and_rotation_shown(tmp_path):
     assert picture[:, :2].mean() > 30
 
 
-@pytest.mark.parametrize("kind", ["png", "jpg"])
-def test_an_image_is_one_clip_of_one_frame(tmp_path, kind):
-    path = tmp_path / f"image.{kind}"
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_an_image_is_one_clip_of_one_frame(tmp_path, suffix):
+    path = tmp_path / f"image.{suffix}"
     cv2.imwrite(str(path), texture(7, 600, 900))
     scanned = scan(Source("id", str(path)), recipe())
     clip = scanned.clips[0]

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import hostile
-import mutations
 import pyarrow.parquet as pq
 import pytest
+from footage import mutations
+from footage.videos import pan, texture, write_video
 from repository import SHARED
-from videos import pan, texture, write_video
 
 from pipeline.config.recipe import Recipe, ScanOptions, load_recipe
 from pipeline.media.video import MediaError, Probe
@@ -28,7 +28,7 @@ from pipeline.scan.worker import Identify, Scan
 from pipeline.sources.discover import DiscoveredFile, Source
 from pipeline.state import committed
 from pipeline.state.error_log import FEWEST, FOLDER, why_stop
-from pipeline.state.units import Handoff, IdentifyUnit, Part, ScanUnit
+from pipeline.state.units import IdentifyUnit, Part, ScanUnit
 from pipeline.storage.store import Store
 from pipeline.tables.fragments import clip_id
 
@@ -45,17 +45,15 @@ def identified(paths: Sequence[Path], store: Store, recipe: Recipe = SHORT) -> t
     """Rows of the sources, and the worker's result."""
     files = [DiscoveredFile(str(p), p.stat().st_size, str(p.stat().st_mtime_ns)) for p in paths]
     result = Identify(store, recipe)(IdentifyUnit(tuple(files)))
-    rows = [] if result.problem else pq.read_table(store.path(result.fragment)).to_pylist()
-    return rows, result
+    return pq.read_table(store.path(result.fragment)).to_pylist(), result
 
 
 def scanned(paths: Sequence[Path], store: Store, recipe: Recipe = SHORT) -> tuple[list[dict[str, Any]], Any]:
     """What the fragment says of each file as a part, and the worker's result."""
     unit = ScanUnit(tuple(Part(Source(p.name, str(p)), 1.0) for p in paths))
-    answer = Scan(store, recipe)(unit)
-    result = answer.results[0] if isinstance(answer, Handoff) else answer
-    done = {} if result.problem else json.loads(pq.read_metadata(store.path(result.fragment)).metadata[b"clipmill"])
-    return done.get("parts", []), result
+    (result,) = Scan(store, recipe)(unit).results
+    done = json.loads(pq.read_metadata(store.path(result.fragment)).metadata[b"clipmill"])
+    return done["parts"], result
 
 
 def logged(store: Store, name: str) -> list[dict[str, Any]]:
@@ -151,11 +149,11 @@ def test_an_exception_nobody_foresaw_is_the_reason_of_its_part_and_is_tried_agai
     for name in ("one.mp4", "two.mp4"):
         (tmp_path / name).write_bytes(sources["plain.mp4"])
     monkeypatch.setattr(workers, "scan", broken_for_one)
-    (one, two), result = scanned([tmp_path / "one.mp4", tmp_path / "two.mp4"], store)
-    assert one["error"].startswith("internal error: IndexError at ")
-    assert one["error"].endswith(": no such frame")
-    assert one["unreachable"]
-    assert "error" not in two
+    (first, second), result = scanned([tmp_path / "one.mp4", tmp_path / "two.mp4"], store)
+    assert first["error"].startswith("internal error: IndexError at ")
+    assert first["error"].endswith(": no such frame")
+    assert first["unreachable"]
+    assert "error" not in second
     assert [len(sources) for sources in result.unforeseen.values()] == [1]
     (entry,) = logged(store, "scan")
     assert entry["source"] == str(tmp_path / "one.mp4")
@@ -237,15 +235,16 @@ def test_a_fault_of_the_machine_stops_the_build_and_commits_nothing(
     path = tmp_path / "film.mp4"
     path.write_bytes(sources["plain.mp4"])
     store = Store(str(tmp_path / "out"))
-    for name in ("identify", "scan"):
-        monkeypatch.setattr(workers, name, full_disk)
-    assert identified([path], store)[1].problem.startswith("no space left on device")
-    assert scanned([path], store)[1].problem.startswith("no space left on device")
-    monkeypatch.undo()
-    monkeypatch.setattr("pipeline.storage.store.os.fsync", full_disk)
-    assert identified([path], store)[1].problem.startswith("no space left on device")
-    assert scanned([path], store)[1].problem.startswith("no space left on device")
-    monkeypatch.undo()
+    for places in (
+        ("pipeline.scan.worker.identify", "pipeline.scan.worker.scan"),
+        ("pipeline.storage.store.os.fsync",),
+    ):
+        with monkeypatch.context() as patch:
+            for place in places:
+                patch.setattr(place, full_disk)
+            for work in (identified, scanned):
+                with pytest.raises(OSError, match="No space left on device"):
+                    work([path], store)
     assert store.list("") == []
 
 
@@ -255,10 +254,9 @@ def test_a_source_that_may_not_be_read_is_a_row_and_a_store_that_may_not_be_writ
     file = DiscoveredFile(str(secret), 1, "1")
     result = Identify(Store(str(tmp_path / "out")), SHORT)(IdentifyUnit((file,)))
     assert result.counts == {"sources": 1, "failed": 1, "skipped": 0}
-    assert not result.problem
     (tmp_path / "file").touch()
-    stopped = Identify(Store(str(tmp_path / "file")), SHORT)(IdentifyUnit((file,)))
-    assert "not a directory" in stopped.problem or "file exists" in stopped.problem
+    with pytest.raises(OSError, match=r"Not a directory|File exists"):
+        Identify(Store(str(tmp_path / "file")), SHORT)(IdentifyUnit((file,)))
 
 
 def test_limits_say_which_of_them_a_source_is_over(sources: dict[str, bytes], tmp_path: Path) -> None:
@@ -325,5 +323,5 @@ def test_a_build_stops_for_one_exception_in_many_sources_and_not_in_few() -> Non
     assert why_stop({}, 1000) == ""
     assert why_stop({place: FEWEST - 1}, FEWEST) == ""
     assert why_stop({place: 100}, 1000) == ""
-    assert why_stop({place: 60, "KeyError at filters/logo.py:1": 60}, 1000) == ""
+    assert why_stop({place: 60, "KeyError at filters/overlays/logo.py:1": 60}, 1000) == ""
     assert why_stop({place: 101}, 1000).startswith(f"{place} hit 101 of 1,000 sources")

@@ -8,9 +8,9 @@ from itertools import pairwise
 import cv2
 import numpy as np
 import pytest
+from footage.videos import pan, texture
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from videos import pan, texture
 
 from pipeline.media.proxy import Proxy, shrink
 from pipeline.media.video import Video
@@ -20,7 +20,7 @@ from pipeline.shots.detectors import Adaptive, Stride
 from pipeline.shots.frame_features import unlike
 from pipeline.shots.refine import refine
 from pipeline.shots.same_scene import same_scene
-from pipeline.shots.shot_cutter import LONGEST, Shot, ShotCutter, Transition, equal_parts
+from pipeline.shots.shot_cutter import LONGEST, Shot, ShotCutter, Transition, equal_parts, full_parts
 
 END = 400.0
 
@@ -30,15 +30,15 @@ def shots_of(transitions, segment, step):
     cutter = ShotCutter(segment)
     begin = max(0.0, ShotCutter.decode_from(segment[0])) if math.isfinite(segment[0]) else 0.0
     cutter.begin(begin, begin == 0.0)
-    shots, left = [], [t for t in transitions if t.leave >= begin]
+    shots, pending = [], [t for t in transitions if t.leave >= begin]
     for now in np.arange(begin + step, END, step):
-        known = [t for t in left if t.enter < now]
-        left = left[len(known) :]
-        settled = min([now] + [t.leave for t in left])
-        shots += cutter.push(known, settled)
+        detected = [t for t in pending if t.enter < now]
+        pending = pending[len(detected) :]
+        settled = min([now] + [t.leave for t in pending])
+        shots += cutter.push(detected, settled)
         if cutter.done:
             return shots
-    return shots + cutter.push(left, END) + cutter.finish()
+    return shots + cutter.push(pending, END) + cutter.finish()
 
 
 transitions_of = st.lists(st.tuples(st.integers(1, 3990), st.sampled_from([0, 0, 5, 20])), max_size=25).map(
@@ -92,6 +92,17 @@ def test_parts_of_a_shot_are_nearly_equal_and_lose_nothing(gaps, longest):
         assert max(lengths) - min(lengths) <= 2 * max(gaps) + 0.1
 
 
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.floats(0.01, 0.5), min_size=1, max_size=80), st.floats(0.3, 20))
+def test_full_parts_have_the_length_and_only_the_last_is_shorter(gaps, seconds):
+    times = np.cumsum([0.0, *gaps]).tolist()
+    parts = full_parts(times, times[-1] + 0.04, seconds)
+    assert [i for first, last in parts for i in range(first, last)] == list(range(len(times)))
+    for first, last in parts[:-1]:
+        assert times[last - 1] < times[first] + seconds <= times[last] + 2e-6
+    assert times[-1] < times[parts[-1][0]] + seconds
+
+
 def test_equal_parts_of_one_frame():
     assert equal_parts([3.0], 3.04, 10.0) == [(0, 1)]
     assert equal_parts([0.0, 1.0, 2.0, 3.0], 4.0, 2.0) == [(0, 2), (2, 4)]
@@ -113,34 +124,34 @@ def shot(seed: int, frames: int) -> list[np.ndarray]:
 def detect(detector, frames, times=None, of=None) -> list[Transition]:
     """What a detector says of frames, or of those of them whose numbers are in `of`."""
     times = np.arange(len(frames)) / 25 if times is None else times
-    found = []
+    transitions = []
     for index in range(len(frames)) if of is None else of:
         small = cv2.resize(frames[index], (48, 27), interpolation=cv2.INTER_AREA)
-        found += detector.push(Proxy(index, float(times[index]), small))
-    return found + detector.finish()
+        transitions += detector.push(Proxy(index, float(times[index]), small))
+    return transitions + detector.finish()
 
 
 @pytest.mark.parametrize("make", [lambda: Cascade(25.0), Adaptive])
 def test_hard_cuts_are_exact_to_the_frame_at_a_variable_rate(make):
     frames = shot(0, 50) + shot(1, 61) + shot(2, 47)
     times = np.cumsum(np.random.default_rng(0).choice([0.02, 0.033, 0.05], len(frames)))
-    found = detect(make(), frames, times)
-    assert found == [Transition(t, t) for t in times[[50, 111]]]
+    transitions = detect(make(), frames, times)
+    assert transitions == [Transition(t, t) for t in times[[50, 111]]]
 
 
 def test_cuts_between_reference_frames_are_placed_among_all_frames():
     frames = shot(0, 50) + shot(1, 62) + shot(2, 50)
     small = [cv2.resize(f, (48, 27), interpolation=cv2.INTER_AREA) for f in frames]
-    asked = []
+    gaps = []
 
     def between(after, before):
-        asked.append((after, before))
+        gaps.append((after, before))
         return [Proxy(i, i / 25, s) for i, s in enumerate(small) if after < i / 25 < before]
 
-    found = detect(Cascade(25.0, between), frames, of=range(0, len(frames), 4))
-    assert found == [Transition(2.0, 2.0), Transition(4.48, 4.48)]
-    assert max(before - after for after, before in asked) <= 0.17
-    assert len(set(asked)) == len(asked)  # each gap is decoded once
+    transitions = detect(Cascade(25.0, between), frames, of=range(0, len(frames), 4))
+    assert transitions == [Transition(2.0, 2.0), Transition(4.48, 4.48)]
+    assert max(before - after for after, before in gaps) <= 0.17
+    assert len(set(gaps)) == len(gaps)  # each gap is decoded once
 
 
 @pytest.mark.parametrize("count", [3, 5, 7])
@@ -156,21 +167,21 @@ def test_no_frame_of_a_dissolve_of_a_few_frames_is_in_a_shot(count):
     assert (50 + count - 1) / 25 < transition.enter <= (54 + count) / 25
 
 
-@pytest.mark.parametrize("kind", ["dissolve", "fade"])
-def test_a_gradual_transition_is_left_out_whole_and_little_else(kind):
+@pytest.mark.parametrize("effect", ["dissolve", "fade"])
+def test_a_gradual_transition_is_left_out_whole_and_little_else(effect):
     a, b = shot(0, 75), shot(1, 75)
     weight = np.linspace(0, 1, 27)[1:-1]
-    if kind == "dissolve":
+    if effect == "dissolve":
         mixed = [cv2.addWeighted(x, 1 - w, y, w, 0) for x, y, w in zip(a[-25:], b[:25], weight, strict=True)]
         frames, first, last = a[:-25] + mixed + b[25:], 50, 75
     else:
         down = [(x * (1 - w)).astype(np.uint8) for x, w in zip(a[-25:], weight, strict=True)]
         up = [(x * w).astype(np.uint8) for x, w in zip(b[:25], weight, strict=True)]
         frames, first, last = a[:-25] + down + up + b[25:], 50, 100
-    found = detect(Cascade(25.0), frames)
-    assert len(found) == 1
-    assert first / 25 - 0.4 <= found[0].leave <= (first + 1) / 25
-    assert (last - 1) / 25 <= found[0].enter <= last / 25 + 0.4
+    transitions = detect(Cascade(25.0), frames)
+    assert len(transitions) == 1
+    assert first / 25 - 0.4 <= transitions[0].leave <= (first + 1) / 25
+    assert (last - 1) / 25 <= transitions[0].enter <= last / 25 + 0.4
 
 
 def test_a_cut_a_few_frames_after_a_dissolve_is_a_transition_of_its_own():
@@ -183,14 +194,24 @@ def test_a_cut_a_few_frames_after_a_dissolve_is_a_transition_of_its_own():
     assert cut == Transition(81 / 25, 81 / 25)
 
 
-def blended(kind: str) -> tuple[np.ndarray, np.ndarray]:
+def test_two_dissolves_a_third_of_a_second_apart_are_two_transitions():
+    a, b, c, weight = shot(0, 75), shot(1, 40), shot(2, 75), np.linspace(0, 1, 18)[1:-1]
+    first = [cv2.addWeighted(x, 1 - w, y, w, 0) for x, y, w in zip(a[-16:], b[:16], weight, strict=True)]
+    second = [cv2.addWeighted(x, 1 - w, y, w, 0) for x, y, w in zip(b[-16:], c[:16], weight, strict=True)]
+    before, after = detect(Cascade(25.0), a[:-16] + first + b[16:-16] + second + c[16:])
+    assert before.leave <= 60 / 25
+    assert 74 / 25 <= before.enter <= after.leave <= 84 / 25
+    assert after.enter >= 98 / 25
+
+
+def blended(effect: str) -> tuple[np.ndarray, np.ndarray]:
     """Times and 60 small frames, in which frames 20 to 39 lead from one picture to another."""
     a, b = (cv2.resize(texture(seed), (48, 27), interpolation=cv2.INTER_AREA).astype(float) for seed in (3, 53))
     frames = []
     for share in np.clip((np.arange(60) - 19) / 21, 0, 1):
-        if kind == "dissolve":
+        if effect == "dissolve":
             frames.append((1 - share) * a + share * b)
-        elif kind == "fade":
+        elif effect == "fade":
             frames.append(a * max(0.0, 1 - 2 * share) + b * max(0.0, 2 * share - 1))
         else:  # something passes before the camera, which turns meanwhile
             frames.append(np.roll(a, round(48 * share), axis=1))
@@ -198,9 +219,9 @@ def blended(kind: str) -> tuple[np.ndarray, np.ndarray]:
     return np.arange(60) / 25, np.stack(frames).round().astype(np.uint8)
 
 
-@pytest.mark.parametrize("kind", ["dissolve", "fade"])
-def test_pictures_that_blend_make_up_for_a_doubtful_network(kind):
-    pictures = blend(*blended(kind), 0.8, 1.6)
+@pytest.mark.parametrize("effect", ["dissolve", "fade"])
+def test_pictures_that_blend_make_up_for_a_doubtful_network(effect):
+    pictures = blend(*blended(effect), 0.8, 1.6)
     assert is_transition(0.7, 0.8, pictures)
     assert not is_transition(0.5, 0.8, pictures)
     assert not is_transition(0.7, 2.5, pictures), "longer than edited transitions are"
@@ -257,10 +278,10 @@ def frames_at_any_times(draw):
 @given(frames_at_any_times())
 def test_every_transition_lies_between_the_first_and_the_last_frame_at_any_times(make, film):
     times, frames = film
-    found = detect(make(), frames, times)
-    for transition in found:
+    transitions = detect(make(), frames, times)
+    for transition in transitions:
         assert times[0] <= transition.leave <= transition.enter <= times[-1]
-    for transition, following in pairwise(found):
+    for transition, following in pairwise(transitions):
         assert transition.enter <= following.leave
 
 
@@ -286,8 +307,8 @@ def test_flashes_strobes_and_pans_are_no_transitions():
 
 
 def test_a_stride_cuts_at_its_multiples():
-    found = detect(Stride(2.0), shot(0, 130))
-    assert found == [Transition(t, t) for t in (2.0, 4.0)]
+    transitions = detect(Stride(2.0), shot(0, 130))
+    assert transitions == [Transition(t, t) for t in (2.0, 4.0)]
 
 
 def test_transnet_finds_exact_cuts():

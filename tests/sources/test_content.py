@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from videos import texture, write_video
+from footage.videos import texture, write_video
 
 from pipeline.config.recipe import load_recipe
 from pipeline.scan.worker import Identify

@@ -83,7 +83,7 @@ def test_a_dataset_of_parquet_rows_has_their_captions(tmp_path, sample_videos):
     written(tmp_path / "v.parquet", {"mp4": videos, "json": titles})
     captions = ("caption.captioner=listed", "caption.options.column=title")
     out = tmp_path / "dataset"
-    done = build([str(tmp_path)], str(out), load_recipe("embedded", [*GOLDEN_OPTIONS, *captions]))
+    done = build([str(tmp_path)], str(out), load_recipe("embedded", [*GOLDEN_OPTIONS, *captions]), cores=1)
     assert verify(str(out)) == []
     assert done.info["counts"]["kept"] > 0
     clips = pq.read_table(out / "tables" / "clips").to_pylist()

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from footage.videos import pan, texture, write_video
 from light_recipe import LIGHT_FILTERS
-from videos import pan, texture, write_video
 
 from pipeline.build import build
 from pipeline.config.recipe import SourceOptions, load_recipe
@@ -37,15 +37,15 @@ class Site(http.server.ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Page)
-        self.film, self.robots, self.kind = FILM, b"", "video/mp4"
-        self.asked: list[tuple[str, str, str, str]] = []  # method, path, range, user agent
+        self.film, self.robots, self.mime = FILM, b"", "video/mp4"
+        self.requests: list[tuple[str, str, str, str]] = []  # method, path, range, user agent
         self.times: Counter[str] = Counter()
         self.now = self.most = 0
         self.lock = threading.Lock()
         self.base = f"http://127.0.0.1:{self.server_port}"
 
     def spans(self, path: str) -> list[str]:
-        return [span for method, requested, span, _ in self.asked if requested == path and method == "GET"]
+        return [span for method, requested, span, _ in self.requests if requested == path and method == "GET"]
 
     def handle_error(self, *_: Any) -> None:
         """A client that hangs up is none."""
@@ -58,7 +58,7 @@ class Page(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         site, span = self.server, self.headers.get("Range", "")
         with site.lock:
-            site.asked.append((self.command, self.path, span, self.headers.get("User-Agent", "")))
+            site.requests.append((self.command, self.path, span, self.headers.get("User-Agent", "")))
             times = site.times[self.path + span]
             site.times[self.path + span] += 1
         self.answer(self.path.split("/")[1], span, times)
@@ -114,7 +114,7 @@ class Page(http.server.BaseHTTPRequestHandler):
         self, status: int, data: bytes = b"", headers: dict[str, str] | None = None, sent: int | None = None, mime=None
     ) -> None:
         self.send_response(status)
-        for name, value in {"Content-Type": mime or self.server.kind, **(headers or {})}.items():
+        for name, value in {"Content-Type": mime or self.server.mime, **(headers or {})}.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
@@ -152,7 +152,7 @@ def test_a_film_is_found_and_read_by_ranges(site):
         assert file.read(10) == FILM[5_000_000:5_000_010]
     ends = [tuple(map(int, span.removeprefix("bytes=").split("-"))) for span in site.spans("/film.mp4")]
     assert sum(end - start + 1 for start, end in ends) < len(FILM) / 5
-    assert {agent for *_, agent in site.asked} == {web.AGENT}
+    assert {agent for *_, agent in site.requests} == {web.AGENT}
     assert web.AGENT.startswith("clipmill/")
 
 
@@ -285,7 +285,9 @@ def test_a_server_that_is_down_takes_nothing_from_a_dataset(site, tmp_path, monk
     options = ("sources.allow_private=true", "scan.shots=stride", "scan.min_seconds=1", *LIGHT_FILTERS)
 
     def built(films: Sequence[str], *more: str) -> dict[str, Any]:
-        done = build([f"{site.base}/{film}" for film in films], str(out), load_recipe("embedded", [*options, *more]))
+        done = build(
+            [f"{site.base}/{film}" for film in films], str(out), load_recipe("embedded", [*options, *more]), cores=1
+        )
         assert verify(str(out)) == []
         return done.info
 
@@ -314,9 +316,9 @@ def test_yt_dlp_brings_a_page_s_video(site, sample_videos):
     with open_media(video.uri, OPTIONS) as file:
         assert probe(file).width == 640
     assert content_id(video.uri, OPTIONS) == content_id(str(sample_videos["bikes"]))
-    before = len(site.asked)
+    before = len(site.requests)
     content_id(video.uri, OPTIONS)
-    assert len(site.asked) == before
+    assert len(site.requests) == before
     (gone,) = discover([f"ytdlp:{site.base}/404/x.mp4"], OPTIONS)
     assert "404" in gone.problem
 

@@ -19,9 +19,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from light_recipe import LIGHT_FILTERS
-from object_store import KEYS
 from pyarrow.fs import AwsStandardS3RetryStrategy
 from repository import ROOT
+from servers.object_store import KEYS
 from shards import clips_of, write_shards
 
 from model.config import from_dict

@@ -8,10 +8,11 @@ from typing import Any
 
 import packing_rows
 import pyarrow as pa
-import videos
+from footage import videos
 
 from pipeline.config.recipe import PackOptions, Recipe, SelectOptions
 from pipeline.dataset.finish import publish
+from pipeline.pack.clip_encoder import ClipEncoder
 from pipeline.pack.shards import plan_shards, write_shard
 from pipeline.selection.select import select
 from pipeline.storage.store import Store
@@ -42,7 +43,8 @@ def finished(out: Path, rows: Sequence[Mapping[str, Any]], val_fraction: float =
     store = Store(str(out))
     kept = clips.filter(clips["keep"])
     plans = plan_shards(kept, recipe)
-    shards = [write_shard(plan, out) for plan in plans]
+    with ClipEncoder() as encoder:
+        shards = [write_shard(plan, out, None, encoder) for plan in plans]
     paths = {key: plan.path for plan in plans for key in plan.rows()["clip_id"].to_pylist()}
     clips = clips.append_column(
         "shard", pa.array([paths.get(key) for key in clips["clip_id"].to_pylist()], pa.string())

@@ -29,7 +29,7 @@ OPTIONS = (
     *("scan.frames_uniform=1", "scan.frames_peaks=1"),
     *("pack.heights=48", "select.duplicates=false", "select.thresholds={}", "select.val_fraction=0"),
 )
-EXPENSIVE = ("text", "safety", "faces")  # filters of JPEG frames that this code wrote: damage does not reach them
+EXPENSIVE = ("text", "safety", "faces", "objects")  # filters of frames that this code wrote: damage does not reach them
 ENDINGS = {  # of reasons; anything else is a file that cannot be used
     "took longer": "over the time limit",
     "memory": "over the memory limit",

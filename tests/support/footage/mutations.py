@@ -12,7 +12,8 @@ from pathlib import Path
 
 import av
 import numpy as np
-from videos import pan, texture, write_video
+
+from footage.videos import pan, texture, write_video
 
 EXTREMES = (0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFE, 0xFFFFFFFF)
 HEADER = 1024  # bytes in which most containers keep what they say of themselves

@@ -5,14 +5,12 @@ from __future__ import annotations
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from shards import clips_of, write_shards
-from tiny_pipelines import LORA, SMALL, save_pipeline
+from tiny_models.tiny_pipelines import LORA, SMALL, save_pipeline
 
 from model import sample, train
 from model.backbones.adapter import DiffusersBackbone
@@ -23,18 +21,6 @@ from model.data.index import shape_table
 from model.errors import BaseError
 from model.presets import PRESETS
 from model.text import describe_text
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Folders of the tiny pipelines, each written once."""
-    root = tmp_path_factory.mktemp("pipelines")
-    return lambda name: root / name if (root / name).exists() else save_pipeline(name, root / name)
-
-
-@pytest.fixture(scope="module")
-def dataset(sample_videos, tmp_path_factory) -> Path:
-    return write_shards(tmp_path_factory.mktemp("clips"), [clips_of(sample_videos["bigbuckbunny"], 2)])
 
 
 def test_the_id_of_text_encoders_changes_with_their_weights_and_not_with_their_place(folder, tmp_path):

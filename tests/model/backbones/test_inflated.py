@@ -9,9 +9,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from shards import clips_of, write_shards
-from tiny_image_pipelines import IMAGE_PIPELINES
-from tiny_pipelines import save_pipeline
+from tiny_models.tiny_image_pipelines import IMAGE_PIPELINES
 
 from model import evaluate, objective, sample, train
 from model.backbones.adapter import DiffusersBackbone
@@ -28,23 +26,11 @@ CAPTION = "a red dog runs"
 SMALL = ("resolutions=32", "frame_counts=5", "fps=8", "tokens=600", "device=cpu", "decay=constant", "warmup=0", "ema=0")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Folders of the tiny pipelines, each written once."""
-    root = tmp_path_factory.mktemp("pipelines")
-    return lambda name: root / name if (root / name).exists() else save_pipeline(name, root / name)
-
-
 @pytest.fixture(autouse=True)
 def without_onednn() -> Any:
     """oneDNN ends the process in the backward pass of some convolutions this small (torch 2.13 on a CPU)."""
     with torch.backends.mkldnn.flags(enabled=False):
         yield
-
-
-@pytest.fixture(scope="module")
-def dataset(sample_videos, tmp_path_factory) -> Path:
-    return write_shards(tmp_path_factory.mktemp("clips"), [clips_of(sample_videos["bigbuckbunny"], 2)])
 
 
 def load(name: str, folder: Path) -> tuple[Config, DiffusersBackbone, dict[str, torch.Tensor], Any]:

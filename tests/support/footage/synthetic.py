@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 
 from filters.base import ClipView
-from filters.flow import coarse_flow
-from filters.interlacing import field_columns, field_misfits, line_phases
+from filters.movement.flow import coarse_flow
+from filters.picture.interlacing import field_columns, field_misfits, line_phases
 
 Path = Callable[[float], tuple[float, float]]  # seconds -> x, y in picture heights from the picture's centre
 

@@ -42,19 +42,25 @@ def t5(model_class: str) -> Any:
     )
 
 
-def wan(experts: bool = False, per_frame: bool = False, heads: int = 2, width: int = 12) -> Any:
-    """Wan 2.1 T2V; experts: as A14B; per_frame: as TI2V-5B, with a time a frame."""
+def wan(experts: bool = False, per_frame: bool = False, heads: int = 2, width: int = 12, picture: bool = False) -> Any:
+    """Wan 2.1 T2V, or with `picture` I2V; experts: as A14B; per_frame: as TI2V-5B, with a time a frame."""
     import diffusers
+
+    clip = picture and not experts  # Wan 2.2 does without
+    picture_inputs = {"image_dim": 16, "added_kv_proj_dim": heads * width} if clip else {}
 
     vae = diffusers.AutoencoderKLWan(base_dim=4, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
     transformers = [
         diffusers.WanTransformer3DModel(
-            num_attention_heads=heads, attention_head_dim=width, in_channels=16, out_channels=16, text_dim=32,
-            freq_dim=32, ffn_dim=2 * heads * width, num_layers=2, rope_max_seq_len=32,
+            num_attention_heads=heads, attention_head_dim=width, in_channels=36 if picture else 16, out_channels=16,
+            text_dim=32, freq_dim=32, ffn_dim=2 * heads * width, num_layers=2, rope_max_seq_len=32, **picture_inputs,
         )
         for _ in range(1 + experts)
     ]  # fmt: skip
-    return diffusers.WanPipeline(
+    pipeline_class = diffusers.WanImageToVideoPipeline if picture else diffusers.WanPipeline
+    encoders = {"image_encoder": clip_vision(), "image_processor": clip_processor()} if clip else {}
+    return pipeline_class(
+        **encoders,
         tokenizer=tokenizer(512),
         text_encoder=t5("UMT5EncoderModel"),
         vae=vae,
@@ -64,6 +70,24 @@ def wan(experts: bool = False, per_frame: bool = False, heads: int = 2, width: i
         boundary_ratio=0.9 if experts else None,
         expand_timesteps=per_frame,
     )
+
+
+def clip_vision() -> Any:
+    """CLIP's picture encoder with as many tokens as that of Wan 2.1."""
+    import transformers
+
+    return transformers.CLIPVisionModel(
+        transformers.CLIPVisionConfig(
+            hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=32,
+            patch_size=2,
+        )
+    )  # fmt: skip
+
+
+def clip_processor() -> Any:
+    import transformers
+
+    return transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
 
 
 def ltx() -> Any:
@@ -89,25 +113,30 @@ def ltx() -> Any:
     )
 
 
-def cogvideox(rotary: bool, frame_patch: int | None = None) -> Any:
-    """CogVideoX; rotary: positions as in the 5B, else as in the 2B; frame_patch: as in 1.5."""
+def cogvideox(rotary: bool, frame_patch: int | None = None, picture: bool = False) -> Any:
+    """CogVideoX; rotary: positions as in the 5B, else as in the 2B; frame_patch: as in 1.5; picture: I2V."""
     import diffusers
+
+    late = picture and frame_patch is not None
 
     vae = diffusers.AutoencoderKLCogVideoX(
         down_block_types=("CogVideoXDownBlock3D",) * 4, up_block_types=("CogVideoXUpBlock3D",) * 4,
         block_out_channels=(8, 8, 8, 8), latent_channels=4, layers_per_block=1, norm_num_groups=2, scaling_factor=0.7,
+        invert_scale_latents=late,
     )  # fmt: skip
     transformer = diffusers.CogVideoXTransformer3DModel(
-        num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, time_embed_dim=8,
-        text_embed_dim=32, num_layers=2, sample_width=8, sample_height=6, sample_frames=9, patch_size=2,
-        max_text_seq_length=226, use_rotary_positional_embeddings=rotary, patch_size_t=frame_patch,
-        patch_bias=frame_patch is None,
+        num_attention_heads=2, attention_head_dim=16, in_channels=8 if picture else 4, out_channels=4, time_embed_dim=8,
+        text_embed_dim=32, num_layers=2, sample_width=8, sample_height=4 if picture else 6, sample_frames=9,
+        patch_size=2, max_text_seq_length=226, use_rotary_positional_embeddings=rotary, patch_size_t=frame_patch,
+        patch_bias=frame_patch is None, use_learned_positional_embeddings=picture and not late,
+        ofs_embed_dim=8 if late else None,
     )  # fmt: skip
     scheduler = diffusers.CogVideoXDDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="v_prediction",
         rescale_betas_zero_snr=True, snr_shift_scale=3.0, timestep_spacing="trailing", clip_sample=False,
     )  # fmt: skip
-    return diffusers.CogVideoXPipeline(tokenizer(226), t5("T5EncoderModel"), vae, transformer, scheduler)
+    pipeline_class = diffusers.CogVideoXImageToVideoPipeline if picture else diffusers.CogVideoXPipeline
+    return pipeline_class(tokenizer(226), t5("T5EncoderModel"), vae, transformer, scheduler)
 
 
 def hunyuan() -> Any:
@@ -144,8 +173,8 @@ def hunyuan() -> Any:
     )
 
 
-def hunyuan15() -> Any:
-    """HunyuanVideo 1.5, text to video."""
+def hunyuan15(picture: bool = False) -> Any:
+    """HunyuanVideo 1.5, text to video or from a picture."""
     import diffusers
     import transformers
 
@@ -155,7 +184,7 @@ def hunyuan15() -> Any:
     transformer = diffusers.HunyuanVideo15Transformer3DModel(
         in_channels=9, out_channels=4, num_attention_heads=2, attention_head_dim=12, num_layers=2,
         num_refiner_layers=1, text_embed_dim=16, text_embed_2_dim=32, image_embed_dim=8, rope_axes_dim=(4, 4, 4),
-        task_type="t2v",
+        task_type="i2v" if picture else "t2v", target_size=45,
     )  # fmt: skip
     qwen = transformers.Qwen2_5_VLTextConfig(
         vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=3, num_attention_heads=2,
@@ -165,7 +194,10 @@ def hunyuan15() -> Any:
     words.chat_template = (
         "{{ 'a ' * 109 }}{{ messages[1]['content'] }}"  # the pipeline cuts its instruction, 108 tokens
     )
-    return diffusers.HunyuanVideo15Pipeline(
+    pipeline_class, encoders = diffusers.HunyuanVideo15Pipeline, ()
+    if picture:
+        pipeline_class, encoders = diffusers.HunyuanVideo15ImageToVideoPipeline, (siglip(), siglip_processor())
+    return pipeline_class(
         transformers.Qwen2_5_VLTextModel(qwen),
         words,
         transformer,
@@ -174,7 +206,25 @@ def hunyuan15() -> Any:
         t5("T5EncoderModel"),
         tokenizer(256),
         diffusers.guiders.ClassifierFreeGuidance(guidance_scale=3.0),
+        *encoders,
     )
+
+
+def siglip() -> Any:
+    """SigLIP's picture encoder with as many tokens as that of HunyuanVideo 1.5."""
+    import transformers
+
+    return transformers.SiglipVisionModel(
+        transformers.SiglipVisionConfig(
+            hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, image_size=54, patch_size=2
+        )
+    )
+
+
+def siglip_processor() -> Any:
+    import transformers
+
+    return transformers.SiglipImageProcessor(size={"height": 54, "width": 54})
 
 
 PIPELINES: dict[str, Callable[[], Any]] = {
@@ -189,14 +239,21 @@ PIPELINES: dict[str, Callable[[], Any]] = {
     "hunyuan": hunyuan,
     "hunyuan15": hunyuan15,
 }
+CONTINUE_PICTURES: dict[str, Callable[[], Any]] = {
+    "wan-i2v": lambda: wan(picture=True),
+    "wan-i2v-experts": lambda: wan(picture=True, experts=True),
+    "cogvideox-i2v": lambda: cogvideox(rotary=True, picture=True),
+    "hunyuan15-i2v": lambda: hunyuan15(picture=True),
+    "cogvideox-1.5-i2v": lambda: cogvideox(rotary=True, frame_patch=2, picture=True),
+}
 
 
 def save_pipeline(name: str, folder: Path, seed: int = 0) -> Path:
     """Write a pipeline with random weights; every parameter is random, also those that are zero in a new model."""
-    from tiny_image_pipelines import IMAGE_PIPELINES
+    from tiny_models.tiny_image_pipelines import IMAGE_PIPELINES
 
     torch.manual_seed(seed)
-    pipeline = (PIPELINES | IMAGE_PIPELINES)[name]()
+    pipeline = (PIPELINES | CONTINUE_PICTURES | IMAGE_PIPELINES)[name]()
     for component in pipeline.components.values():
         if isinstance(component, torch.nn.Module):
             with torch.no_grad():

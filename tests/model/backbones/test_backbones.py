@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from shards import clips_of, write_shards
-from tiny_pipelines import LORA, PIPELINES, SMALL, save_pipeline
+from tiny_models.reference_loss import reference_loss
+from tiny_models.tiny_pipelines import LORA, PIPELINES, SMALL, save_pipeline
 
 from model import encode, evaluate, objective, sample, sampler, train
 from model.backbones.adapter import DiffusersBackbone
@@ -30,13 +31,6 @@ torch.set_num_threads(1)
 CAPTION = "a red dog runs"
 LATENTS = {"ltx": (1, 8, 2, 2, 3), "wan": (1, 16, 3, 4, 6), "cogvideox": (1, 4, 3, 6, 8), "hunyuan": (1, 4, 3, 4, 6)}
 LATENTS |= {"cogvideox-1.5": (1, 4, 2, 6, 8), "hunyuan15": (1, 4, 3, 4, 6)}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Folders of the tiny pipelines, each written once."""
-    root = tmp_path_factory.mktemp("pipelines")
-    return lambda name: root / name if (root / name).exists() else save_pipeline(name, root / name)
 
 
 def shape_of(name: str) -> tuple[int, ...]:
@@ -70,51 +64,8 @@ def test_a_training_loss_is_that_of_the_scheduler_and_the_pipelines_conventions(
     x, target = objective.noisy(x0, noise, t, make_path(config))
     with torch.no_grad():
         loss = objective.loss_per_sample(backbone(x, t, **words), target, torch.ones_like(t))
-        expected = reference_loss(name, pipeline, x0, noise)
+        expected = reference_loss(name, pipeline, CAPTION, x0, noise)
     assert float(loss) == pytest.approx(float(expected), rel=1e-5)
-
-
-def reference_loss(name: str, pipeline: Any, x0: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """The loss at t = 0.6 by diffusers: its scheduler's noise, its transformer's call, its target."""
-    family = name.partition("-")[0]
-    scheduler, transformer = pipeline.scheduler, pipeline.transformer
-    if family == "cogvideox":
-        vectors, _ = pipeline.encode_prompt(CAPTION, do_classifier_free_guidance=False, max_sequence_length=226)
-        step = torch.tensor([599])
-        clean, noise = x0.transpose(1, 2), noise.transpose(1, 2)
-        noised = scheduler.add_noise(clean, noise, step)
-        frames, height, width = clean.shape[1], *clean.shape[3:]
-        rotary = None
-        if transformer.config.use_rotary_positional_embeddings:
-            rotary = pipeline._prepare_rotary_positional_embeddings(8 * height, 8 * width, frames, torch.device("cpu"))
-        out = transformer(noised, vectors, step, image_rotary_emb=rotary).sample
-        estimate = scheduler.get_velocity(out, noised, step)  # x_0 of a prediction of v, as diffusers' example has it
-        return ((estimate - clean) ** 2).mean() / (1 - scheduler.alphas_cumprod[599])
-    sigma = torch.tensor([0.6])
-    noised, target = (1 - sigma) * x0 + sigma * noise, noise - x0
-    if family == "ltx":
-        vectors, mask, *_ = pipeline.encode_prompt(CAPTION, do_classifier_free_guidance=False)
-        pack, unpack = pipeline._pack_latents, pipeline._unpack_latents
-        frames, height, width = x0.shape[2:]
-        out = transformer(
-            pack(noised), vectors, 1000 * sigma, mask, frames, height, width, rope_interpolation_scale=(8 / 24, 8, 8)
-        ).sample
-        return ((unpack(out, frames, height, width) - target) ** 2).mean()
-    if family == "hunyuan":
-        vectors, pooled, mask = pipeline.encode_prompt(CAPTION)
-        guidance = torch.tensor([1000.0])
-        out = transformer(noised, 1000 * sigma, vectors, mask, pooled, guidance).sample
-        return ((out - target) ** 2).mean()
-    if family == "hunyuan15":
-        vectors, mask, glyphs, glyph_mask = pipeline.encode_prompt(CAPTION)
-        whole = torch.cat([noised, torch.zeros_like(noised), torch.zeros_like(noised[:, :1])], dim=1)
-        out = transformer(
-            whole, 1000 * sigma, vectors, mask, encoder_hidden_states_2=glyphs, encoder_attention_mask_2=glyph_mask,
-            image_embeds=torch.zeros(1, 729, transformer.config.image_embed_dim),
-        ).sample  # fmt: skip
-        return ((out - target) ** 2).mean()
-    vectors, _ = pipeline.encode_prompt(CAPTION, do_classifier_free_guidance=False, max_sequence_length=512)
-    return ((transformer(noised, 1000 * sigma, vectors).sample - target) ** 2).mean()
 
 
 SCALES = {"wan": 3.0, "wan-per-frame": 3.0, "ltx": 3.0, "hunyuan": 1.0, "hunyuan15": 3.0}
@@ -153,11 +104,6 @@ def test_our_sampler_on_the_backbone_makes_the_pipelines_video(name, scale, fold
     ).frames  # fmt: skip
     assert torch.allclose((ours.clamp(-1, 1) + 1) / 2, theirs.transpose(1, 2), atol=2e-4)
     assert theirs.std() > 0.01
-
-
-@pytest.fixture(scope="module")
-def dataset(sample_videos, tmp_path_factory) -> Path:
-    return write_shards(tmp_path_factory.mktemp("clips"), [clips_of(sample_videos["bigbuckbunny"], 2)])
 
 
 def run_config(name: str, folder: Path, dataset: Path, *options: str) -> Config:
@@ -309,6 +255,15 @@ def test_a_lora_of_another_model_is_refused(folder, dataset, tmp_path):
         sample.Trained(tmp_path / "run", "cpu")
 
 
+def test_a_run_whose_base_was_replaced_by_another_model_does_not_go_on(folder, dataset, tmp_path):
+    base = shutil.copytree(folder("wan"), tmp_path / "base")
+    train.train(run_config("wan", base, dataset, *LORA, "steps=1"), tmp_path / "run")
+    shutil.rmtree(base)
+    shutil.copytree(folder("wan-wide"), base)
+    with pytest.raises(CheckpointError, match=r"is of another model: .* do not fit"):
+        train.train(run_config("wan", base, dataset, *LORA, "steps=2"), tmp_path / "run")
+
+
 def test_captions_that_are_cut_are_counted(folder, dataset, tmp_path, capsys):
     train.train(run_config("wan", folder("wan"), dataset, *LORA, "steps=1", "text_tokens=3"), tmp_path / "run")
     assert "2 of the first 2 captions are longer than 3 tokens and are cut" in capsys.readouterr().out
@@ -322,14 +277,16 @@ def test_a_run_on_a_base_is_evaluated(folder, dataset, tmp_path):
     assert scores["loss"] > 0
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_wans_faster_blocks_compute_what_diffusers_blocks_do(precision, folder):
-    _, plain, words, _ = load("wan", folder("wan"))
-    _, fast, _, _ = load("wan", folder("wan"))
+@pytest.mark.parametrize(("name", "precision"), [("wan", "fp32"), ("wan", "bf16"), ("wan-i2v", "fp32")])
+def test_wans_faster_blocks_compute_what_diffusers_blocks_do(name, precision, folder):
+    _, plain, words, _ = load(name, folder(name))
+    _, fast, _, _ = load(name, folder(name))
     fast.family.speed_up(fast.transformer)
     assert dict(fast.named_parameters()).keys() == dict(plain.named_parameters()).keys()
     torch.manual_seed(3)
-    x, t = torch.randn(2, *shape_of("wan")[1:]), torch.rand(2, 1).expand(2, 3)
+    x, t = torch.randn(2, *plain.input_shape(shape_of(name))[1:]), torch.rand(2, 1).expand(2, 3)
+    if name == "wan-i2v":
+        words["encoder_hidden_states_image"] = torch.randn_like(words["encoder_hidden_states_image"])
     words = {name: torch.cat([tensor, tensor.flip(1)]) for name, tensor in words.items()}
     tolerance = 2e-5 if precision == "fp32" else 3e-2
     outputs = []

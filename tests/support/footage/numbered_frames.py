@@ -6,8 +6,8 @@ import io
 
 import av
 import numpy as np
-import videos
 
+from footage import videos
 from pipeline.media.encode import Cut, Encoded
 from pipeline.media.video import Video
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tiny_pipelines import t5, tokenizer
+from tiny_models.tiny_pipelines import t5, tokenizer
 
 CHANNELS = (32, 64)  # motion modules norm groups of 32 channels
 

@@ -1,0 +1,1 @@
+"""Videos that tests write, damage or draw, with known answers."""
