@@ -39,7 +39,7 @@ class Config:
     # ... or one of diffusers, which decides latents, text, patch, path and the defaults of time
     base: str = ""  # diffusers:FOLDER_OR_REPO of a pipeline, of a video model or of an image model to inflate
     expert: Literal["", "high", "low"] = ""  # of a base with two transformers, for high and for low noise
-    base_precision: Literal["bf16", "fp32"] = "bf16"  # of the frozen weights under a LoRA
+    base_precision: Literal["bf16", "fp32"] = "bf16"  # of weights that are not trained, if `precision` is bf16
     quantise: Literal["", "int8", "nf4"] = ""  # of the frozen weights under a LoRA while training, by torchao
     lora_rank: WholeNumber = 0  # 0 trains all weights of the base
     lora_alpha: NonNegative = 0.0  # the LoRA's update is multiplied by alpha / rank; 0 is rank

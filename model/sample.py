@@ -72,8 +72,12 @@ class Trained:
             return self.network(x, t, **words)
 
     def size(self, aspect: float, resolution: int | None = None) -> tuple[int, int]:
-        """Return height and width of a sample of an aspect ratio (width over height)."""
+        """Return height and width of a sample of an aspect ratio (width over height), or those that the base fixes."""
         stride = self.latents.stride
+        if isinstance(self.network, DiffusersBackbone) and (picture := self.network.family.picture):
+            fixed = picture.size(self.network.transformer.config)
+            if fixed:
+                return fixed[0] * stride[1], fixed[1] * stride[2]
         table = shape_table(
             resolution or max(self.config.resolutions), (stride[1] * self.config.patch, stride[2] * self.config.patch)
         )
@@ -165,7 +169,7 @@ class Trained:
         calls: list[dict[str, Any]] = [{"prompt": list(prompts)}]
         if base.family.picture and first is not None:
             size = base.family.picture.size_options(pipeline, height, width)
-            images = [Image.fromarray(clip[0].numpy()) for clip in to_bytes(first)]
+            images = [Image.fromarray(clip[0].numpy()) for clip in to_bytes(first).cpu()]
             calls = [{"prompt": [p], "image": image} for p, image in zip(prompts, images, strict=True)]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             videos = [

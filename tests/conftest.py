@@ -27,7 +27,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ |= {"OMP_NUM_THREADS": "1", "OPENCV_FOR_THREADS_NUM": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 # Ray runs its workers at the lowest priority but four, where they starve beside the other test processes.
-os.environ["RAY_worker_niceness"] = "0"
+os.environ |= {"RAY_worker_niceness": "0"}
 
 # Compiled modules are written, also where an image turns that off: several hundred processes import torch, Ray or PyAV,
 # and each would compile them from the source, which is half of the time that an import takes.

@@ -92,6 +92,8 @@ class Vlm:
             processor.image_processor.do_image_splitting = False  # tiling is meant for single images and costs tokens
         _speed_up(model)
         self.model, self.processor, self.device = model, processor, model.device
+        bases = [base.__name__ for base in type(processor.image_processor).__mro__]
+        self.pictures_on_cpu = any(name.endswith(("Pil", "PilBackend")) for name in bases)
         self.fixed = bool(fixed_answers)
         self.ends = [] if self.fixed else _end_tokens(model, processor)
         self.max_new_tokens, self.most_frames = fixed_answers or max_new_tokens, most_frames
@@ -223,7 +225,7 @@ class Vlm:
             if value.is_cuda:
                 value.record_stream(torch.cuda.current_stream(self.device))
             else:
-                inputs[name] = value.pin_memory()
+                inputs[name] = value.contiguous().pin_memory()  # an expanded tensor cannot be pinned
         return dataclasses.replace(prompts, inputs=inputs)
 
     def _prompts(self, clips: Sequence[ClipFrames], questions: Sequence[str], shared: str = "") -> Prompts:
@@ -246,10 +248,11 @@ class Vlm:
         return Prompts([clip.clip_id for clip in clips], positioned, shared_tokens(self.model, positioned))
 
     def _picture(self, frame: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
-        """Resize a frame to `size` (h, w); return (3, h, w) uint8 on the model's device."""
+        """Resize a frame to `size` (h, w); return (3, h, w) uint8 on the device where the processor takes it."""
         if frame.shape[:2] != size:
             frame = cv2.resize(frame, size[::-1], interpolation=cv2.INTER_AREA)
-        return torch.from_numpy(np.ascontiguousarray(frame)).to(self.device).permute(2, 0, 1)
+        device = "cpu" if self.pictures_on_cpu else self.device
+        return torch.from_numpy(np.ascontiguousarray(frame)).to(device).permute(2, 0, 1)
 
     def _size(self, clip: ClipFrames) -> tuple[int, int]:
         """Return height and width of a frame for the model: at most `frame_pixels`, never enlarged."""

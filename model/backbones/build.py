@@ -34,8 +34,8 @@ def make_backbone(
     if (wanted := base.family.channels(base.transformer)) != channels:
         raise BaseError(f"{base.path} takes latents of {wanted} channels, these have {channels}")
     temporal = config.train_only == "temporal"
-    frozen = config.lora_rank > 0 or (temporal and config.precision == "bf16")
-    dtype = torch.bfloat16 if frozen and config.base_precision == "bf16" else torch.float32
+    halved = config.precision == config.base_precision == "bf16" and (config.lora_rank > 0 or temporal)
+    dtype = torch.bfloat16 if halved else torch.float32
     if weights:
         transformer = load_transformer(base, config.expert, dtype)
     else:

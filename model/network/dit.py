@@ -273,7 +273,7 @@ def add_norm(
 
 def split_qkv(qkv: Tensor, q_norm: RMSNorm, k_norm: RMSNorm, heads: int, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
     """Split (B, N, 3d) into normalised and rotated queries and keys, and values, (B, N, h, c) each."""
-    if on_kernels(qkv):
+    if on_kernels(qkv, qkv.shape[2] // 3 // heads):
         return kernels.split_qkv(qkv, q_norm.weight, k_norm.weight, *rope)[:3]
     q, k, v = qkv.chunk(3, dim=-1)
     q, k = (rotate(split_heads(n(y), heads), rope) for n, y in ((q_norm, q), (k_norm, k)))
@@ -293,14 +293,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def attend_words(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attend to a caption, like `attend`; keys are few."""
-    if on_kernels(q) and k.shape[1] <= word_attention.MOST_WORDS:
+    if on_kernels(q, q.shape[3]) and k.shape[1] <= word_attention.MOST_WORDS:
         return word_attention.attend_words(q, k, v).flatten(2)
     return attend(q, k, v)
 
 
-def on_kernels(x: Tensor) -> bool:
-    """Return whether the Triton kernels can take x; otherwise the plain code in this file runs."""
-    return KERNELS and x.is_cuda and x.dtype == torch.bfloat16
+def on_kernels(x: Tensor, head: int = 16) -> bool:
+    """Return whether the Triton kernels can take x, in heads of `head` channels; if not, plain code runs."""
+    return KERNELS and x.is_cuda and x.dtype == torch.bfloat16 and head >= 16 and head & (head - 1) == 0
 
 
 def axis_angles(positions: Tensor, pairs: int) -> Tensor:

@@ -45,13 +45,13 @@ def clips(count=5):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_answers_are_those_of_plain_generate(saved, family):
-    captioner = Vlm(saved[family], max_new_tokens=12, rows=3, prefill=2, frame_tokens=8)
+    captioner = Vlm(saved[family], dtype="float32", max_new_tokens=12, rows=3, prefill=2, frame_tokens=8)
     given = clips()
     answers = {answer.key: answer for answer in captioner.answers(given)}
     assert set(answers) == {clip.clip_id for clip in given}
-    plain, _ = FAMILIES[family]()
+    plain = FAMILIES[family]()[0].to(captioner.device)
     for clip in given:
-        inputs = dict(captioner._prepared([clip]).inputs)
+        inputs = {name: value.to(captioner.device) for name, value in captioner._prepared([clip]).inputs.items()}
         for ours in ("position_ids", "rope_deltas"):
             inputs.pop(ours, None)
         generated = plain.generate(**inputs, max_new_tokens=12, do_sample=False, pad_token_id=0)

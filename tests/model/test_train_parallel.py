@@ -11,7 +11,7 @@ from tiny_models.tiny_pipelines import save_pipeline
 
 from model.train import main
 
-LORA, FULL = ("lora_rank=4", "base_precision=fp32"), ("recompute=1",)
+LORA, FULL = ("lora_rank=4",), ("recompute=1",)
 QUANTISED = (*LORA, "quantise=int8", "parallel=ddp")
 SCRIPT = """
 import json, sys

@@ -150,12 +150,12 @@ def parts(captioner: Vlm, clips: list[ClipFrames]) -> None:
             decoder._prefill(batch, list(range(captioner.prefill)))
             synchronize()
             reads.append(time.perf_counter() - start)
-        decoder._advance()
+        decoder._advance(sampled=False)
         for _ in range(3):
             synchronize()
             start = time.perf_counter()
             for _ in range(8):
-                decoder._advance()
+                decoder._advance(sampled=False)
             synchronize()
             steps.append((time.perf_counter() - start) / 8)
         decoder.active.zero_()

@@ -135,10 +135,11 @@ def test_encoded_first_frames_give_the_losses_of_the_clips(folder, dataset, tmp_
         train.train(mixed, tmp_path / "mixed")
 
 
-def test_a_run_that_continues_pictures_samples_and_is_evaluated(folder, dataset, tmp_path, capsys):
+@pytest.mark.parametrize("name", ["wan-i2v", "cogvideox-i2v"])  # the second takes one size alone
+def test_a_run_that_continues_pictures_samples_and_is_evaluated(name, folder, dataset, tmp_path, capsys):
     run, picture = tmp_path / "run", tmp_path / "picture.png"
-    train.train(config_of("wan-i2v", folder("wan-i2v"), (str(dataset),), *LORA, "steps=1"), run)
-    cv2.imwrite(str(picture), np.random.default_rng(0).integers(0, 256, (32, 64, 3), dtype=np.uint8))
+    train.train(config_of(name, folder(name), (str(dataset),), *LORA, "steps=1"), run)
+    cv2.imwrite(str(picture), np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8))
     words = [
         str(run),
         *["--prompt", CAPTION] * 2,

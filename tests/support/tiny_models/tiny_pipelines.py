@@ -16,7 +16,7 @@ WORDS = ["a", "red", "green", "dog", "cat", "runs", "part", "of", "0", "1", "2",
 
 # Options of short runs on them
 SMALL = ("resolutions=48", "frame_counts=9", "fps=8", "tokens=64", "device=cpu", "precision=fp32", "decay=constant")
-LORA = ("lora_rank=4", "lora_alpha=8", "base_precision=fp32", "lr=0.02", "warmup=0", "ema=0")
+LORA = ("lora_rank=4", "lora_alpha=8", "lr=0.02", "warmup=0", "ema=0")
 
 
 def tokenizer(length: int) -> Any:
