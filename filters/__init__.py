@@ -45,6 +45,11 @@ FILTERS: dict[str, str] = {
 }
 
 
+def filter_of(column: str) -> str:
+    """Return the name of the filter that a score column belongs to, or ""."""
+    return max((name for name in FILTERS if f"{column}_".startswith(f"{name}_")), key=len, default="")
+
+
 def load_filter(name: str, options: Mapping[str, object] | None = None, encoder: object = None) -> Filter:
     """Construct the filter called `name` with `options`, and with `encoder` if its constructor has that parameter.
     Raises KeyError for an unknown name, OptionError for an option that the filter does not have or of another type."""

@@ -134,7 +134,7 @@ def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
     "--engine",
     type=click.Choice(("auto", "local", "ray")),
     default="auto",
-    help="local: threads of this process; ray: Ray Data; default: local for less than 1 GB of sources.",
+    help="local: threads of this process; ray: Ray Data; default: local for less than 1 GiB of sources.",
 )
 @click.option("--cores", type=click.IntRange(min=1), metavar="N", help="Cores of this machine to use; default: all.")
 @click.option("--gpus", is_flag=True, help="Embed and caption wait for a GPU; default: use one if there is one.")

@@ -14,7 +14,7 @@ START_SHARE = 0.12  # ... and above this share of the clip's fast motion: leaves
 STOP = 0.7  # fraction of the speed that begins a phase, under which it ends
 SHORTEST = 0.35  # seconds: shorter phases and pauses are measurement noise
 TRAVEL = 0.15  # fraction of the picture's side: a region that travels less has no direction
-REACH = 3.0  # factor on speed times duration: a region that travels further is really several, one after another
+REACH = 3.0  # factor on speed times duration: a region that travels further is probably several, one after another
 STEADY = 0.7  # correlation of position with time under which the region has no direction
 
 

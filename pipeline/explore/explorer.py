@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from filters import filter_of
 from filters.base import why_null
 from pipeline.config.recipe import from_dict
 from pipeline.dataset.finish import read_whole
@@ -135,7 +136,7 @@ class Explorer:
             text = number(numbers[name]) if name in numbers else value
             if isinstance(value, list):
                 text = ", ".join(number(item) if _is_number(item) else str(item) for item in value)
-            why = stored.get(why_null(name.partition("_")[0]))
+            why = stored.get(why_null(filter_of(name)))
             scores.append(
                 {
                     "name": name,

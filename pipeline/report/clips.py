@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from filters import filter_of
 from filters.base import evenly, why_null
 from pipeline.report.histogram import Histogram, number
 from pipeline.sources.names import printable
@@ -138,7 +139,7 @@ def _scores(clip: Mapping[str, Any], histograms: Sequence[Histogram], labels: Se
         value = clip[histogram.name]
         if value is None or not np.isfinite(value):
             if histogram.lines:
-                why = clip.get(why_null(histogram.name.partition("_")[0])) or "not asked"
+                why = clip.get(why_null(filter_of(histogram.name))) or "not asked"
                 scores.append(Score(histogram.name, f"no score: {why}", None, None, histogram.name in reasons))
             continue
         fails = histogram.name in reasons

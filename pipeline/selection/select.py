@@ -54,7 +54,8 @@ def select(
     `embeddings` are those of the clips, if they are not in a column `embedding`.
 
     A column `decision` overrules: a clip to `reject` has the reason BY_HAND, and its copies stay rejected as copies; a
-    clip to `keep` has no reason but those of UNAVOIDABLE. A caption whose `caption_by` is BY_HAND is not judged.
+    clip to `keep` has no reason but those of UNAVOIDABLE. No threshold applies to a caption whose `caption_by` is
+    BY_HAND.
 
     A null or NaN does not meet a threshold unless its bounds say `missing: keep`. A null counts as a reason only if no
     measured score rejected the clip: expensive filters never ran on clips that cheap ones rejected. Raises RecipeError

@@ -12,6 +12,8 @@ import ipaddress
 import socket
 from urllib.parse import parse_qs, urlsplit
 
+from pipeline.storage.store import REMOTE
+
 WEB = ("http://", "https://")
 NETWORK_FILES = frozenset(("ftp", "sftp", "ssh", "smb", "hdfs", "webhdfs"))  # by fsspec, with a host
 OTHER_FILES = frozenset(("file", "hf", "oci", "oss", "memory"))  # by fsspec, without a host of the list's choosing
@@ -52,16 +54,8 @@ def check_scheme(url: str, allow_private: bool) -> None:
     """Raise AddressRefused for a URL that is not HTTP's, with a scheme that sources may not have (also of chained
     fsspec URLs), or with a refused host; and for an S3 URL whose endpoint_override is such a host."""
     parts = urlsplit(url)
-    if "::" in url.partition("://")[0] or parts.scheme not in NETWORK_FILES | OTHER_FILES | {
-        "s3",
-        "gs",
-        "gcs",
-        "az",
-        "abfs",
-        "abfss",
-        "http",
-        "https",
-    }:
+    known = NETWORK_FILES | OTHER_FILES | {prefix.removesuffix("://") for prefix in (*REMOTE, *WEB)}
+    if "::" in url.partition("://")[0] or parts.scheme not in known:
         raise AddressRefused(f"{parts.scheme or url.partition(':')[0]}: is no scheme of a source")
     if parts.scheme in NETWORK_FILES:
         check_host(parts.hostname, allow_private)

@@ -1,4 +1,4 @@
-"""Passes: which clips go on to the dear filters, now and when thresholds change."""
+"""Passes: which clips go on to the expensive filters, now and when thresholds change."""
 
 from __future__ import annotations
 

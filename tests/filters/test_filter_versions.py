@@ -101,7 +101,8 @@ def test_a_filter_whose_scores_change_has_another_version(name: str) -> None:
     golden, clip_filter = json.loads(GOLDEN.read_text()).get(name, {}), load(name)
     now = scores(clip_filter)
     same = alike(now, golden.get("scores", {}))
-    hint = f"then run python {Path(__file__).name}"
+    hint = f"then run python tests/filters/{Path(__file__).name}"
+    assert golden, f"no reference scores of {name}: run python tests/filters/{Path(__file__).name}"
     assert same or clip_filter.version != golden.get("version"), f"{name} scores otherwise: raise its version, {hint}"
     assert clip_filter.version == golden.get("version"), f"{name} has a new version, {hint}"
 

@@ -15,7 +15,7 @@ import pytest
 from footage.defects import DEFECTS, framed, freeze, grain, letterbox, pillarbox, repeat_frames, watermark
 from footage.synthetic import camera_move, view
 
-from filters import load_filter
+from filters import filter_of, load_filter
 from filters.base import ClipView, Filter
 from filters.overlays.borders import WHOLE, content_box
 from filters.picture.blockiness import block_steps
@@ -70,14 +70,14 @@ def looked(video: np.ndarray, fps: float = 25.0) -> ClipView:
     return dataclasses.replace(clip, box=content_box(clip.luma))
 
 
-def filter_of(column: str) -> Filter:
-    return load_filter(column.split("_")[0])
+def scorer(column: str) -> Filter:
+    return load_filter(filter_of(column))
 
 
 @pytest.mark.parametrize("defect", [name for name in DEFECTS if name != "logo"])
 def test_a_defect_moves_its_score_past_that_of_every_good_clip(defect: str) -> None:
     put, column, larger = DEFECTS[defect]
-    clip_filter = filter_of(column)
+    clip_filter = scorer(column)
     fps = 10.0 if column == "frozen_share" else 25.0  # longer than LEAST_SECONDS
     good = [clip_filter.score(clean(k, fps))[column] for k in range(3)]
     bad = [clip_filter.score(looked(put(shot), fps))[column] for shot in shots()]
@@ -154,7 +154,7 @@ def test_blocks_are_found_wherever_the_patch_begins() -> None:
 
 def test_strong_video_compression_is_blocky_and_mild_is_not() -> None:
     scores = [
-        filter_of("blockiness").score(looked(mpeg4(shots()[0], quantiser)))["blockiness_grid"] for quantiser in (2, 31)
+        scorer("blockiness").score(looked(mpeg4(shots()[0], quantiser)))["blockiness_grid"] for quantiser in (2, 31)
     ]
     assert scores[1] > 2 * scores[0]
 
@@ -218,28 +218,28 @@ def test_a_fade_is_not_flicker() -> None:
 
 
 def test_frozen_tells_how_long() -> None:
-    scores = filter_of("frozen").score(looked(freeze(shots()[0], 0.5), fps=10.0))
+    scores = scorer("frozen").score(looked(freeze(shots()[0], 0.5), fps=10.0))
     assert scores["frozen_longest"] == pytest.approx(23 / 10, abs=0.3)
     assert scores["frozen_share"] == pytest.approx(0.5, abs=0.1)
 
 
 def test_two_quiet_seconds_are_not_called_frozen() -> None:
-    scores = filter_of("frozen").score(looked(freeze(shots()[0])))
+    scores = scorer("frozen").score(looked(freeze(shots()[0])))
     assert scores["frozen_share"] is None
     assert "shorter than 3 s" in scores["frozen_null"]
 
 
 @pytest.mark.parametrize(("times", "share"), [(2, 1 / 2), (3, 2 / 3)])
 def test_repeated_frames_are_counted(times: int, share: float) -> None:
-    scores = filter_of("frozen").score(looked(repeat_frames(shots()[0], times)))
+    scores = scorer("frozen").score(looked(repeat_frames(shots()[0], times)))
     assert scores["frozen_repeats"] == pytest.approx(share, abs=0.07)
 
 
 @pytest.mark.parametrize("corner", range(4))
 def test_a_logo_is_found_in_its_corner_while_the_picture_moves(corner: int) -> None:
     moving = camera_move(shots()[2][0], seconds=3, pan=lambda t: 0.2 * t, tilt=lambda t: 0.15 * t)
-    without = filter_of("logo").score(looked(moving))
-    marked = filter_of("logo").score(looked(watermark(moving, "NEWS 24", corner=corner)))
+    without = scorer("logo").score(looked(moving))
+    marked = scorer("logo").score(looked(watermark(moving, "NEWS 24", corner=corner)))
     assert without["logo_area"] < 0.015 < 0.03 < marked["logo_area"]
     assert marked["logo_corner"] == ("top_left", "top_right", "bottom_left", "bottom_right")[corner]
 
@@ -249,16 +249,16 @@ def test_still_ground_under_moving_weather_has_no_logo() -> None:
     moving = camera_move(shots()[2][0], seconds=3, pan=lambda t: 0.2 * t, tilt=lambda t: 0.15 * t)
     ground = moving.copy()
     ground[:, moving.shape[1] * 6 // 10 :] = moving[0, moving.shape[1] * 6 // 10 :]
-    assert (filter_of("logo").score(looked(ground))["logo_area"] or 0.0) < 0.03
+    assert (scorer("logo").score(looked(ground))["logo_area"] or 0.0) < 0.03
 
 
 def test_a_logo_over_a_still_picture_cannot_be_told() -> None:
-    assert filter_of("logo").score(looked(watermark(freeze(shots()[0]))))["logo_area"] is None
+    assert scorer("logo").score(looked(watermark(freeze(shots()[0]))))["logo_area"] is None
 
 
 def test_sharpness_does_not_grow_with_the_resolution_of_a_soft_picture() -> None:
     """Enlarging adds pixels and no detail."""
-    sharpness = filter_of("sharpness")
+    sharpness = scorer("sharpness")
     small = np.stack([cv2.resize(frame, (160, 68), interpolation=cv2.INTER_AREA) for frame in shots()[0][:20]])
     large = np.stack([cv2.resize(frame, (640, 272), interpolation=cv2.INTER_LINEAR) for frame in small])
     sharp, soft, tiny = (sharpness.score(looked(v))["sharpness_detail"] for v in (shots()[0][:20], large, small))
@@ -299,7 +299,7 @@ def test_distorted_pictures_are_farther_from_photographs(defect: str) -> None:
 def test_exposure_is_a_fraction_of_white() -> None:
     half = np.zeros((12, 90, 160, 3), np.uint8)
     half[:, :, 80:] = 255
-    scores = filter_of("exposure").score(view(half))
+    scores = scorer("exposure").score(view(half))
     assert scores["exposure_luma"] == pytest.approx(0.5, abs=0.01)
     assert scores["exposure_dark"] == pytest.approx(0.5, abs=0.01)
     assert scores["exposure_bright"] == pytest.approx(0.5, abs=0.01)

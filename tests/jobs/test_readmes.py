@@ -145,9 +145,11 @@ def test_the_readme_of_the_filters_has_a_row_for_every_score() -> None:
     rows = re.findall(r"^\| (\w+)\*? \| ([^|]+) \|", (ROOT / "filters" / "README.md").read_text(), re.MULTILINE)
     named = {f"{name}_{score.strip()}" for name, scores in rows for score in scores.split(",")}
     classes = {name: resolve_name(path) for name, path in FILTERS.items()}
-    assert set(classes) - {name for name, _ in rows} == set()
+    assert set(classes) - {name for name, _ in rows} == set(), "filters/README.md has no row of these"
     columns = {column for filter_class in classes.values() for column in getattr(filter_class, "columns", ())}
-    assert columns - named == set()  # those of concepts and reference depend on their options
+    assert columns - named == set(), (
+        "filters/README.md has no row of these"
+    )  # those of concepts and reference depend on their options
 
 
 def test_every_folder_has_the_guide_that_the_readme_names_and_the_readme_is_two_screens() -> None:

@@ -47,7 +47,7 @@ from known_clips import (
     single_moves,
 )
 
-from filters import load_filter
+from filters import filter_of, load_filter
 from filters.base import ClipView, Score
 from filters.encoders.base import load_encoder
 from filters.movement.frozen import LEAST_SECONDS
@@ -109,7 +109,7 @@ def defects_table(split: Split) -> None:
     print(f"{'defect':24}{'score':22}{'target':>7}{head}   {'good 5-95%':>16}   {'bad 5-95%':>16}")
     good_scores: dict[tuple[str, str], list[Score]] = {}
     for defect, (put, column, larger) in defects.items():
-        clip_filter, pairs = load_filter(column.split("_")[0]), {}
+        clip_filter, pairs = load_filter(filter_of(column)), {}
         for name, good in split.items():
             drift = {"pan": lambda t: 0.15 * t - 0.2, "tilt": lambda t: 0.08 * t - 0.1}
             used = [moved(shot, **drift) for shot in good] if column == "logo_area" else good
@@ -144,7 +144,7 @@ def line(defect: str, column: str, pairs: dict[str, Sequence[Sequence[Score]]], 
         text += f"{caught:>7}{lost:>5}"
         both = [[*both[0], *a], [*both[1], *b]]
     spread = ["-".join(f"{q:.3g}" for q in np.quantile(s, [0.05, 0.95])) if len(s) else "" for s in both]
-    target = TARGETS.get(column.split("_")[0], "")
+    target = TARGETS.get(filter_of(column), "")
     print(f"{defect:24}{column:22}{target:>7}{text}   {spread[0]:>16}   {spread[1]:>16}", flush=True)
 
 

@@ -29,7 +29,7 @@ from footage import defects
 from footage.synthetic import view
 from known_clips import mpeg4, shaken, small
 
-from filters import load_filter
+from filters import filter_of, load_filter
 from filters.base import ClipView, score
 from filters.overlays.borders import content_box
 from pipeline.config.recipe import load_recipe
@@ -123,7 +123,7 @@ def main() -> None:
     given = parser.parse_args()
     cv2.setNumThreads(1)
     thresholds = load_recipe("embedded", [SCALED]).select.thresholds
-    filters = {column: load_filter(column.split("_")[0]) for column, *_ in LEVELS}
+    filters = {column: load_filter(filter_of(column)) for column, *_ in LEVELS}
     rejected: dict[str, list[int]] = {column: [0, 0, 0] for column in filters}  # pass level, plain level, null at plain
     controls: dict[str, list[str]] = {}
     names = []

@@ -64,6 +64,7 @@ def prepare(footage: Path, folder: Path, cache: Path) -> None:
     from footage_cache import looks, scanned_file
     from noisy_footage import JUNK, write_footage
 
+    from filters import filter_of
     from model.latents.base import to_signed
     from model.latents.pca import PCA
     from model.text import HiddenStates
@@ -72,7 +73,7 @@ def prepare(footage: Path, folder: Path, cache: Path) -> None:
     from pipeline.selection.select import select
 
     recipe = load_recipe("embedded")
-    judged = {column.partition("_")[0] for column in recipe.select.thresholds}
+    judged = {filter_of(column) for column in recipe.select.thresholds}
     fewer = dataclasses.replace(recipe, filters={name: v for name, v in recipe.filters.items() if name in judged})
     training, heldout = write_footage(footage, folder / "planted")
     clips: list[dict[str, Any]] = []
