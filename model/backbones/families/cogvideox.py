@@ -23,6 +23,7 @@ from model.backbones.families.base import (
     encode_vectors,
     image_conditioned,
 )
+from model.errors import BaseError
 from model.objective import discrete
 
 TIME_STRIDE = 4  # frames a latent frame
@@ -36,6 +37,12 @@ def predict(transformer: Any, x: Tensor, t: Tensor, words: Words, conditions: Co
         from diffusers import CogVideoXPipeline
 
         stride = conditions.stride[1]
+        most = (settings.sample_height, settings.sample_width)
+        if settings.patch_size_t and (x.shape[3] > most[0] or x.shape[4] > most[1]):  # of 1.5 alone
+            raise BaseError(
+                f"{x.shape[3] * stride}x{x.shape[4] * stride}: CogVideoX 1.5 has positions for frames of at most "
+                f"{most[0] * stride}x{most[1] * stride} (height x width)"
+            )
         rotary = CogVideoXPipeline._prepare_rotary_positional_embeddings(
             SimpleNamespace(transformer=transformer, vae_scale_factor_spatial=stride),
             x.shape[3] * stride,

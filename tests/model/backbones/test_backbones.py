@@ -213,6 +213,8 @@ def test_what_cannot_be_trained_on_is_said_before_the_first_step(folder, dataset
     assert "set clean_frames=0" in message(base, "clean_frames=0.5")
     assert "GB are free: lower tokens" in message(base, "tokens=300000000")
     assert "works on its own latents" in message(base, "latents=pixel")
+    taller = (f"base=diffusers:{folder('cogvideox-1.5')}", "frame_counts=5", "resolutions=112", "tokens=300")
+    assert "positions for frames of at most 48x64" in message(*taller)
     assert "lora_rank and expert need a base" in message("lora_rank=4")
     with pytest.raises(ConfigError, match="no preset called 'wan3'"):
         load_config(preset="wan3")
