@@ -43,7 +43,7 @@ def test_a_lora_trains_beside_quantised_weights(how, dataset, tmp_path):
     pytest.importorskip("torchao")
     base = save_pipeline("wan-wide", tmp_path / "wide")
     run = tmp_path / "run"
-    options = ("steps=2", f"quantise={how}", "recompute=1", "precision=bf16", *LORA)
+    options = ("steps=2", f"quantise={how}", "recompute=1", "precision=bf16", "base_precision=fp32", *LORA)
     train.train(load_config(None, [f"base=diffusers:{base}", *SMALL, *options], [str(dataset)]), run)
     trained = sample.Trained(run, "cpu")
     assert isinstance(trained.network, DiffusersBackbone)
