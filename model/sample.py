@@ -74,10 +74,12 @@ class Trained:
     def size(self, aspect: float, resolution: int | None = None) -> tuple[int, int]:
         """Return height and width of a sample of an aspect ratio (width over height), or those that the base fixes."""
         stride = self.latents.stride
-        if isinstance(self.network, DiffusersBackbone) and (picture := self.network.family.picture):
-            fixed = picture.size(self.network.transformer.config)
-            if fixed:
-                return fixed[0] * stride[1], fixed[1] * stride[2]
+        if (
+            isinstance(self.network, DiffusersBackbone)
+            and (picture := self.network.family.picture)
+            and (fixed := picture.size(self.network.transformer.config))
+        ):
+            return fixed[0] * stride[1], fixed[1] * stride[2]
         table = shape_table(
             resolution or max(self.config.resolutions), (stride[1] * self.config.patch, stride[2] * self.config.patch)
         )

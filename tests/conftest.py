@@ -26,7 +26,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # spin. Set before torch, OpenCV and NumPy are imported.
 os.environ |= {"OMP_NUM_THREADS": "1", "OPENCV_FOR_THREADS_NUM": "1", "TOKENIZERS_PARALLELISM": "false"}
 
-# Ray runs its workers at the lowest priority but four, where they starve beside the other test processes.
+# Ray runs its workers at niceness 15, so they starve beside the other test processes.
 os.environ |= {"RAY_worker_niceness": "0"}
 
 # Compiled modules are written, also where an image turns that off: several hundred processes import torch, Ray or PyAV,

@@ -92,6 +92,7 @@ class Vlm:
             processor.image_processor.do_image_splitting = False  # tiling is meant for single images and costs tokens
         _speed_up(model)
         self.model, self.processor, self.device = model, processor, model.device
+        # Transformers resizes with PIL for some models, SmolVLM2's in some versions: that takes no tensor of a GPU.
         bases = [base.__name__ for base in type(processor.image_processor).__mro__]
         self.pictures_on_cpu = any(name.endswith(("Pil", "PilBackend")) for name in bases)
         self.fixed = bool(fixed_answers)

@@ -299,7 +299,7 @@ def attend_words(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def on_kernels(x: Tensor, head: int = 16) -> bool:
-    """Return whether the Triton kernels can take x, in heads of `head` channels; if not, plain code runs."""
+    """Return whether the Triton kernels can take x. head: channels of a head, if a kernel holds whole heads."""
     return KERNELS and x.is_cuda and x.dtype == torch.bfloat16 and head >= 16 and head & (head - 1) == 0
 
 

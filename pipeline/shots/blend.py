@@ -22,7 +22,7 @@ LONG, LONG_CERTAIN = 1.85, 0.99  # seconds, and lowest accepted probability of a
 ON_LINE, OFF_LINE = 0.25, 0.6  # relative distance from the line up to which frames are blends; above which they are not
 MIXED = 0.15  # least share of each shot in a mixed frame, and largest relative distance of it from the line
 FLAT = 8.0  # grey levels; standard deviation below which a frame has a single colour
-SAME = 0.25  # distance by `unlike`, lower one of the most similar frames, up to which a flash's sides are one picture
+SAME = 0.25  # distance of two frames, the lower one by `unlike`, below which both sides of a flash show one picture
 NEAR, SIDE = 0.4, 3  # seconds, and largest number of frames, that represent each shot
 
 
@@ -51,7 +51,7 @@ def blend(times: np.ndarray, colour: np.ndarray, leave: float, enter: float) -> 
         return Blend(None, flat, False, sides)
     flattest = float(colour[inside[contrast.argmin()]].mean())
     bright = flattest > max(float(colour[rows].mean()) for rows in (before, after))
-    pairs = (unlike(colour[i], colour[j]) for i in before for j in after)  # light may still fade in the nearest ones
+    pairs = (unlike(colour[i], colour[j]) for i in before for j in after)  # the light may still fade in the nearest
     flash = flat and bright and min(min(pair) for pair in pairs) < SAME
     ends = np.stack([colour[rows].mean(axis=0).round().astype(np.uint8) for rows in (before, after)])
     first, last = mean_cells(ends)

@@ -54,8 +54,8 @@ def check_scheme(url: str, allow_private: bool) -> None:
     """Raise AddressRefused for a URL that is not HTTP's, with a scheme that sources may not have (also of chained
     fsspec URLs), or with a refused host; and for an S3 URL whose endpoint_override is such a host."""
     parts = urlsplit(url)
-    known = NETWORK_FILES | OTHER_FILES | {prefix.removesuffix("://") for prefix in (*REMOTE, *WEB)}
-    if "::" in url.partition("://")[0] or parts.scheme not in known:
+    schemes = NETWORK_FILES | OTHER_FILES | {prefix.removesuffix("://") for prefix in (*REMOTE, *WEB)}
+    if "::" in url.partition("://")[0] or parts.scheme not in schemes:
         raise AddressRefused(f"{parts.scheme or url.partition(':')[0]}: is no scheme of a source")
     if parts.scheme in NETWORK_FILES:
         check_host(parts.hostname, allow_private)

@@ -72,9 +72,9 @@ SWAY = ((0, 0), (17, -9), (-12, 14), (21, 6))  # pixels: offsets of a hand-held 
 
 def filmed(picture: np.ndarray, dx: int, dy: int, seed: int) -> np.ndarray:
     """A view of the world at an offset, with the noise of a sensor."""
-    seen = picture[60 + dy : 330 + dy, 230 + dx : 710 + dx].astype(np.float32)
-    noise = np.random.default_rng(seed).normal(0, 4, seen.shape)
-    return np.clip(seen + noise, 0, 255).astype(np.uint8)
+    window = picture[60 + dy : 330 + dy, 230 + dx : 710 + dx].astype(np.float32)
+    noise = np.random.default_rng(seed).normal(0, 4, window.shape)
+    return np.clip(window + noise, 0, 255).astype(np.uint8)
 
 
 def people(frame: np.ndarray, k: int) -> np.ndarray:

@@ -85,8 +85,8 @@ def test_the_seam_of_a_loop_is_a_cut(tmp_path):
 
 
 def test_a_loop_without_a_seam_is_one_shot(tmp_path):
-    there = moving(2, 40)
-    assert shots(tmp_path, [*there, *there[::-1], *there, *there[::-1]]) == [(0, 160)]
+    forward = moving(2, 40)
+    assert shots(tmp_path, [*forward, *forward[::-1], *forward, *forward[::-1]]) == [(0, 160)]
 
 
 def small(frames) -> np.ndarray:

@@ -31,17 +31,18 @@ STRENGTH = 2.0  # of the picture, an input of 1.5 that its pipeline fixes
 
 
 def predict(transformer: Any, x: Tensor, t: Tensor, words: Words, conditions: Conditions) -> Tensor:
-    """Return v. Frames come before channels in this model; the 5B has rotary positions, which its pipeline makes."""
+    """Return v. Frames come before channels in this model; the 5B has rotary positions, which its pipeline makes.
+    Raises BaseError for frames that are larger than the positions of 1.5."""
     rotary, settings = None, transformer.config
     if settings.use_rotary_positional_embeddings:
         from diffusers import CogVideoXPipeline
 
         stride = conditions.stride[1]
-        most = (settings.sample_height, settings.sample_width)
-        if settings.patch_size_t and (x.shape[3] > most[0] or x.shape[4] > most[1]):  # of 1.5 alone
+        rows, columns = settings.sample_height, settings.sample_width
+        if settings.patch_size_t and (x.shape[3] > rows or x.shape[4] > columns):  # of 1.5 alone
             raise BaseError(
                 f"{x.shape[3] * stride}x{x.shape[4] * stride}: CogVideoX 1.5 has positions for frames of at most "
-                f"{most[0] * stride}x{most[1] * stride} (height x width)"
+                f"{rows * stride}x{columns * stride} (height x width)"
             )
         rotary = CogVideoXPipeline._prepare_rotary_positional_embeddings(
             SimpleNamespace(transformer=transformer, vae_scale_factor_spatial=stride),
